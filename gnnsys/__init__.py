@@ -1,0 +1,45 @@
+"""gnnsys trains graph neural networks on features that stay where they fit.
+
+Public names are handed on lazily (PEP 562), so that importing this package, as ``gnnsys --help``
+does, imports neither torch nor anything else that is large.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gnnsys._version import __version__
+    from gnnsys.feature_store import FeatureStore
+    from gnnsys.loaders.neighbor_loader import NeighborLoader
+    from gnnsys.loaders.neighbor_sampler import NeighborSampler
+    from gnnsys.unified_tensor import UnifiedTensor, unified
+
+__all__ = [
+    "FeatureStore",
+    "NeighborLoader",
+    "NeighborSampler",
+    "UnifiedTensor",
+    "__version__",
+    "unified",
+]
+
+_HOME = {
+    "FeatureStore": "gnnsys.feature_store",
+    "NeighborLoader": "gnnsys.loaders.neighbor_loader",
+    "NeighborSampler": "gnnsys.loaders.neighbor_sampler",
+    "UnifiedTensor": "gnnsys.unified_tensor",
+    "__version__": "gnnsys._version",
+    "unified": "gnnsys.unified_tensor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gnnsys' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,469 @@
+"""``gnnsys doctor``: what this machine offers, and what gnnsys uses because of it.
+
+The doctor must print even when the install is broken, so this module imports only the standard
+library; torch, rich and the C++ extension are imported inside the functions that look at them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import importlib.metadata
+import importlib.util
+import json as json_format
+import mmap
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, TextIO
+
+__all__ = ["Finding", "examine", "main", "report"]
+
+State = Literal["ok", "missing", "warning", "broken"]
+_Answer = tuple[State, str, str]  # state, found, effect
+_Probe = tuple[str, str, Callable[[], _Answer]]  # area, name, probe
+
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+_IO_URING_SETUP = 425  # the same number on x86-64 and arm64
+_BLOCK = 4096  # bytes; satisfies O_DIRECT on disks with 512-byte and with 4 KiB sectors
+_SMALL_SHM = 1 << 30  # bytes; containers often start with 64 MiB, too little for most features
+_STYLES = {"ok": "green", "missing": "dim", "warning": "yellow", "broken": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing the doctor looked at.
+
+    Args:
+        area: part of the machine or install: install, cpu, memory, storage, gpu or optional.
+        name: what was looked at, unique within a report.
+        state: ``ok``; ``missing`` (gnnsys works without it); ``warning`` (slower than it could be,
+            or not known because the probe failed); ``broken`` (gnnsys cannot run).
+        found: what the machine offers, with units.
+        effect: what gnnsys does because of it, or what to do to get the better path.
+
+    Example:
+        >>> Finding("cpu", "cores", "ok", "8 cores", "8 threads run at once").state
+        'ok'
+    """
+
+    area: str
+    name: str
+    state: State
+    found: str
+    effect: str
+
+
+def examine(path: str | os.PathLike[str] = ".") -> list[Finding]:
+    """Looks at the install and the machine; a probe that fails becomes a ``warning``.
+
+    Args:
+        path: folder whose disk is examined; a file of 4096 bytes is written there and removed.
+
+    Returns:
+        One finding per probe, always the same ones in the same order.
+
+    Example:
+        >>> [finding.name for finding in examine() if finding.area == "cpu"]
+        ['processor', 'cores']
+    """
+    return [_ask(area, name, probe) for area, name, probe in _probes(path)]
+
+
+def report(findings: Sequence[Finding], *, json: bool = False, file: TextIO | None = None) -> int:
+    """Prints findings: a table on a terminal, one line each elsewhere, or JSON.
+
+    Args:
+        findings: what `examine` returned.
+        json: print one document ``{"findings": [...], "broken": bool}`` instead.
+        file: where to print; None is standard output.
+
+    Returns:
+        The exit code: 1 if any finding is ``broken``, else 0.
+
+    Example:
+        >>> report([Finding("cpu", "cores", "ok", "8 cores", "8 threads run at once")])
+        ok      cpu       cores            8 cores -> 8 threads run at once
+        0
+    """
+    out = sys.stdout if file is None else file
+    broken = any(finding.state == "broken" for finding in findings)
+    if json:
+        document = {"findings": [asdict(finding) for finding in findings], "broken": broken}
+        print(json_format.dumps(document, indent=2), file=out)
+    elif not _print_table(findings, out):
+        for f in findings:
+            line = f"{f.state:<8}{f.area:<10}{f.name:<16} {f.found} -> {f.effect}"
+            print(_printable(line, out), file=out)
+    return 1 if broken else 0
+
+
+def main(path: str | os.PathLike[str] = ".", json: bool = False) -> int:
+    """Runs ``gnnsys doctor``.
+
+    Args:
+        path: folder whose disk is examined.
+        json: print JSON instead of text.
+
+    Returns:
+        The exit code: 0, or 1 if the install is broken.
+
+    Example:
+        >>> code = main("/tmp", json=True)  # doctest: +SKIP
+    """
+    return report(examine(path), json=json)
+
+
+def _probes(path: str | os.PathLike[str]) -> list[_Probe]:
+    own_sampler = "not needed: gnnsys samples neighbours with its own C++ code"
+    return [
+        ("install", "Python", _python),
+        ("install", "gnnsys._core", _core),
+        ("install", "torch", partial(_required, "torch", "runs the models")),
+        ("install", "torch_geometric", partial(_required, "torch_geometric", "models, batches")),
+        ("install", "numpy", partial(_required, "numpy", "reads and writes .npy files")),
+        ("cpu", "processor", _processor),
+        ("cpu", "cores", _cores),
+        ("memory", "memory", _memory),
+        ("memory", "locked memory", _locked_memory),
+        ("memory", "/dev/shm", _shared_memory),
+        ("memory", "huge pages", _huge_pages),
+        ("storage", "disk", partial(_disk, path)),
+        ("storage", "O_DIRECT", partial(_direct_io, path)),
+        ("storage", "io_uring", _io_uring),
+        ("gpu", "GPUs", _gpus),
+        ("gpu", "nvcc", _nvcc),
+        ("gpu", "cupy", partial(_optional, "cupy", "not used yet: gnnsys runs no GPU kernels")),
+        ("optional", "pyg_lib", partial(_optional, "pyg_lib", own_sampler)),
+        ("optional", "torch_sparse", partial(_optional, "torch_sparse", own_sampler)),
+        ("optional", "dgl", partial(_optional, "dgl", "not used yet")),
+    ]
+
+
+def _ask(area: str, name: str, probe: Callable[[], _Answer]) -> Finding:
+    state: State
+    try:
+        state, found, effect = probe()
+    except Exception as error:  # the report must be complete whatever one probe meets
+        state, found, effect = "warning", _said(error), "not known: this probe failed"
+    return Finding(area, name, state, " ".join(found.split()), effect)
+
+
+def _python() -> _Answer:
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    state: State = "ok" if platform.system() == "Linux" else "warning"
+    return state, f"{platform.python_version()} on {system}", "gnnsys is made for Linux"
+
+
+def _core() -> _Answer:
+    rebuild = "gnnsys cannot run: install it again so that Python and C++ come from one build"
+    try:
+        core = importlib.import_module("gnnsys._core")
+        sets = ", ".join(core.isas())
+    except Exception as error:  # a failed import can raise anything, and each means broken
+        return "broken", _said(error), rebuild
+    python, built = importlib.metadata.version("gnnsys"), getattr(core, "__version__", None)
+    if built is not None and built != python:
+        return "broken", f"C++ extension {built}, Python files {python}", rebuild
+    return "ok", f"version {python}, kernels: {sets}", "gathers rows and samples neighbours"
+
+
+def _required(module: str, effect: str) -> _Answer:
+    try:
+        return "ok", str(importlib.import_module(module).__version__), effect
+    except Exception as error:  # a failed import can raise anything, and each means broken
+        return "broken", _said(error), f"gnnsys cannot run: install {module}"
+
+
+def _processor() -> _Answer:
+    names = {"avx2": "avx2", "avx512f": "avx512f", "asimd": "neon", "sve": "sve", "sve2": "sve2"}
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    model = _cpuinfo("model name") or platform.processor() or platform.machine()
+    found = ", ".join([model, *(names[flag] for flag in names if flag in flags)])
+    try:
+        core = importlib.import_module("gnnsys._core")
+    except Exception:  # the finding "gnnsys._core" holds the reason
+        return "warning", found, "not used: gnnsys._core cannot be imported"
+    used = core.isa()
+    if used == "generic" and "avx2" in core.isas():
+        return "warning", found, "gather and sampling use generic code although avx2 is there"
+    return "ok", found, f"gather and sampling use {used} code"
+
+
+def _cores() -> _Answer:
+    allowed, quota = len(os.sched_getaffinity(0)), _cpu_quota()
+    found = f"{os.cpu_count()} logical, {allowed} allowed by affinity"
+    if quota is None or quota >= allowed:
+        return "ok", found, f"{allowed} threads run at once"
+    threads = max(1, int(quota))
+    return (
+        "warning",
+        f"{found}, {quota:g} by the cgroup CPU quota",
+        f"torch starts a thread per core and is throttled: set OMP_NUM_THREADS={threads}",
+    )
+
+
+def _memory() -> _Answer:
+    info = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
+    total, free = (int(info[key].split()[0]) << 10 for key in ("MemTotal", "MemAvailable"))
+    limit = _memory_limit()
+    found = f"{_size(total)}, {_size(free)} available"
+    if limit is not None and limit < total:
+        found, free = f"{found}, cgroup limit {_size(limit)}", min(free, limit)
+    return "ok", found, f"features beyond about {_size(free)} belong in a file (FileStore)"
+
+
+def _locked_memory() -> _Answer:
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return "ok", "unlimited", "lets a GPU register all host memory (not used yet)"
+    effect = "bounds the host memory a GPU could register (not used yet): see ulimit -l"
+    return "ok", _size(limit), effect
+
+
+def _shared_memory() -> _Answer:
+    disk = os.statvfs("/dev/shm")
+    size, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+    found = f"{_size(size)}, {_size(free)} free"
+    if free < _SMALL_SHM:
+        return "warning", found, "little room for spawned workers: use num_workers=0 or enlarge it"
+    return "ok", found, "spawned DataLoader workers get features there"
+
+
+def _huge_pages() -> _Answer:
+    folder = Path("/sys/kernel/mm/transparent_hugepage")
+    chosen = {
+        name: re.search(r"\[(\w+)\]", _read(folder / name)) for name in ("enabled", "shmem_enabled")
+    }
+    found = ", ".join(f"{name}: {mode[1]}" for name, mode in chosen.items() if mode)
+    if not found:
+        return "missing", "the kernel has no transparent huge pages", "small pages are used"
+    mode = chosen["enabled"]
+    if mode is None or mode[1] == "never":
+        return "warning", found, f"small pages are used: write madvise to {folder / 'enabled'}"
+    return "ok", found, "gnnsys advises huge pages for its large allocations"
+
+
+def _disk(path: str | os.PathLike[str]) -> _Answer:
+    space, (kind, source) = os.statvfs(path), _mount_of(path)
+    found = f"{kind} on {source}, {_size(space.f_bavail * space.f_frsize)} free"
+    effect = "FileStore maps files and reads rows at random, without read-ahead"
+    queue = _queue(os.stat(path).st_dev, source)
+    if queue is None:
+        return "ok", f"{found}, no block device", effect
+    turning = {"0": "not rotational", "1": "rotational"}.get(_read(queue / "rotational"), "")
+    if "/virtio" in str(queue):  # guests see "rotational" whatever the disk is
+        turning = "virtual"
+    found = f"{found}, {turning}, read-ahead {_read(queue / 'read_ahead_kb')} KiB"
+    if turning == "rotational":
+        return "warning", found, "random rows are slow on a spinning disk: prefer an SSD"
+    return "ok", found, effect
+
+
+def _direct_io(path: str | os.PathLike[str]) -> _Answer:
+    handle, name = tempfile.mkstemp(prefix=".gnnsys-doctor-", dir=path)
+    try:
+        os.close(handle)
+        same = _direct_round_trip(name)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return "missing", f"refused: {error.strerror}", "FileStore maps files"
+    finally:
+        os.unlink(name)
+    if not same:
+        return "warning", "what was read differs from what was written", "do not trust this disk"
+    return "ok", f"{_BLOCK} bytes written and read back", "not used yet: FileStore maps files"
+
+
+def _direct_round_trip(name: str) -> bool:
+    pattern = os.urandom(_BLOCK)
+    handle = os.open(name, os.O_RDWR | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, _BLOCK) as buffer:  # anonymous pages are aligned, bytes objects are not
+            buffer[:] = pattern
+            written = os.pwrite(handle, buffer, 0)
+            buffer[:] = bytes(_BLOCK)
+            read = os.preadv(handle, [buffer], 0)
+            return written == read == _BLOCK and buffer[:] == pattern
+    finally:
+        os.close(handle)
+
+
+def _io_uring() -> _Answer:
+    effect = "not used yet: FileStore maps files"
+    libc = ctypes.CDLL(None, use_errno=True)
+    parameters = ctypes.create_string_buffer(120)  # struct io_uring_params, all zero
+    ring = libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_long(2), parameters)
+    setting = _read(Path("/proc/sys/kernel/io_uring_disabled")) or "absent"
+    if ring >= 0:
+        os.close(ring)
+        return "ok", f"io_uring_setup works, io_uring_disabled: {setting}", effect
+    code = ctypes.get_errno()
+    reason = f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
+    return "missing", f"{reason}, io_uring_disabled: {setting}", effect
+
+
+def _gpus() -> _Answer:
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:  # torch warns why a driver is of no use
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable:
+        cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        found = "; ".join(f"{card.name}, {_size(card.total_memory)}" for card in cards)
+        return "ok", found, "trains there; rows are gathered by the CPU and copied"
+    built = f"torch {torch.__version__} is built " + (
+        f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    )
+    found = "; ".join(["none", built, *(str(warning.message) for warning in said)])
+    if said or any(Path("/dev").glob("nvidia[0-9]*")):
+        return "warning", found, "trains on the CPU: see driver, torch build, CUDA_VISIBLE_DEVICES"
+    return "missing", found, "trains on the CPU"
+
+
+def _nvcc() -> _Answer:
+    effect = "not used yet: gnnsys compiles no GPU kernels"
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return "missing", "not on PATH", effect
+    ran = subprocess.run(
+        [nvcc, "--version"], capture_output=True, text=True, timeout=30, check=True
+    )
+    version = re.search(r"release (\S+),", ran.stdout)
+    return "ok", f"{version[1] if version else 'version unknown'} ({nvcc})", effect
+
+
+def _optional(module: str, effect: str) -> _Answer:
+    """Finds a package without importing it: importing dgl is slow and can crash."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:  # no origin: a mere folder of that name
+        return "missing", "not installed", effect
+    owners = importlib.metadata.packages_distributions().get(module, [])
+    return "ok", ", ".join(map(importlib.metadata.version, owners)) or "version unknown", effect
+
+
+def _mount_of(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The type of the file system that holds `path`, and the device or share it is on."""
+    real, found = Path(path).resolve(strict=True), ("", "unknown", "unknown")
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        before, after = os.fsdecode(line).split(" - ", 1)  # optional fields end at the dash
+        point, kind, source = (
+            re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
+            for field in (before.split(" ")[4], *after.split(" ")[:2])
+        )
+        # of two mounts on one point the later hides the earlier
+        if real.is_relative_to(point) and len(point) >= len(found[0]):
+            found = (point, kind, source)
+    return found[1:]
+
+
+def _queue(device: int, source: str) -> Path | None:
+    """The queue settings of a disk in sysfs, or None where no block device is behind it."""
+    if os.major(device) == 0 and source.startswith("/dev/"):  # btrfs hides its device
+        device = os.stat(source).st_rdev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    queue = (block.parent if (block / "partition").exists() else block) / "queue"
+    return queue if queue.is_dir() else None
+
+
+def _cgroup_values(
+    controller: str, files: Iterable[str], own: Path = _CGROUP, top: Path = _CGROUPS
+) -> list[str]:
+    """What `files` hold in this process's cgroup and its ancestors, in cgroup v2 and v1."""
+    values = []
+    for line in own.read_text().splitlines():
+        _, controllers, folder = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = top / controller if controllers else top  # only v2 names no controllers
+        bottom = base / folder.lstrip("/")  # absent in a container that sees its own part only
+        inside = [each for each in (bottom, *bottom.parents) if each.is_relative_to(base)]
+        values += [" ".join(_read(each / name) for name in files) for each in inside]
+    return values
+
+
+def _cpu_quota(own: Path = _CGROUP, top: Path = _CGROUPS) -> float | None:
+    """CPUs' worth of time that the tightest cgroup allows; None without a limit."""
+    v1 = _cgroup_values("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"), own, top)
+    pairs = [text.split() for text in v1 + _cgroup_values("cpu", ("cpu.max",), own, top)]
+    # no limit is "max" in v2 and -1 in v1
+    quotas = [int(pair[0]) / int(pair[1]) for pair in pairs if pair and pair[0].isdigit()]
+    return min(quotas, default=None)
+
+
+def _memory_limit(own: Path = _CGROUP, top: Path = _CGROUPS) -> int | None:
+    """Bytes that the tightest cgroup allows; None without a limit."""
+    names = ("memory.max", "memory.limit_in_bytes")
+    texts = [text for name in names for text in _cgroup_values("memory", (name,), own, top)]
+    return min((int(text) for text in texts if text.isdigit()), default=None)
+
+
+def _cpuinfo(key: str) -> str:
+    found = re.search(rf"^{key}\s*:\s*(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _read(path: Path) -> str:
+    """The text of a kernel file, or "" where this kernel does not have it."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _printable(text: str, out: TextIO) -> str:
+    """`text` with what the encoding of `out` lacks escaped: printing must not raise."""
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _print_table(findings: Sequence[Finding], out: TextIO) -> bool:
+    """Prints a table if `out` is a terminal and rich is there; says whether it did."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except Exception:  # a broken rich must not hide the findings: plain lines follow
+        return False
+    console = Console(file=out)
+    if not console.is_terminal:
+        return False
+    table = Table("state", "what", "found, and what gnnsys does")
+    area = ""
+    for f in findings:
+        if f.area != area:
+            table.add_section()
+            area = f.area
+        cell = Text.assemble(_printable(f.found, out), "\n", (_printable(f.effect, out), "dim"))
+        # on a narrow terminal long words are broken, not lost
+        cell.overflow = "fold"
+        name, state = Text(f.name, overflow="fold"), Text(f.state, _STYLES[f.state])
+        table.add_row(state, name, cell)
+    console.print(table)
+    return True

@@ -1,0 +1,59 @@
+"""The closed set of exceptions that gnnsys raises for its users.
+
+Each message names the file or argument, the value found, the value expected and the way out. Every
+class also derives from the built-in that Python or torch would raise, so that existing handlers
+keep working. This module imports nothing.
+"""
+
+__all__ = [
+    "ArgumentError",
+    "BuildError",
+    "DTypeError",
+    "FileFormatError",
+    "GnnsysError",
+    "MissingFileError",
+    "ReadOnlyError",
+    "RowIndexError",
+    "TooLargeError",
+    "UnsupportedError",
+]
+
+
+class GnnsysError(Exception):
+    """Base of all exceptions of this package."""
+
+
+class ArgumentError(GnnsysError, ValueError):
+    """An argument has a value or a shape that cannot be used."""
+
+
+class DTypeError(GnnsysError, TypeError):
+    """An argument has a type or an element type that cannot be used."""
+
+
+class RowIndexError(GnnsysError, IndexError):
+    """An id lies outside the rows of a store."""
+
+
+class MissingFileError(GnnsysError, FileNotFoundError):
+    """A file or folder that is needed does not exist."""
+
+
+class FileFormatError(GnnsysError, ValueError):
+    """A file exists but does not hold what its name or header promises."""
+
+
+class ReadOnlyError(GnnsysError, RuntimeError):
+    """Something tried to write to rows that are only read."""
+
+
+class TooLargeError(GnnsysError, RuntimeError):
+    """An operation would bring more rows into memory at once than its bound allows."""
+
+
+class UnsupportedError(GnnsysError, NotImplementedError):
+    """A combination of options that this version does not offer."""
+
+
+class BuildError(GnnsysError, ImportError):
+    """The compiled extension is missing or does not fit the Python files."""

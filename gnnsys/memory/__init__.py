@@ -1,0 +1,14 @@
+"""Stores: the rows of one feature matrix in one kind of memory.
+
+Owns the ``Store`` protocol, the stores that hold rows (host memory, a file) and memory for
+generated tables. Imports ``errors``, ``counters`` and torch, never a cache, a loader or the unified
+tensor. Invariant: whatever the store, ``store.gather(ids)`` equals ``features[ids]`` bit for bit,
+and every row served is counted by tier.
+"""
+
+from gnnsys.memory.alloc import empty
+from gnnsys.memory.file import FileStore
+from gnnsys.memory.host import HostStore
+from gnnsys.memory.store import Store
+
+__all__ = ["FileStore", "HostStore", "Store", "empty"]

@@ -1,0 +1,157 @@
+"""Counter-based random numbers: the versioned format by which every batch can be replayed.
+
+Owns format ``rng: 1``. Every number is a pure function of (seed, epoch, group, hop, entity, draw),
+so that neither the number of threads nor the order of work changes a batch. ``csrc`` has the same
+functions in C++; this module is their reference and what the tests compare them with.
+
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as
+1, 2, 3", SC 2011). Its 64-bit key holds what is constant over a hop, its 128-bit counter the rest:
+
+==============  ================================================================================
+key             ``stream_key(seed, epoch, group, hop, edge_type)``
+counter 0, 1    node id, low and high word
+counter 2       0; for disjoint or temporal batches 1 + the seed's position in the batch
+counter 3       ``draw // 4 + retry * 2**24``; word ``draw % 4`` of the block is the draw
+==============  ================================================================================
+
+A draw in ``[0, n)`` is Lemire's multiply-shift with rejection ("Fast random integer generation in
+an interval", 2019), so it is exactly uniform; a rejected draw takes the next retry's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "RNG_VERSION",
+    "bounded",
+    "hash_ids",
+    "mix64",
+    "permutation",
+    "philox4x32",
+    "sample_positions",
+    "stream_key",
+]
+
+RNG_VERSION = 1
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK64 = (1 << 64) - 1
+_MASK32 = (1 << 32) - 1
+_SHUFFLE_HOP = _MASK64  # a hop no sampler uses: the stream that shuffles an epoch's seeds
+
+
+def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finalizer, a bijection of 64-bit words, element by element.
+
+    From Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014.
+
+    >>> [hex(word) for word in mix64(np.array([1], np.uint64))]
+    ['0x5692161d100b05e5']
+    """
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_word(x: int) -> int:
+    return int(mix64(np.array([x & _MASK64], dtype=np.uint64))[0])
+
+
+def stream_key(seed: int, epoch: int, group: int, hop: int, edge_type: int = 0) -> int:
+    """The 64-bit Philox key of one hop of one group of batches.
+
+    Each argument counts modulo 2**64.
+    """
+    key = 0
+    for word in (seed, epoch, group, hop, edge_type):
+        key = _mix_word(key + word + _GOLDEN)
+    return key
+
+
+def philox4x32(counter: NDArray[np.uint32], key: int) -> NDArray[np.uint32]:
+    """Philox4x32-10 of each row of ``counter``.
+
+    Args:
+        counter: (n, 4) uint32, least significant word first.
+        key: 64 bits; the low half is the first key word.
+
+    Returns:
+        (n, 4) uint32.
+
+    >>> [hex(w) for w in philox4x32(np.zeros((1, 4), np.uint32), 0)[0]]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
+    k0, k1 = key & _MASK32, key >> 32 & _MASK32
+    low, half = np.uint64(_MASK32), np.uint64(32)
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (
+            (p1 >> half) ^ c1 ^ np.uint64(k0),
+            p1 & low,
+            (p0 >> half) ^ c3 ^ np.uint64(k1),
+            p0 & low,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+
+
+def bounded(key: int, node: int, draw: int, bound: int, position: int = 0) -> int:
+    """Draw number ``draw`` of ``node`` in ``[0, bound)``, exactly uniform; 0 < bound <= 2**32."""
+    for retry in range(1 << 8):
+        block = draw // 4 + (retry << 24)
+        counter = np.array([[node & _MASK32, node >> 32, position, block]], dtype=np.uint32)
+        product = int(philox4x32(counter, key)[0, draw % 4]) * bound
+        if product & _MASK32 >= (1 << 32) % bound:
+            return product >> 32
+    raise AssertionError("256 rejections in a row: the generator is broken")
+
+
+def sample_positions(
+    key: int, node: int, degree: int, fanout: int, replace: bool = False, position: int = 0
+) -> list[int]:
+    """The positions in ``[0, degree)`` that a node with ``degree`` neighbours samples, ascending.
+
+    Without replacement by Floyd's method (Bentley and Floyd: "A sample of brilliance", CACM 1987).
+    A ``fanout`` of -1, or without replacement one that is not below ``degree``, takes all.
+    """
+    if degree == 0 or fanout == 0:
+        return []
+    if fanout < 0 or (not replace and fanout >= degree):
+        return list(range(degree))
+    if replace:
+        return sorted(bounded(key, node, i, degree, position) for i in range(fanout))
+    chosen: set[int] = set()
+    for i, last in enumerate(range(degree - fanout, degree)):
+        pick = bounded(key, node, i, last + 1, position)
+        chosen.add(last if pick in chosen else pick)
+    return sorted(chosen)
+
+
+def hash_ids(ids: NDArray[np.integer]) -> int:
+    """A 64-bit hash of an ordered list of ids: the group of a batch that has no number.
+
+    >>> hash_ids(np.array([3, 5])) != hash_ids(np.array([5, 3]))
+    True
+    """
+    words = np.asarray(ids).astype(np.int64).view(np.uint64)
+    places = mix64(np.arange(1, len(words) + 1, dtype=np.uint64))
+    total = mix64(words ^ places).sum(dtype=np.uint64)
+    return _mix_word(int(total) + len(words))
+
+
+def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of ``range(n)`` from (seed, epoch): the order of an epoch's training seeds.
+
+    >>> sorted(permutation(5, seed=0, epoch=1).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    counter = np.zeros(((n + 1) // 2, 4), dtype=np.uint32)
+    block = np.arange(len(counter), dtype=np.uint64)
+    counter[:, 0] = block & np.uint64(_MASK32)
+    counter[:, 1] = block >> np.uint64(32)
+    words = philox4x32(counter, stream_key(seed, epoch, 0, _SHUFFLE_HOP))
+    keys = words.view(np.uint64).reshape(-1)[:n]
+    return np.argsort(keys, kind="stable").astype(np.int64)

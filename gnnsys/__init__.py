@@ -36,6 +36,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'gnnsys' has no attribute {name!r}")
+    if name != "__version__":
+        import_module("gnnsys._extension")  # a checkout that is not built says so first
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

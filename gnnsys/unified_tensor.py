@@ -190,7 +190,7 @@ class UnifiedTensor(Tensor):
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Sequence[type],
@@ -217,7 +217,7 @@ class UnifiedTensor(Tensor):
         memo[id(self)] = copy
         return copy
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"UnifiedTensor({self.store!r}, device={str(self._compute)!r})"
 
 
@@ -231,7 +231,7 @@ def _compute_device(device: str | torch.device | int | None) -> torch.device:
         if not torch.cuda.is_available():
             raise ArgumentError(f"device: {chosen}, but torch finds no CUDA device; use 'cpu'")
         _log_copied_rows()
-        if chosen.index is None:
+        if ":" not in str(chosen):
             chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
 

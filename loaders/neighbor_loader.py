@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from torch_geometric.loader import NodeLoader
 from torch_geometric.loader.utils import get_input_nodes, infer_filter_per_worker
 from torch_geometric.sampler import NodeSamplerInput
@@ -131,7 +131,7 @@ class NeighborLoader(NodeLoader):
             self,
             _Positions(num_seeds),
             collate_fn=self.collate_fn,
-            batch_sampler=self._seed_batches,
+            batch_sampler=self._seed_batches,  # type: ignore[arg-type]
             **kwargs,
         )
         # DataLoader forgets these beside a batch_sampler, but users and Lightning read them.
@@ -171,7 +171,7 @@ class _SeedBatch:
     positions: Tensor  # (batch,) int64 into the loader's input nodes
 
 
-class _Positions:
+class _Positions(Dataset[Any]):
     """The dataset: hands each batch of positions on as it is."""
 
     def __init__(self, size: int) -> None:

@@ -74,7 +74,8 @@ class Gatherer {
 
 template <class Index>
 CscGraph view_csc(const Vector<const int64_t>& indptr, const Vector<const Index>& indices) {
-  if (indptr.size() == 0) throw std::invalid_argument("indptr is empty: it needs nodes + 1 entries");
+  if (indptr.size() == 0)
+    throw std::invalid_argument("indptr is empty: it needs nodes + 1 entries");
   return {indptr.data(), indices.data(), sizeof(Index) == 8,
           static_cast<int64_t>(indptr.size()) - 1, static_cast<int64_t>(indices.size())};
 }
@@ -93,8 +94,9 @@ void bind_sampler_init(nb::class_<Sampler>& sampler) {
 
 nb::tuple sample(Sampler& self, Vector<const int64_t> seeds, std::vector<int64_t> fanouts,
                  bool replace, uint64_t seed, uint64_t epoch, uint64_t group) {
-  SampleRequest request{seeds.data(), static_cast<int64_t>(seeds.size()),
-                        std::move(fanouts), replace, seed, epoch, group};
+  SampleRequest request{
+      seeds.data(), static_cast<int64_t>(seeds.size()), std::move(fanouts), replace, seed, epoch,
+      group};
   SampledBatch batch;
   {
     nb::gil_scoped_release release;
@@ -135,8 +137,9 @@ NB_MODULE(_core, m) {
   m.doc() = "The compiled parts of gnnsys. Private: what is here changes without notice.";
   m.attr("__version__") = GNNSYS_VERSION;
 
-  m.def("isa", [] { return std::string(isa_name(supported_isas().back())); },
-        "The instruction set that is used unless another is asked for.");
+  m.def(
+      "isa", [] { return std::string(isa_name(supported_isas().back())); },
+      "The instruction set that is used unless another is asked for.");
   m.def(
       "isas",
       [] {

@@ -23,8 +23,8 @@ std::size_t capacity_for(std::size_t bytes) {
 char* map_area(std::size_t capacity) {
   const bool huge = capacity >= kHugePage;
   const std::size_t slack = huge ? kHugePage : 0;
-  void* area = mmap(nullptr, capacity + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                    -1, 0);
+  void* area =
+      mmap(nullptr, capacity + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (area == MAP_FAILED) throw std::bad_alloc();
   if (!huge) return static_cast<char*>(area);
   char* const first = static_cast<char*>(area);

@@ -15,8 +15,8 @@
 namespace gnnsys {
 namespace {
 
-constexpr int64_t kDistance = 32;       // how far ahead of their use scattered reads are prefetched
-constexpr int64_t kChunk = 256;         // frontier nodes that one thread expands at a time
+constexpr int64_t kDistance = 32;  // how far ahead of their use scattered reads are prefetched
+constexpr int64_t kChunk = 256;    // frontier nodes that one thread expands at a time
 constexpr int64_t kMaxDegree = (int64_t{1} << 32) - 1;
 constexpr int64_t kMaxFanout = int64_t{1} << 24;
 constexpr int64_t kMaxNodes = (int64_t{1} << 32) - (int64_t{1} << 24);
@@ -274,13 +274,13 @@ struct Sampler::Context {
   std::shared_ptr<char> map_area;
   uint64_t base = 1;
   GrowingArray node, row, col, edge;
-  std::vector<int64_t> first;          // (frontier)
-  std::vector<uint32_t> degree;        // (frontier)
-  std::vector<int64_t> chunk_offset;   // (chunks + 1) first edge of each chunk of the hop
+  std::vector<int64_t> first;         // (frontier)
+  std::vector<uint32_t> degree;       // (frontier)
+  std::vector<int64_t> chunk_offset;  // (chunks + 1) first edge of each chunk of the hop
   std::vector<std::atomic<bool>> expanded;
   std::shared_ptr<char> neighbor_area;  // (edges of the hop) Index
   std::size_t neighbor_bytes = 0;
-  std::vector<Scratch> scratch;         // per thread
+  std::vector<Scratch> scratch;  // per thread
 
   uint32_t* map() const { return reinterpret_cast<uint32_t*>(map_area.get()); }
 };
@@ -297,8 +297,11 @@ int64_t relabel(const Index* neighbor, int64_t count, uint32_t* map, uint64_t ba
     if (e + kDistance < count) __builtin_prefetch(map + neighbor[e + kDistance], 1);
     const Index v = neighbor[e];
     const uint64_t known = map[v];
-    const bool fresh = known < base;
-    const uint64_t label = fresh ? next : known;
+    // Whether a neighbour is new is as good as random, so it is arithmetic, not a branch: the empty
+    // statement keeps the compiler from making it one again.
+    uint64_t fresh = known < base;
+    asm("" : "+r"(fresh));
+    const uint64_t label = known + ((next - known) & (0 - fresh));
     map[v] = static_cast<uint32_t>(label);
     node[next - base] = v;
     next += fresh;
@@ -389,7 +392,8 @@ struct BatchRun {
     std::atomic<bool> bad{false};
     parallel_for(threads, chunks, 8, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
-        const int64_t count = kernels.measure(hop, c * kChunk, std::min(frontier, (c + 1) * kChunk));
+        const int64_t count =
+            kernels.measure(hop, c * kChunk, std::min(frontier, (c + 1) * kChunk));
         if (count < 0) bad.store(true, std::memory_order_relaxed);
         context.chunk_offset[c + 1] = count;
       }
@@ -512,12 +516,12 @@ SampledBatch Sampler::sample(const SampleRequest& request) {
   // A batch that throws leaves its context behind half used: it is dropped, not given back.
   SampledBatch batch;
   if (graph_.wide) {
-    batch = BatchRun<int64_t, Context>{graph_,   request, choose_kernels<int64_t>(isa_), threads_,
-                                       *pool_, *context}
+    batch = BatchRun<int64_t, Context>{graph_,   request, choose_kernels<int64_t>(isa_),
+                                       threads_, *pool_,  *context}
                 .run();
   } else {
-    batch = BatchRun<int32_t, Context>{graph_,   request, choose_kernels<int32_t>(isa_), threads_,
-                                       *pool_, *context}
+    batch = BatchRun<int32_t, Context>{graph_,   request, choose_kernels<int32_t>(isa_),
+                                       threads_, *pool_,  *context}
                 .run();
   }
   give_back(std::move(context));

@@ -125,18 +125,7 @@ def _rebuild(source: Tensor, dtype: torch.dtype, options: dict[str, Any]) -> Hos
 
 def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:
     if isinstance(source, np.ndarray):
-        if not source.dtype.isnative:
-            raise DTypeError(
-                f"source: byte order of {source.dtype.str} is not this machine's; use "
-                "source.astype(source.dtype.newbyteorder('='))"
-            )
-        try:
-            source = view_array(source)
-        except (TypeError, ValueError) as error:
-            raise DTypeError(
-                f"source: torch cannot view the numpy array of dtype {source.dtype} and strides "
-                f"{source.strides} ({error}); use numpy.ascontiguousarray"
-            ) from error
+        source = _view_numpy(source)
     if not isinstance(source, Tensor):
         raise DTypeError(f"source: a {type(source).__name__}, expected a tensor or numpy array")
     if source.layout != torch.strided or source.device.type != "cpu":
@@ -149,6 +138,21 @@ def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:
         raise ArgumentError("source: requires grad, but gathers are not recorded; use .detach()")
     check_dtype(source.dtype, "source")
     return source.resolve_conj().resolve_neg()
+
+
+def _view_numpy(source: NDArray[Any]) -> Tensor:
+    if not source.dtype.isnative:
+        raise DTypeError(
+            f"source: byte order of {source.dtype.str} is not this machine's; use "
+            "source.astype(source.dtype.newbyteorder('='))"
+        )
+    try:
+        return view_array(source)
+    except (TypeError, ValueError) as error:
+        raise DTypeError(
+            f"source: torch cannot view the numpy array of dtype {source.dtype} and strides "
+            f"{source.strides} ({error}); use numpy.ascontiguousarray"
+        ) from error
 
 
 def _rows_are_dense(source: Tensor) -> bool:

@@ -51,8 +51,9 @@ inline constexpr int kDrawsPerBlock = 4;
 inline constexpr uint32_t kRetryStep = 1u << 24;
 
 inline PhiloxBlock draw_block(uint64_t key, uint64_t node, uint32_t position, uint32_t block) {
-  return philox4x32({static_cast<uint32_t>(node), static_cast<uint32_t>(node >> 32), position, block},
-                    static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));
+  return philox4x32(
+      {static_cast<uint32_t>(node), static_cast<uint32_t>(node >> 32), position, block},
+      static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));
 }
 
 }  // namespace gnnsys

@@ -30,6 +30,7 @@ class ThreadPool {
 };
 
 // Hands out [0, n) in pieces of `grain` to the pool's threads: body(begin, end).
-void parallel_for(ThreadPool& pool, long n, long grain, const std::function<void(long, long)>& body);
+void parallel_for(ThreadPool& pool, long n, long grain,
+                  const std::function<void(long, long)>& body);
 
 }  // namespace gnnsys

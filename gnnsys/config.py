@@ -1,0 +1,152 @@
+"""Options of the commands: one dataclass makes the command line and the Python call.
+
+Imports tyro (for its markers) and nothing that is large: ``gnnsys --help`` reads this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from gnnsys.errors import ArgumentError
+
+__all__ = ["DoctorConfig", "TrainConfig"]
+
+FIRST_FANOUTS = (15, 10, 5)
+"""Default fanouts of the first hops; further hops take the last."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """Train a GNN for node classification, on sampled mini-batches or on the full graph.
+
+    Examples:
+        gnnsys train demo
+        gnnsys train cora --root data --full-batch --model gcn
+        gnnsys train pubmed --root data --fanouts 10 10 --epochs 50 --json
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """cora, citeseer, pubmed, actor, tolokers, minesweeper, or demo: a generated community graph
+    whose features lie in a temporary file."""
+
+    root: str = "data"
+    """Folder of the datasets, laid out as PyG's loaders do (ROOT/Cora/raw, ROOT/Actor/raw,
+    ROOT/HeterophilousGraph/tolokers/raw or ROOT/tolokers/raw). Nothing is written there."""
+
+    split: int = 0
+    """Which of the dataset's splits to use; actor, tolokers and minesweeper have 10."""
+
+    model: Literal["sage", "gcn", "gat", "gin"] = "sage"
+    """Kind of graph convolution."""
+
+    hidden: int | None = None
+    """Width of the hidden layers. Default: 16 for full-batch gcn, else 64."""
+
+    layers: int = 2
+    """Number of graph convolutions."""
+
+    fanouts: tuple[int, ...] | None = None
+    """Neighbours to sample per node for each layer, nearest the seeds first; -1 takes all.
+    Default: 15 10 5 5 ..., one for each of --layers."""
+
+    full_batch: bool = False
+    """Train on the full graph in every step instead of on sampled mini-batches."""
+
+    batch_size: int = 1024
+    """Seed nodes per mini-batch."""
+
+    epochs: int | None = None
+    """Passes over the training nodes. Default: 10 for demo, else 200."""
+
+    lr: float = 0.01
+    """Learning rate of Adam."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty of Adam."""
+
+    dropout: float = 0.5
+    """Probability with which inputs of each layer are dropped in training."""
+
+    metric: Literal["auto", "accuracy", "rocauc"] = "auto"
+    """Score to report and to choose the best epoch by. auto: rocauc for tolokers and minesweeper,
+    else accuracy."""
+
+    seed: int = 0
+    """Of weights, dropout, the order of seeds and sampling."""
+
+    threads: int = 0
+    """Threads that sample and gather; 0 for all cores. Changes speed, never a batch."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model trains. auto: cuda when there is one."""
+
+    json: bool = False
+    """Print one JSON object as the last line of standard output."""
+
+    def __post_init__(self) -> None:
+        _check_least("layers", self.layers, 1)
+        _check_least("batch-size", self.batch_size, 1)
+        _check_least("threads", self.threads, 0)
+        _check_least("split", self.split, 0)
+        if self.hidden is not None:
+            _check_least("hidden", self.hidden, 1)
+        if self.epochs is not None:
+            _check_least("epochs", self.epochs, 1)
+        if not 0 <= self.dropout < 1:
+            raise ArgumentError(f"--dropout {self.dropout}: expected a probability in [0, 1)")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ArgumentError(
+                f"--lr {self.lr} --weight-decay {self.weight_decay}: expected lr > 0 and "
+                "weight decay >= 0"
+            )
+        if self.fanouts is not None:
+            self._check_fanouts(self.fanouts)
+
+    def _check_fanouts(self, fanouts: tuple[int, ...]) -> None:
+        if len(fanouts) != self.layers:
+            raise ArgumentError(
+                f"--fanouts {' '.join(map(str, fanouts))}: {len(fanouts)} fanouts != "
+                f"{self.layers} layers; give one per layer or --layers {len(fanouts)}"
+            )
+        if any(fanout < -1 or fanout == 0 for fanout in fanouts):
+            raise ArgumentError(f"--fanouts {fanouts}: each is -1 (all neighbours) or at least 1")
+
+    def filled_in(self) -> TrainConfig:
+        """The same options with every default that depends on others filled in.
+
+        >>> TrainConfig(dataset="cora", layers=4).filled_in().fanouts
+        (15, 10, 5, 5)
+        """
+        more = (FIRST_FANOUTS[-1],) * (self.layers - len(FIRST_FANOUTS))
+        small = self.full_batch and self.model == "gcn"
+        return dataclasses.replace(
+            self,
+            hidden=self.hidden or (16 if small else 64),
+            epochs=self.epochs or (10 if self.dataset == "demo" else 200),
+            fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class DoctorConfig:
+    """Show what this machine offers and what gnnsys uses because of it.
+
+    Examples:
+        gnnsys doctor
+        gnnsys doctor --path /mnt/ssd --json
+    """
+
+    path: str = "."
+    """Folder whose disk is examined."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ArgumentError(f"--{name} {value}: expected at least {least}")

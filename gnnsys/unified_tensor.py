@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -36,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 WHOLE_LIMIT = 1 << 30
 """Bytes of a file up to which an operator on the whole tensor reads it all."""
+
+_ROWS_PER_ITERATION = 256  # that ``for row in x`` gathers at a time
 
 TableStore = HostStore | FileStore
 
@@ -98,8 +99,9 @@ class UnifiedTensor(Tensor):
       ordinary tensor on the compute device.
     - ``.to(device)``, ``.cuda()``, ``.cpu()``, ``.pin_memory()``, ``.share_memory_()`` never copy
       the rows; ``.half()``, ``.to(dtype)`` set the type that rows are delivered in.
-    - Other operators run on the whole tensor: in place for host memory, after reading it for a file
-      of up to 1 GiB; past that they raise ``TooLargeError``.
+    - Other operators run on the whole tensor: in place for host memory, where a view of it is again
+      a unified tensor; after reading it for a file of up to 1 GiB; past that they raise
+      ``TooLargeError``.
     - Writing raises ``ReadOnlyError``; ``.materialize()`` gives an ordinary copy.
     """
 
@@ -129,14 +131,6 @@ class UnifiedTensor(Tensor):
             isinstance(self.store, HostStore) and whole.data_ptr() == self.store.source.data_ptr()
         )
         return (whole.clone() if shared else whole).to(self._compute)
-
-    def gather(self, ids: Tensor) -> Tensor:  # type: ignore[override]
-        """Rows ``ids`` ((n,) integer ids in ``[0, rows)``) on the compute device.
-
-        Raises:
-            RowIndexError: an id is outside the rows.
-        """
-        return self._deliver(self.store.gather(_as_ids(ids)))
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -169,9 +163,12 @@ class UnifiedTensor(Tensor):
         return UnifiedTensor(store, self._compute if device is None else _compute_device(device))
 
     def _take(self, index: Any) -> Tensor:
-        rows: RowIndex | None = split_index(index, len(self), self.dim())
+        rows: RowIndex | None = split_index(index, self.shape)
         if rows is None:
-            return self._whole("indexing without a row index")[index]
+            whole = self._whole("indexing without a row index")
+            found = whole[index]
+            aliased = found.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+            return found.clone() if aliased else found
         compact = self.store.gather(rows.ids)
         if rows.rest is not None:
             compact = compact[rows.rest]
@@ -187,6 +184,9 @@ class UnifiedTensor(Tensor):
     ) -> Any:
         if func in _METHODS and isinstance(args[0], UnifiedTensor):
             return _METHODS[func](*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and isinstance(args[0], UnifiedTensor):
+            _refuse_write(name)  # some write below the operators that torch dispatches
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
     @classmethod
@@ -206,6 +206,10 @@ class UnifiedTensor(Tensor):
         _refuse_writes(func, args, kwargs)
         return _run_on_whole(func, args, kwargs)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, len(self), _ROWS_PER_ITERATION):
+            yield from self._take(slice(start, start + _ROWS_PER_ITERATION)).unbind(0)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return UnifiedTensor, (self.store, self._compute)
 
@@ -224,7 +228,10 @@ class UnifiedTensor(Tensor):
 def _compute_device(device: str | torch.device | int | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ArgumentError(f"device: {device!r}, expected cpu or cuda") from error
     if chosen.type not in ("cpu", "cuda"):
         raise ArgumentError(f"device: {chosen}, expected cpu or cuda")
     if chosen.type == "cuda":
@@ -246,12 +253,6 @@ def _log_worker() -> None:
     _log.warning("rows are gathered by a DataLoader worker's CPU: num_workers=0 is faster")
 
 
-def _as_ids(ids: Tensor) -> Tensor:
-    if ids.dtype in (torch.int16, torch.int8, torch.uint8):
-        return ids.long()
-    return ids
-
-
 def _refuse_writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
@@ -271,12 +272,39 @@ def _refuse_write(what: str) -> NoReturn:
 
 
 def _run_on_whole(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    def whole(value: Any) -> Any:
-        return value._whole(str(func)) if isinstance(value, UnifiedTensor) else value
-
     leaves, spec = tree_flatten((args, kwargs))
+    if func.overloadpacket in _FACTORIES:
+        args, kwargs = tree_unflatten([_without_rows(leaf) for leaf in leaves], spec)
+        return func(*args, **kwargs)
+    sources = []
+
+    def whole(value: Any) -> Any:
+        if not isinstance(value, UnifiedTensor):
+            return value
+        tensor = value._whole(str(func))
+        if isinstance(value.store, HostStore):
+            sources.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
     args, kwargs = tree_unflatten([whole(leaf) for leaf in leaves], spec)
-    return func(*args, **kwargs)
+    results, spec = tree_flatten(func(*args, **kwargs))
+    return tree_unflatten([_protected(result, sources) for result in results], spec)
+
+
+def _protected(result: Any, sources: list[int]) -> Any:
+    """A view of a source stays read-only: it is a unified tensor again, a scalar a copy."""
+    if not isinstance(result, Tensor) or result.untyped_storage().data_ptr() not in sources:
+        return result
+    if result.dim() == 0:
+        return result.clone()
+    return UnifiedTensor(HostStore(result), result.device)
+
+
+def _without_rows(value: Any) -> Any:
+    """Shape, dtype and device of a unified tensor, for operators that read nothing else."""
+    if not isinstance(value, UnifiedTensor):
+        return value
+    return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
 
 
 # Operators that torch reaches below Python -------------------------------------------------------
@@ -287,7 +315,7 @@ def _index_select(self: UnifiedTensor, dim: int, index: Tensor) -> Any:
         return NotImplemented
     if index.dim() > 1 or index.dtype not in (torch.int32, torch.int64):
         return NotImplemented  # torch's own error for it
-    return self.gather(index.reshape(-1))
+    return self._deliver(self.store.gather(index.reshape(-1)))
 
 
 def _index_select_out(self: UnifiedTensor, dim: int, index: Tensor, *, out: Tensor) -> Any:
@@ -311,7 +339,8 @@ def _embedding(
 ) -> Any:
     if self.dim() != 2 or indices.dtype not in (torch.int32, torch.int64):
         return NotImplemented
-    return self.gather(indices.reshape(-1)).view(*indices.shape, self.shape[1])
+    rows = self._deliver(self.store.gather(indices.reshape(-1)))
+    return rows.view(*indices.shape, self.shape[1])
 
 
 def _to_copy(self: UnifiedTensor, **kwargs: Any) -> Any:
@@ -338,6 +367,22 @@ _OPERATORS: dict[Any, Callable[..., Any]] = {
     _aten._to_copy.default: _to_copy,
     _aten.detach.default: _same,
     _aten.alias.default: _same,
+}
+
+
+_FACTORIES = {
+    _aten.zeros_like,
+    _aten.ones_like,
+    _aten.full_like,
+    _aten.empty_like,
+    _aten.rand_like,
+    _aten.randn_like,
+    _aten.randint_like,
+    _aten.new_zeros,
+    _aten.new_ones,
+    _aten.new_full,
+    _aten.new_empty,
+    _aten.new_empty_strided,
 }
 
 
@@ -376,18 +421,24 @@ def _untyped_storage(self: UnifiedTensor) -> torch.UntypedStorage:
 
 
 def _numpy(self: UnifiedTensor, *, force: bool = False) -> NDArray[Any]:
-    return np.asarray(self._whole("numpy()").numpy(force=force))
+    array = self._whole("numpy()").numpy(force=force)
+    array.flags.writeable = False
+    return array
 
 
 def _array(self: UnifiedTensor, dtype: Any = None) -> NDArray[Any]:
-    return self._whole("numpy()").__array__(dtype)
+    return _numpy(self).__array__(dtype)
 
 
 def _tolist(self: UnifiedTensor) -> Any:
     return self._whole("tolist()").tolist()
 
 
-def _data_ptr(self: UnifiedTensor) -> NoReturn:
+def _set_data(self: UnifiedTensor, value: Any) -> NoReturn:
+    _refuse_write("setting .data")
+
+
+def _data_ptr(self: UnifiedTensor, *args: Any, **kwargs: Any) -> NoReturn:
     raise ArgumentError("a unified tensor has no address of its own: use .materialize()")
 
 
@@ -396,6 +447,8 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     Tensor.__setitem__: _setitem,
     Tensor.requires_grad_: _requires_grad_,
     Tensor.requires_grad.__set__: _set_requires_grad,  # type: ignore[attr-defined]
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+    Tensor.__dlpack__: _data_ptr,
     Tensor.pin_memory: _unchanged,
     Tensor.share_memory_: _unchanged,
     Tensor.contiguous: _unchanged,

@@ -91,10 +91,9 @@ class FileStore:
             "threads": threads,
             "isa": isa,
         }
-        self._file = _open(self.path)
-        try:
+        with _open(self.path) as file:
             if shape is None:
-                self.shape, in_file, self._offset = _read_npy_header(self._file, self.path)
+                self.shape, in_file, self._offset = _read_npy_header(file, self.path)
                 self.stored = _stored_dtype(in_file, encoding, self.path)
             else:
                 self.shape, self.stored, self._offset = _raw_layout(shape, encoding, offset)
@@ -102,12 +101,10 @@ class FileStore:
             check_dtype(self.stored, "encoding")
             check_dtype(self.dtype, "dtype")
             self.row_bytes = math.prod(self.shape[1:]) * self.stored.itemsize
+            self._map = _map(file)
             self._check_size(exact=shape is None)
-            self._map = self._open_map()
-        except BaseException:
-            self._file.close()
-            raise
         self.counters = Counters()
+        self._closed = False
         first = np.frombuffer(self._map, np.uint8).ctypes.data if self._map else 0
         self._reader = RowReader(
             first + self._offset,
@@ -122,6 +119,7 @@ class FileStore:
     def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
         """See ``Store.gather``; raises FileFormatError when the file became shorter."""
         del stream
+        self._check_open()
         # Reading a mapping past the end of its file kills the process, so look before.
         self._check_size(exact=False)
         rows = self._reader.gather(check_ids(ids), out)
@@ -140,6 +138,7 @@ class FileStore:
 
     def whole(self) -> Tensor:
         """All rows, read in one sequential pass into memory of their own."""
+        self._check_open()
         self._check_size(exact=False)
         nbytes = self.shape[0] * self.row_bytes
         data = np.fromfile(self.path, np.uint8, count=nbytes, offset=self._offset)
@@ -150,19 +149,14 @@ class FileStore:
 
     def close(self) -> None:
         """Lets go of the file; gathering afterwards raises ArgumentError."""
-        self._file.close()
+        self._closed, self._map = True, None
 
-    def _open_map(self) -> mmap.mmap | None:
-        if os.fstat(self._file.fileno()).st_size == 0:
-            return None  # an empty raw table: nothing to map
-        area = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        area.madvise(mmap.MADV_RANDOM)
-        return area
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ArgumentError(f"{self.path}: this store was closed")
 
     def _check_size(self, exact: bool) -> None:
-        if self._file.closed:
-            raise ArgumentError(f"{self.path}: this store was closed")
-        found = os.fstat(self._file.fileno()).st_size
+        found = 0 if self._map is None else self._map.size()
         wanted = self._offset + self.shape[0] * self.row_bytes
         if found < wanted or (exact and found != wanted):
             state = "truncated" if found < wanted else "longer than its header says"
@@ -189,6 +183,14 @@ def _open(path: str) -> BinaryIO:
         raise MissingFileError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise FileFormatError(f"{path}: a folder, expected a .npy file") from error
+
+
+def _map(file: BinaryIO) -> mmap.mmap | None:
+    if os.fstat(file.fileno()).st_size == 0:
+        return None  # an empty raw table: nothing to map
+    area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    area.madvise(mmap.MADV_RANDOM)
+    return area
 
 
 def _read_npy_header(file: BinaryIO, path: str) -> tuple[torch.Size, np.dtype[Any], int]:

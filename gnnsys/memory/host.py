@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,6 @@ class HostStore:
 
     def _make_reader(self, threads: int, isa: str) -> RowReader | None:
         if not _rows_are_dense(self.source):
-            _log.warning(
-                "rows of the source have strides %s: torch gathers them, slower than the C++ loop; "
-                "source.contiguous() avoids it",
-                self.source.stride(),
-            )
             return None
         return RowReader(
             self.source.data_ptr(),
@@ -87,8 +83,10 @@ class HostStore:
         del stream
         ids = check_ids(ids)
         if self._reader is not None:
+            self._reader.address = self.source.data_ptr()  # share_memory_() moves a tensor
             rows = self._reader.gather(ids, out)
         else:
+            _log_scattered_rows()
             rows = gather_by_torch(self.source, self.dtype, ids, out)
         self.counters.add(self.tier, len(ids), len(ids) * self.row_bytes)
         return rows
@@ -119,6 +117,14 @@ class HostStore:
         return f"HostStore(shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
+@lru_cache
+def _log_scattered_rows() -> None:
+    _log.warning(
+        "the elements of a source's rows are not dense: torch gathers them, slower than the C++ "
+        "loop; source.contiguous() avoids it"
+    )
+
+
 def _rebuild(source: Tensor, dtype: torch.dtype, options: dict[str, Any]) -> HostStore:
     return HostStore(source, dtype=dtype, **options)
 
@@ -128,7 +134,7 @@ def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:
         source = _view_numpy(source)
     if not isinstance(source, Tensor):
         raise DTypeError(f"source: a {type(source).__name__}, expected a tensor or numpy array")
-    if source.layout != torch.strided or source.device.type != "cpu":
+    if source.is_nested or source.layout != torch.strided or source.device.type != "cpu":
         raise ArgumentError(
             f"source: {source.layout} tensor on {source.device}, expected a dense one on the CPU"
         )

@@ -1,0 +1,26 @@
+"""Parsers of option values that benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["positive", "positive_list"]
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return value
+
+
+def positive_list(text: str) -> list[int]:
+    """Integers of at least 1, separated by commas, none twice."""
+    values = [positive(part) for part in text.split(",")]
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"'{text}' names a value twice")
+    return values

@@ -60,7 +60,7 @@ class TrainConfig:
     """Seed nodes per mini-batch."""
 
     epochs: int | None = None
-    """Passes over the training nodes. Default: 10 for demo, else 200."""
+    """Passes over the training nodes. Default: 5 for demo, else 200."""
 
     lr: float = 0.01
     """Learning rate of Adam."""
@@ -126,7 +126,7 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             hidden=self.hidden or (16 if small else 64),
-            epochs=self.epochs or (10 if self.dataset == "demo" else 200),
+            epochs=self.epochs or (5 if self.dataset == "demo" else 200),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
         )
 

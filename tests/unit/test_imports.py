@@ -1,0 +1,122 @@
+"""Who imports whom, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Layers from the bottom: a module imports from its own layer and from those below.
+LAYERS = [
+    {f"gnnsys.{name}" for name in ["errors", "counters", "rng", "_version", "_extension", "_core"]},
+    {"gnnsys.memory"},
+    {"gnnsys.cache"},
+    {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},
+    {"gnnsys.loaders"},
+    {"gnnsys.demo", "gnnsys.models", "gnnsys.dataset", "gnnsys.config", "gnnsys.doctor"},
+    {"gnnsys.train"},
+    {"gnnsys.cli"},
+]
+PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng"}
+
+
+def modules() -> dict[str, Path]:
+    folders = {"gnnsys": ROOT / "gnnsys"}
+    folders |= {f"gnnsys.{name}": ROOT / name for name in ("loaders", "cache", "pipeline")}
+    found = {}
+    for package, folder in folders.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join([package, *parts]).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer(name: str) -> int | None:
+    for place, members in enumerate(LAYERS):
+        if any(name == member or name.startswith(f"{member}.") for member in members):
+            return place
+    return None
+
+
+def test_every_module_has_a_layer_and_imports_only_downwards() -> None:
+    for name, path in modules().items():
+        if name in {"gnnsys", "gnnsys.__main__"}:
+            continue
+        if name.startswith("gnnsys.pipeline"):
+            continue
+        own = layer(name)
+        assert own is not None, f"{name} stands in no layer"
+        for imported in imports(path):
+            if imported.startswith("gnnsys"):
+                below = layer(imported)
+                assert below is not None, f"{name} imports {imported} from the lazy package"
+                assert below <= own, f"{name} imports {imported}, which stands above it"
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_leaves_import_only_the_standard_library_and_numpy(name: str) -> None:
+    for imported in imports(modules()[name]):
+        top = imported.split(".")[0]
+        assert top == "numpy" or top in sys.stdlib_module_names, f"{name} imports {imported}"
+
+
+def test_loaders_do_not_import_pipeline_nor_the_reverse() -> None:
+    for name, path in modules().items():
+        if name.startswith("gnnsys.pipeline"):
+            assert not any(i.startswith("gnnsys.loaders") for i in imports(path))
+
+
+def test_no_public_function_has_the_name_of_a_module() -> None:
+    import gnnsys
+
+    names = {name.rsplit(".", 1)[-1] for name in modules()}
+    assert not names & set(gnnsys.__all__)
+
+
+@pytest.mark.parametrize(
+    "command", ["import gnnsys", "from gnnsys.cli import main; main(['--version'])"]
+)
+def test_torch_is_not_imported_before_it_is_needed(command: str) -> None:
+    check = f"import sys; {command}; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_help_imports_no_torch() -> None:
+    check = (
+        "import sys\nfrom gnnsys.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "gnnsys train demo" in done.stdout
+
+
+def test_a_checkout_that_was_not_built_says_what_to_run() -> None:
+    # -S leaves out site-packages, and with it the installed package: only the checkout is seen.
+    check = (
+        "import importlib.machinery, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from gnnsys._extension import core"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", check], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "pip install" in done.stderr
+    assert "BuildError" in done.stderr

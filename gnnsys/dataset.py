@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
@@ -188,7 +189,7 @@ def _load_raw(name: str, source: _Source, root: Path) -> Data:
         try:
             with redirect_stderr(io.StringIO()):  # PyG tells there that it is processing
                 return source.load(place)[0]
-        except (OSError, ValueError, KeyError, EOFError, IndexError, RuntimeError) as error:
+        except (OSError, LookupError, ValueError, EOFError, RuntimeError, PickleError) as error:
             raise FileFormatError(
                 f"{folder / 'raw'}: PyG cannot read the raw files of {name} ({error}); "
                 "fetch them again"

@@ -127,10 +127,11 @@ class UnifiedTensor(Tensor):
     def materialize(self) -> Tensor:
         """An ordinary tensor with all rows, on the compute device: the explicit copy."""
         whole = self.store.whole()
-        shared = (
-            isinstance(self.store, HostStore) and whole.data_ptr() == self.store.source.data_ptr()
-        )
-        return (whole.clone() if shared else whole).to(self._compute)
+        if isinstance(self.store, HostStore):
+            self.store.counters.add(self.store.tier, len(self), len(self) * self.store.row_bytes)
+            if whole.untyped_storage().data_ptr() == self.store.source.untyped_storage().data_ptr():
+                whole = whole.clone()
+        return whole.to(self._compute)
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]

@@ -183,6 +183,8 @@ def _open(path: str) -> BinaryIO:
         raise MissingFileError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise FileFormatError(f"{path}: a folder, expected a .npy file") from error
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be opened ({error.strerror})") from error
 
 
 def _map(file: BinaryIO) -> mmap.mmap | None:

@@ -1,0 +1,52 @@
+"""Examples that users read do what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import gnnsys
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(gnnsys.__path__, "gnnsys.")
+    if module.name != "gnnsys.__main__"
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_public_names_have_an_example() -> None:
+    for name in set(gnnsys.__all__) - {"__version__"}:
+        public = getattr(gnnsys, name)
+        has_example = ">>>" in public.__doc__ or "gnnsys.unified" in public.__doc__
+        assert has_example, f"{name} shows no example"
+
+
+def test_readme_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+    assert "'rows': {'host':" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "scripts/bench/README.md"])
+def test_paths_that_documents_name_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    named = re.findall(r"\b(?:scripts|tests|csrc)/[\w./]+[\w]", text)
+    linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert named or linked
+    for path in [*named, *linked]:
+        if path.endswith("ENTRY.py"):  # stands for any
+            continue
+        assert (ROOT / path).exists(), f"{name} names {path}"

@@ -175,7 +175,7 @@ def test_bad_input_and_ctrl_c_leave_no_files(tmp_path: Path) -> None:
     scratch.mkdir()
     command = [sys.executable, "-m", "gnnsys", "train", "nothing", "--root", str(tmp_path)]
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 2
     assert list(scratch.glob("gnnsys*")) == []
     command[4] = "demo"
@@ -183,6 +183,7 @@ def test_bad_input_and_ctrl_c_leave_no_files(tmp_path: Path) -> None:
         command,
         stderr=subprocess.PIPE,
         env=environment,
+        cwd=tmp_path,  # in the checkout, -m would find the sources, which are not built
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not list(scratch.glob("gnnsys*/features.npy")):

@@ -36,7 +36,7 @@ def losses(result: TrainResult) -> list[float]:
 
 
 def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gnnsys", *arguments]
+    command = [Path(sys.executable).with_name("gnnsys"), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -17,7 +17,6 @@ constexpr int64_t kStreamBytes = int64_t{4} << 20;
 constexpr int64_t kLine = 64;
 // The hardware prefetcher follows a row by itself once its first lines are on their way.
 constexpr int64_t kPrefetchBytes = 1024;
-constexpr int64_t kMaxDistance = 16;
 constexpr int64_t kThreadBytes = int64_t{256} << 10;  // a smaller share is not worth a thread
 
 constexpr int64_t prefetch_distance(int64_t row_bytes) { return row_bytes < 1024 ? 16 : 4; }

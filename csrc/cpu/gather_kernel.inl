@@ -4,32 +4,29 @@
 
 namespace GNNSYS_NAMESPACE {
 
-GNNSYS_TARGET inline const char* prefetched_row(const Job& job, int64_t id) {
-  const char* row = job.table.rows + id * job.table.stride;
-  const int64_t reach = std::min(job.table.row_bytes, kPrefetchBytes);
-  for (int64_t b = 0; b < reach; b += kLine) __builtin_prefetch(row + b, 0, 3);
-  return row;
-}
-
-// Ids are resolved `distance` rows ahead of the copy: there each is checked and its row prefetched.
+// A row is prefetched `distance` rows ahead of its copy, by an id that is not checked yet: a prefetch
+// of any address is harmless. The address is computed again for the copy, since keeping it in
+// memory in between was measured to be up to a fifth slower.
 template <class Copy, class Id>
 GNNSYS_TARGET int64_t copy_rows(const Job& job, const Id* ids, int64_t begin, int64_t end) {
-  const Copy copy{job.table.row_bytes};
-  const int64_t num_rows = job.table.num_rows;
-  const int64_t distance = prefetch_distance(job.table.row_bytes);
-  const char* ahead[kMaxDistance];
-  char* to = job.out + begin * job.table.row_bytes;
-  for (int64_t i = begin; i < end + distance; ++i) {
-    const int64_t done = i - distance;
-    if (done >= begin) {
-      copy(to, ahead[done % kMaxDistance]);
-      to += job.table.row_bytes;
+  const uintptr_t rows = reinterpret_cast<uintptr_t>(job.table.rows);
+  const uint64_t num_rows = static_cast<uint64_t>(job.table.num_rows);
+  const uint64_t stride = static_cast<uint64_t>(job.table.stride);
+  const int64_t row_bytes = job.table.row_bytes;
+  const int64_t reach = std::min(row_bytes, kPrefetchBytes);
+  const int64_t distance = prefetch_distance(row_bytes);
+  const Copy copy{row_bytes};
+  char* to = job.out + begin * row_bytes;
+  for (int64_t i = begin; i < end; ++i, to += row_bytes) {
+    if (i + distance < end) {
+      const uintptr_t next = rows + static_cast<uint64_t>(ids[i + distance]) * stride;
+      for (int64_t b = 0; b < reach; b += kLine) {
+        __builtin_prefetch(reinterpret_cast<const char*>(next + static_cast<uintptr_t>(b)), 0, 3);
+      }
     }
-    if (i < end) {
-      const int64_t id = ids[i];
-      if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(num_rows)) return i;
-      ahead[i % kMaxDistance] = prefetched_row(job, id);
-    }
+    const uint64_t id = static_cast<uint64_t>(ids[i]);
+    if (id >= num_rows) return i;
+    copy(to, job.table.rows + id * stride);
   }
   return -1;
 }

@@ -48,14 +48,13 @@ def split_index(index: Any, shape: Sequence[int]) -> RowIndex | None:
     >>> split_index((slice(1, 3), 0), shape=(4, 5))
     RowIndex(ids=tensor([1, 2]), rest=(slice(None, None, None), 0))
     """
-    if isinstance(index, Tensor) and index.dim() == 1 and index.dtype in (torch.int64, torch.int32):
-        return RowIndex(_row_ids(index, shape[0]), None)  # the hot path: x[ids]
     parts = list(index) if isinstance(index, tuple) else [index]
     place = _row_place(parts, len(shape))
     if place is None:
         return None
     ids, replacement = _split_part(parts[place], shape)
-    if len(parts) == 1 and replacement == [slice(None)]:
+    direct = isinstance(index, Tensor) and index.dim() == 1
+    if len(parts) == 1 and (direct or replacement == [slice(None)]):
         return RowIndex(ids, None)
     return RowIndex(ids, tuple(parts[:place] + replacement + parts[place + 1 :]))
 

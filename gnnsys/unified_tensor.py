@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import get_worker_info
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, ReadOnlyError, TooLargeError
+from gnnsys.errors import ArgumentError, ReadOnlyError, RowIndexError, TooLargeError
 from gnnsys.indexing import RowIndex, split_index
 from gnnsys.memory import FileStore, HostStore
 from gnnsys.memory.store import check_dtype
@@ -164,6 +164,11 @@ class UnifiedTensor(Tensor):
         return UnifiedTensor(store, self._compute if device is None else _compute_device(device))
 
     def _take(self, index: Any) -> Tensor:
+        if type(index) is Tensor and index.dim() == 1 and index.dtype in (torch.int64, torch.int32):
+            try:  # the hot path: the store checks the ids while it gathers
+                return self._deliver(self.store.gather(index))
+            except RowIndexError:
+                pass  # ids that count from the end, or an error that split_index tells
         rows: RowIndex | None = split_index(index, self.shape)
         if rows is None:
             whole = self._whole("indexing without a row index")

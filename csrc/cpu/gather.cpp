@@ -17,7 +17,9 @@ constexpr int64_t kStreamBytes = int64_t{4} << 20;
 constexpr int64_t kLine = 64;
 // The hardware prefetcher follows a row by itself once its first lines are on their way.
 constexpr int64_t kPrefetchBytes = 1024;
-constexpr int64_t kThreadBytes = int64_t{256} << 10;  // a smaller share is not worth a thread
+constexpr int64_t kShareBytes = int64_t{256} << 10;  // a smaller share is not worth a thread
+// Shares for each thread, so that one whose core is busy with other work does not hold all up.
+constexpr int64_t kSharesPerThread = 8;
 
 constexpr int64_t prefetch_distance(int64_t row_bytes) { return row_bytes < 1024 ? 16 : 4; }
 
@@ -118,7 +120,7 @@ int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out, 
   const Kernel<Id> kernel = choose_kernel<Id>(table, n, out, isa);
   const Job job{table, out};
   const int64_t cost = n * (table.row_bytes + kLine);
-  const int64_t pieces = std::clamp<int64_t>(cost / kThreadBytes, 1, pool.size());
+  const int64_t pieces = std::clamp<int64_t>(cost / kShareBytes, 1, kSharesPerThread * pool.size());
   const int64_t grain = std::max<int64_t>(1, (n + pieces - 1) / pieces);
   std::atomic<int64_t> first_bad{n};
   parallel_for(pool, n, grain, [&](int64_t begin, int64_t end) {

@@ -4,9 +4,9 @@
 
 namespace GNNSYS_NAMESPACE {
 
-// A row is prefetched `distance` rows ahead of its copy, by an id that is not checked yet: a prefetch
-// of any address is harmless. The address is computed again for the copy, since keeping it in
-// memory in between was measured to be up to a fifth slower.
+// A row is prefetched `distance` rows ahead of its copy, by an id that is not checked yet: a
+// prefetch of any address is harmless. The address is computed again for the copy, since keeping it
+// in memory in between was measured to be up to a fifth slower.
 template <class Copy, class Id>
 GNNSYS_TARGET int64_t copy_rows(const Job& job, const Id* ids, int64_t begin, int64_t end) {
   const uintptr_t rows = reinterpret_cast<uintptr_t>(job.table.rows);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -31,7 +32,8 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (default: that of the process) and returns its exit code.
 
-    0: done; 1: the install is broken (doctor); 2: bad input, told in one message; 130: interrupted.
+    0: done; 1: the install is broken (doctor); 2: bad input, told in one message; 130: interrupted;
+    141: the reader of the output went away.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments in (["--version"], ["-V"]):
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GnnsysError as error:
         print(f"gnnsys: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("gnnsys: interrupted", file=sys.stderr)
         return 130

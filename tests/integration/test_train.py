@@ -111,6 +111,15 @@ def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]
         )
 
 
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [Path(sys.executable).with_name("gnnsys"), "train", "--help"]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_labels_shorter_than_nodes_are_refused(real_graphs: Path, tmp_path: Path) -> None:
     raw = tmp_path / "HeterophilousGraph" / "minesweeper" / "raw"
     shutil.copytree(real_graphs / "HeterophilousGraph" / "minesweeper" / "raw", raw)
@@ -218,3 +227,10 @@ def test_full_batch_gcn_reaches_the_published_accuracy(
     # Kipf and Welling (ICLR 2017) report 0.815 and 0.790.
     options = {"model": "gcn", "full_batch": True, "root": str(real_graphs)}
     assert mean_score(dataset, seeds, **options) >= least
+
+
+@pytest.mark.slow
+def test_mini_batches_score_as_the_full_batch(real_graphs: Path) -> None:
+    options = {"model": "sage", "root": str(real_graphs)}
+    full = mean_score("cora", seeds=2, full_batch=True, **options)
+    assert abs(mean_score("cora", seeds=2, **options) - full) <= 0.015

@@ -14,6 +14,7 @@ __all__ = [
     "MissingFileError",
     "ReadOnlyError",
     "RowIndexError",
+    "StorageError",
     "TooLargeError",
     "UnsupportedError",
 ]
@@ -41,6 +42,10 @@ class MissingFileError(GnnsysError, FileNotFoundError):
 
 class FileFormatError(GnnsysError, ValueError):
     """A file exists but does not hold what its name or header promises."""
+
+
+class StorageError(GnnsysError, OSError):
+    """A file or folder cannot be written: no permission, no room, or something is in the way."""
 
 
 class ReadOnlyError(GnnsysError, RuntimeError):

@@ -6,6 +6,8 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,7 +22,8 @@ from gnnsys.errors import (
     MissingFileError,
     ReadOnlyError,
 )
-from gnnsys.memory.store import RowReader, check_dtype, check_ids
+from gnnsys.files import NPY_FAULTS, as_storage_error, npy_header, write_whole
+from gnnsys.memory.store import RowReader, check_dtype, check_ids, row_index_error
 
 __all__ = ["FileStore"]
 
@@ -55,6 +58,7 @@ class FileStore:
         shape: (rows, …); for a raw file, and only there.
         offset: bytes before the first row of a raw file.
         threads: that gather; 0 for all cores this process may use.
+        writable: whether ``write`` may change the file.
         isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
 
     Raises:
@@ -81,6 +85,7 @@ class FileStore:
         shape: Sequence[int] | None = None,
         offset: int = 0,
         threads: int = 0,
+        writable: bool = False,
         isa: str = "auto",
     ) -> None:
         self.path = os.path.abspath(path)
@@ -89,6 +94,7 @@ class FileStore:
             "shape": shape,
             "offset": offset,
             "threads": threads,
+            "writable": writable,
             "isa": isa,
         }
         with _open(self.path) as file:
@@ -126,9 +132,80 @@ class FileStore:
         self.counters.add(self.tier, len(ids), len(ids) * self.row_bytes)
         return rows
 
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        *,
+        threads: int = 0,
+    ) -> FileStore:
+        """Makes a .npy file of zeros and opens it for writing; it takes room as it is written.
+
+        Args:
+            path: of the file; one that is there is overwritten.
+            shape: (rows, …).
+            dtype: of its elements; torch.bfloat16 is stored as uint16.
+            threads: that gather; 0 for all cores.
+
+        Raises:
+            StorageError: the file cannot be written.
+            DTypeError, ArgumentError: an unusable dtype or shape.
+
+        >>> import os, tempfile
+        >>> store = FileStore.create(os.path.join(tempfile.mkdtemp(), "h.npy"), (4, 2))
+        >>> store.write(torch.tensor([1, 2]), torch.ones(2, 2))
+        >>> store.gather(torch.tensor([0, 1]))
+        tensor([[0., 0.],
+                [1., 1.]])
+        """
+        check_dtype(dtype, "dtype")
+        if len(shape) == 0 or min(shape) < 0:
+            raise ArgumentError(f"shape {tuple(shape)}: expected (rows, …), none below 0")
+        encoding = torch.bfloat16 if dtype == torch.bfloat16 else None
+        in_file = np.dtype(str(torch.uint16 if encoding else dtype).removeprefix("torch."))
+        with as_storage_error(Path(path)), open(path, "wb") as file:
+            file.write(npy_header(tuple(shape), in_file))
+            file.truncate(file.tell() + math.prod(shape) * in_file.itemsize)
+        return cls(path, encoding=encoding, threads=threads, writable=True)
+
     def write(self, ids: Tensor, rows: Tensor) -> None:
-        """Raises ReadOnlyError: the file is opened for reading."""
-        raise ReadOnlyError(f"{self.path}: opened read-only")
+        """Overwrites rows ``ids`` of the file; of an id that is there twice, the last row stays.
+
+        Args:
+            ids: (n,) int32 or int64 on the CPU, each in ``[0, rows)``.
+            rows: (n, …) on the CPU; cast to the element type of the file.
+
+        Raises:
+            ReadOnlyError: the store was not made with ``writable=True``.
+            RowIndexError: an id is outside the rows; nothing is written.
+            DTypeError, ArgumentError: ids or rows of a wrong type or shape.
+            FileFormatError: the file became shorter.
+            StorageError: the disk is full, or the file cannot be written.
+        """
+        if not self._options["writable"]:
+            raise ReadOnlyError(f"{self.path}: opened read-only; open it with writable=True")
+        self._check_open()
+        self._check_size(exact=False)
+        ids = check_ids(ids).long()
+        if rows.shape != (len(ids), *self.shape[1:]) or rows.device.type != "cpu":
+            raise ArgumentError(
+                f"rows: shape {tuple(rows.shape)} on {rows.device}, expected "
+                f"{(len(ids), *self.shape[1:])} on the CPU, a row for each id"
+            )
+        outside = torch.nonzero((ids < 0) | (ids >= self.shape[0]))
+        if len(outside):
+            raise row_index_error(ids, int(outside[0]), self.shape[0])
+        dense = rows.detach().to(self.stored).resolve_conj().resolve_neg().contiguous()
+        data = dense.reshape(-1).view(torch.uint8).numpy().reshape(len(ids), self.row_bytes)
+        # Rows that follow one another go to the file together.
+        starts = [0, *(1 + torch.nonzero(ids.diff() != 1)[:, 0]).tolist(), len(ids)]
+        with as_storage_error(Path(self.path)), open(self.path, "r+b", buffering=0) as file:
+            for first, last in pairwise(starts):
+                if first < last:
+                    file.seek(self._offset + int(ids[first]) * self.row_bytes)
+                    write_whole(file, data[first:last].reshape(-1).data)
 
     def with_dtype(self, dtype: torch.dtype) -> FileStore:
         """The same rows delivered as ``dtype``, and counted together with this store's."""
@@ -206,7 +283,7 @@ def _read_npy_header(file: BinaryIO, path: str) -> tuple[torch.Size, np.dtype[An
         shape, fortran_order, dtype = read(file)
     except KeyError as error:
         raise FileFormatError(f"{path}: .npy version {version}, expected 1.0 or 2.0") from error
-    except ValueError as error:
+    except NPY_FAULTS as error:
         raise FileFormatError(
             f"{path}: not a .npy file ({error}); a raw file needs shape= and encoding="
         ) from error

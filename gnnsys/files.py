@@ -1,0 +1,175 @@
+"""Files: arrays mapped, bytes written whole, at offsets, atomically; each fault is one error."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import math
+import os
+import tokenize
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, StorageError
+
+__all__ = [
+    "HEADER_BYTES",
+    "NPY_FAULTS",
+    "append_file",
+    "as_storage_error",
+    "lock_file",
+    "map_npy",
+    "npy_header",
+    "read_file",
+    "replace_file",
+    "sync",
+    "write_at",
+    "write_whole",
+]
+
+HEADER_BYTES = 4096
+"""The .npy header is padded to this, so that rows of whole pages are aligned to pages."""
+
+NPY_FAULTS = (ValueError, EOFError, SyntaxError, tokenize.TokenError)
+"""What numpy raises for a damaged .npy header: it parses it as Python."""
+
+_WAYS_OUT = {
+    errno.ENOSPC: "make room on that disk, or write to another",
+    errno.EDQUOT: "make room on that disk, or write to another",
+}
+
+
+@contextmanager
+def as_storage_error(path: Path) -> Iterator[None]:
+    """Turns an OSError inside the ``with`` into one StorageError that names the file."""
+    try:
+        yield
+    except GnnsysError:
+        raise
+    except OSError as error:
+        way_out = _WAYS_OUT.get(error.errno or 0, "choose a place that can be written")
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); {way_out}") from error
+
+
+def lock_file(path: Path) -> BinaryIO | None:
+    """Opens a file that one process at a time has; None while another has it.
+
+    The lock goes when the file is closed. Whoever has it may remove the file or its folder.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "wb")  # noqa: SIM115  (for the caller to close)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        file.close()  # removed after it was opened here: others would make it anew
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """A .npy file, mapped read-only.
+
+    Raises:
+        MissingFileError, FileFormatError: it is not there, or not a whole array.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file") from error
+    except (*NPY_FAULTS, OSError) as error:
+        raise FileFormatError(f"{path}: not a whole .npy array ({error})") from error
+    if not isinstance(array, np.ndarray):
+        raise FileFormatError(f"{path}: a .npz archive, expected a .npy array")
+    return array
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """A .npy header of version 1.0 (numpy.lib.format), padded to HEADER_BYTES.
+
+    An array without elements gets the shortest one: numpy before 2 cannot map a file of nothing but
+    whole pages of header.
+    """
+    words = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    magic: bytes = np.lib.format.magic(1, 0)
+    shortest = len(magic) + 2 + len(words) + 1
+    length = (HEADER_BYTES if math.prod(shape) else -(-shortest // 64) * 64) - len(magic) - 2
+    return magic + length.to_bytes(2, "little") + words.encode().ljust(length - 1) + b"\n"
+
+
+def write_whole(file: FileIO, data: bytes | memoryview) -> None:
+    """Writes all of ``data`` to an unbuffered file."""
+    view = memoryview(data)
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def write_at(path: Path, offset: int, array: NDArray[Any]) -> None:
+    """Writes an array at a byte offset; the file is made where it is not there."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    with as_storage_error(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            while len(data):
+                written = os.pwrite(handle, data, offset)
+                data, offset = data[written:], offset + written
+        finally:
+            os.close(handle)
+
+
+def append_file(path: Path, offset: int, arrays: Sequence[NDArray[Any]]) -> int:
+    """Writes arrays one after another from ``offset`` on and returns where they end."""
+    for array in arrays:
+        write_at(path, offset, array)
+        offset += array.nbytes
+    return offset
+
+
+def read_file(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
+    """Reads ``count`` elements at a byte offset.
+
+    Raises:
+        StorageError: the file has not that many.
+    """
+    if count == 0:
+        return np.empty(0, dtype)
+    try:
+        found = np.fromfile(path, dtype, count=count, offset=offset)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); start again") from error
+    if len(found) != count:
+        end = offset + count * dtype.itemsize
+        raise StorageError(f"{path}: was changed and ends before byte {end}; start again")
+    return found
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Gives ``path`` new content at once: whoever reads it finds the old or the new one, whole."""
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with as_storage_error(path):
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except GnnsysError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Brings a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

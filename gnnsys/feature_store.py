@@ -40,6 +40,10 @@ class FeatureStore(torch_geometric.data.FeatureStore):
         """Rows and bytes served by all matrices together, by tier."""
         return Counters.total(table.counters for table in self._tables.values())
 
+    def table(self, group_name: Any, attr_name: str) -> UnifiedTensor:
+        """A matrix that was put, as the unified tensor that serves it; KeyError without one."""
+        return self._tables[group_name, attr_name]
+
     def put_file(
         self, path: str | os.PathLike[str], group_name: Any, attr_name: str, **options: Any
     ) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -138,9 +139,14 @@ class NeighborLoader(NodeLoader):
         self.__dict__["batch_size"] = batch_size
         self.__dict__["drop_last"] = drop_last
 
-    def set_epoch(self, epoch: int) -> None:
-        """Makes ``epoch`` the number of the next epoch; by itself it counts from 0."""
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Makes ``epoch`` the number of the next epoch; by itself it counts from 0.
+
+        With ``first_batch`` that epoch leaves out the batches before it: the rest of an epoch that
+        was broken off, the same batches as in the whole one.
+        """
         self._seed_batches.epoch = epoch
+        self._seed_batches.first_batch = first_batch
 
     def collate_fn(self, index: Any) -> Any:
         """Samples the batch of ``index`` and, where workers do so, gathers its features."""
@@ -199,6 +205,7 @@ class _EpochBatches(Sampler[_SeedBatch]):
         self.drop_last = drop_last
         self.seed = seed
         self.epoch = 0
+        self.first_batch = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(self.num_seeds, self.batch_size)
@@ -210,7 +217,8 @@ class _EpochBatches(Sampler[_SeedBatch]):
             order = torch.from_numpy(rng.permutation(self.num_seeds, self.seed, epoch))
         else:
             order = torch.arange(self.num_seeds)
-        for number in range(len(self)):
+        begin, self.first_batch = self.first_batch, 0
+        for number in range(begin, len(self)):
             first = number * self.batch_size
             yield _SeedBatch(epoch, number, order[first : first + self.batch_size])
 
@@ -221,11 +229,13 @@ class _ListedBatches(Sampler[_SeedBatch]):
     def __init__(self, batches: Any) -> None:
         self.batches = batches
         self.epoch = 0
+        self.first_batch = 0
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[_SeedBatch]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        for number, positions in enumerate(self.batches):
+        begin, self.first_batch = self.first_batch, 0
+        for number, positions in islice(enumerate(self.batches), begin, None):
             yield _SeedBatch(epoch, number, torch.as_tensor(positions, dtype=torch.int64))

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bind.hpp"
 #include "gnnsys/buffer_pool.hpp"
 #include "gnnsys/gather.hpp"
 #include "gnnsys/isa.hpp"
@@ -22,8 +23,6 @@ using namespace nb::literals;
 namespace gnnsys {
 namespace {
 
-template <class T>
-using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 using Ids = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
 
@@ -173,6 +172,8 @@ NB_MODULE(_core, m) {
                       "list[int], list[int]]"),
               "node, row, col, edge, nodes per hop, edges per hop of one batch.");
 
+  bind_edge_sort(m);
+  bind_rmat(m);
   bind_coo_to_csc<int32_t>(m);
   bind_coo_to_csc<int64_t>(m);
   m.def(

@@ -1,0 +1,428 @@
+"""Arrays in files, read from any row on in blocks: .npy, members of .npz, CSV, Parquet, torch."""
+
+from __future__ import annotations
+
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.files import NPY_FAULTS, map_npy
+
+__all__ = [
+    "ArraySource",
+    "NpzMember",
+    "ParquetMatrix",
+    "ParquetTable",
+    "TextMatrix",
+    "TextTable",
+    "as_matrix",
+    "map_npy",
+    "npz_members",
+    "open_array",
+    "require_pyarrow",
+    "rows_from",
+    "split_member",
+]
+
+_BLOCK_BYTES = 16 << 20
+_NPZ_FAULTS = (
+    *NPY_FAULTS, OSError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+class ArraySource(Protocol):
+    """An array that is read in blocks of rows."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on, in blocks of bounded size."""
+
+
+def open_array(path: str | Path) -> ArraySource:
+    """Opens a matrix or vector in a file, without reading it whole.
+
+    Args:
+        path: .npy; .npz with one array, or FILE.npz:NAME; .csv, .tsv or .txt of numbers, also .gz;
+            .parquet; .pt with a tensor.
+
+    Raises:
+        MissingFileError, FileFormatError: the file is not there, or not what its name says.
+    """
+    source = _open_any(Path(path))
+    if len(source.shape) == 0:
+        raise FileFormatError(f"{path}: a single {source.dtype}, expected rows")
+    return source
+
+
+def split_member(path: str | Path) -> tuple[Path, str]:
+    """FILE.npz and NAME of FILE.npz:NAME; the path itself and '' where it names no member."""
+    place, mark, member = str(path).partition(".npz:")
+    return (Path(place + ".npz"), member) if mark else (Path(path), "")
+
+
+def _open_any(path: Path) -> ArraySource:
+    file, member = split_member(path)
+    if member:
+        return NpzMember(file, member)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    if path.suffix == ".npy":
+        return _Whole(map_npy(path))
+    if path.suffix == ".npz":
+        names = npz_members(path)
+        if len(names) != 1:
+            raise ArgumentError(
+                f"{path}: holds {', '.join(names) or 'no arrays'}; name one as {path.name}:NAME"
+            )
+        return NpzMember(path, names[0])
+    if path.name.endswith(TEXT_SUFFIXES):
+        return TextMatrix(path)
+    if path.suffix == ".parquet":
+        return ParquetMatrix(path)
+    if path.suffix == ".pt":
+        return _Torch(path)
+    raise ArgumentError(
+        f"{path}: unknown kind {path.suffix!r}; expected .npy, .npz, .csv, .tsv, .txt, .parquet or "
+        ".pt"
+    )
+
+
+def _block_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    return max(1, _BLOCK_BYTES // max(1, row_bytes))
+
+
+class _Whole:
+    """An array that is mapped."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on, in blocks of bounded size."""
+        step = _block_rows(self.shape, self.dtype)
+        for start in range(first, len(self._array), step):
+            yield np.asarray(self._array[start : start + step])
+
+
+class _Column:
+    """A vector as a matrix of one column."""
+
+    def __init__(self, vector: ArraySource) -> None:
+        self._vector, self.dtype = vector, vector.dtype
+        self.shape: tuple[int, ...] = (*vector.shape, 1)
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on."""
+        return (block[:, None] for block in self._vector.blocks(first))
+
+
+def as_matrix(source: ArraySource) -> ArraySource:
+    """The array itself, or a vector as one column."""
+    return _Column(source) if len(source.shape) == 1 else source
+
+
+def npz_members(path: Path) -> list[str]:
+    """Names of the arrays in a .npz file."""
+    with _open_zip(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file") from error
+    except _NPZ_FAULTS as error:
+        raise FileFormatError(f"{path}: not a whole .npz file ({error})") from error
+
+
+class NpzMember:
+    """One array of a .npz file, read as a stream: ``numpy.load`` would take it whole.
+
+    Args:
+        path: of the .npz file.
+        name: of the array in it.
+        any_order: take Fortran order too; ``fortran`` then says whether ``flat_blocks`` gives the
+            elements column by column.
+    """
+
+    def __init__(self, path: Path, name: str, *, any_order: bool = False) -> None:
+        self._path, self._name, self._any_order = path, name, any_order
+        self.fortran = False
+        with _open_zip(path) as archive:
+            members = [member.removesuffix(".npy") for member in archive.namelist()]
+            if name not in members:
+                raise FileFormatError(
+                    f"{path}: no array {name!r}; it holds {', '.join(members) or 'none'}"
+                )
+            with self._open(archive) as file:
+                self.shape, self.dtype = self._read_header(file)
+
+    def _open(self, archive: zipfile.ZipFile) -> IO[bytes]:
+        with self._damage():
+            return archive.open(self._name + ".npy")
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except _NPZ_FAULTS as error:
+            raise FileFormatError(f"{self._path}:{self._name}: damaged ({error})") from error
+
+    def _read_header(self, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        label = f"{self._path}:{self._name}"
+        with self._damage():
+            version = np.lib.format.read_magic(file)
+            reader = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = reader(file)
+        if dtype.hasobject:
+            raise FileFormatError(f"{label}: holds Python objects, expected numbers")
+        self.fortran = fortran and len(shape) > 1
+        if self.fortran and not self._any_order:
+            raise UnsupportedError(f"{label}: Fortran order; save it with numpy.ascontiguousarray")
+        return shape, dtype
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on; what lies before is skipped over."""
+        if self._row_items() == 0:
+            yield np.empty((self.shape[0] - first, *self.shape[1:]), self.dtype)
+        else:
+            yield from self.flat_blocks(first * self._row_items(), None)
+
+    def _row_items(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=np.int64))
+
+    def flat_blocks(
+        self, first_item: int, items: int | None, step: int | None = None
+    ) -> Iterator[NDArray[Any]]:
+        """Elements from ``first_item`` on as they lie, in rows; or ``items`` of them, flat.
+
+        ``step`` says how many there are in a block.
+        """
+        row_items = self._row_items()
+        total = self.shape[0] * row_items if self.shape else 1
+        left = total - first_item if items is None else items
+        if items is None:
+            step = _block_rows(self.shape, self.dtype) * max(1, row_items)
+        elif step is None:  # a row may be long: edge_index (2, edges) has two of them
+            step = max(1, _BLOCK_BYTES // self.dtype.itemsize)
+        with _open_zip(self._path) as archive, self._open(archive) as file:
+            self._read_header(file)
+            with self._damage():
+                file.seek(file.tell() + first_item * self.dtype.itemsize)
+            while left > 0:
+                count = min(step, left)
+                data = self._read(file, count * self.dtype.itemsize)
+                flat = np.frombuffer(data, self.dtype)
+                yield flat.reshape(-1, *self.shape[1:]) if items is None else flat
+                left -= count
+
+    def _read(self, file: IO[bytes], nbytes: int) -> bytes:
+        with self._damage():
+            data = file.read(nbytes)
+        if len(data) != nbytes:
+            raise FileFormatError(
+                f"{self._path}:{self._name}: ends {nbytes - len(data)} bytes before its header says"
+            )
+        return data
+
+
+class _Torch:
+    """A tensor in a file of ``torch.save``, mapped; bfloat16, which numpy lacks, as float32."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        try:
+            tensor = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        except Exception as error:  # torch raises many kinds for a file that is none of its own
+            raise FileFormatError(f"{path}: torch cannot read a tensor ({error})") from error
+        if not isinstance(tensor, torch.Tensor):
+            raise FileFormatError(f"{path}: holds a {type(tensor).__name__}, expected a tensor")
+        self._tensor = tensor.detach()
+        self._as_float = tensor.dtype == torch.bfloat16
+        self.shape = tuple(tensor.shape)
+        try:
+            self.dtype = self._as_array(self._tensor[:0]).dtype
+        except (TypeError, RuntimeError, IndexError) as error:
+            raise FileFormatError(
+                f"{path}: {tensor.layout} of {tensor.dtype}, expected a dense tensor of numbers"
+            ) from error
+
+    def _as_array(self, rows: Any) -> NDArray[Any]:
+        return (rows.float() if self._as_float else rows).resolve_conj().resolve_neg().numpy()
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on."""
+        step = _block_rows(self.shape, self.dtype)
+        for start in range(first, self.shape[0], step):
+            yield self._as_array(self._tensor[start : start + step])
+
+
+# Text and Parquet ---------------------------------------------------------------------------------
+
+
+class TextMatrix:
+    """The numbers of a text file as a matrix (rows, columns) float32.
+
+    A single column is a vector (rows,), of int64 where all are whole numbers, else of float64.
+
+    Args:
+        path: of the file.
+        header: whether its first row names the columns; None to look.
+        columns: which; None for all.
+        floats: take whole numbers for floats, too.
+
+    Raises:
+        FileFormatError: no rows, or whole numbers with gaps.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: bool | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        floats: bool = False,
+    ) -> None:
+        pa = require_pyarrow(str(path))
+        table = TextTable(path, header)
+        self._columns = list(columns or table.names)
+        if not self._columns:
+            raise FileFormatError(f"{path}: empty, expected rows of numbers")
+        single = len(self._columns) == 1
+        whole = single and not floats
+        rows = _whole_rows(path, table, self._columns[0]) if whole else None
+        kind = pa.float64() if rows is None else pa.int64()
+        self.dtype = np.dtype(kind.to_pandas_dtype() if single else np.float32)
+        self._table = table.typed(dict.fromkeys(self._columns, kind))
+        if rows is None:
+            rows = sum(batch.num_rows for batch in self._table.batches(self._columns[:1]))
+        self.shape: tuple[int, ...] = (rows,) if single else (rows, len(self._columns))
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on; those before are parsed and left out."""
+        for batch in rows_from(self._table.batches(self._columns), first):
+            yield _as_matrix(batch.columns, self.shape).astype(self.dtype, copy=False)
+
+
+def _whole_rows(path: Path, table: TextTable, column: str) -> int | None:
+    """The number of rows if there are whole numbers, and nothing else, in that column."""
+    pa = require_pyarrow(str(path))
+    data = table.first_rows[table.header :]
+    if not data or not is_integer(data[0][table.names.index(column)]):
+        return None
+    rows = gaps = 0
+    try:
+        for batch in table.typed({column: pa.int64()}).batches([column]):
+            rows, gaps = rows + batch.num_rows, gaps + batch.column(0).null_count
+    except FileFormatError:  # reading them as other numbers tells what is wrong, if anything is
+        return None
+    if gaps:
+        raise FileFormatError(f"{path}: NaN among whole numbers; write 1.0 for 1")
+    return rows
+
+
+def rows_from(batches: Iterable[Any], first: int) -> Iterator[Any]:
+    """pyarrow record batches without the first rows."""
+    for batch in batches:
+        if first < batch.num_rows:
+            yield batch.slice(first)
+        first = max(0, first - batch.num_rows)
+
+
+def _as_matrix(columns: Sequence[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    arrays = [column.to_numpy(zero_copy_only=False) for column in columns]
+    return arrays[0] if len(shape) == 1 else np.stack(arrays, axis=1)
+
+
+class ParquetTable:
+    """A Parquet file, read in batches of rows; what is wrong with it is one FileFormatError."""
+
+    def __init__(self, path: Path) -> None:
+        self._pyarrow = require_pyarrow(str(path))
+        self._path = path
+        try:
+            self._file = self._pyarrow.parquet.ParquetFile(path)
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{path}: no such file") from error
+        except (self._pyarrow.ArrowException, OSError) as error:
+            raise FileFormatError(f"{path}: not a whole Parquet file ({error})") from error
+        self.schema = self._file.schema_arrow
+        self.rows: int = self._file.metadata.num_rows
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
+        """Record batches of some columns, of at most that many rows."""
+        try:
+            yield from self._file.iter_batches(batch_size=rows, columns=list(columns))
+        except (self._pyarrow.ArrowException, OSError) as error:
+            raise FileFormatError(f"{self._path}: damaged ({error}); fetch it again") from error
+
+
+class ParquetMatrix:
+    """Numeric columns of a Parquet file as a matrix; a vector where there is one column.
+
+    Args:
+        path: of the file.
+        columns: which; None for all.
+        floats: take whole numbers for floats, too; else gaps among them are errors.
+    """
+
+    def __init__(
+        self, path: Path, columns: Sequence[str] | None = None, *, floats: bool = False
+    ) -> None:
+        pa = require_pyarrow(str(path))
+        self._path, self._table = path, ParquetTable(path)
+        self._columns = list(columns or self._table.schema.names)
+        if not self._columns:
+            raise FileFormatError(f"{path}: no columns, expected some of numbers")
+        fields = [self._table.schema.field(name) for name in self._columns]
+        wrong = [f"{field.name} ({field.type})" for field in fields if not _is_numeric(pa, field)]
+        if wrong:
+            raise FileFormatError(f"{path}: columns {', '.join(wrong)} are not numbers")
+        types = [np.dtype(field.type.to_pandas_dtype()) for field in fields]
+        self.dtype = np.result_type(*types, *([np.dtype(np.float32)] if floats else []))
+        rows = self._table.rows
+        self.shape: tuple[int, ...] = (rows,) if len(fields) == 1 else (rows, len(fields))
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on.
+
+        Raises:
+            FileFormatError: a damaged file, or gaps in columns of whole numbers.
+        """
+        is_boolean = require_pyarrow(str(self._path)).types.is_boolean
+        step = _block_rows(self.shape, self.dtype)
+        for batch in rows_from(self._table.batches(self._columns, step), first):
+            for name, column in zip(self._columns, batch.columns, strict=True):
+                has_nan = self.dtype.kind == "f" and not is_boolean(column.type)
+                if column.null_count and not has_nan:
+                    raise FileFormatError(
+                        f"{self._path}: column {name} has {column.null_count} empty entries, "
+                        "expected numbers; fill them in, or make it a column of floats"
+                    )
+            yield _as_matrix(batch.columns, self.shape).astype(self.dtype, copy=False)
+
+
+def _is_numeric(pa: Any, field: Any) -> bool:
+    kind = field.type
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    )

@@ -1,0 +1,131 @@
+"""``gnnsys convert``: finds out what the source is and calls its converter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from gnnsys.config_data import ConvertConfig, parse_bytes
+from gnnsys.convert.common import ConvertOptions
+from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
+from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
+from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
+from gnnsys.convert.graphbolt_export import export_graphbolt
+from gnnsys.convert.ogb import convert_ogb, is_ogb
+from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
+from gnnsys.dataset_folder import open_dataset
+from gnnsys.errors import ArgumentError, MissingFileError
+from gnnsys.info import describe, print_tables
+from gnnsys.progress import work_progress
+
+__all__ = ["run_command"]
+
+
+_EDGE_LIST_ONLY = (
+    "columns", "header", "ids", "nodes", "num_nodes", "features", "labels", "train", "val", "test",
+    "random_split", "edge_features", "edge_weight", "edge_time", "keep_order",
+)  # fmt: skip
+
+
+def run_command(config: ConvertConfig) -> int:
+    """Converts and says what was made."""
+    with work_progress() as progress:
+        options = ConvertOptions(
+            dtype=config.dtype,
+            undirected=config.undirected,
+            memory=parse_bytes(config.memory, "--memory"),
+            threads=config.threads,
+            progress=progress,
+        )
+        path = convert(config, options)
+    if config.to == "graphbolt":
+        print(json.dumps({"path": str(path)}) if config.json else f"wrote {path}")
+    elif config.json:
+        print(json.dumps(describe(open_dataset(path))))
+    else:
+        print_tables(open_dataset(path), Console())
+    return 0
+
+
+def convert(config: ConvertConfig, options: ConvertOptions) -> Path:
+    """Converts whatever ``config.src`` is.
+
+    Raises:
+        ArgumentError: options that this kind of source does not take, or an unknown source.
+        GnnsysError: as the converters raise.
+    """
+    source, path = Path(config.src), Path(config.dst)
+    if config.to == "graphbolt":
+        _refuse_edge_list_options(config)
+        return export_graphbolt(source, path, memory=options.memory, progress=options.progress)
+    file = Path(config.src.partition(".npz:")[0] + ".npz") if ".npz:" in config.src else source
+    if file.is_file() and file.suffix != ".pt":
+        return convert_edge_list(_edge_list_spec(config, source), path, options)
+    _refuse_edge_list_options(config)
+    name = config.name or path.name
+    if source.is_file():
+        return convert_pyg_file(source, path, options, name=name, split=config.split)
+    if source.is_dir():
+        return _convert_folder(source, path, options)
+    if config.src.startswith("ogbn-"):
+        return convert_ogb(config.src, Path(config.root), path, options)
+    if config.src in NAMES or config.src.startswith("pyg:"):
+        return convert_pyg_name(config.src, Path(config.root), path, options, split=config.split)
+    raise MissingFileError(
+        f"{config.src}: neither a file or folder nor a known name; see gnnsys convert --help"
+    )
+
+
+def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
+    if (source / "graph.json").is_file():
+        raise ArgumentError(
+            f"{source}: a dataset folder of gnnsys already; --to graphbolt writes it as GraphBolt's"
+        )
+    if is_graphbolt(source):
+        return convert_graphbolt(source, path, options)
+    if is_ogb(source):
+        return convert_ogb(source.name.replace("_", "-"), source.parent, path, options)
+    if is_deep_clustering(source):
+        return convert_deep_clustering(source, path, options)
+    raise ArgumentError(
+        f"{source}: no metadata.yaml (GraphBolt), raw/ and split/ (OGB) or NAME_graph.txt (SDCN) "
+        "in it; expected one of these, or a file"
+    )
+
+
+def _edge_list_spec(config: ConvertConfig, source: Path) -> EdgeListSpec:
+    def path_of(text: str | None) -> Path | None:
+        return Path(text) if text is not None else None
+
+    return EdgeListSpec(
+        edges=source,
+        name=config.name or Path(config.dst).name,
+        columns=config.columns,
+        header={"auto": None, "yes": True, "no": False}[config.header],
+        ids=config.ids,
+        nodes=path_of(config.nodes),
+        num_nodes=config.num_nodes,
+        features=path_of(config.features),
+        labels=path_of(config.labels),
+        train=path_of(config.train),
+        val=path_of(config.val),
+        test=path_of(config.test),
+        edge_features=config.edge_features,
+        edge_weight=config.edge_weight,
+        edge_time=config.edge_time,
+        random_split=config.random_split,
+        seed=config.seed,
+        keep_order=config.keep_order,
+    )
+
+
+def _refuse_edge_list_options(config: ConvertConfig) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(ConvertConfig)}
+    for name in _EDGE_LIST_ONLY:
+        if getattr(config, name) != defaults[name]:
+            raise ArgumentError(
+                f"--{name.replace('_', '-')}: goes with an edge list, but {config.src} is none"
+            )

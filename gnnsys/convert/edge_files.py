@@ -1,0 +1,337 @@
+"""Files that hold edges: sources and targets in blocks, as numbers or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.convert.arrays import (
+    ArraySource,
+    NpzMember,
+    ParquetMatrix,
+    ParquetTable,
+    TextMatrix,
+    map_npy,
+    npz_members,
+    open_array,
+    rows_from,
+    split_member,
+)
+from gnnsys.convert.csc import EdgeReader
+from gnnsys.convert.names import Names
+from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.files import write_at
+
+__all__ = ["EdgeFile", "open_edges", "spool_array"]
+
+_BLOCK_EDGES = 1 << 21
+_END_NAMES = (
+    ("source", "target"),
+    ("src", "dst"),
+    ("src", "dest"),
+    ("from", "to"),
+    ("u", "v"),
+    ("row", "col"),
+    ("head", "tail"),
+    ("node1", "node2"),
+    ("sourceid", "targetid"),
+    ("from_node", "to_node"),
+)
+"""Usual names of the two columns or arrays."""
+
+Ends = tuple[Any, Any]
+"""Sources and targets: numpy arrays of integers, or pyarrow arrays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EdgeFile:
+    """An edge list that is open."""
+
+    path: Path
+
+    has_strings: bool
+    """Whether ids are strings."""
+
+    blocks: Callable[[int], Iterator[Ends]]
+    """Edges from a number on."""
+
+    columns: Sequence[str] = ()
+    """Names of the table's columns."""
+
+    column: Callable[[str], ArraySource] | None = None
+    """One of them."""
+
+    def find_names(self, memory: int) -> Names:
+        """All ids, numbered as they appear, the source of an edge before its target."""
+        names = Names(str(self.path), memory)
+        for source, target in self.blocks(0):
+            names.add_edges(source, target)
+        return names
+
+    def reader(self, names: Names | None) -> EdgeReader:
+        """Edges as node numbers; with ``names``, ids that are not among them are errors."""
+
+        def read(first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+            done, label = first, str(self.path)
+            for source, target in self.blocks(first):
+                if names is None:
+                    yield source, target
+                else:
+                    yield (
+                        names.numbers(source, label, done, "source"),
+                        names.numbers(target, label, done, "target"),
+                    )
+                done += len(source)
+
+        return read
+
+    def attribute(self, part: str, scratch: Path) -> NDArray[Any]:
+        """Rows of an edge attribute: a column of this table, or a file."""
+        if self.column is not None and part in self.columns:
+            return spool_array(self.column(part), scratch)
+        if self.columns and not split_member(part)[0].is_file():
+            raise ArgumentError(
+                f"{part}: neither a file nor a column of {self.path}: {', '.join(self.columns)}"
+            )
+        if Path(part).suffix == ".npy":
+            return map_npy(Path(part))
+        return spool_array(open_array(part), scratch)
+
+
+def spool_array(source: ArraySource, path: Path) -> NDArray[Any]:
+    """Copies an array to a scratch file and maps it, so that its rows can be read in any order."""
+    offset = 0
+    for block in source.blocks():
+        write_at(path, offset, block)
+        offset += block.nbytes
+    if offset == 0:
+        return np.empty(source.shape, source.dtype)
+    return np.memmap(path, source.dtype, mode="r", shape=source.shape)
+
+
+def open_edges(
+    path: Path,
+    columns: tuple[str, str] | None = None,
+    header: bool | None = None,
+    as_names: bool = False,
+) -> EdgeFile:
+    """Opens an edge list.
+
+    Args:
+        path: .npy, .npz, .parquet, .csv, .tsv or .txt, also .gz.
+        columns: of sources and targets, in a table.
+        header: whether text begins with the columns' names; None to look.
+        as_names: whether ids in text are words even where the first are numbers.
+
+    Raises:
+        MissingFileError, FileFormatError, ArgumentError: not there, damaged, or of another kind.
+    """
+    place, member = split_member(path)
+    if not place.is_file():
+        raise MissingFileError(f"{place}: no such file")
+    if place.suffix == ".npz":
+        return _open_npz(place, member)
+    if path.suffix == ".npy":
+        return _open_npy(path)
+    if path.suffix == ".parquet":
+        return _open_parquet(path, columns)
+    if path.name.endswith(TEXT_SUFFIXES):
+        return _open_text(path, columns, header, as_names)
+    raise ArgumentError(
+        f"{path}: unknown kind {path.suffix!r}; expected .npy, .npz, .parquet, .csv, .tsv or .txt"
+    )
+
+
+def _check_integers(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "iu":
+        raise FileFormatError(f"{path}: edges of dtype {dtype}, expected integers")
+
+
+def _open_npy(path: Path) -> EdgeFile:
+    array = map_npy(path)
+    _check_integers(path, array.dtype)
+    if array.ndim != 2 or 2 not in array.shape:
+        raise FileFormatError(f"{path}: shape {array.shape}, expected (2, edges) or (edges, 2)")
+    ends = array if array.shape[0] == 2 else array.T
+
+    def blocks(first: int) -> Iterator[Ends]:
+        for start in range(first, ends.shape[1], _BLOCK_EDGES):
+            part = ends[:, start : start + _BLOCK_EDGES]
+            yield np.ascontiguousarray(part[0]), np.ascontiguousarray(part[1])
+
+    return EdgeFile(path=path, has_strings=False, blocks=blocks)
+
+
+def _open_npz(path: Path, member: str) -> EdgeFile:
+    names = [member] if member else npz_members(path)
+    for source, target in _END_NAMES:
+        if {source, target} <= set(names):
+            ends = NpzMember(path, source), NpzMember(path, target)
+            return _open_two(path, ends)
+    if "edge_index" in names:
+        names = ["edge_index"]
+    if len(names) != 1:
+        raise FileFormatError(
+            f"{path}: holds {', '.join(names)}; expected edge_index, or source and target, or name "
+            f"the array as {path.name}:NAME"
+        )
+    return _open_matrix(path, NpzMember(path, names[0], any_order=True))
+
+
+def _open_two(path: Path, ends: tuple[NpzMember, NpzMember]) -> EdgeFile:
+    for end in ends:
+        _check_integers(path, end.dtype)
+    if ends[0].shape != ends[1].shape or len(ends[0].shape) != 1:
+        raise FileFormatError(
+            f"{path}: sources of shape {ends[0].shape}, targets of {ends[1].shape}; expected the "
+            "same (edges,)"
+        )
+
+    def blocks(first: int) -> Iterator[Ends]:
+        left = ends[0].shape[0] - first
+        return zip(*(end.flat_blocks(first, left, _BLOCK_EDGES) for end in ends), strict=True)
+
+    return EdgeFile(path=path, has_strings=False, blocks=blocks)
+
+
+def _open_matrix(path: Path, member: NpzMember) -> EdgeFile:
+    _check_integers(path, member.dtype)
+    if len(member.shape) != 2 or 2 not in member.shape:
+        raise FileFormatError(f"{path}: shape {member.shape}, expected (2, edges) or (edges, 2)")
+    two_rows = member.shape[0] == 2
+    edges = member.shape[1] if two_rows else member.shape[0]
+
+    def in_rows(first: int) -> Iterator[Ends]:
+        # Sources lie before all targets in the file: two streams read it side by side.
+        sources = member.flat_blocks(first, edges - first, _BLOCK_EDGES)
+        targets = member.flat_blocks(edges + first, edges - first, _BLOCK_EDGES)
+        return zip(sources, targets, strict=True)
+
+    def in_pairs(first: int) -> Iterator[Ends]:
+        for block in member.flat_blocks(2 * first, 2 * (edges - first), 2 * _BLOCK_EDGES):
+            yield np.ascontiguousarray(block[::2]), np.ascontiguousarray(block[1::2])
+
+    blocks = in_rows if two_rows != member.fortran else in_pairs
+    return EdgeFile(path=path, has_strings=False, blocks=blocks)
+
+
+def _choose_columns(
+    path: Path, names: Sequence[str], columns: tuple[str, str] | None
+) -> tuple[str, str]:
+    if columns is not None:
+        for column in columns:
+            if column not in names:
+                raise ArgumentError(
+                    f"--columns {' '.join(columns)}: {path} has {', '.join(names) or 'none'}"
+                )
+        return columns
+    if len(names) < 2:
+        raise FileFormatError(f"{path}: {len(names)} columns, expected sources and targets")
+    by_lower = {name.lower(): name for name in names}
+    for source, target in _END_NAMES:
+        if source in by_lower and target in by_lower:
+            return by_lower[source], by_lower[target]
+    return names[0], names[1]
+
+
+def _open_parquet(path: Path, columns: tuple[str, str] | None) -> EdgeFile:
+    pa = require_pyarrow(str(path))
+    table = ParquetTable(path)
+    names = table.schema.names
+    chosen = _choose_columns(path, names, columns)
+    kinds = {name: table.schema.field(name).type for name in chosen}
+    for name, kind in kinds.items():
+        if not (pa.types.is_integer(kind) or _is_text(pa, kind)):
+            raise FileFormatError(f"{path}: column {name} holds {kind}, expected ids or names")
+    strings = not all(pa.types.is_integer(kind) for kind in kinds.values())
+    return EdgeFile(
+        path=path,
+        has_strings=strings,
+        blocks=lambda first: _read_ends(
+            path, table.batches(chosen, _BLOCK_EDGES), chosen, strings, first
+        ),
+        columns=names,
+        column=lambda name: ParquetMatrix(path, [name]),
+    )
+
+
+def _is_text(pa: Any, kind: Any) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return str(value) in ("string", "large_string", "string_view")
+
+
+def _read_ends(
+    path: Path, batches: Iterable[Any], columns: tuple[str, str], strings: bool, first: int
+) -> Iterator[Ends]:
+    pa = require_pyarrow(str(path))
+    done = first
+    for batch in rows_from(batches, first):
+        ends = [batch.column(name) for name in columns]
+        if strings:
+            ends = [end.cast(pa.string()) for end in ends]
+        for what, end in zip(("source", "target"), ends, strict=True):
+            empty = pa.compute.index(end.is_null(), True).as_py()
+            if empty < 0 and strings:
+                empty = pa.compute.index(end, "").as_py()
+            if empty >= 0:
+                raise FileFormatError(f"{path}: edge {done + empty} has no {what}; give it one")
+        done += batch.num_rows
+        if strings:
+            yield ends[0], ends[1]
+        else:
+            yield ends[0].to_numpy(), ends[1].to_numpy()
+
+
+def _open_text(
+    path: Path, columns: tuple[str, str] | None, header: bool | None, as_names: bool
+) -> EdgeFile:
+    pa = require_pyarrow(str(path))
+    if header is None:
+        header = _looks_like_header(TextTable(path, header=False).first_rows)
+    table = TextTable(path, header=header)
+    if not table.first_rows:
+        raise FileFormatError(f"{path}: empty, expected rows of sources and targets")
+    chosen = _choose_columns(path, table.names, columns)
+    places = [table.names.index(name) for name in chosen]
+    strings = as_names or not all(
+        len(row) > place and is_integer(row[place])
+        for row in table.first_rows[header : header + 1]
+        for place in places
+    )
+    typed = table.typed(dict.fromkeys(chosen, pa.string() if strings else pa.int64()))
+
+    def blocks(first: int) -> Iterator[Ends]:
+        try:
+            yield from _read_ends(path, typed.batches(chosen), chosen, strings, first)
+        except FileFormatError as error:
+            way_out = "" if strings else "; --ids names takes ids that are words"
+            raise FileFormatError(f"{error}{way_out}") from error
+
+    return EdgeFile(
+        path=path,
+        has_strings=strings,
+        blocks=blocks,
+        columns=table.names,
+        column=lambda name: TextMatrix(path, header, [name]),
+    )
+
+
+def _looks_like_header(rows: list[list[str]]) -> bool:
+    """Names of columns: usual ones, or a word above numbers only."""
+    if not rows:
+        return False
+    lower = {field.lower() for field in rows[0]}
+    if any(source in lower and target in lower for source, target in _END_NAMES):
+        return True
+    first, *others = [row[:2] for row in rows]
+    columns = list(zip(*others, strict=False))
+    return any(
+        not is_integer(name) and all(is_integer(value) for value in column)
+        for name, column in zip(first, columns, strict=False)
+    )

@@ -1,0 +1,252 @@
+"""GraphBolt's ``OnDiskDataset`` folders to dataset folders, so that they can be made again.
+
+``graph.json`` keeps the text of ``metadata.yaml`` and, for every file that it names, which table
+holds what was in it (``source["graphbolt"]``): ``export_graphbolt`` writes the same arrays again.
+What the dataset folder has no table for becomes a table ``gb_NNNN``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.convert.common import ConvertOptions, encode, open_writer, write_ids, write_labels
+from gnnsys.convert.csc import permute_rows, write_csc
+from gnnsys.convert.graphbolt_arrays import EntryArray, cut_edges, open_entry, read_csv_edges
+from gnnsys.convert.graphbolt_metadata import METADATA, Entry, Feature, Metadata, Record
+from gnnsys.convert.graphbolt_task import (
+    NodeSet,
+    assemble_labels,
+    find_node_sets,
+    is_same,
+    labels_of,
+)
+from gnnsys.errors import ArgumentError, FileFormatError
+from gnnsys.folder_format import EdgeType
+from gnnsys.folder_writer import DatasetWriter, RowReader
+
+__all__ = ["convert_graphbolt", "is_graphbolt"]
+
+_OWN_NODE_TABLES = {"features", "labels", "train", "val", "test"}
+
+
+def is_graphbolt(source: Path) -> bool:
+    """Whether a folder is the base folder of an ``OnDiskDataset``."""
+    return (source / METADATA).is_file()
+
+
+def convert_graphbolt(folder: Path, path: Path, options: ConvertOptions) -> Path:
+    """Makes a dataset folder of a GraphBolt folder.
+
+    The node feature ``feat`` becomes features, others tables of their names; edge features become
+    edge_features and edge_NAME in CSC order; seeds and labels of the first task that classifies
+    nodes train, val, test and labels, -1 where they are not known. ``export_graphbolt`` gives every
+    file back as it was; with ``options.dtype`` the features as they were stored, with
+    ``options.undirected`` a new GraphBolt folder.
+
+    Args:
+        folder: holds ``metadata.yaml``.
+        path: of the folder to make.
+        options: of the conversion; features keep their element type, also float64, unless it says
+            otherwise.
+
+    Raises:
+        MissingFileError: no ``metadata.yaml``, or no file that it names.
+        FileFormatError: metadata or arrays that are damaged, or do not fit one another.
+        ArgumentError: ``options.undirected`` for a graph of several types.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> np.save(folder / "edges.npy", np.array([[0, 1, 2], [1, 2, 0]]))
+    >>> _ = (folder / "metadata.yaml").write_text(
+    ...     "graph: {nodes: [{num: 3}], edges: [{format: numpy, path: edges.npy}]}"
+    ... )
+    >>> path = convert_graphbolt(folder, folder / "ring", ConvertOptions())
+    >>> np.load(path / "indices.npy")
+    array([2, 0, 1], dtype=int32)
+    """
+    metadata = Metadata.read(folder)
+    if metadata.heterogeneous and options.undirected:
+        raise ArgumentError(f"{folder}: undirected is for graphs of one type; leave it out")
+    files = [folder / METADATA, *sorted({folder / entry.path for entry in metadata.files()})]
+    with open_writer(
+        path,
+        name=metadata.name,
+        kind="graphbolt",
+        files=files,
+        options=options,
+        heterogeneous=metadata.heterogeneous,
+    ) as writer:
+        job = _Job(writer, options, folder, metadata)
+        for node_type, count in metadata.nodes.items():
+            writer.add_nodes(count, node_type)
+        for edge_type, entry in metadata.edges.items():
+            job.write_edges(edge_type, entry)
+        for feature in metadata.features:
+            job.write_feature(feature)
+        job.write_tasks()
+        if not options.undirected:
+            files_made = [asdict(record) for record in job.records.values()]
+            writer.source["graphbolt"] = {"metadata": metadata.text, "files": files_made}
+        return writer.commit()
+
+
+class _Job:
+    """Writes the tables and notes which of them holds what of which file."""
+
+    def __init__(
+        self, writer: DatasetWriter, options: ConvertOptions, folder: Path, metadata: Metadata
+    ) -> None:
+        self._writer, self._options = writer, options
+        self._folder, self._metadata = folder, metadata
+        self._names: set[tuple[Any, str]] = set()
+        self.records: dict[str, Record] = {}
+        """By path."""
+
+    def _record(self, described: dict[str, Any], **how: Any) -> None:
+        # A file that stands in several places is noted once.
+        self.records.setdefault(described["path"], Record(**described, **how))
+
+    def write_edges(self, edge_type: EdgeType, entry: Entry) -> None:
+        """Sorts the edges of a type; edge_id tells the order that they came in."""
+        file = self._folder / entry.path
+        if entry.format == "csv":
+            read = read_csv_edges(file)
+            described = {"path": entry.path, "format": "csv", "dtype": "<i8", "shape": []}
+        else:
+            array = open_entry(self._folder, entry)
+            if array.rows.shape[:1] != (2,) or array.rows.ndim != 2 or array.dtype[0] not in "iu":
+                raise FileFormatError(
+                    f"{file}: {array.dtype} {array.rows.shape}, expected integers (2, edges)"
+                )
+            read, described = cut_edges(array.rows), array.file
+        self._record(described, holds="edges", of=edge_type, table="indices")
+        write_csc(
+            self._writer,
+            read,
+            label=str(file),
+            num_sources=self._metadata.nodes[edge_type[0]],
+            num_targets=self._metadata.nodes[edge_type[2]],
+            edge_type=edge_type,
+            undirected=self._options.undirected,
+            keep_order=True,
+            memory=self._options.memory,
+            threads=self._options.threads,
+        )
+
+    def write_feature(self, feature: Feature) -> None:
+        """Writes a node feature, an edge feature in CSC order, or a feature of the whole graph."""
+        if feature.file.path in self.records:
+            return
+        array = open_entry(self._folder, feature.file)
+        if feature.owner is None:
+            self._keep(next(iter(self._metadata.nodes)), array)
+        elif isinstance(feature.owner, str):
+            self._write_node_feature(feature.owner, feature.name, array)
+        else:
+            self._write_edge_feature(feature.owner, feature.name, array)
+
+    def _write_node_feature(self, node_type: str, name: str, array: EntryArray) -> None:
+        self._check_rows(array, self._metadata.nodes[node_type], "nodes")
+        if name == "feat":
+            table = self._choose_name(node_type, "features")
+        else:
+            table = self._choose_name(node_type, name, _OWN_NODE_TABLES)
+        read, shape, dtype = array.read(), array.rows.shape, array.dtype
+        if table == "features":
+            # GraphBolt takes a feature of one dimension for a column too.
+            shape = (*shape, 1) if len(shape) == 1 else shape
+            read, dtype = self._encode_features(array, shape[1:])
+        self._writer.write_nodes(table, read, shape, dtype, node_type)
+        self._record(array.file, holds="node_table", of=node_type, table=table)
+
+    def _encode_features(self, array: EntryArray, row: tuple[int, ...]) -> tuple[RowReader, str]:
+        wanted = self._options.dtype
+        kept = wanted in ("keep", array.dtype) or not array.dtype.startswith(("float", "bfloat"))
+        dtype = array.dtype if kept else wanted
+
+        def read(first: int) -> Iterator[NDArray[Any]]:
+            for block in array.read()(first):
+                if not kept and array.dtype == "bfloat16":
+                    block = (block.astype(np.uint32) << 16).view(np.float32)
+                yield (block if kept else encode(block, dtype)).reshape(-1, *row)
+
+        return read, dtype
+
+    def _write_edge_feature(self, edge_type: EdgeType, name: str, array: EntryArray) -> None:
+        order = self._writer.open_edges("edge_id", edge_type)
+        self._check_rows(array, int(order.max(initial=-1)) + 1, "edges")
+        wanted = "edge_features" if name == "feat" else f"edge_{name}"
+        table = self._choose_name(edge_type, wanted, {"edge_id"}, "edge_gb_")
+        rows = array.rows.astype(array.rows.dtype.newbyteorder("="), copy=False)
+        shape = (len(order), *rows.shape[1:])
+        self._writer.write_edges(table, permute_rows(rows, order), shape, array.dtype, edge_type)
+        self._record(array.file, holds="edge_rows", of=edge_type, table=table)
+
+    def _check_rows(self, array: EntryArray, count: int, what: str) -> None:
+        if len(array.rows) != count:
+            raise FileFormatError(f"{array.label}: {len(array.rows)} rows != {count} {what}")
+
+    def _choose_name(
+        self,
+        owner: str | EdgeType,
+        name: str,
+        taken: Container[str] = (),
+        other: str = "gb_",
+    ) -> str:
+        """The name, where it can be a file's and is free; else the next of ``gb_0000``, …"""
+        free = name not in taken and (owner, name) not in self._names
+        if not re.fullmatch(r"\w{1,100}", name, re.ASCII) or name.startswith(other) or not free:
+            name = f"{other}{len(self._names):04d}"
+        self._names.add((owner, name))
+        return name
+
+    def _keep(self, owner: str | EdgeType, array: EntryArray) -> None:
+        """Keeps a file's array as it is, of any shape."""
+        name = self._choose_name(owner, "gb_")
+        if isinstance(owner, str):
+            self._writer.write_nodes(name, array.read(), array.rows.shape, array.dtype, owner)
+            self._record(array.file, holds="node_table", of=owner, table=name)
+        else:
+            self._writer.write_edges(name, array.read(), array.rows.shape, array.dtype, owner)
+            self._record(array.file, holds="edge_table", of=owner, table=name)
+
+    # Tasks ----------------------------------------------------------------------------------------
+
+    def write_tasks(self) -> None:
+        """Makes splits and labels of the first task that has them, and keeps the others' files."""
+        for task in self._metadata.tasks:
+            found = find_node_sets(self._folder, task)
+            if found:
+                self._write_node_task(found, task.num_classes)
+                break
+        for task in self._metadata.tasks:
+            for part in task.parts:
+                for entry in part.data.values():
+                    if entry.path not in self.records:
+                        self._keep(part.owner, open_entry(self._folder, entry))
+
+    def _write_node_task(self, sets: list[NodeSet], num_classes: int | None) -> None:
+        node_type = sets[0].node_type
+        count = self._metadata.nodes[node_type]
+        for part in sets:
+            write_ids(
+                self._writer, part.split, part.seeds.rows, label=part.seeds.label, num_nodes=count,
+                node_type=node_type,
+            )  # fmt: skip
+            self._record(part.seeds.file, holds="node_table", of=node_type, table=part.split)
+        table = assemble_labels(sets, count)
+        label = next(part.labels.label for part in sets if part.labels)
+        write_labels(
+            self._writer, table, label=label, num_nodes=count, node_type=node_type,
+            num_classes=num_classes if table.ndim == 1 else None,
+        )  # fmt: skip
+        for part in sets:
+            if part.labels and is_same(labels_of(part, table), part.labels.rows):
+                self._record(part.labels.file, holds="labels", of=node_type, table=part.split)

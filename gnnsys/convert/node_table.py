@@ -1,0 +1,198 @@
+"""A table with a row for each node: names, labels, splits, times and features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.convert.arrays import (
+    ArraySource,
+    ParquetMatrix,
+    ParquetTable,
+    TextMatrix,
+    as_matrix,
+    open_array,
+)
+from gnnsys.convert.names import Names
+from gnnsys.convert.text import (
+    TEXT_SUFFIXES,
+    TextTable,
+    is_integer,
+    is_number,
+    require_pyarrow,
+)
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.folder_writer import DatasetWriter, cut_rows
+
+__all__ = ["NodeTable", "write_names"]
+
+_SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "": "",
+    "none": "",
+}
+_OWN = ("label", "split", "time")
+_BLOCK_ROWS = 1 << 20
+
+
+def write_names(writer: DatasetWriter, names: Names) -> None:
+    """Writes the table node_id: what each node is called in the source."""
+    table = names.table()
+    dtype = table.dtype.str[1:] if table.dtype.kind == "S" else table.dtype.name
+    writer.write_nodes("node_id", cut_rows(table), table.shape, dtype)
+
+
+class NodeTable:
+    """Nodes in the order of their numbers.
+
+    Args:
+        path: .csv, .tsv, .txt or .parquet with a first column of ids and, where it has them, the
+            columns label, split (train, val, test or empty) and time; all others are features. Or
+            .npy: the ids alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if not path.is_file():
+            raise MissingFileError(f"{path}: no such file")
+        self.feature_columns: list[str] = []
+        self._columns: dict[str, str] = {}
+        if path.suffix == ".npy":
+            self._ids = _read_ids(path)
+            return
+        names = self._column_names()
+        if not names:
+            raise FileFormatError(f"{path}: empty, expected a row for each node")
+        self.feature_columns = [name for name in names[1:] if name.lower() not in _OWN]
+        self._columns = {name.lower(): name for name in names[1:] if name.lower() in _OWN}
+        self._ids = self._read(names[0]).to_pylist()
+        missing = next((row for row, name in enumerate(self._ids) if name in (None, "")), None)
+        if missing is not None:
+            raise FileFormatError(f"{path}: row {missing} has no id; give it one")
+
+    def _column_names(self) -> list[str]:
+        if self._path.suffix == ".parquet":
+            return list(ParquetTable(self._path).schema.names)
+        if not self._path.name.endswith(TEXT_SUFFIXES):
+            raise ArgumentError(
+                f"{self._path}: unknown kind {self._path.suffix!r}; expected .csv, .tsv, .txt, "
+                ".parquet or .npy"
+            )
+        table = TextTable(self._path)
+        if not table.header and table.first_rows:
+            raise FileFormatError(
+                f"{self._path}: begins with {', '.join(table.first_rows[0][:4])}; expected a line "
+                "of column names, the id's first"
+            )
+        return table.names
+
+    def _read(self, column: str) -> Any:
+        """A column as a pyarrow array, of text as strings."""
+        pa = require_pyarrow(str(self._path))
+        if self._path.suffix == ".parquet":
+            batches = ParquetTable(self._path).batches([column], _BLOCK_ROWS)
+        else:
+            table = TextTable(self._path, header=True, types={column: pa.string()})
+            batches = table.batches([column])
+        arrays = [batch.column(0) for batch in batches]
+        return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], pa.string())
+
+    def _numbers(self, columns: list[str], floats: bool = False) -> ArraySource:
+        if self._path.suffix == ".parquet":
+            return ParquetMatrix(self._path, columns, floats=floats)
+        return TextMatrix(self._path, True, columns, floats=floats)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def has(self, column: str) -> bool:
+        """Whether there is a column label, split or time."""
+        return column in self._columns
+
+    def names(self, as_strings: bool) -> Names:
+        """The ids, numbered as they stand; as strings where those of the edges are.
+
+        Raises:
+            FileFormatError: an id that is there twice, or no number while the edges have numbers.
+        """
+        names = Names(str(self._path), memory=1 << 62)
+        names.add_unique([str(name) for name in self._ids] if as_strings else self._whole_ids())
+        return names
+
+    def check_dense(self) -> None:
+        """Raises FileFormatError unless the ids are 0, 1, … in this order."""
+        for row, name in enumerate(self._whole_ids()):
+            if name != row:
+                raise FileFormatError(
+                    f"{self._path}: row {row} has the id {name}, expected {row}; give --ids names "
+                    "to number nodes as they stand in the table"
+                )
+
+    def _whole_ids(self) -> list[int]:
+        for row, name in enumerate(self._ids):
+            if not is_integer(str(name)):
+                raise FileFormatError(
+                    f"{self._path}: row {row} has the id {name!r}, but the edges name nodes by "
+                    "numbers; give --ids names if these are words"
+                )
+        return [int(name) for name in self._ids]
+
+    def times(self) -> NDArray[Any]:
+        """(nodes,) the column time, as numbers."""
+        source = self._numbers([self._columns["time"]])
+        return np.concatenate([np.empty(0, source.dtype), *source.blocks()])
+
+    def labels(self) -> tuple[NDArray[Any], list[str]]:
+        """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""
+        pa = require_pyarrow(str(self._path))
+        values = self._read(self._columns["label"])
+        if pa.types.is_integer(values.type):
+            return values.fill_null(-1).to_numpy(zero_copy_only=False), []
+        if pa.types.is_floating(values.type):
+            return values.to_numpy(zero_copy_only=False), []
+        words = ["" if value is None else str(value) for value in values.to_pylist()]
+        known = {word for word in words if word}
+        if all(is_integer(word) and len(word) < 19 for word in known):
+            return np.array([int(word or -1) for word in words], np.int64), []
+        if all(is_number(word) for word in known):
+            return np.array([float(word or "nan") for word in words]), []
+        classes = sorted(known)
+        numbers = {word: number for number, word in enumerate(classes)} | {"": -1}
+        return np.array([numbers[word] for word in words], np.int64), classes
+
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """Ids to train on, to validate and to test on.
+
+        Raises:
+            FileFormatError: another word than train, val, test or none.
+        """
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": [], "": []}
+        for row, value in enumerate(self._read(self._columns["split"]).to_pylist()):
+            word = str(value or "").strip().lower()
+            if word not in _SPLITS:
+                raise FileFormatError(
+                    f"{self._path}: row {row} has the split {value!r}, expected train, val, test "
+                    "or nothing"
+                )
+            parts[_SPLITS[word]].append(row)
+        return {name: np.array(parts[name], np.int64) for name in ("train", "val", "test")}
+
+    def features(self) -> ArraySource:
+        """The other columns as a matrix (nodes, columns)."""
+        return as_matrix(self._numbers(self.feature_columns, floats=True))
+
+
+def _read_ids(path: Path) -> list[Any]:
+    source = open_array(path)
+    if len(source.shape) != 1 or source.dtype.kind not in "iuU":
+        raise FileFormatError(
+            f"{path}: {source.dtype} of shape {source.shape}, expected (nodes,) ids"
+        )
+    return [name for block in source.blocks() for name in block.tolist()]

@@ -1,0 +1,213 @@
+"""Graphs of PyTorch Geometric to dataset folders: objects, saved files, datasets by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnnsys.convert.common import ConvertOptions
+from gnnsys.convert.pyg_graph import convert_pyg
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, HeteroData
+
+    from gnnsys.dataset import _Source
+
+__all__ = ["NAMES", "convert_pyg", "convert_pyg_file", "convert_pyg_name", "is_pyg"]
+
+NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "dblp")
+"""Datasets that ``convert_pyg_name`` reads from raw files without touching their folder."""
+
+
+def is_pyg(source: Path) -> bool:
+    """Whether the source looks like a file of ``torch.save``."""
+    return source.suffix == ".pt" and source.is_file()
+
+
+def convert_pyg_file(
+    source: Path,
+    path: Path,
+    options: ConvertOptions,
+    *,
+    name: str | None = None,
+    split: int = 0,
+    metric: str | None = None,
+) -> Path:
+    """Makes a dataset folder of a file that holds a PyG graph.
+
+    Args:
+        source: written by ``torch.save`` of a Data or HeteroData object, or a processed file of an
+            InMemoryDataset of one graph.
+        path: of the folder to make.
+        options: of the conversion.
+        name: of the dataset; None for the file's.
+        split: column of masks that have several.
+        metric: what the dataset is judged by; None for the one that its labels suggest.
+
+    Raises:
+        MissingFileError: no such file.
+        FileFormatError: the file holds something else, or objects that torch does not trust.
+        UnsupportedError: it holds several graphs.
+
+    >>> import tempfile, torch
+    >>> from torch_geometric.data import Data
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> pair = Data(edge_index=torch.tensor([[0], [1]]), num_nodes=2)
+    >>> torch.save(pair, folder / "pair.pt")
+    >>> convert_pyg_file(folder / "pair.pt", folder / "pair", ConvertOptions()).name
+    'pair'
+    """
+    import torch
+
+    _trust_graphs()
+    if not source.is_file():
+        raise MissingFileError(f"{source}: no such file")
+    try:
+        # Tensors are mapped where the file's kind permits it.
+        mapped = zipfile.is_zipfile(source)
+        content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        reason = re.search("Unsupported global: GLOBAL [^ ]*", str(error))
+        first = reason.group() if reason else str(error).split("\n")[0]
+        raise FileFormatError(
+            f"{source}: cannot be loaded without running code from it ({first}); expected "
+            "torch.save of a Data or HeteroData object"
+        ) from error
+    data = _take_graph(content, source)
+    return convert_pyg(
+        data, path, options, name=name or source.stem, files=[source], split=split, metric=metric
+    )
+
+
+def _trust_graphs() -> None:
+    """Names the classes that Data and HeteroData objects are made of; PyG names only some."""
+    import torch
+    from torch_geometric.data import Data, HeteroData, data, storage
+
+    parts = [data.DataEdgeAttr, data.DataTensorAttr, storage.BaseStorage, storage.GlobalStorage]
+    stores = [storage.NodeStorage, storage.EdgeStorage]
+    torch.serialization.add_safe_globals([Data, HeteroData, *parts, *stores])
+
+
+def _take_graph(content: Any, source: Path) -> Data | HeteroData:
+    from torch_geometric.data import Data, HeteroData
+    from torch_geometric.data.separate import separate
+
+    slices = None
+    if isinstance(content, tuple) and len(content) in (2, 3):
+        content, slices, kind = (*content, Data)[:3]
+        if isinstance(content, dict):
+            content = kind.from_dict(content)
+    if not isinstance(content, Data | HeteroData):
+        raise FileFormatError(
+            f"{source}: holds a {type(content).__name__}, expected Data, HeteroData or what an "
+            "InMemoryDataset saves"
+        )
+    if not slices:
+        return content
+    graphs = _count_graphs(slices)
+    if graphs != 1:
+        raise UnsupportedError(
+            f"{source}: holds {graphs} graphs, expected 1; save one of them, or "
+            "torch_geometric.data.Batch of them as a Data object"
+        )
+    return separate(type(content), content, idx=0, slice_dict=slices, decrement=False)
+
+
+def _count_graphs(slices: Any) -> int:
+    while isinstance(slices, Mapping):
+        slices = next(iter(slices.values()), [0])
+    return len(slices) - 1
+
+
+def convert_pyg_name(
+    name: str, root: Path, path: Path, options: ConvertOptions, split: int = 0
+) -> Path:
+    """Makes a dataset folder of one of PyG's datasets.
+
+    Args:
+        name: one of ``NAMES``, read from raw files under ``root``; or ``pyg:CLASS`` or
+            ``pyg:CLASS/NAME`` for any class in ``torch_geometric.datasets``, which may download and
+            process there.
+        root: folder of the raw files, laid out as PyG's loaders do.
+        path: of the folder to make.
+        options: of the conversion.
+        split: which of several splits.
+
+    Raises:
+        ArgumentError: an unknown name, or a split that is not there.
+        MissingFileError: raw files that are not under ``root``.
+        FileFormatError: raw files that PyG cannot read.
+        UnsupportedError: a dataset of several graphs.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "karate"
+    >>> path = convert_pyg_name("pyg:KarateClub", Path("data"), out, ConvertOptions())
+    >>> sorted(file.name for file in path.iterdir())[:4]
+    ['features.npy', 'graph.json', 'indices.npy', 'indptr.npy']
+    """
+    if name.startswith("pyg:"):
+        data = _construct(name, root)
+        return convert_pyg(data, path, options, name=name.removeprefix("pyg:"), split=split)
+    if name not in NAMES:
+        raise ArgumentError(
+            f"dataset {name!r} is unknown: expected one of {', '.join(NAMES)} or pyg:CLASS/NAME"
+        )
+    from gnnsys.dataset import _SOURCES, _find_folder, _load_raw
+
+    source = _dblp() if name == "dblp" else _SOURCES[name]
+    raw = _find_folder(name, source, root) / "raw"
+    return convert_pyg(
+        _load_raw(name, source, root),
+        path,
+        options,
+        name=name,
+        files=[raw / file for file in source.files],
+        split=split,
+        metric=source.metric,
+    )
+
+
+def _dblp() -> _Source:
+    from torch_geometric.datasets import DBLP
+
+    from gnnsys.dataset import _Source
+
+    files = (
+        "adjM.npz", "features_0.npz", "features_1.npz", "features_2.npy", "labels.npy",
+        "node_types.npy", "train_val_test_idx.npz",
+    )  # fmt: skip
+    return _Source(("DBLP_hetero", "DBLP"), files, lambda folder: DBLP(str(folder)))
+
+
+def _construct(name: str, root: Path) -> Data | HeteroData:
+    import torch_geometric.datasets
+
+    class_name, _, dataset_name = name.removeprefix("pyg:").partition("/")
+    if class_name not in torch_geometric.datasets.__all__:
+        raise ArgumentError(
+            f"{name}: torch_geometric.datasets has no class {class_name!r}; expected one such as "
+            "pyg:KarateClub or pyg:Planetoid/Cora"
+        )
+    kind = getattr(torch_geometric.datasets, class_name)
+    arguments = {"root": str(root), "name": dataset_name}
+    wanted = inspect.signature(kind).parameters
+    if bool(dataset_name) != ("name" in wanted):
+        form = f"pyg:{class_name}/NAME" if "name" in wanted else f"pyg:{class_name}"
+        raise ArgumentError(f"{name}: write {form}, as the arguments of {class_name} ask for")
+    try:
+        dataset = kind(**{key: value for key, value in arguments.items() if key in wanted})
+        graphs, data = len(dataset), dataset[0]
+    except Exception as error:  # PyG's classes download, unpack and parse, each in its own way
+        raise FileFormatError(
+            f"{root}: PyG cannot make {name} there ({type(error).__name__}: {error}); look at its "
+            "raw files and at the network"
+        ) from error
+    if graphs != 1:
+        raise UnsupportedError(f"{name}: a dataset of {graphs} graphs, expected 1")
+    return data

@@ -1,0 +1,354 @@
+"""A PyG ``Data`` or ``HeteroData`` object to a dataset folder."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.convert.common import (
+    ConvertOptions,
+    open_writer,
+    write_edge_attribute,
+    write_features,
+    write_ids,
+    write_labels,
+    write_node_table,
+)
+from gnnsys.convert.csc import write_csc
+from gnnsys.errors import ArgumentError, FileFormatError
+from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType
+from gnnsys.folder_writer import DatasetWriter, cut_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch_geometric.data import Data, HeteroData
+
+__all__ = ["convert_pyg"]
+
+_BLOCK_EDGES = 1 << 20
+_SPLITS = {
+    "train": ("train_mask", "train_idx", "train_index"),
+    "val": ("val_mask", "valid_mask", "val_idx", "valid_idx", "val_index", "valid_index"),
+    "test": ("test_mask", "test_idx", "test_index"),
+}
+_SPLIT_LABELS = ("train_y", "val_y", "valid_y", "test_y")
+_EDGE_TABLES = {"edge_attr": "edge_features", "time": "edge_time"}
+_OWN_TABLES = {"features", "labels", "train", "val", "test"}
+
+
+def convert_pyg(
+    data: Data | HeteroData,
+    path: Path,
+    options: ConvertOptions,
+    *,
+    name: str,
+    files: Iterable[Path] = (),
+    split: int = 0,
+    metric: str | None = None,
+) -> Path:
+    """Makes a dataset folder of a graph in memory.
+
+    ``x`` becomes features, ``y`` labels, masks and ``train_idx``, … train, val and test,
+    ``edge_attr`` edge_features, ``time`` on nodes or edges time or edge_time; any other tensor with
+    a row for each node or edge a table of its own name. What is left out is named in the folder's
+    ``source``. The nodes to classify are those of the type that has ``y``.
+
+    Args:
+        data: ``edge_index`` (2, edges) of each edge type, ``x`` (nodes, features), ``y`` (nodes,)
+            classes or (nodes, labels) of 0 and 1, masks (nodes,) or (nodes, splits).
+        path: of the folder to make.
+        options: of the conversion.
+        name: of the dataset.
+        files: that ``data`` was read from; without them a checksum of its tensors tells whether an
+            unfinished folder is of the same graph.
+        split: column of masks that have several.
+        metric: what the dataset is judged by; None for the one that its labels suggest.
+
+    Raises:
+        ArgumentError: a split that is not there, or ``options.undirected`` with several types.
+        FileFormatError: tensors that do not fit the nodes or edges.
+
+    >>> import tempfile, torch
+    >>> from torch_geometric.data import Data
+    >>> ring = Data(edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]), num_nodes=3)
+    >>> path = Path(tempfile.mkdtemp()) / "ring"
+    >>> np.load(convert_pyg(ring, path, ConvertOptions(), name="ring") / "indices.npy")
+    array([2, 0, 1], dtype=int32)
+    """
+    from torch_geometric.data import HeteroData
+
+    heterogeneous = isinstance(data, HeteroData)
+    if heterogeneous and options.undirected:
+        raise ArgumentError(
+            f"{name}: undirected is for graphs of one type; apply "
+            "torch_geometric.transforms.ToUndirected to the HeteroData object"
+        )
+    files = list(files)
+    more: dict[str, Any] = {"split": split, "metric": metric}
+    if not files:
+        more["crc32"] = _checksum(data)
+    nodes = dict(data.node_items()) if heterogeneous else {NODE_TYPE: data.stores[0]}
+    edges = dict(data.edge_items()) if heterogeneous else {EDGE_TYPE: data.stores[0]}
+    with open_writer(
+        path, name=name, kind="pyg", files=files, options=options, heterogeneous=heterogeneous,
+        **more,
+    ) as writer:  # fmt: skip
+        counts = {kind: _count_nodes(name, kind, store) for kind, store in nodes.items()}
+        for kind, count in counts.items():
+            writer.add_nodes(count, kind)
+        taken: set[tuple[Any, str]] = set()
+        # The task is that of the labels written last.
+        for kind in sorted(nodes, key=lambda kind: _rank_as_task(nodes[kind])):
+            label = f"{name}, nodes {kind!r}" if heterogeneous else name
+            node_set = _NodeSet(writer, options, label, kind, counts[kind])
+            node_set.write(nodes[kind], split, metric)
+            taken |= {(kind, key) for key in node_set.taken}
+        for edge_type, store in edges.items():
+            label = f"{name}, edges {edge_type}" if heterogeneous else name
+            sizes = counts[edge_type[0]], counts[edge_type[2]]
+            tables = _write_edge_set(writer, store, options, label, edge_type, sizes)
+            owner = edge_type if heterogeneous else NODE_TYPE
+            taken |= {(owner, key) for key in ("edge_index", *tables.values())}
+        writer.source["left_out"] = _list_left_out(nodes | edges if heterogeneous else nodes, taken)
+        return writer.commit()
+
+
+def _list_left_out(stores: Mapping[Any, Any], taken: set[tuple[Any, str]]) -> list[str]:
+    """Tensors that no table was made of."""
+    left = [
+        (owner, key)
+        for owner, store in stores.items()
+        for key in store
+        if _has(store, key) and (owner, key) not in taken
+    ]
+    return [f"{'/'.join(o) if isinstance(o, tuple) else o}: {key}" for o, key in left]
+
+
+def _checksum(data: Any) -> str:
+    import torch
+
+    crc = 0
+    for number, store in enumerate(data.stores):
+        for key, value in sorted(store.items()):
+            crc = zlib.crc32(f"{number} {key}".encode(), crc)
+            if isinstance(value, torch.Tensor):
+                crc = zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode(), crc)
+                crc = zlib.crc32(_dense(value).reshape(-1).view(torch.uint8).numpy().data, crc)
+            else:
+                crc = zlib.crc32(repr(value).encode(), crc)
+    return f"{crc:08x}"
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    import torch
+
+    tensor = tensor.detach().as_subclass(torch.Tensor)
+    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).cpu().contiguous()
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """As numpy holds it: bfloat16 widened to float32, which loses nothing."""
+    import torch
+
+    tensor = _dense(tensor)
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _count_nodes(name: str, node_type: str, store: Any) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # PyG warns of what is refused here, or counted by the edges
+        count = store.num_nodes
+    if count is None:
+        raise FileFormatError(
+            f"{name}: the node type {node_type!r} has no tensors to count its nodes by; set "
+            f"data[{node_type!r}].num_nodes"
+        )
+    return int(count)
+
+
+def _rank_as_task(store: Any) -> int:
+    has_split = any(key in store for key in _SPLITS["train"])
+    return ("y" in store or any(key in store for key in _SPLIT_LABELS)) * (1 + has_split)
+
+
+# Nodes --------------------------------------------------------------------------------------------
+
+
+class _Matrix:
+    """Rows in memory, as ``write_features`` takes them."""
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self.shape, self.dtype, self._rows = rows.shape, rows.dtype, rows
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on."""
+        return cut_rows(self._rows)(first)
+
+
+class _NodeSet:
+    """Writes the tables of one node type."""
+
+    def __init__(
+        self, writer: DatasetWriter, options: ConvertOptions, label: str, kind: str, count: int
+    ) -> None:
+        self._writer, self._options = writer, options
+        self._label, self._type, self._count = label, kind, count
+        self.taken: set[str] = set()
+        """Keys that tables were made of."""
+
+    def write(self, store: Any, split: int, metric: str | None) -> None:
+        self.taken = {"x"}
+        if _has(store, "x"):
+            self._write_features(store["x"])
+        labels = self._find_labels(store)
+        if labels is not None:
+            write_labels(self._writer, labels, metric=metric, **self._where("y"))
+        for part, ids in self._find_splits(store, split).items():
+            write_ids(self._writer, part, ids, **self._where(part))  # type: ignore[arg-type]
+        for key, value in store.items():
+            known = key in self.taken or key in _OWN_TABLES or not re.fullmatch(r"\w+", key)
+            if known or not _is_table(value, self._count) or not store.is_node_attr(key):
+                continue
+            write_node_table(self._writer, key, _array(value), **self._where(key))
+            self.taken.add(key)
+
+    def _where(self, key: str) -> dict[str, Any]:
+        label = f"{self._label}: {key}"
+        return {"label": label, "num_nodes": self._count, "node_type": self._type}
+
+    def _write_features(self, x: Tensor) -> None:
+        import torch
+
+        x = _dense(x)
+        x = x[:, None] if x.dim() == 1 else x
+        if x.dtype != torch.bfloat16 or self._options.dtype not in ("keep", "bfloat16"):
+            source = _Matrix(_array(x))
+            write_features(self._writer, source, self._options, **self._where("x"))
+            return
+        if len(x) != self._count:
+            raise FileFormatError(f"{self._label}: x has {len(x)} rows != {self._count} nodes")
+        bits = x.view(torch.uint16).numpy()
+        self._writer.write_nodes("features", cut_rows(bits), bits.shape, "bfloat16", self._type)
+
+    def _find_labels(self, store: Any) -> NDArray[Any] | None:
+        """``y``, or what ``train_y`` and its like say of ``train_idx``, as in Entities."""
+        if _has(store, "y"):
+            self.taken.add("y")
+            return _array(store["y"])
+        known = [key for key in _SPLIT_LABELS if _has(store, key)]
+        labels = np.full(self._count, -1, np.int64)
+        for key in known:
+            ids = key.replace("_y", "_idx")
+            if not _has(store, ids) or len(store[ids]) != len(store[key]):
+                raise FileFormatError(
+                    f"{self._label}: {len(store[key])} entries of {key} != "
+                    f"{len(store[ids]) if _has(store, ids) else 0} of {ids}"
+                )
+            at = _array(store[ids])
+            if len(at) and not 0 <= at.min() <= at.max() < self._count:
+                raise FileFormatError(
+                    f"{self._label}: {ids} from {at.min()} to {at.max()} is outside the nodes "
+                    f"[0, {self._count})"
+                )
+            labels[at] = _array(store[key])
+            self.taken.add(key)
+        return labels if known else None
+
+    def _find_splits(self, store: Any, split: int) -> Mapping[str, NDArray[Any]]:
+        found = {}
+        for part, keys in _SPLITS.items():
+            key = next((key for key in keys if _has(store, key)), None)
+            if key is not None:
+                ids = _array(store[key])
+                self.taken.add(key)
+                found[part] = ids != 0 if key.endswith("mask") else ids
+        # A mask of one column, such as the test mask of WikiCS, holds for every split.
+        splits = max((ids.shape[1] for ids in found.values() if ids.ndim == 2), default=1)
+        if not 0 <= split < splits and found:
+            raise ArgumentError(
+                f"split {split}: {self._label} has {splits}, numbered from 0; choose one of them"
+            )
+        return {part: ids[:, split] if ids.ndim == 2 else ids for part, ids in found.items()}
+
+
+def _has(store: Any, key: str) -> bool:
+    import torch
+
+    return key in store and isinstance(store[key], torch.Tensor)
+
+
+def _is_table(value: Any, rows: int) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == rows
+
+
+# Edges --------------------------------------------------------------------------------------------
+
+
+def _write_edge_set(
+    writer: DatasetWriter,
+    store: Any,
+    options: ConvertOptions,
+    label: str,
+    edge_type: EdgeType,
+    sizes: tuple[int, int],
+) -> dict[str, str]:
+    if not _has(store, "edge_index"):
+        raise FileFormatError(
+            f"{label}: no edge_index tensor, found {', '.join(store.keys()) or 'nothing'}; a graph "
+            "in adj_t is to be converted before ToSparseTensor"
+        )
+    index = _array(store["edge_index"])
+    if index.ndim != 2 or index.shape[0] != 2 or index.dtype.kind not in "iu":
+        raise FileFormatError(
+            f"{label}: edge_index is {index.dtype} {index.shape}, expected integers (2, edges)"
+        )
+    tables = _edge_tables(store, edge_type, label, index.shape[1])
+    write_csc(
+        writer,
+        lambda first: _cut_edges(index, first),
+        label=f"{label}: edge_index",
+        num_sources=sizes[0],
+        num_targets=sizes[1],
+        edge_type=edge_type,
+        undirected=options.undirected,
+        keep_order=bool(tables),
+        memory=options.memory,
+        threads=options.threads,
+    )
+    for table, key in tables.items():
+        rows = _array(store[key])
+        write_edge_attribute(writer, table, rows, label=f"{label}: {key}", edge_type=edge_type)
+    return tables
+
+
+def _cut_edges(index: NDArray[Any], first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    for start in range(first, index.shape[1], _BLOCK_EDGES):
+        sources, targets = index[:, start : start + _BLOCK_EDGES]
+        yield sources, targets
+
+
+def _edge_tables(store: Any, edge_type: EdgeType, label: str, num_edges: int) -> dict[str, str]:
+    """Names of tables, and the keys that their rows stand under."""
+    tables = {}
+    for key, value in store.items():
+        if key in ("edge_attr", "edge_weight", "edge_time") and _has(store, key):
+            rows = len(value) if value.dim() else 0
+            if rows != num_edges:
+                raise FileFormatError(f"{label}: {key} has {rows} rows != {num_edges} edges")
+        elif key == "edge_index" or not _is_table(value, num_edges) or not store.is_edge_attr(key):
+            continue
+        table = _EDGE_TABLES.get(key, key if key.startswith("edge_") else f"edge_{key}")
+        if table not in tables and table != "edge_id" and re.fullmatch(r"\w+", table):
+            tables[table] = key
+    return tables

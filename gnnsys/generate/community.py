@@ -1,0 +1,188 @@
+"""Graphs of communities, whose labels a GNN learns and an MLP does not."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.errors import ArgumentError
+from gnnsys.folder_writer import Progress
+from gnnsys.generate.arguments import (
+    INT32_NODES,
+    MAX_WIDTH,
+    FeatureType,
+    check_share,
+    check_shared,
+    check_whole,
+    is_number,
+)
+from gnnsys.generate.blocks import (
+    Job,
+    cores,
+    draw_noise,
+    in_order,
+    open_writer,
+    write_features,
+    write_graph,
+    write_labels,
+    write_split,
+)
+
+__all__ = ["generate_community"]
+
+_MAX_NODES = 1 << 40
+# What a block is decides its random numbers: another size is another graph from the same seed.
+_BLOCK_EDGES = 1 << 19  # of a block of nodes
+
+
+def generate_community(
+    path: str | os.PathLike[str],
+    *,
+    nodes: int = 100_000,
+    classes: int = 10,
+    degree: int = 16,
+    features: int = 128,
+    within: float = 0.65,
+    signal: float = 0.06,
+    seed: int = 0,
+    train: float = 0.5,
+    val: float = 0.25,
+    dtype: FeatureType = "float32",
+    memory: int = 2 << 30,
+    threads: int = 0,
+    progress: Progress = lambda what, done, total: None,
+) -> Path:
+    """Writes a graph of communities as a dataset folder: its labels take a GNN to learn.
+
+    The label of a node is its community; all are of one size, give or take a node. Every node draws
+    ``degree`` in-neighbours: each with the probability ``within`` among its own community, else
+    among all nodes (a planted partition: Condon, Karp, "Algorithms for graph partitioning on the
+    planted partition model", 2001), so that within + (1 - within) / classes of the edges stay
+    inside. Features are standard normal noise plus ``signal`` times the community's centre, itself
+    standard normal: a node's own say little, their mean over its neighbours much.
+
+    A killed call is continued by the same call. With the same numpy, which draws everything but the
+    ids, the same arguments give the same bytes.
+
+    Args:
+        path: of the folder to make.
+        nodes: of the graph, up to 2**40.
+        classes: communities, at most one for each node.
+        degree: in-neighbours of each node; they may repeat, and be the node itself.
+        features: for each node.
+        within: share of the neighbours that are drawn from the node's own community.
+        signal: length of the centres in the features, in units of the noise.
+        seed: of everything random, 0 to 2**64 - 1.
+        train: share of the nodes to train on.
+        val: to validate on; the others are to test.
+        dtype: that the features are stored in.
+        memory: bytes for sorting edges and for blocks of rows, at least one of which is in hand;
+            16 bytes a node come on top, and the centres.
+        threads: that draw and sort; 0 for all cores this process may use.
+        progress: is told how far the work is.
+
+    Returns:
+        ``path``, absolute.
+
+    Raises:
+        ArgumentError: an argument that cannot be used, or a folder that exists.
+        StorageError: the folder cannot be written.
+
+    >>> import tempfile
+    >>> folder = generate_community(Path(tempfile.mkdtemp()) / "small", nodes=100, features=4)
+    >>> np.bincount(np.load(folder / "labels.npy")).tolist()
+    [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
+    """
+    check_whole("nodes", nodes, 1, _MAX_NODES)
+    check_whole("classes", classes, 1, min(int(nodes), INT32_NODES))
+    check_whole("degree", degree, 1, 1 << 20)
+    check_whole("features", features, 1, MAX_WIDTH)
+    check_share("within", within)
+    if not (is_number(signal) and 0 <= signal < math.inf):
+        raise ArgumentError(f"signal is {signal!r}, expected a finite number from 0 up")
+    check_shared(seed, train, val, dtype, memory, threads)
+    graph = {
+        "kind": "community",
+        "nodes": int(nodes),
+        "classes": int(classes),
+        "degree": int(degree),
+        "features": int(features),
+        "within": float(within),
+        "signal": float(signal),
+        "seed": int(seed),
+        "train": float(train),
+        "val": float(val),
+        "dtype": dtype,
+    }
+    with open_writer(path, "community", graph, progress) as writer:
+        job = Job(writer, int(seed), int(nodes), memory, threads or cores())
+        communities = _Communities(job, int(classes), int(degree), float(within))
+        write_graph(job, communities.read_edges)
+        rng = job.rng("centres", 0)
+        centres = rng.standard_normal((int(classes), int(features)), dtype=np.float32)
+        draw = partial(communities.draw_features, centres * np.float32(signal))
+        write_features(job, int(features), dtype, draw)
+        write_labels(job, int(classes), communities.labels)
+        write_split(job, train, val)
+        return writer.commit()
+
+
+@dataclass(frozen=True, slots=True)
+class _Communities:
+    """Nodes stand in a random order; community ``c`` has every ``classes``-th place from ``c`` on.
+
+    The order is a bijection computed in both directions, so that neither a node's label nor a
+    community's member takes a table.
+    """
+
+    job: Job
+    classes: int
+    degree: int
+    within: float
+
+    def labels(self, first: int, count: int) -> NDArray[np.int64]:
+        """Communities of ``count`` nodes from ``first`` on."""
+        places = np.arange(first, first + count)
+        self.job.permute("ids", places, inverse=True)
+        return places % self.classes
+
+    def read_edges(self, first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Sources and targets from edge number ``first`` on."""
+        step = max(1, _BLOCK_EDGES // self.degree)
+        starts = range(first // self.degree // step * step, self.job.num_nodes, step)
+        blocks = in_order(partial(self._draw_edges, step), starts, self.job.workers)
+        for start, ends in zip(starts, blocks, strict=True):
+            skipped = max(0, first - start * self.degree)
+            yield ends[0][skipped:], ends[1][skipped:]
+
+    def _draw_edges(self, step: int, first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        count = min(step, self.job.num_nodes - first)
+        rng = self.job.rng("edges", first)
+        shape = (count, self.degree)
+        labels = self.labels(first, count)[:, None]
+        sizes = (self.job.num_nodes - labels + self.classes - 1) // self.classes
+        inside = rng.random(shape) < self.within
+        draw = rng.random(shape)
+        places = np.where(
+            inside,
+            labels + self.classes * (draw * sizes).astype(np.int64),
+            (draw * self.job.num_nodes).astype(np.int64),
+        ).reshape(-1)
+        self.job.permute("ids", places)
+        return places, np.repeat(np.arange(first, first + count), self.degree)
+
+    def draw_features(
+        self, centres: NDArray[np.float32], first: int, count: int
+    ) -> NDArray[np.float32]:
+        """(count, width) noise plus the community's row of (classes, width) ``centres``."""
+        rows = draw_noise(self.job, centres.shape[1], first, count)
+        rows += centres[self.labels(first, count)]
+        return rows

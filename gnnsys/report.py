@@ -1,0 +1,65 @@
+"""The command ``gnnsys report``: one HTML page about a training run, which works offline.
+
+``report_reader`` reads the run, ``report_charts`` says what the charts show, ``report_drawing``
+draws them, and ``report_page`` makes the page.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gnnsys.errors import StorageError
+from gnnsys.files import replace_file
+from gnnsys.report_reader import read_run
+
+__all__ = ["run_command", "write_report"]
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the report of a training run, finished or not, and returns its path.
+
+    The page holds its charts and its style, and loads nothing. The same run gives the same bytes
+    under one version of matplotlib. It is written to a temporary name and renamed.
+
+    Args:
+        run: the folder that ``gnnsys train --out`` made.
+        out: of the page; default: report.html in ``run``. What is there is replaced.
+
+    Raises:
+        MissingFileError: there is no such folder, or no metrics.jsonl in it.
+        FileFormatError: a line of metrics.jsonl other than a cut last one, or config.toml, is not
+            what ``gnnsys train`` writes.
+        StorageError: the page cannot be written.
+
+    Example::
+
+        run_training(TrainConfig(dataset="demo", out="runs/demo"))
+        page = write_report("runs/demo")  # runs/demo/report.html
+    """
+    folder = Path(run)
+    content = read_run(folder)
+
+    # matplotlib is large: it is imported when a report is made, and not when an input is wrong.
+    from gnnsys.report_charts import draw_charts
+    from gnnsys.report_page import make_page
+
+    page = make_page(content, draw_charts(content))
+    path = folder / "report.html" if out is None else Path(out)
+    _write(path, page)
+    return path
+
+
+def run_command(run: str, out: str | None) -> int:
+    """``gnnsys report``: writes the page and prints its path."""
+    print(write_report(run, out))
+    return 0
+
+
+def _write(path: Path, page: str) -> None:
+    way_out = "name a file in a folder that exists with --out"
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder, expected the name of a file; {way_out}")
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: {path.parent} is not a folder; {way_out}")
+    # JSON can hold halves of surrogate pairs, which UTF-8 cannot.
+    replace_file(path, page.encode("utf-8", "xmlcharrefreplace"))

@@ -1,0 +1,201 @@
+"""The charts of a report: what each of them shows of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from gnnsys import report_text as text
+from gnnsys.report_drawing import Chart, Drawing, style
+from gnnsys.report_run import Epoch, Run, Sample
+
+__all__ = ["draw_charts"]
+
+_POINTS = 300  # of a line: more cannot be told apart
+_INTERVALS = 80  # of the run, in which rates are averaged
+_EPOCHS_ALONE = 8  # so many show how traffic changes, without the pauses of evaluation
+_LOG_SCALE_FROM = 30  # times the median
+_ORIGIN = Sample(0, 0, math.nan, 0.0, 0, {}, {}, math.nan)
+
+_T = TypeVar("_T")
+_Points = list[tuple[float, float]]
+
+
+def draw_charts(run: Run) -> list[Chart]:
+    """Draws the charts of a run, in the order of the page, all over time; none without samples.
+
+    The same run gives the same charts, byte for byte, under one version of matplotlib.
+    """
+    if not run.samples:
+        return []
+    with style():
+        draw = (_loss, _scores, _throughput, _memory, _traffic, _traffic_so_far)
+        return [chart(run) for chart in draw]
+
+
+def _loss(run: Run) -> Chart:
+    drawing = _new(run, "loss")
+    steps = _finite((sample.seconds, sample.loss) for sample in run.steps)
+    epochs = _finite((sample.seconds, sample.loss) for sample in run.epochs)
+    groups = [(at[-1], losses) for at, losses in map(_columns, _groups(steps))]
+    averaged = len(groups) < len(steps)
+    if averaged:
+        drawing.band([(at, min(each), max(each)) for at, each in groups], "range of steps")
+    means = [(at, sum(each) / len(each)) for at, each in groups]
+    drawing.line(means, "steps, averaged" if averaged else "steps", faint=True)
+    drawing.line(epochs, "mean of the epoch")
+    unit = "cross entropy"
+    seen = sorted(loss for _, loss in steps + epochs)
+    if seen and seen[0] > 0 and seen[-1] > _LOG_SCALE_FROM * seen[len(seen) // 2]:
+        drawing.use_log_scale()
+        unit += ", log scale"
+    ends = run.epochs or run.steps
+    summary = f"from {text.score(ends[0].loss)} to {text.score(ends[-1].loss)}"
+    return drawing.finish("Loss", unit, summary)
+
+
+def _scores(run: Run) -> Chart:
+    drawing = _new(run, "scores")
+    metric, best = run.metric, run.best
+    kinds: tuple[tuple[str, Callable[[Epoch], Mapping[str, float] | None]], ...] = (
+        ("validation", lambda epoch: epoch.val),
+        ("test", lambda epoch: epoch.test),
+    )
+    for series, (label, scores_of) in enumerate(kinds):
+        points = _finite(
+            (epoch.seconds, scores[metric])
+            for epoch in run.epochs
+            if (scores := scores_of(epoch)) is not None and metric in scores
+        )
+        drawing.line(points, label, series=series)
+    summary = ""
+    if best is not None and best.val is not None:
+        value = best.val.get(metric, math.nan)
+        summary = f"best validation {text.score(value)} in epoch {best.epoch}"
+        drawing.ring(best.seconds, value, f"best: epoch {best.epoch}")
+    return drawing.finish("Scores", metric, summary)
+
+
+def _throughput(run: Run) -> Chart:
+    drawing = _new(run, "throughput", from_zero=True)
+    epochs = _finite((epoch.seconds, rate) for epoch, rate in run.epoch_rates())
+    drawing.line(_finite(_step_rates(run)), "between steps", faint=True)
+    drawing.line(epochs, "mean of the epoch")
+    summary = f"{text.rate(epochs[-1][1])} seeds per second in the last epoch" if epochs else ""
+    return drawing.finish("Throughput", "seeds per second", summary)
+
+
+def _step_rates(run: Run) -> Iterator[tuple[float, float]]:
+    """Middles of intervals within an epoch, so without evaluation, and their seeds per second."""
+    edges = _edges(run.steps)
+    for first, second in pairwise(edges):
+        if first.epoch == second.epoch:
+            middle = (first.seconds + second.seconds) / 2
+            yield middle, (second.seeds - first.seeds) / (second.seconds - first.seconds)
+
+
+def _memory(run: Run) -> Chart:
+    drawing = _new(run, "memory", from_zero=True)
+    unit, size = text.memory_unit(run.peak_rss)
+    points = _finite((sample.seconds, sample.rss / size) for sample in run.samples)
+    points = [group[-1] for group in _groups(points)]
+    summary = f"peak {text.memory(run.peak_rss)}"
+    drawing.band([(at, 0.0, held) for at, held in points], None)
+    drawing.line(points, "resident memory", marked=False)
+    return drawing.finish("Memory", unit, summary)
+
+
+def _traffic(run: Run) -> Chart:
+    """Stacked rates: how much flows, and how it is shared out among the tiers."""
+    drawing = _new(run, "traffic", from_zero=True)
+    epochs = run.epochs
+    by_epoch = len(epochs) >= _EPOCHS_ALONE
+    shown = [*epochs, run.samples[-1]] if by_epoch else run.samples
+    edges = _edges(shown, cut_epochs=not by_epoch)
+    rates = {
+        tier: [
+            max(0.0, _bytes(second, tier) - _bytes(first, tier)) / (second.seconds - first.seconds)
+            for first, second in pairwise(edges)
+        ]
+        for tier in run.tier_names()
+    }
+    totals = [sum(each) for each in zip(*rates.values(), strict=True)]
+    unit, size = text.traffic_unit(max(totals, default=0.0))
+    if totals:
+        scaled = {tier: [rate / size for rate in each] for tier, each in rates.items()}
+        drawing.stack([edge.seconds for edge in edges], scaled)
+    summary = f"at most {text.traffic(max(totals))} per second" if totals else ""
+    unit += " per second, mean of each epoch" if by_epoch else " per second"
+    return drawing.finish("Feature traffic by tier", unit, summary)
+
+
+def _traffic_so_far(run: Run) -> Chart:
+    drawing = _new(run, "served", from_zero=True)
+    samples = [group[-1] for group in _groups(run.samples)]
+    served = {
+        tier: _finite((sample.seconds, _bytes(sample, tier)) for sample in [_ORIGIN, *samples])
+        for tier in run.tier_names()
+    }
+    largest = max((value for points in served.values() for _, value in points), default=0.0)
+    unit, size = text.traffic_unit(largest)
+    for series, (tier, points) in enumerate(served.items()):
+        scaled = [(at, value / size) for at, value in points]
+        drawing.line(scaled, tier, series=series, marked=False)
+    summary = f"{text.traffic(sum(run.tiers('bytes').values()))} in all" if served else ""
+    return drawing.finish("Feature bytes served so far", unit, summary)
+
+
+def _new(run: Run, name: str, **options: Any) -> Drawing:
+    ends = _finite((epoch.epoch, epoch.seconds) for epoch in run.epochs)
+    times = [sample.seconds for sample in run.samples if math.isfinite(sample.seconds)]
+    return Drawing(
+        name,
+        seconds=max(times, default=0.0),
+        epochs=[(int(number), at) for number, at in ends],
+        resumes=[each.seconds for each in run.resumes if math.isfinite(each.seconds)],
+        **options,
+    )
+
+
+def _finite(points: Iterable[tuple[float, float]]) -> _Points:
+    """Those that can be drawn."""
+    return [(at, value) for at, value in points if math.isfinite(at) and math.isfinite(value)]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [at for at, _ in points], [value for _, value in points]
+
+
+def _groups(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Neighbours together, in at most _POINTS groups whose sizes differ by one at most."""
+    number = min(len(items), _POINTS)
+    for place in range(number):
+        group = slice(place * len(items) // number, (place + 1) * len(items) // number)
+        yield items[group]
+
+
+def _edges(samples: Sequence[Sample], *, cut_epochs: bool = False) -> list[Sample]:
+    """The origin and samples about evenly spaced in time, the last among them.
+
+    ``cut_epochs`` adds the last step and the end of every epoch: evaluation lies between them.
+    """
+    timed = [sample for sample in samples if math.isfinite(sample.seconds)]
+    if not timed:
+        return []
+    spacing = timed[-1].seconds / _INTERVALS
+    edges = [_ORIGIN]
+    for sample, following in zip(timed, [*timed[1:], None], strict=True):
+        elapsed = sample.seconds - edges[-1].seconds
+        ends_epoch = isinstance(sample, Epoch) or isinstance(following, Epoch)
+        if elapsed > 0 and (elapsed >= spacing or (cut_epochs and ends_epoch)):
+            edges.append(sample)
+    if len(edges) > 1 and timed[-1].seconds > edges[-1].seconds:
+        edges[-1] = timed[-1]  # rather than a short interval, whose rate says little
+    return edges
+
+
+def _bytes(sample: Sample, tier: str) -> float:
+    value = sample.bytes.get(tier, 0)
+    return value if math.isfinite(value) else 0.0

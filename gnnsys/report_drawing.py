@@ -1,0 +1,321 @@
+"""Draws one chart as inline SVG. The only module of the report that imports matplotlib.
+
+matplotlib lays the chart out; its colours are then exchanged for variables of the page's style
+sheet, which has a light and a dark set. Legends are left to the page, where they are text.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+__all__ = ["SERIES", "Chart", "Drawing", "Key", "style"]
+
+SERIES = 6
+"""Number of colours for series; further ones start again."""
+
+_INCHES = (6.4, 3.2)
+_MARKED_POINTS = 40
+_EPOCH_TICKS = 8
+_ROOM = 1.015  # to the right of the last point, whose mark would be cut
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One entry of a legend."""
+
+    label: str
+
+    mark: str
+    """A class of the style sheet: ``line``, ``faint``, ``band``, ``area``, ``ring``, ``dashed``."""
+
+    color: str
+    """A variable of the style sheet, such as ``--series-1``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart of the page."""
+
+    title: str
+
+    unit: str
+    """Of the y axis; empty where there was nothing to draw, like the rest."""
+
+    svg: str
+    """An ``<svg>`` element; the page adds the name that a screen reader says."""
+
+    keys: Sequence[Key]
+
+    summary: str
+    """The chart's message in a few words."""
+
+
+# Colours that stand for the variables of the style sheet.
+_INK, _MUTED, _GRID, _CARD = "#123401", "#123402", "#123403", "#123404"
+_SERIES = [f"#12341{place}" for place in range(SERIES)]
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _GRID: "--grid",
+    _CARD: "--card",
+    **{color: f"--series-{place}" for place, color in enumerate(_SERIES, 1)},
+}
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same layout on every machine
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": False,
+    "figure.facecolor": "none",
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Drawings are made and finished inside this; what the process had set is set again after."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
+class Drawing:
+    """A chart over the time of training.
+
+    Args:
+        name: unique on the page: all ids in the SVG begin with it.
+        seconds: where the time axis ends.
+        epochs: numbers of epochs and when they ended in seconds, for the upper axis.
+        resumes: when the run was resumed, in seconds.
+        from_zero: let the y axis begin at 0.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        seconds: float,
+        epochs: Sequence[tuple[int, float]],
+        resumes: Sequence[float],
+        from_zero: bool = False,
+    ) -> None:
+        self._figure = Figure(_INCHES, layout="constrained")
+        self._axes = self._figure.add_subplot()
+        self._name = name
+        self._unit, self._second = _time_unit(seconds)
+        self._end = seconds / self._second
+        self._epochs = [(number, at / self._second) for number, at in epochs]
+        self._resumes = [at / self._second for at in resumes]
+        self._from_zero = from_zero
+        self._keys: list[Key] = []
+
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        label: str,
+        *,
+        series: int = 0,
+        faint: bool = False,
+        marked: bool = True,
+    ) -> None:
+        """A line through points (seconds, value); a point is marked where there are few."""
+        if not points:
+            return
+        at, values = self._columns(points)
+        few = len(points) <= _MARKED_POINTS
+        self._axes.plot(
+            at,
+            values,
+            color=_color(series),
+            alpha=0.5 if faint else 1,
+            linewidth=1.1 if faint else 1.8 if few else 1.3,
+            marker="o" if len(points) == 1 or (few and marked and not faint) else "",
+            markersize=4 if faint else 5,
+            markeredgecolor=_CARD,
+            markeredgewidth=0.8,
+        )
+        self._key(label, "faint" if faint else "line", series)
+
+    def band(
+        self, points: Sequence[tuple[float, float, float]], label: str | None, *, series: int = 0
+    ) -> None:
+        """A light area between two values at each point (seconds, low, high)."""
+        if not points:
+            return
+        at, low, high = self._columns(points)
+        self._axes.fill_between(at, low, high, color=_color(series), alpha=0.16, linewidth=0)
+        if label is not None:
+            self._key(label, "band", series)
+
+    def stack(self, edges: Sequence[float], values: Mapping[str, Sequence[float]]) -> None:
+        """Areas on top of each other, constant between one edge (seconds) and the next."""
+        at = [edge / self._second for edge in edges]
+        columns = [[*each, each[-1]] for each in values.values()]
+        colors = [_color(series) for series in range(len(columns))]
+        self._axes.stackplot(at, columns, colors=colors, step="post", alpha=0.85, linewidth=0)
+        for series, label in enumerate(values):
+            self._key(label, "area", series)
+
+    def ring(self, seconds: float, value: float, label: str, *, series: int = 0) -> None:
+        """Marks one point."""
+        if not math.isfinite(value):
+            return
+        self._axes.plot(
+            [seconds / self._second],
+            [value],
+            "o",
+            markersize=11,
+            markerfacecolor="none",
+            markeredgecolor=_color(series),
+            markeredgewidth=1.6,
+            clip_on=False,
+        )
+        self._key(label, "ring", series)
+
+    def use_log_scale(self) -> None:
+        """Of values that are all above 0."""
+        self._axes.set_yscale("log")
+        self._axes.yaxis.set_minor_formatter(NullFormatter())
+
+    def finish(self, title: str, unit: str, summary: str) -> Chart:
+        """The chart; nothing more can be drawn."""
+        if not self._keys:
+            return Chart(title, "", "", (), "")
+        for at in self._resumes:
+            self._axes.axvline(at, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        if self._resumes:
+            self._keys.append(Key("resumed", "dashed", "--muted"))
+        self._set_axes()
+        return Chart(title, unit, self._svg(), tuple(self._keys), summary)
+
+    def _set_axes(self) -> None:
+        axes = self._axes
+        axes.set_xlim(0, self._end * _ROOM or 1)
+        axes.margins(y=0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.set_xlabel(f"time ({self._unit})")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        if axes.get_yscale() == "linear":
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            if self._from_zero:
+                axes.set_ylim(0, axes.dataLim.y1 * 1.12 or 1)
+        ticks = _epoch_ticks(self._epochs, self._end)
+        if ticks:
+            upper = axes.secondary_xaxis("top")
+            labels = [f"epoch {ticks[0][0]}", *(str(number) for number, _ in ticks[1:])]
+            upper.set_xticks([at for _, at in ticks], labels)
+
+    def _svg(self) -> str:
+        target = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": self._name}):
+            self._figure.savefig(target, format="svg", metadata={"Date": None})
+        return _inline(target.getvalue(), self._name)
+
+    def _columns(self, points: Sequence[tuple[float, ...]]) -> list[list[float]]:
+        seconds, *rest = zip(*points, strict=True)
+        return [[each / self._second for each in seconds], *map(list, rest)]
+
+    def _key(self, label: str, mark: str, series: int) -> None:
+        self._keys.append(Key(label, mark, _VARIABLES[_color(series)]))
+
+
+def _color(series: int) -> str:
+    return _SERIES[series % SERIES]
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    if seconds < 180:
+        return "s", 1
+    return ("min", 60) if seconds < 3 * 3600 else ("h", 3600)
+
+
+def _epoch_ticks(epochs: Sequence[tuple[int, float]], end: float) -> list[tuple[int, float]]:
+    """A few epochs with round numbers, far enough apart for their labels.
+
+    >>> _epoch_ticks([(number, number / 10) for number in range(1, 31)], 3.0)
+    [(5, 0.5), (10, 1.0), (15, 1.5), (20, 2.0), (25, 2.5), (30, 3.0)]
+    """
+    step = next(
+        size * 10**power
+        for power in range(20)
+        for size in (1, 2, 5)
+        if len(epochs) <= _EPOCH_TICKS * size * 10**power
+    )
+    ticks: list[tuple[int, float]] = []
+    for number, at in epochs:
+        room = 0.12 if len(ticks) == 1 else 0.06  # the first label is the longest
+        if number % step == 0 and (not ticks or at - ticks[-1][1] >= room * end):
+            ticks.append((number, at))
+    return ticks
+
+
+def _inline(document: bytes, name: str) -> str:
+    """The ``<svg>`` of a document in HTML's notation, with the page's colours and own ids."""
+    root = ElementTree.fromstring(document)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    used = {_local_id for element in root.iter() for _local_id in _references(element)}
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {
+            _local(key): _own_ids(_own_colors(value), name)
+            for key, value in element.attrib.items()
+            if key != "id" or value in used
+        }
+        if "id" in element.attrib:
+            element.set("id", f"{name}-{element.attrib['id']}")
+    for size in ("width", "height", "version"):
+        root.attrib.pop(size, None)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _local(name: str) -> str:
+    """Without the namespace, which HTML's parser knows by itself."""
+    return name.rsplit("}", 1)[-1]
+
+
+def _references(element: ElementTree.Element) -> Iterator[str]:
+    for key, value in element.attrib.items():
+        if _local(key) == "href":
+            yield value.removeprefix("#")
+        yield from re.findall(r"url\(#([^)]+)\)", value)
+
+
+def _own_ids(value: str, name: str) -> str:
+    return re.sub(r"^#(?=[A-Za-z])|(?<=url\(#)", lambda found: f"{found[0]}{name}-", value)
+
+
+def _own_colors(value: str) -> str:
+    return re.sub("#1234..", lambda found: f"var({_VARIABLES[found[0]]})", value)

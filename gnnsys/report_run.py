@@ -1,0 +1,181 @@
+"""What a training run's folder says, as the report needs it. Reads no file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+__all__ = ["Epoch", "Resume", "Run", "Sample", "as_object"]
+
+_RESULT_NAMES = {"accuracy": "acc"}
+
+_Otherwise = TypeVar("_Otherwise", float, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the run had done at one moment. All counts are since the start of the run."""
+
+    epoch: int
+    """From 1."""
+
+    batch: float
+    """Of the epoch, from 1; infinite at the end of the epoch."""
+
+    loss: float
+    """Of the batch, or the epoch's mean."""
+
+    seconds: float
+    """Of training, without the time between a kill and the resume."""
+
+    seeds: float
+    """Seed nodes trained on."""
+
+    rows: Mapping[str, float]
+    """Feature rows served, by tier."""
+
+    bytes: Mapping[str, float]
+    """Their bytes, by tier."""
+
+    rss: float
+    """Resident memory of the process in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch(Sample):
+    """A sample at the end of an epoch, and what else is known then."""
+
+    val: Mapping[str, float] | None
+    """Validation scores by metric, where the epoch was evaluated."""
+
+    test: Mapping[str, float] | None
+    """Test scores by metric, likewise."""
+
+    best_epoch: int
+    """With the best validation score so far; 0 before the first evaluation."""
+
+    epoch_seconds: float
+    """Of training in this epoch."""
+
+    eval_seconds: float
+    """Of evaluation after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The run went on from a checkpoint."""
+
+    seconds: float
+    """Of training before the resume."""
+
+    epoch: int
+    """Of the checkpoint."""
+
+    batch: int
+    """Of the checkpoint."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run's folder says."""
+
+    start: Mapping[str, Any] = field(default_factory=dict)
+    """The newest ``start`` record: dataset, metric, parameters, versions, machine."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of ``gnnsys train``, by name."""
+
+    samples: list[Sample] = field(default_factory=list)
+    """Steps and epochs in the order they were trained in."""
+
+    resumes: list[Resume] = field(default_factory=list)
+
+    redone: int = 0
+    """Samples left out because a resumed run trained those batches again."""
+
+    reason: str | None = None
+    """Why the run ended; None while it goes on, or when it was killed."""
+
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """Of the ``end`` record."""
+
+    cut: bool = False
+    """The last line of the file was not written to its end."""
+
+    @property
+    def steps(self) -> list[Sample]:
+        return [sample for sample in self.samples if not isinstance(sample, Epoch)]
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        return [sample for sample in self.samples if isinstance(sample, Epoch)]
+
+    @property
+    def metric(self) -> str:
+        """What the best epoch is chosen by."""
+        return str(self.start.get("metric", "accuracy"))
+
+    @property
+    def best(self) -> Epoch | None:
+        """The best epoch so far, if one was evaluated."""
+        epochs = self.epochs
+        best = epochs[-1].best_epoch if epochs else 0
+        return next((epoch for epoch in epochs if epoch.epoch == best), None)
+
+    def best_scores(self) -> tuple[float | None, float | None]:
+        """Validation and test score in the best epoch."""
+        best = self.best
+        if best is not None and best.val is not None:
+            return best.val.get(self.metric), (best.test or {}).get(self.metric)
+        short = _RESULT_NAMES.get(self.metric, self.metric)
+        val, test = (self.result.get(f"{kind}_{short}") for kind in ("val", "test"))
+        return _float_or(val, None), _float_or(test, None)
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far."""
+        last = self.samples[-1].seconds if self.samples else 0.0
+        return _float_or(self.result.get("seconds"), last)
+
+    @property
+    def peak_rss(self) -> float:
+        """The most resident memory seen, in bytes."""
+        seen = [sample.rss for sample in self.samples]
+        seen.append(_float_or(self.result.get("peak_rss"), 0.0))
+        return max(filter(math.isfinite, seen), default=0.0)
+
+    def epoch_rates(self) -> list[tuple[Epoch, float]]:
+        """Epochs and their seeds per second of training; NaN where that cannot be told."""
+        rates = []
+        before, seeds = 0, 0.0
+        for epoch in self.epochs:
+            known = epoch.epoch == before + 1 and epoch.epoch_seconds > 0
+            rates.append(
+                (epoch, (epoch.seeds - seeds) / epoch.epoch_seconds if known else math.nan)
+            )
+            before, seeds = epoch.epoch, epoch.seeds
+        return rates
+
+    def tier_names(self) -> list[str]:
+        """Of the tiers that served rows, in the order of the file."""
+        maps = [*(sample.bytes for sample in self.samples), self.tiers("bytes"), self.tiers("rows")]
+        return list(dict.fromkeys(tier for each in maps for tier in each))
+
+    def tiers(self, what: str) -> Mapping[str, float]:
+        """The ``"rows"`` or ``"bytes"`` served by each tier so far."""
+        ended = as_object(self.result.get(what))
+        if ended or not self.samples:
+            return {tier: _float_or(count, math.nan) for tier, count in ended.items()}
+        return self.samples[-1].rows if what == "rows" else self.samples[-1].bytes
+
+
+def as_object(value: Any) -> Mapping[str, Any]:
+    """``value`` where it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _float_or(value: Any, otherwise: _Otherwise) -> float | _Otherwise:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else otherwise

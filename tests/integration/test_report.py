@@ -1,0 +1,498 @@
+"""``gnnsys.report``: the page that is made of a training run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.image
+import pytest
+
+from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, StorageError
+from gnnsys.report import run_command, write_report
+
+Records = list[dict[str, Any]]
+TIERS = {"device": 0.5, "host": 0.3, "file": 0.2}
+BATCHES = 20
+
+
+def records(epochs: int = 3, *, name: str = "demo", metric: str = "accuracy") -> Records:
+    """Of a finished run: 20 batches of 100 seeds and 1000 rows of 512 bytes an epoch, 0.1 s each,
+    and 1 s of evaluation after the epoch. The second epoch is the best."""
+    made: Records = [
+        {
+            "kind": "start",
+            "time": 1_750_000_000.0,
+            "dataset": {"name": name, "nodes": 20_000, "edges": 320_000, "features": 128},
+            "metric": metric,
+            "parameters": 17_226,
+            "versions": {"gnnsys": "0.1.0", "torch": "2.13.0+cpu"},
+            "machine": {"cpu": "A processor", "cores": 2, "memory_bytes": 16 << 30},
+            "config": {"dataset": name, "model": "sage", "fanouts": [15, 10], "patience": None},
+        }
+    ]
+    seconds = 0.0
+    for epoch in range(1, epochs + 1):
+        for batch in range(1, BATCHES + 1):
+            seconds += 0.1
+            step = (epoch - 1) * BATCHES + batch
+            counts = served(step, seconds)
+            made.append(
+                {"kind": "step", "epoch": epoch, "batch": batch, "step": step, **counts}
+                | {"loss": 2.0 * 0.98**step}
+            )
+        seconds += 1.0
+        made.append(
+            {"kind": "epoch", "epoch": epoch, **served(epoch * BATCHES, seconds)}
+            | {"loss": 2.0 / epoch, "best_epoch": min(epoch, 2)}
+            | {"val": score(metric, epoch, 0.8), "test": score(metric, epoch, 0.75)}
+            | {"epoch_seconds": 2.0, "eval_seconds": 1.0}
+        )
+    result = {**served(epochs * BATCHES, seconds), "best_epoch": 2, "peak_rss": 3 << 29}
+    made.append({"kind": "end", "time": 1_750_000_100.0, "reason": "done", "result": result})
+    return made
+
+
+def served(step: int, seconds: float) -> dict[str, Any]:
+    rows = {tier: int(1000 * share) * step for tier, share in TIERS.items()}
+    sizes = {tier: 512 * number for tier, number in rows.items()}
+    return {"seconds": seconds, "seeds": 100 * step, "rows": rows, "bytes": sizes, "rss": 1 << 30}
+
+
+def score(metric: str, epoch: int, best: float) -> dict[str, float]:
+    return {metric: best - abs(epoch - 2) / 10}
+
+
+def write_run(folder: Path, made: Records, rest: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(record) + "\n" for record in made)
+    (folder / "metrics.jsonl").write_text(lines + rest)
+    return folder
+
+
+class Page(HTMLParser):
+    """The text of each element of a page, and its attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html = html
+        self.title = ""
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.pieces: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "title" in self._open and "svg" not in self._open:
+            self.title += data
+        elif "style" not in self._open:
+            self.pieces.append(data)
+            if self._open and self._open[-1] in ("td", "th"):
+                self.tables[-1][-1][-1] += data
+
+    def table(self, corner: str) -> dict[str, list[str]]:
+        """The rows of the table whose first cell is ``corner``, by their own first cell."""
+        found = next(table for table in self.tables if table[0][0] == corner)
+        return {row[0]: row[1:] for row in found}
+
+
+def report(folder: Path, made: Records, rest: str = "") -> Page:
+    path = write_report(write_run(folder, made, rest))
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+# What the page says ---------------------------------------------------------------------------
+
+
+def test_the_headline_gives_state_scores_time_and_memory(tmp_path: Path) -> None:
+    page = report(tmp_path, records())
+    assert page.title == "sage on demo: done"
+    assert "20,000 nodes · 320,000 edges · 128 features · 17,226 parameters" in page.text
+    assert "started 2025-06-15 15:06 UTC" in page.text
+    assert "Validation accuracy 0.8000 best, epoch 2 of 3" in page.text
+    assert "Test accuracy 0.7500 in the best epoch" in page.text
+    assert "Time 9.00 s 2.00 s to train an epoch" in page.text
+    assert "Throughput 1,000 seeds/s" in page.text
+    assert "Peak memory 1.5 GiB of 16 GiB" in page.text
+    assert page.tags["svg"] == page.tags["figure"] == 6
+
+
+def test_tables_hold_the_numbers_of_the_run(tmp_path: Path) -> None:
+    page = report(tmp_path, records())
+    tiers = page.table("tier")
+    assert tiers["device"] == ["30,000", "50.0%", "15,360,000", "15.4 MB", "50.0%"]
+    assert tiers["host"] == ["18,000", "30.0%", "9,216,000", "9.22 MB", "30.0%"]
+    assert tiers["in all"] == ["60,000", "", "30,720,000", "30.7 MB", ""]
+    epochs = page.table("epoch")
+    assert epochs["1"] == ["2.0000", "0.7000", "0.6500", "2.00 s", "1.00 s", "1,000"]
+    assert epochs["2 (best)"] == ["1.0000", "0.8000", "0.7500", "2.00 s", "1.00 s", "1,000"]
+    assert page.table("gnnsys")["torch"] == ["2.13.0+cpu"]
+    assert page.table("cpu") == {"cpu": ["A processor"], "cores": ["2"], "memory": ["16 GiB"]}
+
+
+def test_charts_have_real_text_and_a_name_that_says_what_they_show(tmp_path: Path) -> None:
+    page = report(tmp_path, records(metric="rocauc"))
+    names = [value for name, value in page.attributes if name == "aria-label"]
+    assert "Loss over time, in cross entropy: from 2.0000 to 0.6667" in names
+    assert "Scores over time, in rocauc: best validation 0.8000 in epoch 2" in names
+    assert "Memory over time, in GiB: peak 1.5 GiB" in names
+    assert "Feature bytes served so far over time, in MB: 30.7 MB in all" in names
+    assert page.text.count("time (s)") == 6
+    assert page.text.count("epoch 1 2 3") == 6
+
+
+def test_config_toml_prevails_and_options_without_a_value_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('dataset = "demo"\nmodel = "gat"\nlr = 0.01\n')
+    page = report(tmp_path, records())
+    options = page.table("dataset")
+    expected = {"dataset": ["demo"], "model": ["gat"], "fanouts": ["15, 10"], "patience": ["—"]}
+    assert options == {**expected, "lr": ["0.01"]}
+    assert page.title.startswith("gat on demo")
+
+
+@pytest.mark.parametrize("reason", ["done", "early stop", "interrupted"])
+def test_the_state_is_why_the_run_ended(reason: str, tmp_path: Path) -> None:
+    made = records()
+    made[-1]["reason"] = reason
+    page = report(tmp_path, made)
+    assert page.title == f"sage on demo: {reason}"
+    assert "has not ended" not in page.text
+
+
+def test_a_run_that_goes_on_is_shown_so_far(tmp_path: Path) -> None:
+    page = report(tmp_path, records()[:-12])  # up to a step of the third epoch
+    assert page.title == "sage on demo: not ended"
+    assert "This run has not ended" in page.text
+    assert "Validation accuracy 0.8000 best, epoch 2 of 2" in page.text
+    assert page.table("tier")["device"] == ["25,000", "50.0%", "12,800,000", "12.8 MB", "50.0%"]
+
+
+@pytest.mark.parametrize("made", [[], records()[:1]], ids=["an empty file", "only a start"])
+def test_a_run_without_steps_says_so(made: Records, tmp_path: Path) -> None:
+    page = report(tmp_path, made)
+    assert "No steps or epochs yet" in page.text
+    assert page.tags["svg"] == 0
+
+
+def test_steps_without_an_epoch_are_drawn(tmp_path: Path) -> None:
+    page = report(tmp_path, records()[:8])
+    assert page.tags["svg"] == 5  # no scores yet
+    assert "no epoch was evaluated" in page.text
+
+
+def test_epochs_that_were_not_evaluated_have_no_score(tmp_path: Path) -> None:
+    made = records()
+    for record in made:
+        if record["kind"] == "epoch" and record["epoch"] != 2:
+            record |= {"val": None, "test": None}
+    made[BATCHES + 1]["best_epoch"] = 0
+    page = report(tmp_path, made)
+    assert page.table("epoch")["1"][1:3] == ["—", "—"]
+    assert "best validation 0.8000 in epoch 2" in page.html
+
+
+# Runs that were resumed ---------------------------------------------------------------------------
+
+
+def test_batches_trained_twice_are_shown_once_and_the_resume_is_marked(tmp_path: Path) -> None:
+    made = records()
+    resume = {"kind": "resume", "time": 1_750_000_050.0, "epoch": 2, "batch": 5}
+    at = 1 + BATCHES + 1 + 5  # after the fifth step of the second epoch
+    killed = [
+        {**record, "loss": 77.0, "seconds": record["seconds"] + 0.01}
+        for record in made[at : at + 9]
+    ]
+    page = report(tmp_path / "resumed", [*made[:at], *killed, resume, *made[at:]])
+    plain = report(tmp_path / "plain", made)
+    assert "Resumed from a checkpoint of epoch 2, batch 5, after 3.50 s of training." in page.text
+    assert "9 earlier records left out" in page.text
+    assert page.text.count("resumed") == 6  # in the legend of every chart
+    assert page.tables == plain.tables
+    assert "77" not in page.text
+
+
+def test_a_step_written_only_before_the_kill_does_not_turn_time_back(tmp_path: Path) -> None:
+    made = records()
+    slow = {**made[6], "batch": 6, "seconds": 5.0}
+    resume = {"kind": "resume", "time": 0.0, "epoch": 1, "batch": 5}
+    page = report(tmp_path, [*made[:6], slow, resume, *made[8:]])
+    assert "after 0.50 s of training" in page.text
+    assert "1 earlier records left out" in page.text
+
+
+def test_a_run_resumed_after_its_end_has_not_ended(tmp_path: Path) -> None:
+    made = records()
+    resume = {"kind": "resume", "time": 0.0, "epoch": 3, "batch": 20}
+    assert report(tmp_path, [*made, resume]).title == "sage on demo: not ended"
+
+
+# Strange input --------------------------------------------------------------------------------
+
+
+def test_text_of_the_run_is_escaped(tmp_path: Path) -> None:
+    evil = '<script>alert("1")</script> &amp; {x} $\\alpha$'
+    made = records(name=evil, metric=evil)
+    made[0]["config"] = {evil: evil}
+    made[-1]["reason"] = evil
+    for record in [*made[1:-1], made[-1]["result"]]:
+        for counts in (record["rows"], record["bytes"]):
+            counts[evil] = counts.pop("host")
+    page = report(tmp_path, made)
+    assert page.tags["script"] == 0
+    assert f"model on {evil}: {evil}" == page.title
+    assert page.table("tier")[evil][0] == "18,000"
+    assert page.table(evil)[evil] == [evil]
+
+
+def test_half_a_surrogate_pair_is_no_obstacle(tmp_path: Path) -> None:
+    assert "\N{REPLACEMENT CHARACTER}" in report(tmp_path, records(name="demo \ud800")).title
+
+
+@pytest.mark.parametrize("keep", [1, -2])
+def test_a_cut_last_line_is_left_out_and_said(keep: int, tmp_path: Path) -> None:
+    made = records()[:-5]
+    last = json.dumps(made[-1])[:keep]
+    page = report(tmp_path / "cut", made[:-1], rest=last)
+    whole = report(tmp_path / "whole", made[:-1])
+    assert "its last line was cut off" in page.text
+    assert "cut off" not in whole.text
+    assert page.tables == whole.tables
+
+
+def test_a_last_line_that_lacks_only_its_line_feed_counts(tmp_path: Path) -> None:
+    *made, end = records()
+    assert report(tmp_path, made, rest=json.dumps(end)).title == "sage on demo: done"
+
+
+def test_a_line_cut_in_the_middle_of_a_character_is_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, records()[:-1])
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write('{"kind": "é'.encode()[:-1])
+    assert "its last line was cut off" in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"kind": "st', r"'\{\"kind\": \"st' is not JSON .* expected one object a line"),
+        ("", "is not JSON"),
+        ("[1]", 'expected an object with a "kind"'),
+        ('{"kind": "resume", "epoch": 1}', "a 'resume' record without 'batch'"),
+        ('{"kind": "resume", "epoch": 1.5, "batch": 2}', "epoch is 1.5, expected an integer"),
+    ],
+)
+def test_a_bad_line_raises_an_error_that_names_it(line: str, says: str, tmp_path: Path) -> None:
+    made = records()
+    lines = [json.dumps(record) for record in made]
+    lines.insert(2, line)
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(FileFormatError, match=rf"metrics\.jsonl, line 3: .*{says}.*remove the"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_count_that_is_no_number_raises(tmp_path: Path) -> None:
+    made = records()
+    made[1]["rows"] = {"host": "many"}
+    with pytest.raises(FileFormatError, match=r"line 2: rows\.host is 'many', expected a number"):
+        report(tmp_path, made)
+
+
+def test_records_of_an_unknown_kind_are_left_out(tmp_path: Path) -> None:
+    made = records()
+    page = report(tmp_path, [*made[:3], {"kind": "of a later version"}, *made[3:]])
+    assert page.title == "sage on demo: done"
+
+
+def test_a_config_that_is_not_toml_raises(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("dataset: demo\n")
+    with pytest.raises(FileFormatError, match=r"config\.toml: is not TOML"):
+        report(tmp_path, records())
+
+
+def test_a_missing_folder_or_file_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nothing: no such folder.*gnnsys train --out"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(MissingFileError, match=r"metrics\.jsonl: no such.*gnnsys train --out"):
+        write_report(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, 1e300, 0])
+def test_a_diverged_run_is_shown(value: float | None, tmp_path: Path) -> None:
+    made = records(9)
+    for record in made:
+        if record["kind"] in ("step", "epoch") and record["epoch"] > 1:
+            record |= {"loss": value, "rss": value}
+        if record["kind"] == "epoch" and record["epoch"] > 2:
+            record |= {"val": {"accuracy": value}, "epoch_seconds": value, "eval_seconds": value}
+    page = report(tmp_path, made)
+    shown = {"nan": "NaN", "None": "NaN", "inf": "∞", "-inf": "-∞"}.get(str(value))
+    third = page.table("epoch")["3"]
+    if shown is None:
+        assert "diverged" not in page.text
+    else:
+        assert f"The run diverged: its loss is {shown} in epoch 2." in page.text
+        assert third[:2] == [shown, shown]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("field", ["seconds", "seeds", "rows", "bytes"])
+@pytest.mark.parametrize("value", [math.nan, 0])
+def test_no_number_of_a_run_can_break_the_page(field: str, value: float, tmp_path: Path) -> None:
+    made = records()
+    for record in made[1:-1]:
+        record[field] = {"host": value} if field in ("rows", "bytes") else value
+    made[-1]["result"] = {}
+    assert report(tmp_path, made).title == "sage on demo: done"
+
+
+# The file -----------------------------------------------------------------------------------------
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = write_report(write_run(tmp_path / "a", records()))
+    with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": False}):
+        second = write_report(write_run(tmp_path / "b", records()))
+        assert mpl.rcParams["font.size"] == 30
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    page = report(tmp_path, records(40))
+    assert "http" not in page.html
+    assert "@import" not in page.html
+    assert page.tags["link"] == page.tags["script"] == page.tags["img"] == 0
+    for name, value in page.attributes:
+        if name in ("src", "href"):
+            assert value.startswith("#")
+
+
+def test_ids_are_unique_and_references_lead_to_them(tmp_path: Path) -> None:
+    page = report(tmp_path, records())
+    ids = [value for name, value in page.attributes if name == "id"]
+    links = {value[1:] for name, value in page.attributes if name == "href"}
+    links |= set(re.findall(r"url\(#([^)]+)\)", page.html))
+    assert len(ids) == len(set(ids)) > 6
+    assert set(ids) == links
+
+
+def test_charts_use_the_colours_of_the_style_sheet_only(tmp_path: Path) -> None:
+    drawings = re.findall("<svg.*?</svg>", report(tmp_path, records()).html, re.DOTALL)
+    for drawing in drawings:
+        assert not re.search("#[0-9a-f]{6}", drawing)
+        assert "var(--" in drawing
+
+
+def test_long_runs_make_pages_of_bounded_size(tmp_path: Path) -> None:
+    made = records(400)
+    page = report(tmp_path, made)
+    assert "steps, averaged" in page.text
+    assert len(page.html) < 600_000
+
+
+def test_out_is_written_at_once_or_not_at_all(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", records())
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    (run / "metrics.jsonl").write_text("bad\n")
+    with pytest.raises(GnnsysError):
+        write_report(run, page)
+    assert page.read_text() == "old"
+    write_run(run, records())
+    assert write_report(str(run), str(page)) == page
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]
+    assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", records())
+    with pytest.raises(StorageError, match=r"run: is a folder, expected the name of a file"):
+        write_report(run, run)
+    with pytest.raises(StorageError, match=r"x\.html: .*nothing is not a folder.*--out"):
+        write_report(run, tmp_path / "nothing" / "x.html")
+
+
+def test_the_command_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path, records())
+    assert run_command(str(run), None) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+
+
+def test_matplotlib_is_imported_when_a_report_is_made(tmp_path: Path) -> None:
+    check = "import sys, gnnsys.report; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+# In a browser -------------------------------------------------------------------------------------
+
+
+def chromium(page: Path, profile: Path, *flags: str) -> str:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    command += ["--disable-sync", f"--user-data-dir={profile}", *flags, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_browser_shows_charts_and_text(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run", records()))
+    picture = tmp_path / "page.png"
+    flags = ["--hide-scrollbars", "--window-size=1200,2400", f"--screenshot={picture}"]
+    chromium(page, tmp_path / "profile", *flags)
+    pixels = matplotlib.image.imread(picture)  # (2400, 1200, 3 or 4) float32 in [0, 1]
+    assert pixels.shape[:2] == (2400, 1200)
+    colours = (pixels[..., :3] * 255).astype("uint32") @ [1 << 16, 1 << 8, 1]
+    upper = colours[:1400]  # headline and charts
+    assert len(set(upper.ravel().tolist())) > 200
+    for series in (0x2563C9, 0xD9660A):  # solid strokes of the first two series
+        assert (upper == series).sum() > 300
+    dark = (pixels[..., :3].sum(axis=2) < 1.0).mean()
+    assert 0.001 < dark < 0.2
+
+
+def test_a_browser_reads_the_page_as_it_was_written(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run", records()))
+    shown = Page(chromium(page, tmp_path / "profile", "--dump-dom"))
+    written = Page(page.read_text(encoding="utf-8"))
+    assert shown.text == written.text
+    assert shown.tables == written.tables
+    assert shown.tags["svg"] == 6
+    assert "Validation accuracy 0.8000" in shown.text

@@ -9,26 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnnsys._version import __version__
+    from gnnsys.dataset_folder import Dataset, open_dataset
     from gnnsys.feature_store import FeatureStore
+    from gnnsys.layerwise import inference
     from gnnsys.loaders.neighbor_loader import NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
     from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = [
+    "Dataset",
     "FeatureStore",
     "NeighborLoader",
     "NeighborSampler",
     "UnifiedTensor",
     "__version__",
+    "inference",
+    "open_dataset",
     "unified",
 ]
 
 _HOME = {
+    "Dataset": "gnnsys.dataset_folder",
     "FeatureStore": "gnnsys.feature_store",
     "NeighborLoader": "gnnsys.loaders.neighbor_loader",
     "NeighborSampler": "gnnsys.loaders.neighbor_sampler",
     "UnifiedTensor": "gnnsys.unified_tensor",
     "__version__": "gnnsys._version",
+    "inference": "gnnsys.layerwise",
+    "open_dataset": "gnnsys.dataset_folder",
     "unified": "gnnsys.unified_tensor",
 }
 

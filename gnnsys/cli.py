@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 import tyro
 
 from gnnsys.config import DoctorConfig, TrainConfig
-from gnnsys.errors import GnnsysError
+from gnnsys.config_data import (
+    ConvertConfig,
+    GenerateConfig,
+    InfoConfig,
+    PredictConfig,
+    ReportConfig,
+    RmatConfig,
+    parse_bytes,
+)
+from gnnsys.errors import ArgumentError, GnnsysError
 
 __all__ = ["main"]
 
@@ -18,15 +29,34 @@ _DESCRIPTION = """Train graph neural networks on features that stay where they f
 
 Examples:
     gnnsys train demo
-    gnnsys train cora --root data --full-batch --model gcn --json
-    gnnsys doctor
-    gnnsys train --help
+    gnnsys convert edges.csv my-graph --nodes nodes.csv --random-split 0.6 0.2 0.2
+    gnnsys train my-graph --out run1
+    gnnsys train --resume run1
+    gnnsys predict run1
+    gnnsys report run1
+    gnnsys COMMAND --help
 """
 
-Command = (
-    Annotated[TrainConfig, tyro.conf.subcommand("train", description=TrainConfig.__doc__)]
-    | Annotated[DoctorConfig, tyro.conf.subcommand("doctor", description=DoctorConfig.__doc__)]
-)
+
+_CONFIGS = {
+    "train": TrainConfig,
+    "convert": ConvertConfig,
+    "generate": GenerateConfig,
+    "info": InfoConfig,
+    "predict": PredictConfig,
+    "report": ReportConfig,
+    "doctor": DoctorConfig,
+}
+
+
+def _commands(chosen: str) -> Any:
+    """All commands as tyro takes them; the one in hand is described whole, others in one line."""
+    members = []
+    for name, config in _CONFIGS.items():
+        text = inspect.cleandoc(config.__doc__ or "")
+        about = text if name == chosen else text.partition("\n")[0]
+        members.append(Annotated[config, tyro.conf.subcommand(name, description=about)])
+    return Union[tuple(members)]  # noqa: UP007  (made at run time)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,12 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gnnsys {__version__}")
         return 0
     try:
+        default: Any = _train_default(arguments) or tyro.MISSING_NONPROP
         config = tyro.cli(
-            Command,
+            _commands(arguments[0] if arguments else ""),
             prog="gnnsys",
             description=_DESCRIPTION,
             args=arguments or ["--help"],
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+            default=default,
         )
         return _run(config)
     except GnnsysError as error:
@@ -61,11 +93,65 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(config: TrainConfig | DoctorConfig) -> int:
-    if isinstance(config, DoctorConfig):
-        from gnnsys.doctor import main as doctor
+def _train_default(arguments: list[str]) -> TrainConfig | None:
+    """The options that ``--resume`` or ``--config`` of ``train`` stand for, if one is given."""
+    if arguments[:1] != ["train"]:
+        return None
+    run, file = (_value_of(option, arguments) for option in ("--resume", "--config"))
+    if run is None and file is None:
+        return None
+    if run is not None and file is not None:
+        raise ArgumentError("--resume and --config exclude each other: a run has its options")
+    from gnnsys.config_file import read_config, resumed_config
 
-        return doctor(config.path, config.json)
-    from gnnsys.train import run_command
+    return resumed_config(run) if run is not None else read_config(file or "")
 
-    return run_command(config)
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    for place, argument in enumerate(arguments):
+        if argument == option and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith(option + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _run(config: Any) -> int:
+    if isinstance(config, TrainConfig):
+        from gnnsys.train_command import run_command as train
+
+        return train(config)
+    if isinstance(config, ConvertConfig):
+        from gnnsys.convert.command import run_command as convert
+
+        return convert(config)
+    if isinstance(config, GenerateConfig):
+        return _generate(config)
+    if isinstance(config, InfoConfig):
+        from gnnsys.info import run_command as info
+
+        return info(config)
+    if isinstance(config, PredictConfig):
+        from gnnsys.predict import run_command as predict
+
+        return predict(config)
+    if isinstance(config, ReportConfig):
+        from gnnsys.report import run_command as report
+
+        return report(config.run, config.out)
+    from gnnsys.doctor import main as doctor
+
+    return doctor(config.path, config.json)
+
+
+def _generate(config: GenerateConfig) -> int:
+    from gnnsys.generate import generate_community, generate_rmat
+    from gnnsys.progress import work_progress
+
+    options = dataclasses.asdict(config.graph)
+    path = options.pop("out")
+    options["memory"] = parse_bytes(options["memory"], "--memory")
+    make = generate_rmat if isinstance(config.graph, RmatConfig) else generate_community
+    with work_progress() as progress:
+        print(make(path, progress=progress, **options))
+    return 0

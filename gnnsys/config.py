@@ -6,6 +6,7 @@ Imports tyro (for its markers) and nothing that is large: ``gnnsys --help`` read
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -26,12 +27,24 @@ class TrainConfig:
     Examples:
         gnnsys train demo
         gnnsys train cora --root data --full-batch --model gcn
-        gnnsys train pubmed --root data --fanouts 10 10 --epochs 50 --json
+        gnnsys train my-graph --out run1 --epochs 50 --patience 10
+        gnnsys train --resume run1
+        gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
     """
 
-    dataset: Annotated[str, tyro.conf.Positional]
-    """cora, citeseer, pubmed, actor, tolokers, minesweeper, or demo: a generated community graph
-    whose features lie in a temporary file."""
+    dataset: Annotated[str, tyro.conf.Positional] = ""
+    """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper; or demo: a
+    generated community graph whose features lie in a temporary file."""
+
+    out: str | None = None
+    """Folder for the run: configuration, metrics, checkpoint and weights. Made; must be empty."""
+
+    resume: str | None = None
+    """Folder of a run to go on with, with its options; --epochs, --patience, --threads, --root and
+    the --checkpoint- options may be given anew."""
+
+    config: str | None = None
+    """A TOML file of options; those given here count before it. --out writes one."""
 
     root: str = "data"
     """Folder of the datasets, laid out as PyG's loaders do (ROOT/Cora/raw, ROOT/Actor/raw,
@@ -71,9 +84,29 @@ class TrainConfig:
     dropout: float = 0.5
     """Probability with which inputs of each layer are dropped in training."""
 
-    metric: Literal["auto", "accuracy", "rocauc"] = "auto"
-    """Score to report and to choose the best epoch by. auto: rocauc for tolokers and minesweeper,
-    else accuracy."""
+    metric: Literal["auto", "accuracy", "rocauc", "f1"] = "auto"
+    """Score to report and to choose the best epoch by. auto: what the dataset says; rocauc for
+    tolokers and minesweeper, else accuracy."""
+
+    eval: Literal["layerwise", "sampled"] = "layerwise"
+    """How mini-batch training is evaluated. layerwise: exactly, every node once a layer; sampled:
+    on neighbourhoods sampled as in training, which is faster where few nodes are scored."""
+
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+
+    eval_store: str = "auto"
+    """Where layerwise evaluation keeps activations: ram, a folder, or auto: in memory where they
+    take at most a quarter of what is available, else in a temporary folder."""
+
+    patience: int = 0
+    """Stop after this many evaluations without a better validation score; 0: never."""
+
+    checkpoint_epochs: int = 1
+    """Epochs between two checkpoints."""
+
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints, also inside an epoch."""
 
     seed: int = 0
     """Of weights, dropout, the order of seeds and sampling."""
@@ -92,6 +125,11 @@ class TrainConfig:
         _check_least("batch-size", self.batch_size, 1)
         _check_least("threads", self.threads, 0)
         _check_least("split", self.split, 0)
+        _check_least("eval-every", self.eval_every, 1)
+        _check_least("patience", self.patience, 0)
+        _check_least("checkpoint-epochs", self.checkpoint_epochs, 1)
+        if self.checkpoint_minutes <= 0:
+            raise ArgumentError(f"--checkpoint-minutes {self.checkpoint_minutes}: expected above 0")
         if self.hidden is not None:
             _check_least("hidden", self.hidden, 1)
         if self.epochs is not None:
@@ -116,7 +154,7 @@ class TrainConfig:
             raise ArgumentError(f"--fanouts {fanouts}: each is -1 (all neighbours) or at least 1")
 
     def filled_in(self) -> TrainConfig:
-        """The same options with every default that depends on others filled in.
+        """The same options with every default that depends on others filled in, folders absolute.
 
         >>> TrainConfig(dataset="cora", layers=4).filled_in().fanouts
         (15, 10, 5, 5)
@@ -125,6 +163,8 @@ class TrainConfig:
         small = self.full_batch and self.model == "gcn"
         return dataclasses.replace(
             self,
+            dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
+            root=os.path.abspath(self.root),
             hidden=self.hidden or (16 if small else 64),
             epochs=self.epochs or (5 if self.dataset == "demo" else 200),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],

@@ -1,4 +1,4 @@
-"""Graphs to train on: by name, through PyG's dataset classes, and the generated demo.
+"""Graphs to train on: by name, through PyG's dataset classes, dataset folders, and the demo.
 
 Owns ``NodeDataset`` and ``load_dataset``. Invariant: nothing is written into the user's folder.
 """
@@ -6,7 +6,10 @@ Owns ``NodeDataset`` and ``load_dataset``. Invariant: nothing is written into th
 from __future__ import annotations
 
 import io
+import logging
+import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
@@ -14,16 +17,23 @@ from pathlib import Path
 from pickle import PickleError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import NormalizeFeatures
 
-from gnnsys.demo import write_demo
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.dataset_folder import open_dataset
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.generate import generate_community
+from gnnsys.loaders import CSC
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["NodeDataset", "load_dataset"]
+
+DEMO_NODES = 20_000
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,8 +42,20 @@ class NodeDataset:
 
     name: str
 
-    data: Data
-    """``x`` (nodes, features) unified, ``edge_index`` (2, edges), ``y`` (nodes,) int64."""
+    digest: str
+    """Tells this dataset from others: a checkpoint of one does not fit another."""
+
+    source: Any
+    """What loaders take: PyG ``Data``, or ``(FeatureStore, GraphStore)`` over a folder."""
+
+    features: UnifiedTensor
+    """(nodes, features)."""
+
+    graph: CSC
+    """In-neighbours of each node."""
+
+    labels: Tensor
+    """(nodes,) int64 classes, -1 where unknown; or (nodes, labels) float32 of 0, 1 and NaN."""
 
     num_classes: int
 
@@ -45,15 +67,34 @@ class NodeDataset:
     test: Tensor
 
     metric: str
-    """What the dataset is judged by: accuracy or rocauc."""
+    """What the dataset is judged by: accuracy, rocauc or f1."""
 
     folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
 
+    def __post_init__(self) -> None:
+        for name in ("train", "val"):
+            ids = getattr(self, name)
+            if len(ids) == 0:
+                raise ArgumentError(
+                    f"{self.name}: no {name} nodes; name them when the dataset is converted, or "
+                    "draw them with gnnsys convert --random-split"
+                )
+            if not self.multi_label and int(self.labels[ids].min()) < 0:
+                wrong = int(ids[torch.argmin(self.labels[ids])])
+                raise ArgumentError(
+                    f"{self.name}: the {name} node {wrong} has no label; leave it out of {name}"
+                )
+
     @property
-    def features(self) -> UnifiedTensor:
-        """``data.x``."""
-        return self.data.x
+    def multi_label(self) -> bool:
+        """Whether a node has several labels, each there or not."""
+        return self.labels.dim() == 2
+
+    def edge_index(self) -> Tensor:
+        """(2, edges) int64, in memory, sorted by target."""
+        target = torch.repeat_interleave(self.graph.indptr.diff())
+        return torch.stack([self.graph.indices.long(), target])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +162,11 @@ def load_dataset(
     threads: int = 0,
     device: str | None = None,
 ) -> NodeDataset:
-    """Loads a dataset by name, or generates the demo.
+    """Loads a dataset by name, opens a folder, or generates the demo.
 
     Args:
-        name: cora, citeseer, pubmed, actor, tolokers, minesweeper or demo.
+        name: cora, citeseer, pubmed, actor, tolokers, minesweeper, demo, or the path of a dataset
+            folder.
         root: folder of the raw files, laid out as PyG's loaders do.
         split: which of several splits.
         seed: of the demo's generator.
@@ -132,50 +174,93 @@ def load_dataset(
         device: where features are consumed; None for "cuda" when there is one.
 
     Raises:
-        ArgumentError: an unknown name or split.
+        ArgumentError: an unknown name or split, or nodes to train on that have no label.
         MissingFileError: raw files that are not under ``root``.
         FileFormatError: raw files that cannot be read, or labels that do not fit the nodes.
     """
     if name == "demo":
         return _load_demo(seed, threads, device)
     if name not in _SOURCES:
+        if os.sep in name or os.path.isdir(name):
+            return _open_folder(Path(name), threads, device)
         raise ArgumentError(
-            f"dataset {name!r} is unknown: expected one of {', '.join([*_SOURCES, 'demo'])}"
+            f"dataset {name!r} is unknown: expected one of {', '.join([*_SOURCES, 'demo'])}, or "
+            "the path of a dataset folder"
         )
     data = _load_raw(name, _SOURCES[name], Path(root))
     _check_labels(name, data)
     train, val, test = (
         _split_ids(name, data[f"{part}_mask"], split) for part in ("train", "val", "test")
     )
-    graph = Data(
-        x=unified(data.x.contiguous(), threads=threads, device=device),
-        edge_index=data.edge_index,
-        y=data.y,
-    )
+    x = unified(data.x.contiguous(), threads=threads, device=device)
+    return _from_memory(name, x, data.edge_index, data.y, train, val, test, _SOURCES[name].metric)
+
+
+def _from_memory(
+    name: str,
+    x: UnifiedTensor,
+    edge_index: Tensor,
+    labels: Tensor,
+    train: Tensor,
+    val: Tensor,
+    test: Tensor,
+    metric: str,
+) -> NodeDataset:
+    crc = 0
+    for part in (edge_index, labels, train, val, test):
+        crc = zlib.crc32(part.contiguous().numpy().data, crc)
     return NodeDataset(
         name=name,
-        data=graph,
-        num_classes=int(data.y.max()) + 1,
+        digest=f"{name}: {len(x)} nodes, {edge_index.shape[1]} edges, crc32 {crc:08x}",
+        source=Data(x=x, edge_index=edge_index, y=labels),
+        features=x,
+        graph=CSC.from_edge_index(edge_index, len(x)),
+        labels=labels,
+        num_classes=int(labels.max()) + 1,
         train=train,
         val=val,
         test=test,
-        metric=_SOURCES[name].metric,
+        metric=metric,
     )
 
 
 def _load_demo(seed: int, threads: int, device: str | None) -> NodeDataset:
     folder = tempfile.TemporaryDirectory(prefix="gnnsys-demo-")
-    demo = write_demo(Path(folder.name) / "features.npy", seed=seed)
-    x = unified(Path(folder.name) / "features.npy", threads=threads, device=device)
+    path = generate_community(Path(folder.name) / "demo", nodes=DEMO_NODES, seed=seed)
+    dataset = _open_folder(path, threads, device)
+    dataset.name, dataset.folder = "demo", folder
+    return dataset
+
+
+def _open_folder(path: Path, threads: int, device: str | None) -> NodeDataset:
+    dataset = open_dataset(path)
+    if dataset.heterogeneous:
+        raise UnsupportedError(
+            f"{path}: heterogeneous, which gnnsys train does not take yet; Dataset.stores() gives "
+            "it to PyG's loaders"
+        )
+    if dataset.task is None or not dataset.has("features"):
+        lacks = "features" if dataset.task else "labels"
+        raise ArgumentError(
+            f"{path}: has no {lacks} to train with; convert it again with --{lacks} FILE"
+        )
+    for table, count in dataset.manifest.source.get("nan", {}).items():
+        _log.warning("%s: %s holds %d NaN", path, table, count)
+    features, graphs = dataset.stores(threads=threads, device=device)
+    text = (path / "graph.json").read_bytes()
     return NodeDataset(
-        name="demo",
-        data=Data(x=x, edge_index=demo.edge_index, y=demo.labels),
-        num_classes=demo.num_classes,
-        train=demo.train,
-        val=demo.val,
-        test=demo.test,
-        metric="accuracy",
-        folder=folder,
+        name=dataset.name,
+        digest=f"{dataset.name}: {dataset.num_nodes()} nodes, {dataset.num_edges()} edges, crc32 "
+        f"{zlib.crc32(text):08x}",
+        source=(features, graphs),
+        features=features.table(None, "x"),
+        graph=dataset.graph(),
+        labels=torch.from_numpy(np.array(dataset.node_table("labels"))),
+        num_classes=dataset.task.num_classes,
+        train=dataset.split("train"),
+        val=dataset.split("val"),
+        test=dataset.split("test"),
+        metric=dataset.task.metric,
     )
 
 

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
 
-__all__ = ["Finding", "examine", "main", "report"]
+__all__ = ["Finding", "cpu_model", "examine", "main", "report"]
 
 State = Literal["ok", "missing", "warning", "broken"]
 _Answer = tuple[State, str, str]  # state, found, effect
@@ -190,7 +190,7 @@ def _required(module: str, effect: str) -> _Answer:
 def _processor() -> _Answer:
     names = {"avx2": "avx2", "avx512f": "avx512f", "asimd": "neon", "sve": "sve", "sve2": "sve2"}
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
-    model = _cpuinfo("model name") or platform.processor() or platform.machine()
+    model = cpu_model()
     found = ", ".join([model, *(names[flag] for flag in names if flag in flags)])
     try:
         core = importlib.import_module("gnnsys._core")
@@ -410,6 +410,11 @@ def _memory_limit(own: Path = _CGROUP, top: Path = _CGROUPS) -> int | None:
     names = ("memory.max", "memory.limit_in_bytes")
     texts = [text for name in names for text in _cgroup_values("memory", (name,), own, top)]
     return min((int(text) for text in texts if text.isdigit()), default=None)
+
+
+def cpu_model() -> str:
+    """Name of the processor, as well as this system knows it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def _cpuinfo(key: str) -> str:

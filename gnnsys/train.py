@@ -1,37 +1,52 @@
-"""The training loop and the command ``gnnsys train``."""
+"""The training loop: epochs, evaluation, early stop, checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import platform
 import resource
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
-import torch.nn.functional as F
 import torch_geometric
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from torch import Tensor
-from torch_geometric.data import Data
-from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy
 
 from gnnsys._version import __version__
+from gnnsys.checkpoint import (
+    CHECKPOINT,
+    Checkpoint,
+    RunState,
+    fit_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
 from gnnsys.config import TrainConfig
+from gnnsys.config_file import check_resumed, config_to_toml
 from gnnsys.counters import Counters
 from gnnsys.dataset import NodeDataset, load_dataset
-from gnnsys.errors import ArgumentError
-from gnnsys.loaders import NeighborLoader
+from gnnsys.doctor import cpu_model
+from gnnsys.errors import ArgumentError, StorageError
+from gnnsys.files import as_storage_error, replace_file
 from gnnsys.models import NodeClassifier
+from gnnsys.run_log import RunLog
+from gnnsys.scores import check_metric, score
+from gnnsys.steps import FullBatch, MiniBatch, Steps
 
-__all__ = ["EpochRecord", "TrainResult", "run_training"]
+__all__ = ["EpochRecord", "TrainResult", "make_model", "run_training"]
+
+_STEP_SECONDS = 0.25
+"""Least time between two records of steps."""
+
+_JSON_NAMES = {"accuracy": "acc", "rocauc": "rocauc", "f1": "f1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +59,11 @@ class EpochRecord:
     loss: float
     """Mean cross entropy over the training nodes."""
 
-    val: float
-    """Validation score after the epoch."""
+    val: float | None
+    """Validation score after the epoch; None where it was not evaluated."""
 
-    test: float
-    """Test score at the best validation epoch so far."""
+    test: float | None
+    """Test score at the best validation epoch so far; None before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +74,15 @@ class TrainResult:
     """With every default filled in."""
 
     metric: str
-    """accuracy or rocauc: what the best epoch was chosen by."""
+    """accuracy, rocauc or f1: what the best epoch was chosen by."""
+
+    reason: str
+    """Why it ended: done, early stop or interrupted."""
 
     history: tuple[EpochRecord, ...]
 
     best_epoch: int
-    """The first epoch with the best validation score, from 1."""
+    """The first epoch with the best validation score, from 1; 0 before any evaluation."""
 
     best_val: dict[str, float]
     """Validation scores by metric at the best epoch; accuracy is always among them."""
@@ -86,44 +104,39 @@ class TrainResult:
             "metric": self.metric,
             "best_epoch": self.best_epoch,
             "epochs": len(self.history),
-            "loss": self.history[-1].loss,
+            "reason": self.reason,
+            "loss": self.history[-1].loss if self.history else None,
             "seconds": self.seconds,
             **self.counters.as_dict(),
             "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "versions": {
-                "gnnsys": __version__,
-                "torch": torch.__version__,
-                "torch_geometric": torch_geometric.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": _versions(),
             "config": dataclasses.asdict(self.config),
         }
 
 
-class _Steps(Protocol):
-    """How an epoch is trained and nodes are classified."""
-
-    def train_epoch(self) -> float:
-        """Trains one epoch; returns the mean loss."""
-
-    def scores(self, nodes: Tensor) -> Tensor:
-        """Class scores (len(nodes), classes) of the nodes, on the CPU."""
-
-
 def run_training(
-    config: TrainConfig, on_epoch: Callable[[EpochRecord], None] = lambda record: None
+    config: TrainConfig,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_batch: Callable[[int, int, int], None] = lambda epoch, done, total: None,
 ) -> TrainResult:
-    """Trains as ``config`` says; ``on_epoch`` is called after every epoch.
+    """Trains as ``config`` says; callbacks are told after every batch and every epoch.
 
     The same config gives the same losses for a fixed torch, number of torch threads and
-    instruction set. torch's global random state is left as it was.
+    instruction set, also when the run was broken off and resumed in between. torch's global random
+    state is left as it was. SIGINT and SIGTERM end the run after the batch in hand, with a
+    checkpoint where there is ``config.out``; a second one ends it at once.
 
     Raises:
-        GnnsysError: a dataset that is not there, or options that do not fit it.
+        GnnsysError: a dataset that is not there, options that do not fit it, a folder that cannot
+            be written, a checkpoint of another model or dataset.
     """
+    if config.resume:
+        check_resumed(config)
+    if not config.dataset:
+        raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
     config = config.filled_in()
     device = _choose_device(config.device)
+    run = _open_run(config)
     dataset = load_dataset(
         config.dataset,
         config.root,
@@ -132,166 +145,15 @@ def run_training(
         threads=config.threads,
         device=device.type,
     )
-    metric = _choose_metric(config, dataset)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = _make_model(config, dataset).to(device)
-        make_steps = _FullBatch if config.full_batch else _MiniBatch
-        return _fit(config, dataset, metric, make_steps(config, dataset, model, device), on_epoch)
+        trainer = _Trainer(config, dataset, device, run)
+        with _on_signals(trainer.interrupt):
+            return trainer.fit(on_epoch, on_batch)
 
 
-def _fit(
-    config: TrainConfig,
-    dataset: NodeDataset,
-    metric: str,
-    steps: _Steps,
-    on_epoch: Callable[[EpochRecord], None],
-) -> TrainResult:
-    labels = dataset.data.y
-    names = dict.fromkeys(("accuracy", metric))
-
-    def evaluate(nodes: Tensor) -> dict[str, float]:
-        scores = steps.scores(nodes)
-        return {name: _METRICS[name](scores, labels[nodes]) for name in names}
-
-    history: list[EpochRecord] = []
-    best_epoch, best_val, best_test = 0, {metric: -1.0}, {metric: 0.0}
-    start = time.perf_counter()
-    for epoch in range(1, (config.epochs or 0) + 1):
-        loss = steps.train_epoch()
-        val = evaluate(dataset.val)
-        if val[metric] > best_val[metric]:
-            best_epoch, best_val, best_test = epoch, val, evaluate(dataset.test)
-        history.append(EpochRecord(epoch, loss, val[metric], best_test[metric]))
-        on_epoch(history[-1])
-    return TrainResult(
-        config=config,
-        metric=metric,
-        history=tuple(history),
-        best_epoch=best_epoch,
-        best_val=best_val,
-        best_test=best_test,
-        seconds=time.perf_counter() - start,
-        counters=dataset.features.counters,
-    )
-
-
-class _FullBatch:
-    def __init__(
-        self, config: TrainConfig, dataset: NodeDataset, model: NodeClassifier, device: torch.device
-    ) -> None:
-        self._x = dataset.features.materialize()
-        self._edge_index = dataset.data.edge_index.to(device)
-        self._train = dataset.train.to(device)
-        self._labels = dataset.data.y.to(device)[self._train]
-        self._scores: Tensor | None = None  # of all nodes, after the last epoch
-        self._model = model
-        self._optimizer = _make_optimizer(config, model)
-
-    def train_epoch(self) -> float:
-        self._model.train()
-        self._scores = None
-        self._optimizer.zero_grad()
-        out = self._model(self._x, self._edge_index)[self._train]
-        loss = F.cross_entropy(out, self._labels)
-        loss.backward()
-        self._optimizer.step()
-        return loss.item()
-
-    @torch.no_grad()
-    def scores(self, nodes: Tensor) -> Tensor:
-        if self._scores is None:
-            self._model.eval()
-            self._scores = self._model(self._x, self._edge_index).cpu()
-        return self._scores[nodes]
-
-
-class _MiniBatch:
-    """Trains on sampled neighbourhoods and classifies on whole ones, which is exact."""
-
-    def __init__(
-        self, config: TrainConfig, dataset: NodeDataset, model: NodeClassifier, device: torch.device
-    ) -> None:
-        self._config = config
-        self._dataset = dataset
-        self._model = model
-        self._device = device
-        self._optimizer = _make_optimizer(config, model)
-        self._loader = self._make_loader(dataset.train, list(config.fanouts or ()), shuffle=True)
-
-    def _make_loader(self, nodes: Tensor, fanouts: list[int], shuffle: bool) -> NeighborLoader:
-        return NeighborLoader(
-            self._dataset.data,
-            fanouts,
-            input_nodes=nodes,
-            batch_size=self._config.batch_size,
-            shuffle=shuffle,
-            seed=self._config.seed,
-            threads=self._config.threads,
-        )
-
-    def _forward(self, batch: Data) -> Tensor:
-        out: Tensor = self._model(
-            batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges
-        )
-        return out[: batch.batch_size]
-
-    def train_epoch(self) -> float:
-        self._model.train()
-        total = 0.0
-        for batch in self._loader:
-            batch = batch.to(self._device)
-            self._optimizer.zero_grad()
-            loss = F.cross_entropy(self._forward(batch), batch.y[: batch.batch_size])
-            loss.backward()
-            self._optimizer.step()
-            total += loss.item() * batch.batch_size
-        return total / len(self._dataset.train)
-
-    @torch.no_grad()
-    def scores(self, nodes: Tensor) -> Tensor:
-        self._model.eval()
-        hops = self._config.layers + self._model.extra_hops
-        loader = self._make_loader(nodes, [-1] * hops, shuffle=False)
-        return torch.cat([self._forward(batch.to(self._device)).cpu() for batch in loader])
-
-
-def _accuracy(scores: Tensor, labels: Tensor) -> float:
-    return float(multiclass_accuracy(scores, labels, scores.shape[1], average="micro"))
-
-
-def _rocauc(scores: Tensor, labels: Tensor) -> float:
-    return float(binary_auroc(scores.softmax(dim=1)[:, 1], labels))
-
-
-_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "accuracy": _accuracy,
-    "rocauc": _rocauc,
-}
-
-
-_JSON_NAMES = {"accuracy": "acc", "rocauc": "rocauc"}
-
-
-def _choose_metric(config: TrainConfig, dataset: NodeDataset) -> str:
-    metric = dataset.metric if config.metric == "auto" else config.metric
-    if metric == "rocauc" and dataset.num_classes != 2:
-        raise ArgumentError(
-            f"--metric rocauc: {dataset.name} has {dataset.num_classes} classes, expected 2; "
-            "use --metric accuracy"
-        )
-    return metric
-
-
-def _choose_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("--device cuda: torch finds no CUDA device; use --device cpu")
-    return torch.device(device)
-
-
-def _make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier:
+def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier:
+    """The model that a filled-in config describes."""
     return NodeClassifier(
         config.model,
         in_channels=dataset.features.shape[1],
@@ -302,53 +164,344 @@ def _make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier:
     )
 
 
-def _make_optimizer(config: TrainConfig, model: NodeClassifier) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+class _Trainer:
+    def __init__(
+        self, config: TrainConfig, dataset: NodeDataset, device: torch.device, run: Path | None
+    ) -> None:
+        self._config, self._dataset, self._run, self._device = config, dataset, run, device
+        self._metric = dataset.metric if config.metric == "auto" else config.metric
+        check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
+        self._model = make_model(config, dataset).to(device)
+        make_steps = FullBatch if config.full_batch else MiniBatch
+        self._steps: Steps = make_steps(config, dataset, self._model, device)
+        self._best_model: dict[str, torch.Tensor] | None = None
+        self._state = RunState()
+        self._interrupted = False
+        if config.resume and run:
+            self._restore(load_checkpoint(run), run / CHECKPOINT)
+        self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
+        self._begin = time.perf_counter() - self._state.seconds
+        self._last_step_record = 0.0
+        self._last_checkpoint = time.monotonic()
+
+    def interrupt(self) -> None:
+        """Ends the run after the batch in hand."""
+        self._interrupted = True
+
+    # The loop -------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        on_epoch: Callable[[EpochRecord], None],
+        on_batch: Callable[[int, int, int], None],
+    ) -> TrainResult:
+        state, config = self._state, self._config
+        self._log_start()
+        for record in state.history:
+            on_epoch(EpochRecord(**record))
+        while state.epoch <= (config.epochs or 0) and not self._is_stale():
+            self._train_epoch(on_batch)
+            if self._interrupted:
+                break
+            self._end_epoch()
+            on_epoch(EpochRecord(**state.history[-1]))
+            if (state.epoch - 1) % config.checkpoint_epochs == 0:
+                self._checkpoint()
+        reason = "done"
+        if self._interrupted:
+            reason = "interrupted"
+        elif self._is_stale():
+            reason = "early stop"
+        return self._finish(reason)
+
+    def _train_epoch(self, on_batch: Callable[[int, int, int], None]) -> None:
+        state, total = self._state, self._steps.num_batches()
+        if state.batch == 0:
+            state.epoch_began = self._seconds()
+        for batch in self._steps.batches(state.epoch - 1, state.batch):
+            loss, seeds = self._steps.train(batch)
+            state.batch += 1
+            state.step += 1
+            state.loss_sum += loss * seeds
+            state.seeds += seeds
+            self._log_step(loss)
+            on_batch(state.epoch, state.batch, total)
+            minutes = (time.monotonic() - self._last_checkpoint) / 60
+            if self._interrupted or minutes >= self._config.checkpoint_minutes:
+                self._checkpoint()
+            if self._interrupted:
+                return
+
+    def _end_epoch(self) -> None:
+        state, config = self._state, self._config
+        trained = self._seconds()
+        loss = state.loss_sum / len(self._dataset.train)
+        val = test = None
+        if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
+            val = self._evaluate(self._dataset.val)
+            state.stale += 1
+            if state.best_epoch == 0 or val[self._metric] > state.best_val[self._metric]:
+                test = self._evaluate(self._dataset.test)
+                state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
+                state.stale = 0
+                self._best_model = {
+                    name: tensor.detach().clone()
+                    for name, tensor in self._model.state_dict().items()
+                }
+        record = EpochRecord(
+            epoch=state.epoch,
+            loss=loss,
+            val=None if val is None else val[self._metric],
+            test=state.best_test.get(self._metric),
+        )
+        state.history.append(dataclasses.asdict(record))
+        self._log_epoch(loss, val, test, trained - state.epoch_began, self._seconds() - trained)
+        state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+
+    def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
+        scores, labels = self._steps.scores(nodes), self._dataset.labels[nodes]
+        names = dict.fromkeys(("accuracy", self._metric))
+        return {name: score(name, scores, labels) for name in names}
+
+    def _is_stale(self) -> bool:
+        return 0 < self._config.patience <= self._state.stale
+
+    def _finish(self, reason: str) -> TrainResult:
+        state = self._state
+        result = TrainResult(
+            config=self._config,
+            metric=self._metric,
+            reason=reason,
+            history=tuple(EpochRecord(**record) for record in state.history),
+            best_epoch=state.best_epoch,
+            best_val=state.best_val,
+            best_test=state.best_test,
+            seconds=self._seconds(),
+            counters=self._served(),
+        )
+        self._checkpoint()
+        self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
+        self._log.close()
+        if self._run:
+            text = json_text(result.as_dict())
+            replace_file(self._run / "result.json", text.encode())
+        return result
+
+    # What is kept ---------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        self._last_checkpoint = time.monotonic()
+        if self._run is None:
+            return
+        state = self._state
+        self._log.flush()
+        state.seconds = self._seconds()
+        state.metrics_bytes = self._log.length
+        served = self._served().tiers()
+        on_gpu = self._device.type == "cuda"
+        checkpoint = Checkpoint(
+            config=_describe(self._config),
+            dataset=self._dataset.digest,
+            state=dataclasses.replace(
+                state, served={tier: [s.rows, s.bytes] for tier, s in served.items()}
+            ),
+            model=self._model.state_dict(),
+            best_model=self._best_model,
+            optimizer=self._steps.optimizer.state_dict(),
+            torch_rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state_all() if on_gpu else [],
+        )
+        save_checkpoint(self._run, checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        if checkpoint.dataset != self._dataset.digest:
+            raise ArgumentError(
+                f"{path}: of another dataset: {checkpoint.dataset}, expected "
+                f"{self._dataset.digest}; give the dataset it was trained on, or start another run "
+                "with --out"
+            )
+        had, asked = checkpoint.config, _describe(self._config)
+        for name in ("model", "layers", "hidden"):
+            if had[name] != asked[name]:
+                raise ArgumentError(
+                    f"{path}: of another model: {name} is {had[name]}, config.toml says "
+                    f"{asked[name]}; mend config.toml, or start another run with --out"
+                )
+        fit_weights(self._model, checkpoint.model, path)
+        self._steps.optimizer.load_state_dict(checkpoint.optimizer)
+        self._best_model = checkpoint.best_model
+        self._state = checkpoint.state
+        torch.set_rng_state(checkpoint.torch_rng)
+        if checkpoint.cuda_rng and self._device.type == "cuda":
+            torch.cuda.set_rng_state_all(checkpoint.cuda_rng)
+
+    def _served(self) -> Counters:
+        total = Counters.total([self._dataset.features.counters])
+        for tier, (rows, nbytes) in self._state.served.items():
+            total.add(tier, rows, nbytes)
+        return total
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+    # What is told ---------------------------------------------------------------------------------
+
+    def _log_start(self) -> None:
+        if self._config.resume:
+            place = {"epoch": self._state.epoch, "batch": self._state.batch}
+            self._log.write("resume", time=time.time(), **place)
+            return
+        graph, data = self._dataset.graph, self._dataset
+        self._log.write(
+            "start",
+            time=time.time(),
+            dataset={
+                "name": data.name,
+                "nodes": graph.num_nodes,
+                "edges": graph.num_edges,
+                "features": data.features.shape[1],
+                "classes": data.num_classes,
+            },
+            metric=self._metric,
+            parameters=sum(p.numel() for p in self._model.parameters()),
+            versions=_versions(),
+            machine=_machine(),
+            config=_describe(self._config),
+        )
+
+    def _log_step(self, loss: float) -> None:
+        now = time.monotonic()
+        if self._run is None or now - self._last_step_record < _STEP_SECONDS:
+            return
+        self._last_step_record = now
+        state = self._state
+        self._log.write(
+            "step",
+            epoch=state.epoch,
+            batch=state.batch,
+            step=state.step,
+            loss=loss,
+            **self._usage(),
+        )
+        self._log.scalars(state.step, loss__step=loss)
+
+    def _log_epoch(
+        self,
+        loss: float,
+        val: dict[str, float] | None,
+        test: dict[str, float] | None,
+        epoch_seconds: float,
+        eval_seconds: float,
+    ) -> None:
+        if self._run is None:
+            return
+        state = self._state
+        self._log.write(
+            "epoch",
+            epoch=state.epoch,
+            loss=loss,
+            val=val,
+            test=test,
+            best_epoch=state.best_epoch,
+            epoch_seconds=epoch_seconds,
+            eval_seconds=eval_seconds,
+            **self._usage(),
+        )
+        curves = {"loss__epoch": loss, "seconds__epoch": epoch_seconds}
+        for part, scores in (("val", val), ("test", test)):
+            curves |= {f"{part}__{name}": value for name, value in (scores or {}).items()}
+        self._log.scalars(state.epoch, **curves)
+
+    def _usage(self) -> dict[str, Any]:
+        return {
+            "seconds": self._seconds(),
+            "seeds": self._state.seeds,
+            **self._served().as_dict(),
+            "rss": psutil.Process().memory_info().rss,
+        }
 
 
-# The command -------------------------------------------------------------------------------------
+def json_text(value: Any) -> str:
+    """JSON on one line."""
+    import json
+
+    return json.dumps(value) + "\n"
 
 
-def run_command(config: TrainConfig) -> int:
-    """``gnnsys train``: progress on standard error, the result on standard output."""
-    with _progress(config) as on_epoch:
-        result = run_training(config, on_epoch)
-    if config.json:
-        print(json.dumps(result.as_dict()))
-    else:
-        Console().print(_result_table(result))
-    return 0
+def _open_run(config: TrainConfig) -> Path | None:
+    """The folder of the run, with its ``config.toml``."""
+    if config.resume:
+        return Path(config.resume)
+    if config.out is None:
+        return None
+    run = Path(config.out)
+    if run.is_dir() and any(run.iterdir()):
+        raise ArgumentError(
+            f"--out {run}: holds files already; give another folder, or go on with --resume {run}"
+        )
+    with as_storage_error(run):
+        run.mkdir(parents=True, exist_ok=True)
+    try:
+        replace_file(run / "config.toml", config_to_toml(config).encode())
+    except StorageError:
+        if not any(run.iterdir()):
+            run.rmdir()
+        raise
+    return run
+
+
+def _describe(config: TrainConfig) -> dict[str, Any]:
+    """The options as JSON and a checkpoint hold them."""
+    values = dataclasses.asdict(config)
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("--device cuda: torch finds no CUDA device; use --device cpu")
+    return torch.device(device)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "gnnsys": __version__,
+        "torch": torch.__version__,
+        "torch_geometric": torch_geometric.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "platform": platform.platform(),
+    }
 
 
 @contextmanager
-def _progress(config: TrainConfig) -> Iterator[Callable[[EpochRecord], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"train {config.dataset}", total=config.filled_in().epochs, state="")
+def _on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Calls ``interrupt`` at the first SIGINT or SIGTERM; the second has its usual effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-        def show(record: EpochRecord) -> None:
-            state = f"loss {record.loss:.4f}  val {record.val:.4f}  test {record.test:.4f}"
-            bar.update(task, advance=1, state=state)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-        yield show
+    def handle(number: int, frame: Any) -> None:
+        interrupt()
+        restore()
 
-
-def _result_table(result: TrainResult) -> Table:
-    config = result.config
-    mode = "full batch" if config.full_batch else "mini-batches"
-    table = Table(title=f"{config.model} on {config.dataset}, {mode}", show_header=False)
-    for name, value in result.best_test.items():
-        table.add_row(f"test {name}", f"{value:.4f}")
-    for name, value in result.best_val.items():
-        table.add_row(f"validation {name}", f"{value:.4f}")
-    table.add_row("best epoch", f"{result.best_epoch} of {len(result.history)}")
-    table.add_row("time", f"{result.seconds:.1f} s")
-    for tier, served in result.counters.tiers().items():
-        table.add_row(f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes")
-    return table
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        restore()

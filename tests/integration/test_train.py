@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from gnnsys.cli import main
 from gnnsys.config import TrainConfig
-from gnnsys.demo import write_demo
+from gnnsys.dataset import load_dataset
 from gnnsys.errors import FileFormatError
 from gnnsys.train import TrainResult, run_training
 
@@ -163,11 +163,11 @@ def test_training_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_a_gnn_learns_the_demo_and_a_linear_model_of_features_does_not(tmp_path: Path) -> None:
-    graph = write_demo(tmp_path / "x.npy")
-    x, y = np.load(tmp_path / "x.npy"), graph.labels.numpy()
-    linear = LogisticRegression(max_iter=100).fit(x[graph.train], y[graph.train])
-    assert linear.score(x[graph.test], y[graph.test]) < 0.5
+def test_a_gnn_learns_the_demo_and_a_linear_model_of_features_does_not() -> None:
+    demo = load_dataset("demo")
+    x, y = demo.features.materialize().numpy(), demo.labels.numpy()
+    linear = LogisticRegression(max_iter=100).fit(x[demo.train], y[demo.train])
+    assert linear.score(x[demo.test], y[demo.test]) < 0.5
     assert train("demo").best_test["accuracy"] > 0.9
 
 

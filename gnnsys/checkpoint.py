@@ -1,0 +1,158 @@
+"""What a training run leaves in its folder, so that it can go on, and its weights be used.
+
+``checkpoint.pt`` holds all that the next batch depends on, ``model.safetensors`` the weights of the
+best epoch. Both are replaced whole, so that a kill at any time leaves the old or the new ones.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.files import replace_file
+
+__all__ = ["Checkpoint", "RunState", "load_checkpoint", "load_weights", "save_checkpoint"]
+
+VERSION = 1
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(kw_only=True, slots=True)
+class RunState:
+    """How far a run is, in numbers."""
+
+    epoch: int = 1
+    """In hand, from 1."""
+
+    batch: int = 0
+    """Batches of it that are done."""
+
+    step: int = 0
+    """Batches of all epochs."""
+
+    loss_sum: float = 0.0
+    """Of the epoch in hand, over its seeds."""
+
+    epoch_began: float = 0.0
+    """When the epoch in hand began, in ``seconds``."""
+
+    seeds: int = 0
+    """Of all epochs."""
+
+    seconds: float = 0.0
+    """Wall time of all that was done."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One record for each epoch."""
+
+    best_epoch: int = 0
+    best_val: dict[str, float] = field(default_factory=dict)
+    best_test: dict[str, float] = field(default_factory=dict)
+
+    stale: int = 0
+    """Evaluations since the best."""
+
+    served: dict[str, list[int]] = field(default_factory=dict)
+    """Rows and bytes by tier, of the sessions before."""
+
+    metrics_bytes: int = 0
+    """Length of ``metrics.jsonl``."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Checkpoint:
+    """All that the next batch depends on."""
+
+    config: dict[str, Any]
+    dataset: str
+    """Digest of the dataset."""
+
+    state: RunState
+    model: dict[str, torch.Tensor]
+    best_model: dict[str, torch.Tensor] | None
+    optimizer: dict[str, Any]
+    torch_rng: torch.Tensor
+    cuda_rng: list[torch.Tensor]
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
+    """Writes the checkpoint and the best weights so far.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    parts = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
+    parts["state"] = asdict(checkpoint.state)
+    torch.save({"version": VERSION, **parts}, buffer)
+    weights = checkpoint.best_model or checkpoint.model
+    about = {"epoch": str(checkpoint.state.best_epoch), "config": json.dumps(checkpoint.config)}
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    replace_file(run / WEIGHTS, save_safetensors(dense, about))
+    replace_file(run / CHECKPOINT, buffer.getvalue())
+
+
+def load_checkpoint(run: Path) -> Checkpoint:
+    """Reads ``checkpoint.pt``.
+
+    Raises:
+        MissingFileError, FileFormatError: it is not there, damaged, or of a newer version.
+    """
+    path = run / CHECKPOINT
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"{path}: no such file; the run was ended before its first checkpoint, start it again "
+            "with --out"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise FileFormatError(f"{path}: not a whole checkpoint ({error})") from error
+    version = content.pop("version", None) if isinstance(content, dict) else None
+    if version != VERSION:
+        raise FileFormatError(
+            f"{path}: version {version}, this gnnsys reads {VERSION}; use the one that wrote it"
+        )
+    try:
+        return Checkpoint(**{**content, "state": RunState(**content["state"])})
+    except (TypeError, KeyError) as error:
+        raise FileFormatError(f"{path}: parts are missing ({error})") from error
+
+
+def load_weights(run: Path, model: torch.nn.Module) -> None:
+    """Loads ``model.safetensors`` of a run.
+
+    Raises:
+        MissingFileError, FileFormatError: it is not there, or damaged.
+        ArgumentError: weights of another model.
+    """
+    path = run / WEIGHTS
+    try:
+        weights = load_safetensors(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file; gnnsys train --out makes it") from error
+    except Exception as error:  # safetensors raises a kind of its own, which is no public name
+        raise FileFormatError(f"{path}: not a whole safetensors file ({error})") from error
+    fit_weights(model, weights, path)
+
+
+def fit_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads weights into a model, or says in one error which do not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ArgumentError(
+                f"{path}: of another model: {name} has the shape {found.get(name, 'missing')}, "
+                f"expected {wanted.get(name, 'none')}"
+            )
+    model.load_state_dict(weights)

@@ -1,0 +1,132 @@
+"""``gnnsys info``: what a dataset folder holds, as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from gnnsys.config_data import InfoConfig
+from gnnsys.dataset_folder import Dataset, open_dataset
+from gnnsys.folder_format import EdgeType, Table
+from gnnsys.progress import work_progress
+
+__all__ = ["describe", "print_tables", "run_command"]
+
+
+def run_command(config: InfoConfig) -> int:
+    """Prints what the folder holds, after checking all of it where that is asked for."""
+    dataset = open_dataset(Path(config.path))
+    if config.verify:
+        with work_progress() as progress:
+            dataset.verify(progress)
+    if config.json:
+        print(json.dumps({**describe(dataset), "verified": config.verify}))
+        return 0
+    print_tables(dataset, Console())
+    if config.verify:
+        print("every table fits its checksums")
+    return 0
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """The folder as JSON: counts, tables, degrees, task, source."""
+    manifest = dataset.manifest
+    return {
+        "path": str(dataset.path),
+        "name": dataset.name,
+        "heterogeneous": dataset.heterogeneous,
+        "task": _task(dataset),
+        "nodes": {
+            node_type: {"count": nodes.count, "tables": _tables(nodes.tables)}
+            for node_type, nodes in manifest.nodes.items()
+        },
+        "edges": [
+            {
+                "type": list(edge_type),
+                "count": edges.count,
+                "in_degree": _degrees(dataset, edge_type),
+                "tables": _tables(edges.tables),
+            }
+            for edge_type, edges in manifest.edges.items()
+        ],
+        "source": manifest.source,
+    }
+
+
+def _task(dataset: Dataset) -> dict[str, Any] | None:
+    task = dataset.task
+    if task is None:
+        return None
+    return {
+        "node_type": task.node_type,
+        "num_classes": task.num_classes,
+        "multi_label": task.multi_label,
+        "metric": task.metric,
+    }
+
+
+def _tables(tables: dict[str, Table]) -> dict[str, Any]:
+    return {
+        name: {
+            "shape": list(table.shape),
+            "dtype": table.encoding.dtype,
+            "bytes": sum(shard.bytes for shard in table.shards),
+            "files": [shard.path for shard in table.shards],
+        }
+        for name, table in tables.items()
+    }
+
+
+def _degrees(dataset: Dataset, edge_type: EdgeType) -> dict[str, float]:
+    degree = np.diff(dataset.edge_table("indptr", edge_type))
+    if len(degree) == 0:
+        return {}
+    return {
+        "mean": float(degree.mean()),
+        "median": float(np.median(degree)),
+        "max": int(degree.max()),
+        "zero": int((degree == 0).sum()),
+    }
+
+
+def print_tables(dataset: Dataset, console: Console) -> None:
+    """Prints what ``describe`` says for people."""
+    facts = describe(dataset)
+    head = RichTable(title=escape(f"{facts['name']}: {facts['path']}"), show_header=False)
+    for node_type, nodes in facts["nodes"].items():
+        head.add_row(f"nodes{_of(dataset, node_type)}", f"{nodes['count']:,}")
+    for edges in facts["edges"]:
+        degree = edges["in_degree"]
+        told = (
+            f", in-degree mean {degree['mean']:.1f}, median {degree['median']:.0f}, "
+            f"max {degree['max']:,}, none: {degree['zero']:,} nodes"
+            if degree
+            else ""
+        )
+        head.add_row(f"edges{_of(dataset, ' '.join(edges['type']))}", f"{edges['count']:,}{told}")
+    if facts["task"]:
+        metric = escape(facts["task"]["metric"])
+        kind = "labels a node" if facts["task"]["multi_label"] else "classes"
+        head.add_row("task", f"{facts['task']['num_classes']} {kind}, {metric}")
+    for name, count in facts["source"].get("nan", {}).items():
+        head.add_row(f"[yellow]NaN in {escape(name)}[/]", f"[yellow]{count:,}[/]")
+    head.add_row("source", escape(str(facts["source"].get("kind", "unknown"))))
+    console.print(head)
+    tables = RichTable("file", "shape", "dtype", "bytes")
+    for owner in [*facts["nodes"].values(), *facts["edges"]]:
+        for table in owner["tables"].values():
+            shape = " x ".join(f"{size:,}" for size in table["shape"])
+            tables.add_row(
+                escape(", ".join(table["files"])), shape, table["dtype"], f"{table['bytes']:,}"
+            )
+    console.print(tables)
+
+
+def _of(dataset: Dataset, what: str) -> str:
+    return escape(f" {what}") if dataset.heterogeneous else ""

@@ -1,0 +1,154 @@
+"""``gnnsys predict``: classes, scores and embeddings of nodes by the best weights of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys.checkpoint import load_weights
+from gnnsys.config_data import PredictConfig
+from gnnsys.config_file import resumed_config
+from gnnsys.convert.arrays import open_array
+from gnnsys.dataset import NodeDataset, load_dataset
+from gnnsys.errors import ArgumentError, FileFormatError
+from gnnsys.files import as_storage_error, npy_header
+from gnnsys.folder_writer import Progress
+from gnnsys.layerwise import model_layers, run_layers
+from gnnsys.progress import work_progress
+from gnnsys.steps import activation_folder
+from gnnsys.train import make_model
+
+__all__ = ["predict", "run_command"]
+
+_ROWS = 1 << 16  # of a table that are in memory at a time
+
+
+def run_command(config: PredictConfig) -> int:
+    """Writes the files and says where."""
+    with work_progress() as progress:
+        written = predict(config, progress)
+    if config.json:
+        print(json.dumps(written))
+        return 0
+    for name, shape in written["files"].items():
+        print(f"{written['path']}/{name}  {' x '.join(map(str, shape))}")
+    return 0
+
+
+def predict(
+    config: PredictConfig, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
+    """Classifies nodes exactly, layer by layer, and writes the results as .npy files.
+
+    Returns:
+        ``{"path": folder, "files": {name: shape}}``.
+
+    Raises:
+        GnnsysError: no run, weights that do not fit the dataset, ids outside the nodes, or a folder
+            that cannot be written or holds files already.
+    """
+    run = Path(config.run)
+    options = dataclasses.replace(resumed_config(run), resume=None, threads=config.threads)
+    options = dataclasses.replace(
+        options, dataset=config.dataset or options.dataset, root=config.root or options.root
+    ).filled_in()
+    out = Path(config.out) if config.out else run / "predictions"
+    if out.exists():
+        raise ArgumentError(f"{out}: exists already; give another folder with --out, or remove it")
+    dataset = load_dataset(
+        options.dataset, options.root, split=options.split, seed=options.seed, device="cpu"
+    )
+    nodes = _read_nodes(config.nodes, dataset)
+    model = make_model(options, dataset)
+    load_weights(run, model)
+    model.eval()
+    layers = model_layers(model, dataset.graph)
+    folder = activation_folder(options, dataset)
+    results = run_layers(
+        layers,
+        dataset.features,
+        dataset.graph,
+        device=torch.device("cpu"),
+        out=Path(folder.name) / "out.npy" if folder else None,
+        threads=options.threads,
+        progress=progress,
+    )
+    with as_storage_error(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
+    try:
+        files = {"nodes.npy": _write(partial / "nodes.npy", [nodes.numpy()], len(nodes))}
+        if len(layers) == 1:
+            files["embeddings.npy"] = _write_rows(partial, "embeddings", dataset.features, nodes)
+        for number, rows in enumerate(results, start=1):
+            if number == len(layers) - 1:
+                files["embeddings.npy"] = _write_rows(partial, "embeddings", rows, nodes)
+            if number == len(layers):
+                files["scores.npy"] = _write_rows(partial, "scores", rows, nodes)
+                files["predictions.npy"] = _write_classes(partial, rows, nodes, dataset.multi_label)
+        with as_storage_error(out):
+            partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return {"path": str(out), "files": {name: list(shape) for name, shape in files.items()}}
+
+
+def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
+    count = dataset.graph.num_nodes
+    if path is None:
+        return torch.arange(count)
+    source = open_array(path)
+    if len(source.shape) != 1 or source.dtype.kind not in "iu":
+        raise FileFormatError(
+            f"{path}: {source.dtype} of shape {source.shape}, expected (n,) node ids"
+        )
+    blocks = [block.astype(np.int64) for block in source.blocks()]
+    ids = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *blocks]))
+    outside = torch.nonzero((ids < 0) | (ids >= count))
+    if len(outside):
+        place = int(outside[0])
+        raise FileFormatError(
+            f"{path}: id {int(ids[place])} at position {place} is outside the nodes [0, {count})"
+        )
+    return ids
+
+
+def _write(path: Path, blocks: Iterable[NDArray[Any]], rows: int) -> tuple[int, ...]:
+    """Writes blocks of rows as one .npy file; returns its shape."""
+    shape: tuple[int, ...] = (rows,)
+    with as_storage_error(path), open(path, "wb") as file:
+        for number, block in enumerate(blocks):
+            if number == 0:
+                shape = (rows, *block.shape[1:])
+                file.write(npy_header(shape, block.dtype))
+            file.write(np.ascontiguousarray(block).data)
+    return shape
+
+
+def _in_blocks(rows: Tensor, nodes: Tensor) -> Iterator[Tensor]:
+    for start in range(0, max(1, len(nodes)), _ROWS):
+        yield rows[nodes[start : start + _ROWS]]
+
+
+def _write_rows(folder: Path, name: str, rows: Tensor, nodes: Tensor) -> tuple[int, ...]:
+    blocks = (block.numpy() for block in _in_blocks(rows, nodes))
+    return _write(folder / f"{name}.npy", blocks, len(nodes))
+
+
+def _write_classes(folder: Path, rows: Tensor, nodes: Tensor, multi_label: bool) -> tuple[int, ...]:
+    blocks = (
+        (block > 0).to(torch.uint8).numpy() if multi_label else block.argmax(dim=1).numpy()
+        for block in _in_blocks(rows, nodes)
+    )
+    return _write(folder / "predictions.npy", blocks, len(nodes))

@@ -1,0 +1,58 @@
+"""A progress bar on standard error for work that tells how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from gnnsys.folder_writer import Progress as Report
+
+__all__ = ["bar_on_demand", "work_progress"]
+
+
+@contextmanager
+def work_progress() -> Iterator[Report]:
+    """Gives a function ``(what, done, total)``; each ``what`` has a bar of its own.
+
+    A ``total`` of 0 stands for one that is not known.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with bar_on_demand(columns) as bar:
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.start()
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=done, total=total or None)
+
+        yield report
+
+
+@contextmanager
+def bar_on_demand(columns: Sequence[ProgressColumn]) -> Iterator[Progress]:
+    """A bar on standard error that shows once it is started, so not before an early error."""
+    bar = Progress(*columns, console=Console(stderr=True))
+    try:
+        yield bar
+    finally:
+        if bar.live.is_started:
+            bar.stop()

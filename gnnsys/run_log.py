@@ -1,0 +1,77 @@
+"""The metrics of a run: one JSON object a line, and TensorBoard's event files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from gnnsys.files import as_storage_error
+
+__all__ = ["RunLog"]
+
+METRICS = "metrics.jsonl"
+_log = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Appends records to ``metrics.jsonl`` and scalars to ``tensorboard/``.
+
+    Args:
+        run: folder of the run; None writes nothing.
+        length: bytes of ``metrics.jsonl`` to keep: what a killed run wrote after its last
+            checkpoint is done again.
+        step: from which TensorBoard is to leave out what it has.
+    """
+
+    def __init__(self, run: Path | None, length: int = 0, step: int = 0) -> None:
+        self._path = run / METRICS if run else None
+        self._board: Any = None
+        if run is None or self._path is None:
+            return
+        with as_storage_error(self._path):
+            self._path.touch()
+            os.truncate(self._path, min(length, self._path.stat().st_size))
+        self._board = _open_board(run / "tensorboard", step)
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Appends one record."""
+        if self._path is None:
+            return
+        with as_storage_error(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Adds points to TensorBoard's curves."""
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name.replace("__", "/"), value, step)
+
+    @property
+    def length(self) -> int:
+        """Bytes of ``metrics.jsonl``."""
+        return self._path.stat().st_size if self._path else 0
+
+    def flush(self) -> None:
+        """Brings TensorBoard's points to its file."""
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Ends TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        _log.warning(
+            "TensorBoard is not written, only %s (%s): pip install tensorboard", METRICS, error
+        )
+        return None
+    with as_storage_error(folder):
+        return SummaryWriter(str(folder), purge_step=step or None)

@@ -1,0 +1,199 @@
+"""How a model is trained and evaluated: on the full graph, or on sampled mini-batches."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from gnnsys.config import TrainConfig
+from gnnsys.dataset import NodeDataset
+from gnnsys.errors import StorageError
+from gnnsys.layerwise import model_layers, run_layers
+from gnnsys.loaders import NeighborLoader, NeighborSampler
+from gnnsys.models import NodeClassifier
+from gnnsys.scores import loss_of
+
+__all__ = ["FullBatch", "MiniBatch", "Steps", "activation_folder"]
+
+_log = logging.getLogger(__name__)
+_IN_MEMORY = 0.25
+"""Share of the available memory that activations may take."""
+
+
+class Steps(Protocol):
+    """One way to train and to evaluate."""
+
+    optimizer: torch.optim.Optimizer
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """The batches of an epoch (from 0) from number ``first`` on."""
+
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+
+    def train(self, batch: Any) -> tuple[float, int]:
+        """One step; returns the mean loss and the number of seeds it is over."""
+
+    def scores(self, nodes: Tensor) -> Tensor:
+        """Class scores (len(nodes), classes) of nodes, on the CPU, by the weights as they are."""
+
+
+class FullBatch:
+    """Every step computes the whole graph."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: NodeDataset, model: NodeClassifier, device: torch.device
+    ) -> None:
+        self.optimizer = _make_optimizer(config, model)
+        self._x = dataset.features.materialize()
+        self._edge_index = dataset.edge_index().to(device)
+        self._train = dataset.train.to(device)
+        self._labels = dataset.labels.to(device)[self._train]
+        self._scores: Tensor | None = None  # of all nodes, by the weights as they are
+        self._model = model
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """See ``Steps``: one batch an epoch."""
+        return iter([None][first:])
+
+    def num_batches(self) -> int:
+        """See ``Steps``."""
+        return 1
+
+    def train(self, batch: Any) -> tuple[float, int]:
+        """See ``Steps``."""
+        self._model.train()
+        self._scores = None
+        self.optimizer.zero_grad()
+        loss = loss_of(self._model(self._x, self._edge_index)[self._train], self._labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), len(self._train)
+
+    @torch.no_grad()
+    def scores(self, nodes: Tensor) -> Tensor:
+        """See ``Steps``."""
+        if self._scores is None:
+            self._model.eval()
+            self._scores = self._model(self._x, self._edge_index).cpu()
+        return self._scores[nodes]
+
+
+class MiniBatch:
+    """Trains on sampled neighbourhoods; evaluates layer by layer, or on sampled ones too."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: NodeDataset, model: NodeClassifier, device: torch.device
+    ) -> None:
+        self.optimizer = _make_optimizer(config, model)
+        self._config = config
+        self._dataset = dataset
+        self._model = model
+        self._device = device
+        self._sampler = NeighborSampler(
+            dataset.graph, list(config.fanouts or ()), seed=config.seed, threads=config.threads
+        )
+        self._loader = self._make_loader(dataset.train, shuffle=True)
+        self._scores: Tensor | None = None  # of all nodes, by the weights as they are
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # where those lie
+
+    def _make_loader(self, nodes: Tensor, shuffle: bool) -> NeighborLoader:
+        return NeighborLoader(
+            self._dataset.source,
+            self._sampler.num_neighbors,
+            input_nodes=nodes,
+            neighbor_sampler=self._sampler,
+            batch_size=self._config.batch_size,
+            shuffle=shuffle,
+            seed=self._config.seed,
+            # DataLoader draws a number of its own for every epoch: not from the global state, which
+            # would be another one in a resumed run.
+            generator=torch.Generator(),
+        )
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """See ``Steps``."""
+        self._loader.set_epoch(epoch, first)
+        return iter(self._loader)
+
+    def num_batches(self) -> int:
+        """See ``Steps``."""
+        return len(self._loader)
+
+    def train(self, batch: Any) -> tuple[float, int]:
+        """See ``Steps``."""
+        self._model.train()
+        self._scores = self._folder = None
+        batch = batch.to(self._device)
+        self.optimizer.zero_grad()
+        loss = loss_of(self._forward(batch), batch.y[: batch.batch_size])
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), batch.batch_size
+
+    def _forward(self, batch: Data) -> Tensor:
+        out: Tensor = self._model(
+            batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges
+        )
+        return out[: batch.batch_size]
+
+    @torch.no_grad()
+    def scores(self, nodes: Tensor) -> Tensor:
+        """See ``Steps``."""
+        self._model.eval()
+        if self._config.eval == "layerwise":
+            if self._scores is None:
+                self._scores = self._layerwise()
+            return self._scores[nodes]
+        loader = self._make_loader(nodes, shuffle=False)
+        return torch.cat([self._forward(batch.to(self._device)).cpu() for batch in loader])
+
+    def _layerwise(self) -> Tensor:
+        self._folder = activation_folder(self._config, self._dataset)
+        *_, out = run_layers(
+            model_layers(self._model, self._dataset.graph),
+            self._dataset.features,
+            self._dataset.graph,
+            device=self._device,
+            out=Path(self._folder.name) / "out.npy" if self._folder else None,
+            threads=self._config.threads,
+        )
+        return out
+
+
+def activation_folder(
+    config: TrainConfig, dataset: NodeDataset
+) -> tempfile.TemporaryDirectory[str] | None:
+    """Where layers are to be written; None for memory, as ``--eval-store`` says."""
+    if config.eval_store == "ram":
+        return None
+    if config.eval_store == "auto":
+        width = (config.hidden or 0) + max(config.hidden or 0, dataset.num_classes)
+        needed = dataset.graph.num_nodes * width * 4
+        available = psutil.virtual_memory().available
+        if needed <= _IN_MEMORY * available:
+            return None
+        _log.warning(
+            "two layers' activations take %d bytes of %d available: they are written to files in "
+            "%s; --eval-store chooses another place", needed, available, tempfile.gettempdir()
+        )  # fmt: skip
+    place = None if config.eval_store == "auto" else config.eval_store
+    try:
+        return tempfile.TemporaryDirectory(prefix="gnnsys-layers-", dir=place)
+    except OSError as error:
+        raise StorageError(
+            f"--eval-store {config.eval_store}: cannot be written ({error.strerror}); name another "
+            "folder, or ram"
+        ) from error
+
+
+def _make_optimizer(config: TrainConfig, model: NodeClassifier) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

@@ -1,0 +1,93 @@
+"""``gnnsys train``: progress on standard error, the result on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from gnnsys.config import TrainConfig
+from gnnsys.progress import bar_on_demand
+from gnnsys.train import EpochRecord, TrainResult, run_training
+
+__all__ = ["run_command"]
+
+INTERRUPTED = 130
+
+
+def run_command(config: TrainConfig) -> int:
+    """Trains and tells; the exit code is 130 where the run was interrupted."""
+    with _progress(config) as (on_epoch, on_batch):
+        result = run_training(config, on_epoch, on_batch)
+    if config.json:
+        print(json.dumps(result.as_dict()))
+    else:
+        Console().print(_result_table(result))
+    folder = config.resume or config.out
+    if result.reason != "interrupted":
+        return 0
+    way_on = f"; go on with gnnsys train --resume {folder}" if folder else ", without a checkpoint"
+    print(f"gnnsys: interrupted in epoch {len(result.history) + 1}{way_on}", file=sys.stderr)
+    return INTERRUPTED
+
+
+OnEpoch = Callable[[EpochRecord], None]
+OnBatch = Callable[[int, int, int], None]
+
+
+@contextmanager
+def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+    )
+    with bar_on_demand(columns) as bar:
+        total = config.filled_in().epochs
+        epochs = bar.add_task(f"train {config.dataset}", total=total, state="")
+        batches = bar.add_task("epoch 1", total=None, state="", visible=False)
+
+        def show_epoch(record: EpochRecord) -> None:
+            bar.start()
+            scores = (("val", record.val), ("test", record.test))
+            told = [f"{name} {value:.4f}" for name, value in scores if value is not None]
+            bar.update(
+                epochs, completed=record.epoch, state="  ".join([f"loss {record.loss:.4f}", *told])
+            )
+
+        def show_batch(epoch: int, done: int, total: int) -> None:
+            bar.start()
+            bar.update(
+                batches,
+                description=f"epoch {epoch}",
+                completed=done,
+                total=total,
+                visible=total > 1,
+            )
+
+        yield show_epoch, show_batch
+
+
+def _result_table(result: TrainResult) -> Table:
+    config = result.config
+    mode = "full batch" if config.full_batch else "mini-batches"
+    table = Table(title=f"{config.model} on {config.dataset}, {mode}", show_header=False)
+    for name, value in result.best_test.items():
+        table.add_row(f"test {name}", f"{value:.4f}")
+    for name, value in result.best_val.items():
+        table.add_row(f"validation {name}", f"{value:.4f}")
+    table.add_row("best epoch", f"{result.best_epoch} of {len(result.history)}")
+    table.add_row("ended", result.reason)
+    table.add_row("time", f"{result.seconds:.1f} s")
+    for tier, served in result.counters.tiers().items():
+        table.add_row(f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes")
+    if config.resume or config.out:
+        table.add_row("run", config.resume or config.out)
+    return table

@@ -1,0 +1,559 @@
+"""Runs in a folder: configuration, metrics, early stop, resume, predict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import gnnsys
+from gnnsys.checkpoint import load_checkpoint
+from gnnsys.cli import main
+from gnnsys.config import TrainConfig
+from gnnsys.config_file import read_config, resumed_config
+from gnnsys.generate import generate_community
+from gnnsys.models import NodeClassifier
+from gnnsys.train import TrainResult, run_training
+
+OPTIONS: dict[str, Any] = {
+    "epochs": 4,
+    "batch_size": 256,
+    "hidden": 16,
+    "fanouts": (4, 3),
+    "seed": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small graph that a GNN learns."""
+    path = tmp_path_factory.mktemp("data") / "g"
+    return generate_community(path, nodes=2000, classes=4, features=16, degree=8, signal=0.2)
+
+
+def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:
+    config = TrainConfig(dataset=str(folder), out=str(out) if out else None, **OPTIONS | options)
+    return run_training(config)
+
+
+def resume(out: Path, **options: Any) -> TrainResult:
+    return run_training(dataclasses.replace(resumed_config(out), **options))
+
+
+def records(out: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def state_of(out: Path) -> dict[str, Any]:
+    """All that decides about the batches to come, and what came out so far."""
+    checkpoint = load_checkpoint(out)
+    state = dataclasses.asdict(checkpoint.state)
+    for of_the_clock in ("seconds", "epoch_began", "metrics_bytes", "served"):
+        del state[of_the_clock]
+    return {
+        "state": state,
+        "rng": checkpoint.torch_rng.tolist(),
+        "model": {name: value.tolist() for name, value in checkpoint.model.items()},
+        "best": {name: value.tolist() for name, value in (checkpoint.best_model or {}).items()},
+        "moments": [
+            [value.tolist() for value in entry.values()]
+            for entry in checkpoint.optimizer["state"].values()
+        ],
+    }
+
+
+# What a run leaves --------------------------------------------------------------------------------
+
+
+def test_a_folder_trains_as_its_data_in_memory_does(folder: Path) -> None:
+    # The same batches through Data and through the folder's stores.
+    dataset = gnnsys.open_dataset(folder)
+    data = dataset.to_data()
+    seeds = dataset.split("train")
+    options = {"num_neighbors": [4, 3], "input_nodes": seeds, "batch_size": 256, "shuffle": True}
+    in_memory = gnnsys.NeighborLoader(data, is_sorted=True, **options)
+    in_folder = gnnsys.NeighborLoader(dataset.stores(), **options)
+    for one, other in zip(in_memory, in_folder, strict=True):
+        for name in ("x", "y", "edge_index", "n_id"):
+            assert torch.equal(one[name], other[name])
+
+
+def test_the_run_folder_holds_options_metrics_checkpoint_and_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    result = train(folder, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "checkpoint.pt", "config.toml", "metrics.jsonl", "model.safetensors", "result.json",
+        "tensorboard",
+    }  # fmt: skip
+    config = read_config(tmp_path / "run" / "config.toml")
+    filled = TrainConfig(dataset=str(folder), **OPTIONS).filled_in()
+    assert config == dataclasses.replace(filled, out=None)
+    epochs = records(tmp_path / "run", "epoch")
+    assert [record["loss"] for record in epochs] == [record.loss for record in result.history]
+    assert [record["val"]["accuracy"] for record in epochs] == [r.val for r in result.history]
+    start, end = records(tmp_path / "run", "start")[0], records(tmp_path / "run", "end")[0]
+    assert start["dataset"]["nodes"] == 2000
+    assert end["result"]["test_acc"] == result.best_test["accuracy"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == end["result"]
+    best = load_file(tmp_path / "run" / "model.safetensors")
+    model = NodeClassifier("sage", in_channels=16, hidden=16, out_channels=4, layers=2)
+    model.load_state_dict(best)
+    data = gnnsys.open_dataset(folder)
+    scores = gnnsys.inference(model, data)
+    test = data.split("test")
+    labels = torch.from_numpy(np.array(data.node_table("labels")))
+    accuracy = (scores[test].argmax(1) == labels[test]).float().mean()
+    assert float(accuracy) == pytest.approx(result.best_test["accuracy"], abs=1e-6)
+
+
+def test_tensorboard_reads_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = train(folder, tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    losses = {event.step: event.value for event in events.Scalars("loss/epoch")}
+    assert losses == pytest.approx({record.epoch: record.loss for record in result.history})
+    assert {"val/accuracy", "test/accuracy", "loss/step"} <= set(events.Tags()["scalars"])
+
+
+def test_writing_a_run_changes_no_loss(folder: Path, tmp_path: Path) -> None:
+    often = train(folder, tmp_path / "run", checkpoint_minutes=1e-6)
+    assert often.history == train(folder).history
+
+
+@pytest.mark.parametrize("model", ["sage", "gcn", "gat", "gin"])
+def test_layerwise_evaluation_equals_whole_neighbourhoods(folder: Path, model: Any) -> None:
+    exact = train(folder, model=model, epochs=1)
+    config = TrainConfig(dataset=str(folder), model=model, **OPTIONS | {"epochs": 1})
+    hops = config.layers + (model == "gcn")
+    # Fanouts of -1 through one hop more than a GCN has layers give exact degrees.
+    assert exact.history[0].val is not None
+    dataset = gnnsys.open_dataset(folder)
+    captured: list[torch.nn.Module] = []
+    original = NodeClassifier.__init__
+
+    def remember(self: NodeClassifier, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        captured.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NodeClassifier, "__init__", remember)
+        again = run_training(config)
+    assert again.history == exact.history
+    net = captured[0].eval()
+    loader = gnnsys.NeighborLoader(
+        dataset.stores(), [-1] * hops, input_nodes=dataset.split("val"), batch_size=100
+    )
+    right = 0
+    with torch.no_grad():
+        for batch in loader:
+            out = net(batch.x, batch.edge_index)[: batch.batch_size]
+            right += int((out.argmax(1) == batch.y[: batch.batch_size]).sum())
+    assert right / len(dataset.split("val")) == pytest.approx(exact.history[0].val, abs=1e-6)
+
+
+def test_evaluation_in_files_gives_the_same_scores(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "layers").mkdir()
+    in_files = train(folder, eval_store=str(tmp_path / "layers"))
+    assert in_files.history == train(folder, eval_store="ram").history
+    assert os.listdir(tmp_path / "layers") == []
+
+
+def test_sampled_evaluation_draws_the_same_neighbours_every_time(folder: Path) -> None:
+    one, other = (train(folder, eval="sampled") for _ in range(2))
+    assert one.history == other.history
+    assert one.history[-1].val != train(folder).history[-1].val
+
+
+def test_evaluation_every_few_epochs_and_at_the_end(folder: Path) -> None:
+    result = train(folder, epochs=5, eval_every=2)
+    assert [record.val is not None for record in result.history] == [
+        False, True, False, True, True,
+    ]  # fmt: skip
+
+
+def test_patience_ends_a_run_that_gets_no_better(folder: Path) -> None:
+    result = train(folder, epochs=200, lr=0.2, patience=3)
+    assert result.reason == "early stop"
+    vals = [record.val for record in result.history]
+    assert len(vals) == result.best_epoch + 3 < 200
+    assert max(vals[result.best_epoch :]) <= vals[result.best_epoch - 1]  # type: ignore[type-var]
+
+
+def test_f1_is_scored_and_chosen_by(folder: Path) -> None:
+    result = train(folder, metric="f1")
+    assert set(result.best_val) == {"accuracy", "f1"}
+    assert {"test_f1", "test_acc"} <= set(result.as_dict())
+
+
+def test_several_labels_a_node_are_learnt(tmp_path: Path) -> None:
+    from torch_geometric.data import Data
+
+    from gnnsys.convert.common import ConvertOptions
+    from gnnsys.convert.pyg import convert_pyg
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 8, generator=draw)
+    labels = (x[:, :3] > 0).float()
+    labels[::7, 1] = torch.nan
+    edge_index = torch.arange(600).repeat(2, 1)  # self loops: a node sees itself
+    masks = {
+        f"{name}_mask": torch.arange(600) % 3 == k
+        for k, name in enumerate(("train", "val", "test"))
+    }
+    data = Data(x=x, y=labels, edge_index=edge_index, **masks)
+    convert_pyg(data, tmp_path / "g", ConvertOptions(), name="g")
+    result = train(tmp_path / "g", epochs=30, lr=0.05, metric="f1", dropout=0.0)
+    assert result.best_test["f1"] > 0.9
+
+
+# Resume -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full_batch", [False, True])
+def test_a_longer_run_equals_a_shorter_one_that_is_continued(
+    folder: Path, tmp_path: Path, full_batch: bool
+) -> None:
+    options: dict[str, Any] = {"full_batch": full_batch, "model": "gat"}
+    whole = train(folder, tmp_path / "whole", **options)
+    train(folder, tmp_path / "parts", **options | {"epochs": 2})
+    parts = resume(tmp_path / "parts", epochs=4)
+    assert parts.history == whole.history
+    assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
+    losses = [record["loss"] for record in records(tmp_path / "parts", "epoch")]
+    assert losses == [record.loss for record in whole.history]
+    assert parts.counters.tiers().keys() == whole.counters.tiers().keys()
+
+
+def test_an_interrupted_run_ends_after_the_batch_and_goes_on_inside_the_epoch(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole = train(folder, tmp_path / "whole")
+    config = TrainConfig(dataset=str(folder), out=str(tmp_path / "parts"), **OPTIONS)
+
+    def interrupt(epoch: int, done: int, total: int) -> None:
+        assert total == 4
+        if (epoch, done) == (2, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    broken = run_training(config, on_batch=interrupt)
+    assert broken.reason == "interrupted"
+    assert len(broken.history) == 1
+    checkpoint = load_checkpoint(tmp_path / "parts")
+    assert (checkpoint.state.epoch, checkpoint.state.batch) == (2, 3)
+    assert resume(tmp_path / "parts").history == whole.history
+    assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
+
+
+def test_ctrl_c_at_the_shell_leaves_a_checkpoint_and_says_how_to_go_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    gnnsys_command = str(Path(sys.executable).with_name("gnnsys"))
+    options = ["--epochs", "100000", "--batch-size", "256"]
+    process = subprocess.Popen(
+        [gnnsys_command, "train", str(folder), "--out", str(tmp_path / "run"), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"gnnsys train --resume {tmp_path / 'run'}" in told.replace("\n", "")
+    assert "Traceback" not in told
+    done = load_checkpoint(tmp_path / "run").state.epoch
+    assert records(tmp_path / "run", "end")[-1]["reason"] == "interrupted"
+    result = resume(tmp_path / "run", epochs=done)
+    assert (result.reason, len(result.history)) == ("done", done)
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone(folder: Path) -> None:
+    found: list[TrainResult] = []
+    thread = threading.Thread(target=lambda: found.append(train(folder, epochs=1)))
+    before = signal.getsignal(signal.SIGINT)
+    thread.start()
+    thread.join()
+    assert len(found[0].history) == 1
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+KILLED = """
+    import os, signal, random, sys, time, dataclasses
+    from pathlib import Path
+    from gnnsys.config import TrainConfig
+    from gnnsys.config_file import resumed_config
+    from gnnsys.train import run_training
+    import gnnsys.steps, torch.utils.tensorboard   # what a child needs is there before it is forked
+
+    folder, out, seed, options = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
+    draw = random.Random(seed)
+    kills = 0
+    while kills < 20:
+        ready, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(ready)
+            if (out / "checkpoint.pt").exists():
+                config = resumed_config(out)
+            else:
+                import shutil
+                shutil.rmtree(out, ignore_errors=True)
+                config = TrainConfig(dataset=folder, out=str(out), **options)
+            run_training(config, on_batch=lambda *_: os.write(tell, b"."))
+            os._exit(0)
+        os.close(tell)
+        for _ in range(draw.randint(1, 6)):
+            os.read(ready, 1)  # a batch is done
+        time.sleep(draw.uniform(0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the run ended before it was killed 20 times: make it longer"
+        os.close(ready)
+        kills += 1
+    run_training(resumed_config(out))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_points_the_final_state_is_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    from textwrap import dedent
+
+    options = OPTIONS | {"epochs": 50, "checkpoint_minutes": 1e-6, "batch_size": 256}
+    train(folder, tmp_path / "whole", **options)
+    seed = time.time_ns() % 2**32
+    print(f"seed {seed}")
+    arguments = [str(folder), str(tmp_path / "killed"), str(seed), repr(options)]
+    command = [sys.executable, "-c", dedent(KILLED), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+    killed, whole = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")
+    )
+    assert killed.keys() == whole.keys()
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+    one, other = (
+        [(record["epoch"], record["loss"]) for record in records(tmp_path / name, "epoch")]
+        for name in ("killed", "whole")
+    )
+    assert one == other
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+
+def shell(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = int(end.code or 0)
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    return status, " ".join(told.err.split())
+
+
+def test_options_of_a_resumed_run_cannot_change_what_it_has_computed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(folder, tmp_path / "run", epochs=1)
+    run = str(tmp_path / "run")
+    status, told = shell(capsys, "train", "--resume", run, "--lr", "0.5")
+    assert (status, "--lr 0.5: the run in" in told, "has 0.01" in told) == (2, True, True)
+    assert main(["train", "--resume", run, "--epochs", "2", "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["epochs"] == 2
+    status, told = shell(capsys, "train", "demo", "--resume", run)
+    assert status == 2
+    assert "--dataset demo" in told
+
+
+def test_the_configuration_of_a_run_serves_for_another(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(folder, tmp_path / "one")
+    config = str(tmp_path / "one" / "config.toml")
+    assert main(["train", "--config", config, "--out", str(tmp_path / "two"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["loss"] == first.history[-1].loss
+    options = ["--config", config, "--out", str(tmp_path / "three"), "--json", "--lr", "0.003"]
+    assert main(["train", *options]) == 0
+    other = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert other["config"]["lr"] == 0.003
+    assert other["loss"] != again["loss"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lr = ", "not TOML"),
+        ("learning_rate = 0.1", "option 'learning_rate' is unknown"),
+        ("epochs = 'many'", "epochs is 'many'"),
+        ("model = 'transformer'", "model is 'transformer'"),
+        ("full_batch = 1", "full_batch is 1"),
+        ("lr = -1.0", "expected lr > 0"),
+    ],
+)
+def test_a_wrong_configuration_file_is_told_by_its_option(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    status, told = shell(capsys, "train", "demo", "--config", str(tmp_path / "c.toml"))
+    assert status == 2
+    assert says in told
+
+
+def test_what_is_missing_or_in_the_way_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, nowhere = str(folder), str(tmp_path / "nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "file").touch()
+    for arguments, says in [
+        (["train", "--resume", nowhere], "config.toml: no such file"),
+        (["train", "--config", nowhere], "no such file"),
+        (["train"], "no dataset given"),
+        (["train", nowhere], "graph.json: no such file"),
+        (["train", data, "--out", str(tmp_path / "full")], "holds files already"),
+        (["train", data, "--out", str(tmp_path / "file" / "run")], "cannot be written"),
+        (["train", data, "--eval-store", nowhere], "--eval-store"),
+        (["train", data, "--patience", "-1"], "--patience -1"),
+        (["train", data, "--checkpoint-minutes", "0"], "--checkpoint-minutes 0.0"),
+        (["predict", nowhere], "config.toml: no such file"),
+        (["report", nowhere], "no such"),
+    ]:
+        status, told = shell(capsys, *arguments)
+        assert status == 2, arguments
+        assert says.lower() in told.lower(), (says, told)
+    assert sorted(os.listdir(tmp_path)) == ["file", "full"]
+
+
+def test_a_checkpoint_of_another_dataset_or_model_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(folder, run, epochs=1)
+    config = (run / "config.toml").read_text()
+    other = generate_community(
+        tmp_path / "other", nodes=2000, classes=4, features=16, degree=8, signal=0.2, seed=9
+    )
+    (run / "config.toml").write_text(config.replace(str(folder), str(other)))
+    status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "2")
+    assert status == 2
+    assert "checkpoint.pt: of another dataset" in told
+    (run / "config.toml").write_text(config.replace("hidden = 16", "hidden = 32"))
+    status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "2")
+    assert status == 2
+    assert "of another model: hidden is 16, config.toml says 32" in told
+    status, told = shell(capsys, "predict", str(run))
+    assert status == 2
+    assert "model.safetensors: of another model" in told
+    assert not (run / "predictions").exists()
+    (run / "config.toml").write_text(config)
+    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
+    status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "2")
+    assert status == 2
+    assert "checkpoint.pt: not a whole checkpoint" in told
+
+
+def test_a_full_disk_ends_the_run_with_one_error_and_the_old_checkpoint_whole(
+    folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
+    try:
+        whole = train(folder, tmp_path / "whole", epochs=3)
+        train(folder, place / "run", epochs=1)
+        free = os.statvfs(place).f_bavail * os.statvfs(place).f_bsize
+        (place / "filler").write_bytes(bytes(max(0, free - 8192)))
+        with pytest.raises(gnnsys.errors.StorageError, match="make room on that disk"):
+            resume(place / "run", epochs=3)
+        (place / "filler").unlink()
+        assert not list((place / "run").glob("*.new"))
+        assert resume(place / "run", epochs=3).history == whole.history
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+# Predict ------------------------------------------------------------------------------------------
+
+
+def test_predict_writes_classes_scores_and_embeddings_of_the_best_weights(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(folder, tmp_path / "run")
+    assert main(["predict", str(tmp_path / "run"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["files"]["scores.npy"] == [2000, 4]
+    place = tmp_path / "run" / "predictions"
+    scores, classes = np.load(place / "scores.npy"), np.load(place / "predictions.npy")
+    assert (scores.argmax(1) == classes).all()
+    dataset = gnnsys.open_dataset(folder)
+    test = dataset.node_table("test")
+    right = classes[test] == dataset.node_table("labels")[test]
+    assert right.mean() == pytest.approx(result.best_test["accuracy"], abs=1e-6)
+    # Embeddings are what the last layer takes: the last layer alone gives the scores.
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    embeddings = np.load(place / "embeddings.npy")
+    graph = dataset.graph()
+    target = np.repeat(np.arange(2000), np.diff(graph.indptr.numpy()))
+    mean = np.zeros_like(embeddings)
+    np.add.at(mean, target, embeddings[graph.indices.numpy()])
+    mean /= np.diff(graph.indptr.numpy())[:, None]
+    by_hand = (
+        mean @ weights["gnn.convs.1.lin_l.weight"].numpy().T
+        + weights["gnn.convs.1.lin_l.bias"].numpy()
+        + embeddings @ weights["gnn.convs.1.lin_r.weight"].numpy().T
+    )
+    np.testing.assert_allclose(by_hand, scores, rtol=1e-4, atol=1e-5)
+
+
+def test_predict_for_some_nodes_gives_their_rows_in_order(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "run", epochs=1)
+    np.save(tmp_path / "ids.npy", np.array([7, 3, 3, 1999], np.int32))
+    run = str(tmp_path / "run")
+    assert main(["predict", run]) == 0
+    options = ["--nodes", str(tmp_path / "ids.npy"), "--out", str(tmp_path / "some")]
+    assert main(["predict", run, *options]) == 0
+    for name in ("scores", "embeddings", "predictions", "nodes"):
+        every = np.load(tmp_path / "run" / "predictions" / f"{name}.npy")
+        some = np.load(tmp_path / "some" / f"{name}.npy")
+        np.testing.assert_array_equal(some, every[[7, 3, 3, 1999]])
+
+
+def test_predict_refuses_ids_outside_and_overwriting(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(folder, tmp_path / "run", epochs=1)
+    np.save(tmp_path / "ids.npy", np.array([3, 2000]))
+    run = str(tmp_path / "run")
+    status, told = shell(capsys, "predict", run, "--nodes", str(tmp_path / "ids.npy"))
+    assert status == 2
+    assert "id 2000 at position 1 is outside the nodes [0, 2000)" in told
+    assert not (tmp_path / "run" / "predictions").exists()
+    assert main(["predict", run]) == 0
+    status, told = shell(capsys, "predict", run)
+    assert status == 2
+    assert "exists already" in told

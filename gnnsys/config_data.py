@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import tyro
@@ -33,10 +34,10 @@ def parse_bytes(text: str, option: str) -> int:
     >>> parse_bytes("1.5GB", "--memory")
     1610612736
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
+    found = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([kmgt]?)i?b?\s*", text.lower())
     if found is None:
         raise ArgumentError(f"{option} {text}: expected a number of bytes, such as 500MB or 2GB")
-    return int(float(found.group(1)) * _UNITS[found.group(2)])
+    return int(Fraction(found.group(1)) * _UNITS[found.group(2)])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,7 +123,8 @@ class ConvertConfig:
     """Add the reverse of every edge that is not a self loop. Nothing is merged."""
 
     keep_order: bool = False
-    """Write edge_id.npy: the number that each edge had in the source."""
+    """Write edge_id.npy: the number that each edge had in the source. It is written with features,
+    weights or times of edges in any case."""
 
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
     """Element type that features are stored in; float64 becomes float32 unless another is given."""

@@ -26,7 +26,7 @@ __all__ = ["run_command"]
 
 _EDGE_LIST_ONLY = (
     "columns", "header", "ids", "nodes", "num_nodes", "features", "labels", "train", "val", "test",
-    "random_split", "edge_features", "edge_weight", "edge_time", "keep_order",
+    "random_split", "seed", "edge_features", "edge_weight", "edge_time", "keep_order",
 )  # fmt: skip
 
 

@@ -437,6 +437,25 @@ def test_convert_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture
     assert facts["source"]["random_split"] == "(0.4, 0.3, 0.3)"
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--seed", "3"], "--seed: goes with an edge list, but"),
+        (["--num-nodes", "3"], "--num-nodes: goes with an edge list, but"),
+        (["--memory", "much"], "--memory much: expected a number of bytes"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(
+    options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({}, tmp_path / "data.pt")
+    command = ["convert", str(tmp_path / "data.pt"), str(tmp_path / "g"), *options]
+    code, _, err = run(capsys, *command)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"gnnsys: error: {says}")
+    assert [place.name for place in tmp_path.iterdir()] == ["data.pt"]
+
+
 def test_the_order_of_a_tensor_is_kept_through_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

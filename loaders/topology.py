@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys._extension import core
-from gnnsys.errors import ArgumentError, DTypeError, FileFormatError, MissingFileError
+from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.files import map_npy
 from gnnsys.memory.alloc import empty, view_array
 
 __all__ = ["CSC"]
@@ -99,7 +99,9 @@ class CSC:
         Raises:
             MissingFileError, FileFormatError: a file is not there, or not what it should be.
         """
-        return cls(torch.from_numpy(np.array(_map_npy(indptr))), view_array(_map_npy(indices)))
+        return cls(
+            torch.from_numpy(np.array(map_npy(Path(indptr)))), view_array(map_npy(Path(indices)))
+        )
 
 
 def _check_vector(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -111,12 +113,3 @@ def _check_vector(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> 
             f"{name}: shape {tuple(value.shape)} on {value.device}, expected one dense dimension "
             "on the CPU"
         )
-
-
-def _map_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{os.fspath(path)}: no such file") from error
-    except ValueError as error:
-        raise FileFormatError(f"{os.fspath(path)}: not a whole .npy array ({error})") from error

@@ -294,38 +294,39 @@ def test_a_run_outside_the_main_thread_leaves_signals_alone(folder: Path) -> Non
 
 
 KILLED = """
-    import os, signal, random, sys, time, dataclasses
+    import os, random, shutil, signal, sys, threading
     from pathlib import Path
     from gnnsys.config import TrainConfig
     from gnnsys.config_file import resumed_config
     from gnnsys.train import run_training
-    import gnnsys.steps, torch.utils.tensorboard   # what a child needs is there before it is forked
+    import torch.utils.tensorboard   # what a child needs is there before it is forked
 
     folder, out, seed, options = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
     draw = random.Random(seed)
-    kills = 0
-    while kills < 20:
-        ready, tell = os.pipe()
+
+    def run_until_killed(batches, delay):
+        left = [batches]
+
+        def count(*_):
+            left[0] -= 1
+            if left[0] == 0:  # some time later, in the middle of whatever it is at
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+        if (out / "checkpoint.pt").exists():
+            config = resumed_config(out)
+        else:
+            shutil.rmtree(out, ignore_errors=True)
+            config = TrainConfig(dataset=folder, out=str(out), **options)
+        run_training(config, on_batch=count)
+
+    for kill in range(20):
+        batches, delay = draw.randint(1, 5), draw.uniform(0, 0.02)
         child = os.fork()
         if child == 0:
-            os.close(ready)
-            if (out / "checkpoint.pt").exists():
-                config = resumed_config(out)
-            else:
-                import shutil
-                shutil.rmtree(out, ignore_errors=True)
-                config = TrainConfig(dataset=folder, out=str(out), **options)
-            run_training(config, on_batch=lambda *_: os.write(tell, b"."))
+            run_until_killed(batches, delay)
             os._exit(0)
-        os.close(tell)
-        for _ in range(draw.randint(1, 6)):
-            os.read(ready, 1)  # a batch is done
-        time.sleep(draw.uniform(0, 0.01))
-        os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), "the run ended before it was killed 20 times: make it longer"
-        os.close(ready)
-        kills += 1
+        assert os.WIFSIGNALED(status), f"the run ended before kill {kill}: make it longer"
     run_training(resumed_config(out))
 """
 

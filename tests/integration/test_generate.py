@@ -329,7 +329,7 @@ def test_a_killed_call_goes_on_to_the_same_bytes(tmp_path, write, options):
     def run(stage: str) -> tuple[int, dict[str, int]]:
         """The exit status, and how far each stage was when it was first told of."""
         command = [sys.executable, "-c", script, str(tmp_path / "killed"), stage]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, cwd=tmp_path)
         firsts = (line.split(":") for line in done.stdout.splitlines())
         return done.returncode, {what: int(rows) for what, rows in firsts}
 
@@ -351,7 +351,8 @@ def test_a_killed_call_goes_on_to_the_same_bytes(tmp_path, write, options):
 def test_a_killed_call_is_not_continued_with_other_options(tmp_path):
     script = _KILLED.replace("CALL", "generate_rmat").replace("OPTIONS", "dict(scale=10)")
     command = [sys.executable, "-c", script, str(tmp_path / "g"), "features"]
-    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL
     with pytest.raises(ArgumentError, match="unfinished conversion"):
         generate_rmat(tmp_path / "g", scale=10, seed=1)
     generate_rmat(tmp_path / "g", scale=10)
@@ -390,7 +391,9 @@ def test_memory_is_bounded(tmp_path, write, options):
 
     def run(memory: int) -> tuple[int, bool]:
         command = [sys.executable, "-c", script, str(tmp_path / str(memory)), str(memory)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=120, check=True, cwd=tmp_path
+        )
         growth, split = done.stdout.split()
         return int(growth), split == "True"
 

@@ -343,7 +343,7 @@ def test_killed_at_twenty_random_points_the_final_state_is_the_same(
     print(f"seed {seed}")
     arguments = [str(folder), str(tmp_path / "killed"), str(seed), repr(options)]
     command = [sys.executable, "-c", dedent(KILLED), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
     killed, whole = (

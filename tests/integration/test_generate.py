@@ -398,7 +398,7 @@ def test_memory_is_bounded(tmp_path, write, options):
         return int(growth), split == "True"
 
     # 8 Mi edges take 96 MiB to sort, the features 64 MiB. Beside the memory given there are 16
-    # bytes for each of 256 Ki nodes and some blocks in hand: two thirds of what the edges alone take.
+    # bytes for each of 256 Ki nodes and some blocks in hand.
     growth, split = run(32 << 20)
     assert split
     assert growth < 64 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import resource
@@ -283,7 +284,7 @@ class _Trainer:
         self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
         self._log.close()
         if self._run:
-            text = json_text(result.as_dict())
+            text = json.dumps(result.as_dict()) + "\n"
             replace_file(self._run / "result.json", text.encode())
         return result
 
@@ -419,13 +420,6 @@ class _Trainer:
             **self._served().as_dict(),
             "rss": psutil.Process().memory_info().rss,
         }
-
-
-def json_text(value: Any) -> str:
-    """JSON on one line."""
-    import json
-
-    return json.dumps(value) + "\n"
 
 
 def _open_run(config: TrainConfig) -> Path | None:

@@ -62,7 +62,9 @@ class NeighborSampler(BaseSampler):
         threads: int = 0,
         is_sorted: bool = False,
         isa: str = "auto",
+        **later: Any,
     ) -> None:
+        del later
         if threads < 0:
             raise ArgumentError(f"threads: {threads} < 0; give 0 for all cores or a number")
         self.graph = _as_csc(data, is_sorted)
@@ -128,17 +130,20 @@ class NeighborSampler(BaseSampler):
             num_sampled_edges=edges_per_hop,
         )
 
-    def sample_from_nodes(self, inputs: NodeSamplerInput) -> SamplerOutput:
+    def sample_from_nodes(
+        self, inputs: NodeSamplerInput, group: int | None = None, epoch: int | None = None
+    ) -> SamplerOutput:
         """One batch under PyG's ``NodeLoader``, which tells neither its number nor the epoch.
 
         The group is a hash of the batch's input ids, the epoch that of ``set_epoch``.
         """
         if inputs.time is not None:
             raise UnsupportedError("input_time: temporal sampling is not offered yet")
-        ids = inputs.node if inputs.input_id is None else inputs.input_id
-        group = rng.hash_ids(ids.numpy())
-        self._note_repetition(group)
-        out = self.sample(inputs.node, group, self.epoch or 0)
+        if group is None:
+            ids = inputs.node if inputs.input_id is None else inputs.input_id
+            group = rng.hash_ids(ids.numpy())
+            self._note_repetition(group)
+        out = self.sample(inputs.node, group, (epoch if epoch is not None else self.epoch) or 0)
         out.metadata = (inputs.input_id, inputs.time)
         return out
 

@@ -27,11 +27,14 @@ __all__ = [
     "RNG_VERSION",
     "bounded",
     "hash_ids",
+    "integers",
     "mix64",
+    "negatives_key",
     "permutation",
     "philox4x32",
     "sample_positions",
     "stream_key",
+    "uniforms",
 ]
 
 RNG_VERSION = 1
@@ -39,7 +42,9 @@ RNG_VERSION = 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
-_SHUFFLE_HOP = _MASK64  # a hop no sampler uses: the stream that shuffles an epoch's seeds
+# Hops that no sampler uses: the streams that shuffle an epoch's seeds and draw negative nodes.
+_SHUFFLE_HOP = _MASK64
+_NEGATIVES_HOP = _MASK64 - 1
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -155,3 +160,55 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     words = philox4x32(counter, stream_key(seed, epoch, 0, _SHUFFLE_HOP))
     keys = words.view(np.uint64).reshape(-1)[:n]
     return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def negatives_key(seed: int, epoch: int, group: int, call: int) -> int:
+    """The key of the negative nodes of a batch; ``call`` counts the requests for such nodes in it.
+
+    The stream is ``stream_key``'s of hop 2**64 - 2, with the request in the edge type's place.
+    """
+    return stream_key(seed, epoch, group, _NEGATIVES_HOP, call)
+
+
+def integers(key: int, count: int, bound: int) -> NDArray[np.int64]:
+    """Numbers drawn from ``[0, bound)``, exactly uniform, 0 < bound <= 2**32.
+
+    Number i is ``bounded(key, i // 4, i % 4, bound)``: the words of one block after another.
+
+    >>> integers(0, 3, bound=10).tolist() == [bounded(0, 0, i, 10) for i in range(3)]
+    True
+    """
+    number = np.arange(count, dtype=np.uint64)
+    drawn = np.zeros(count, dtype=np.int64)
+    for retry in range(1 << 8):
+        product = _words(key, number, retry) * np.uint64(bound)
+        taken = (product & np.uint64(_MASK32)) >= np.uint64((1 << 32) % bound)
+        drawn[number[taken]] = product[taken] >> np.uint64(32)
+        number = number[~taken]
+        if len(number) == 0:
+            return drawn
+    raise AssertionError("256 rejections in a row: the generator is broken")
+
+
+def uniforms(key: int, count: int) -> NDArray[np.float64]:
+    """Numbers drawn from ``[0, 1)``, multiples of 2**-53.
+
+    Number i is made of words a = 2 i and b = 2 i + 1, in the order of ``integers``, as
+    ``(floor(a / 2**5) * 2**26 + floor(b / 2**6)) / 2**53``.
+
+    >>> bool((uniforms(0, 5) < 1).all())
+    True
+    """
+    pairs = _words(key, np.arange(2 * count, dtype=np.uint64), 0).reshape(count, 2)
+    high, low = pairs[:, 0] >> np.uint64(5), pairs[:, 1] >> np.uint64(6)
+    return ((high << np.uint64(26)) | low) * 2.0**-53
+
+
+def _words(key: int, number: NDArray[np.uint64], retry: int) -> NDArray[np.uint64]:
+    """Words ``number`` of the stream of ``key``, which ascend: word i % 4 of node i // 4."""
+    node, place = np.unique(number // np.uint64(4), return_inverse=True)
+    counter = np.zeros((len(node), 4), dtype=np.uint32)
+    counter[:, 0] = node & np.uint64(_MASK32)
+    counter[:, 1] = node >> np.uint64(32)
+    counter[:, 3] = retry << 24
+    return philox4x32(counter, key)[place, number % np.uint64(4)].astype(np.uint64)

@@ -1,0 +1,90 @@
+"""Negative nodes for link prediction, drawn from the counter-based stream of their batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch_geometric.sampler import NegativeSampling
+
+from gnnsys import rng
+from gnnsys.errors import ArgumentError
+
+__all__ = ["KeyedNegatives", "WeightSums"]
+
+
+class WeightSums:
+    """Running sums of the weights of negative nodes, made once for each tensor of weights."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Tensor, int, NDArray[np.float64]]] = {}
+
+    def of(self, endpoint: str, weight: Tensor) -> NDArray[np.float64]:
+        """(nodes,) running sums.
+
+        Raises:
+            ArgumentError: weights that are negative or not finite, or all zero.
+        """
+        made = self._made.get(endpoint)
+        if made is None or made[0] is not weight or made[1] != weight._version:
+            made = (weight, weight._version, _running_sums(f"{endpoint}_weight", weight))
+            self._made[endpoint] = made  # threads that meet here store equal entries
+        return made[2]
+
+
+class KeyedNegatives(NegativeSampling):
+    """The negative sampling of one batch: a pure function of (seed, epoch, group).
+
+    Stands in for the user's ``NegativeSampling`` within PyG's ``edge_sample``, which decides how
+    many nodes are drawn and which are rejected for their time. A node is drawn uniformly, or with
+    a probability proportional to its weight by inverting the weights' running sum.
+
+    Args:
+        asked: what the user asked for.
+        seed, epoch, group: of the batch.
+        sums: the sampler's running sums.
+    """
+
+    def __init__(
+        self, asked: NegativeSampling, seed: int, epoch: int, group: int, sums: WeightSums
+    ) -> None:
+        super().__init__(asked.mode, asked.amount, asked.src_weight, asked.dst_weight)
+        self._batch = seed, epoch, group
+        self._sums = sums
+        self._calls = 0
+
+    def sample(self, num_samples: int, endpoint: Any, num_nodes: int | None = None) -> Tensor:
+        """(num_samples,) int64 node ids; each call in a batch draws anew."""
+        key = rng.negatives_key(*self._batch, self._calls)
+        self._calls += 1
+        weight = self.src_weight if endpoint == "src" else self.dst_weight
+        if weight is None:
+            if not num_nodes:
+                raise ArgumentError("neg_sampling: there are no nodes to draw negatives from")
+            return torch.from_numpy(rng.integers(key, num_samples, num_nodes))
+        if num_nodes is not None and weight.shape != (num_nodes,):
+            raise ArgumentError(
+                f"neg_sampling: {endpoint}_weight has the shape {tuple(weight.shape)}, expected "
+                f"one weight for each of the {num_nodes} nodes"
+            )
+        sums = self._sums.of(endpoint, weight)
+        # A number below the total falls among the weights: the first sum above it is its node's.
+        drawn = rng.uniforms(key, num_samples) * sums[-1]
+        return torch.from_numpy(np.searchsorted(sums, drawn, side="right"))
+
+
+def _running_sums(name: str, weight: Tensor) -> NDArray[np.float64]:
+    values = weight.detach().to("cpu", torch.float64).numpy()
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(wrong):
+        raise ArgumentError(
+            f"neg_sampling: {name} of node {wrong[0]} is {values[wrong[0]]}; weights are finite "
+            "and not negative"
+        )
+    sums = np.cumsum(values)
+    if len(sums) == 0 or sums[-1] == 0 or not np.isfinite(sums[-1]):
+        raise ArgumentError(f"neg_sampling: {name} sums to {sums[-1:].sum()}, expected above 0")
+    return sums

@@ -29,11 +29,10 @@ from gnnsys._extension import core
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders.fanouts import fanouts_by_relation
 from gnnsys.loaders.graph_inputs import read_graph
-from gnnsys.loaders.negatives import KeyedNegatives, WeightSums
+from gnnsys.loaders.links import KeyedNegatives, WeightSums, check_links, trees_by_link
 from gnnsys.loaders.sampler_checks import (
     check_counts,
     check_input_type,
-    check_links,
     check_options,
     choice,
 )
@@ -296,6 +295,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         if neg_sampling is not None:
             neg_sampling = KeyedNegatives(neg_sampling, self.seed, epoch, group, self._weight_sums)
         sample = self._sampling(group, epoch)
+        if self.disjoint:
+            sample = trees_by_link(sample, len(inputs.row), neg_sampling)
         return self._finish(
             edge_sample(inputs, sample, self.num_nodes, self.disjoint, self.node_time, neg_sampling)
         )

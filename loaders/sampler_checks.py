@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 from torch_geometric.sampler.base import SubgraphType
 
 from gnnsys.errors import ArgumentError, UnsupportedError
-from gnnsys.loaders.user_graph import as_times
 
 if TYPE_CHECKING:
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
 
-__all__ = ["check_counts", "check_input_type", "check_links", "check_options", "choice"]
+__all__ = ["check_counts", "check_input_type", "check_options", "choice"]
 
 _CHOICES = {
     "subgraph_type": tuple(kind.value for kind in SubgraphType),
@@ -65,24 +63,3 @@ def check_input_type(sampler: NeighborSampler, input_type: Any) -> None:
     if (input_type is not None) != sampler.is_hetero:
         has = "types" if sampler.is_hetero else "no types"
         raise ArgumentError(f"input_type: {input_type!r}, but the sampler's graph has {has}")
-
-
-def check_links(
-    sampler: NeighborSampler, inputs: EdgeSamplerInput, neg_sampling: NegativeSampling | None
-) -> None:
-    """Raises ArgumentError for links, times and labels that do not fit together."""
-    if len(inputs.row) == 0:
-        raise ArgumentError("links: none, expected at least one in a batch")
-    if inputs.time is not None:
-        as_times("times of the links", inputs.time, len(inputs.row))
-        if not sampler.disjoint:
-            raise ArgumentError(
-                "links have times (edge_label_time), but the graph has none: give time_attr"
-            )
-    elif neg_sampling is not None and sampler.node_time is not None:
-        raise ArgumentError(
-            "negatives must not be newer than their links, which have no times: give "
-            "edge_label_time"
-        )
-    if neg_sampling is not None and neg_sampling.is_triplet() and inputs.label is not None:
-        raise ArgumentError("label: links of triplets have no labels (edge_label)")

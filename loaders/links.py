@@ -1,19 +1,25 @@
-"""Negative nodes for link prediction, drawn from the counter-based stream of their batch."""
+"""Sampling around links: which are legal, their negative nodes, and the trees of each."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_geometric.sampler import NegativeSampling
+from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
 from gnnsys import rng
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.user_graph import as_times
 
-__all__ = ["KeyedNegatives", "WeightSums"]
+if TYPE_CHECKING:
+    from gnnsys.loaders.neighbor_sampler import NeighborSampler
+
+__all__ = ["KeyedNegatives", "WeightSums", "check_links", "trees_by_link"]
 
 
 class WeightSums:
@@ -74,6 +80,49 @@ class KeyedNegatives(NegativeSampling):
         # A number below the total falls among the weights: the first sum above it is its node's.
         drawn = rng.uniforms(key, num_samples) * sums[-1]
         return torch.from_numpy(np.searchsorted(sums, drawn, side="right"))
+
+
+def check_links(
+    sampler: NeighborSampler, inputs: EdgeSamplerInput, neg_sampling: NegativeSampling | None
+) -> None:
+    """Raises ArgumentError for links, times and labels that do not fit together."""
+    if len(inputs.row) == 0:
+        raise ArgumentError("links: none, expected at least one in a batch")
+    if inputs.time is not None:
+        as_times("times of the links", inputs.time, len(inputs.row))
+        if not sampler.disjoint:
+            raise ArgumentError(
+                "links have times (edge_label_time), but the graph has none: give time_attr"
+            )
+    elif neg_sampling is not None and sampler.node_time is not None:
+        raise ArgumentError(
+            "negatives must not be newer than their links, which have no times: give "
+            "edge_label_time"
+        )
+    if neg_sampling is not None and neg_sampling.is_triplet() and inputs.label is not None:
+        raise ArgumentError("label: links of triplets have no labels (edge_label)")
+
+
+def trees_by_link(
+    sample: Callable[..., Any], num_links: int, neg_sampling: NegativeSampling | None
+) -> Callable[..., Any]:
+    """``sample`` with trees numbered so that those of a link's two ends are equal.
+
+    Trees are numbered over all sources and then all targets, and PyG takes these numbers modulo the
+    number of links. Where there are half as many negatives, say, that gives the ends of a link
+    different numbers; counted from the first target on, targets get those of their sources.
+    """
+    num_sources = num_links
+    if neg_sampling is not None and neg_sampling.is_binary():
+        num_sources += math.ceil(num_links * neg_sampling.amount)
+
+    def sample_numbered(*args: Any) -> Any:
+        out = sample(*args)
+        for batch in out.batch.values() if isinstance(out.batch, dict) else [out.batch]:
+            batch[batch >= num_sources] -= num_sources
+        return out
+
+    return sample_numbered
 
 
 def _running_sums(name: str, weight: Tensor) -> NDArray[np.float64]:

@@ -78,8 +78,10 @@ class KeyedNegatives(NegativeSampling):
             )
         sums = self._sums.of(endpoint, weight)
         # A number below the total falls among the weights: the first sum above it is its node's.
+        # Among denormal numbers it may round up to the total, which is the last node's.
         drawn = rng.uniforms(key, num_samples) * sums[-1]
-        return torch.from_numpy(np.searchsorted(sums, drawn, side="right"))
+        nodes = np.searchsorted(sums, drawn, side="right")
+        return torch.from_numpy(np.minimum(nodes, np.searchsorted(sums, sums[-1])))
 
 
 def check_links(

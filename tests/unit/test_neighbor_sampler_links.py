@@ -216,6 +216,13 @@ def test_negatives_are_drawn_in_proportion_to_their_weights(mode):
     assert 1e-3 < stats.chisquare(counts[drawn], expected).pvalue < 1 - 1e-3
 
 
+def test_the_smallest_of_weights_are_drawn_too():
+    weight = torch.zeros(40, dtype=torch.float64)
+    weight[[3, 8]] = 5e-324
+    negatives = NegativeSampling("triplet", 20, dst_weight=weight)
+    assert set(negative_nodes(NeighborSampler(graph(False), [0]), negatives, 0)) == {3, 8}
+
+
 def test_weights_that_change_in_place_change_the_negatives():
     weight = torch.zeros(40)
     weight[3] = 1

@@ -43,6 +43,10 @@ def test_format_1_is_frozen():
     assert rng.RNG_VERSION == 1
     assert rng.stream_key(1, 2, 3, 4, 5) == 0x141EA6A5B8259323
     assert rng.sample_positions(rng.stream_key(0, 0, 0, 0), 7, 100, 5) == [6, 11, 12, 27, 67]
+    weights = [1.0, 0.0, 2.0, 4.0, 8.0, 16.0]
+    assert rng.weighted_positions(rng.stream_key(0, 0, 0, 0), 7, weights, 3) == [3, 4, 5]
+    kept = rng.labor_positions(rng.stream_key(0, 0, 0, 0), range(100), 5)
+    assert kept == [12, 32, 37, 70, 75, 86, 89]
     assert rng.permutation(6, seed=3, epoch=1).tolist() == [1, 4, 0, 2, 5, 3]
     assert rng.hash_ids(np.array([1, 2, 3])) == 0x9677D9A68395BED4
 

@@ -16,9 +16,22 @@ counter 3       ``draw // 4 + retry * 2**24``; word ``draw % 4`` of the block is
 
 A draw in ``[0, n)`` is Lemire's multiply-shift with rejection ("Fast random integer generation in
 an interval", 2019), so it is exactly uniform; a rejected draw takes the next retry's.
+
+Weighted sampling needs draws of 53 bits: number i of a node is made of its draws 2i and 2i + 1, the
+upper 27 bits of the one above the upper 26 of the other (``weighted_positions``).
+
+LABOR-0 sampling has one draw for a source node and all its targets: ``edge_type`` is the number of
+the source's node type, the node is the source, and its draw 0 is compared (``labor_positions``).
+
+Numbers that belong to no node, as those that choose negative nodes, take a stream's words one after
+another: word i is draw i % 4 of node i // 4 (``integers``, ``uniforms``).
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +40,16 @@ __all__ = [
     "RNG_VERSION",
     "bounded",
     "hash_ids",
+    "integers",
+    "labor_positions",
     "mix64",
+    "negatives_key",
     "permutation",
     "philox4x32",
     "sample_positions",
     "stream_key",
+    "uniforms",
+    "weighted_positions",
 ]
 
 RNG_VERSION = 1
@@ -39,7 +57,10 @@ RNG_VERSION = 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
-_SHUFFLE_HOP = _MASK64  # a hop no sampler uses: the stream that shuffles an epoch's seeds
+_MAX_MISSES = 8  # weighted draws in a row that meet what was drawn before
+# Hops that no sampler uses: the streams that shuffle an epoch's seeds and draw negative nodes.
+_SHUFFLE_HOP = _MASK64
+_NEGATIVES_HOP = _MASK64 - 1
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -98,12 +119,16 @@ def philox4x32(counter: NDArray[np.uint32], key: int) -> NDArray[np.uint32]:
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
+def _words(key: int, node: int, position: int, block: int) -> NDArray[np.uint32]:
+    counter = np.array([[node & _MASK32, node >> 32, position, block]], dtype=np.uint32)
+    return philox4x32(counter, key)[0]
+
+
 def bounded(key: int, node: int, draw: int, bound: int, position: int = 0) -> int:
     """Draw number ``draw`` of ``node`` in ``[0, bound)``, exactly uniform; 0 < bound <= 2**32."""
     for retry in range(1 << 8):
         block = draw // 4 + (retry << 24)
-        counter = np.array([[node & _MASK32, node >> 32, position, block]], dtype=np.uint32)
-        product = int(philox4x32(counter, key)[0, draw % 4]) * bound
+        product = int(_words(key, node, position, block)[draw % 4]) * bound
         if product & _MASK32 >= (1 << 32) % bound:
             return product >> 32
     raise AssertionError("256 rejections in a row: the generator is broken")
@@ -128,6 +153,82 @@ def sample_positions(
         pick = bounded(key, node, i, last + 1, position)
         chosen.add(last if pick in chosen else pick)
     return sorted(chosen)
+
+
+def weighted_positions(
+    key: int,
+    node: int,
+    weights: Sequence[float],
+    fanout: int,
+    replace: bool = False,
+    position: int = 0,
+) -> list[int]:
+    """The positions that a node samples among neighbours with ``weights``, ascending.
+
+    A draw u chooses the first neighbour whose running sum of weights exceeds u times the total, so
+    a weight of 0 is never drawn. Without replacement, draws that meet an earlier one are repeated,
+    which makes each proportional to the weights of those left (successive sampling, as
+    ``torch.multinomial``); after 8 repetitions in a row the sums are made anew without what was
+    drawn. A ``fanout`` of -1, or without replacement one that is not below the degree, takes all,
+    whatever their weights; else there are fewer than ``fanout`` where fewer weights are positive.
+
+    Args:
+        weights: (degree,) finite, not negative, with a finite sum.
+
+    >>> weighted_positions(stream_key(0, 0, 0, 0), 7, [1.0, 0.0, 2.0, 4.0], fanout=3)
+    [0, 2, 3]
+    """
+    degree = len(weights)
+    if degree == 0 or fanout == 0:
+        return []
+    if fanout < 0 or (not replace and fanout >= degree):
+        return list(range(degree))
+    sums = list(accumulate(weights))
+    picked: list[int] = []
+    number = misses = 0
+    while len(picked) < fanout and sums[-1] > 0:
+        block, pair = divmod(number, 2)
+        high, low = _words(key, node, position, block)[2 * pair : 2 * pair + 2].tolist()
+        share = ((high >> 5 << 26) + (low >> 6)) * 2.0**-53 * sums[-1]
+        found = bisect_right(sums, share)
+        if found == degree:  # among denormal numbers the product may round up to the total
+            found = bisect_left(sums, sums[-1])
+        number += 1
+        if replace or found not in picked:
+            picked.append(found)
+            misses = 0
+        elif (misses := misses + 1) == _MAX_MISSES:
+            left = [0.0 if i in picked else weight for i, weight in enumerate(weights)]
+            sums = list(accumulate(left))
+            misses = 0
+    return sorted(picked)
+
+
+def labor_positions(key: int, sources: Sequence[int], fanout: int, position: int = 0) -> list[int]:
+    """The positions that a node samples by LABOR-0 among its neighbours ``sources``.
+
+    Each source has one uniform number r in the hop, whoever asks, and is kept where
+    ``r < fanout / degree``. From Balin and Catalyurek: "Layer-Neighbor Sampling: Defusing
+    Neighborhood Explosion in GNNs", NeurIPS 2023, with uniform probabilities.
+
+    Args:
+        key: ``stream_key(seed, epoch, group, hop, number of the source's node type)``.
+
+    >>> key = stream_key(0, 0, 0, 0)
+    >>> [labor_positions(key, sources, fanout=1) for sources in ([3, 4], [4, 5], [9, 4])]
+    [[1], [0], [0, 1]]
+    """
+    degree = len(sources)
+    if fanout < 0 or fanout >= degree:
+        return list(range(degree))
+    node = np.asarray(sources, dtype=np.uint64)
+    counter = np.zeros((degree, 4), dtype=np.uint32)
+    counter[:, 0] = node & np.uint64(_MASK32)
+    counter[:, 1] = node >> np.uint64(32)
+    counter[:, 2] = position
+    draws = philox4x32(counter, key)[:, 0].astype(np.uint64)
+    kept = draws * np.uint64(degree) < np.uint64(fanout << 32)
+    return np.flatnonzero(kept).tolist()
 
 
 def hash_ids(ids: NDArray[np.integer]) -> int:
@@ -155,3 +256,55 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     words = philox4x32(counter, stream_key(seed, epoch, 0, _SHUFFLE_HOP))
     keys = words.view(np.uint64).reshape(-1)[:n]
     return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def negatives_key(seed: int, epoch: int, group: int, call: int) -> int:
+    """The key of the negative nodes of a batch; ``call`` counts the requests for such nodes in it.
+
+    The stream is ``stream_key``'s of hop 2**64 - 2, with the request in the edge type's place.
+    """
+    return stream_key(seed, epoch, group, _NEGATIVES_HOP, call)
+
+
+def integers(key: int, count: int, bound: int) -> NDArray[np.int64]:
+    """Numbers drawn from ``[0, bound)``, exactly uniform, 0 < bound <= 2**32.
+
+    Number i is ``bounded(key, i // 4, i % 4, bound)``: the words of one block after another.
+
+    >>> integers(0, 3, bound=10).tolist() == [bounded(0, 0, i, 10) for i in range(3)]
+    True
+    """
+    number = np.arange(count, dtype=np.uint64)
+    drawn = np.zeros(count, dtype=np.int64)
+    for retry in range(1 << 8):
+        product = _words_of_stream(key, number, retry) * np.uint64(bound)
+        taken = (product & np.uint64(_MASK32)) >= np.uint64((1 << 32) % bound)
+        drawn[number[taken]] = product[taken] >> np.uint64(32)
+        number = number[~taken]
+        if len(number) == 0:
+            return drawn
+    raise AssertionError("256 rejections in a row: the generator is broken")
+
+
+def uniforms(key: int, count: int) -> NDArray[np.float64]:
+    """Numbers drawn from ``[0, 1)``, multiples of 2**-53.
+
+    Number i is made of words a = 2 i and b = 2 i + 1, in the order of ``integers``, as
+    ``(floor(a / 2**5) * 2**26 + floor(b / 2**6)) / 2**53``.
+
+    >>> bool((uniforms(0, 5) < 1).all())
+    True
+    """
+    pairs = _words_of_stream(key, np.arange(2 * count, dtype=np.uint64), 0).reshape(count, 2)
+    high, low = pairs[:, 0] >> np.uint64(5), pairs[:, 1] >> np.uint64(6)
+    return ((high << np.uint64(26)) | low) * 2.0**-53
+
+
+def _words_of_stream(key: int, number: NDArray[np.uint64], retry: int) -> NDArray[np.uint64]:
+    """Words ``number`` of the stream of ``key``, which ascend: word i % 4 of node i // 4."""
+    node, place = np.unique(number // np.uint64(4), return_inverse=True)
+    counter = np.zeros((len(node), 4), dtype=np.uint32)
+    counter[:, 0] = node & np.uint64(_MASK32)
+    counter[:, 1] = node >> np.uint64(32)
+    counter[:, 3] = retry << 24
+    return philox4x32(counter, key)[place, number % np.uint64(4)].astype(np.uint64)

@@ -1,22 +1,43 @@
-"""Uniform neighbour sampling as a PyG ``BaseSampler``."""
+"""``NeighborSampler``: PyG's sampler over the native ones, with draws that can be replayed."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
+import torch_geometric.sampler
 from torch import Tensor
-from torch_geometric import EdgeIndex
-from torch_geometric.data import Data, GraphStore
-from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
+from torch_geometric.sampler import (
+    EdgeSamplerInput,
+    HeteroSamplerOutput,
+    NegativeSampling,
+    NodeSamplerInput,
+    SamplerOutput,
+)
+from torch_geometric.sampler.base import NumNeighbors, SubgraphType
+from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
+from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys import rng
 from gnnsys._extension import core
-from gnnsys.errors import ArgumentError, DTypeError, UnsupportedError
+from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.loaders.fanouts import fanouts_by_relation
+from gnnsys.loaders.graph_inputs import read_graph
+from gnnsys.loaders.links import KeyedNegatives, WeightSums, check_links, trees_by_link
+from gnnsys.loaders.sampler_checks import (
+    check_counts,
+    check_input_type,
+    check_options,
+    choice,
+)
 from gnnsys.loaders.topology import CSC
+from gnnsys.loaders.typed_sampler import Draws, TypedSampler, as_ids
 
 __all__ = ["NeighborSampler"]
 
@@ -24,27 +45,51 @@ _log = logging.getLogger(__name__)
 _MASK64 = (1 << 64) - 1
 
 
-class NeighborSampler(BaseSampler):
+class NeighborSampler(torch_geometric.sampler.NeighborSampler):
     """Samples in-neighbours hop by hop, in C++, the same for any number of threads.
 
-    Semantics are those of PyG: seeds come first, nodes follow in the order in which they are
-    sampled, each hop expands only the nodes that the hop before added, and an edge runs from the
-    neighbour to the node that it was sampled for. Draws are counter-based (``gnnsys.rng``), so a
-    batch can be replayed from (seed, epoch, group) alone.
+    Takes the arguments of ``torch_geometric.sampler.NeighborSampler`` and needs neither pyg-lib nor
+    torch-sparse. Semantics are those of PyG: seeds come first, nodes follow in the order in which
+    they are sampled, each hop expands only the nodes that the hop before added, and an edge runs
+    from the neighbour to the node that it was sampled for. Draws are counter-based
+    (``gnnsys.rng``), so a batch can be replayed from (seed, epoch, group) alone. Several threads
+    may sample at once.
 
     Args:
-        data: PyG ``Data``, a ``CSC``, or PyG's ``(FeatureStore, GraphStore)``; homogeneous.
-        num_neighbors: neighbours per node and hop, nearest the seeds first; -1 takes all.
+        data: PyG ``Data``, ``HeteroData`` or ``(FeatureStore, GraphStore)``, or a ``CSC``.
+        num_neighbors: neighbours per node and hop, nearest the seeds first, for all edge types or
+            in a dict for each, or ``NumNeighbors`` with a default; -1 takes all.
+        subgraph_type: "directional" for the sampled edges; "bidirectional" for these and their
+            reverses; "induced" for all edges among the sampled nodes.
         replace: whether to sample with replacement.
+        disjoint: whether every seed grows a tree of its own; ``batch`` tells the seed.
+        temporal_strategy: among the neighbours that are not newer than the seed, "uniform" draws
+            and "last" takes the newest.
+        time_attr: name of the integer times of nodes or of edges. Implies ``disjoint``. Types of
+            nodes or edges that lack it are sampled without regard to time.
+        weight_attr: name of the edges' weights; draws are proportional to them. Edge types that
+            lack it are sampled uniformly.
+        is_sorted: edges are sorted by target, and by time within a target, already.
+        share_memory: whether to move the topology to memory that processes share.
+        directed: deprecated; False is ``subgraph_type="induced"``.
+        sample_direction: "backward" samples out-neighbours instead, without times.
         seed: of the draws.
         threads: that sample; 0 for all cores this process may use.
-        is_sorted: ``data.edge_index`` is sorted by target already.
         isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
+        method: "uniform", or "labor" for LABOR-0, in which a node has one draw in a hop that all
+            its targets share, so that they tend to sample the same nodes and a batch has fewer.
+            About the fanout's number of edges are kept. (Balin, Catalyurek: "Layer-Neighbor
+            Sampling: Defusing Neighborhood Explosion in GNNs", NeurIPS 2023, section 3.)
+        dependent_batches: this many batches, one after another, share their draws, so that a node
+            samples the same neighbours in them and a cache sees them again. (Balin et al.:
+            "Cooperative Minibatching in Graph Neural Networks", TMLR 2025, section 3.2.) Needs
+            batches that are numbered. Negative nodes are drawn anew in each.
 
     Raises:
-        ArgumentError, DTypeError: a fanout below -1, or edges outside the graph.
-        UnsupportedError: heterogeneous data.
+        ArgumentError, DTypeError: options, attributes or edges that do not fit together.
+        UnsupportedError: weights with times or of stores, times backward.
 
+    >>> from torch_geometric.data import Data
     >>> data = Data(edge_index=torch.tensor([[1, 2, 3], [0, 0, 1]]), num_nodes=4)
     >>> sampler = NeighborSampler(data, num_neighbors=[-1, -1])
     >>> out = sampler.sample_from_nodes(NodeSamplerInput(None, torch.tensor([0])))
@@ -55,36 +100,121 @@ class NeighborSampler(BaseSampler):
     def __init__(
         self,
         data: Any,
-        num_neighbors: Sequence[int],
-        *,
+        num_neighbors: Any,
+        subgraph_type: SubgraphType | str = "directional",
         replace: bool = False,
+        disjoint: bool = False,
+        temporal_strategy: str = "uniform",
+        time_attr: str | None = None,
+        weight_attr: str | None = None,
+        is_sorted: bool = False,
+        share_memory: bool = False,
+        directed: bool = True,
+        sample_direction: Literal["forward", "backward"] = "forward",
+        *,
         seed: int = 0,
         threads: int = 0,
-        is_sorted: bool = False,
         isa: str = "auto",
-        **later: Any,
+        method: Literal["uniform", "labor"] = "uniform",
+        dependent_batches: int = 1,
     ) -> None:
-        del later
-        if threads < 0:
-            raise ArgumentError(f"threads: {threads} < 0; give 0 for all cores or a number")
-        self.graph = _as_csc(data, is_sorted)
-        self.num_neighbors = _check_fanouts(num_neighbors)
+        if not directed:
+            subgraph_type = SubgraphType.induced
+            warnings.warn(
+                "'directed' is deprecated: use subgraph_type='induced'", FutureWarning, stacklevel=2
+            )
+        check_counts(threads, dependent_batches)
+        self.subgraph_type = SubgraphType(choice("subgraph_type", subgraph_type))
+        self.temporal_strategy = choice("temporal_strategy", temporal_strategy)
+        self.sample_direction = choice("sample_direction", sample_direction)
+        self.method = choice("method", method)
         self.replace = replace
+        self.keep_orig_edges = False
         self.seed = seed
         self.threads = threads or len(os.sched_getaffinity(0))
         self.isa = isa
+        self.dependent_batches = dependent_batches
         self.epoch: int | None = None
         self._first_group: int | None = None
-        self._native = self._make_native()
+        if time_attr is not None and self._is_backward:
+            raise UnsupportedError("time_attr: not offered with sample_direction='backward'")
+        self.data_type, self._typed_graph = read_graph(
+            data,
+            time_attr=time_attr,
+            weight_attr=weight_attr,
+            is_sorted=is_sorted,
+            backward=self._is_backward,
+        )
+        if share_memory:
+            self._typed_graph.share_memory()
+        self._describe_graph()
+        self.disjoint = disjoint
+        self.num_neighbors = num_neighbors
+        check_options(self)
+        self._forget_natives()
+        self._make_natives()
 
-    def _make_native(self) -> core.Sampler:
-        graph = self.graph
-        return core.Sampler(graph.indptr.numpy(), graph.indices.numpy(), self.threads, self.isa)
+    # What PyG's inherited parts read ----------------------------------------------------------
+
+    def _describe_graph(self) -> None:
+        """Sets PyG's attributes: tensors where the graph is homogeneous, otherwise dicts."""
+        graph = self._typed_graph
+        self.node_types, self.edge_types = graph.node_types, graph.edge_types
+        self.node_time = self._per_type(graph.node_types, graph.node_time)
+        times = [part.time for part in graph.relations]
+        weights = [part.weight for part in graph.relations]
+        self.edge_time = self._per_type(graph.edge_types, times)
+        self.edge_weight = self._per_type(graph.edge_types, weights)
+        self.num_nodes = (
+            dict(zip(graph.node_types, graph.num_nodes, strict=True))
+            if self.is_hetero
+            else graph.num_nodes[0]
+        )
+
+    def _per_type(self, types: list[Any], values: list[Tensor | None]) -> Any:
+        if not self.is_hetero:
+            return values[0]
+        present = {
+            key: value for key, value in zip(types, values, strict=True) if value is not None
+        }
+        return present or None
 
     @property
-    def edge_permutation(self) -> Tensor | None:
-        """The user's number of the edge at each position of the CSC."""
-        return self.graph.perm
+    def num_neighbors(self) -> NumNeighbors:
+        """The fanouts as they were given."""
+        return self._num_neighbors
+
+    @num_neighbors.setter
+    def num_neighbors(self, num_neighbors: Any) -> None:
+        if not isinstance(num_neighbors, NumNeighbors):
+            num_neighbors = NumNeighbors(num_neighbors)
+        self._fanouts = fanouts_by_relation(num_neighbors, self._typed_graph.edge_types)
+        self._num_neighbors = num_neighbors
+
+    @property
+    def edge_permutation(self) -> Any:
+        """The user's number of the edge at each position of the CSC, by edge type if there are any;
+        None where the positions are the numbers."""
+        perms = {part.edge_type: part.graph.perm for part in self._typed_graph.relations}
+        return perms if self.is_hetero else perms[None]
+
+    @property
+    def graph(self) -> CSC:
+        """The topology of a homogeneous graph.
+
+        Raises:
+            ArgumentError: the graph has several types; see ``graphs``.
+        """
+        if self.is_hetero:
+            raise ArgumentError("graph: the sampler's graph has types of edges; use graphs")
+        return self._typed_graph.relations[0].graph
+
+    @property
+    def graphs(self) -> dict[EdgeType | None, CSC]:
+        """The topology of each edge type, in the direction of sampling."""
+        return {part.edge_type: part.graph for part in self._typed_graph.relations}
+
+    # Sampling ---------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
         """Tells which epoch the batches to come belong to, so that each epoch draws anew.
@@ -93,59 +223,102 @@ class NeighborSampler(BaseSampler):
         """
         self.epoch = epoch
 
-    def sample(self, seeds: Tensor, group: int, epoch: int = 0) -> SamplerOutput:
+    def sample(
+        self, seeds: Tensor | dict[NodeType, Tensor], group: int, epoch: int = 0
+    ) -> SamplerOutput | HeteroSamplerOutput:
         """One batch.
 
         Args:
-            seeds: (n,) node ids of any integer type.
+            seeds: (n,) node ids of any integer type, or a dict of them by node type.
             group: number of the batch in its epoch.
             epoch: number of the epoch.
 
         Returns:
-            SamplerOutput: ``edge`` holds positions in the CSC, which ``edge_permutation`` maps to
-            the user's edges.
+            ``SamplerOutput``, or ``HeteroSamplerOutput`` for a graph with types: ``edge`` holds
+            positions in the CSC, which ``edge_permutation`` maps to the user's edges.
 
         Raises:
             ArgumentError: a seed outside the graph.
         """
-        if seeds.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-            raise DTypeError(f"seeds: dtype {seeds.dtype}, expected node ids")
-        try:
-            node, row, col, edge, nodes_per_hop, edges_per_hop = self._native.sample(
-                seeds.to(torch.int64).contiguous().numpy(),
-                self.num_neighbors,
-                self.replace,
-                self.seed & _MASK64,
-                epoch & _MASK64,
-                group & _MASK64,
-            )
-        except (IndexError, ValueError, RuntimeError) as error:
-            raise ArgumentError(str(error)) from error
-        return SamplerOutput(
-            node=torch.from_numpy(node),
-            row=torch.from_numpy(row),
-            col=torch.from_numpy(col),
-            edge=torch.from_numpy(edge),
-            num_sampled_nodes=nodes_per_hop,
-            num_sampled_edges=edges_per_hop,
-        )
+        return self._finish(self._sample(seeds, group=group, epoch=epoch))
 
     def sample_from_nodes(
-        self, inputs: NodeSamplerInput, group: int | None = None, epoch: int | None = None
-    ) -> SamplerOutput:
-        """One batch under PyG's ``NodeLoader``, which tells neither its number nor the epoch.
+        self, inputs: NodeSamplerInput, *, group: int | None = None, epoch: int | None = None
+    ) -> SamplerOutput | HeteroSamplerOutput:
+        """One batch around seed nodes.
 
-        The group is a hash of the batch's input ids, the epoch that of ``set_epoch``.
+        PyG's ``NodeLoader`` tells neither ``group`` nor ``epoch``: the group is then a hash of the
+        batch's input ids, the epoch that of ``set_epoch``.
+
+        Args:
+            inputs: seeds with, optionally, their times and type.
+            group: number of the batch in its epoch.
+            epoch: number of the epoch.
+
+        Raises:
+            ArgumentError: seeds outside the graph, or without a time where one is needed.
         """
-        if inputs.time is not None:
-            raise UnsupportedError("input_time: temporal sampling is not offered yet")
+        check_input_type(self, inputs.input_type)
+        ids = inputs.node if inputs.input_id is None else inputs.input_id
+        group, epoch = self._batch_number(ids, group, epoch)
+        return self._finish(node_sample(inputs, self._sampling(group, epoch)))
+
+    def sample_from_edges(
+        self,
+        inputs: EdgeSamplerInput,
+        neg_sampling: NegativeSampling | None = None,
+        *,
+        group: int | None = None,
+        epoch: int | None = None,
+    ) -> SamplerOutput | HeteroSamplerOutput:
+        """One batch around the ends of seed links and of negative ones.
+
+        Labels, and how many negatives are drawn for what, are PyG's; negatives come from the
+        counter-based stream of the batch.
+
+        Args:
+            inputs: links with, optionally, their labels, times and edge type.
+            neg_sampling: binary or triplet; None for no negatives.
+            group: number of the batch in its epoch; a hash of the input ids without it.
+            epoch: number of the epoch; that of ``set_epoch`` without it.
+
+        Raises:
+            ArgumentError: nodes outside the graph, no links, labels beside triplets, or times
+                where there are none or the reverse.
+        """
+        check_input_type(self, inputs.input_type)
+        if neg_sampling is not None:
+            neg_sampling = NegativeSampling.cast(neg_sampling)
+        check_links(self, inputs, neg_sampling)
+        ids = torch.cat([inputs.row, inputs.col]) if inputs.input_id is None else inputs.input_id
+        group, epoch = self._batch_number(ids, group, epoch)
+        if neg_sampling is not None:
+            neg_sampling = KeyedNegatives(neg_sampling, self.seed, epoch, group, self._weight_sums)
+        sample = self._sampling(group, epoch)
+        if self.disjoint:
+            sample = trees_by_link(sample, len(inputs.row), neg_sampling)
+        return self._finish(
+            edge_sample(inputs, sample, self.num_nodes, self.disjoint, self.node_time, neg_sampling)
+        )
+
+    def _sampling(self, group: int, epoch: int) -> Callable[..., Any]:
+        return partial(self._sample, group=group, epoch=epoch)
+
+    def _finish(self, out: Any) -> Any:
+        if self.subgraph_type == SubgraphType.bidirectional:
+            return out.to_bidirectional(keep_orig_edges=self.keep_orig_edges)
+        return out
+
+    def _batch_number(self, ids: Tensor, group: int | None, epoch: int | None) -> tuple[int, int]:
         if group is None:
-            ids = inputs.node if inputs.input_id is None else inputs.input_id
+            if self.dependent_batches > 1:
+                raise ArgumentError(
+                    f"dependent_batches: {self.dependent_batches}, but the batch has no number; "
+                    "use gnnsys.NeighborLoader, or pass group and epoch"
+                )
             group = rng.hash_ids(ids.numpy())
             self._note_repetition(group)
-        out = self.sample(inputs.node, group, (epoch if epoch is not None else self.epoch) or 0)
-        out.metadata = (inputs.input_id, inputs.time)
-        return out
+        return group, (self.epoch or 0) if epoch is None else epoch
 
     def _note_repetition(self, group: int) -> None:
         if self.epoch is not None or self._first_group == -1:
@@ -159,60 +332,115 @@ class NeighborSampler(BaseSampler):
                 "sampler.set_epoch(epoch) before each epoch, or use gnnsys.NeighborLoader"
             )
 
-    def sample_from_edges(self, *args: Any, **kwargs: Any) -> SamplerOutput:
-        """Raises UnsupportedError: sampling for links is not offered yet."""
-        raise UnsupportedError(
-            "sampling from edges is not offered yet; use PyG's LinkNeighborLoader"
+    def _sample(
+        self, seed: Any, seed_time: Any = None, *, group: int = 0, epoch: int = 0, **kwargs: Any
+    ) -> Any:
+        """The sampled subgraph, not yet made bidirectional; PyG's own samplers call this too."""
+        words = self.seed & _MASK64, epoch & _MASK64, group // self.dependent_batches & _MASK64
+        out = (
+            self._sample_plain(seed, *words)
+            if self._is_plain
+            else self._sample_typed(seed, seed_time, *words)
+        )
+        if self._is_backward:
+            out.row, out.col = out.col, out.row
+        return out
+
+    @property
+    def _is_backward(self) -> bool:
+        return self.sample_direction == "backward"
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the faster sampler, which knows neither types nor options, does what is asked."""
+        return not (
+            self.is_hetero
+            or self.disjoint
+            or self.method == "labor"
+            or self.subgraph_type == SubgraphType.induced
+            or self._typed_graph.is_weighted
         )
 
+    def _sample_plain(self, seeds: Tensor, *words: int) -> SamplerOutput:
+        try:
+            node, row, col, edge, nodes_per_hop, edges_per_hop = self._plain_native().sample(
+                as_ids("seeds", seeds).numpy(), self._fanouts[0], self.replace, *words
+            )
+        except (IndexError, ValueError, RuntimeError) as error:
+            raise ArgumentError(str(error)) from error
+        return SamplerOutput(
+            node=torch.from_numpy(node),
+            row=torch.from_numpy(row),
+            col=torch.from_numpy(col),
+            edge=torch.from_numpy(edge),
+            num_sampled_nodes=nodes_per_hop,
+            num_sampled_edges=edges_per_hop,
+        )
+
+    def _sample_typed(
+        self, seeds: Any, times: Any, seed: int, epoch: int, group: int
+    ) -> SamplerOutput | HeteroSamplerOutput:
+        draws = Draws(
+            replace=self.replace,
+            disjoint=self.disjoint,
+            last=self.temporal_strategy == "last" and self.is_temporal,
+            labor=self.method == "labor",
+            seed=seed,
+            epoch=epoch,
+            group=group,
+        )
+        if not self.is_hetero:
+            seeds = {None: seeds}
+            times = None if times is None else {None: times}
+        induced = self.subgraph_type == SubgraphType.induced
+        out = self._typed_native().sample(seeds, times, self._fanouts, draws, induced)
+        return out if self.is_hetero else _without_types(out)
+
+    # Native samplers: made when first needed, one for all threads ------------------------------
+
+    def _plain_native(self) -> core.Sampler:
+        if self._plain is None:
+            with self._making:
+                if self._plain is None:
+                    indptr, indices = self.graph.indptr.numpy(), self.graph.indices.numpy()
+                    self._plain = core.Sampler(indptr, indices, self.threads, self.isa)
+        return self._plain
+
+    def _typed_native(self) -> TypedSampler:
+        if self._typed is None:
+            with self._making:
+                if self._typed is None:
+                    self._typed = TypedSampler(self._typed_graph, self.threads, self.isa)
+        return self._typed
+
+    def _forget_natives(self) -> None:
+        self._plain: core.Sampler | None = None
+        self._typed: TypedSampler | None = None
+        self._making = threading.Lock()
+        self._weight_sums = WeightSums()
+
+    def _make_natives(self) -> None:
+        """Makes the one that the options need, so that its errors are raised here."""
+        if self._is_plain:
+            self._plain_native()
+        else:
+            self._typed_native()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_native"}
+        made = ("_plain", "_typed", "_making", "_weight_sums")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._native = self._make_native()
+        self._forget_natives()
 
     def __repr__(self) -> str:
-        return (
-            f"NeighborSampler(num_neighbors={self.num_neighbors}, nodes={self.graph.num_nodes}, "
-            f"edges={self.graph.num_edges})"
-        )
+        graph = self._typed_graph
+        nodes, edges = sum(graph.num_nodes), sum(part.graph.num_edges for part in graph.relations)
+        return f"NeighborSampler({self.num_neighbors}, nodes={nodes}, edges={edges})"
 
 
-def _as_csc(data: Any, is_sorted: bool) -> CSC:
-    if isinstance(data, CSC):
-        return data
-    if isinstance(data, Data):
-        edge_index = data.edge_index
-        if edge_index is None:
-            raise ArgumentError("data: has no edge_index to sample from")
-        if isinstance(edge_index, EdgeIndex):
-            edge_index = edge_index.as_tensor()
-        return CSC.from_edge_index(edge_index, data.num_nodes, is_sorted)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[1], GraphStore):
-        return _from_graph_store(data[1])
-    raise UnsupportedError(
-        f"data: a {type(data).__name__}; this version samples homogeneous Data, CSC or "
-        "(FeatureStore, GraphStore)"
-    )
-
-
-def _from_graph_store(store: GraphStore) -> CSC:
-    if len({attr.edge_type for attr in store.get_all_edge_attrs()}) != 1:
-        raise UnsupportedError("GraphStore: heterogeneous sampling is not offered yet")
-    row, colptr, perm = store.csc()
-    if isinstance(row, dict):
-        row, colptr, perm = (next(iter(part.values())) for part in (row, colptr, perm))
-    index = row if row.dtype in (torch.int32, torch.int64) else row.long()
-    return CSC(colptr.long().contiguous(), index.contiguous(), perm)
-
-
-def _check_fanouts(num_neighbors: Any) -> list[int]:
-    if isinstance(num_neighbors, dict):
-        raise UnsupportedError("num_neighbors: a dict; fanouts per edge type are not offered yet")
-    if hasattr(num_neighbors, "get_mapped_values"):
-        num_neighbors = num_neighbors.get_mapped_values()
-    fanouts = [int(fanout) for fanout in num_neighbors]
-    if any(fanout < -1 for fanout in fanouts):
-        raise ArgumentError(f"num_neighbors: {fanouts}; each is -1 (all neighbours) or at least 0")
-    return fanouts
+def _without_types(out: HeteroSamplerOutput) -> SamplerOutput:
+    parts = (out.node, out.row, out.col, out.edge, out.batch)
+    counts = (out.num_sampled_nodes, out.num_sampled_edges)
+    return SamplerOutput(*(None if part is None else part[None] for part in parts + counts))

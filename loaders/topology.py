@@ -14,7 +14,7 @@ from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.files import map_npy
 from gnnsys.memory.alloc import empty, view_array
 
-__all__ = ["CSC"]
+__all__ = ["CSC", "check_ids", "check_times_ascend"]
 
 _INT32_NODES = 1 << 31
 
@@ -27,6 +27,7 @@ class CSC:
         indices: (edges,) int32 or int64 source nodes, in RAM or mapped from a file.
         perm: (edges,) int64, the number that the edge at each position has for the user; None where
             that is the position itself.
+        num_sources: number of nodes that edges come from, where it is not that of their targets.
 
     Raises:
         ArgumentError, DTypeError: arrays of a wrong type or shape, or an indptr that descends.
@@ -36,7 +37,13 @@ class CSC:
     ([0, 0, 1, 3], [2, 0, 1])
     """
 
-    def __init__(self, indptr: Tensor, indices: Tensor, perm: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        indptr: Tensor,
+        indices: Tensor,
+        perm: Tensor | None = None,
+        num_sources: int | None = None,
+    ) -> None:
         _check_vector("indptr", indptr, (torch.int64,))
         _check_vector("indices", indices, (torch.int32, torch.int64))
         if len(indptr) == 0:
@@ -52,10 +59,11 @@ class CSC:
         self.indptr = indptr
         self.indices = indices
         self.perm = perm
+        self.num_sources = len(indptr) - 1 if num_sources is None else num_sources
 
     @property
     def num_nodes(self) -> int:
-        """Number of nodes."""
+        """Number of nodes that edges lead to."""
         return len(self.indptr) - 1
 
     @property
@@ -77,12 +85,45 @@ class CSC:
         """
         if edge_index.dim() != 2 or edge_index.shape[0] != 2:
             raise ArgumentError(f"edge_index: shape {tuple(edge_index.shape)}, expected (2, edges)")
-        source, target = (part.to(torch.int64).contiguous() for part in edge_index.cpu())
+        return cls.from_edges(*edge_index, num_nodes, num_nodes, is_sorted)
+
+    @classmethod
+    def from_edges(
+        cls,
+        source: Tensor,
+        target: Tensor,
+        num_sources: int,
+        num_nodes: int,
+        is_sorted: bool = False,
+        time: Tensor | None = None,
+    ) -> CSC:
+        """Sorts edges between two types of nodes by target, and by time within a target.
+
+        Args:
+            source: (edges,) node ids of any integer type, below ``num_sources``.
+            target: (edges,) node ids of any integer type, below ``num_nodes``.
+            num_sources: number of nodes that edges come from.
+            num_nodes: number of nodes that they lead to.
+            is_sorted: the edges are in that order already, so ``perm`` is not needed.
+            time: (edges,) int64; edges of the same target and time keep their order.
+
+        Raises:
+            ArgumentError: a node outside its range, or a wrong claim of being sorted.
+        """
+        source, target = (part.to("cpu", torch.int64).contiguous() for part in (source, target))
         if is_sorted and bool((target[1:] < target[:-1]).any()):
             raise ArgumentError("is_sorted: True, but the targets in edge_index[1] descend")
-        indptr = empty((num_nodes + 1,), torch.int64)
-        index_dtype = torch.int32 if num_nodes < _INT32_NODES else torch.int64
-        indices = empty((len(source),), index_dtype)
+        by_time = None
+        if time is not None and not is_sorted:
+            by_time = torch.sort(time, stable=True).indices
+            source, target = source[by_time], target[by_time]
+        if num_sources != num_nodes:
+            check_ids("source", source, num_sources)
+            check_ids("target", target, num_nodes)
+        # The native sort knows one number of nodes: it gets the larger one, and the targets that
+        # do not exist are cut off.
+        indptr = empty((max(num_sources, num_nodes) + 1,), torch.int64)
+        indices = empty((len(source),), torch.int32 if num_sources < _INT32_NODES else torch.int64)
         perm = empty((len(source),), torch.int64)
         try:
             core.coo_to_csc(
@@ -90,7 +131,14 @@ class CSC:
             )
         except IndexError as error:
             raise ArgumentError(f"edge_index: {error}") from error
-        return cls(indptr, indices, None if is_sorted else perm)
+        if num_sources > num_nodes:
+            indptr = indptr[: num_nodes + 1].clone()
+        if is_sorted:
+            graph = cls(indptr, indices, None, num_sources)
+            if time is not None:
+                check_times_ascend(graph, time)
+            return graph
+        return cls(indptr, indices, perm if by_time is None else by_time[perm], num_sources)
 
     @classmethod
     def from_files(cls, indptr: str | os.PathLike[str], indices: str | os.PathLike[str]) -> CSC:
@@ -101,6 +149,41 @@ class CSC:
         """
         return cls(
             torch.from_numpy(np.array(map_npy(Path(indptr)))), view_array(map_npy(Path(indices)))
+        )
+
+    def targets(self) -> Tensor:
+        """(edges,) int64, the node that the edge at each position leads to."""
+        return torch.repeat_interleave(self.indptr.diff())
+
+    def reversed(self) -> CSC:
+        """The same edges run backwards; ``perm`` still gives the user's numbers."""
+        graph = CSC.from_edges(self.targets(), self.indices, self.num_nodes, self.num_sources)
+        if self.perm is not None:
+            graph.perm = self.perm[graph.perm]
+        return graph
+
+
+def check_ids(what: str, ids: Tensor, num_nodes: int) -> None:
+    """Raises ArgumentError for an id among ``ids``, (edges,), outside ``[0, num_nodes)``."""
+    wrong = ((ids < 0) | (ids >= num_nodes)).nonzero()
+    if len(wrong):
+        edge = int(wrong[0])
+        raise ArgumentError(
+            f"edge_index: edge {edge} has the {what} {int(ids[edge])}, outside the nodes "
+            f"[0, {num_nodes})"
+        )
+
+
+def check_times_ascend(graph: CSC, time: Tensor) -> None:
+    """Raises ArgumentError unless the in-edges of every node ascend by ``time``, (edges,)."""
+    targets = graph.targets()
+    wrong = ((time[1:] < time[:-1]) & (targets[1:] == targets[:-1])).nonzero()
+    if len(wrong):
+        edge = int(wrong[0])
+        raise ArgumentError(
+            f"is_sorted: True, but among the in-edges of node {int(targets[edge])} the time "
+            f"{int(time[edge])} stands before {int(time[edge + 1])}; temporal sampling needs them "
+            "to ascend"
         )
 
 

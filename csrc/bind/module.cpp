@@ -26,11 +26,6 @@ namespace {
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 using Ids = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
 
-nb::capsule hold(std::shared_ptr<char> area) {
-  return nb::capsule(new std::shared_ptr<char>(std::move(area)),
-                     [](void* p) noexcept { delete static_cast<std::shared_ptr<char>*>(p); });
-}
-
 Ids to_numpy(IdArray&& array) {
   int64_t* const data = array.data();
   const std::size_t shape[1] = {static_cast<std::size_t>(array.size)};
@@ -173,6 +168,7 @@ NB_MODULE(_core, m) {
               "node, row, col, edge, nodes per hop, edges per hop of one batch.");
 
   bind_edge_sort(m);
+  bind_graph_sampler(m);
   bind_rmat(m);
   bind_coo_to_csc<int32_t>(m);
   bind_coo_to_csc<int64_t>(m);

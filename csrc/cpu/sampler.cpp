@@ -6,125 +6,24 @@
 #include <stdexcept>
 #include <string>
 
+#include "batch_arrays.hpp"
+#include "draws.hpp"
 #include "gnnsys/philox.hpp"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace gnnsys {
 namespace {
 
-constexpr int64_t kDistance = 32;  // how far ahead of their use scattered reads are prefetched
-constexpr int64_t kChunk = 256;    // frontier nodes that one thread expands at a time
-constexpr int64_t kMaxDegree = (int64_t{1} << 32) - 1;
-constexpr int64_t kMaxFanout = int64_t{1} << 24;
-constexpr int64_t kMaxNodes = (int64_t{1} << 32) - (int64_t{1} << 24);
-constexpr std::size_t kRetain = std::size_t{512} << 20;
-constexpr uint32_t kLaneSlack = 32;  // words that pick_by_rank reads past a node's own
+constexpr int64_t kChunk = 256;  // frontier nodes that one thread expands at a time
 
-// One hop; arrays are indexed by the position in the frontier.
+// One hop; the targets are the frontier.
 struct Hop {
   const CscGraph* graph;
-  uint64_t key;
-  int64_t fanout;
-  bool replace;
-  int64_t first_local;      // of frontier[0] in the batch
-  const int64_t* frontier;  // nodes to expand
-  int64_t* first;           // position of their first edge in the CSC
+  PickPositions pick;
+  Targets targets;
+  int64_t first_local;  // of the frontier's first node in the batch
+  int64_t* first;       // what targets.first and targets.degree read
   uint32_t* degree;
 };
-
-// What one thread needs for one chunk.
-struct Scratch {
-  std::vector<int64_t> nodes;   // (kChunk) those that draw
-  std::vector<uint32_t> words;  // (kChunk, blocks, 4) random words of those nodes
-
-  void reserve(int64_t count, uint32_t blocks) {
-    if (static_cast<int64_t>(nodes.size()) < count + 1) nodes.resize(count + 1);
-    const std::size_t need = count * blocks * kDrawsPerBlock + kLaneSlack;
-    if (words.size() < need) words.resize(need);
-  }
-};
-
-inline bool needs_draws(int64_t degree, int64_t fanout, bool replace) {
-  return replace ? degree > 0 : degree > fanout;
-}
-
-inline int64_t sampled_edges(int64_t degree, int64_t fanout, bool replace) {
-  if (fanout < 0) return degree;
-  if (replace) return degree > 0 ? fanout : 0;
-  return std::min(degree, fanout);
-}
-
-// The numbered draws of one node; `words` holds the first try of each.
-struct Draws {
-  uint64_t key;
-  uint64_t node;
-  const uint32_t* words;
-
-  uint32_t bounded(uint32_t draw, uint64_t bound) const {
-    const uint64_t product = words[draw] * bound;
-    if (__builtin_expect(static_cast<uint32_t>(product) < bound, 0)) {
-      return retry(draw, bound, product);
-    }
-    return static_cast<uint32_t>(product >> 32);
-  }
-
-  [[gnu::noinline, gnu::cold]] uint32_t retry(uint32_t draw, uint64_t bound,
-                                              uint64_t product) const {
-    const uint64_t rejected = (uint64_t{1} << 32) % bound;
-    for (uint32_t step = kRetryStep; static_cast<uint32_t>(product) < rejected;
-         step += kRetryStep) {
-      const PhiloxBlock block = draw_block(key, node, 0, draw / kDrawsPerBlock + step);
-      product = block[draw % kDrawsPerBlock] * bound;
-    }
-    return static_cast<uint32_t>(product >> 32);
-  }
-};
-
-void pick_with_replacement(const Draws& draws, uint32_t n, uint32_t k, int64_t first,
-                           int64_t* edge) {
-  for (uint32_t i = 0; i < k; ++i) edge[i] = first + draws.bounded(i, n);
-  std::sort(edge, edge + k);
-}
-
-// Floyd's method with an open-addressed set, for any k and n.
-[[gnu::noinline]] void pick_by_set(const Draws& draws, uint32_t n, uint32_t k, int64_t first,
-                                   int64_t* edge) {
-  std::size_t slots = 8;
-  while (slots < std::size_t{2} * k) slots *= 2;
-  thread_local std::vector<uint64_t> set;  // 1 + position; 0 is free
-  set.assign(slots, 0);
-  auto insert = [&](uint64_t position) {
-    std::size_t at = mix64(position) & (slots - 1);
-    for (; set[at]; at = (at + 1) & (slots - 1)) {
-      if (set[at] == position + 1) return false;
-    }
-    set[at] = position + 1;
-    return true;
-  };
-  for (uint32_t i = 0; i < k; ++i) {
-    const uint32_t last = n - k + i;
-    uint32_t pick = draws.bounded(i, uint64_t{last} + 1);
-    if (!insert(pick)) insert(pick = last);
-    edge[i] = first + pick;
-  }
-  std::sort(edge, edge + k);
-}
-
-// Random words of `count` nodes: words[(i * blocks + b) * 4 …] is block b of nodes[i].
-namespace generic {
-void philox_nodes(uint64_t key, const int64_t* nodes, int64_t count, uint32_t blocks,
-                  uint32_t* words) {
-  for (int64_t i = 0; i < count; ++i) {
-    for (uint32_t b = 0; b < blocks; ++b, words += kDrawsPerBlock) {
-      const PhiloxBlock block = draw_block(key, static_cast<uint64_t>(nodes[i]), 0, b);
-      std::memcpy(words, block.data(), sizeof block);
-    }
-  }
-}
-}  // namespace generic
 
 #define GNNSYS_NAMESPACE generic
 #if defined(__x86_64__)
@@ -138,86 +37,15 @@ void philox_nodes(uint64_t key, const int64_t* nodes, int64_t count, uint32_t bl
 
 #if defined(__x86_64__)
 
-// A vector holds one counter word of several nodes, each in the low half of a 64-bit lane: what the
-// 32-bit multiplication reads. High halves carry rubbish until the words are packed.
-namespace avx2 {
-[[gnu::target("avx2")]] void philox_nodes(uint64_t key, const int64_t* nodes, int64_t count,
-                                          uint32_t blocks, uint32_t* words) {
-  const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    const __m256i node = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(nodes + i));
-    for (uint32_t b = 0; b < blocks; ++b) {
-      __m256i x0 = node, x1 = _mm256_srli_epi64(node, 32);
-      __m256i x2 = _mm256_setzero_si256(), x3 = _mm256_set1_epi64x(b);
-      uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-      for (int round = 0; round < 10; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
-        const __m256i p0 = _mm256_mul_epu32(m0, x0), p1 = _mm256_mul_epu32(m1, x2);
-        x0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), x1),
-                              _mm256_set1_epi64x(k0));
-        x2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), x3),
-                              _mm256_set1_epi64x(k1));
-        x1 = p1;
-        x3 = p0;
-      }
-      const __m256i w01 = _mm256_blend_epi32(x0, _mm256_slli_epi64(x1, 32), 0xAA);
-      const __m256i w23 = _mm256_blend_epi32(x2, _mm256_slli_epi64(x3, 32), 0xAA);
-      alignas(32) uint32_t packed[16];  // nodes 0, 2, 1, 3
-      _mm256_store_si256(reinterpret_cast<__m256i*>(packed), _mm256_unpacklo_epi64(w01, w23));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(packed + 8), _mm256_unpackhi_epi64(w01, w23));
-      constexpr int kPlace[4] = {0, 8, 4, 12};
-      for (int lane = 0; lane < 4; ++lane) {
-        std::memcpy(words + ((i + lane) * blocks + b) * kDrawsPerBlock, packed + kPlace[lane], 16);
-      }
-    }
-  }
-  generic::philox_nodes(key, nodes + i, count - i, blocks, words + i * blocks * kDrawsPerBlock);
-}
-}  // namespace avx2
-
 #define GNNSYS_NAMESPACE avx2
 #define GNNSYS_TARGET [[gnu::target("avx2,bmi,bmi2")]]
 #include "sampler_kernel.inl"
 #undef GNNSYS_NAMESPACE
 #undef GNNSYS_TARGET
 
-#define GNNSYS_AVX512 "avx512f,avx512dq,avx512bw,avx512vl,bmi,bmi2,prefer-vector-width=512"
-namespace avx512 {
-[[gnu::target(GNNSYS_AVX512)]] void philox_nodes(uint64_t key, const int64_t* nodes, int64_t count,
-                                                 uint32_t blocks, uint32_t* words) {
-  const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
-  constexpr int kXor3 = 0x96;
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m512i node = _mm512_loadu_si512(nodes + i);
-    for (uint32_t b = 0; b < blocks; ++b) {
-      __m512i x0 = node, x1 = _mm512_srli_epi64(node, 32);
-      __m512i x2 = _mm512_setzero_si512(), x3 = _mm512_set1_epi64(b);
-      uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-      for (int round = 0; round < 10; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
-        const __m512i p0 = _mm512_mul_epu32(m0, x0), p1 = _mm512_mul_epu32(m1, x2);
-        x0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), x1, _mm512_set1_epi64(k0), kXor3);
-        x2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), x3, _mm512_set1_epi64(k1), kXor3);
-        x1 = p1;
-        x3 = p0;
-      }
-      const __m512i w01 = _mm512_mask_blend_epi32(0xAAAA, x0, _mm512_slli_epi64(x1, 32));
-      const __m512i w23 = _mm512_mask_blend_epi32(0xAAAA, x2, _mm512_slli_epi64(x3, 32));
-      alignas(64) uint32_t packed[32];  // nodes 0, 2, 4, 6, 1, 3, 5, 7
-      _mm512_store_si512(packed, _mm512_unpacklo_epi64(w01, w23));
-      _mm512_store_si512(packed + 16, _mm512_unpackhi_epi64(w01, w23));
-      constexpr int kPlace[8] = {0, 16, 4, 20, 8, 24, 12, 28};
-      for (int lane = 0; lane < 8; ++lane) {
-        std::memcpy(words + ((i + lane) * blocks + b) * kDrawsPerBlock, packed + kPlace[lane], 16);
-      }
-    }
-  }
-  generic::philox_nodes(key, nodes + i, count - i, blocks, words + i * blocks * kDrawsPerBlock);
-}
-}  // namespace avx512
-
 #define GNNSYS_NAMESPACE avx512
-#define GNNSYS_TARGET [[gnu::target(GNNSYS_AVX512)]]
+#define GNNSYS_TARGET \
+  [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,bmi,bmi2,prefer-vector-width=512")]]
 #include "sampler_kernel.inl"
 #undef GNNSYS_NAMESPACE
 #undef GNNSYS_TARGET
@@ -227,7 +55,7 @@ namespace avx512 {
 template <class Index>
 struct Kernels {
   int64_t (*measure)(const Hop&, int64_t, int64_t);
-  bool (*expand)(const Hop&, int64_t, int64_t, int64_t, Scratch&, int64_t*, int64_t*, Index*);
+  bool (*expand)(const Hop&, int64_t, int64_t, int64_t, PickScratch&, int64_t*, int64_t*, Index*);
 };
 
 template <class Index>
@@ -240,30 +68,6 @@ Kernels<Index> choose_kernels(Isa isa) {
 #endif
   return {generic::measure, generic::expand<Index>};
 }
-
-// A pooled array that grows; a batch is about as large as the one before it, so `hint` saves moves.
-struct GrowingArray {
-  std::shared_ptr<char> area;
-  int64_t capacity = 0;
-  int64_t hint = 0;
-
-  int64_t* data() const { return reinterpret_cast<int64_t*>(area.get()); }
-
-  void reserve(BufferPool& pool, int64_t used, int64_t wanted) {
-    if (wanted <= capacity) return;
-    const int64_t next = std::max(wanted, hint);
-    std::shared_ptr<char> larger = pool.acquire(next * sizeof(int64_t));
-    if (used) std::memcpy(larger.get(), area.get(), used * sizeof(int64_t));
-    area = std::move(larger);
-    capacity = next;
-  }
-
-  IdArray finish(int64_t size) {
-    hint = size + size / 8;
-    capacity = 0;
-    return {std::move(area), size};
-  }
-};
 
 }  // namespace
 
@@ -280,37 +84,10 @@ struct Sampler::Context {
   std::vector<std::atomic<bool>> expanded;
   std::shared_ptr<char> neighbor_area;  // (edges of the hop) Index
   std::size_t neighbor_bytes = 0;
-  std::vector<Scratch> scratch;  // per thread
+  std::vector<PickScratch> scratch;  // per thread
 
   uint32_t* map() const { return reinterpret_cast<uint32_t*>(map_area.get()); }
 };
-
-namespace {
-
-// Gives the neighbours their places in the batch, new nodes the next ones; no branch depends on
-// the data. Returns the number of nodes afterwards; node[] needs one place more than that.
-template <class Index>
-int64_t relabel(const Index* neighbor, int64_t count, uint32_t* map, uint64_t base, int64_t nodes,
-                int64_t* node, int64_t* row) {
-  uint64_t next = base + static_cast<uint64_t>(nodes);
-  for (int64_t e = 0; e < count; ++e) {
-    if (e + kDistance < count) __builtin_prefetch(map + neighbor[e + kDistance], 1);
-    const Index v = neighbor[e];
-    const uint64_t known = map[v];
-    // Whether a neighbour is new is as good as random, so it is arithmetic, not a branch: the empty
-    // statement keeps the compiler from making it one again.
-    uint64_t fresh = known < base;
-    asm("" : "+r"(fresh));
-    const uint64_t label = known + ((next - known) & (0 - fresh));
-    map[v] = static_cast<uint32_t>(label);
-    node[next - base] = v;
-    next += fresh;
-    row[e] = static_cast<int64_t>(label - base);
-  }
-  return static_cast<int64_t>(next - base);
-}
-
-}  // namespace
 
 Sampler::Sampler(CscGraph graph, int threads, Isa isa)
     : graph_(graph), isa_(isa), threads_(threads), pool_(BufferPool::create(kRetain)) {
@@ -369,6 +146,7 @@ struct BatchRun {
   const CscGraph& graph;
   const SampleRequest& request;
   const Kernels<Index> kernels;
+  const PickPositions pick;
   ThreadPool& threads;
   BufferPool& pool;
   Context& context;
@@ -465,16 +243,16 @@ struct BatchRun {
       context.degree.resize(frontier + frontier / 8);
     }
     Hop hop{&graph,
-            stream_key(request.seed, request.epoch, request.group, number, 0),
-            request.fanouts[number],
-            request.replace,
+            pick,
+            {stream_key(request.seed, request.epoch, request.group, number, 0),
+             request.fanouts[number], request.replace, context.node.data() + begin, nullptr,
+             context.first.data(), context.degree.data()},
             begin,
-            context.node.data() + begin,
             context.first.data(),
             context.degree.data()};
     const int64_t count = measure(hop, frontier, chunks);
     context.node.reserve(pool, nodes, nodes + std::min(count, graph.num_nodes) + 1);
-    hop.frontier = context.node.data() + begin;
+    hop.targets.node = context.node.data() + begin;
     context.row.reserve(pool, edges, edges + count);
     context.col.reserve(pool, edges, edges + count);
     context.edge.reserve(pool, edges, edges + count);
@@ -516,13 +294,17 @@ SampledBatch Sampler::sample(const SampleRequest& request) {
   // A batch that throws leaves its context behind half used: it is dropped, not given back.
   SampledBatch batch;
   if (graph_.wide) {
-    batch = BatchRun<int64_t, Context>{graph_,   request, choose_kernels<int64_t>(isa_),
-                                       threads_, *pool_,  *context}
-                .run();
+    batch =
+        BatchRun<int64_t, Context>{
+            graph_, request, choose_kernels<int64_t>(isa_), choose_pick_positions(isa_), threads_,
+            *pool_, *context}
+            .run();
   } else {
-    batch = BatchRun<int32_t, Context>{graph_,   request, choose_kernels<int32_t>(isa_),
-                                       threads_, *pool_,  *context}
-                .run();
+    batch =
+        BatchRun<int32_t, Context>{
+            graph_, request, choose_kernels<int32_t>(isa_), choose_pick_positions(isa_), threads_,
+            *pool_, *context}
+            .run();
   }
   give_back(std::move(context));
   return batch;

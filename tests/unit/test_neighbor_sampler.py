@@ -11,12 +11,12 @@ import pytest
 import torch
 from scipy import stats
 from torch_geometric import EdgeIndex
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Data
 from torch_geometric.loader import NodeLoader
 from torch_geometric.sampler import NodeSamplerInput
 
 from gnnsys import _core, rng
-from gnnsys.errors import ArgumentError, DTypeError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.loaders import CSC, NeighborSampler
 
 ISAS = _core.isas()
@@ -375,18 +375,3 @@ def test_edges_outside_the_graph_are_an_error(edge_index, message):
 def test_claim_to_be_sorted_is_checked():
     with pytest.raises(ArgumentError, match="is_sorted"):
         CSC.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 2, is_sorted=True)
-
-
-def test_heterogeneous_data_is_refused():
-    with pytest.raises(UnsupportedError, match="HeteroData"):
-        NeighborSampler(HeteroData(), [3])
-    with pytest.raises(UnsupportedError, match="num_neighbors"):
-        NeighborSampler(ring(), {("a", "to", "b"): [3]})
-
-
-def test_temporal_and_link_sampling_are_refused():
-    sampler = NeighborSampler(ring(), [3])
-    with pytest.raises(UnsupportedError, match="input_time"):
-        sampler.sample_from_nodes(NodeSamplerInput(None, torch.tensor([0]), torch.tensor([1])))
-    with pytest.raises(UnsupportedError, match="edges"):
-        sampler.sample_from_edges(None)

@@ -43,6 +43,10 @@ def test_format_1_is_frozen():
     assert rng.RNG_VERSION == 1
     assert rng.stream_key(1, 2, 3, 4, 5) == 0x141EA6A5B8259323
     assert rng.sample_positions(rng.stream_key(0, 0, 0, 0), 7, 100, 5) == [6, 11, 12, 27, 67]
+    weights = [1.0, 0.0, 2.0, 4.0, 8.0, 16.0]
+    assert rng.weighted_positions(rng.stream_key(0, 0, 0, 0), 7, weights, 3) == [3, 4, 5]
+    kept = rng.labor_positions(rng.stream_key(0, 0, 0, 0), range(100), 5)
+    assert kept == [12, 32, 37, 70, 75, 86, 89]
     assert rng.permutation(6, seed=3, epoch=1).tolist() == [1, 4, 0, 2, 5, 3]
     assert rng.hash_ids(np.array([1, 2, 3])) == 0x9677D9A68395BED4
 
@@ -122,3 +126,28 @@ def test_hash_depends_on_ids_order_and_length():
 def test_hash_is_that_of_the_values_whatever_their_type():
     ids = [3, 1, 2]
     assert rng.hash_ids(np.array(ids, np.int32)) == rng.hash_ids(np.array(ids, np.int64))
+
+
+@pytest.mark.parametrize("bound", [1, 7, 1000, 3 << 30, 2**32])
+def test_integers_are_the_bounded_draws_one_after_another(bound):
+    expected = [rng.bounded(9, i // 4, i % 4, bound) for i in range(41)]
+    assert rng.integers(9, 41, bound).tolist() == expected
+
+
+def test_uniforms_are_made_of_53_bits_of_two_words():
+    counter = np.array([[node, 0, 0, 0] for node in range(6)], dtype=np.uint32)
+    words = [int(word) for word in rng.philox4x32(counter, 11).reshape(-1)]
+    pairs = zip(words[::2], words[1::2], strict=True)
+    expected = [((high >> 5) * 2**26 + (low >> 6)) / 2**53 for high, low in pairs]
+    assert rng.uniforms(11, 12).tolist() == expected
+    assert stats.kstest(rng.uniforms(3, 20_000), "uniform").pvalue > 1e-3
+
+
+def test_no_numbers_are_no_draws():
+    assert rng.integers(0, 0, 5).tolist() == rng.uniforms(0, 0).tolist() == []
+
+
+def test_streams_of_negatives_are_apart_from_those_of_hops():
+    keys = {rng.negatives_key(1, 2, 3, call) for call in range(4)}
+    keys |= {rng.stream_key(1, 2, 3, hop, relation) for hop in range(4) for relation in range(4)}
+    assert len(keys) == 20

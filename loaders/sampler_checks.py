@@ -1,0 +1,65 @@
+"""What a ``NeighborSampler`` may be asked, and in which combinations; the sampler's own errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch_geometric.sampler.base import SubgraphType
+
+from gnnsys.errors import ArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from gnnsys.loaders.neighbor_sampler import NeighborSampler
+
+__all__ = ["check_counts", "check_input_type", "check_options", "choice"]
+
+_CHOICES = {
+    "subgraph_type": tuple(kind.value for kind in SubgraphType),
+    "temporal_strategy": ("uniform", "last"),
+    "sample_direction": ("forward", "backward"),
+    "method": ("uniform", "labor"),
+}
+
+
+def choice(name: str, value: Any) -> Any:
+    """The value as a string; raises ArgumentError for one that the argument ``name`` lacks."""
+    value = getattr(value, "value", value)
+    if value not in _CHOICES[name]:
+        raise ArgumentError(f"{name}: {value!r}, expected one of {', '.join(_CHOICES[name])}")
+    return value
+
+
+def check_counts(threads: int, dependent_batches: int) -> None:
+    """Raises ArgumentError for a number that counts nothing."""
+    if threads < 0:
+        raise ArgumentError(f"threads: {threads} < 0; give 0 for all cores or a number")
+    if dependent_batches < 1:
+        raise ArgumentError(f"dependent_batches: {dependent_batches}, expected at least 1")
+
+
+def check_options(sampler: NeighborSampler) -> None:
+    """Raises ArgumentError or UnsupportedError for options that exclude each other."""
+    is_weighted = sampler.edge_weight is not None
+    if is_weighted and sampler.is_temporal:
+        raise UnsupportedError("weight_attr: not offered together with time_attr")
+    if sampler.subgraph_type == SubgraphType.induced and sampler.disjoint:
+        raise ArgumentError(
+            "subgraph_type: 'induced' excludes disjoint and time_attr, whose trees share no "
+            "edges; use 'directional' or 'bidirectional'"
+        )
+    if sampler.method == "labor":
+        excluded = {
+            "replace": sampler.replace,
+            "weight_attr": is_weighted,
+            "temporal_strategy='last'": sampler.temporal_strategy == "last",
+        }
+        for name, asked in excluded.items():
+            if asked:
+                raise ArgumentError(f"method: 'labor' excludes {name}")
+
+
+def check_input_type(sampler: NeighborSampler, input_type: Any) -> None:
+    """Raises ArgumentError where seeds have a type and the graph has none, or the reverse."""
+    if (input_type is not None) != sampler.is_hetero:
+        has = "types" if sampler.is_hetero else "no types"
+        raise ArgumentError(f"input_type: {input_type!r}, but the sampler's graph has {has}")

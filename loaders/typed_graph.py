@@ -1,0 +1,107 @@
+"""A graph whose nodes and edges have types, as the native sampler reads it.
+
+A homogeneous graph is the case of one node type and one relation, both named ``None``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch_geometric.typing import EdgeType, NodeType
+
+from gnnsys._extension import core
+from gnnsys.errors import ArgumentError
+from gnnsys.loaders.topology import CSC
+
+__all__ = ["Relation", "TypedGraph"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Relation:
+    """The edges of one type in the direction in which they are sampled."""
+
+    edge_type: EdgeType | None
+    """The user's name of it."""
+    source: int
+    """Number of the node type that neighbours belong to."""
+    target: int
+    """Number of the node type that neighbours are sampled for."""
+    graph: CSC
+    time: Tensor | None = None
+    """(edges,) int64 times of the edges themselves, in the order of the CSC."""
+    weight: Tensor | None = None
+    """(edges,) float64, at least 0, in the order of the CSC."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TypedGraph:
+    """Nodes and relations by number; the lists of nodes are parallel."""
+
+    node_types: list[NodeType | None]
+    num_nodes: list[int]
+    node_time: list[Tensor | None]
+    """(nodes,) int64 times for each type, or None."""
+    relations: list[Relation]
+
+    @property
+    def edge_types(self) -> list[EdgeType | None]:
+        """The user's names of the relations."""
+        return [relation.edge_type for relation in self.relations]
+
+    @property
+    def is_temporal(self) -> bool:
+        """Whether any node or edge has a time."""
+        return self.has_node_times or self.has_edge_times
+
+    @property
+    def has_node_times(self) -> bool:
+        """Whether any node has a time."""
+        return any(time is not None for time in self.node_time)
+
+    @property
+    def has_edge_times(self) -> bool:
+        """Whether any edge has a time of its own."""
+        return any(relation.time is not None for relation in self.relations)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any edge has a weight."""
+        return any(relation.weight is not None for relation in self.relations)
+
+    def share_memory(self) -> None:
+        """Moves the topology to memory that processes share."""
+        for relation in self.relations:
+            for part in (relation.graph.indptr, relation.graph.indices, relation.graph.perm):
+                if part is not None:
+                    part.share_memory_()
+
+    def native(self, threads: int, isa: str) -> core.GraphSampler:
+        """The sampler over this graph; it holds on to the arrays.
+
+        Raises:
+            ArgumentError: weights whose sum overflows, or arrays that do not fit together.
+        """
+        relations = [
+            (part.source, part.target, part.graph.indptr.numpy(), part.graph.indices.numpy())
+            for part in self.relations
+        ]
+        try:
+            return core.GraphSampler(
+                self.num_nodes,
+                relations,
+                [_array(time) for time in self.node_time],
+                [_array(part.time) for part in self.relations],
+                [_array(part.weight) for part in self.relations],
+                threads,
+                isa,
+            )
+        except (IndexError, ValueError, RuntimeError) as error:
+            raise ArgumentError(f"data: {error}") from error
+
+
+def _array(value: Tensor | None) -> NDArray[Any] | None:
+    return None if value is None else np.ascontiguousarray(value.numpy())

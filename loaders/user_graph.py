@@ -1,0 +1,181 @@
+"""Nodes and edges as a user holds them, and the step from there to a ``TypedGraph``.
+
+Attributes are in the user's order here and in that of the CSC there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.index import ptr2index
+from torch_geometric.typing import EdgeType, NodeType
+
+from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.loaders.topology import CSC, check_ids, check_times_ascend
+from gnnsys.loaders.typed_graph import Relation, TypedGraph
+
+__all__ = ["UserEdges", "UserGraph", "as_times", "as_weights", "check_one_kind_of_time"]
+
+
+@dataclass(kw_only=True, slots=True)
+class UserEdges:
+    """The edges of one type, with attributes in the user's order."""
+
+    edge_type: EdgeType | None
+    """None in a homogeneous graph."""
+    source: Tensor
+    """(edges,) node ids."""
+    target: Tensor
+    """(edges,) node ids or, if ``compressed``, (targets + 1,) where each target's edges begin."""
+    compressed: bool = False
+    is_sorted: bool = False
+    """By target, and by time within a target; the user says so."""
+    time: Tensor | None = None
+    """(edges,) int64 times of the edges themselves."""
+    weight: Tensor | None = None
+    """(edges,) float64."""
+
+    @property
+    def count(self) -> int:
+        """Number of edges."""
+        return len(self.source)
+
+    @property
+    def ends(self) -> tuple[NodeType | None, NodeType | None]:
+        """Types of the source and the target."""
+        return (None, None) if self.edge_type is None else (self.edge_type[0], self.edge_type[-1])
+
+
+@dataclass(kw_only=True, slots=True)
+class UserGraph:
+    """All node and edge types; a homogeneous graph has one node type, ``None``."""
+
+    num_nodes: dict[NodeType | None, int]
+    node_time: dict[NodeType | None, Tensor]
+    """(nodes,) int64, of the types that have times."""
+    edges: list[UserEdges]
+
+    def build(self, backward: bool) -> TypedGraph:
+        """Sorts every relation by the nodes it samples for, which are its sources if ``backward``.
+
+        Raises:
+            ArgumentError: an edge outside the nodes, or edges that are not sorted as claimed.
+        """
+        return TypedGraph(
+            node_types=list(self.num_nodes),
+            num_nodes=list(self.num_nodes.values()),
+            node_time=[self.node_time.get(node_type) for node_type in self.num_nodes],
+            relations=[self._relation(edges, backward) for edges in self.edges],
+        )
+
+    def _relation(self, edges: UserEdges, backward: bool) -> Relation:
+        try:
+            graph = self._csc(edges, backward)
+        except ArgumentError as error:
+            if edges.edge_type is None:
+                raise
+            raise ArgumentError(f"{edges.edge_type}: {error}") from error
+        first, last = edges.ends[::-1] if backward else edges.ends
+        order = list(self.num_nodes)
+        return Relation(
+            edge_type=edges.edge_type,
+            source=order.index(first),
+            target=order.index(last),
+            graph=graph,
+            time=_permute(edges.time, graph.perm),
+            weight=_permute(edges.weight, graph.perm),
+        )
+
+    def _csc(self, edges: UserEdges, backward: bool) -> CSC:
+        sources, targets = (self.num_nodes[end] for end in edges.ends)
+        time = edges.time
+        if time is None and edges.ends[0] in self.node_time:
+            source = edges.source.to("cpu", torch.int64)
+            check_ids("source", source, sources)
+            time = self.node_time[edges.ends[0]][source]
+        if edges.compressed and (time is None or edges.is_sorted):
+            indptr = _pad(edges.target.to(torch.int64), targets)
+            indices = edges.source
+            if indices.dtype not in (torch.int32, torch.int64):
+                indices = indices.to(torch.int64)
+            graph = CSC(indptr.contiguous(), indices.contiguous(), None, sources)
+            if time is not None:
+                check_times_ascend(graph, time)
+            return graph.reversed() if backward else graph
+        source, target = edges.source, edges.target
+        if edges.compressed:
+            target = ptr2index(target)
+        if backward:
+            source, target, sources, targets = target, source, targets, sources
+        return CSC.from_edges(source, target, sources, targets, edges.is_sorted, time)
+
+
+def as_times(name: str, value: Any, count: int | None = None) -> Tensor:
+    """Times as (count,) int64.
+
+    Raises:
+        DTypeError: times that are not integers: rounding could make two of them equal.
+        ArgumentError: another shape.
+    """
+    time = torch.as_tensor(value)
+    if time.is_floating_point() or time.is_complex() or time.dtype == torch.bool:
+        raise DTypeError(
+            f"{name}: dtype {time.dtype}, expected integers; scale the times and round them, for "
+            "instance to milliseconds"
+        )
+    return _check_shape(name, time, count).to("cpu", torch.int64).contiguous()
+
+
+def as_weights(name: str, value: Any, count: int) -> Tensor:
+    """Weights as (count,) float64.
+
+    Raises:
+        ArgumentError: another shape, or a weight that is negative, infinite or not a number.
+    """
+    weight = _check_shape(f"weight_attr: {name}", torch.as_tensor(value), count)
+    weight = weight.to("cpu", torch.float64)
+    wrong = (~(weight.isfinite() & (weight >= 0))).nonzero()
+    if len(wrong):
+        edge = int(wrong[0])
+        raise ArgumentError(
+            f"weight_attr: {name} of edge {edge} is {float(weight[edge])}; weights are finite and "
+            "not negative"
+        )
+    return weight.contiguous()
+
+
+def check_one_kind_of_time(
+    time_attr: str, nodes: list[NodeType], edges: list[EdgeType | None]
+) -> None:
+    """Raises ArgumentError unless either node types or edge types have the attribute."""
+    if nodes and edges:
+        raise ArgumentError(
+            f"time_attr: {time_attr!r} is an attribute of the nodes {nodes[0]!r} and of the edges "
+            f"{edges[0]}; rename one, times are those of nodes or of edges"
+        )
+    if not nodes and not edges:
+        raise ArgumentError(f"time_attr: no node type and no edge type has {time_attr!r}")
+
+
+def _permute(value: Tensor | None, perm: Tensor | None) -> Tensor | None:
+    return value if value is None or perm is None else value[perm]
+
+
+def _pad(indptr: Tensor, num_nodes: int) -> Tensor:
+    """Nodes beyond the last that the pointers know have no edges."""
+    missing = num_nodes + 1 - len(indptr)
+    if missing < 0:
+        raise ArgumentError(
+            f"the column pointers are those of {len(indptr) - 1} nodes, but there are {num_nodes}"
+        )
+    return indptr if missing == 0 else torch.cat([indptr, indptr[-1:].expand(missing)])
+
+
+def _check_shape(name: str, value: Tensor, count: int | None) -> Tensor:
+    if value.dim() != 1 or (count is not None and len(value) != count):
+        expected = "one dimension" if count is None else f"({count},)"
+        raise ArgumentError(f"{name}: shape {tuple(value.shape)}, expected {expected}")
+    return value

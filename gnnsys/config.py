@@ -66,6 +66,18 @@ class TrainConfig:
     """Neighbours to sample per node for each layer, nearest the seeds first; -1 takes all.
     Default: 15 10 5 5 ..., one for each of --layers."""
 
+    sampling: Literal["uniform", "labor"] = "uniform"
+    """How mini-batches draw neighbours. labor: LABOR-0, where a node's draw is shared by all that
+    could sample it, so that a batch holds fewer nodes. Changes the distribution of batches."""
+
+    dependent_batches: int = 1
+    """So many batches in a row share the draws of neighbours and therefore many nodes. Above 1,
+    changes the distribution of batches."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of training. bf16: torch.autocast to bfloat16; weights, the loss and evaluation
+    stay float32. Faster where the processor multiplies bfloat16."""
+
     full_batch: bool = False
     """Train on the full graph in every step instead of on sampled mini-batches."""
 
@@ -127,6 +139,7 @@ class TrainConfig:
         _check_least("split", self.split, 0)
         _check_least("eval-every", self.eval_every, 1)
         _check_least("patience", self.patience, 0)
+        _check_least("dependent-batches", self.dependent_batches, 1)
         _check_least("checkpoint-epochs", self.checkpoint_epochs, 1)
         if self.checkpoint_minutes <= 0:
             raise ArgumentError(f"--checkpoint-minutes {self.checkpoint_minutes}: expected above 0")
@@ -143,6 +156,11 @@ class TrainConfig:
             )
         if self.fanouts is not None:
             self._check_fanouts(self.fanouts)
+        if self.full_batch and (self.sampling != "uniform" or self.dependent_batches > 1):
+            raise ArgumentError(
+                f"--full-batch: samples nothing, but --sampling {self.sampling} --dependent-batches "
+                f"{self.dependent_batches} says how to; leave out one or the other"
+            )
 
     def _check_fanouts(self, fanouts: tuple[int, ...]) -> None:
         if len(fanouts) != self.layers:

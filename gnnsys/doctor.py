@@ -189,8 +189,7 @@ def _required(module: str, effect: str) -> _Answer:
 
 def _processor() -> _Answer:
     names = {"avx2": "avx2", "avx512f": "avx512f", "asimd": "neon", "sve": "sve", "sve2": "sve2"}
-    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
-    model = cpu_model()
+    flags, model = cpu_flags(), cpu_model()
     found = ", ".join([model, *(names[flag] for flag in names if flag in flags)])
     try:
         core = importlib.import_module("gnnsys._core")
@@ -415,6 +414,11 @@ def _memory_limit(own: Path = _CGROUP, top: Path = _CGROUPS) -> int | None:
 def cpu_model() -> str:
     """Name of the processor, as well as this system knows it."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """What the processor can do, in the kernel's words; empty where the kernel does not say."""
+    return (_cpuinfo("flags") or _cpuinfo("Features")).split()
 
 
 def _cpuinfo(key: str) -> str:

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from gnnsys.config import TrainConfig
+from gnnsys.counters import Counters
 from gnnsys.dataset import NodeDataset
+from gnnsys.doctor import cpu_flags, cpu_model
 from gnnsys.errors import StorageError
 from gnnsys.layerwise import model_layers, run_layers
 from gnnsys.loaders import NeighborLoader, NeighborSampler
@@ -26,12 +28,16 @@ __all__ = ["FullBatch", "MiniBatch", "Steps", "activation_folder"]
 _log = logging.getLogger(__name__)
 _IN_MEMORY = 0.25
 """Share of the available memory that activations may take."""
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Of processors that multiply bfloat16, in the kernel's words."""
 
 
 class Steps(Protocol):
     """One way to train and to evaluate."""
 
     optimizer: torch.optim.Optimizer
+    served: Counters
+    """Rows and bytes served for what was trained on and evaluated, not for batches made ahead."""
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """The batches of an epoch (from 0) from number ``first`` on."""
@@ -59,6 +65,8 @@ class FullBatch:
         self._labels = dataset.labels.to(device)[self._train]
         self._scores: Tensor | None = None  # of all nodes, by the weights as they are
         self._model = model
+        self._autocast = _make_autocast(config, device)
+        self.served = dataset.features.counters
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """See ``Steps``: one batch an epoch."""
@@ -73,7 +81,9 @@ class FullBatch:
         self._model.train()
         self._scores = None
         self.optimizer.zero_grad()
-        loss = loss_of(self._model(self._x, self._edge_index)[self._train], self._labels)
+        with self._autocast:
+            out = self._model(self._x, self._edge_index)
+        loss = loss_of(out[self._train].float(), self._labels)
         loss.backward()
         self.optimizer.step()
         return loss.item(), len(self._train)
@@ -98,10 +108,17 @@ class MiniBatch:
         self._dataset = dataset
         self._model = model
         self._device = device
+        self._autocast = _make_autocast(config, device)
         self._sampler = NeighborSampler(
-            dataset.graph, list(config.fanouts or ()), seed=config.seed, threads=config.threads
+            dataset.graph,
+            list(config.fanouts or ()),
+            seed=config.seed,
+            threads=config.threads,
+            method=config.sampling,
+            dependent_batches=config.dependent_batches,
         )
         self._loader = self._make_loader(dataset.train, shuffle=True)
+        self.served = Counters()
         self._scores: Tensor | None = None  # of all nodes, by the weights as they are
         self._folder: tempfile.TemporaryDirectory[str] | None = None  # where those lie
 
@@ -114,10 +131,17 @@ class MiniBatch:
             batch_size=self._config.batch_size,
             shuffle=shuffle,
             seed=self._config.seed,
+            threads=self._config.threads,
+            transform=self._note_served,
+            filter_per_worker=True,  # right after the batch's rows, in the thread that gathers
             # DataLoader draws a number of its own for every epoch: not from the global state, which
             # would be another one in a resumed run.
             generator=torch.Generator(),
         )
+
+    def _note_served(self, batch: Any) -> Any:
+        batch.served = Counters.total([self._dataset.features.counters])
+        return batch
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """See ``Steps``."""
@@ -132,9 +156,12 @@ class MiniBatch:
         """See ``Steps``."""
         self._model.train()
         self._scores = self._folder = None
+        self.served = batch.served
         batch = batch.to(self._device)
         self.optimizer.zero_grad()
-        loss = loss_of(self._forward(batch), batch.y[: batch.batch_size])
+        with self._autocast:
+            out = self._forward(batch)
+        loss = loss_of(out.float(), batch.y[: batch.batch_size])
         loss.backward()
         self.optimizer.step()
         return loss.item(), batch.batch_size
@@ -149,12 +176,15 @@ class MiniBatch:
     def scores(self, nodes: Tensor) -> Tensor:
         """See ``Steps``."""
         self._model.eval()
-        if self._config.eval == "layerwise":
+        if self._config.eval == "sampled":
+            loader = self._make_loader(nodes, shuffle=False)
+            scores = torch.cat([self._forward(batch.to(self._device)).cpu() for batch in loader])
+        else:
             if self._scores is None:
                 self._scores = self._layerwise()
-            return self._scores[nodes]
-        loader = self._make_loader(nodes, shuffle=False)
-        return torch.cat([self._forward(batch.to(self._device)).cpu() for batch in loader])
+            scores = self._scores[nodes]
+        self.served = Counters.total([self._dataset.features.counters])
+        return scores
 
     def _layerwise(self) -> Tensor:
         self._folder = activation_folder(self._config, self._dataset)
@@ -193,6 +223,15 @@ def activation_folder(
             f"--eval-store {config.eval_store}: cannot be written ({error.strerror}); name another "
             "folder, or ram"
         ) from error
+
+
+def _make_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    if config.precision == "bf16" and device.type == "cpu" and not _BF16_FLAGS & {*cpu_flags()}:
+        _log.warning(
+            "--precision bf16: %s has no bfloat16 multiplication (%s), so fp32 is faster here",
+            cpu_model(), ", ".join(sorted(_BF16_FLAGS))
+        )  # fmt: skip
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def _make_optimizer(config: TrainConfig, model: NodeClassifier) -> torch.optim.Optimizer:

@@ -337,7 +337,7 @@ class _Trainer:
             torch.cuda.set_rng_state_all(checkpoint.cuda_rng)
 
     def _served(self) -> Counters:
-        total = Counters.total([self._dataset.features.counters])
+        total = Counters.total([self._steps.served])
         for tier, (rows, nbytes) in self._state.served.items():
             total.add(tier, rows, nbytes)
         return total

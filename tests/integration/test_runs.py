@@ -61,7 +61,7 @@ def state_of(out: Path) -> dict[str, Any]:
     """All that decides about the batches to come, and what came out so far."""
     checkpoint = load_checkpoint(out)
     state = dataclasses.asdict(checkpoint.state)
-    for of_the_clock in ("seconds", "epoch_began", "metrics_bytes", "served"):
+    for of_the_clock in ("seconds", "epoch_began", "metrics_bytes"):
         del state[of_the_clock]
     return {
         "state": state,

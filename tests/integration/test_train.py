@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from gnnsys.cli import main
 from gnnsys.config import TrainConfig
 from gnnsys.dataset import load_dataset
+from gnnsys.doctor import cpu_flags
 from gnnsys.errors import FileFormatError
 from gnnsys.train import TrainResult, run_training
 
@@ -76,6 +77,8 @@ def test_without_json_a_table_shows_accuracy_rows_and_bytes() -> None:
         (["train", "demo", "--lr", "-1"], "lr"),
         (["train", "demo", "--batch-size", "0"], "batch-size"),
         (["train", "demo", "--metric", "rocauc"], "10 classes"),
+        (["train", "demo", "--dependent-batches", "0"], "dependent-batches"),
+        (["train", "demo", "--full-batch", "--sampling", "labor"], "samples nothing"),
         (["train", "cora", "--root", "nowhere"], "--root"),
         (["trian"], "trian"),
     ],
@@ -169,6 +172,31 @@ def test_a_gnn_learns_the_demo_and_a_linear_model_of_features_does_not() -> None
     linear = LogisticRegression(max_iter=100).fit(x[demo.train], y[demo.train])
     assert linear.score(x[demo.test], y[demo.test]) < 0.5
     assert train("demo").best_test["accuracy"] > 0.9
+
+
+def test_labor_touches_fewer_rows_and_learns_as_well() -> None:
+    plain, labor = (train("demo", epochs=3, sampling=name) for name in ("uniform", "labor"))
+    assert labor.counters.served("file").rows < 0.95 * plain.counters.served("file").rows
+    assert abs(labor.best_test["accuracy"] - plain.best_test["accuracy"]) < 0.03
+
+
+def test_dependent_batches_share_draws() -> None:
+    # The first batch of an epoch draws as ever; the others take over its draws.
+    options = {"epochs": 1, "batch_size": 512, "fanouts": (2, 2)}
+    plain, dependent = train("demo", **options), train("demo", dependent_batches=16, **options)
+    assert losses(dependent) != losses(plain)
+    assert dependent.counters.served("file").rows < plain.counters.served("file").rows
+
+
+def test_bf16_trains_in_other_arithmetic_and_says_where_it_is_slow(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = {"epochs": 2, "fanouts": (5, 5), "hidden": 16}
+    exact, rounded = train("demo", **options), train("demo", precision="bf16", **options)
+    assert losses(exact) != losses(rounded)
+    assert losses(rounded) == pytest.approx(losses(exact), rel=0.05)
+    fast = {"avx512_bf16", "amx_bf16", "bf16"} & {*cpu_flags()}
+    assert ("no bfloat16 multiplication" in caplog.text) == (not fast)
 
 
 @pytest.mark.parametrize(("model", "epochs"), [("sage", 10), ("gcn", 10), ("gat", 10), ("gin", 40)])

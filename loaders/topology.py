@@ -85,7 +85,8 @@ class CSC:
         """
         if edge_index.dim() != 2 or edge_index.shape[0] != 2:
             raise ArgumentError(f"edge_index: shape {tuple(edge_index.shape)}, expected (2, edges)")
-        return cls.from_edges(*edge_index, num_nodes, num_nodes, is_sorted)
+        source, target = edge_index
+        return cls.from_edges(source, target, num_nodes, num_nodes, is_sorted)
 
     @classmethod
     def from_edges(

@@ -490,12 +490,18 @@ def test_seed_epoch_and_group_each_change_the_draws(option):
     assert len({str(part) for part in drawn}) == 4
 
 
-def test_plain_and_typed_samplers_draw_the_same():
-    data, seeds = large_graph(False, {})
-    sampler = NeighborSampler(data, [6, 4], seed=5)
-    plain = sampler.sample(seeds, group=1, epoch=2)
-    out = sampler._sample_typed(seeds, None, 5, 2, 1)
-    assert flat(out) == flat(plain)
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_graph_of_one_type_is_sampled_as_one_without_types(replace):
+    plain, seeds = large_graph(False, {})
+    data = HeteroData()
+    data["a"].num_nodes = plain.num_nodes
+    data["a", "z", "a"].edge_index = plain.edge_index
+    expected, found = (
+        NeighborSampler(graph, [6, 4], replace=replace, seed=5).sample(ids, group=1, epoch=2)
+        for graph, ids in ((plain, seeds), (data, {"a": seeds}))
+    )
+    for whole, typed_part in zip(flat(expected), flat(found), strict=True):
+        assert typed_part is None or list(typed_part.values()) == [whole]
 
 
 def test_dependent_batches_share_the_draws_of_a_node():

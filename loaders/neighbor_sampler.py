@@ -65,8 +65,9 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             and "last" takes the newest.
         time_attr: name of the integer times of nodes or of edges. Implies ``disjoint``. Types of
             nodes or edges that lack it are sampled without regard to time.
-        weight_attr: name of the edges' weights; draws are proportional to them. Edge types that
-            lack it are sampled uniformly.
+        weight_attr: name of the edges' weights; draws are proportional to them, and where the
+            fanout reaches the number of neighbours all are taken. Edge types that lack it are
+            sampled uniformly.
         is_sorted: edges are sorted by target, and by time within a target, already.
         share_memory: whether to move the topology to memory that processes share.
         directed: deprecated; False is ``subgraph_type="induced"``.

@@ -228,7 +228,7 @@ def test_nodes_without_edges_are_sampled_alone():
 def test_no_seeds_give_an_empty_batch():
     sampler = NeighborSampler(heterogeneous(), [3, 2], disjoint=True)
     none = torch.empty(0, dtype=torch.int64)
-    out = sampler.sample_from_nodes(NodeSamplerInput(none, none, None, "paper"))
+    out = sampler.sample_from_nodes(NodeSamplerInput(none, torch.tensor([]), None, "paper"))
     assert all(part.numel() == 0 for part in out.node.values())
     assert all(part.numel() == 0 for part in out.batch.values())
 
@@ -424,6 +424,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         ArgumentError,
         "1 hops for one edge type, 2 for another",
     ),
+    "one number": (
+        homogeneous(),
+        {"num_neighbors": 5},
+        ArgumentError,
+        "num_neighbors: 5, expected",
+    ),
     "dict without types": (
         homogeneous(),
         {"num_neighbors": {WRITES: [3]}},
@@ -499,6 +505,16 @@ def test_a_seed_outside_its_type_names_the_type(seed):
     sampler = NeighborSampler(heterogeneous(), [3])
     with pytest.raises(ArgumentError, match=rf"'paper': seed {seed} at position 1 .*\[0, 20\)"):
         sampler.sample({"paper": torch.tensor([0, seed])}, group=0)
+
+
+def test_stored_indices_outside_their_type_are_an_error_not_a_wild_read():
+    graphs = MyGraphStore()
+    indices = torch.tensor([0, 35], dtype=torch.int32)
+    graphs.put_edge_index((indices, torch.tensor([0, 1, 2])), WRITES, "csc", size=(35, 2))
+    sampler = NeighborSampler((MyFeatureStore(), graphs), [3])
+    assert sampler.sample({"paper": torch.tensor([0])}, group=0).node["author"].tolist() == [0]
+    with pytest.raises(ArgumentError, match="indices"):
+        sampler.sample({"paper": torch.tensor([1])}, group=0)
 
 
 def test_seeds_of_an_unknown_type_or_none_are_an_error():

@@ -348,6 +348,48 @@ def test_weights_decide_what_can_be_drawn(typed_graph):
 
 
 @GRAPHS
+@pytest.mark.parametrize("option", [{}, {"disjoint": True}, {"time_attr": "time"}], ids=str)
+def test_labor_batches_are_legal_walks(typed_graph, option):
+    for number in range(4):
+        graph = random_lists(number, typed_graph, "nodes" if "time_attr" in option else "")
+        seeds = random_seeds(number, graph)
+        sampler = NeighborSampler(graph.data(), [2, 2], method="labor", seed=number, **option)
+        check_walk(
+            graph,
+            seeds,
+            spread([2, 2], graph),
+            draw(sampler, seeds),
+            sampler.edge_permutation,
+            disjoint=bool(option),
+            legal=lambda taken, candidates, fanout, timed: set(taken) <= set(candidates),
+        )
+
+
+@GRAPHS
+def test_labor_keeps_a_node_first_where_it_has_few_rivals(typed_graph):
+    """A node with the draw r is kept by all targets whose number of neighbours is below fanout/r,
+    and by no other, of whichever edge type."""
+    for number in range(8):
+        graph = random_lists(number, typed_graph)
+        seeds = random_seeds(number, graph)
+        sampler = NeighborSampler(graph.data(), [2], method="labor", seed=number)
+        out, perm = typed(draw(sampler, seeds), sampler.edge_permutation)
+        taken = user_edges(out, perm)
+        kept: dict[Any, list[int]] = {}
+        left: dict[Any, list[int]] = {}
+        for kind, pairs in graph.edges.items():
+            first, last = (kind[0], kind[-1]) if kind else (None, None)
+            for target in set(seeds.get(last, [])):
+                edges = [e for e, (_, t) in enumerate(pairs) if t == target]
+                for edge in edges:
+                    where = kept if edge in taken[kind] else left
+                    where.setdefault((first, pairs[edge][0]), []).append(len(edges))
+        assert left
+        for source, degrees in kept.items():
+            assert max(degrees) < min(left.get(source, [1000]))
+
+
+@GRAPHS
 def test_disjoint_trees_are_those_of_the_seeds_alone(typed_graph):
     graph = random_lists(1, typed_graph)
     seeds = random_seeds(1, graph)
@@ -459,8 +501,8 @@ def large_graph(typed_graph: bool, option: dict[str, Any]) -> tuple[Any, dict[st
         store, nodes = (data[kind], 1000) if kind else (data, 2000)
         store.edge_index = torch.randint(0, nodes, (2, 40_000 // len(kinds)), generator=chance)
         store.weight = torch.rand(store.edge_index.shape[1], generator=chance)
-    seeds = torch.arange(0, 1000, 3)
-    return data, {"a": seeds, "b": seeds[:50]} if typed_graph else seeds
+    seeds = torch.arange(0, 1000, 12)
+    return data, {"a": seeds, "b": seeds[:20]} if typed_graph else seeds
 
 
 @GRAPHS

@@ -86,8 +86,10 @@ def test_reversed_edges_keep_the_users_numbers():
     ],
 )
 def test_edges_outside_either_type_are_an_error(source, target, message):
-    with pytest.raises(ArgumentError, match=f"edge_index: edge 1 has the {message}"):
-        CSC.from_edges(torch.tensor([0, source]), torch.tensor([0, target]), 5, 3)
+    edges = torch.tensor([0, source]), torch.tensor([0, target])
+    for time in (None, torch.tensor([2, 1])):
+        with pytest.raises(ArgumentError, match=f"edge_index: edge 1 has the {message}"):
+            CSC.from_edges(*edges, 5, 3, time=time)
 
 
 def test_times_that_descend_within_a_target_are_an_error():

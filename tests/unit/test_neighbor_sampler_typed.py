@@ -146,28 +146,16 @@ def check_walk(
     first = dict.fromkeys(nodes, 0)
     for hop in range(max(len(f) for f in fanouts.values())):
         last = {kind: len(keys) for kind, keys in nodes.items()}
-        for kind, pairs in graph.edges.items():
+        for kind in graph.edges:
             ends = (kind[0], kind[-1]) if kind else (None, None)
             source_type, target_type = ends[::-1] if backward else ends
             rows, cols, numbers = triples[kind]
             before = len(rows)
             for local in range(first[target_type], last[target_type]):
                 group, node = nodes[target_type][local]
-                candidates = [
-                    (e, s)
-                    for e, (s, t) in enumerate((p[::-1] if backward else p) for p in pairs)
-                    if t == node
-                ]
-                times = graph.edge_time.get(kind)
-                if times is None and source_type in graph.node_time:
-                    times = {e: graph.node_time[source_type][s] for e, s in candidates}
-                if times is not None:
-                    candidates.sort(key=lambda c: times[c[0]])
-                    candidates = [c for c in candidates if times[c[0]] <= time_of_batch[group]]
+                sources, timed = in_edges(graph, kind, node, time_of_batch.get(group), backward)
                 taken = edges_of.pop((kind, local), [])
-                choice = (taken, [e for e, _ in candidates], fanouts[kind][hop])
-                check_choice(*choice, replace, legal, times is not None)
-                sources = dict(candidates)
+                check_choice(taken, list(sources), fanouts[kind][hop], replace, legal, timed)
                 for edge in taken:
                     key = (group, sources[edge])
                     if key not in place[source_type]:
@@ -196,6 +184,23 @@ def check_walk(
         assert sampled[kind] == numbers
     assert out.num_sampled_nodes == node_counts
     assert out.num_sampled_edges == edge_counts
+
+
+def in_edges(
+    graph: Lists, kind: Any, node: int, latest: int | None, backward: bool
+) -> tuple[dict[int, int], bool]:
+    """The source of every edge that may be sampled for a node, by edge number and in the order of
+    the CSC; and whether they have times, which rule out what is later than ``latest``."""
+    pairs = [pair[::-1] if backward else pair for pair in graph.edges[kind]]
+    sources = {edge: source for edge, (source, target) in enumerate(pairs) if target == node}
+    times: Any = graph.edge_time.get(kind)
+    if times is None and (kind[0] if kind else None) in graph.node_time:
+        time_of = graph.node_time[kind[0] if kind else None]
+        times = {edge: time_of[source] for edge, source in sources.items()}
+    if times is None:
+        return sources, False
+    in_time = [edge for edge in sorted(sources, key=lambda e: times[e]) if times[edge] <= latest]
+    return {edge: sources[edge] for edge in in_time}, True
 
 
 def check_choice(taken, candidates, fanout, replace, legal, timed) -> None:
@@ -330,8 +335,9 @@ def test_weights_decide_what_can_be_drawn(typed_graph):
         sampler = NeighborSampler(graph.data(), [2, 2], weight_attr="weight")
         out, perm = typed(draw(sampler, seeds), sampler.edge_permutation)
         for kind, edges in user_edges(out, perm).items():
-            for target in set(out.col[kind].tolist()):
-                node = out.node[kind[-1] if kind else None][target]
+            end = kind[-1] if kind else None
+            for target in range(sum(out.num_sampled_nodes[end][:2])):
+                node = out.node[end][target]
                 degree = sum(t == node for _, t in graph.edges[kind])
                 taken = [
                     e for e, c in zip(edges, out.col[kind].tolist(), strict=True) if c == target

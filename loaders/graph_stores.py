@@ -19,6 +19,12 @@ __all__ = ["read_stores"]
 def read_stores(
     features: FeatureStore, graphs: GraphStore, time_attr: str | None, backward: bool
 ) -> UserGraph:
+    """The graph and times in a pair of stores, without types where the edges have none.
+
+    Raises:
+        ArgumentError, DTypeError: stores whose size is unknown, or times that are missing or
+            ambiguous or not in the order that temporal sampling needs.
+    """
     by_type: dict[EdgeType | None, list[EdgeAttr]] = {}
     for attr in graphs.get_all_edge_attrs():
         if time_attr is not None:
@@ -29,11 +35,12 @@ def read_stores(
     if None in by_type and len(by_type) > 1:
         raise ArgumentError("GraphStore: has edges with and without a type")
     edges = [_read_stored_edges(graphs, attrs, backward) for attrs in by_type.values()]
+    num_nodes: dict[NodeType | None, int]
     if None in by_type:
         num_nodes = {None: _count_stored_nodes(features, by_type[None])}
     else:
         names = [attr.group_name for attr in features.get_all_tensor_attrs()]
-        ends = [end for edge_type in by_type for end in (edge_type[0], edge_type[-1])]
+        ends = [end for part in edges for end in part.ends]
         node_types = dict.fromkeys([name for name in names if isinstance(name, str)] + ends)
         num_nodes = {kind: _count_typed_nodes(features, graphs, kind) for kind in node_types}
     held = UserGraph(num_nodes=num_nodes, node_time={}, edges=edges)
@@ -110,17 +117,18 @@ def _read_stored_times(features: FeatureStore, held: UserGraph, time_attr: str) 
         (edges,) = held.edges
         _assign_homogeneous_time(held, edges, time_attr, next(iter(times.values())))
         return
-    nodes = [name for name in times if isinstance(name, str)]
-    timed_edges = [name for name in times if isinstance(name, tuple)]
-    check_one_kind_of_time(time_attr, nodes, timed_edges)
-    for kind in nodes:
-        name = f"{time_attr} of {kind!r}"
-        held.node_time[kind] = as_times(name, times[kind], held.num_nodes[kind])
-    for kind in timed_edges:
-        if kind not in by_edge_type:
-            raise ArgumentError(f"{time_attr} of {kind}: GraphStore has no such edges")
-        edges = by_edge_type[kind]
-        edges.time = as_times(f"{time_attr} of {kind}", times[kind], edges.count)
+    node_types = [kind for kind in times if isinstance(kind, str)]
+    edge_types = [kind for kind in times if isinstance(kind, tuple)]
+    check_one_kind_of_time(time_attr, node_types, edge_types)
+    for node_type in node_types:
+        name = f"{time_attr} of {node_type!r}"
+        held.node_time[node_type] = as_times(name, times[node_type], held.num_nodes[node_type])
+    for edge_type in edge_types:
+        name = f"{time_attr} of {edge_type}"
+        if edge_type not in by_edge_type:
+            raise ArgumentError(f"{name}: GraphStore has no such edges")
+        edges = by_edge_type[edge_type]
+        edges.time = as_times(name, times[edge_type], edges.count)
 
 
 def _assign_homogeneous_time(held: UserGraph, edges: UserEdges, time_attr: str, value: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -25,11 +24,11 @@ from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys import rng
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders.fanouts import fanouts_by_relation
 from gnnsys.loaders.graph_inputs import read_graph
 from gnnsys.loaders.links import KeyedNegatives, WeightSums, check_links, trees_by_link
+from gnnsys.loaders.native_samplers import Draws, NativeSamplers
 from gnnsys.loaders.sampler_checks import (
     check_counts,
     check_input_type,
@@ -37,7 +36,6 @@ from gnnsys.loaders.sampler_checks import (
     choice,
 )
 from gnnsys.loaders.topology import CSC
-from gnnsys.loaders.typed_sampler import Draws, TypedSampler, as_ids
 
 __all__ = ["NeighborSampler"]
 
@@ -67,8 +65,9 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             and "last" takes the newest.
         time_attr: name of the integer times of nodes or of edges. Implies ``disjoint``. Types of
             nodes or edges that lack it are sampled without regard to time.
-        weight_attr: name of the edges' weights; draws are proportional to them. Edge types that
-            lack it are sampled uniformly.
+        weight_attr: name of the edges' weights; draws are proportional to them, and where the
+            fanout reaches the number of neighbours all are taken. Edge types that lack it are
+            sampled uniformly.
         is_sorted: edges are sorted by target, and by time within a target, already.
         share_memory: whether to move the topology to memory that processes share.
         directed: deprecated; False is ``subgraph_type="induced"``.
@@ -79,10 +78,10 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         method: "uniform", or "labor" for LABOR-0, in which a node has one draw in a hop that all
             its targets share, so that they tend to sample the same nodes and a batch has fewer.
             About the fanout's number of edges are kept. (Balin, Catalyurek: "Layer-Neighbor
-            Sampling: Defusing Neighborhood Explosion in GNNs", NeurIPS 2023, section 3.)
+            Sampling: Defusing Neighborhood Explosion in GNNs", NeurIPS 2023.)
         dependent_batches: this many batches, one after another, share their draws, so that a node
             samples the same neighbours in them and a cache sees them again. (Balin et al.:
-            "Cooperative Minibatching in Graph Neural Networks", TMLR 2025, section 3.2.) Needs
+            "Cooperative Minibatching in Graph Neural Networks", TMLR 2025.) Needs
             batches that are numbered. Negative nodes are drawn anew in each.
 
     Raises:
@@ -151,7 +150,6 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.disjoint = disjoint
         self.num_neighbors = num_neighbors
         check_options(self)
-        self._forget_natives()
         self._make_natives()
 
     # What PyG's inherited parts read ----------------------------------------------------------
@@ -238,8 +236,11 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             positions in the CSC, which ``edge_permutation`` maps to the user's edges.
 
         Raises:
-            ArgumentError: a seed outside the graph.
+            ArgumentError: a seed outside the graph, or seeds without a type where there are types.
         """
+        if isinstance(seeds, dict) != self.is_hetero:
+            expected = "a dict by node type" if self.is_hetero else "a tensor"
+            raise ArgumentError(f"seeds: {type(seeds).__name__}, expected {expected}")
         return self._finish(self._sample(seeds, group=group, epoch=epoch))
 
     def sample_from_nodes(
@@ -336,15 +337,32 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self, seed: Any, seed_time: Any = None, *, group: int = 0, epoch: int = 0, **kwargs: Any
     ) -> Any:
         """The sampled subgraph, not yet made bidirectional; PyG's own samplers call this too."""
-        words = self.seed & _MASK64, epoch & _MASK64, group // self.dependent_batches & _MASK64
-        out = (
-            self._sample_plain(seed, *words)
-            if self._is_plain
-            else self._sample_typed(seed, seed_time, *words)
+        draws = Draws(
+            replace=self.replace,
+            disjoint=self.disjoint,
+            last=self.temporal_strategy == "last" and self.is_temporal,
+            labor=self.method == "labor",
+            seed=self.seed & _MASK64,
+            epoch=epoch & _MASK64,
+            group=group // self.dependent_batches & _MASK64,
         )
+        if self._is_plain:
+            out = self._natives.sample_plain(seed, self._fanouts[0], draws)
+        else:
+            out = self._sample_typed(seed, seed_time, draws)
         if self._is_backward:
             out.row, out.col = out.col, out.row
         return out
+
+    def _sample_typed(
+        self, seeds: Any, times: Any, draws: Draws
+    ) -> SamplerOutput | HeteroSamplerOutput:
+        if not self.is_hetero:
+            seeds = {None: seeds}
+            times = None if times is None else {None: times}
+        induced = self.subgraph_type == SubgraphType.induced
+        out = self._natives.sample_typed(seeds, times, self._fanouts, draws, induced)
+        return out if self.is_hetero else _without_types(out)
 
     @property
     def _is_backward(self) -> bool:
@@ -358,81 +376,25 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             or self.disjoint
             or self.method == "labor"
             or self.subgraph_type == SubgraphType.induced
-            or self._typed_graph.is_weighted
+            or self.edge_weight is not None
         )
-
-    def _sample_plain(self, seeds: Tensor, *words: int) -> SamplerOutput:
-        try:
-            node, row, col, edge, nodes_per_hop, edges_per_hop = self._plain_native().sample(
-                as_ids("seeds", seeds).numpy(), self._fanouts[0], self.replace, *words
-            )
-        except (IndexError, ValueError, RuntimeError) as error:
-            raise ArgumentError(str(error)) from error
-        return SamplerOutput(
-            node=torch.from_numpy(node),
-            row=torch.from_numpy(row),
-            col=torch.from_numpy(col),
-            edge=torch.from_numpy(edge),
-            num_sampled_nodes=nodes_per_hop,
-            num_sampled_edges=edges_per_hop,
-        )
-
-    def _sample_typed(
-        self, seeds: Any, times: Any, seed: int, epoch: int, group: int
-    ) -> SamplerOutput | HeteroSamplerOutput:
-        draws = Draws(
-            replace=self.replace,
-            disjoint=self.disjoint,
-            last=self.temporal_strategy == "last" and self.is_temporal,
-            labor=self.method == "labor",
-            seed=seed,
-            epoch=epoch,
-            group=group,
-        )
-        if not self.is_hetero:
-            seeds = {None: seeds}
-            times = None if times is None else {None: times}
-        induced = self.subgraph_type == SubgraphType.induced
-        out = self._typed_native().sample(seeds, times, self._fanouts, draws, induced)
-        return out if self.is_hetero else _without_types(out)
-
-    # Native samplers: made when first needed, one for all threads ------------------------------
-
-    def _plain_native(self) -> core.Sampler:
-        if self._plain is None:
-            with self._making:
-                if self._plain is None:
-                    indptr, indices = self.graph.indptr.numpy(), self.graph.indices.numpy()
-                    self._plain = core.Sampler(indptr, indices, self.threads, self.isa)
-        return self._plain
-
-    def _typed_native(self) -> TypedSampler:
-        if self._typed is None:
-            with self._making:
-                if self._typed is None:
-                    self._typed = TypedSampler(self._typed_graph, self.threads, self.isa)
-        return self._typed
-
-    def _forget_natives(self) -> None:
-        self._plain: core.Sampler | None = None
-        self._typed: TypedSampler | None = None
-        self._making = threading.Lock()
-        self._weight_sums = WeightSums()
 
     def _make_natives(self) -> None:
-        """Makes the one that the options need, so that its errors are raised here."""
+        self._natives = NativeSamplers(self._typed_graph, self.threads, self.isa)
+        self._weight_sums = WeightSums()
+        # What the options need is made at once, so that its errors are raised here.
         if self._is_plain:
-            self._plain_native()
+            self._natives.plain()
         else:
-            self._typed_native()
+            self._natives.typed()
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_plain", "_typed", "_making", "_weight_sums")
+        made = ("_natives", "_weight_sums")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget_natives()
+        self._make_natives()
 
     def __repr__(self) -> str:
         graph = self._typed_graph

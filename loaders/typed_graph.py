@@ -100,7 +100,7 @@ class TypedGraph:
                 isa,
             )
         except (IndexError, ValueError, RuntimeError) as error:
-            raise ArgumentError(f"data: {error}") from error
+            raise ArgumentError(str(error)) from error
 
 
 def _array(value: Tensor | None) -> NDArray[Any] | None:

@@ -5,6 +5,7 @@ Attributes are in the user's order here and in that of the CSC there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,8 @@ class UserGraph:
         if edges.compressed:
             target = ptr2index(target)
         if backward:
+            check_ids("source", source, sources)
+            check_ids("target", target, targets)
             source, target, sources, targets = target, source, targets, sources
         return CSC.from_edges(source, target, sources, targets, edges.is_sorted, time)
 
@@ -148,7 +151,7 @@ def as_weights(name: str, value: Any, count: int) -> Tensor:
 
 
 def check_one_kind_of_time(
-    time_attr: str, nodes: list[NodeType], edges: list[EdgeType | None]
+    time_attr: str, nodes: Sequence[NodeType], edges: Sequence[EdgeType | None]
 ) -> None:
     """Raises ArgumentError unless either node types or edge types have the attribute."""
     if nodes and edges:

@@ -1,28 +1,30 @@
-"""Sampling over typed graphs, with all options, as PyG's outputs."""
+"""The native samplers behind PyG's outputs: one for plain requests, one for all others."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.sampler import HeteroSamplerOutput
+from torch_geometric.sampler import HeteroSamplerOutput, SamplerOutput
 from torch_geometric.typing import NodeType
 
+from gnnsys._extension import core
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.loaders.typed_graph import TypedGraph
 from gnnsys.loaders.user_graph import as_times
 
-__all__ = ["Draws", "TypedSampler", "as_ids"]
+__all__ = ["Draws", "NativeSamplers"]
 
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draws:
-    """How neighbours are drawn, and the words that the draws are made from."""
+    """How neighbours are drawn, and the words below 2**64 that the draws are made from."""
 
     replace: bool
     disjoint: bool
@@ -33,29 +35,83 @@ class Draws:
     group: int
 
 
-class TypedSampler:
-    """The native sampler of a typed graph; several threads may use it at once."""
+class NativeSamplers:
+    """The native samplers of a graph, each made when it is first used, by whichever thread.
+
+    A homogeneous graph without weights has two: the plain one is faster, the typed one knows
+    options. Several threads may sample at once.
+    """
 
     def __init__(self, graph: TypedGraph, threads: int, isa: str) -> None:
         self._graph = graph
-        self._native = graph.native(threads, isa)
+        self._threads = threads
+        self._isa = isa
+        self._making = threading.Lock()
+        self._made_plain: core.Sampler | None = None
+        self._made_typed: core.GraphSampler | None = None
 
-    def sample(
+    def plain(self) -> core.Sampler:
+        """The sampler of a homogeneous graph, uniform and without options."""
+        if self._made_plain is None:  # what is made needs no lock, which a fork might copy locked
+            with self._making:
+                if self._made_plain is None:
+                    graph = self._graph.relations[0].graph
+                    self._made_plain = core.Sampler(
+                        graph.indptr.numpy(), graph.indices.numpy(), self._threads, self._isa
+                    )
+        return self._made_plain
+
+    def typed(self) -> core.GraphSampler:
+        """The sampler of a typed graph with all options."""
+        if self._made_typed is None:
+            with self._making:
+                if self._made_typed is None:
+                    self._made_typed = self._graph.native(self._threads, self._isa)
+        return self._made_typed
+
+    def sample_plain(self, seeds: Tensor, fanouts: list[int], draws: Draws) -> SamplerOutput:
+        """One batch of the plain sampler; of ``draws`` only ``replace`` and the words count.
+
+        Raises:
+            ArgumentError, DTypeError: seeds outside the graph, or that are no integers.
+        """
+        native = self.plain()
+        try:
+            node, row, col, edge, nodes_per_hop, edges_per_hop = native.sample(
+                _as_ids("seeds", seeds).numpy(),
+                fanouts,
+                draws.replace,
+                draws.seed,
+                draws.epoch,
+                draws.group,
+            )
+        except (IndexError, ValueError, RuntimeError) as error:
+            raise ArgumentError(str(error)) from error
+        return SamplerOutput(
+            node=torch.from_numpy(node),
+            row=torch.from_numpy(row),
+            col=torch.from_numpy(col),
+            edge=torch.from_numpy(edge),
+            num_sampled_nodes=nodes_per_hop,
+            num_sampled_edges=edges_per_hop,
+        )
+
+    def sample_typed(
         self,
         seeds: dict[NodeType | None, Tensor],
         times: dict[NodeType | None, Tensor] | None,
-        fanouts: Sequence[Sequence[int]],
+        fanouts: list[list[int]],
         draws: Draws,
         induced: bool = False,
     ) -> HeteroSamplerOutput:
-        """One batch, whose dicts have the key None where the graph has no types.
+        """One batch of the typed sampler; the dicts' key is None where the graph has no types.
 
         Args:
             seeds: (n,) node ids by type.
             times: (n,) times of the seeds; None to take those of their nodes. Ignored in a graph
                 without times.
             fanouts: for each relation and hop.
-            draws: how to draw.
+            draws: how to draw; ``disjoint`` where the graph has times.
             induced: whether to give all edges among the sampled nodes, as torch-sparse does with
                 ``directed=False``; hops are not counted then.
 
@@ -63,9 +119,10 @@ class TypedSampler:
             ArgumentError: seeds outside the graph or of an unknown type, or without a time.
         """
         given = times if times is not None and self._graph.is_temporal else {}
+        native = self.typed()
         request = [self._seeds_of(kind, ids, given.get(kind)) for kind, ids in seeds.items()]
         try:
-            node, batch, edge_index, edge, nodes_per_hop, edges_per_hop = self._native.sample(
+            node, batch, edge_index, edge, nodes_per_hop, edges_per_hop = native.sample(
                 request,
                 fanouts,
                 draws.replace,
@@ -77,7 +134,7 @@ class TypedSampler:
                 draws.group,
             )
             if induced:
-                edge_index, edge = self._native.induce(node)
+                edge_index, edge = native.induce(node)
         except (IndexError, ValueError, RuntimeError) as error:
             raise ArgumentError(str(error)) from error
         nodes, edges = self._graph.node_types, self._graph.edge_types
@@ -97,7 +154,7 @@ class TypedSampler:
         if kind not in self._graph.node_types:
             raise ArgumentError(f"{name}: the graph has the node types {self._graph.node_types}")
         number = self._graph.node_types.index(kind)
-        ids = as_ids(name, ids)
+        ids = _as_ids(name, ids)
         count = self._graph.num_nodes[number]
         if self._graph.num_nodes != [count]:  # the native message tells only a type's number
             outside = ((ids < 0) | (ids >= count)).nonzero()
@@ -117,9 +174,8 @@ class TypedSampler:
         return number, ids.numpy(), None if time is None else time.numpy()
 
 
-def as_ids(name: str, ids: Tensor) -> Tensor:
-    """Node ids as int64; raises DTypeError for what is no integer."""
-    if ids.dtype not in _ID_DTYPES:
+def _as_ids(name: str, ids: Tensor) -> Tensor:
+    if ids.dtype not in _ID_DTYPES and len(ids):  # torch.tensor([]) has real numbers
         raise DTypeError(f"{name}: dtype {ids.dtype}, expected node ids")
     return ids.to(torch.int64).contiguous()
 

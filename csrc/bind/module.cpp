@@ -172,6 +172,7 @@ NB_MODULE(_core, m) {
                       "list[int], list[int]]"),
               "node, row, col, edge, nodes per hop, edges per hop of one batch.");
 
+  bind_aggregate(m);
   bind_edge_sort(m);
   bind_rmat(m);
   bind_coo_to_csc<int32_t>(m);

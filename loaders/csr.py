@@ -54,9 +54,9 @@ class CSCEdgeIndex(EdgeIndex):
         return out
 
     def neighbors(self) -> Neighbors | None:
-        """The edges grouped by target; None where they cannot be: not int64 on the CPU, or negative.
+        """The edges grouped by target, kept until they change.
 
-        Kept until the edges change.
+        None where they cannot be grouped: not int64 on the CPU, or a negative node.
         """
         data = self._data
         version = 0 if data.is_inference() else data._version

@@ -117,7 +117,7 @@ class LazySums(LazyTensor):
         return self.messages is None and not self.is_settled
 
 
-# What keeps them lazy: each takes the function and its arguments; NotImplemented declines ----------
+# What keeps them lazy: each takes the function and its arguments; NotImplemented declines --------
 
 
 def _new_zeros(func: Any, messages: LazyMessages, *size: Any, **kwargs: Any) -> Any:
@@ -198,7 +198,7 @@ def _divide(func: Any, sums: Any, count: Any) -> Any:
 
 
 def _linear(func: Any, sums: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """Where the last targets have no edges, as in a sampled batch, only the bias is left of them."""
+    """Of the last targets, which have no edges in a sampled batch, only the bias is left."""
     if not isinstance(sums, LazySums) or sums.is_settled or sums.messages is None:
         return NotImplemented
     reached = sums.messages.neighbors.num_targets

@@ -47,9 +47,11 @@ class LazyTensor(Tensor):
             return self._became.value()
         if self._value is None:
             # As at the time it was made, whoever looks first.
-            with torch.inference_mode(self.is_inference()):
-                with torch.set_grad_enabled(self.requires_grad):
-                    self._value = self._compute(*self._inputs)
+            with (
+                torch.inference_mode(self.is_inference()),
+                torch.set_grad_enabled(self.requires_grad),
+            ):
+                self._value = self._compute(*self._inputs)
         return self._value
 
     def become(self, other: LazyTensor) -> None:

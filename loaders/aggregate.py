@@ -19,7 +19,7 @@ from gnnsys.errors import RowIndexError
 
 __all__ = ["AGGREGATED_DTYPES", "Neighbors", "sum_neighbors"]
 
-# E edges, S rows of x (sources), T targets, H heads, C channels of a head.
+# E edges, S rows of x (sources), T rows of the result (targets), H heads, C channels of a head.
 
 AGGREGATED_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
 """Of rows that can be summed; sums of bfloat16 are held in float32."""
@@ -32,40 +32,49 @@ class Neighbors:
 
     Args:
         source: (E,) int64 on the CPU, contiguous.
-        target: (E,) int64 on the CPU, contiguous; need not be sorted.
-        num_targets: T.
+        target: (E,) likewise; need not be sorted.
 
     Raises:
-        RowIndexError: a target outside [0, T).
+        RowIndexError: a negative node.
 
-    >>> Neighbors(torch.tensor([2, 0, 1]), torch.tensor([0, 0, 2]), 3).indptr.tolist()
+    >>> Neighbors(torch.tensor([2, 0, 1]), torch.tensor([0, 0, 2])).indptr.tolist()
     [0, 2, 2, 3]
     """
 
-    def __init__(self, source: Tensor, target: Tensor, num_targets: int) -> None:
+    def __init__(self, source: Tensor, target: Tensor) -> None:
         self.source = source
         self.target = target
-        self.num_targets = num_targets
-        self.indptr = torch.empty(num_targets + 1, dtype=torch.int64)
-        self.is_sorted, self.min_source, self.max_source = core.scan_edges(
-            source.numpy(), target.numpy(), self.indptr.numpy()
+        self.is_sorted, least_source, most_source, least_target, most_target = core.scan_edges(
+            source.numpy(), target.numpy()
         )
+        if min(least_source, least_target) < 0:
+            raise RowIndexError(
+                f"edge_index: the least source is {least_source}, the least target {least_target}; "
+                "expected none below 0"
+            )
+        self.num_sources = most_source + 1
+        """Up to the last node that an edge comes from."""
+        self.num_targets = most_target + 1
+        """Up to the last node that an edge leads to."""
         if self.is_sorted:
+            self.indptr = torch.empty(self.num_targets + 1, dtype=torch.int64)
+            core.count_sorted(target.numpy(), self.indptr.numpy())
             self.by_target = _Groups(self.indptr, source, None)
         else:
-            self.by_target = _group("target", target, source, num_targets)
+            self.by_target = _group(target, source, self.num_targets, self.num_sources)
             self.indptr = self.by_target.indptr
         self._by_source: _Groups | None = None
 
-    def by_source(self, num_sources: int) -> _Groups:
-        """The edges grouped by source, of which there are ``num_sources``."""
-        if self._by_source is None or len(self._by_source.indptr) != num_sources + 1:
-            self._by_source = _group("source", self.source, self.target, num_sources)
+    @property
+    def by_source(self) -> _Groups:
+        """The edges grouped by source."""
+        if self._by_source is None:
+            self._by_source = _group(self.source, self.target, self.num_sources, self.num_targets)
         return self._by_source
 
-    def reads_rows_of(self, num_sources: int) -> bool:
-        """Whether all sources lie in [0, num_sources)."""
-        return self.min_source >= 0 and self.max_source < num_sources
+    def degrees(self) -> Tensor:
+        """(num_targets,) int64: each target's edges, 1 where it has none."""
+        return self.indptr.diff().clamp_(min=1)
 
 
 class _Groups:
@@ -85,18 +94,19 @@ class _Groups:
             other.element_size(),
         )
 
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
 
-def _group(what: str, key: Tensor, value: Tensor, num_keys: int) -> _Groups:
-    narrow = max(num_keys, len(key), int(value.max()) + 1 if len(value) else 0) < _INT32
+    def __reduce__(self) -> Any:
+        return _Groups, (self.indptr, self.other, self.order)
+
+
+def _group(key: Tensor, value: Tensor, num_keys: int, num_values: int) -> _Groups:
+    narrow = max(num_values, len(key)) < _INT32
     indptr = torch.empty(num_keys + 1, dtype=torch.int64)
     other = torch.empty(len(key), dtype=torch.int32 if narrow else torch.int64)
     order = torch.empty_like(other)
-    bad = core.group_edges(key.numpy(), value.numpy(), indptr.numpy(), other.numpy(), order.numpy())
-    if bad >= 0:
-        raise RowIndexError(
-            f"edge_index: the {what} of edge {bad} is {int(key[bad])}, expected one in "
-            f"[0, {num_keys})"
-        )
+    core.group_edges(key.numpy(), value.numpy(), indptr.numpy(), other.numpy(), order.numpy())
     return _Groups(indptr, other, order)
 
 
@@ -105,53 +115,60 @@ def sum_neighbors(
     neighbors: Neighbors,
     weight: Tensor | None = None,
     *,
+    num_targets: int | None = None,
     mean: bool = False,
-    out: Tensor | None = None,
 ) -> Tensor:
     """For each target the sum of its neighbours' rows, times their edges' weights.
 
-    ``out[t, h] = sum(weight[e, h] * x[source[e], h] for the edges e of t)``, in the order of the
-    edges, so that the result depends neither on the number of threads (that of torch) nor on the
+    ``result[t, h] = sum(weight[e, h] * x[source[e], h] for the edges e of t)``, in the order of the
+    edges, so that it depends neither on the number of threads (that of torch) nor on the
     instruction set. Can be differentiated any number of times by ``x`` and ``weight``.
 
     Args:
         x: (S, C) or (S, H, C), float32, float64 or bfloat16, on the CPU.
         neighbors: whose sources are rows of ``x``.
         weight: of the edges, (E, 1) or (E, H), of the dtype of ``x``; None for 1.
+        num_targets: T, at least ``neighbors.num_targets``, which None stands for.
         mean: divides by the number of the target's edges.
-        out: is added to, in place: contiguous, of at least T rows; None for a new tensor.
 
     Returns:
-        ``out``, or (T, C) or (T, H, C).
+        (T, C) or (T, H, C).
 
     Raises:
-        RowIndexError: a source that is not a row of ``x``.
+        RowIndexError: a source or a target outside these rows.
 
-    >>> neighbors = Neighbors(torch.tensor([2, 0, 1]), torch.tensor([0, 0, 2]), 3)
+    >>> neighbors = Neighbors(torch.tensor([2, 0, 1]), torch.tensor([0, 0, 2]))
     >>> sum_neighbors(torch.tensor([[1.0], [2.0], [4.0]]), neighbors, mean=True).tolist()
     [[2.5], [0.0], [2.0]]
     """
-    sums = _Sums(neighbors, x.size(0), mean=mean, transposed=False)
-    result: Tensor = _Sum.apply(out, x, weight, sums)
+    if num_targets is None:
+        num_targets = neighbors.num_targets
+    if x.size(0) < neighbors.num_sources or num_targets < neighbors.num_targets:
+        raise RowIndexError(
+            f"edge_index: nodes up to {neighbors.num_sources - 1} and {neighbors.num_targets - 1}, "
+            f"expected below {x.size(0)} and {num_targets}, the rows of x and of the result"
+        )
+    sums = _Sums(neighbors, num_targets, x.size(0), mean=mean, transposed=False)
+    result: Tensor = _Sum.apply(x, weight, sums)
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """The linear map from sources to targets, or its transpose."""
+    """The linear map from the rows of sources to those of targets, or its transpose."""
 
     neighbors: Neighbors
-    num_sources: int
+    num_out: int
+    num_in: int
     mean: bool
     transposed: bool
 
     def transpose(self) -> _Sums:
-        return _Sums(self.neighbors, self.num_sources, self.mean, not self.transposed)
+        return _Sums(self.neighbors, self.num_in, self.num_out, self.mean, not self.transposed)
 
+    @property
     def groups(self) -> _Groups:
-        if self.transposed:
-            return self.neighbors.by_source(self.num_sources)
-        return self.neighbors.by_target
+        return self.neighbors.by_source if self.transposed else self.neighbors.by_target
 
     def arrays(self, x: Tensor, weight: Tensor | None, heads: int) -> tuple[Any, list[Any]]:
         """What core needs to know of x and weight, and the tensors that this points to."""
@@ -170,57 +187,43 @@ class _Sums:
         return arrays, kept
 
     def _scale(self, dtype: torch.dtype) -> Tensor | None:
-        """Of a target's row where rows of targets are summed: 1 / its edges, for the mean."""
+        """Of the rows of targets, where these are summed: 1 / their edges, for the mean."""
         if not (self.mean and self.transposed):
             return None
-        degree = self.neighbors.indptr.diff().clamp_(min=1)
-        return degree.to(torch.promote_types(dtype, torch.float32)).reciprocal_().to(dtype)
+        exact = self.neighbors.degrees().to(torch.promote_types(dtype, torch.float32))
+        return exact.reciprocal_().to(dtype)
 
     def check(self, bad: int) -> None:
+        """Raises for what core returned; sources are checked before, and may change in between."""
         if bad >= 0:
-            raise RowIndexError(
-                f"edge_index: a source outside the {self.num_sources} rows of x (edge {bad})"
-            )
+            raise RowIndexError(f"edge_index: edge {bad} changed: its node has no row any more")
 
 
 class _Sum(Function):
     @staticmethod
-    def forward(
-        ctx: Any, out: Tensor | None, x: Tensor, weight: Tensor | None, sums: _Sums
-    ) -> Tensor:
-        _, needs_x, needs_weight, _ = ctx.needs_input_grad
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, sums: _Sums) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        ctx.heads = 1 if weight is None else weight.size(1)
+        ctx.heads = heads = 1 if weight is None else weight.size(1)
         ctx.sums = sums
-        groups = sums.groups()
+        groups = sums.groups
         arrays, kept = sums.arrays(
-            x.contiguous(), None if weight is None else weight.contiguous(), ctx.heads
+            x.contiguous(), None if weight is None else weight.contiguous(), heads
         )
-        add = out is not None
-        if out is None:
-            out = x.new_empty(len(groups.indptr) - 1, *x.shape[1:])
-        else:
-            ctx.mark_dirty(out)
+        out = x.new_empty(sums.num_out, *x.shape[1:])
+        out[len(groups) :].zero_()
         aggregator = _aggregator(torch.get_num_threads())
-        sums.check(aggregator.sum(groups.arrays, arrays, add, out.data_ptr()))
+        sums.check(aggregator.sum(groups.arrays, arrays, out.data_ptr()))
         del kept
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        needs_out, needs_x, needs_weight, _ = ctx.needs_input_grad
+        needs_x, needs_weight, _ = ctx.needs_input_grad
         x, weight = ctx.saved_tensors
-        sums: _Sums = ctx.sums
-        grad_x = grad_weight = None
-        if not sums.transposed:  # the rows that were added to may be more than the targets
-            rows = grad[: sums.neighbors.num_targets]
-        else:
-            rows = grad
-        if needs_x:
-            grad_x = _Sum.apply(None, rows, weight, sums.transpose())
-        if needs_weight:
-            grad_weight = _Dot.apply(x, rows, ctx.heads, sums)
-        return grad if needs_out else None, grad_x, grad_weight, None
+        grad_x = _Sum.apply(grad, weight, ctx.sums.transpose()) if needs_x else None
+        grad_weight = _Dot.apply(x, grad, ctx.heads, ctx.sums) if needs_weight else None
+        return grad_x, grad_weight, None
 
 
 class _Dot(Function):
@@ -235,7 +238,7 @@ class _Dot(Function):
         arrays, kept = sums.arrays(x.contiguous(), None, heads)
         out = x.new_empty(len(sums.neighbors.source), heads)
         aggregator = _aggregator(torch.get_num_threads())
-        sums.check(aggregator.dot(sums.groups().arrays, arrays, y.data_ptr(), out.data_ptr()))
+        sums.check(aggregator.dot(sums.groups.arrays, arrays, y.data_ptr(), out.data_ptr()))
         del kept
         return out
 
@@ -243,8 +246,8 @@ class _Dot(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         needs_x, needs_y, _, _ = ctx.needs_input_grad
         x, y = ctx.saved_tensors
-        grad_x = _Sum.apply(None, y, grad, ctx.sums.transpose()) if needs_x else None
-        grad_y = _Sum.apply(None, x, grad, ctx.sums) if needs_y else None
+        grad_x = _Sum.apply(y, grad, ctx.sums.transpose()) if needs_x else None
+        grad_y = _Sum.apply(x, grad, ctx.sums) if needs_y else None
         return grad_x, grad_y, None, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch_geometric import EdgeIndex, Index
@@ -13,7 +14,7 @@ from torch_geometric.edge_index import SortOrder
 
 from gnnsys.errors import RowIndexError
 from gnnsys.loaders.aggregate import Neighbors
-from gnnsys.loaders.lazy_messages import LazyMessages, gather_lazily
+from gnnsys.loaders.lazy_messages import LazyMessages, gather_lazily, is_traced
 
 __all__ = ["CSCEdgeIndex", "with_csr"]
 
@@ -53,18 +54,21 @@ class CSCEdgeIndex(EdgeIndex):
         return out
 
     def neighbors(self) -> Neighbors | None:
-        """The edges grouped by target; None where they cannot be: not int64 on the CPU, or outside.
+        """The edges grouped by target, kept until they change.
 
-        Kept until the edges change.
+        None where they cannot be grouped: not int64 on the CPU, a negative node, or while torch
+        traces, compiles or transforms functions.
         """
+        if is_traced():
+            return None
         data = self._data
         version = 0 if data.is_inference() else data._version
-        key = (data.data_ptr(), version, data.shape, self._sparse_size)
+        key = (data.data_ptr(), version, data.shape)
         if self._neighbors_of != key:
             self._neighbors, self._neighbors_of = _make_neighbors(self), key
         return self._neighbors
 
-    def matmul(  # noqa: D102 - see EdgeIndex.matmul
+    def matmul(
         self,
         other: Any,
         input_value: Tensor | None = None,
@@ -72,6 +76,7 @@ class CSCEdgeIndex(EdgeIndex):
         reduce: Any = "sum",
         transpose: bool = False,
     ) -> Any:
+        """See ``EdgeIndex.matmul``."""
         if transpose and other_value is None and reduce in _REDUCTIONS:
             neighbors = self.neighbors()
             messages = None if neighbors is None else gather_lazily(other, 0, neighbors)
@@ -79,7 +84,9 @@ class CSCEdgeIndex(EdgeIndex):
                 shape = (-1,) + (1,) * (other.dim() - 1)
                 messages = input_value.view(shape) * messages
             if isinstance(messages, LazyMessages):
-                return messages.sum_by_target(mean=reduce == "mean")
+                return messages.sum_by_target(
+                    self.get_sparse_size(1), mean=reduce == "mean"
+                ).value()
         return super().matmul(other, input_value, other_value, reduce, transpose)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -103,7 +110,7 @@ def _make_neighbors(edges: CSCEdgeIndex) -> Neighbors | None:
     if data.device.type != "cpu" or data.dtype != torch.int64 or type(data) is not Tensor:
         return None
     try:
-        return Neighbors(data[0], data[1], edges.get_sparse_size(1))
+        return Neighbors(data[0], data[1])
     except RowIndexError:
         return None
 
@@ -166,5 +173,6 @@ def _index_edges(edges: Tensor, size: tuple[int | None, int | None]) -> CSCEdgeI
     neighbors = out.neighbors()
     if neighbors is not None and neighbors.is_sorted:
         out._sort_order = SortOrder.COL
-        out._indptr = neighbors.indptr
+        missing = max(0, out.get_sparse_size(1) - neighbors.num_targets)
+        out._indptr = F.pad(neighbors.indptr, (0, missing), value=data.size(1))
     return out

@@ -67,10 +67,10 @@ class Aggregator {
  public:
   Aggregator(int threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
 
-  int64_t sum(const EdgeArrays& edges, const RowArrays& rows, bool add, uintptr_t out) {
+  int64_t sum(const EdgeArrays& edges, const RowArrays& rows, uintptr_t out) {
     nb::gil_scoped_release release;
     return dispatch(edges, rows, [&](const auto& e, const auto& f, const auto& x, auto value) {
-      return sum_neighbors(e, f, x, add, at<decltype(value)>(out), threads_, isa_);
+      return sum_neighbors(e, f, x, at<decltype(value)>(out), threads_, isa_);
     });
   }
 
@@ -122,28 +122,38 @@ void bind_aggregate(nb::module_& m) {
           "dtype"_a, "x"_a, "num_rows"_a, "heads"_a, "channels"_a, "weight"_a, "scale"_a, "mean"_a);
   nb::class_<Aggregator>(m, "Aggregator", "Sums over neighbours on a set of threads of its own.")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a = "auto")
-      .def("sum", &Aggregator::sum, "edges"_a, "rows"_a, "add"_a, "out"_a,
+      .def("sum", &Aggregator::sum, "edges"_a, "rows"_a, "out"_a,
            "Sums rows over each target's edges; returns -1 or an edge whose source is no row.")
       .def("dot", &Aggregator::dot, "edges"_a, "rows"_a, "y"_a, "out"_a,
            "Dot products of each edge's rows; returns as sum.");
   m.def(
       "scan_edges",
-      [](Vector<const int64_t> source, Vector<const int64_t> target, Vector<int64_t> indptr) {
-        check(source.size() == target.size() && indptr.size() > 0,
-              "scan_edges: arrays of different lengths");
+      [](Vector<const int64_t> source, Vector<const int64_t> target) {
+        check(source.size() == target.size(), "scan_edges: arrays of different lengths");
         EdgeScan scan;
         {
           nb::gil_scoped_release release;
-          scan = scan_edges(source.data(), target.data(), static_cast<int64_t>(source.size()),
-                            static_cast<int64_t>(indptr.size()) - 1, indptr.data());
+          scan = scan_edges(source.data(), target.data(), static_cast<int64_t>(source.size()));
         }
-        return nb::make_tuple(scan.sorted, scan.min_source, scan.max_source);
+        return nb::make_tuple(scan.sorted, scan.min_source, scan.max_source, scan.min_target,
+                              scan.max_target);
       },
-      "source"_a, "target"_a, "indptr"_a,
+      "source"_a, "target"_a,
       nb::sig("def scan_edges(source: numpy.typing.NDArray[numpy.int64], target: "
-              "numpy.typing.NDArray[numpy.int64], indptr: numpy.typing.NDArray[numpy.int64]) -> "
-              "tuple[bool, int, int]"),
-      "Fills indptr where targets ascend; returns whether they do, the least and greatest source.");
+              "numpy.typing.NDArray[numpy.int64]) -> tuple[bool, int, int, int, int]"),
+      "Whether targets ascend; the least and the greatest source; those of the targets.");
+  m.def(
+      "count_sorted",
+      [](Vector<const int64_t> target, Vector<int64_t> indptr) {
+        check(indptr.size() > 0, "count_sorted: indptr is empty");
+        const auto targets = static_cast<int64_t>(indptr.size()) - 1;
+        const std::size_t edges = target.size();
+        check(edges == 0 || (target.data()[0] >= 0 && target.data()[edges - 1] < targets),
+              "count_sorted: a target outside indptr");
+        nb::gil_scoped_release release;
+        count_sorted(target.data(), static_cast<int64_t>(edges), targets, indptr.data());
+      },
+      "target"_a, "indptr"_a, "Fills indptr for targets that ascend.");
   bind_group_edges<int32_t>(m);
   bind_group_edges<int64_t>(m);
 }

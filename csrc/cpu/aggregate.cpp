@@ -45,7 +45,6 @@ struct Job {
   const Neighbors<Id>& edges;
   const Coefficients<Value>& factors;
   const Rows<Value>& x;
-  bool add;
   const Value* y;
   Value* out;
 
@@ -125,8 +124,8 @@ int64_t run(const Job<Value, Id>& job, Kernel kernel, ThreadPool& pool) {
 
 template <class Value, class Id>
 int64_t sum_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
-                      const Rows<Value>& x, bool add, Value* out, ThreadPool& pool, Isa isa) {
-  const Job<Value, Id> job{edges, coefficients, x, add, nullptr, out};
+                      const Rows<Value>& x, Value* out, ThreadPool& pool, Isa isa) {
+  const Job<Value, Id> job{edges, coefficients, x, nullptr, out};
   (void)isa;
   return run(job, GNNSYS_CHOOSE(sum_targets, isa), pool);
 }
@@ -134,30 +133,32 @@ int64_t sum_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coe
 template <class Value, class Id>
 int64_t dot_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
                       const Rows<Value>& x, const Value* y, Value* out, ThreadPool& pool, Isa isa) {
-  const Job<Value, Id> job{edges, coefficients, x, false, y, out};
+  const Job<Value, Id> job{edges, coefficients, x, y, out};
   (void)isa;
   return run(job, GNNSYS_CHOOSE(dot_targets, isa), pool);
 }
 
-EdgeScan scan_edges(const int64_t* source, const int64_t* target, int64_t num_edges,
-                    int64_t num_targets, int64_t* indptr) {
-  EdgeScan scan{true, 0, -1};
-  if (num_edges > 0) {
-    const auto [least, most] = std::minmax_element(source, source + num_edges);
-    scan.min_source = *least;
-    scan.max_source = *most;
+EdgeScan scan_edges(const int64_t* source, const int64_t* target, int64_t num_edges) {
+  EdgeScan scan{true, 0, -1, 0, -1};
+  if (num_edges == 0) return scan;
+  scan.min_source = scan.max_source = source[0];
+  scan.min_target = scan.max_target = target[0];
+  for (int64_t e = 1; e < num_edges; ++e) {
+    scan.min_source = std::min(scan.min_source, source[e]);
+    scan.max_source = std::max(scan.max_source, source[e]);
+    scan.min_target = std::min(scan.min_target, target[e]);
+    scan.max_target = std::max(scan.max_target, target[e]);
+    scan.sorted &= target[e - 1] <= target[e];
   }
+  return scan;
+}
+
+void count_sorted(const int64_t* target, int64_t num_edges, int64_t num_targets, int64_t* indptr) {
   int64_t next = 0;  // the first target whose entry is not written yet
   for (int64_t e = 0; e < num_edges; ++e) {
-    const int64_t t = target[e];
-    if (t < next - 1 || t < 0 || t >= num_targets) {
-      scan.sorted = false;
-      return scan;
-    }
-    while (next <= t) indptr[next++] = e;
+    while (next <= target[e]) indptr[next++] = e;
   }
   while (next <= num_targets) indptr[next++] = num_edges;
-  return scan;
 }
 
 template <class Id>
@@ -180,7 +181,7 @@ int64_t group_edges(const int64_t* key, const int64_t* value, int64_t num_edges,
 
 #define GNNSYS_INSTANTIATE(Value, Id)                                                              \
   template int64_t sum_neighbors<Value, Id>(const Neighbors<Id>&, const Coefficients<Value>&,      \
-                                            const Rows<Value>&, bool, Value*, ThreadPool&, Isa);   \
+                                            const Rows<Value>&, Value*, ThreadPool&, Isa);         \
   template int64_t dot_neighbors<Value, Id>(const Neighbors<Id>&, const Coefficients<Value>&,      \
                                             const Rows<Value>&, const Value*, Value*, ThreadPool&, \
                                             Isa);

@@ -40,14 +40,14 @@ struct Rows {
   int64_t channels;
 };
 
-// out (T, H, C) = or, where `add` says so, += for each target the sum of
+// out (T, H, C) = for each target the sum of
 //   weight[e] * scale[source[e]] * x[source[e]]
 // over its edges, in their order: results do not depend on the threads or the instruction set.
 //
 // Returns -1, or an edge whose source is not a row of x; out is then of no use.
 template <class Value, class Id>
 int64_t sum_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
-                      const Rows<Value>& x, bool add, Value* out, ThreadPool& pool, Isa isa);
+                      const Rows<Value>& x, Value* out, ThreadPool& pool, Isa isa);
 
 // out (E, H) of each edge = the dot products over channels of y[target] and x[source], times the
 // coefficients without their weights: the derivative of the sum by the weights. Rows of y are
@@ -56,16 +56,17 @@ template <class Value, class Id>
 int64_t dot_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
                       const Rows<Value>& x, const Value* y, Value* out, ThreadPool& pool, Isa isa);
 
-// What one pass over an edge list finds.
+// What an edge list holds; the bounds of no edges are 0 and -1.
 struct EdgeScan {
-  bool sorted;         // targets ascend within [0, T)
-  int64_t min_source;  // 0 where there are no edges
-  int64_t max_source;  // -1 where there are no edges
+  bool sorted;  // targets ascend
+  int64_t min_source, max_source;
+  int64_t min_target, max_target;
 };
 
-// Fills indptr (T + 1) of edges that are sorted by target; where they are not, indptr is of no use.
-EdgeScan scan_edges(const int64_t* source, const int64_t* target, int64_t num_edges,
-                    int64_t num_targets, int64_t* indptr);
+EdgeScan scan_edges(const int64_t* source, const int64_t* target, int64_t num_edges);
+
+// Fills indptr (T + 1) for targets that ascend within [0, T).
+void count_sorted(const int64_t* target, int64_t num_edges, int64_t num_targets, int64_t* indptr);
 
 // Groups edges by key, keeping the order of those with one key: value_out and order_out (E) receive
 // the values and the numbers of the edges. Returns -1, or the first edge whose key lies outside

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gnnsys.layerwise import inference
     from gnnsys.loaders.neighbor_loader import NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
+    from gnnsys.memory.alloc import keep_freed_memory
     from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "UnifiedTensor",
     "__version__",
     "inference",
+    "keep_freed_memory",
     "open_dataset",
     "unified",
 ]
@@ -36,6 +38,7 @@ _HOME = {
     "UnifiedTensor": "gnnsys.unified_tensor",
     "__version__": "gnnsys._version",
     "inference": "gnnsys.layerwise",
+    "keep_freed_memory": "gnnsys.memory.alloc",
     "open_dataset": "gnnsys.dataset_folder",
     "unified": "gnnsys.unified_tensor",
 }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
@@ -72,16 +73,33 @@ class NodeClassifier(torch.nn.Module):
         num_sampled_nodes: list[int] | None = None,
         num_sampled_edges: list[int] | None = None,
     ) -> Tensor:
-        """Class scores (nodes, classes).
+        """Class scores (nodes, classes); those of the seeds alone where models trim.
 
-        With the sampled numbers per hop each layer computes only the nodes that later layers need.
+        Args:
+            x: (nodes, in_channels).
+            edge_index: (2, edges).
+            num_sampled_nodes: per hop, that of the seeds first.
+            num_sampled_edges: per hop, in the order of the edges. With both, each layer computes
+                only the nodes that later layers need; the seeds' scores are the same.
         """
         x = F.dropout(x, self.dropout, self.training)
-        if not self.can_trim:
-            num_sampled_nodes = num_sampled_edges = None
-        return self.gnn(
-            x,
-            edge_index,
-            num_sampled_nodes_per_hop=num_sampled_nodes,
-            num_sampled_edges_per_hop=num_sampled_edges,
-        )
+        if not self.can_trim or num_sampled_nodes is None or num_sampled_edges is None:
+            return self.gnn(x, edge_index)
+        for number, conv in enumerate(self.gnn.convs):
+            # A layer computes what lies at most this many hops away from the seeds.
+            hops = self.gnn.num_layers - 1 - number
+            sources = sum(num_sampled_nodes[: hops + 2])
+            targets = sum(num_sampled_nodes[: hops + 1])
+            edges = _first_edges(edge_index, sum(num_sampled_edges[: hops + 1]), sources, targets)
+            x = conv((x[:sources], x[:targets]), edges)
+            if hops > 0:
+                x = self.gnn.dropout(self.gnn.act(x))
+        return x
+
+
+def _first_edges(edge_index: Tensor, edges: int, sources: int, targets: int) -> Tensor:
+    """The edges of the hops nearest the seeds, from ``sources`` nodes to ``targets`` nodes."""
+    first = edge_index[:, :edges]
+    if isinstance(first, EdgeIndex):
+        first.sparse_resize_(sources, targets)
+    return first

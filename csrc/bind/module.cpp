@@ -167,6 +167,7 @@ NB_MODULE(_core, m) {
                       "list[int], list[int]]"),
               "node, row, col, edge, nodes per hop, edges per hop of one batch.");
 
+  bind_aggregate(m);
   bind_edge_sort(m);
   bind_graph_sampler(m);
   bind_rmat(m);

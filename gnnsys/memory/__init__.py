@@ -6,9 +6,9 @@ tensor. Invariant: whatever the store, ``store.gather(ids)`` equals ``features[i
 and every row served is counted by tier.
 """
 
-from gnnsys.memory.alloc import empty
+from gnnsys.memory.alloc import empty, keep_freed_memory
 from gnnsys.memory.file import FileStore
 from gnnsys.memory.host import HostStore
 from gnnsys.memory.store import Store
 
-__all__ = ["FileStore", "HostStore", "Store", "empty"]
+__all__ = ["FileStore", "HostStore", "Store", "empty", "keep_freed_memory"]

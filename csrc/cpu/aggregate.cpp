@@ -1,0 +1,201 @@
+#include "gnnsys/aggregate.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <type_traits>
+
+namespace gnnsys {
+namespace {
+
+constexpr int64_t kLine = 64;
+// The hardware prefetcher follows a row by itself once its first lines are on their way.
+constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kPrefetchEdges = 8;
+constexpr int64_t kBlock = 256;  // columns that are summed at a time, in the first-level cache
+constexpr int64_t kShareBytes = int64_t{128} << 10;  // a smaller share is not worth a thread
+// Shares for each thread, so that one whose core is busy with other work does not hold all up.
+constexpr int64_t kSharesPerThread = 8;
+
+// What sums are held in.
+template <class Value>
+using Wide = std::conditional_t<std::is_same_v<Value, BFloat16>, float, Value>;
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+inline void narrow(float x, float& to) { to = x; }
+inline void narrow(double x, double& to) { to = x; }
+// To the nearest, ties to even. A NaN keeps a bit that adding to it would carry away.
+inline void narrow(float x, BFloat16& to) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  to.bits = static_cast<uint16_t>(x == x ? rounded >> 16 : (bits >> 16) | 0x40);
+}
+
+template <class Value, class Id>
+struct Job {
+  const Neighbors<Id>& edges;
+  const Coefficients<Value>& factors;
+  const Rows<Value>& x;
+  const Value* y;
+  Value* out;
+
+  int64_t width() const { return x.heads * x.channels; }
+};
+
+#if defined(__x86_64__)
+
+#define GNNSYS_NAMESPACE generic
+#define GNNSYS_TARGET [[gnu::target("sse2")]]
+#include "aggregate_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+
+#define GNNSYS_NAMESPACE avx2
+#define GNNSYS_TARGET [[gnu::target("avx2")]]
+#include "aggregate_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+
+#define GNNSYS_NAMESPACE avx512
+#define GNNSYS_TARGET [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")]]
+#include "aggregate_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+
+#define GNNSYS_CHOOSE(function, isa) \
+  ((isa) == Isa::avx512              \
+       ? avx512::function<Value, Id> \
+       : ((isa) == Isa::avx2 ? avx2::function<Value, Id> : generic::function<Value, Id>))
+
+#else
+
+#define GNNSYS_NAMESPACE generic
+#define GNNSYS_TARGET
+#include "aggregate_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+
+#define GNNSYS_CHOOSE(function, isa) (generic::function<Value, Id>)
+
+#endif
+
+// Runs kernel(begin, end) over targets, in shares of about as many edges and targets.
+template <class Value, class Id, class Kernel>
+int64_t run(const Job<Value, Id>& job, Kernel kernel, ThreadPool& pool) {
+  const int64_t* const indptr = job.edges.indptr;
+  const int64_t targets = job.edges.num_targets;
+  const auto cost = [&](int64_t target) { return indptr[target] - indptr[0] + target; };
+  const int64_t total = cost(targets);
+  const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value)) + kLine;
+  const int64_t shares =
+      std::clamp<int64_t>(total * row_bytes / kShareBytes, 1, kSharesPerThread * pool.size());
+  // The first target of a share.
+  const auto border = [&](int64_t share) {
+    const int64_t least = total / shares * share + std::min(share, total % shares);
+    int64_t low = 0, high = targets;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (cost(middle) < least) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  std::atomic<int64_t> bad{-1};
+  parallel_for(pool, shares, 1, [&](int64_t begin, int64_t end) {
+    const int64_t found = kernel(job, border(begin), border(end));
+    if (found >= 0) bad.store(found, std::memory_order_relaxed);
+  });
+  return bad.load();
+}
+
+}  // namespace
+
+template <class Value, class Id>
+int64_t sum_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
+                      const Rows<Value>& x, Value* out, ThreadPool& pool, Isa isa) {
+  const Job<Value, Id> job{edges, coefficients, x, nullptr, out};
+  (void)isa;
+  return run(job, GNNSYS_CHOOSE(sum_targets, isa), pool);
+}
+
+template <class Value, class Id>
+int64_t dot_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
+                      const Rows<Value>& x, const Value* y, Value* out, ThreadPool& pool, Isa isa) {
+  const Job<Value, Id> job{edges, coefficients, x, y, out};
+  (void)isa;
+  return run(job, GNNSYS_CHOOSE(dot_targets, isa), pool);
+}
+
+EdgeScan scan_edges(const int64_t* source, const int64_t* target, int64_t num_edges) {
+  EdgeScan scan{true, 0, -1, 0, -1};
+  if (num_edges == 0) return scan;
+  scan.min_source = scan.max_source = source[0];
+  scan.min_target = scan.max_target = target[0];
+  for (int64_t e = 1; e < num_edges; ++e) {
+    scan.min_source = std::min(scan.min_source, source[e]);
+    scan.max_source = std::max(scan.max_source, source[e]);
+    scan.min_target = std::min(scan.min_target, target[e]);
+    scan.max_target = std::max(scan.max_target, target[e]);
+    scan.sorted &= target[e - 1] <= target[e];
+  }
+  return scan;
+}
+
+void count_sorted(const int64_t* target, int64_t num_edges, int64_t num_targets, int64_t* indptr) {
+  int64_t next = 0;  // the first target whose entry is not written yet
+  for (int64_t e = 0; e < num_edges; ++e) {
+    while (next <= target[e]) indptr[next++] = e;
+  }
+  while (next <= num_targets) indptr[next++] = num_edges;
+}
+
+template <class Id>
+int64_t group_edges(const int64_t* key, const int64_t* value, int64_t num_edges, int64_t num_keys,
+                    int64_t* indptr, Id* value_out, Id* order_out) {
+  // Counted two places up, summed one place up: filling then moves each entry to its final value.
+  std::fill(indptr, indptr + num_keys + 1, 0);
+  for (int64_t e = 0; e < num_edges; ++e) {
+    if (static_cast<uint64_t>(key[e]) >= static_cast<uint64_t>(num_keys)) return e;
+    if (key[e] + 2 <= num_keys) ++indptr[key[e] + 2];
+  }
+  for (int64_t k = 2; k <= num_keys; ++k) indptr[k] += indptr[k - 1];
+  for (int64_t e = 0; e < num_edges; ++e) {
+    const int64_t at = indptr[key[e] + 1]++;
+    value_out[at] = static_cast<Id>(value[e]);
+    order_out[at] = static_cast<Id>(e);
+  }
+  return -1;
+}
+
+#define GNNSYS_INSTANTIATE(Value, Id)                                                              \
+  template int64_t sum_neighbors<Value, Id>(const Neighbors<Id>&, const Coefficients<Value>&,      \
+                                            const Rows<Value>&, Value*, ThreadPool&, Isa);         \
+  template int64_t dot_neighbors<Value, Id>(const Neighbors<Id>&, const Coefficients<Value>&,      \
+                                            const Rows<Value>&, const Value*, Value*, ThreadPool&, \
+                                            Isa);
+GNNSYS_INSTANTIATE(float, int32_t)
+GNNSYS_INSTANTIATE(float, int64_t)
+GNNSYS_INSTANTIATE(double, int32_t)
+GNNSYS_INSTANTIATE(double, int64_t)
+GNNSYS_INSTANTIATE(BFloat16, int32_t)
+GNNSYS_INSTANTIATE(BFloat16, int64_t)
+#undef GNNSYS_INSTANTIATE
+
+template int64_t group_edges<int32_t>(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*,
+                                      int32_t*, int32_t*);
+template int64_t group_edges<int64_t>(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*,
+                                      int64_t*, int64_t*);
+
+}  // namespace gnnsys

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gnnsys.dataset_folder import Dataset, open_dataset
     from gnnsys.feature_store import FeatureStore
     from gnnsys.layerwise import inference
+    from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader
     from gnnsys.loaders.neighbor_loader import NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
     from gnnsys.memory.alloc import keep_freed_memory
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Dataset",
     "FeatureStore",
+    "LinkNeighborLoader",
     "NeighborLoader",
     "NeighborSampler",
     "UnifiedTensor",
@@ -33,6 +35,7 @@ __all__ = [
 _HOME = {
     "Dataset": "gnnsys.dataset_folder",
     "FeatureStore": "gnnsys.feature_store",
+    "LinkNeighborLoader": "gnnsys.loaders.link_neighbor_loader",
     "NeighborLoader": "gnnsys.loaders.neighbor_loader",
     "NeighborSampler": "gnnsys.loaders.neighbor_sampler",
     "UnifiedTensor": "gnnsys.unified_tensor",

@@ -109,7 +109,7 @@ def test_a_sampler_or_batches_of_the_user_set_the_order() -> None:
     order = [5, 3, 200, 7]
     found = next(iter(loader_of(data, sampler=order)))
     assert found.n_id[:4].tolist() == order
-    loader = loader_of(data, batch_sampler=[[1, 2], [9]])
+    loader = gnnsys.NeighborLoader(data, [4, 3], batch_sampler=[[1, 2], [9]])
     assert [batch.n_id[: batch.batch_size].tolist() for batch in loader] == [[1, 2], [9]]
     assert len(loader) == 2
     with pytest.raises(ArgumentError, match="shuffle"):

@@ -1,0 +1,148 @@
+"""``LinkNeighborLoader``: PyG's loader of links over the sampler and stores of gnnsys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import Tensor
+from torch_geometric.loader import LinkLoader
+from torch_geometric.sampler import BaseSampler
+
+from gnnsys.errors import ArgumentError
+from gnnsys.loaders.lookahead_loader import (
+    Layout,
+    LookaheadLoader,
+    LookaheadOptions,
+    check_batching,
+)
+from gnnsys.loaders.neighbor_sampler import NeighborSampler
+
+__all__ = ["LinkNeighborLoader"]
+
+
+class LinkNeighborLoader(LookaheadLoader, LinkLoader):
+    """Mini-batches around links: PyG's ``LinkNeighborLoader``, made ahead in threads.
+
+    Takes the arguments of ``torch_geometric.loader.LinkNeighborLoader`` and yields the same
+    attributes: beside those of the nodes and edges ``edge_label_index`` and ``edge_label``, or with
+    triplets ``src_index``, ``dst_pos_index`` and ``dst_neg_index``. Negative links are drawn at
+    random and may be links of the graph; like everything else in a batch they depend on the data,
+    ``seed``, the epoch and the batch's number alone. See ``NeighborLoader`` for how batches are
+    made and for the arguments that are not described here.
+
+    Args:
+        data: PyG ``Data`` or ``HeteroData``, or ``(FeatureStore, GraphStore)``.
+        num_neighbors: neighbours per node and hop; see ``NeighborLoader``.
+        edge_label_index: (2, n) links, sources above targets; None for all edges. In heterogeneous
+            graphs their edge type, or (edge type, links or None).
+        edge_label: (n,) labels of the links.
+        edge_label_time: (n,) int64 times of the links; needs ``time_attr``.
+        neg_sampling: a ``NegativeSampling``, or "binary", "triplet" or a dict of its arguments;
+            None for no negative links.
+        neg_sampling_ratio: negative links for each link; deprecated by PyG in favour of
+            ``neg_sampling``.
+
+    Raises:
+        ArgumentError, DTypeError, UnsupportedError: arguments that cannot be used, or not together.
+
+    >>> import torch
+    >>> from torch_geometric.data import Data
+    >>> data = Data(x=torch.eye(3), edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]))
+    >>> loader = LinkNeighborLoader(data, [-1], neg_sampling="binary", batch_size=2)
+    >>> next(iter(loader)).edge_label.tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+
+    _join = LinkLoader.filter_fn
+
+    def __init__(
+        self,
+        data: Any,
+        num_neighbors: Any,
+        edge_label_index: Any = None,
+        edge_label: Tensor | None = None,
+        edge_label_time: Tensor | None = None,
+        replace: bool = False,
+        subgraph_type: Any = "directional",
+        disjoint: bool = False,
+        temporal_strategy: str = "uniform",
+        neg_sampling: Any = None,
+        neg_sampling_ratio: float | None = None,
+        time_attr: str | None = None,
+        weight_attr: str | None = None,
+        transform: Callable[..., Any] | None = None,
+        transform_sampler_output: Callable[..., Any] | None = None,
+        is_sorted: bool = False,
+        filter_per_worker: bool | None = None,
+        neighbor_sampler: BaseSampler | None = None,
+        directed: bool = True,
+        custom_cls: Any = None,
+        input_id: Tensor | None = None,
+        *,
+        seed: int = 0,
+        threads: int = 0,
+        window: int = 4,
+        layout: Layout = "csr",
+        method: Literal["uniform", "labor"] = "uniform",
+        dependent_batches: int = 1,
+        keep_freed_memory: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        options = LookaheadOptions(
+            seed=seed,
+            threads=threads,
+            window=window,
+            layout=layout,
+            keep_freed_memory=keep_freed_memory,
+            filter_per_worker=filter_per_worker,
+        )
+        check_batching(kwargs)
+        if (edge_label_time is None) != (time_attr is None):
+            given, lacking = ("edge_label_time", "time_attr")[:: 1 if time_attr is None else -1]
+            raise ArgumentError(f"{given}: given, but {lacking} is not; temporal links need both")
+        if neighbor_sampler is None:
+            neighbor_sampler = NeighborSampler(
+                data,
+                num_neighbors,
+                subgraph_type=subgraph_type,
+                replace=replace,
+                disjoint=disjoint,
+                temporal_strategy=temporal_strategy,
+                time_attr=time_attr,
+                weight_attr=weight_attr,
+                is_sorted=is_sorted,
+                directed=directed,
+                seed=seed,
+                threads=threads,
+                method=method,
+                dependent_batches=dependent_batches,
+            )
+        self.num_neighbors, self.time_attr = num_neighbors, time_attr
+        self.neighbor_sampler = neighbor_sampler
+        # As they are given, so that a loader can be made anew from its attributes.
+        self.edge_label, self.edge_label_time = edge_label, edge_label_time
+        self.input_id = input_id
+        LinkLoader.__init__(
+            self,
+            data=data,
+            link_sampler=neighbor_sampler,
+            edge_label_index=edge_label_index,
+            edge_label=edge_label,
+            edge_label_time=edge_label_time,
+            neg_sampling=neg_sampling,
+            neg_sampling_ratio=neg_sampling_ratio,
+            transform=transform,
+            transform_sampler_output=transform_sampler_output,
+            filter_per_worker=filter_per_worker,
+            custom_cls=custom_cls,
+            input_id=input_id,
+            **kwargs,
+        )
+        self._init_lookahead(options, kwargs)
+
+    def _the_sampler(self) -> Any:
+        return self.link_sampler
+
+    def _draw(self, inputs: Any, **place: int) -> Any:
+        return self.link_sampler.sample_from_edges(inputs, self.neg_sampling, **place)

@@ -1,0 +1,273 @@
+"""Work done ahead of whoever consumes it: two stages in threads, results in order.
+
+Owns ``Lookahead`` and all threads of the loaders. Imports the standard library alone and knows
+nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in its
+place; at most ``window`` items are past the start of the first stage and not taken; of those at most
+one has passed the second and waits; no thread outlives the iteration, however it ends.
+
+The items themselves are drawn in the consumer's thread, one for each that is taken, as
+``torch.utils.data.DataLoader`` does: a sampler may use the global random state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+__all__ = ["Lookahead", "Work"]
+
+_log = logging.getLogger(__name__)
+
+
+class Work(Protocol):
+    """What is done with an item. Each stage runs in one thread, which may not be the consumer's."""
+
+    def sample(self, item: Any) -> Any:
+        """The first stage."""
+
+    def fetch(self, sampled: Any) -> Any:
+        """The second stage, of what the first one returned."""
+
+    def discard(self, sampled: Sequence[Any]) -> None:
+        """Told at the end of what passed the first stage and not the second, in order."""
+
+
+class Lookahead(Iterator[Any]):
+    """Yields ``work.fetch(work.sample(item))`` for every item, computed ahead.
+
+    An exception in a stage is raised in the consumer, at the item that it is about: of the same
+    type where one can be made from a text, with the item and the stage in the text, and with the
+    original as its cause. The iteration then ends. It also ends when this object is closed, let go
+    of or collected, and when the interpreter exits.
+
+    Args:
+        items: what to work on; ``str(item)`` names one in an error.
+        work: the two stages.
+        window: items in work or waiting at any time; 0 does everything in the consumer's thread.
+        timeout: seconds to wait for an item; 0 waits without end.
+
+    Raises:
+        RuntimeError: an item took longer than ``timeout``, or the process was forked since.
+
+    >>> class Square:
+    ...     def sample(self, item): return item
+    ...     def fetch(self, sampled): return sampled * sampled
+    ...     def discard(self, sampled): pass
+    >>> list(Lookahead(range(4), Square(), window=2))
+    [0, 1, 4, 9]
+    """
+
+    def __init__(
+        self, items: Iterable[Any], work: Work, *, window: int, timeout: float = 0.0
+    ) -> None:
+        self._items = iter(items)
+        self._window = window
+        self._timeout = timeout
+        self._stages = _Stages(work, threads=window > 0)
+        # Not __del__: it would not run at exit. The threads know the stages, never this object.
+        self._finish = weakref.finalize(self, self._stages.close)
+
+    def __next__(self) -> Any:
+        if not self._finish.alive:
+            raise StopIteration
+        try:
+            return self._take_ahead() if self._window else self._take_now()
+        except BaseException:  # StopIteration too
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the iteration: waits for the stages to finish what they are doing."""
+        self._finish()
+
+    def _take_now(self) -> Any:
+        return self._stages.run(next(self._items))
+
+    def _take_ahead(self) -> Any:
+        self._feed()
+        if not self._stages.in_flight:
+            raise StopIteration
+        result = self._stages.take(self._timeout)
+        self._feed()
+        return result
+
+    def _feed(self) -> None:
+        while len(self._stages.in_flight) < self._window:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                break
+            except Exception as error:  # told in its turn, after the items before it
+                self._stages.start_failed(error)
+                self._items = iter(())
+            else:
+                self._stages.start(item)
+        self._stages.fetch_ahead(1)
+
+
+@dataclass(slots=True)
+class _InFlight:
+    item: Any
+    sampled: Future[Any] | None  # None once it is fetched
+    fetched: Future[Any] | None = None
+
+
+class _Stages:
+    """The threads of one iteration and what they are working on."""
+
+    def __init__(self, work: Work, *, threads: bool) -> None:
+        self.in_flight: deque[_InFlight] = deque()
+        self._work = work
+        self._process = os.getpid()
+        self.gates = (threading.RLock(), threading.RLock())  # one held while each stage works
+        if threads:
+            self._sampling, self._fetching = (
+                ThreadPoolExecutor(1, f"gnnsys-{name}", _enter, (id(self),))
+                for name in ("sample", "fetch")
+            )
+            _running[id(self)] = self
+
+    def run(self, item: Any) -> Any:
+        """Both stages here and now."""
+        sampled = self._sample(item)
+        try:
+            return self._fetch(item, sampled)
+        except BaseException:
+            self._discard([sampled])
+            raise
+
+    def start(self, item: Any) -> None:
+        self.in_flight.append(_InFlight(item, self._sampling.submit(self._sample, item)))
+
+    def start_failed(self, error: Exception) -> None:
+        failed: Future[Any] = Future()
+        failed.set_exception(error)
+        self.in_flight.append(_InFlight(None, failed))
+
+    def fetch_ahead(self, count: int) -> None:
+        """Sees to it that the next ``count`` items are fetched."""
+        for entry in islice(self.in_flight, count):
+            if entry.fetched is None:
+                entry.fetched = self._fetching.submit(self._fetch_sampled, entry)
+
+    def take(self, timeout: float) -> Any:
+        """The next item's result, once it is there."""
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"this iterator's threads run in process {self._process}, which was forked into "
+                f"{os.getpid()}: make a new one here with iter(loader)"
+            )
+        # The second is fetched as soon as the first is there, without waiting for the consumer.
+        self.fetch_ahead(2)
+        fetched = self.in_flight[0].fetched
+        assert fetched is not None
+        if timeout and not wait([fetched], timeout).done:
+            raise RuntimeError(f"{self.in_flight[0].item}: not there after timeout={timeout} s")
+        result = fetched.result()
+        self.in_flight.popleft()
+        return result
+
+    def _sample(self, item: Any) -> Any:
+        with self.gates[0], _Origin(item, "sampling"):
+            return self._work.sample(item)
+
+    def _fetch(self, item: Any, sampled: Any) -> Any:
+        with self.gates[1], _Origin(item, "fetching"):
+            return self._work.fetch(sampled)
+
+    def _fetch_sampled(self, entry: _InFlight) -> Any:
+        assert entry.sampled is not None
+        result = self._fetch(entry.item, entry.sampled.result())
+        entry.sampled = None
+        return result
+
+    def close(self) -> None:
+        if self._process != os.getpid():
+            return
+        if getattr(_here, "stages", None) == id(self):
+            # The garbage collector may run in a thread of ours, which cannot wait for itself.
+            threading.Thread(target=self._close).start()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        if id(self) in _running:
+            for executor in (self._fetching, self._sampling):
+                executor.shutdown(wait=False, cancel_futures=True)
+            for executor in (self._fetching, self._sampling):
+                executor.shutdown()
+            del _running[id(self)]
+        left = [entry.sampled for entry in self.in_flight if entry.sampled is not None]
+        self.in_flight.clear()
+        self._discard([s.result() for s in left if not s.cancelled() and not s.exception()])
+
+    def _discard(self, sampled: list[Any]) -> None:
+        if not sampled:
+            return
+        try:
+            self._work.discard(sampled)
+        except Exception:  # there may be an error under way already, which tells more
+            _log.exception("what was sampled ahead could not be discarded")
+
+
+class _Origin:
+    """Adds to an exception of the body which item and stage it comes from."""
+
+    def __init__(self, item: Any, stage: str) -> None:
+        self.item, self.stage = item, stage
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception):
+            raise _retold(error, f"{self.item}, {self.stage}") from error
+
+
+def _retold(error: Exception, origin: str) -> Exception:
+    ends_loops = isinstance(error, (StopIteration, StopAsyncIteration))
+    try:
+        again = type(error)(f"{origin}: {error}")
+        again.__dict__.update(error.__dict__)
+    except Exception:  # a type that is not made from a text
+        ends_loops = True
+    if ends_loops:
+        return RuntimeError(f"{origin}: {type(error).__name__}: {error}")
+    return again
+
+
+# Forks ------------------------------------------------------------------------------------------
+# A child has only the thread that forked. What another thread holds at that moment, such as a lock
+# in C++, would stay held in the child for ever: so stages stand still while the process forks.
+
+_FORK_PATIENCE = 5.0  # seconds to wait for a stage, so that no fork waits for ever
+
+_here = threading.local()
+_running: weakref.WeakValueDictionary[int, _Stages] = weakref.WeakValueDictionary()
+
+
+def _enter(stages: int) -> None:
+    _here.stages = stages
+
+
+def _pause() -> None:
+    running = [found for ref in _running.valuerefs() if (found := ref()) is not None]
+    gates = [gate for stages in running for gate in stages.gates]
+    _here.paused = [gate for gate in gates if gate.acquire(timeout=_FORK_PATIENCE)]
+
+
+def _resume() -> None:
+    for gate in _here.paused:
+        gate.release()
+    del _here.paused
+
+
+os.register_at_fork(before=_pause, after_in_parent=_resume, after_in_child=_resume)

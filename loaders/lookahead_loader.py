@@ -1,0 +1,272 @@
+"""What ``NeighborLoader`` and ``LinkNeighborLoader`` share: batches made ahead, in threads.
+
+Owns the iteration of the loaders, their epochs and the layout of batches. Sampling belongs to the
+sampler, joining nodes with features to PyG's ``filter_fn``, threads to ``Lookahead``. Invariant: a
+batch is a function of the data, ``seed``, its epoch and its number alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from gnnsys.errors import ArgumentError
+from gnnsys.loaders.csr import with_csr
+from gnnsys.loaders.lookahead import Lookahead
+from gnnsys.loaders.neighbor_sampler import NeighborSampler
+from gnnsys.loaders.row_tables import RowTables, Tickets
+from gnnsys.loaders.seed_batches import (
+    Epochs,
+    SeedBatch,
+    SequentialSeeds,
+    ShuffledSeeds,
+    number_batches,
+)
+from gnnsys.memory import keep_freed_memory
+
+__all__ = ["Layout", "LookaheadLoader", "LookaheadOptions", "check_batching"]
+
+_log = logging.getLogger(__name__)
+
+Layout = Literal["csr", "coo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookaheadOptions:
+    """What both loaders take beside PyG's arguments."""
+
+    seed: int
+
+    threads: int
+
+    window: int
+    """Batches sampled ahead; 0 for none, everything then happens in the consumer's thread."""
+
+    layout: Layout
+
+    keep_freed_memory: bool
+
+    filter_per_worker: bool | None
+    """As it was given: PyG would fill in what it infers."""
+
+    def __post_init__(self) -> None:
+        if self.window < 0:
+            raise ArgumentError(f"window: {self.window} < 0; give a number of batches, or 0")
+        if self.threads < 0:
+            raise ArgumentError(f"threads: {self.threads} < 0; give 0 for all cores or a number")
+        if self.layout not in ("csr", "coo"):
+            raise ArgumentError(f"layout: {self.layout!r}, expected 'csr' or 'coo'")
+
+
+def check_batching(kwargs: dict[str, Any]) -> None:
+    """Raises ArgumentError for arguments of DataLoader that exclude one another, or no batches."""
+    if kwargs.get("batch_sampler") is None:
+        batch_size = kwargs.get("batch_size", 1)
+        if batch_size is None or batch_size < 1:
+            raise ArgumentError(f"batch_size: {batch_size}, expected at least 1")
+    given = [name for name in ("sampler", "batch_sampler") if kwargs.get(name) is not None]
+    if given and kwargs.get("shuffle"):
+        raise ArgumentError(f"shuffle: excludes {given[0]}, which sets the order")
+
+
+class LookaheadLoader(DataLoader[Any]):
+    """Stands before PyG's ``NodeLoader`` or ``LinkLoader`` among the bases of a loader."""
+
+    data: Any
+    input_data: Any
+    transform: Callable[..., Any] | None
+    transform_sampler_output: Callable[..., Any] | None
+    filter_per_worker: bool | None
+    custom_cls: Any
+
+    _epochs: Epochs
+    _tables: RowTables
+
+    # What a loader says -------------------------------------------------------------------------
+
+    def _the_sampler(self) -> Any:
+        """The sampler that draws the batches."""
+        raise NotImplementedError
+
+    def _draw(self, inputs: Any, **place: int) -> Any:
+        """The sampler's output for seeds; ``place`` has their group and epoch where those count."""
+        raise NotImplementedError
+
+    _join: Callable[[Any, Any], Any]
+    """PyG's ``filter_fn`` as a function of anything that has the attributes of a loader."""
+
+    # Making one ---------------------------------------------------------------------------------
+
+    def _init_lookahead(self, options: LookaheadOptions, kwargs: dict[str, Any]) -> None:
+        """Called last, when DataLoader has checked ``kwargs`` and made its samplers."""
+        # Kept by name: PyTorch Lightning makes loaders anew from their attributes.
+        self.seed, self.threads, self.window = options.seed, options.threads, options.window
+        self.layout = options.layout
+        self.keep_freed_memory = options.keep_freed_memory
+        self.filter_per_worker = options.filter_per_worker
+        # A bound method, which in a copy of this loader would still be bound to this one.
+        self.__dict__.pop("collate_fn")
+        self._epochs = Epochs()
+        self._tables = RowTables(options.threads)
+        if kwargs.get("sampler") is None and kwargs.get("batch_sampler") is None:
+            self._order_seeds(bool(kwargs.get("shuffle")))
+        if options.keep_freed_memory:
+            keep_freed_memory()
+        if self.num_workers:
+            _log_workers()
+
+    def _order_seeds(self, shuffle: bool) -> None:
+        """Puts an order that knows the epoch in the place of DataLoader's own."""
+        num_seeds = len(self.dataset)  # type: ignore[arg-type]
+        order: SequentialSeeds | ShuffledSeeds = (
+            ShuffledSeeds(num_seeds, self._epochs, self.seed)
+            if shuffle
+            else SequentialSeeds(num_seeds, self._epochs)
+        )
+        assert self.batch_size is not None
+        # DataLoader lets neither be set once it is made.
+        self.__dict__["sampler"] = order
+        self.__dict__["batch_sampler"] = BatchSampler(order, self.batch_size, self.drop_last)
+
+    def check_worker_number_rationality(self) -> None:
+        """Nothing to check: ``num_workers`` starts no process."""
+
+    # Iterating ----------------------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Makes ``epoch`` the number of the next epoch; by itself it counts from 0.
+
+        With ``first_batch`` that epoch leaves out the batches before it: the rest of an epoch that
+        was broken off, the same batches as in the whole one.
+        """
+        self._epochs.next, self._epochs.first_batch = epoch, first_batch
+
+    def __iter__(self) -> Any:
+        return self._get_iterator()
+
+    def _get_iterator(self) -> Any:
+        return _Batches(self)
+
+    def filter_fn(self, out: Any) -> Any:
+        """The batch of a sampler's output: nodes joined with their features, and transformed."""
+        if self.transform_sampler_output:
+            out = self.transform_sampler_output(out)
+        return self._transformed(self._make_batch(out, self._tables.view(self.data).data))
+
+    def _make_batch(self, out: Any, data: Any) -> Any:
+        by_target = self.layout == "csr" and self._is_by_target(out)
+        reader = SimpleNamespace(
+            data=data,
+            input_data=self.input_data,
+            custom_cls=self.custom_cls,
+            neg_sampling=getattr(self, "neg_sampling", None),
+            node_sampler=self._the_sampler(),
+            link_sampler=self._the_sampler(),
+            transform=None,
+            transform_sampler_output=None,
+        )
+        batch = type(self)._join(reader, out)
+        for store in batch.stores:
+            # What PyG knows of attributes, which a copy of the data shares with it.
+            store.__dict__.pop("_cached_attr", None)
+        return with_csr(batch) if by_target else batch
+
+    def _is_by_target(self, out: Any) -> bool:
+        """Whether the sampler's edges ascend by target, as a CSR layout has them."""
+        sampler = self._the_sampler()
+        if isinstance(sampler, NeighborSampler) and not self.transform_sampler_output:
+            kind = getattr(sampler, "subgraph_type", "directional")
+            if getattr(kind, "value", kind) != "bidirectional":
+                return True
+        targets = out.col.values() if isinstance(out.col, dict) else [out.col]
+        return all(bool((col[1:] >= col[:-1]).all()) for col in targets if col is not None)
+
+    def _transformed(self, batch: Any) -> Any:
+        return batch if self.transform is None else self.transform(batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": RowTables(self.threads)}
+
+
+class _Batches(Lookahead):
+    """One epoch of a loader."""
+
+    def __init__(self, loader: LookaheadLoader) -> None:
+        self._loader = loader
+        super().__init__(
+            number_batches(loader.batch_sampler, loader._epochs),  # type: ignore[arg-type]
+            _Batching(loader),
+            window=loader.window,
+            timeout=loader.timeout,
+        )
+
+    def __next__(self) -> Any:
+        batch = super().__next__()
+        if self._loader.filter_per_worker:
+            return batch
+        try:
+            return self._loader._transformed(batch)
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+@dataclass(slots=True)
+class _Sampled:
+    out: Any  # SamplerOutput or HeteroSamplerOutput
+    tickets: Tickets
+
+
+class _Batching:
+    """The stages of an epoch, over the data as it was when the epoch began."""
+
+    def __init__(self, loader: LookaheadLoader) -> None:
+        self._loader = loader
+        self._view = loader._tables.view(loader.data)
+        self._draws_by_place = isinstance(loader._the_sampler(), NeighborSampler)
+        self._pins = bool(loader.pin_memory) and _can_pin()
+
+    def sample(self, seeds: SeedBatch) -> _Sampled:
+        loader = self._loader
+        place = {"group": seeds.number, "epoch": seeds.epoch} if self._draws_by_place else {}
+        out = loader._draw(loader.input_data[seeds.positions], **place)
+        # Before the announcement, because it may change which nodes the batch has.
+        if loader.transform_sampler_output:
+            out = loader.transform_sampler_output(out)
+        return _Sampled(out, self._view.announce(out.node))
+
+    def fetch(self, sampled: _Sampled) -> Any:
+        loader = self._loader
+        batch = loader._make_batch(sampled.out, self._view.redeem(sampled.tickets))
+        if loader.filter_per_worker:
+            batch = loader._transformed(batch)
+        return pin_memory(batch) if self._pins else batch
+
+    def discard(self, sampled: Sequence[_Sampled]) -> None:
+        self._view.retract([batch.tickets for batch in sampled])
+
+
+def _can_pin() -> bool:
+    if torch.cuda.is_available():
+        return True
+    _log.info("pin_memory: True, but there is no CUDA device, so batches stay in pageable memory")
+    return False
+
+
+@lru_cache
+def _log_workers() -> None:
+    _log.warning(
+        "num_workers: samples and features come from threads of this process, whatever its value; "
+        "0, the default, says so, and worker_init_fn is not called"
+    )

@@ -1,0 +1,224 @@
+"""What a loader reads rows from: its data, with plain tensors behind stores.
+
+Owns ``RowTables``. Invariants: the user's data is not changed; a batch's rows equal torch's
+indexing bit for bit, and are ordinary tensors in memory that is used again once they are let go.
+
+A store whose rows have to be brought nearer first has ``announce``: it is told the node ids of a
+batch as soon as they are sampled, and answers with a ticket that goes with the gather. ::
+
+    ticket = store.announce(ids)
+    rows = store.gather(ids, ticket=ticket)
+    store.retract(ticket)  # instead: neither this batch nor any announced after it will come
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch_geometric.data
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData, TensorAttr
+from torch_geometric.data.storage import BaseStorage, EdgeStorage, NodeStorage
+
+from gnnsys.feature_store import FeatureStore
+from gnnsys.memory.store import SUPPORTED_DTYPES
+from gnnsys.unified_tensor import UnifiedTensor, unified
+
+__all__ = ["AnnouncedStore", "RowTables", "TableView", "Tickets"]
+
+_LEAST_BYTES = 1 << 20
+"""Smaller tables stay in the caches, where torch's ``index_select`` has less to do than a store."""
+
+
+@runtime_checkable
+class AnnouncedStore(Protocol):
+    """A ``gnnsys.memory.Store`` that is told ahead which rows will be asked for."""
+
+    def announce(self, ids: Tensor) -> Any:
+        """Takes note of the (n,) int64 ids of a batch to come; returns its ticket."""
+
+    def gather(self, ids: Tensor, out: Tensor | None = None, *, ticket: Any = None) -> Tensor:
+        """Rows of the batch announced; tickets are redeemed in the order they were given."""
+
+    def retract(self, ticket: Any) -> None:
+        """Takes back this ticket and all that were given after it."""
+
+
+class _TicketStore:
+    """The rows of a store for one announced batch."""
+
+    def __init__(self, store: Any, ticket: Any) -> None:
+        self.shape, self.dtype = store.shape, store.dtype
+        self.store, self.ticket = store, ticket
+        self.redeemed = False
+
+    def gather(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        rows: Tensor = self.store.gather(ids, out, ticket=self.ticket)
+        self.redeemed = True
+        return rows
+
+
+Tickets = Sequence[_TicketStore]
+"""One for each table that is announced."""
+
+
+class RowTables:
+    """Stores over the tensors of a loader's data, kept from one epoch to the next.
+
+    Args:
+        threads: that gather; 0 for all cores this process may use.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._tables: dict[tuple[Any, str], tuple[Tensor, UnifiedTensor]] = {}
+
+    def view(self, data: Any) -> TableView:
+        """The data as it is now, to read batches from."""
+        if not isinstance(data, (Data, HeteroData)):
+            return TableView(data, _announced_features(data))
+        view = copy.copy(data)
+        tables: dict[tuple[Any, str], tuple[Tensor, UnifiedTensor]] = {}
+        for store, own in zip(data.stores, view.stores, strict=True):
+            for key, value in list(store.items()):
+                if _is_filtered(store, key) and _is_table(data, store, key, value):
+                    place = (store._key, key)
+                    known = self._tables.get(place)
+                    if known is None or known[0] is not value:
+                        known = value, unified(value, device="cpu", threads=self._threads)
+                    tables[place] = known
+                    own[key] = known[1]
+            own.__dict__.pop("_cached_attr", None)  # what PyG knows of attributes, shared by a copy
+        self._tables = tables
+        return TableView(view, _announced_attributes(view))
+
+
+class TableView:
+    """Data whose batches can be announced; what ``RowTables.view`` returns.
+
+    ``data`` is what PyG's filter functions read where nothing is announced.
+    """
+
+    def __init__(self, data: Any, announced: dict[tuple[Any, str], UnifiedTensor]) -> None:
+        self.data = data
+        self._announced = announced
+
+    def announce(self, node: Any) -> Tickets:
+        """Announces a batch: (n,) node ids, or a dict of them by node type; returns tickets."""
+        tickets: list[_TicketStore] = []
+        try:
+            for (group, _), table in self._announced.items():
+                ids = node.get(group) if isinstance(node, dict) else node
+                if ids is None:
+                    ids = torch.empty(0, dtype=torch.int64)
+                tickets.append(_TicketStore(table.store, table.store.announce(ids)))
+        except BaseException:
+            self.retract([tickets])
+            raise
+        return tickets
+
+    def retract(self, batches: Sequence[Tickets]) -> None:
+        """Takes back batches that will not be gathered; all that were announced after the first."""
+        for tickets in zip_longest(*batches):
+            left = next((ticket for ticket in tickets if ticket and not ticket.redeemed), None)
+            if left is not None:
+                left.store.retract(left.ticket)
+
+    def redeem(self, tickets: Tickets) -> Any:
+        """What PyG's filter functions read for the batch that was announced with the tickets."""
+        if not self._announced:
+            return self.data
+        tables = {
+            place: UnifiedTensor(ticket, table.device)
+            for (place, table), ticket in zip(self._announced.items(), tickets, strict=True)
+        }
+        if not isinstance(self.data, (Data, HeteroData)):
+            return _TicketFeatures(self.data[0], tables), self.data[1]
+        view = copy.copy(self.data)
+        for store in view.stores:
+            for key in list(store.keys()):
+                if (store._key, key) in tables:
+                    store[key] = tables[store._key, key]
+        return view
+
+
+def _is_filtered(store: BaseStorage, key: str) -> bool:
+    """Whether PyG takes rows of this attribute; others are handed on as they are."""
+    if key in ("edge_index", "adj", "adj_t"):
+        return False
+    of_node = isinstance(store, NodeStorage) and store.is_node_attr(key)
+    return of_node or (isinstance(store, EdgeStorage) and store.is_edge_attr(key))
+
+
+def _is_table(data: Any, store: BaseStorage, key: str, value: Any) -> bool:
+    """Whether a store reads the rows of this attribute, and faster than torch."""
+    return (
+        type(value) is Tensor
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in SUPPORTED_DTYPES
+        and value.numel() * value.element_size() >= _LEAST_BYTES
+        and value[0].is_contiguous()
+        and not (value.requires_grad or value.is_conj() or value.is_neg())
+        and data.__cat_dim__(key, value, store) == 0
+    )
+
+
+def _announced_attributes(view: Any) -> dict[tuple[Any, str], UnifiedTensor]:
+    return {
+        (store._key, key): value
+        for store in view.stores
+        if isinstance(store, NodeStorage)
+        for key, value in store.items()
+        if _is_announced(value) and store.is_node_attr(key)
+    }
+
+
+def _announced_features(data: Any) -> dict[tuple[Any, str], UnifiedTensor]:
+    features = data[0] if isinstance(data, (tuple, list)) else None
+    if not isinstance(features, FeatureStore):
+        return {}
+    return {place: table for place, table in _tables_of(features) if _is_announced(table)}
+
+
+def _tables_of(features: FeatureStore) -> Iterator[tuple[tuple[Any, str], UnifiedTensor]]:
+    for attr in features.get_all_tensor_attrs():
+        yield (
+            (attr.group_name, attr.attr_name),
+            features.table(attr.group_name, attr.attr_name),
+        )
+
+
+def _is_announced(value: Any) -> bool:
+    return isinstance(value, UnifiedTensor) and isinstance(value.store, AnnouncedStore)
+
+
+class _TicketFeatures(torch_geometric.data.FeatureStore):
+    """A feature store for one batch, some of whose matrices are announced."""
+
+    def __init__(
+        self, features: FeatureStore, announced: dict[tuple[Any, str], UnifiedTensor]
+    ) -> None:
+        super().__init__()
+        self.__dict__["_features"] = features
+        self.__dict__["_announced"] = announced
+
+    def _get_tensor(self, attr: TensorAttr) -> Tensor | None:
+        table = self._announced.get((attr.group_name, attr.attr_name))
+        return self._features._get_tensor(attr) if table is None else table[attr.index]
+
+    def _get_tensor_size(self, attr: TensorAttr) -> tuple[int, ...] | None:
+        return self._features._get_tensor_size(attr)
+
+    def get_all_tensor_attrs(self) -> list[TensorAttr]:
+        return self._features.get_all_tensor_attrs()
+
+    def _put_tensor(self, tensor: Any, attr: TensorAttr) -> bool:
+        return self._features._put_tensor(tensor, attr)
+
+    def _remove_tensor(self, attr: TensorAttr) -> bool:
+        return self._features._remove_tensor(attr)

@@ -1,0 +1,115 @@
+"""Which seeds make up which batch of which epoch.
+
+Owns the order of seeds and the numbers of batches. Imports ``rng`` and torch. Invariant: without a
+sampler of the user, the order is a function of (seed, epoch) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
+
+from gnnsys import rng
+
+__all__ = ["Epochs", "SeedBatch", "SequentialSeeds", "ShuffledSeeds", "number_batches"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedBatch:
+    """The seeds of one batch."""
+
+    epoch: int
+
+    number: int
+    """In its epoch, from 0."""
+
+    positions: Tensor
+    """(batch,) int64 into the loader's input nodes or links."""
+
+    def __str__(self) -> str:
+        return f"batch {self.number} of epoch {self.epoch}"
+
+
+@dataclass(slots=True)
+class Epochs:
+    """Counts the epochs of a loader; the loader and its order of seeds share one."""
+
+    next: int = 0
+    """The epoch that the next iteration is."""
+
+    first_batch: int = 0
+    """The batch that it begins with."""
+
+    def begin(self) -> tuple[int, int]:
+        """The epoch and the first batch of an iteration that begins."""
+        begun = self.next, self.first_batch
+        self.next, self.first_batch = self.next + 1, 0
+        return begun
+
+
+class SequentialSeeds(SequentialSampler):
+    """The seeds as they are given. PyTorch Lightning tells loaders apart by this base class."""
+
+    def __init__(self, num_seeds: int, epochs: Epochs) -> None:
+        super().__init__(range(num_seeds))
+        self.epochs = epochs
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes ``epoch`` the next one; ``DistributedSampler`` has this method too."""
+        self.epochs.next = epoch
+
+    def order(self, epoch: int) -> Tensor:
+        """(seeds,) positions of the seeds in an epoch."""
+        del epoch
+        return torch.arange(len(self))
+
+
+class ShuffledSeeds(RandomSampler):
+    """The seeds in an order of their own each epoch, from (seed, epoch)."""
+
+    def __init__(self, num_seeds: int, epochs: Epochs, seed: int) -> None:
+        super().__init__(range(num_seeds))
+        self.epochs = epochs
+        self.seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes ``epoch`` the next one; ``DistributedSampler`` has this method too."""
+        self.epochs.next = epoch
+
+    def order(self, epoch: int) -> Tensor:
+        """(seeds,) positions of the seeds in an epoch."""
+        return torch.from_numpy(rng.permutation(len(self), self.seed, epoch))
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order(self.epochs.next).tolist()
+
+
+def number_batches(batches: Iterable[list[int]], epochs: Epochs) -> Iterator[SeedBatch]:
+    """The batches of the next epoch, which begins with this call.
+
+    >>> batches = BatchSampler(SequentialSeeds(3, epochs := Epochs()), 2, drop_last=False)
+    >>> [(str(batch), batch.positions.tolist()) for batch in number_batches(batches, epochs)]
+    [('batch 0 of epoch 0', [0, 1]), ('batch 1 of epoch 0', [2])]
+    """
+    epoch, first = epochs.begin()
+    if type(batches) is BatchSampler and isinstance(
+        batches.sampler, (SequentialSeeds, ShuffledSeeds)
+    ):
+        return _slices(batches.sampler.order(epoch), batches, epoch, first)
+    return _listed(iter(batches), epoch, first)
+
+
+def _slices(order: Tensor, batches: BatchSampler, epoch: int, first: int) -> Iterator[SeedBatch]:
+    size = batches.batch_size
+    for number in range(first, len(batches)):
+        yield SeedBatch(epoch, number, order[number * size : (number + 1) * size])
+
+
+def _listed(batches: Iterator[list[int]], epoch: int, first: int) -> Iterator[SeedBatch]:
+    for number, positions in islice(enumerate(batches), first, None):
+        yield SeedBatch(epoch, number, torch.as_tensor(positions, dtype=torch.int64))

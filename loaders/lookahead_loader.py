@@ -162,7 +162,6 @@ class LookaheadLoader(DataLoader[Any]):
         return self._transformed(self._make_batch(out, self._tables.view(self.data).data))
 
     def _make_batch(self, out: Any, data: Any) -> Any:
-        by_target = self.layout == "csr" and self._is_by_target(out)
         reader = SimpleNamespace(
             data=data,
             input_data=self.input_data,
@@ -177,17 +176,7 @@ class LookaheadLoader(DataLoader[Any]):
         for store in batch.stores:
             # What PyG knows of attributes, which a copy of the data shares with it.
             store.__dict__.pop("_cached_attr", None)
-        return with_csr(batch) if by_target else batch
-
-    def _is_by_target(self, out: Any) -> bool:
-        """Whether the sampler's edges ascend by target, as a CSR layout has them."""
-        sampler = self._the_sampler()
-        if isinstance(sampler, NeighborSampler) and not self.transform_sampler_output:
-            kind = getattr(sampler, "subgraph_type", "directional")
-            if getattr(kind, "value", kind) != "bidirectional":
-                return True
-        targets = out.col.values() if isinstance(out.col, dict) else [out.col]
-        return all(bool((col[1:] >= col[:-1]).all()) for col in targets if col is not None)
+        return with_csr(batch) if self.layout == "csr" else batch
 
     def _transformed(self, batch: Any) -> Any:
         return batch if self.transform is None else self.transform(batch)

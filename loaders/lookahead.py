@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -126,6 +126,7 @@ class _Stages:
     def __init__(self, work: Work, *, threads: bool) -> None:
         self.in_flight: deque[_InFlight] = deque()
         self._work = work
+        self._failed = False  # only the fetching thread reads and writes it
         self._process = os.getpid()
         self.gates = (threading.RLock(), threading.RLock())  # one held while each stage works
         if threads:
@@ -185,7 +186,13 @@ class _Stages:
 
     def _fetch_sampled(self, entry: _InFlight) -> Any:
         assert entry.sampled is not None
-        result = self._fetch(entry.item, entry.sampled.result())
+        if self._failed:  # the iteration ends there, and nothing after it is fetched
+            raise CancelledError
+        try:
+            result = self._fetch(entry.item, entry.sampled.result())
+        except BaseException:
+            self._failed = True
+            raise
         entry.sampled = None
         return result
 

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import NeighborLoader as PygNeighborLoader
 
 import gnnsys
-from gnnsys.errors import ArgumentError, GnnsysError, UnsupportedError
+from gnnsys.errors import ArgumentError, GnnsysError
 
 NODES = 230
 
@@ -49,7 +49,8 @@ def test_every_argument_of_pyg_is_taken_with_its_default() -> None:
     for name in set(theirs) - {"kwargs", "self"}:
         assert ours[name].default == theirs[name].default, name
     positional = [n for n, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD][: len(positional)]
+    own = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert own[: len(positional)] == positional
 
 
 def test_batches_have_the_attributes_of_pyg_and_the_rows_and_edges_of_the_data() -> None:
@@ -97,11 +98,21 @@ def test_order_and_draws_depend_on_seed_and_epoch_alone() -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_workers_and_threads_change_no_batch(shuffle: bool) -> None:
+def test_workers_threads_and_window_change_no_batch(shuffle: bool) -> None:
     data = make_data()
     expected = epoch_of(loader_of(data, shuffle=shuffle))
-    for options in ({"num_workers": 1}, {"num_workers": 2}, {"threads": 4}):
-        assert epoch_of(loader_of(data, shuffle=shuffle, **options)) == expected, options
+    for options in (
+        {"num_workers": 1, "prefetch_factor": 3},
+        {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "spawn"},
+        {"threads": 1},
+        {"threads": 4, "window": 1},
+        {"window": 0},
+        {"window": 50, "pin_memory": True, "timeout": 30},
+    ):
+        loader = loader_of(data, shuffle=shuffle, **options)
+        assert epoch_of(loader) == expected, options
+        loader.set_epoch(0)
+        assert epoch_of(loader) == expected, options  # also a second time, as the same epoch
 
 
 def test_a_sampler_or_batches_of_the_user_set_the_order() -> None:
@@ -140,31 +151,19 @@ def test_all_neighbours_equal_k_hop_subgraph() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"disjoint": True},
-        {"subgraph_type": "induced"},
-        {"temporal_strategy": "last"},
-        {"time_attr": "time"},
-        {"weight_attr": "weight"},
-        {"input_time": torch.arange(NODES)},
-        {"directed": False},
-        {"num_neighbors": {("a", "to", "b"): [1]}},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_what_is_not_offered_yet_says_so(options: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match=next(iter(options))):
-        loader_of(make_data(), **options)
-
-
-@pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"batch_size": 0}, "batch_size"),
         ({"num_neighbors": [-2]}, "num_neighbors"),
         ({"threads": -1}, "threads"),
         ({"is_sorted": True}, "is_sorted"),
+        ({"window": -1}, "window"),
+        ({"layout": "csc"}, "layout"),
+        ({"input_time": torch.arange(NODES)}, "time_attr"),
+        ({"subgraph_type": "sideways"}, "subgraph_type"),
+        ({"num_neighbors": {("a", "to", "b"): [1]}}, "num_neighbors"),
+        ({"sampler": [1], "shuffle": True}, "shuffle"),
+        ({"batch_size": None}, "batch_size"),
     ],
     ids=str,
 )

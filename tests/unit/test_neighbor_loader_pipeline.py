@@ -93,10 +93,11 @@ loader = gnnsys.NeighborLoader(data, [10, 5], batch_size=1024, window=8, threads
 small = gnnsys.NeighborLoader(data, [1], batch_size=8, window=8, threads=2)
 next(iter(small))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+size_of = lambda batch: sum(
+    v.numel() * v.element_size() for v in batch.to_dict().values() if isinstance(v, torch.Tensor))
 before, size = peak(), 0
 for number, batch in zip(range(40), loader):
-    tensors = [v for v in batch.to_dict().values() if isinstance(v, torch.Tensor)]
-    size = max(size, sum(t.numel() * t.element_size() for t in tensors))
+    size = max(size, size_of(batch))
 print((peak() - before) / size, size)
 """
     done = subprocess.run(

@@ -253,7 +253,9 @@ class AheadStore(HostStore):
         self.most = max(self.most, len(self.waiting))
         return self.given
 
-    def gather(self, ids: Tensor, out: Tensor | None = None, *, ticket: int | None = None) -> Tensor:
+    def gather(
+        self, ids: Tensor, out: Tensor | None = None, *, ticket: int | None = None
+    ) -> Tensor:
         if ticket is not None:
             if ticket == self.fails_at:
                 raise OSError(5, "the disk is gone")

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <iterator>
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -58,21 +59,36 @@ BufferPool::~BufferPool() {
 }
 
 std::shared_ptr<char> BufferPool::acquire(std::size_t bytes) {
-  const std::size_t capacity = capacity_for(bytes);
+  std::size_t capacity = capacity_for(bytes);
   char* area = nullptr;
+  char* outgrown = nullptr;
+  std::size_t outgrown_capacity = 0;
   {
     std::lock_guard lock(mutex_);
-    auto found = free_.find(capacity);
-    if (found != free_.end() && !found->second.empty()) {
-      area = found->second.back();
-      found->second.pop_back();
-      retained_ -= capacity;
+    // Batches differ in size. What is up to twice too large serves; what is too small gives way to
+    // what is mapped in its place. So the areas are never more than the outputs alive at once.
+    auto larger = free_.lower_bound(capacity);
+    if (larger != free_.end() && larger->first <= 2 * capacity) {
+      capacity = larger->first;
+      area = take(larger);
+    } else if (larger != free_.begin() && std::prev(larger)->first >= capacity / 2) {
+      outgrown_capacity = std::prev(larger)->first;
+      outgrown = take(std::prev(larger));
     }
   }
+  if (outgrown) munmap(outgrown, outgrown_capacity);
   if (!area) area = map_area(capacity);
   // Under AddressSanitizer, what was not asked for is an error to touch.
   ASAN_POISON_MEMORY_REGION(area + bytes, capacity - bytes);
   return {area, [pool = shared_from_this(), capacity](char* p) { pool->release(p, capacity); }};
+}
+
+char* BufferPool::take(FreeAreas::iterator found) {
+  char* const area = found->second.back();
+  found->second.pop_back();
+  retained_ -= found->first;
+  if (found->second.empty()) free_.erase(found);
+  return area;
 }
 
 std::shared_ptr<char> map_zeros(std::size_t bytes) {

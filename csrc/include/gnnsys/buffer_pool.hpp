@@ -23,13 +23,16 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   std::size_t retained() const;
 
  private:
+  using FreeAreas = std::map<std::size_t, std::vector<char*>>;  // by capacity, none empty
+
   explicit BufferPool(std::size_t retain) : retain_(retain) {}
+  char* take(FreeAreas::iterator found);
   void release(char* area, std::size_t capacity);
 
   const std::size_t retain_;
   mutable std::mutex mutex_;
   std::size_t retained_ = 0;
-  std::map<std::size_t, std::vector<char*>> free_;  // by capacity
+  FreeAreas free_;
 };
 
 // A zero-filled area that is mapped for its owner alone and unmapped with the last reference.

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from harness import BenchError, Case, CheckError, Implementation, Rate, run_benchmark
 from minibatch import check_workload_options, find_graph, start_peers
 from passes import (
@@ -48,8 +49,8 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 _RATES = (Rate(amount="batches", unit="batches/s"),)
 _BASES = ("DGL", "PyG CSR", "PyG plain")
-# Largest error of an output relative to the largest output: rounding of sums of some hundred
-# products, layer by layer.
+# Largest error relative to the largest value: rounding of sums of some hundred products, layer by
+# layer, and of a gradient over all nodes.
 _FLOAT32_ERROR = 1e-4
 _BFLOAT16_ERROR = 5e-2
 _EXAMPLES = f"""
@@ -81,8 +82,7 @@ Forward = Callable[[Any, Any], Tensor]
 class Checker:
     """Compares models with PyG's plain one in float64 on the first batch of a loader.
 
-    Outputs for the seeds are compared twice, before a training step and after it, because the step
-    makes the second ones depend on the gradients.
+    What is compared are the outputs for the seeds and the gradients of the loss.
     """
 
     def __init__(self, loading: LoaderPass, layers: int) -> None:
@@ -94,30 +94,38 @@ class Checker:
         return self._loading.first_batch()
 
     @cached_property
-    def _expected(self) -> list[Tensor]:
+    def _expected(self) -> dict[str, Tensor]:
         exact = copy.copy(self._batch)
         exact.x = self._batch.x.double()
         exact.edge_index = self._batch.edge_index.as_subclass(Tensor)
         return _outputs(make_model(self._layers).double(), FORWARDS["plain"], exact)
 
     def check(self, model: torch.nn.Module, forward: Forward, tolerance: float) -> None:
-        """Raises CheckError unless the outputs are those of the plain model."""
+        """Raises CheckError unless outputs and gradients are those of the plain model.
+
+        Args:
+            model: with the weights of ``make_model``.
+            forward: gives the class scores of a batch's nodes.
+            tolerance: of an error, relative to the largest value of its tensor.
+        """
         found = _outputs(copy.deepcopy(model), forward, self._batch)
-        for when, out, expected in zip(("before", "after"), found, self._expected, strict=True):
-            error = ((out - expected).abs().max() / expected.abs().max()).item()
+        for name, expected in self._expected.items():
+            error = ((found[name] - expected).abs().max() / expected.abs().max()).item()
             if not error <= tolerance:
                 raise CheckError(
-                    f"wrong model: {when} a training step its outputs are {error:.2g} of the "
-                    f"largest one away from those of the plain model, {tolerance:g} are allowed"
+                    f"wrong model: {name} differs from that of the plain model by {error:.2g} of "
+                    f"its largest value, {tolerance:g} are allowed"
                 )
 
 
-def _outputs(model: torch.nn.Module, forward: Forward, batch: Data) -> list[Tensor]:
-    with torch.no_grad():
-        before = forward(model, batch)[: batch.batch_size]
-    make_step(model, forward, _LEARNING_RATE)(batch)
-    with torch.no_grad():
-        return [before, forward(model, batch)[: batch.batch_size]]
+def _outputs(model: torch.nn.Module, forward: Forward, batch: Data) -> dict[str, Tensor]:
+    out = forward(model, batch)[: batch.batch_size]
+    F.cross_entropy(out, batch.y[: batch.batch_size]).backward()
+    gradients = {
+        f"the gradient of {name.removeprefix('gnn.')}": parameter.grad
+        for name, parameter in model.named_parameters()
+    }
+    return {"the output": out.detach(), **gradients}
 
 
 def make_model(layers: int) -> torch.nn.Module:

@@ -1,0 +1,213 @@
+"""The benchmarks of whole mini-batches: they run, and their checks find what is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gnnsys import NeighborLoader
+
+BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
+SMALL = ["--quick", "--scale", "9", "--batch-size", "32", "--batches", "2"]
+FANOUTS = [3, 2]
+
+
+@pytest.fixture(scope="module")
+def passes(bench):
+    pytest.importorskip("numba")
+    return importlib.import_module("passes")
+
+
+@pytest.fixture(scope="module")
+def work(passes):
+    rmat = importlib.import_module("rmat")
+    graph = rmat.generate(rmat.RmatSpec(scale=8, degree=4))
+    return passes.PassWork(graph, FANOUTS, batch_size=16, batches=2, rounds=2)
+
+
+@pytest.fixture(scope="module")
+def data(passes, work):
+    nodes = work.graph.spec.num_nodes
+    draw = np.random.default_rng(3)
+    features = draw.standard_normal((nodes, passes.DIM), dtype=np.float32)
+    return passes.make_data(work.graph, features, torch.from_numpy(draw.integers(16, size=nodes)))
+
+
+@pytest.mark.slow
+def test_loading_entry_runs_without_peers(tmp_path, run_entry, check_report):
+    pytest.importorskip("numba")
+    report = tmp_path / "loading.json"
+    more = ["--threads", "1", "--windows", "2", "--json", str(report)]
+    done = run_entry("loading.py", *SMALL, *more)
+    assert done.returncode == 0, done.stderr
+    found = check_report(report, "loading")
+    assert [case["labels"]["fanouts"] for case in found["cases"]] == [[15, 10, 5], [25, 10]]
+    for case in found["cases"]:
+        for sample in case["implementations"][0]["samples"]:
+            amounts = sample["amounts"]
+            assert amounts["batches"] == 2
+            assert amounts["bytes"] == amounts["nodes"] * 128 * 4
+    for memory in found["notes"]["memory"]:
+        assert memory["window"] == 2
+        assert memory["largest_batch_bytes"] > 32 * 128 * 4
+        assert memory["peak_bytes"] >= memory["before_bytes"]
+
+
+@pytest.mark.slow
+def test_training_entry_runs_without_peers(tmp_path, run_entry, check_report):
+    pytest.importorskip("numba")
+    report = tmp_path / "training.json"
+    more = ["--threads", "2", "--fanouts", "4", "3", "--bf16-labor", "--json", str(report)]
+    done = run_entry("training.py", *SMALL, *more)
+    assert done.returncode == 0, done.stderr
+    (case,) = check_report(report, "training")["cases"]
+    names = [implementation["name"] for implementation in case["implementations"]]
+    assert names == ["gnnsys stock", "gnnsys trimmed", "gnnsys", "gnnsys bf16+labor"]
+    edges = [
+        [sample["amounts"]["edges"] for sample in implementation["samples"]]
+        for implementation in case["implementations"]
+    ]
+    assert edges[0] == edges[1] == edges[2]  # the same batches
+
+
+def test_rounds_take_successive_batches_whatever_the_turn(passes, work, data):
+    loading = passes.LoaderPass(data, work, threads=1)
+    seeds = {}
+    for number in (2, 1):
+        found = seeds[number] = []
+        loading.run(number, lambda batch, found=found: found.append(batch.n_id[:16]))
+    for number, found in seeds.items():
+        assert len(found) == passes.WARM_BATCHES + work.batches
+        assert torch.equal(torch.cat(found), work.seeds(work.first(number), len(found)))
+    assert work.first(2) == work.first(1) + len(seeds[1]) + passes.AHEAD_BATCHES
+
+
+def test_three_ways_to_run_graph_sage_agree(data, work):
+    sage = importlib.import_module("workers.sage")
+    loader = NeighborLoader(data, FANOUTS, work.seeds(0), batch_size=16)
+    batch = next(iter(loader))
+    unaware = batch.clone()  # as a sampler leaves it that does not count hops
+    del unaware.num_sampled_nodes, unaware.num_sampled_edges
+    for value in (batch, unaware):
+        value.x = value.x.double()
+    model = sage.make_sage(data.x.shape[1], 8, 4, layers=2).double()
+    expected = model(batch.x, batch.edge_index)[:16]
+    assert expected.abs().max() > 0.01
+    for name, forward in sage.FORWARDS.items():
+        for given in (batch, unaware):
+            out = forward(model, given)[:16]
+            torch.testing.assert_close(out, expected, rtol=0, atol=1e-12, msg=name)
+
+
+def test_hops_without_edges_are_counted(bench):
+    sage = importlib.import_module("workers.sage")
+    from torch_geometric.data import Data
+
+    lonely = Data(edge_index=torch.empty(2, 0, dtype=torch.int64), batch_size=3)
+    assert sage._count_hops(lonely, 2) == ([3, 0, 0], [0, 0])
+
+
+def spoil_a_feature(batch):
+    batch["x"][3, 5] += 1
+
+
+def give_other_zeros(batch):
+    batch["x"][2] = np.where(batch["x"][2] == 0, -0.0, batch["x"][2])
+
+
+def swap_seeds(batch):
+    for name in ("node", "x"):
+        batch[name][[0, 1]] = batch[name][[1, 0]]
+
+
+def forget_a_row(batch):
+    batch["x"] = batch["x"][:-1]
+
+
+def widen(batch):
+    batch["x"] = batch["x"].astype(np.float64)
+
+
+@pytest.mark.parametrize("spoil", [spoil_a_feature, give_other_zeros, swap_seeds, widen])
+def test_check_of_loaded_batches_finds_faults(bench, passes, work, data, spoil):
+    loading = importlib.import_module("loading")
+    features = data.x.numpy().copy()
+    nodes = work.seeds(0).numpy()
+    features[nodes[2], :4] = 0.0
+    batch = {"node": nodes.astype(np.int32), "x": features[nodes]}
+    loading.check_batch(work, features, batch)
+    spoil(batch)
+    with pytest.raises(bench.harness.CheckError, match="wrong batch"):
+        loading.check_batch(work, features, batch)
+
+
+def test_check_of_models_finds_wrong_outputs_and_wrong_gradients(bench, passes, work, data):
+    training = importlib.import_module("training")
+    checker = training.Checker(passes.LoaderPass(data, work, threads=1), layers=2)
+    plain = training.FORWARDS["plain"]
+    checker.check(training.make_model(2), plain, 1e-4)
+
+    def drop_an_edge(model, batch):
+        return model(batch.x, batch.edge_index.as_subclass(torch.Tensor)[:, 1:])
+
+    def halve_gradients(model, batch):
+        out = plain(model, batch)
+        return (out + out.detach()) / 2
+
+    for forward in (drop_an_edge, halve_gradients):
+        with pytest.raises(bench.harness.CheckError, match="wrong model"):
+            checker.check(training.make_model(2), forward, 1e-4)
+
+
+WORKER = """
+import sys
+sys.path.insert(0, {workers!r})
+from protocol import open_channel
+channel = open_channel()
+import torch
+from batches_job import BatchPeer, serve_batches
+
+def open_batches(request):
+    for number in range(request["first"], request["first"] + request["count"]):
+        yield torch.full((request["batch_size"],), float(number))
+
+def make_step(request):
+    return lambda batch: batch.mean() / request["lr"]
+
+peer = BatchPeer(
+    open=open_batches,
+    measure=lambda batch: {{"nodes": len(batch), "edges": 0, "bytes": batch.sum().item()}},
+    export=lambda batch: {{"x": batch}},
+    make_step=make_step,
+)
+serve_batches(channel, peer, {{"peer": "1"}})
+"""
+
+
+@pytest.mark.slow
+def test_peers_time_the_batches_after_the_warm_ones(bench, passes, work, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(workers=str(BENCH / "workers")))
+    with bench.peers.Peer(Path(sys.executable), script) as peer:
+        assert peer.ready["peer"] == "1"
+        runs = passes.PeerPass(peer, work, 1, {"model": "m", "lr": 2.0})
+        for job in ("load", "train"):
+            sample = runs.implement("name", job, check=lambda: None).run(1)
+            first = work.first(1) + passes.WARM_BATCHES
+            size = work.batch_size
+            assert sample.amounts == {
+                "batches": 2,
+                "nodes": 2 * size,
+                "edges": 0,
+                "bytes": size * (first + first + 1),
+            }
+        assert runs.ask("loss", number=1, models=["a"]) == {"a": work.first(1) / 2.0}
+        file = tmp_path / "batch.npz"
+        runs.ask("export", number=1, file=str(file))
+        with np.load(file) as found:
+            assert (found["x"] == work.first(1)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -116,6 +117,25 @@ def test_hops_without_edges_are_counted(bench):
     assert sage._count_hops(lonely, 2) == ([3, 0, 0], [0, 0])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale", "10"], "holds another graph (scale 9 != 10)"),
+        (["--scale", "9"], "--batch-size 1024 > "),
+    ],
+)
+def test_graph_that_does_not_fit_is_refused(bench, folder, arguments, message, capsys):
+    loading = importlib.import_module("loading")
+    assert loading.main([*arguments, "--graph-dir", str(folder)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_graph_without_features_is_refused_where_they_are_gathered(bench, folder):
+    rmat = importlib.import_module("rmat")
+    with pytest.raises(bench.harness.BenchError, match="dim 128 != 64"):
+        rmat.open_rmat(folder, rmat.RmatSpec(scale=9, dim=64))
+
+
 def spoil_a_feature(batch):
     batch["x"][3, 5] += 1
 
@@ -217,3 +237,33 @@ def test_peers_time_the_batches_after_the_warm_ones(bench, passes, work, tmp_pat
         runs.ask("export", number=1, file=str(file))
         with np.load(file) as found:
             assert (found["x"] == work.first(1)).all()
+
+
+def test_accuracy_entry_compares_two_sides_seed_by_seed(bench, tmp_path, capsys):
+    accuracy = importlib.import_module("accuracy")
+    report = tmp_path / "accuracy.json"
+    small = ["--community=--nodes 300 --features 8", "--train=--epochs 1 --hidden 8", "--seeds=2"]
+    assert accuracy.main([*small, "--changed=--lr 1e-9", "--json", str(report)]) == 0
+    (result,) = json.loads(report.read_text())["results"]
+    base, changed = result["scores"]["base"], result["scores"]["changed"]
+    assert len(base) == len(changed) == 2
+    assert all(0 < score < 1 for score in base + changed)
+    assert result["options"]["changed"].endswith("--lr 1e-9")
+    assert f"changed - base = {result['difference']:+.4f}" in capsys.readouterr().out
+
+
+def test_accuracy_entry_ends_with_the_run_that_fails(bench, capsys):
+    accuracy = importlib.import_module("accuracy")
+    assert accuracy.main(["--community=--nodes 1", "--changed="]) == 2
+    assert "exit status 2" in capsys.readouterr().err
+
+
+def test_accuracy_summary_is_that_of_numpy_over_differences_of_a_seed(bench):
+    accuracy = importlib.import_module("accuracy")
+    draw = np.random.default_rng(1)
+    base, changed = draw.random((2, 10))
+    summary = accuracy.summarize({"base": list(base), "changed": list(changed)})
+    differences = changed - base
+    assert summary["difference"] == pytest.approx(differences.mean())
+    assert summary["standard_error"] == pytest.approx(differences.std(ddof=1) / 10**0.5)
+    assert summary["sides"]["base"]["std"] == pytest.approx(base.std(ddof=1))

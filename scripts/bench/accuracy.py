@@ -28,7 +28,7 @@ from gnnsys.cli import main as gnnsys_command
 
 _COMMUNITY = ["--nodes", "20000"]
 _PUBMED_TRAINING = ["--epochs", "50", "--eval-every", "5"]
-_COMMUNITY_TRAINING = ["--epochs", "5", "--lr", "0.01"]
+_COMMUNITY_TRAINING = ["--epochs", "5"]
 _EXAMPLES = """
 ROOT/PubMed/raw holds the dataset as PyG downloads it; without --pubmed only the generated community
 graph is trained on. Scores are those of the test nodes at the best validation score. 10 seeds of

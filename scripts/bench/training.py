@@ -237,9 +237,8 @@ def run(options: argparse.Namespace) -> None:
     """Measures what the options say."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder, graph = find_graph(options, Path(scratch), DIM)
-        labels = np.random.default_rng((options.seed, 2)).integers(
-            _CLASSES, size=graph.spec.num_nodes
-        )
+        draw = np.random.default_rng((options.seed, 2))
+        labels = draw.integers(_CLASSES, size=graph.spec.num_nodes)
         labels_file = Path(scratch) / "labels.npy"
         np.save(labels_file, labels)
         kinds = {name: replace(kind, arguments=(str(labels_file),)) for name, kind in PEERS.items()}

@@ -29,6 +29,7 @@ __all__ = [
     "Rate",
     "Sample",
     "add_options",
+    "check_json",
     "check_options",
     "measure",
     "run_benchmark",
@@ -261,8 +262,13 @@ def check_options(options: argparse.Namespace) -> None:
             f"--rounds {options.rounds} < {least}: a median of fewer says little on a shared "
             "machine; --quick allows them for a trial"
         )
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise BenchError(f"--json {options.json}: its folder does not exist; make it first")
+    check_json(options.json)
+
+
+def check_json(path: Path | None) -> None:
+    """Raises BenchError for a file of ``--json`` that could not be written in the end."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise BenchError(f"--json {path}: its folder does not exist; make it first")
 
 
 def run_benchmark(

@@ -6,11 +6,9 @@ import argparse
 import importlib
 import json
 import shutil
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,82 +17,23 @@ import torch
 from gnnsys.loaders import CSC, NeighborSampler
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
-KEYS = {
-    "format",
-    "benchmark",
-    "command",
-    "started",
-    "finished",
-    "options",
-    "rounds",
-    "warm_up_rounds",
-    "quick",
-    "cache_state",
-    "environment",
-    "peers",
-    "notes",
-    "cases",
-}
-
-
-@pytest.fixture(scope="module")
-def bench():
-    """The modules of scripts/bench, which import each other by plain names."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(BENCH))
-    names = ("harness", "report", "peers", "sample_check", "gather")
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path.remove(str(BENCH))
-    for name in set(sys.modules) - before:
-        module_file = getattr(sys.modules[name], "__file__", None)
-        if module_file and Path(module_file).is_relative_to(BENCH):
-            del sys.modules[name]
-
-
-def run_entry(entry: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, BENCH / entry, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250)
-
-
-def check_report(path: Path, benchmark: str, rounds: int) -> dict:
-    found = json.loads(path.read_text())
-    assert found.keys() == KEYS
-    assert found["benchmark"] == benchmark
-    assert found["quick"] is True
-    assert found["rounds"] == rounds
-    environment = found["environment"]
-    assert environment["cpu"]["usable_cores"] >= 1
-    assert environment["versions"].keys() == {"python", "torch", "numpy", "gnnsys"}
-    assert all(environment["versions"].values())
-    for case in found["cases"]:
-        assert len(case["order"]) == rounds
-        for implementation in case["implementations"]:
-            assert implementation["error"] is None
-            samples = implementation["samples"]
-            assert [sample["round"] for sample in samples] == list(range(1, rounds + 1))
-            assert all(sample["seconds"] > 0 for sample in samples)
-            for summary in implementation["summaries"].values():
-                assert summary["min"] <= summary["median"] <= summary["max"]
-                assert summary["ratios"].keys() == set(case["bases"])
-    assert list(path.parent.glob(f".{path.name}*")) == []
-    return found
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_gather_entry_writes_all_samples(tmp_path):
+def test_gather_entry_writes_all_samples(tmp_path, run_entry, check_report):
     report = tmp_path / "gather.json"
     sizes = ["--table-mib", "8", "--payload-mib", "1", "--rows", "12,64", "--threads", "1,2"]
     done = run_entry("gather.py", "--quick", *sizes, "--json", str(report))
     assert done.returncode == 0, done.stderr
-    found = check_report(report, "gather", rounds=2)
+    found = check_report(report, "gather")
     assert len(found["cases"]) == 2 * 2 * 2  # rows, threads, outputs
     assert "÷ torch.index_select" in done.stdout
     assert "\x1b" not in done.stdout
 
 
 @pytest.mark.slow
-def test_sampling_entry_runs_without_peers(tmp_path):
+def test_sampling_entry_runs_without_peers(tmp_path, run_entry, check_report):
     pytest.importorskip("numba")
     report, graph = tmp_path / "sampling.json", tmp_path / "graph"
     sizes = ["--scale", "10", "--batch-size", "64", "--batches", "2", "--fanouts", "5", "-1"]
@@ -110,7 +49,7 @@ def test_sampling_entry_runs_without_peers(tmp_path):
     ]
     done = run_entry("sampling.py", *common)
     assert done.returncode == 0, done.stderr
-    found = check_report(report, "sampling", rounds=2)
+    found = check_report(report, "sampling")
     by_threads = [case["implementations"][0]["samples"] for case in found["cases"]]
     edges = [[sample["amounts"]["edges"] for sample in samples] for samples in by_threads]
     assert edges[0] == edges[1]  # the same batches with 1 thread and with 2
@@ -121,7 +60,7 @@ def test_sampling_entry_runs_without_peers(tmp_path):
 
 
 @pytest.mark.slow
-def test_dead_peer_is_reported_and_the_others_go_on(tmp_path):
+def test_dead_peer_is_reported_and_the_others_go_on(tmp_path, run_entry, check_report):
     pytest.importorskip("numba")
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho no module named peer >&2\nexit 3\n")
@@ -131,7 +70,7 @@ def test_dead_peer_is_reported_and_the_others_go_on(tmp_path):
     done = run_entry("sampling.py", "--quick", *sizes, "--pyg", str(python), "--json", str(report))
     assert done.returncode == 0, done.stderr
     assert "peer PyG: LEFT OUT" in done.stdout
-    found = check_report(report, "sampling", rounds=2)
+    found = check_report(report, "sampling")
     assert found["peers"]["PyG"] == {"error": "died, exit status 3: no module named peer"}
     assert [impl["name"] for impl in found["cases"][0]["implementations"]] == ["gnnsys"]
 
@@ -150,6 +89,11 @@ def test_dead_peer_is_reported_and_the_others_go_on(tmp_path):
         ("sampling", ["--scale", "31"], "scale 31: expected 1 to 30"),
         ("sampling", ["--dgl", "no/such/python"], "'no/such/python' is not a program"),
         ("sampling", ["--graph-dir", str(BENCH)], "rmat.py makes such a folder"),
+        ("loading", ["--graph-dir", str(BENCH)], "rmat.py makes such a folder"),
+        ("loading", ["--windows", "0"], "'0' is not a whole number of at least 1"),
+        ("training", ["--fanouts", "5", "--fanouts", "-2"], "--fanouts [-2]"),
+        ("accuracy", ["--seeds", "1"], "--seeds 1 < 2"),
+        ("accuracy", ["--json", "no/such/folder/x.json"], "its folder does not exist"),
         ("rmat", [str(BENCH)], "exists; remove it"),
         ("rmat", ["no/such/folder/graph"], "its parent folder does not exist"),
         ("rmat", ["graph", "--seed", "-1"], "seed -1"),
@@ -167,7 +111,7 @@ def test_bad_input_is_refused_with_the_way_out(bench, entry, arguments, message,
 
 
 @pytest.mark.slow
-def test_rmat_is_the_same_graph_each_time_and_in_order(tmp_path):
+def test_rmat_is_the_same_graph_each_time_and_in_order(tmp_path, run_entry):
     pytest.importorskip("numba")
     for name in ("one", "two"):
         done = run_entry("rmat.py", str(tmp_path / name), "--scale", "8", "--dim", "3")

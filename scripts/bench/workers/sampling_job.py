@@ -28,9 +28,9 @@ class Graph:
     indices: Tensor  # (edges,) of the ids' type
     seeds: Tensor  # (seeds,) of the ids' type
 
-    def batch(self, number: int, size: int) -> Tensor:
-        """Seeds of a batch; after the last seed comes the first."""
-        positions = torch.arange(number * size, (number + 1) * size) % len(self.seeds)
+    def batch(self, number: int, size: int, count: int = 1) -> Tensor:
+        """Seeds of ``count`` successive batches; after the last seed comes the first."""
+        positions = torch.arange(number * size, (number + count) * size) % len(self.seeds)
         return self.seeds[positions]
 
 

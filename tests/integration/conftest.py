@@ -1,0 +1,87 @@
+"""Fixtures of the tests of scripts/bench."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+_BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
+_KEYS = {
+    "format",
+    "benchmark",
+    "command",
+    "started",
+    "finished",
+    "options",
+    "rounds",
+    "warm_up_rounds",
+    "quick",
+    "cache_state",
+    "environment",
+    "peers",
+    "notes",
+    "cases",
+}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The modules of scripts/bench, which import each other by plain names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(_BENCH))
+    names = ("harness", "report", "peers", "sample_check", "gather")
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    sys.path.remove(str(_BENCH))
+    for name in set(sys.modules) - before:
+        module_file = getattr(sys.modules[name], "__file__", None)
+        if module_file and Path(module_file).is_relative_to(_BENCH):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def run_entry() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs an entry of scripts/bench in a process of its own."""
+
+    def run(entry: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, _BENCH / entry, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=250)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def check_report() -> Callable[..., dict]:
+    """Checks what an entry wrote in 2 rounds, all implementations having worked; returns it."""
+
+    def check(path: Path, benchmark: str) -> dict:
+        rounds = 2
+        found = json.loads(path.read_text())
+        assert found.keys() == _KEYS
+        assert found["benchmark"] == benchmark
+        assert found["quick"] is True
+        assert found["rounds"] == rounds
+        environment = found["environment"]
+        assert environment["cpu"]["usable_cores"] >= 1
+        assert environment["versions"].keys() == {"python", "torch", "numpy", "gnnsys"}
+        assert all(environment["versions"].values())
+        for case in found["cases"]:
+            assert len(case["order"]) == rounds
+            for implementation in case["implementations"]:
+                assert implementation["error"] is None
+                samples = implementation["samples"]
+                assert [sample["round"] for sample in samples] == list(range(1, rounds + 1))
+                assert all(sample["seconds"] > 0 for sample in samples)
+                for summary in implementation["summaries"].values():
+                    assert summary["min"] <= summary["median"] <= summary["max"]
+                    assert summary["ratios"].keys() == set(case["bases"])
+        assert list(path.parent.glob(f".{path.name}*")) == []
+        return found
+
+    return check

@@ -216,7 +216,7 @@ def labor_positions(key: int, sources: Sequence[int], fanout: int, position: int
         key: ``stream_key(seed, epoch, group, hop, number of the source's node type)``.
 
     >>> key = stream_key(0, 0, 0, 0)
-    >>> [labor_positions(key, sources, fanout=1) for sources in ([3, 4], [4, 5], [9, 4])]
+    >>> [labor_positions(key, sources, fanout=1) for sources in ([1, 2], [2, 3], [2, 6])]
     [[1], [0], [0, 1]]
     """
     degree = len(sources)

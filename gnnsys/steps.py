@@ -114,7 +114,7 @@ class MiniBatch:
             list(config.fanouts or ()),
             seed=config.seed,
             threads=config.threads,
-            method=config.sampling,
+            sampling=config.sampling,
             dependent_batches=config.dependent_batches,
         )
         self._loader = self._make_loader(dataset.train, shuffle=True)

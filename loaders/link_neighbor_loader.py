@@ -84,7 +84,7 @@ class LinkNeighborLoader(LookaheadLoader, LinkLoader):
         threads: int = 0,
         window: int = 4,
         layout: Layout = "csr",
-        method: Literal["uniform", "labor"] = "uniform",
+        sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
         keep_freed_memory: bool = True,
         **kwargs: Any,
@@ -115,7 +115,7 @@ class LinkNeighborLoader(LookaheadLoader, LinkLoader):
                 directed=directed,
                 seed=seed,
                 threads=threads,
-                method=method,
+                sampling=sampling,
                 dependent_batches=dependent_batches,
             )
         self.num_neighbors, self.time_attr = num_neighbors, time_attr

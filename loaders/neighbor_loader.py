@@ -65,7 +65,7 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         window: batches sampled ahead; 0 does everything in the consumer's thread, for debugging.
         layout: "csr" makes ``edge_index`` an ``EdgeIndex`` that is sorted by target and knows where
             each target's edges begin, on which message passing is fast; "coo" a plain tensor.
-        method: "uniform", or "labor": LABOR-0, fewer distinct nodes for the same fanouts (Balin and
+        sampling: "uniform", or "labor": LABOR-0, fewer distinct nodes for the same fanouts (Balin and
             Çatalyürek, NeurIPS 2023).
         dependent_batches: consecutive batches that share their draws (Balin et al., "Cooperative
             Minibatching in Graph Neural Networks", TMLR 2025).
@@ -110,7 +110,7 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         threads: int = 0,
         window: int = 4,
         layout: Layout = "csr",
-        method: Literal["uniform", "labor"] = "uniform",
+        sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
         keep_freed_memory: bool = True,
         **kwargs: Any,
@@ -140,7 +140,7 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
                 directed=directed,
                 seed=seed,
                 threads=threads,
-                method=method,
+                sampling=sampling,
                 dependent_batches=dependent_batches,
             )
         self.num_neighbors, self.time_attr = num_neighbors, time_attr

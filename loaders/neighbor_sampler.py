@@ -75,7 +75,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         seed: of the draws.
         threads: that sample; 0 for all cores this process may use.
         isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
-        method: "uniform", or "labor" for LABOR-0, in which a node has one draw in a hop that all
+        sampling: "uniform", or "labor" for LABOR-0, in which a node has one draw in a hop that all
             its targets share, so that they tend to sample the same nodes and a batch has fewer.
             About the fanout's number of edges are kept. (Balin, Catalyurek: "Layer-Neighbor
             Sampling: Defusing Neighborhood Explosion in GNNs", NeurIPS 2023.)
@@ -114,7 +114,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         seed: int = 0,
         threads: int = 0,
         isa: str = "auto",
-        method: Literal["uniform", "labor"] = "uniform",
+        sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
     ) -> None:
         if not directed:
@@ -126,7 +126,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.subgraph_type = SubgraphType(choice("subgraph_type", subgraph_type))
         self.temporal_strategy = choice("temporal_strategy", temporal_strategy)
         self.sample_direction = choice("sample_direction", sample_direction)
-        self.method = choice("method", method)
+        self.sampling = choice("sampling", sampling)
         self.replace = replace
         self.keep_orig_edges = False
         self.seed = seed
@@ -341,7 +341,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             replace=self.replace,
             disjoint=self.disjoint,
             last=self.temporal_strategy == "last" and self.is_temporal,
-            labor=self.method == "labor",
+            labor=self.sampling == "labor",
             seed=self.seed & _MASK64,
             epoch=epoch & _MASK64,
             group=group // self.dependent_batches & _MASK64,
@@ -374,7 +374,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         return not (
             self.is_hetero
             or self.disjoint
-            or self.method == "labor"
+            or self.sampling == "labor"
             or self.subgraph_type == SubgraphType.induced
             or self.edge_weight is not None
         )

@@ -17,7 +17,7 @@ _CHOICES = {
     "subgraph_type": tuple(kind.value for kind in SubgraphType),
     "temporal_strategy": ("uniform", "last"),
     "sample_direction": ("forward", "backward"),
-    "method": ("uniform", "labor"),
+    "sampling": ("uniform", "labor"),
 }
 
 
@@ -47,7 +47,7 @@ def check_options(sampler: NeighborSampler) -> None:
             "subgraph_type: 'induced' excludes disjoint and time_attr, whose trees share no "
             "edges; use 'directional' or 'bidirectional'"
         )
-    if sampler.method == "labor":
+    if sampler.sampling == "labor":
         excluded = {
             "replace": sampler.replace,
             "weight_attr": is_weighted,
@@ -55,7 +55,7 @@ def check_options(sampler: NeighborSampler) -> None:
         }
         for name, asked in excluded.items():
             if asked:
-                raise ArgumentError(f"method: 'labor' excludes {name}")
+                raise ArgumentError(f"sampling: 'labor' excludes {name}")
 
 
 def check_input_type(sampler: NeighborSampler, input_type: Any) -> None:

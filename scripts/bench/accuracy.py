@@ -36,7 +36,7 @@ both take about 10 minutes on 2 cores.
 
 examples:
   python scripts/bench/accuracy.py --pubmed data --json accuracy.json
-  python scripts/bench/accuracy.py --seeds 3 --changed "--method labor" --train "--epochs 2"
+  python scripts/bench/accuracy.py --seeds 3 --changed "--sampling labor" --train "--epochs 2"
 """
 
 
@@ -137,9 +137,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--base", default="", metavar="OPTIONS", help="of one side's gnnsys train; default none")
     add(
         "--changed",
-        default="--method labor --precision bf16",
+        default="--sampling labor --precision bf16",
         metavar="OPTIONS",
-        help="of the other side's; default '--method labor --precision bf16'",
+        help="of the other side's; default '--sampling labor --precision bf16'",
     )
     add("--train", default="", metavar="OPTIONS", help="further options of both")
     add("--community", default="", metavar="OPTIONS", help="of gnnsys generate community")

@@ -160,7 +160,7 @@ def implement_ours(loading: LoaderPass, checker: Checker, layers: int) -> Iterat
 
 def implement_bf16_labor(data: Data, work: PassWork, threads: int) -> Implementation:
     """gnnsys' model under autocast, on batches of its own."""
-    loading = LoaderPass(data, work, threads, method="labor")
+    loading = LoaderPass(data, work, threads, sampling="labor")
     layers = len(work.fanouts)
     model, checker = make_classifier(layers), Checker(loading, layers)
     forward, tolerance = _classify_in_bfloat16, _BFLOAT16_ERROR

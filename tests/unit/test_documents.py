@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,15 @@ def test_readme_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     for example in examples:
         exec(compile(example, "README.md", "exec"), {})
     assert "'rows': {'host':" in capsys.readouterr().out
+
+
+def test_examples_of_the_loaders_page_run() -> None:
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "loaders.md").read_text(), re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(compile(example, "loaders.md", "exec"), names)
+    assert names["out"].shape == (5000 % 512, 8)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "scripts/bench/README.md"])

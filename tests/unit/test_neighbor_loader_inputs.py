@@ -259,7 +259,7 @@ def test_options_of_the_sampler_reach_it() -> None:
         )
     }
     assert len(same) == 2
-    labor = next(iter(loader_of(data, method="labor")))
+    labor = next(iter(loader_of(data, sampling="labor")))
     assert labor.n_id.tolist() != next(iter(loader_of(data))).n_id.tolist()
 
 

@@ -402,19 +402,19 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     ),
     "labor with replacement": (
         homogeneous(),
-        {"method": "labor", "replace": True},
+        {"sampling": "labor", "replace": True},
         ArgumentError,
         "'labor' excludes replace",
     ),
     "labor with weights": (
         homogeneous(),
-        {"method": "labor", "weight_attr": "weight"},
+        {"sampling": "labor", "weight_attr": "weight"},
         ArgumentError,
         "'labor' excludes weight_attr",
     ),
     "labor of the newest": (
         homogeneous(),
-        {"method": "labor", "time_attr": "time", "temporal_strategy": "last"},
+        {"sampling": "labor", "time_attr": "time", "temporal_strategy": "last"},
         ArgumentError,
         "'labor' excludes temporal_strategy='last'",
     ),
@@ -512,7 +512,7 @@ def test_stores_of_unknown_size_are_an_error():
 
 
 @pytest.mark.parametrize(
-    "name", ["subgraph_type", "temporal_strategy", "sample_direction", "method"]
+    "name", ["subgraph_type", "temporal_strategy", "sample_direction", "sampling"]
 )
 def test_unknown_choices_name_those_there_are(name):
     with pytest.raises(ArgumentError, match=f"{name}: 'best', expected one of .*, "):

@@ -359,7 +359,7 @@ def test_labor_batches_are_legal_walks(typed_graph, option):
     for number in range(4):
         graph = random_lists(number, typed_graph, "nodes" if "time_attr" in option else "")
         seeds = random_seeds(number, graph)
-        sampler = NeighborSampler(graph.data(), [2, 2], method="labor", seed=number, **option)
+        sampler = NeighborSampler(graph.data(), [2, 2], sampling="labor", seed=number, **option)
         check_walk(
             graph,
             seeds,
@@ -378,7 +378,7 @@ def test_labor_keeps_a_node_first_where_it_has_few_rivals(typed_graph):
     for number in range(8):
         graph = random_lists(number, typed_graph)
         seeds = random_seeds(number, graph)
-        sampler = NeighborSampler(graph.data(), [2], method="labor", seed=number)
+        sampler = NeighborSampler(graph.data(), [2], sampling="labor", seed=number)
         out, perm = typed(draw(sampler, seeds), sampler.edge_permutation)
         taken = user_edges(out, perm)
         kept: dict[Any, list[int]] = {}
@@ -484,7 +484,7 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"replace": True},
     {"disjoint": True},
-    {"method": "labor"},
+    {"sampling": "labor"},
     {"weight_attr": "weight"},
     {"time_attr": "time"},
     {"time_attr": "time", "temporal_strategy": "last"},

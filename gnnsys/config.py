@@ -158,8 +158,8 @@ class TrainConfig:
             self._check_fanouts(self.fanouts)
         if self.full_batch and (self.sampling != "uniform" or self.dependent_batches > 1):
             raise ArgumentError(
-                f"--full-batch: samples nothing, but --sampling {self.sampling} --dependent-batches "
-                f"{self.dependent_batches} says how to; leave out one or the other"
+                f"--full-batch: samples nothing, but --sampling {self.sampling} and "
+                f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
             )
 
     def _check_fanouts(self, fanouts: tuple[int, ...]) -> None:

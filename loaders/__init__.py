@@ -5,8 +5,9 @@ unified tensor's stores, never models or the command line. Invariant: a batch de
 the seeds and (seed, epoch, batch number) alone, not on threads, workers or where features lie.
 """
 
+from gnnsys.loaders.csr import CSCEdgeIndex, with_csr
 from gnnsys.loaders.neighbor_loader import NeighborLoader
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.loaders.topology import CSC
 
-__all__ = ["CSC", "NeighborLoader", "NeighborSampler"]
+__all__ = ["CSC", "CSCEdgeIndex", "NeighborLoader", "NeighborSampler", "with_csr"]

@@ -480,7 +480,7 @@ def transformed(run: Callable[[Any, Tensor, Tensor], Any], edges: Tensor) -> Any
     ],
     ids=["vmap", "jvp", "grad", "script", "trace", "compile", "checkpoint", "deepcopy"],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_transformed_and_compiled_layers_give_the_same(run: Any) -> None:
     torch._dynamo.reset()
     edges = random_edges()

@@ -79,7 +79,7 @@ class CSCEdgeIndex(EdgeIndex):
         """See ``EdgeIndex.matmul``."""
         if transpose and other_value is None and reduce in _REDUCTIONS:
             neighbors = self.neighbors()
-            messages = None if neighbors is None else gather_lazily(other, 0, neighbors)
+            messages: Any = None if neighbors is None else gather_lazily(other, 0, neighbors)
             if messages is not None and input_value is not None:
                 shape = (-1,) + (1,) * (other.dim() - 1)
                 messages = input_value.view(shape) * messages

@@ -57,7 +57,7 @@ def is_traced() -> bool:
     """Whether torch traces, compiles or transforms functions, which see plain tensors only."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
@@ -97,7 +97,7 @@ class LazySums(LazyTensor):
     @classmethod
     def make(cls, messages: LazyMessages, num_targets: int, mean: bool) -> LazySums:
         """See ``LazyMessages.sum_by_target``."""
-        x, weight = messages._inputs
+        x, weight = messages.inputs()
         assert x is not None
 
         def compute(x: Tensor, weight: Tensor | None) -> Tensor:
@@ -142,6 +142,7 @@ def _new_ones(func: Any, messages: LazyMessages, *args: Any, **kwargs: Any) -> A
 
 
 def _like(lazy: LazyTensor) -> Tensor:
+    """The rows, where the lazy tensor stands for messages."""
     like = lazy._inputs[0]
     assert like is not None
     return like
@@ -156,7 +157,8 @@ def _multiply(func: Any, first: Any, second: Any) -> Any:
     messages, weight = (first, second) if isinstance(first, LazyMessages) else (second, first)
     if messages.is_settled or not _is_plain(weight):
         return NotImplemented
-    x, known = messages._inputs
+    x, known = messages.inputs()
+    assert x is not None
     shape = messages.shape
     fits = weight.dim() == len(shape) and weight.size(0) == shape[0] and weight.size(-1) == 1
     if known is not None or not fits or weight.shape[1:-1] not in (shape[1:-1], shape[:0], (1,)):

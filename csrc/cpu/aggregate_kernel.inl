@@ -31,9 +31,9 @@ template <class Value, class Id>
 GNNSYS_TARGET inline void prefetch_row(const Job<Value, Id>& job, int64_t edge, int64_t last) {
   if (edge >= last) return;
   const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value));
-  const uintptr_t row = reinterpret_cast<uintptr_t>(job.x.data) +
-                        static_cast<uint64_t>(job.edges.source[edge]) *
-                            static_cast<uint64_t>(row_bytes);
+  const uintptr_t row =
+      reinterpret_cast<uintptr_t>(job.x.data) +
+      static_cast<uint64_t>(job.edges.source[edge]) * static_cast<uint64_t>(row_bytes);
   for (int64_t b = 0; b < std::min(row_bytes, kPrefetchBytes); b += kLine) {
     __builtin_prefetch(reinterpret_cast<const char*>(row + static_cast<uintptr_t>(b)), 0, 3);
   }

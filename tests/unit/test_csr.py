@@ -443,6 +443,20 @@ def test_changing_what_is_not_computed_yet_past_torch_functions_is_refused() -> 
         messages.mul_(2)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_features_changed_before_their_messages_are_summed_are_refused(weighted: bool) -> None:
+    x, edges = torch.randn(NODES, CHANNELS), csc(random_edges())
+    weight = torch.rand(EDGES, 1)
+
+    def change(messages: Tensor) -> Tensor:
+        result = weight * messages if weighted else messages
+        (weight if weighted else x).add_(1)
+        return result
+
+    with pytest.raises(UnsupportedError, match="changed in place"):
+        Custom(change)(x, edges)
+
+
 def test_hooks_see_what_they_always_saw() -> None:
     torch.manual_seed(10)
     x, edges = torch.randn(NODES, CHANNELS), random_edges()
@@ -480,7 +494,7 @@ def transformed(run: Callable[[Any, Tensor, Tensor], Any], edges: Tensor) -> Any
     ],
     ids=["vmap", "jvp", "grad", "script", "trace", "compile", "checkpoint", "deepcopy"],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_transformed_and_compiled_layers_give_the_same(run: Any) -> None:
     torch._dynamo.reset()
     edges = random_edges()

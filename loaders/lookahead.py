@@ -1,9 +1,9 @@
 """Work done ahead of whoever consumes it: two stages in threads, results in order.
 
 Owns ``Lookahead`` and all threads of the loaders. Imports the standard library alone and knows
-nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in its
-place; at most ``window`` items are past the start of the first stage and not taken; of those at most
-one has passed the second and waits; no thread outlives the iteration, however it ends.
+nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in
+its place; at most ``window`` items have begun the first stage and are not taken; while the consumer
+is busy, at most one has begun the second; no thread outlives the iteration, however it ends.
 
 The items themselves are drawn in the consumer's thread, one for each that is taken, as
 ``torch.utils.data.DataLoader`` does: a sampler may use the global random state.
@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice

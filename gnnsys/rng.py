@@ -21,7 +21,8 @@ Weighted sampling needs draws of 53 bits: number i of a node is made of its draw
 upper 27 bits of the one above the upper 26 of the other (``weighted_positions``).
 
 LABOR-0 sampling has one draw for a source node and all its targets: ``edge_type`` is the number of
-the source's node type, the node is the source, and its draw 0 is compared (``labor_positions``).
+the source's node type, and source t has draw ``t % 4`` of "node" ``t // 4`` (``labor_positions``),
+so that the draws of all sources take a quarter of the blocks.
 
 Numbers that belong to no node, as those that choose negative nodes, take a stream's words one after
 another: word i is draw i % 4 of node i // 4 (``integers``, ``uniforms``).
@@ -223,10 +224,11 @@ def labor_positions(key: int, sources: Sequence[int], fanout: int, position: int
         return list(range(degree))
     node = np.asarray(sources, dtype=np.uint64)
     counter = np.zeros((degree, 4), dtype=np.uint32)
-    counter[:, 0] = node & np.uint64(_MASK32)
-    counter[:, 1] = node >> np.uint64(32)
+    counter[:, 0] = node // np.uint64(4) & np.uint64(_MASK32)
+    counter[:, 1] = node // np.uint64(4) >> np.uint64(32)
     counter[:, 2] = position
-    draws = philox4x32(counter, key)[:, 0].astype(np.uint64)
+    words = philox4x32(counter, key)
+    draws = words[np.arange(degree), node % np.uint64(4)].astype(np.uint64)
     kept = draws * np.uint64(degree) < np.uint64(fanout << 32)
     return np.flatnonzero(kept).tolist()
 

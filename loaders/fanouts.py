@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch_geometric.sampler.base import NumNeighbors
@@ -60,6 +60,8 @@ def fanouts_by_relation(
 
 
 def _check_fanouts(values: Any) -> list[int]:
+    if not isinstance(values, Iterable):
+        raise ArgumentError(f"num_neighbors: {values!r}, expected a list with one number for a hop")
     fanouts = [int(fanout) for fanout in values]
     if any(fanout < -1 for fanout in fanouts):
         raise ArgumentError(f"num_neighbors: {fanouts}; each is -1 (all neighbours) or at least 0")

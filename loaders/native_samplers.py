@@ -175,7 +175,7 @@ class NativeSamplers:
 
 
 def _as_ids(name: str, ids: Tensor) -> Tensor:
-    if ids.dtype not in _ID_DTYPES:
+    if ids.dtype not in _ID_DTYPES and len(ids):  # torch.tensor([]) has real numbers
         raise DTypeError(f"{name}: dtype {ids.dtype}, expected node ids")
     return ids.to(torch.int64).contiguous()
 

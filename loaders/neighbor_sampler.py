@@ -65,8 +65,9 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             and "last" takes the newest.
         time_attr: name of the integer times of nodes or of edges. Implies ``disjoint``. Types of
             nodes or edges that lack it are sampled without regard to time.
-        weight_attr: name of the edges' weights; draws are proportional to them. Edge types that
-            lack it are sampled uniformly.
+        weight_attr: name of the edges' weights; draws are proportional to them, and where the
+            fanout reaches the number of neighbours all are taken. Edge types that lack it are
+            sampled uniformly.
         is_sorted: edges are sorted by target, and by time within a target, already.
         share_memory: whether to move the topology to memory that processes share.
         directed: deprecated; False is ``subgraph_type="induced"``.
@@ -77,10 +78,10 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         method: "uniform", or "labor" for LABOR-0, in which a node has one draw in a hop that all
             its targets share, so that they tend to sample the same nodes and a batch has fewer.
             About the fanout's number of edges are kept. (Balin, Catalyurek: "Layer-Neighbor
-            Sampling: Defusing Neighborhood Explosion in GNNs", NeurIPS 2023, section 3.)
+            Sampling: Defusing Neighborhood Explosion in GNNs", NeurIPS 2023.)
         dependent_batches: this many batches, one after another, share their draws, so that a node
             samples the same neighbours in them and a cache sees them again. (Balin et al.:
-            "Cooperative Minibatching in Graph Neural Networks", TMLR 2025, section 3.2.) Needs
+            "Cooperative Minibatching in Graph Neural Networks", TMLR 2025.) Needs
             batches that are numbered. Negative nodes are drawn anew in each.
 
     Raises:
@@ -235,8 +236,11 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             positions in the CSC, which ``edge_permutation`` maps to the user's edges.
 
         Raises:
-            ArgumentError: a seed outside the graph.
+            ArgumentError: a seed outside the graph, or seeds without a type where there are types.
         """
+        if isinstance(seeds, dict) != self.is_hetero:
+            expected = "a dict by node type" if self.is_hetero else "a tensor"
+            raise ArgumentError(f"seeds: {type(seeds).__name__}, expected {expected}")
         return self._finish(self._sample(seeds, group=group, epoch=epoch))
 
     def sample_from_nodes(

@@ -114,15 +114,15 @@ class CSC:
         source, target = (part.to("cpu", torch.int64).contiguous() for part in (source, target))
         if is_sorted and bool((target[1:] < target[:-1]).any()):
             raise ArgumentError("is_sorted: True, but the targets in edge_index[1] descend")
+        # The native sort knows one number of nodes: it gets the larger one, and the targets that
+        # do not exist are cut off. Its check names edges by their place in what it is given.
+        if num_sources != num_nodes or time is not None:
+            check_ids("source", source, num_sources)
+            check_ids("target", target, num_nodes)
         by_time = None
         if time is not None and not is_sorted:
             by_time = torch.sort(time, stable=True).indices
             source, target = source[by_time], target[by_time]
-        if num_sources != num_nodes:
-            check_ids("source", source, num_sources)
-            check_ids("target", target, num_nodes)
-        # The native sort knows one number of nodes: it gets the larger one, and the targets that
-        # do not exist are cut off.
         indptr = empty((max(num_sources, num_nodes) + 1,), torch.int64)
         indices = empty((len(source),), torch.int32 if num_sources < _INT32_NODES else torch.int64)
         perm = empty((len(source),), torch.int64)

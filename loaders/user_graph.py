@@ -110,6 +110,8 @@ class UserGraph:
         if edges.compressed:
             target = ptr2index(target)
         if backward:
+            check_ids("source", source, sources)
+            check_ids("target", target, targets)
             source, target, sources, targets = target, source, targets, sources
         return CSC.from_edges(source, target, sources, targets, edges.is_sorted, time)
 

@@ -7,6 +7,13 @@
 #include <iterator>
 #include <new>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
 namespace gnnsys {
 namespace {
 
@@ -71,6 +78,8 @@ std::shared_ptr<char> BufferPool::acquire(std::size_t bytes) {
   }
   if (outgrown) munmap(outgrown, outgrown_capacity);
   if (!area) area = map_area(capacity);
+  // Under AddressSanitizer, what was not asked for is an error to touch.
+  ASAN_POISON_MEMORY_REGION(area + bytes, capacity - bytes);
   return {area, [pool = shared_from_this(), capacity](char* p) { pool->release(p, capacity); }};
 }
 
@@ -93,6 +102,7 @@ std::size_t BufferPool::retained() const {
 }
 
 void BufferPool::release(char* area, std::size_t capacity) {
+  ASAN_UNPOISON_MEMORY_REGION(area, capacity);
   {
     std::lock_guard lock(mutex_);
     if (retained_ + capacity <= retain_) {

@@ -9,6 +9,7 @@
 #include "draws.hpp"
 #include "graph_sampler_chunks.hpp"
 #include "graph_sampler_expand.hpp"
+#include "graph_sampler_labor.hpp"
 #include "graph_sampler_trees.hpp"
 #include "graph_sampler_weights.hpp"
 
@@ -96,6 +97,7 @@ struct GraphSampler::Context {
     std::shared_ptr<char> map_area;
     uint64_t base = 1;
     TreePlaces trees;  // the places where trees are disjoint
+    CoarseDraws coarse;
     GrowingArray node, tree;
     int64_t nodes = 0;
     int64_t begin = 0, end = 0;  // the frontier
@@ -130,6 +132,17 @@ struct GraphSampler::Context {
 };
 
 namespace {
+
+// About how many in-edges the nodes have; what a bad indptr adds does no harm.
+int64_t count_edges(const Relation& relation, const int64_t* nodes, int64_t count) {
+  uint64_t edges = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kDistance < count) __builtin_prefetch(relation.indptr + nodes[i + kDistance]);
+    edges += static_cast<uint64_t>(relation.indptr[nodes[i] + 1]) -
+             static_cast<uint64_t>(relation.indptr[nodes[i]]);
+  }
+  return static_cast<int64_t>(edges);
+}
 
 // The two rows of an edge index in one array: `row` grew to `size` sources, targets are counted.
 EdgeIndex finish_edge_index(GrowingArray& row, const std::vector<uint32_t>& count, int64_t size,
@@ -228,6 +241,7 @@ struct GraphSampler::Run {
             request.replace,
             request.last,
             request.labor,
+            nullptr,
             context.edges[number].count.data() + target.begin,
             choose_pick_positions(sampler.isa_),
             choose_philox_nodes(sampler.isa_)};
@@ -245,7 +259,12 @@ struct GraphSampler::Run {
     // Where sources are of the targets' type their arrays may move as they grow: held here, the
     // frontier stays where it is.
     const std::shared_ptr<char> nodes = target.node.area, trees = target.tree.area;
-    const RelationHop hop = hop_of(number, hop_number);
+    RelationHop hop = hop_of(number, hop_number);
+    // Draws that belong to a tree serve nobody else.
+    if (request.labor && !request.disjoint &&
+        CoarseDraws::pays(hop.num_sources, count_edges(relation, hop.frontier, frontier))) {
+      hop.coarse = source.coarse.of(hop.key, hop.num_sources, hop.philox, sampler.threads_);
+    }
     const bool reads_all = hop.labor || hop.fanout < 0;
     produce_in_order(
         sampler.threads_, frontier, reads_all ? kWideChunk : kChunk, context.spare,

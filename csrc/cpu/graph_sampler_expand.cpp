@@ -5,22 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "graph_sampler_labor.hpp"
+
 namespace gnnsys {
 namespace {
 
-constexpr int64_t kPiece = 1024;  // neighbours whose words are made at once
-
 std::string name_of(int number) { return "relation " + std::to_string(number); }
-
-bool is_outside(int64_t node, int64_t num_nodes) {
-  return static_cast<uint64_t>(node) >= static_cast<uint64_t>(num_nodes);
-}
-
-// The in-edges of `target`, as positions [first, first + degree) of the CSC.
-struct Extent {
-  int64_t first;
-  int64_t degree;
-};
 
 Extent read_extent(const Relation& relation, int number, int64_t target) {
   const int64_t first = relation.indptr[target];
@@ -31,19 +21,6 @@ Extent read_extent(const Relation& relation, int number, int64_t target) {
                              "2^32 edges");
   }
   return {first, end - first};
-}
-
-[[noreturn, gnu::cold]] void throw_bad_source(int number, int64_t position, int64_t source,
-                                              int64_t num_sources) {
-  throw std::runtime_error(name_of(number) + ": indices hold the node " + std::to_string(source) +
-                           " at position " + std::to_string(position) +
-                           ", outside the source type's nodes [0, " + std::to_string(num_sources) +
-                           ")");
-}
-
-template <class Index>
-const Index* indices_of(const RelationHop& hop) {
-  return static_cast<const Index*>(hop.relation->indices);
 }
 
 // Calls f with a null pointer of the type of the relation's indices.
@@ -183,90 +160,14 @@ void pick_by_weight(const RelationHop& hop, int64_t begin, int64_t end, ExpandSc
   }
 }
 
-// LABOR-0 (Balin, Catalyurek: "Layer-Neighbor Sampling: Defusing Neighborhood Explosion in GNNs",
-// NeurIPS 2023, section 3.2 with uniform probabilities): source t has one uniform number r_t for
-// all targets of the hop, and target s keeps the edge if r_t <= k / d_s.
-template <class Index>
-class Labor {
- public:
-  Labor(const RelationHop& hop, ExpandScratch& scratch, EdgeBuffer& out)
-      : hop_(hop), pick_(scratch.pick), out_(out) {
-    pick_.reserve_nodes(kPiece);
-    pick_.reserve_words(kPiece, 1);
-  }
-
-  // Neighbours of many small targets and pieces of a large one share a call of the generator.
-  void add(int64_t target, Extent extent, uint32_t position) {
-    // r < k / d of 32-bit r, exactly.
-    const uint64_t limit =
-        hop_.fanout < 0 || extent.degree <= hop_.fanout
-            ? uint64_t{1} << 32
-            : ((static_cast<uint64_t>(hop_.fanout) << 32) + extent.degree - 1) / extent.degree;
-    const Index* const indices = indices_of<Index>(hop_);
-    hop_.count[target] = 0;
-    for (int64_t done = 0; done < extent.degree;) {
-      const int64_t count = std::min(extent.degree - done, kPiece - filled_);
-      const int64_t first = extent.first + done;
-      for (int64_t e = 0; e < count; ++e) {
-        pick_.nodes[filled_ + e] = indices[first + e];
-        pick_.positions[filled_ + e] = position;
-      }
-      parts_.push_back({target, first, count, limit});
-      filled_ += count;
-      done += count;
-      if (filled_ == kPiece) flush();
-    }
-  }
-
-  void flush() {
-    hop_.philox(hop_.key, pick_.nodes.data(), hop_.tree ? pick_.positions.data() : nullptr, filled_,
-                1, pick_.words.data());
-    out_.reserve(out_.size + filled_ + 1);
-    int64_t at = 0;
-    for (const Part& part : parts_) {
-      const int64_t before = out_.size;
-      for (int64_t e = 0; e < part.count; ++e, ++at) {
-        const int64_t source = pick_.nodes[at];
-        if (is_outside(source, hop_.num_sources)) {
-          throw_bad_source(hop_.number, part.first + e, source, hop_.num_sources);
-        }
-        out_.edge[out_.size] = part.first + e;
-        out_.source[out_.size] = source;
-        out_.size += pick_.words[at * kDrawsPerBlock] < part.limit;
-      }
-      hop_.count[part.target] += static_cast<uint32_t>(out_.size - before);
-    }
-    parts_.clear();
-    filled_ = 0;
-  }
-
- private:
-  struct Part {
-    int64_t target;
-    int64_t first;
-    int64_t count;
-    uint64_t limit;  // words below it keep their edge
-  };
-
-  const RelationHop& hop_;
-  PickScratch& pick_;
-  EdgeBuffer& out_;
-  std::vector<Part> parts_;
-  int64_t filled_ = 0;
-};
-
-template <class Index>
-void pick_by_source(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& scratch,
-                    EdgeBuffer& out) {
-  Labor<Index> labor(hop, scratch, out);
-  for (int64_t i = begin; i < end; ++i) {
-    labor.add(i, {scratch.first[i - begin], scratch.degree[i - begin]},
-              scratch.position[i - begin]);
-  }
-  labor.flush();
-}
-
 }  // namespace
+
+void throw_bad_source(int number, int64_t position, int64_t source, int64_t num_sources) {
+  throw std::runtime_error(name_of(number) + ": indices hold the node " + std::to_string(source) +
+                           " at position " + std::to_string(position) +
+                           ", outside the source type's nodes [0, " + std::to_string(num_sources) +
+                           ")");
+}
 
 void EdgeBuffer::reserve(int64_t wanted) {
   if (wanted <= capacity) return;

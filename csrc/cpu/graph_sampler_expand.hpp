@@ -35,10 +35,29 @@ struct RelationHop {
   bool replace;
   bool last;
   bool labor;
-  uint32_t* count;  // receives the edges of each frontier node
+  const uint8_t* coarse;  // per source node: the upper bits of its LABOR draw, or null
+  uint32_t* count;        // receives the edges of each frontier node
   PickPositions pick;
   PhiloxNodes philox;
 };
+
+// The in-edges of `target`, as positions [first, first + degree) of the CSC.
+struct Extent {
+  int64_t first;
+  int64_t degree;
+};
+
+template <class Index>
+const Index* indices_of(const RelationHop& hop) {
+  return static_cast<const Index*>(hop.relation->indices);
+}
+
+inline bool is_outside(int64_t node, int64_t num_nodes) {
+  return static_cast<uint64_t>(node) >= static_cast<uint64_t>(num_nodes);
+}
+
+[[noreturn, gnu::cold]] void throw_bad_source(int number, int64_t position, int64_t source,
+                                              int64_t num_sources);
 
 // What one thread needs to expand a chunk of the frontier; arrays have one entry per node of it.
 struct ExpandScratch {

@@ -255,6 +255,17 @@ def test_sample_equals_the_reference_for_large_degrees(isa, dtype, labor):
     assert as_lists(request.of(graph.sampler(isa=isa))) == sample_slowly(graph, request)
 
 
+@pytest.mark.parametrize("dtype", INDEX_TYPES)
+def test_labor_equals_the_reference_among_very_many_sources(dtype):
+    """So many that drawing for all of them would cost more than for the neighbours alone."""
+    draw = np.random.default_rng(3)
+    sources = 10**6
+    indptr, indices = csc(draw, sources, 30, [0, 10, 1000, 1500, 3000], dtype)
+    graph = Graph([30, sources], [(1, 0, indptr, indices)])
+    request = Request([(0, np.arange(30), None)], [[17]], labor=True, seed=8)
+    assert as_lists(request.of(graph.sampler())) == sample_slowly(graph, request)
+
+
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("dtype", INDEX_TYPES)
 def test_one_relation_gives_what_the_homogeneous_sampler_gives(dtype, replace):

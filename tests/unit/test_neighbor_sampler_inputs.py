@@ -61,6 +61,11 @@ def draws(sampler: NeighborSampler, node_type: str | None = None, time: Any = No
     ]
 
 
+def flat_nodes(sampler: NeighborSampler, ids: torch.Tensor, when: torch.Tensor) -> list[int]:
+    inputs = NodeSamplerInput(ids, ids, when[ids], "paper")
+    return sampler.sample_from_nodes(inputs).node["author"].tolist()
+
+
 # Stores, matrices and other forms of the same graph ----------------------------------------------
 
 
@@ -228,16 +233,24 @@ def test_nodes_without_edges_are_sampled_alone():
 def test_no_seeds_give_an_empty_batch():
     sampler = NeighborSampler(heterogeneous(), [3, 2], disjoint=True)
     none = torch.empty(0, dtype=torch.int64)
-    out = sampler.sample_from_nodes(NodeSamplerInput(none, none, None, "paper"))
+    out = sampler.sample_from_nodes(NodeSamplerInput(none, torch.tensor([]), None, "paper"))
     assert all(part.numel() == 0 for part in out.node.values())
     assert all(part.numel() == 0 for part in out.batch.values())
 
 
-def test_pygs_loader_takes_the_typed_sampler():
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pygs_loader_takes_the_typed_sampler_and_its_workers_do(num_workers):
     data = heterogeneous()
-    sampler = NeighborSampler(data, [3, 2], time_attr="time")
+    sampler = NeighborSampler(data, [3, 2], time_attr="time", threads=2)
     when = torch.full((20,), 3)
-    for batch in NodeLoader(data, sampler, "paper", when, batch_size=6):
+    expected = [
+        flat_nodes(sampler, torch.arange(first, min(first + 6, 20)), when)
+        for first in range(0, 20, 6)
+    ]
+    loader = NodeLoader(data, sampler, "paper", when, batch_size=6, num_workers=num_workers)
+    batches = list(loader)
+    assert [batch["author"].n_id.tolist() for batch in batches] == expected
+    for batch in batches:
         assert bool(
             (data["paper"].time[batch["paper"].n_id[batch["paper"].batch_size :]] <= 3).all()
         )
@@ -424,6 +437,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         ArgumentError,
         "1 hops for one edge type, 2 for another",
     ),
+    "one number": (
+        homogeneous(),
+        {"num_neighbors": 5},
+        ArgumentError,
+        "num_neighbors: 5, expected",
+    ),
     "dict without types": (
         homogeneous(),
         {"num_neighbors": {WRITES: [3]}},
@@ -441,6 +460,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         {"time_attr": "time"},
         ArgumentError,
         r"edge 0 has the target 20, outside the nodes \[0, 20\)",
+    ),
+    "edges beyond a type, backward": (
+        with_attribute(heterogeneous(), WRITES, "edge_index", torch.tensor([[0, 35], [0, 0]])),
+        {"sample_direction": "backward"},
+        ArgumentError,
+        r"edge 1 has the source 35, outside the nodes \[0, 35\)",
     ),
     "wrong claim of order": (
         heterogeneous(),
@@ -501,10 +526,22 @@ def test_a_seed_outside_its_type_names_the_type(seed):
         sampler.sample({"paper": torch.tensor([0, seed])}, group=0)
 
 
+def test_stored_indices_outside_their_type_are_an_error_not_a_wild_read():
+    graphs = MyGraphStore()
+    indices = torch.tensor([0, 35], dtype=torch.int32)
+    graphs.put_edge_index((indices, torch.tensor([0, 1, 2])), WRITES, "csc", size=(35, 2))
+    sampler = NeighborSampler((MyFeatureStore(), graphs), [3])
+    assert sampler.sample({"paper": torch.tensor([0])}, group=0).node["author"].tolist() == [0]
+    with pytest.raises(ArgumentError, match="indices"):
+        sampler.sample({"paper": torch.tensor([1])}, group=0)
+
+
 def test_seeds_of_an_unknown_type_or_none_are_an_error():
     sampler = NeighborSampler(heterogeneous(), [3])
     with pytest.raises(ArgumentError, match=r"'venue': the graph has the node types \['paper'"):
         sampler.sample({"venue": torch.tensor([0])}, group=0)
+    with pytest.raises(ArgumentError, match="seeds: Tensor, expected a dict by node type"):
+        sampler.sample(torch.tensor([0]), group=0)
     with pytest.raises(ArgumentError, match="input_type: None, but the sampler's graph has types"):
         sampler.sample_from_nodes(NodeSamplerInput(None, torch.tensor([0])))
     plain = NeighborSampler(homogeneous(), [3])

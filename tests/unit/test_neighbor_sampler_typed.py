@@ -146,28 +146,16 @@ def check_walk(
     first = dict.fromkeys(nodes, 0)
     for hop in range(max(len(f) for f in fanouts.values())):
         last = {kind: len(keys) for kind, keys in nodes.items()}
-        for kind, pairs in graph.edges.items():
+        for kind in graph.edges:
             ends = (kind[0], kind[-1]) if kind else (None, None)
             source_type, target_type = ends[::-1] if backward else ends
             rows, cols, numbers = triples[kind]
             before = len(rows)
             for local in range(first[target_type], last[target_type]):
                 group, node = nodes[target_type][local]
-                candidates = [
-                    (e, s)
-                    for e, (s, t) in enumerate((p[::-1] if backward else p) for p in pairs)
-                    if t == node
-                ]
-                times = graph.edge_time.get(kind)
-                if times is None and source_type in graph.node_time:
-                    times = {e: graph.node_time[source_type][s] for e, s in candidates}
-                if times is not None:
-                    candidates.sort(key=lambda c: times[c[0]])
-                    candidates = [c for c in candidates if times[c[0]] <= time_of_batch[group]]
+                sources, timed = in_edges(graph, kind, node, time_of_batch.get(group), backward)
                 taken = edges_of.pop((kind, local), [])
-                choice = (taken, [e for e, _ in candidates], fanouts[kind][hop])
-                check_choice(*choice, replace, legal, times is not None)
-                sources = dict(candidates)
+                check_choice(taken, list(sources), fanouts[kind][hop], replace, legal, timed)
                 for edge in taken:
                     key = (group, sources[edge])
                     if key not in place[source_type]:
@@ -196,6 +184,23 @@ def check_walk(
         assert sampled[kind] == numbers
     assert out.num_sampled_nodes == node_counts
     assert out.num_sampled_edges == edge_counts
+
+
+def in_edges(
+    graph: Lists, kind: Any, node: int, latest: int | None, backward: bool
+) -> tuple[dict[int, int], bool]:
+    """The source of every edge that may be sampled for a node, by edge number and in the order of
+    the CSC; and whether they have times, which rule out what is later than ``latest``."""
+    pairs = [pair[::-1] if backward else pair for pair in graph.edges[kind]]
+    sources = {edge: source for edge, (source, target) in enumerate(pairs) if target == node}
+    times: Any = graph.edge_time.get(kind)
+    if times is None and (kind[0] if kind else None) in graph.node_time:
+        time_of = graph.node_time[kind[0] if kind else None]
+        times = {edge: time_of[source] for edge, source in sources.items()}
+    if times is None:
+        return sources, False
+    in_time = [edge for edge in sorted(sources, key=lambda e: times[e]) if times[edge] <= latest]
+    return {edge: sources[edge] for edge in in_time}, True
 
 
 def check_choice(taken, candidates, fanout, replace, legal, timed) -> None:
@@ -330,8 +335,9 @@ def test_weights_decide_what_can_be_drawn(typed_graph):
         sampler = NeighborSampler(graph.data(), [2, 2], weight_attr="weight")
         out, perm = typed(draw(sampler, seeds), sampler.edge_permutation)
         for kind, edges in user_edges(out, perm).items():
-            for target in set(out.col[kind].tolist()):
-                node = out.node[kind[-1] if kind else None][target]
+            end = kind[-1] if kind else None
+            for target in range(sum(out.num_sampled_nodes[end][:2])):
+                node = out.node[end][target]
                 degree = sum(t == node for _, t in graph.edges[kind])
                 taken = [
                     e for e, c in zip(edges, out.col[kind].tolist(), strict=True) if c == target
@@ -345,6 +351,48 @@ def test_weights_decide_what_can_be_drawn(typed_graph):
                     assert len(taken) == min(2, heavy)
                 else:
                     assert len(taken) == degree
+
+
+@GRAPHS
+@pytest.mark.parametrize("option", [{}, {"disjoint": True}, {"time_attr": "time"}], ids=str)
+def test_labor_batches_are_legal_walks(typed_graph, option):
+    for number in range(4):
+        graph = random_lists(number, typed_graph, "nodes" if "time_attr" in option else "")
+        seeds = random_seeds(number, graph)
+        sampler = NeighborSampler(graph.data(), [2, 2], method="labor", seed=number, **option)
+        check_walk(
+            graph,
+            seeds,
+            spread([2, 2], graph),
+            draw(sampler, seeds),
+            sampler.edge_permutation,
+            disjoint=bool(option),
+            legal=lambda taken, candidates, fanout, timed: set(taken) <= set(candidates),
+        )
+
+
+@GRAPHS
+def test_labor_keeps_a_node_first_where_it_has_few_rivals(typed_graph):
+    """A node with the draw r is kept by all targets whose number of neighbours is below fanout/r,
+    and by no other, of whichever edge type."""
+    for number in range(8):
+        graph = random_lists(number, typed_graph)
+        seeds = random_seeds(number, graph)
+        sampler = NeighborSampler(graph.data(), [2], method="labor", seed=number)
+        out, perm = typed(draw(sampler, seeds), sampler.edge_permutation)
+        taken = user_edges(out, perm)
+        kept: dict[Any, list[int]] = {}
+        left: dict[Any, list[int]] = {}
+        for kind, pairs in graph.edges.items():
+            first, last = (kind[0], kind[-1]) if kind else (None, None)
+            for target in set(seeds.get(last, [])):
+                edges = [e for e, (_, t) in enumerate(pairs) if t == target]
+                for edge in edges:
+                    where = kept if edge in taken[kind] else left
+                    where.setdefault((first, pairs[edge][0]), []).append(len(edges))
+        assert left
+        for source, degrees in kept.items():
+            assert max(degrees) < min(left.get(source, [1000]))
 
 
 @GRAPHS
@@ -459,8 +507,8 @@ def large_graph(typed_graph: bool, option: dict[str, Any]) -> tuple[Any, dict[st
         store, nodes = (data[kind], 1000) if kind else (data, 2000)
         store.edge_index = torch.randint(0, nodes, (2, 40_000 // len(kinds)), generator=chance)
         store.weight = torch.rand(store.edge_index.shape[1], generator=chance)
-    seeds = torch.arange(0, 1000, 3)
-    return data, {"a": seeds, "b": seeds[:50]} if typed_graph else seeds
+    seeds = torch.arange(0, 1000, 12)
+    return data, {"a": seeds, "b": seeds[:20]} if typed_graph else seeds
 
 
 @GRAPHS

@@ -50,6 +50,55 @@ def test_small_graphs_keep_int32_ids():
     assert CSC.from_edge_index(torch.tensor([[0], [1]]), 2).indices.dtype == torch.int32
 
 
+@pytest.mark.parametrize(("sources", "targets"), [(5, 30), (30, 5), (1, 1), (7, 0)])
+def test_edges_between_two_types_are_sorted_by_target_and_time(sources, targets):
+    draw = np.random.default_rng(sources)
+    count = 60 if targets else 0
+    source, target = draw.integers(0, sources, count), draw.integers(0, max(targets, 1), count)
+    time = draw.integers(0, 4, count)
+    graph = CSC.from_edges(*map(torch.from_numpy, (source, target)), sources, targets)
+    timed = CSC.from_edges(
+        *map(torch.from_numpy, (source, target)), sources, targets, time=torch.from_numpy(time)
+    )
+    for found, order in (
+        (graph, np.argsort(target, kind="stable")),
+        (timed, np.lexsort([time, target])),
+    ):
+        assert (found.num_sources, found.num_nodes) == (sources, targets)
+        assert np.array_equal(found.perm.numpy(), order)
+        assert np.array_equal(found.indices.numpy(), source[order])
+        assert np.array_equal(found.targets().numpy(), target[order])
+
+
+def test_reversed_edges_keep_the_users_numbers():
+    edge_index = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (2, 40)))
+    graph = CSC.from_edge_index(edge_index, 9).reversed()
+    assert torch.equal(graph.targets(), edge_index[0, graph.perm])
+    assert torch.equal(graph.indices.long(), edge_index[1, graph.perm])
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (5, 0, r"source 5, outside the nodes \[0, 5\)"),
+        (-1, 0, r"source -1, outside the nodes \[0, 5\)"),
+        (0, 3, r"target 3, outside the nodes \[0, 3\)"),
+    ],
+)
+def test_edges_outside_either_type_are_an_error(source, target, message):
+    edges = torch.tensor([0, source]), torch.tensor([0, target])
+    for time in (None, torch.tensor([2, 1])):
+        with pytest.raises(ArgumentError, match=f"edge_index: edge 1 has the {message}"):
+            CSC.from_edges(*edges, 5, 3, time=time)
+
+
+def test_times_that_descend_within_a_target_are_an_error():
+    source, target = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1])
+    CSC.from_edges(source, target, 3, 2, is_sorted=True, time=torch.tensor([9, 3, 3]))
+    with pytest.raises(ArgumentError, match="node 1 the time 4 stands before 3"):
+        CSC.from_edges(source, target, 3, 2, is_sorted=True, time=torch.tensor([9, 4, 3]))
+
+
 @pytest.mark.parametrize("shape", [(3, 2), (2,), (2, 2, 2)])
 def test_another_shape_is_an_error(shape):
     with pytest.raises(ArgumentError, match="edge_index: shape"):

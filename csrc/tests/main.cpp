@@ -1,0 +1,10 @@
+// Tests of the C++ parts without Python, for sanitizers: scripts/sanitize builds and runs them.
+#include <cstdio>
+
+#include "tests.hpp"
+
+int main() {
+  gnnsys::test::test_steps();
+  gnnsys::test::test_graph_sampler();
+  std::puts("all checks hold");
+}

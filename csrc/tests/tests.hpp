@@ -1,0 +1,9 @@
+#pragma once
+
+namespace gnnsys::test {
+
+// Each ends the program at the first check that does not hold.
+void test_graph_sampler();
+void test_steps();
+
+}  // namespace gnnsys::test

@@ -97,6 +97,9 @@ class _Groups:
     def __len__(self) -> int:
         return len(self.indptr) - 1
 
+    def __reduce__(self) -> Any:
+        return _Groups, (self.indptr, self.other, self.order)
+
 
 def _group(key: Tensor, value: Tensor, num_keys: int, num_values: int) -> _Groups:
     narrow = max(num_values, len(key)) < _INT32

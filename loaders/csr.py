@@ -14,7 +14,7 @@ from torch_geometric.edge_index import SortOrder
 
 from gnnsys.errors import RowIndexError
 from gnnsys.loaders.aggregate import Neighbors
-from gnnsys.loaders.lazy_messages import LazyMessages, gather_lazily
+from gnnsys.loaders.lazy_messages import LazyMessages, gather_lazily, is_traced
 
 __all__ = ["CSCEdgeIndex", "with_csr"]
 
@@ -56,8 +56,11 @@ class CSCEdgeIndex(EdgeIndex):
     def neighbors(self) -> Neighbors | None:
         """The edges grouped by target, kept until they change.
 
-        None where they cannot be grouped: not int64 on the CPU, or a negative node.
+        None where they cannot be grouped: not int64 on the CPU, a negative node, or while torch
+        traces, compiles or transforms functions.
         """
+        if is_traced():
+            return None
         data = self._data
         version = 0 if data.is_inference() else data._version
         key = (data.data_ptr(), version, data.shape)
@@ -76,7 +79,7 @@ class CSCEdgeIndex(EdgeIndex):
         """See ``EdgeIndex.matmul``."""
         if transpose and other_value is None and reduce in _REDUCTIONS:
             neighbors = self.neighbors()
-            messages = None if neighbors is None else gather_lazily(other, 0, neighbors)
+            messages: Any = None if neighbors is None else gather_lazily(other, 0, neighbors)
             if messages is not None and input_value is not None:
                 shape = (-1,) + (1,) * (other.dim() - 1)
                 messages = input_value.view(shape) * messages

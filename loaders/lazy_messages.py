@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from gnnsys.loaders.aggregate import AGGREGATED_DTYPES, Neighbors, sum_neighbors
 from gnnsys.loaders.lazy_tensor import LazyTensor
 
-__all__ = ["LazyMessages", "gather_lazily"]
+__all__ = ["LazyMessages", "gather_lazily", "is_traced"]
 
 # E edges, S rows of x (sources), T targets, H heads, C channels of a head.
 
@@ -34,12 +34,12 @@ def gather_lazily(x: Any, dim: int, neighbors: Neighbors) -> LazyMessages | None
         neighbors: the edges.
 
     Returns:
-        None where that must be done at once: another dimension, type or device, a source outside,
-        or while torch traces, compiles or transforms functions.
+        None where that must be done at once: another dimension, type or device, or a source
+        outside.
     """
     if not _is_plain(x) or x.dim() not in (2, 3) or dim not in (0, -x.dim()):
         return None
-    if _is_traced() or neighbors.num_sources > x.size(0):
+    if neighbors.num_sources > x.size(0):
         return None
     return LazyMessages.make(x, None, neighbors)
 
@@ -53,10 +53,11 @@ def _is_plain(x: Any) -> bool:
     )
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
+    """Whether torch traces, compiles or transforms functions, which see plain tensors only."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
@@ -67,6 +68,8 @@ class LazyMessages(LazyTensor):
     """``weight * x[source]``, (E, C) or (E, H, C)."""
 
     neighbors: Neighbors
+    are_counted: bool = False
+    """Whether ones were asked for, to count the messages by: their sum may become a mean."""
 
     @classmethod
     def make(cls, x: Tensor, weight: Tensor | None, neighbors: Neighbors) -> LazyMessages:
@@ -94,7 +97,7 @@ class LazySums(LazyTensor):
     @classmethod
     def make(cls, messages: LazyMessages, num_targets: int, mean: bool) -> LazySums:
         """See ``LazyMessages.sum_by_target``."""
-        x, weight = messages._inputs
+        x, weight = messages.inputs()
         assert x is not None
 
         def compute(x: Tensor, weight: Tensor | None) -> Tensor:
@@ -133,7 +136,13 @@ def _new(func: Any, lazy: LazyTensor, *args: Any, **kwargs: Any) -> Any:
     return func(_like(lazy), *args, **kwargs)
 
 
+def _new_ones(func: Any, messages: LazyMessages, *args: Any, **kwargs: Any) -> Any:
+    messages.are_counted = True
+    return _new(func, messages, *args, **kwargs)
+
+
 def _like(lazy: LazyTensor) -> Tensor:
+    """The rows, where the lazy tensor stands for messages."""
     like = lazy._inputs[0]
     assert like is not None
     return like
@@ -148,7 +157,8 @@ def _multiply(func: Any, first: Any, second: Any) -> Any:
     messages, weight = (first, second) if isinstance(first, LazyMessages) else (second, first)
     if messages.is_settled or not _is_plain(weight):
         return NotImplemented
-    x, known = messages._inputs
+    x, known = messages.inputs()
+    assert x is not None
     shape = messages.shape
     fits = weight.dim() == len(shape) and weight.size(0) == shape[0] and weight.size(-1) == 1
     if known is not None or not fits or weight.shape[1:-1] not in (shape[1:-1], shape[:0], (1,)):
@@ -165,8 +175,8 @@ def _scatter_add_(func: Any, out: Any, dim: int, index: Tensor, src: Any) -> Any
     is_target = (
         type(index) is Tensor
         and index.shape == src.shape
-        and index.stride() == (1,) + (0,) * (index.dim() - 1)
         and index.data_ptr() == target.data_ptr()
+        and _repeats_a_column(index)
     )
     fits = (
         out.dtype == src.dtype
@@ -177,14 +187,20 @@ def _scatter_add_(func: Any, out: Any, dim: int, index: Tensor, src: Any) -> Any
         return NotImplemented
     sums = src.sum_by_target(out.size(0))
     out.become(sums)
-    return sums
+    # Nothing but a division is worth waiting for: a layer may hand on what it summed.
+    return sums if src.are_counted else sums.value()
+
+
+def _repeats_a_column(x: Tensor) -> bool:
+    strides = zip(x.shape[1:], x.stride()[1:], strict=True)
+    return all(stride == 0 or size == 1 for size, stride in strides)
 
 
 def _divide(func: Any, sums: Any, count: Any) -> Any:
     """Sums by the number of edges, which makes them means."""
     if not isinstance(sums, LazySums) or sums.is_settled or sums.messages is None or sums.is_mean:
         return NotImplemented
-    if not _is_plain(count) or count.shape != sums.shape or any(count.stride()[1:]):
+    if not _is_plain(count) or count.shape != sums.shape or not _repeats_a_column(count):
         return NotImplemented
     if count.dtype != sums.dtype or count.requires_grad:
         return NotImplemented
@@ -213,11 +229,12 @@ def _linear(func: Any, sums: Any, weight: Tensor, bias: Tensor | None = None) ->
 
 _MULTIPLY = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.multiply, torch.mul)
 _DIVIDE = (Tensor.div, Tensor.__truediv__, Tensor.true_divide, torch.div, torch.true_divide)
-_NEW = (Tensor.new_ones, Tensor.new_empty, Tensor.new_full)
+_NEW = (Tensor.new_empty, Tensor.new_full)
 
 LazyMessages.stays_lazy = {
     Tensor.expand_as: _expand_as,
     Tensor.new_zeros: _new_zeros,
+    Tensor.new_ones: _new_ones,
     **dict.fromkeys(_NEW, _new),
     **dict.fromkeys(_MULTIPLY, _multiply),
 }
@@ -225,6 +242,6 @@ LazySums.stays_lazy = {
     Tensor.expand_as: _expand_as,
     Tensor.scatter_add_: _scatter_add_,
     F.linear: _linear,
-    **dict.fromkeys((*_NEW, Tensor.new_zeros), _new),
+    **dict.fromkeys((*_NEW, Tensor.new_ones, Tensor.new_zeros), _new),
     **dict.fromkeys(_DIVIDE, _divide),
 }

@@ -27,6 +27,7 @@ class LazyTensor(Tensor):
     """By function of torch: takes its arguments, answers ``NotImplemented`` to decline them."""
 
     _inputs: tuple[Tensor | None, ...]
+    _versions: list[int]
     _compute: Callable[..., Tensor]
     _value: Tensor | None
     _became: LazyTensor | None
@@ -37,9 +38,22 @@ class LazyTensor(Tensor):
     ) -> Self:
         """A tensor of a shape, and of the type of the first input."""
         lazy: Self = _Link.apply(cls, shape, compute, *inputs)
-        lazy._inputs, lazy._compute = inputs, compute
+        lazy._inputs, lazy._compute, lazy._versions = inputs, compute, _versions(inputs)
         lazy._value = lazy._became = None
         return lazy
+
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """What it is computed from, as it was when the tensor was made.
+
+        Raises:
+            UnsupportedError: one of them was changed in place since.
+        """
+        if _versions(self._inputs) != self._versions:
+            raise UnsupportedError(
+                "features or edge weights changed in place after edges read them and before the "
+                "result was used: change a clone() of them"
+            )
+        return self._inputs
 
     def value(self) -> Tensor:
         """What it stands for: always the same tensor, so that changing that in place shows."""
@@ -51,7 +65,7 @@ class LazyTensor(Tensor):
                 torch.inference_mode(self.is_inference()),
                 torch.set_grad_enabled(self.requires_grad),
             ):
-                self._value = self._compute(*self._inputs)
+                self._value = self._compute(*self.inputs())
         return self._value
 
     def become(self, other: LazyTensor) -> None:
@@ -79,7 +93,7 @@ class LazyTensor(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         # Reached only past __torch_function__, as from within other autograd functions.
@@ -92,12 +106,16 @@ class LazyTensor(Tensor):
             return func(*args, **kwargs)
 
 
+def _versions(tensors: tuple[Tensor | None, ...]) -> list[int]:
+    return [t._version for t in tensors if t is not None and not t.is_inference()]
+
+
 def _compute_unseen(lazy: LazyTensor) -> Tensor:
     if lazy._became is not None:
         if lazy._became.requires_grad:
             raise UnsupportedError("a tensor that was added to: use what scatter_add_ returned")
         return lazy._became.value()
-    return lazy._value if lazy._value is not None else lazy._compute(*lazy._inputs)
+    return lazy._value if lazy._value is not None else lazy._compute(*lazy.inputs())
 
 
 class _Link(Function):
@@ -118,8 +136,11 @@ class _Link(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         needed = ctx.needs_input_grad[3:]
-        inputs = [t if t is None else t.detach() for t in ctx.saved_tensors]
-        leaves = [t.requires_grad_() for t, needs in zip(inputs, needed, strict=True) if needs]
+        inputs = [
+            t if t is None else t.detach().requires_grad_(needs)
+            for t, needs in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        leaves = [t for t in inputs if t is not None and t.requires_grad]
         with torch.enable_grad():
             out = ctx.compute(*inputs)
         found = iter(torch.autograd.grad(out, leaves, grad))

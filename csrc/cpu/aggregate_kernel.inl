@@ -14,13 +14,13 @@ GNNSYS_TARGET inline void add_multiple(Sum* __restrict sum, const Value* __restr
 template <class Value>
 GNNSYS_TARGET inline Wide<Value> dot(const Value* __restrict x, const Value* __restrict y,
                                      int64_t n) {
-  constexpr int64_t kLanes = 16;
+  constexpr int64_t kLanes = 8;
   Wide<Value> lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
+  const int64_t whole = n - n % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
     for (int64_t k = 0; k < kLanes; ++k) lanes[k] += widen(x[i + k]) * widen(y[i + k]);
   }
-  for (int64_t k = 0; i < n; ++i, ++k) lanes[k] += widen(x[i]) * widen(y[i]);
+  for (int64_t i = whole; i < n; ++i) lanes[i - whole] += widen(x[i]) * widen(y[i]);
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
   }
@@ -31,9 +31,9 @@ template <class Value, class Id>
 GNNSYS_TARGET inline void prefetch_row(const Job<Value, Id>& job, int64_t edge, int64_t last) {
   if (edge >= last) return;
   const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value));
-  const uintptr_t row = reinterpret_cast<uintptr_t>(job.x.data) +
-                        static_cast<uint64_t>(job.edges.source[edge]) *
-                            static_cast<uint64_t>(row_bytes);
+  const uintptr_t row =
+      reinterpret_cast<uintptr_t>(job.x.data) +
+      static_cast<uint64_t>(job.edges.source[edge]) * static_cast<uint64_t>(row_bytes);
   for (int64_t b = 0; b < std::min(row_bytes, kPrefetchBytes); b += kLine) {
     __builtin_prefetch(reinterpret_cast<const char*>(row + static_cast<uintptr_t>(b)), 0, 3);
   }
@@ -89,6 +89,15 @@ GNNSYS_TARGET int64_t sum_targets(const Job<Value, Id>& job, int64_t begin, int6
   return -1;
 }
 
+// For numbers of channels so small that a loop over them would cost more than they do.
+template <int64_t Channels, class Value>
+GNNSYS_TARGET inline void dot_heads(const Value* x, const Value* y, Wide<Value> factor,
+                                    int64_t heads, Value* out) {
+  for (int64_t head = 0, at = 0; head < heads; ++head, at += Channels) {
+    narrow(factor * dot(x + at, y + at, Channels), out[head]);
+  }
+}
+
 template <class Value, class Id>
 GNNSYS_TARGET int64_t dot_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
   const int64_t* const indptr = job.edges.indptr;
@@ -105,9 +114,21 @@ GNNSYS_TARGET int64_t dot_targets(const Job<Value, Id>& job, int64_t begin, int6
       if (job.factors.mean) factor /= static_cast<Wide<Value>>(to - from);
       const int64_t place = job.edges.order ? static_cast<int64_t>(job.edges.order[edge]) : edge;
       const Value* const x = job.x.data + source * job.width();
-      for (int64_t head = 0; head < heads; ++head) {
-        const int64_t at = head * channels;
-        narrow(factor * dot(x + at, y + at, channels), job.out[place * heads + head]);
+      Value* const out = job.out + place * heads;
+      switch (channels) {
+        case 8:
+          dot_heads<8>(x, y, factor, heads, out);
+          break;
+        case 16:
+          dot_heads<16>(x, y, factor, heads, out);
+          break;
+        case 32:
+          dot_heads<32>(x, y, factor, heads, out);
+          break;
+        default:
+          for (int64_t head = 0, at = 0; head < heads; ++head, at += channels) {
+            narrow(factor * dot(x + at, y + at, channels), out[head]);
+          }
       }
     }
   }

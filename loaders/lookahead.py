@@ -92,6 +92,7 @@ class Lookahead(Iterator[Any]):
         return self._stages.run(next(self._items))
 
     def _take_ahead(self) -> Any:
+        self._stages.check_process()
         self._feed()
         if not self._stages.in_flight:
             raise StopIteration
@@ -136,6 +137,14 @@ class _Stages:
             )
             _running[id(self)] = self
 
+    def check_process(self) -> None:
+        """Raises RuntimeError in a forked child: the threads are its parent's."""
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"this iterator's threads run in process {self._process}, which was forked into "
+                f"{os.getpid()}: make a new one here with iter(loader)"
+            )
+
     def run(self, item: Any) -> Any:
         """Both stages here and now."""
         sampled = self._sample(item)
@@ -161,11 +170,6 @@ class _Stages:
 
     def take(self, timeout: float) -> Any:
         """The next item's result, once it is there."""
-        if self._process != os.getpid():
-            raise RuntimeError(
-                f"this iterator's threads run in process {self._process}, which was forked into "
-                f"{os.getpid()}: make a new one here with iter(loader)"
-            )
         # The second is fetched as soon as the first is there, without waiting for the consumer.
         self.fetch_ahead(2)
         fetched = self.in_flight[0].fetched

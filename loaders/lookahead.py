@@ -1,9 +1,9 @@
 """Work done ahead of whoever consumes it: two stages in threads, results in order.
 
 Owns ``Lookahead`` and all threads of the loaders. Imports the standard library alone and knows
-nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in its
-place; at most ``window`` items are past the start of the first stage and not taken; of those at most
-one has passed the second and waits; no thread outlives the iteration, however it ends.
+nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in
+its place; at most ``window`` items have begun the first stage and are not taken; while the consumer
+is busy, at most one has begun the second; no thread outlives the iteration, however it ends.
 
 The items themselves are drawn in the consumer's thread, one for each that is taken, as
 ``torch.utils.data.DataLoader`` does: a sampler may use the global random state.
@@ -16,7 +16,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -92,6 +92,7 @@ class Lookahead(Iterator[Any]):
         return self._stages.run(next(self._items))
 
     def _take_ahead(self) -> Any:
+        self._stages.check_process()
         self._feed()
         if not self._stages.in_flight:
             raise StopIteration
@@ -136,6 +137,14 @@ class _Stages:
             )
             _running[id(self)] = self
 
+    def check_process(self) -> None:
+        """Raises RuntimeError in a forked child: the threads are its parent's."""
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"this iterator's threads run in process {self._process}, which was forked into "
+                f"{os.getpid()}: make a new one here with iter(loader)"
+            )
+
     def run(self, item: Any) -> Any:
         """Both stages here and now."""
         sampled = self._sample(item)
@@ -161,11 +170,6 @@ class _Stages:
 
     def take(self, timeout: float) -> Any:
         """The next item's result, once it is there."""
-        if self._process != os.getpid():
-            raise RuntimeError(
-                f"this iterator's threads run in process {self._process}, which was forked into "
-                f"{os.getpid()}: make a new one here with iter(loader)"
-            )
         # The second is fetched as soon as the first is there, without waiting for the consumer.
         self.fetch_ahead(2)
         fetched = self.in_flight[0].fetched

@@ -7,6 +7,7 @@ batch is a function of the data, ``seed``, its epoch and its number alone.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -183,6 +184,12 @@ class LookaheadLoader(DataLoader[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": RowTables(self.threads)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epochs = copy.copy(self._epochs)  # a copy counts its own
+        if isinstance(self.sampler, (SequentialSeeds, ShuffledSeeds)):
+            self._order_seeds(isinstance(self.sampler, ShuffledSeeds))
 
 
 class _Batches(Lookahead):

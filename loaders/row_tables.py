@@ -115,7 +115,8 @@ class TableView:
                 ids = node.get(group) if isinstance(node, dict) else node
                 if ids is None:
                     ids = torch.empty(0, dtype=torch.int64)
-                tickets.append(_TicketStore(table.store, table.store.announce(ids)))
+                store: Any = table.store
+                tickets.append(_TicketStore(store, store.announce(ids)))
         except BaseException:
             self.retract([tickets])
             raise
@@ -133,7 +134,7 @@ class TableView:
         if not self._announced:
             return self.data
         tables = {
-            place: UnifiedTensor(ticket, table.device)
+            place: UnifiedTensor(ticket, table.device)  # type: ignore[arg-type]
             for (place, table), ticket in zip(self._announced.items(), tickets, strict=True)
         }
         if not isinstance(self.data, (Data, HeteroData)):

@@ -187,7 +187,9 @@ def test_links_with_times_see_only_what_is_older() -> None:
         late = batch.time > batch.edge_label_time[batch.batch]
         assert not bool((late & ~seeds).any())
     for given in ({"edge_label_time": times}, {"time_attr": "time"}):
-        with pytest.raises(ArgumentError, match="edge_label_time.*time_attr|time_attr.*edge_label"):
+        with pytest.raises(
+            ArgumentError, match=r"edge_label_time.*time_attr|time_attr.*edge_label"
+        ):
             loader_of(data, edge_label_index=links, **given)
 
 

@@ -65,8 +65,8 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         window: batches sampled ahead; 0 does everything in the consumer's thread, for debugging.
         layout: "csr" makes ``edge_index`` an ``EdgeIndex`` that is sorted by target and knows where
             each target's edges begin, on which message passing is fast; "coo" a plain tensor.
-        sampling: "uniform", or "labor": LABOR-0, fewer distinct nodes for the same fanouts (Balin and
-            Çatalyürek, NeurIPS 2023).
+        sampling: "uniform", or "labor": LABOR-0, fewer distinct nodes for the same fanouts (Balin
+            and Çatalyürek, NeurIPS 2023).
         dependent_batches: consecutive batches that share their draws (Balin et al., "Cooperative
             Minibatching in Graph Neural Networks", TMLR 2025).
         keep_freed_memory: whether to call ``gnnsys.keep_freed_memory``, which is for the process.

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 __all__ = ["Lookahead", "Work"]
@@ -111,7 +110,7 @@ class Lookahead(Iterator[Any]):
                 self._items = iter(())
             else:
                 self._stages.start(item)
-        self._stages.fetch_ahead(1)
+        self._stages.fetch_next()
 
 
 @dataclass(slots=True)
@@ -162,16 +161,15 @@ class _Stages:
         failed.set_exception(error)
         self.in_flight.append(_InFlight(None, failed))
 
-    def fetch_ahead(self, count: int) -> None:
-        """Sees to it that the next ``count`` items are fetched."""
-        for entry in islice(self.in_flight, count):
-            if entry.fetched is None:
-                entry.fetched = self._fetching.submit(self._fetch_sampled, entry)
+    def fetch_next(self) -> None:
+        """Sees to it that the next item is fetched, and no further one: results are large."""
+        if self.in_flight and self.in_flight[0].fetched is None:
+            self.in_flight[0].fetched = self._fetching.submit(
+                self._fetch_sampled, self.in_flight[0]
+            )
 
     def take(self, timeout: float) -> Any:
         """The next item's result, once it is there."""
-        # The second is fetched as soon as the first is there, without waiting for the consumer.
-        self.fetch_ahead(2)
         fetched = self.in_flight[0].fetched
         assert fetched is not None
         if timeout and not wait([fetched], timeout).done:

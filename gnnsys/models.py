@@ -93,7 +93,7 @@ class NodeClassifier(torch.nn.Module):
             edges = _first_edges(edge_index, sum(num_sampled_edges[: hops + 1]), sources, targets)
             x = conv((x[:sources], x[:targets]), edges)
             if hops > 0:
-                x = self.gnn.dropout(self.gnn.act(x))
+                x = self.gnn.dropout(torch.relu_(x))  # no layer keeps its output for backward
         return x
 
 

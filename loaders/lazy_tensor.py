@@ -37,7 +37,12 @@ class LazyTensor(Tensor):
         cls, shape: tuple[int, ...], compute: Callable[..., Tensor], *inputs: Tensor | None
     ) -> Self:
         """A tensor of a shape, and of the type of the first input."""
-        lazy: Self = _Link.apply(cls, shape, compute, *inputs)
+        differentiable = [t for t in inputs if t is not None and t.requires_grad]
+        lazy: Self
+        if differentiable and torch.is_grad_enabled():
+            lazy = _Link.apply(cls, shape, compute, *inputs)
+        else:
+            lazy = _wrap(cls, shape, inputs[0])
         lazy._inputs, lazy._compute, lazy._versions = inputs, compute, _versions(inputs)
         lazy._value = lazy._became = None
         return lazy
@@ -118,6 +123,11 @@ def _compute_unseen(lazy: LazyTensor) -> Tensor:
     return lazy._value if lazy._value is not None else lazy._compute(*lazy.inputs())
 
 
+def _wrap(cls: Any, shape: tuple[int, ...], like: Tensor | None) -> Any:
+    assert like is not None
+    return Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+
+
 class _Link(Function):
     """Ties a lazy tensor into the graph, for users that see nothing but the graph."""
 
@@ -125,12 +135,7 @@ class _Link(Function):
     def forward(ctx: Any, cls: Any, shape: Any, compute: Any, *inputs: Tensor | None) -> Tensor:
         ctx.save_for_backward(*inputs)
         ctx.compute = compute
-        like = inputs[0]
-        assert like is not None
-        lazy: Tensor = Tensor._make_wrapper_subclass(
-            cls, shape, dtype=like.dtype, device=like.device
-        )
-        return lazy
+        return _wrap(cls, shape, inputs[0])
 
     @staticmethod
     @once_differentiable

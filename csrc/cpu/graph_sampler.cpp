@@ -7,6 +7,7 @@
 
 #include "batch_arrays.hpp"
 #include "draws.hpp"
+#include "graph_sampler_checks.hpp"
 #include "graph_sampler_chunks.hpp"
 #include "graph_sampler_expand.hpp"
 #include "graph_sampler_labor.hpp"
@@ -18,75 +19,6 @@ namespace {
 
 constexpr int64_t kChunk = 256;     // frontier nodes that one thread expands at a time
 constexpr int64_t kWideChunk = 32;  // where all their neighbours are read
-constexpr int64_t kMaxSeeds = int64_t{1} << 31;
-
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::invalid_argument(what);
-}
-
-std::string name_of(const char* what, std::size_t number) {
-  return std::string(what) + " " + std::to_string(number);
-}
-
-bool any_time(const std::vector<const int64_t*>& times) {
-  return std::any_of(times.begin(), times.end(), [](auto* time) { return time != nullptr; });
-}
-
-void check_graph(const TypedGraph& graph) {
-  const auto types = static_cast<int>(graph.num_nodes.size());
-  require(graph.node_time.size() == graph.num_nodes.size(),
-          "node_time has " + std::to_string(graph.node_time.size()) + " entries for " +
-              std::to_string(types) + " node types");
-  for (int t = 0; t < types; ++t) {
-    const int64_t nodes = graph.num_nodes[t];
-    require(nodes >= 0, name_of("type", t) + " has " + std::to_string(nodes) + " nodes");
-    if (nodes >= kMaxNodes) {
-      throw std::length_error(name_of("type", t) + " has " + std::to_string(nodes) +
-                              " nodes, the sampler takes less than " + std::to_string(kMaxNodes));
-    }
-  }
-  bool edge_time = false, weight = false;
-  for (std::size_t r = 0; r < graph.relations.size(); ++r) {
-    const Relation& relation = graph.relations[r];
-    for (int type : {relation.source_type, relation.target_type}) {
-      require(type >= 0 && type < types, name_of("relation", r) + " has the type " +
-                                             std::to_string(type) + ", outside [0, " +
-                                             std::to_string(types) + ")");
-    }
-    edge_time |= relation.edge_time != nullptr;
-    weight |= relation.edge_weight != nullptr;
-  }
-  const bool node_time = any_time(graph.node_time);
-  require(!node_time || !edge_time, "node_time and edge_time are given: one of them, not both");
-  require(!weight || !(node_time || edge_time),
-          "edge_weight is given with times: weighted temporal sampling is not defined");
-}
-
-void check_ids(int type, std::span<const int64_t> ids, int64_t num_nodes, const char* what) {
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || ids[i] >= num_nodes) {
-      throw std::out_of_range(std::string(what) + " " + std::to_string(ids[i]) + " at position " +
-                              std::to_string(i) + " is outside the nodes of " +
-                              name_of("type", type) + ", [0, " + std::to_string(num_nodes) + ")");
-    }
-  }
-}
-
-void check_fanouts(const TypedGraph& graph, const std::vector<std::vector<int64_t>>& fanouts) {
-  require(fanouts.size() == graph.relations.size(),
-          "fanouts are given for " + std::to_string(fanouts.size()) + " relations, the graph has " +
-              std::to_string(graph.relations.size()));
-  for (std::size_t r = 0; r < fanouts.size(); ++r) {
-    require(fanouts[r].size() == fanouts[0].size(),
-            name_of("relation", r) + " has fanouts for " + std::to_string(fanouts[r].size()) +
-                " hops, relation 0 for " + std::to_string(fanouts[0].size()));
-    for (int64_t fanout : fanouts[r]) {
-      require(fanout >= -1 && fanout < kMaxFanout,
-              name_of("relation", r) + ": fanout " + std::to_string(fanout) +
-                  " is neither -1 (all neighbours) nor in [0, " + std::to_string(kMaxFanout) + ")");
-    }
-  }
-}
 
 }  // namespace
 
@@ -119,7 +51,8 @@ struct GraphSampler::Context {
   // Empties the map of a type for a batch that has at most so many places.
   void open_map(std::size_t number, int64_t num_nodes, int64_t places) {
     if (places >= UINT32_MAX) {
-      throw std::length_error(name_of("type", number) + " may have " + std::to_string(places) +
+      throw std::length_error("type " + std::to_string(number) + " may have " +
+                              std::to_string(places) +
                               " places in the batch, the sampler takes less than 2^32 - 1");
     }
     Type& type = types[number];
@@ -351,14 +284,12 @@ struct GraphSampler::Run {
 GraphSampler::GraphSampler(TypedGraph graph, int threads, Isa isa)
     : graph_(std::move(graph)), isa_(isa), threads_(threads), pool_(BufferPool::create(kRetain)) {
   check_graph(graph_);
-  timed_ = any_time(graph_.node_time);
+  timed_ = has_times(graph_);
   for (std::size_t r = 0; r < graph_.relations.size(); ++r) {
     const Relation& relation = graph_.relations[r];
-    timed_ |= relation.edge_time != nullptr;
-    cumulative_.push_back(
-        relation.edge_weight
-            ? sum_weights(relation, graph_.num_nodes[relation.target_type], static_cast<int>(r))
-            : nullptr);
+    const int64_t targets = graph_.num_nodes[relation.target_type];
+    cumulative_.push_back(relation.edge_weight ? sum_weights(relation, targets, static_cast<int>(r))
+                                               : nullptr);
   }
 }
 
@@ -385,34 +316,8 @@ void GraphSampler::give_back(std::unique_ptr<Context> context) {
   idle_.push_back(std::move(context));
 }
 
-void GraphSampler::check(const GraphSampleRequest& request) const {
-  check_fanouts(graph_, request.fanouts);
-  require(!timed_ || request.disjoint, "times need disjoint trees: disjoint is false");
-  if (request.labor) {
-    require(!request.replace, "labor draws without replacement: replace is true");
-    for (const auto& cumulative : cumulative_) {
-      require(!cumulative, "labor draws uniformly: the graph has edge_weight");
-    }
-  }
-  int64_t total = 0;
-  for (const SeedGroup& seeds : request.seeds) {
-    require(seeds.type >= 0 && seeds.type < static_cast<int>(graph_.num_nodes.size()),
-            "seeds have the type " + std::to_string(seeds.type) + ", outside [0, " +
-                std::to_string(graph_.num_nodes.size()) + ")");
-    require(timed_ || !seeds.times,
-            "seeds of " + name_of("type", seeds.type) + " have times, the graph has none");
-    require(!timed_ || seeds.times || graph_.node_time[seeds.type],
-            "seeds of " + name_of("type", seeds.type) +
-                " have no times, neither given nor as node_time");
-    check_ids(seeds.type, {seeds.ids, static_cast<std::size_t>(seeds.count)},
-              graph_.num_nodes[seeds.type], "seed");
-    total += seeds.count;
-  }
-  require(total < kMaxSeeds, std::to_string(total) + " seeds, a batch takes less than 2^31");
-}
-
 TypedBatch GraphSampler::sample(const GraphSampleRequest& request) {
-  check(request);
+  check_request(graph_, request);
   // A batch that throws leaves its context behind half used: it is dropped, not given back.
   std::unique_ptr<Context> context = take_context();
   TypedBatch batch = Run{*this, request, *context}.run();
@@ -421,12 +326,7 @@ TypedBatch GraphSampler::sample(const GraphSampleRequest& request) {
 }
 
 InducedEdges GraphSampler::induce(const std::vector<std::span<const int64_t>>& nodes) {
-  require(nodes.size() == graph_.num_nodes.size(),
-          "nodes are given for " + std::to_string(nodes.size()) + " types, the graph has " +
-              std::to_string(graph_.num_nodes.size()));
-  for (std::size_t t = 0; t < nodes.size(); ++t) {
-    check_ids(static_cast<int>(t), nodes[t], graph_.num_nodes[t], "node");
-  }
+  check_nodes(graph_, nodes);
   std::unique_ptr<Context> context = take_context();
   for (std::size_t t = 0; t < nodes.size(); ++t) {
     Context::Type& type = context->types[t];

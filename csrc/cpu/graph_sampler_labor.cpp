@@ -1,6 +1,8 @@
 #include "graph_sampler_labor.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "gnnsys/philox.hpp"
@@ -26,10 +28,19 @@ uint32_t draw_of(uint64_t key, int64_t source) {
 
 template <class Index>
 void check_sources(const RelationHop& hop, int64_t first, int64_t count) {
+  using Bits = std::make_unsigned_t<Index>;
+  constexpr auto kHighest = std::numeric_limits<Index>::max();
   const Index* const source = indices_of<Index>(hop) + first;
-  bool bad = false;
-  for (int64_t e = 0; e < count; ++e) bad |= is_outside(source[e], hop.num_sources);
-  for (int64_t e = 0; bad && e < count; ++e) {
+  // A node is outside where it or its distance to the last node is negative: arithmetic that every
+  // instruction set does for several at once.
+  const auto last = static_cast<Bits>(std::min<int64_t>(hop.num_sources - 1, kHighest));
+  Bits signs = 0;
+  for (int64_t e = 0; e < count; ++e) {
+    const auto node = static_cast<Bits>(source[e]);
+    signs |= node | (last - node);
+  }
+  if (signs <= kHighest) return;
+  for (int64_t e = 0; e < count; ++e) {
     if (is_outside(source[e], hop.num_sources)) {
       throw_bad_source(hop.number, first + e, source[e], hop.num_sources);
     }

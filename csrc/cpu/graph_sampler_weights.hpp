@@ -14,7 +14,8 @@ namespace gnnsys {
 // The running sums of each target's weights, in order: (num_edges) by position in the CSC. `number`
 // is the relation's. Throws std::invalid_argument for a weight that is negative or not finite, a
 // sum that overflows, and for an indptr that descends.
-std::unique_ptr<double[]> sum_weights(const Relation& relation, int64_t num_targets, int number);
+std::shared_ptr<const double> sum_weights(const Relation& relation, int64_t num_targets,
+                                          int number);
 
 // A node that chooses among its neighbours.
 struct WeightedTarget {

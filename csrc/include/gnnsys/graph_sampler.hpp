@@ -101,14 +101,13 @@ class GraphSampler {
  private:
   struct Context;
   struct Run;
-  void check(const GraphSampleRequest& request) const;
   std::unique_ptr<Context> take_context();
   void give_back(std::unique_ptr<Context> context);
 
   const TypedGraph graph_;
   const Isa isa_;
   bool timed_ = false;
-  std::vector<std::unique_ptr<double[]>> cumulative_;  // [relation] (num_edges), or null
+  std::vector<std::shared_ptr<const double>> cumulative_;  // [relation] (num_edges), or null
   ThreadPool threads_;
   std::shared_ptr<BufferPool> pool_;
   std::mutex mutex_;

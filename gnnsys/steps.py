@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,16 +133,9 @@ class MiniBatch:
             shuffle=shuffle,
             seed=self._config.seed,
             threads=self._config.threads,
-            transform=self._note_served,
+            transform=partial(_note_served, self._dataset),
             filter_per_worker=True,  # right after the batch's rows, in the thread that gathers
-            # DataLoader draws a number of its own for every epoch: not from the global state, which
-            # would be another one in a resumed run.
-            generator=torch.Generator(),
         )
-
-    def _note_served(self, batch: Any) -> Any:
-        batch.served = Counters.total([self._dataset.features.counters])
-        return batch
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """See ``Steps``."""
@@ -197,6 +191,11 @@ class MiniBatch:
             threads=self._config.threads,
         )
         return out
+
+
+def _note_served(dataset: NodeDataset, batch: Any) -> Any:
+    batch.served = Counters.total([dataset.features.counters])
+    return batch
 
 
 def activation_folder(

@@ -61,8 +61,8 @@ def state_of(out: Path) -> dict[str, Any]:
     """All that decides about the batches to come, and what came out so far."""
     checkpoint = load_checkpoint(out)
     state = dataclasses.asdict(checkpoint.state)
-    for of_the_clock in ("seconds", "epoch_began", "metrics_bytes"):
-        del state[of_the_clock]
+    for of_the_process in ("seconds", "epoch_began", "metrics_bytes", "served"):
+        del state[of_the_process]
     return {
         "state": state,
         "rng": checkpoint.torch_rng.tolist(),
@@ -256,8 +256,11 @@ def test_an_interrupted_run_ends_after_the_batch_and_goes_on_inside_the_epoch(
     assert len(broken.history) == 1
     checkpoint = load_checkpoint(tmp_path / "parts")
     assert (checkpoint.state.epoch, checkpoint.state.batch) == (2, 3)
-    assert resume(tmp_path / "parts").history == whole.history
+    parts = resume(tmp_path / "parts")
+    assert parts.history == whole.history
     assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
+    # Batches that were made ahead and never trained on are not counted.
+    assert parts.counters.as_dict() == whole.counters.as_dict()
 
 
 def test_ctrl_c_at_the_shell_leaves_a_checkpoint_and_says_how_to_go_on(
@@ -346,6 +349,8 @@ def test_killed_at_twenty_random_points_the_final_state_is_the_same(
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+    served = [load_checkpoint(tmp_path / run).state.served for run in ("killed", "whole")]
+    assert served[0] == served[1]
     killed, whole = (
         load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole")
     )

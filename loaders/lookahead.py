@@ -14,9 +14,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from typing import Any, Protocol
 __all__ = ["Lookahead", "Work"]
 
 _log = logging.getLogger(__name__)
+_RELEASE_SECONDS = 0.02
+"""What a consumer's loop takes at most from getting a result to letting the one before it go."""
 
 
 class Work(Protocol):
@@ -128,6 +131,8 @@ class _Stages:
         self._work = work
         self._failed = False  # only the fetching thread reads and writes it
         self._process = os.getpid()
+        self._taken: tuple[Callable[[], Any], ...] = (_nothing, _nothing)  # the last two results
+        self._awaits_release = True
         self.gates = (threading.RLock(), threading.RLock())  # one held while each stage works
         if threads:
             self._sampling, self._fetching = (
@@ -165,7 +170,7 @@ class _Stages:
         """Sees to it that the next item is fetched, and no further one: results are large."""
         if self.in_flight and self.in_flight[0].fetched is None:
             self.in_flight[0].fetched = self._fetching.submit(
-                self._fetch_sampled, self.in_flight[0]
+                self._fetch_sampled, self.in_flight[0], self._taken[0]
             )
 
     def take(self, timeout: float) -> Any:
@@ -176,6 +181,7 @@ class _Stages:
             raise RuntimeError(f"{self.in_flight[0].item}: not there after timeout={timeout} s")
         result = fetched.result()
         self.in_flight.popleft()
+        self._taken = (self._taken[1], _refer(result))
         return result
 
     def _sample(self, item: Any) -> Any:
@@ -186,8 +192,9 @@ class _Stages:
         with self.gates[1], _Origin(item, "fetching"):
             return self._work.fetch(sampled)
 
-    def _fetch_sampled(self, entry: _InFlight) -> Any:
+    def _fetch_sampled(self, entry: _InFlight, held: Callable[[], Any]) -> Any:
         assert entry.sampled is not None
+        self._await_release(held)
         if self._failed:  # the iteration ends there, and nothing after it is fetched
             raise CancelledError
         try:
@@ -197,6 +204,18 @@ class _Stages:
             raise
         entry.sampled = None
         return result
+
+    def _await_release(self, held: Callable[[], Any]) -> None:
+        """Waits for the consumer to let a result go, so that the next one can take its memory.
+
+        A loop lets one go as soon as it has the next; who keeps results is waited for once.
+        """
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while self._awaits_release and held is not _nothing:
+            time.sleep(_RELEASE_SECONDS / 200)  # at least once: memory returns a little later
+            if held() is None:
+                return
+            self._awaits_release = time.monotonic() < deadline
 
     def close(self) -> None:
         if self._process != os.getpid():
@@ -225,6 +244,17 @@ class _Stages:
             self._work.discard(sampled)
         except Exception:  # there may be an error under way already, which tells more
             _log.exception("what was sampled ahead could not be discarded")
+
+
+def _nothing() -> None:
+    return None
+
+
+def _refer(result: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(result)
+    except TypeError:  # of a type without room for it
+        return _nothing
 
 
 class _Origin:

@@ -18,6 +18,8 @@ from rmat import RmatSpec, open_rmat
 from torch_geometric.data import Data
 from workers.protocol import open_channel, serve
 
+from gnnsys import NeighborLoader
+
 __all__ = ["measure_memory", "memory_line"]
 
 
@@ -87,6 +89,7 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         tensors = [value for value in batch.to_dict().values() if isinstance(value, torch.Tensor)]
         largest = max(largest, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
+    _load_code(data)
     _give_back_freed_memory()
     before = _read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -98,6 +101,11 @@ def _measure(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         "largest_batch_bytes": largest,
         "batches_worth": (peak - before) / largest,
     }
+
+
+def _load_code(data: Data) -> None:
+    """Else the first use of library code would count as memory of the loader."""
+    next(iter(NeighborLoader(data, [1], input_nodes=torch.arange(8), batch_size=8)))
 
 
 def _give_back_freed_memory() -> None:

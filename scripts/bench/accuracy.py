@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import describe_environment
-from harness import BenchError, check_json
+from harness import BenchError, check_json, run_entry
 from options import positive
 from report import write_json
 
@@ -153,12 +153,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the comparison; returns the exit status."""
-    try:
-        run(parse_options(arguments))
-    except BenchError as error:
-        print(f"accuracy.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_entry("accuracy.py", lambda: run(parse_options(arguments)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from harness import (
     add_options,
     check_options,
     run_benchmark,
+    run_entry,
 )
 from options import positive
 
@@ -188,23 +189,22 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def run(options: argparse.Namespace) -> None:
+    """Measures what the options say."""
+    notes: dict[str, Any] = {"peak_rss_bytes": {}}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        run_benchmark(
+            "convert",
+            make_cases(Workload(Path(folder), options.edges, options.memory), notes),
+            options,
+            cache_state="source file in the page cache; results are written through it",
+            notes=notes,
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    try:
-        options = parse_options(arguments)
-        notes: dict[str, Any] = {"peak_rss_bytes": {}}
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            run_benchmark(
-                "convert",
-                make_cases(Workload(Path(folder), options.edges, options.memory), notes),
-                options,
-                cache_state="source file in the page cache; results are written through it",
-                notes=notes,
-            )
-    except BenchError as error:
-        print(f"convert.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_entry("convert.py", lambda: run(parse_options(arguments)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from harness import (
     add_options,
     check_options,
     run_benchmark,
+    run_entry,
     timed,
 )
 from options import positive, positive_list
@@ -226,34 +227,33 @@ def _check_sizes(options: argparse.Namespace) -> None:
             raise BenchError(f"--rows {row_bytes}: more rows than uint32 ids name; --table-mib")
 
 
+def run(options: argparse.Namespace) -> None:
+    """Measures what the options say."""
+    with tempfile.TemporaryDirectory() as folder:
+        loop = ReferenceLoop(Path(folder))
+    work = Workload(options.table_mib << 20, options.payload_mib << 20, options.seed)
+    notes: dict[str, Any] = {
+        "table_bytes_on_huge_pages": work.huge_bytes,
+        "c_compiler": loop.version,
+        "c_flags": loop.flags,
+        "c_loop_streams": {},
+    }
+    print(f"table: {options.table_mib} MiB, {_describe_pages(work.huge_bytes)}")
+    run_benchmark(
+        "gather",
+        make_cases(work, loop, options, notes),
+        options,
+        cache_state=(
+            "table and output resident in memory; CPU caches cold, swept by reading "
+            f"{2 * last_level_cache_bytes() >> 20} MiB before each sample"
+        ),
+        notes=notes,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    try:
-        options = parse_options(arguments)
-        with tempfile.TemporaryDirectory() as folder:
-            loop = ReferenceLoop(Path(folder))
-        work = Workload(options.table_mib << 20, options.payload_mib << 20, options.seed)
-        notes: dict[str, Any] = {
-            "table_bytes_on_huge_pages": work.huge_bytes,
-            "c_compiler": loop.version,
-            "c_flags": loop.flags,
-            "c_loop_streams": {},
-        }
-        print(f"table: {options.table_mib} MiB, {_describe_pages(work.huge_bytes)}")
-        run_benchmark(
-            "gather",
-            make_cases(work, loop, options, notes),
-            options,
-            cache_state=(
-                "table and output resident in memory; CPU caches cold, swept by reading "
-                f"{2 * last_level_cache_bytes() >> 20} MiB before each sample"
-            ),
-            notes=notes,
-        )
-    except BenchError as error:
-        print(f"gather.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_entry("gather.py", lambda: run(parse_options(arguments)))
 
 
 def _describe_pages(huge: int | None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ __all__ = [
     "check_options",
     "measure",
     "run_benchmark",
+    "run_entry",
     "timed",
 ]
 
@@ -263,6 +265,16 @@ def check_options(options: argparse.Namespace) -> None:
             "machine; --quick allows them for a trial"
         )
     check_json(options.json)
+
+
+def run_entry(name: str, job: Callable[[], None]) -> int:
+    """Does a benchmark's job and returns the exit status; a BenchError is told as the entry's."""
+    try:
+        job()
+    except BenchError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def check_json(path: Path | None) -> None:

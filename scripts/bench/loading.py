@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import BenchError, Case, CheckError, Implementation, Rate, run_benchmark
+from harness import Case, CheckError, Implementation, Rate, run_benchmark, run_entry
 from loader_memory import measure_memory, memory_line
 from minibatch import check_workload_options, find_graph, start_peers
 from numpy.typing import NDArray
@@ -186,12 +186,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    try:
-        run(parse_options(arguments))
-    except BenchError as error:
-        print(f"loading.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_entry("loading.py", lambda: run(parse_options(arguments)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import BenchError, Case, Implementation, Rate, Sample, run_benchmark, timed
+from harness import BenchError, Case, Implementation, Rate, Sample, run_benchmark, run_entry, timed
 from minibatch import (
     PeerKind,
     Workload,
@@ -203,12 +203,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    try:
-        run(parse_options(arguments))
-    except BenchError as error:
-        print(f"sampling.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_entry("sampling.py", lambda: run(parse_options(arguments)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import BenchError, Case, CheckError, Implementation, Rate, run_benchmark
+from harness import Case, CheckError, Implementation, Rate, run_benchmark, run_entry
 from minibatch import check_workload_options, find_graph, start_peers
 from passes import (
     CACHE_STATE,
@@ -288,12 +288,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    try:
-        run(parse_options(arguments))
-    except BenchError as error:
-        print(f"training.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_entry("training.py", lambda: run(parse_options(arguments)))
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ class MiniBatch:
             if self._scores is None:
                 self._scores = self._layerwise()
             scores = self._scores[nodes]
-        self.served = Counters.total([self._dataset.features.counters])
+        self.served = _served_so_far(self._dataset)
         return scores
 
     def _layerwise(self) -> Tensor:
@@ -194,8 +194,12 @@ class MiniBatch:
 
 
 def _note_served(dataset: NodeDataset, batch: Any) -> Any:
-    batch.served = Counters.total([dataset.features.counters])
+    batch.served = _served_so_far(dataset)
     return batch
+
+
+def _served_so_far(dataset: NodeDataset) -> Counters:
+    return Counters.total([dataset.features.counters])
 
 
 def activation_folder(

@@ -16,7 +16,7 @@ REPORT = ["", "_charts", "_drawing", "_page", "_reader", "_run", "_style", "_tex
 # Layers from the bottom: a module imports from its own layer and from those below.
 LAYERS = [
     {f"gnnsys.{name}" for name in ["errors", "counters", "rng", "_version", "_extension", "_core"]},
-    {"gnnsys.files"},
+    {"gnnsys.files", "gnnsys.sizes"},
     {"gnnsys.memory"},
     {"gnnsys.cache"},
     {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},

@@ -93,4 +93,3 @@ def _area(rows: int, row_bytes: int) -> Tensor:
             f"cache: the system refuses {rows * row_bytes} bytes for {rows} rows ({error}); give "
             "a smaller cache= or victim_buffer="
         ) from error
-

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -111,5 +110,3 @@ class ResidentRows:
         )
         self._stats.prefilled = self._stats.resident = source.shape[0]
         _log.info("cache: all %d rows in %.1f s", source.shape[0], time.monotonic() - began)
-
-

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gnnsys.errors import ArgumentError
 from gnnsys.sizes import parse_bytes
 
 __all__ = [
@@ -23,6 +22,7 @@ __all__ = [
     "RmatConfig",
     "parse_bytes",
 ]
+
 
 @dataclass(kw_only=True, slots=True)
 class ConvertConfig:

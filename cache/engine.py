@@ -186,10 +186,7 @@ class Engine:
     def _gather_unannounced(self, ids: Tensor, out: Tensor) -> None:
         with self._planning:
             own = None if self._tickets else Ticket(ids, self._planner.announce(ids.numpy()))
-            if own is None:
-                plan = self._plan_aside(ids)
-            else:
-                plan = self._planner.plan()
+            plan = self._plan_aside(ids) if own is None else self._planner.plan()
         reads = Ticket(ids, -1, plan)
         try:
             self._start_reads([reads])

@@ -2,8 +2,9 @@
 
 Owns ``Lookahead`` and all threads of the loaders. Imports the standard library alone and knows
 nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in
-its place; at most ``window`` items (as it is at the time) have begun the first stage and are not taken; while the consumer
-is busy, at most one has begun the second; no thread outlives the iteration, however it ends.
+its place; no item begins the first stage while ``window`` are begun and not taken; while the
+consumer is busy, at most one has begun the second; no thread outlives the iteration, however it
+ends.
 
 The items themselves are drawn in the consumer's thread, one for each that is taken, as
 ``torch.utils.data.DataLoader`` does: a sampler may use the global random state.

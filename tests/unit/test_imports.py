@@ -21,15 +21,17 @@ LAYERS = [
     {"gnnsys.cache"},
     {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},
     {"gnnsys.loaders"},
-    {"gnnsys.folder_format", "gnnsys.folder_writer"},
-    {"gnnsys.models", "gnnsys.config", "gnnsys.config_data", "gnnsys.doctor"},
+    {"gnnsys.folder_format", "gnnsys.folder_writer", "gnnsys.folder_scores"},
+    {"gnnsys.models", "gnnsys.doctor"}
+    | {f"gnnsys.config{part}" for part in ["", "_cache", "_data"]},
     {"gnnsys.dataset_folder"},
-    {"gnnsys.layerwise", "gnnsys.scores"},
+    {"gnnsys.layerwise", "gnnsys.scores", "gnnsys.sampled_ids", "gnnsys.static_scores"},
     {"gnnsys.progress", "gnnsys.info"},
     {"gnnsys.convert", "gnnsys.dataset", "gnnsys.generate"},
     {"gnnsys.config_file", "gnnsys.checkpoint", "gnnsys.run_log", "gnnsys.steps"},
     {"gnnsys.train"},
-    {"gnnsys.train_command", "gnnsys.predict"} | {f"gnnsys.report{part}" for part in REPORT},
+    {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command"]}
+    | {f"gnnsys.report{part}" for part in REPORT},
     {"gnnsys.cli"},
 ]
 PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng"}

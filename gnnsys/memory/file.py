@@ -140,6 +140,11 @@ class FileStore:
         return self._reader.mode
 
     @property
+    def writable(self) -> bool:
+        """Whether ``write`` may change the file."""
+        return bool(self._options["writable"])
+
+    @property
     def read_stats(self) -> ReadStats:
         """What was read from the disk so far."""
         return self._reader.stats

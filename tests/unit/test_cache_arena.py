@@ -85,12 +85,12 @@ def test_a_late_table_and_too_many_are_told_so(tmp_path: Path) -> None:
     tables = [make_table(f"t{number}", 100, 40) for number in range(3)]
     for table in tables:
         small.add(table)
-    with pytest.raises(ArgumentError, match="too small for its 3 tables.*t0, t1, t2"):
+    with pytest.raises(ArgumentError, match=r"too small for its 3 tables.*t0, t1, t2"):
         small.rows(tables[0])
     full = CacheArena(100)
     kept = make_table("a", 10, 4)
     full.add(kept, 0.75)
-    with pytest.raises(ArgumentError, match="promised 0.5"):
+    with pytest.raises(ArgumentError, match=r"promised 0\.5"):
         full.add(make_table("b", 10, 4), 0.5)
 
 
@@ -98,12 +98,10 @@ def test_a_late_table_and_too_many_are_told_so(tmp_path: Path) -> None:
     ("budget", "kind"),
     [(0, ArgumentError), (-5, ArgumentError), ("x", ArgumentError), (0.5, DTypeError)],
 )
-def test_a_budget_that_is_no_number_of_bytes_is_refused(
-    budget: Any, kind: type[Exception]
-) -> None:
+def test_a_budget_that_is_no_number_of_bytes_is_refused(budget: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="budget"):
         gnnsys.CacheArena(budget)
-    with pytest.raises(ArgumentError, match="fraction: 1.5"):
+    with pytest.raises(ArgumentError, match=r"fraction: 1\.5"):
         gnnsys.CacheArena(10).share(1.5)
 
 

@@ -141,7 +141,7 @@ def _run(config: Any) -> int:
         return report(config.run, config.out)
     from gnnsys.doctor import main as doctor
 
-    return doctor(config.path, config.json)
+    return doctor(config.path, config.json, config.probe)
 
 
 def _generate(config: GenerateConfig) -> int:

@@ -37,6 +37,8 @@ class Workload:
     dtype: str
     """That features are stored in, by numpy's name or bfloat16."""
     row_bytes: int
+    offset: int
+    """Where rows begin in their file."""
     scores: NDArray[np.uint16] | None
     window: int
     policy: str
@@ -161,6 +163,7 @@ def run_cases(
             scores=workload.scores,
             victim_cells=case.victim_cells,
             row_bytes=case.row_bytes,
+            offset=workload.offset,
         )
 
     with ThreadPoolExecutor(threads) as pool:

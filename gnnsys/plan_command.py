@@ -211,6 +211,7 @@ def _workload(
         columns=int(np.prod(table.shape[1:], dtype=np.int64)),
         dtype=table.encoding.dtype,
         row_bytes=table.encoding.row_stride,
+        offset=table.shards[0].bytes - table.shards[0].rows * table.encoding.row_stride,
         scores=scores,
         window=config.window,
         policy=config.policy,

@@ -39,10 +39,11 @@ def case_facts(
     estimate = estimate_epoch(traffic, hardware, batches=epoch_batches, step_seconds=step_seconds)
     return {
         **dataclasses.asdict(case),
-        "hit_ratio": result.hit_ratio,
+        "hit_ratio": (result.hits + result.victim_hits) / max(1, result.rows - result.copies),
         "hits": result.hits,
         "victim_hits": result.victim_hits,
         "misses": result.misses,
+        "copies": result.copies,
         "bypasses": result.bypasses,
         "drops": result.drops,
         "epoch": {**dataclasses.asdict(traffic), "reads": traffic.reads},

@@ -110,8 +110,9 @@ def test_every_cache_of_a_plan_is_the_simulators(
                 victim_cells=cells,
                 row_bytes=row_bytes,
             )
-            for name in ("hits", "victim_hits", "misses", "bypasses", "drops", "hit_ratio"):
+            for name in ("hits", "victim_hits", "misses", "copies", "bypasses", "drops"):
                 assert found[name] == getattr(by_hand, name), (role, name)
+            assert found["hit_ratio"] == (by_hand.rows - by_hand.misses) / by_hand.rows
             scale = plan["epoch_batches"] / BATCHES
             assert found["epoch"]["bytes_read"] == by_hand.bytes_read * scale
             assert found["row_bytes"] == row_bytes

@@ -11,16 +11,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.cache.plan import Policy
 from gnnsys.cache.simulate import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
 from gnnsys.config_data import parse_bytes
 from gnnsys.errors import ArgumentError
 
 __all__ = ["Budget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
+
+_Simulated = Policy | Literal["belady"]
 
 _SIZES = {"float32": 4, "float16": 2, "int8": 1}
 """Bytes of an element in the precisions that features may be stored in."""
@@ -41,7 +45,7 @@ class Workload:
     """Where rows begin in their file."""
     scores: NDArray[np.uint16] | None
     window: int
-    policy: str
+    policy: Policy
 
     @property
     def bytes(self) -> int:
@@ -56,7 +60,7 @@ class Case:
     role: str
     """``planned``: what the user asks for; ``static`` and ``belady``: what bounds it from both
     sides; ``one cache``: the victim buffer's memory as cache; or a precision of features."""
-    policy: str
+    policy: _Simulated
     """A policy, or belady, which knows all batches: the bound that no policy can pass."""
     dtype: str
     row_bytes: int
@@ -90,9 +94,11 @@ def plan_budgets(workload: Workload, texts: Sequence[str], victim_bytes: int = 0
     for text in texts:
         size = _budget_bytes(text, workload)
         planned = _case(workload, "planned", size, victim_bytes)
-        cases = [planned]
-        for policy in ("static", "belady"):
-            cases.append(_case(workload, policy, size + victim_bytes, policy=policy))
+        cases = [
+            planned,
+            _case(workload, "static", size + victim_bytes, policy="static"),
+            _case(workload, "belady", size + victim_bytes, policy="belady"),
+        ]
         if planned.victim_cells:
             cases.append(_case(workload, "one cache", size + victim_bytes))
         if workload.dtype in (*_SIZES, "bfloat16", "float64"):
@@ -124,7 +130,7 @@ def _case(
     cache_bytes: int,
     victim_bytes: int = 0,
     *,
-    policy: str | None = None,
+    policy: _Simulated | None = None,
     dtype: str | None = None,
 ) -> Case:
     row_bytes = workload.columns * _SIZES[dtype] if dtype else workload.row_bytes

@@ -65,10 +65,15 @@ def _png(plan: dict[str, Any]) -> bytes:
 @contextmanager
 def _paper() -> Iterator[None]:
     """Dark on white, with matplotlib's own colours."""
-    looks = {"axes.grid": True, "grid.alpha": 0.4, "axes.spines.top": False}
+    looks: dict[Any, Any] = {
+        "axes.grid": True,
+        "grid.alpha": 0.4,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update({**looks, "axes.spines.right": False})
+        mpl.rcParams.update(looks)
         yield
 
 

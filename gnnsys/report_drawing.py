@@ -16,6 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
@@ -87,7 +88,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.formatter.use_mathtext": False,
-    "axes.prop_cycle": mpl.cycler(color=_SERIES),
+    "axes.prop_cycle": cycler(color=_SERIES),
     "axes.unicode_minus": False,
     "figure.facecolor": "none",
     "grid.color": _GRID,

@@ -33,6 +33,8 @@ LAYERS = [
     {"gnnsys.config_file", "gnnsys.checkpoint", "gnnsys.run_log", "gnnsys.steps"},
     {"gnnsys.train"},
     {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command"]}
+    | {f"gnnsys.{name}" for name in ["hardware", "estimate", "cache_plans"]}
+    | {f"gnnsys.plan_{part}" for part in ["command", "picture", "text"]}
     | {f"gnnsys.report{part}" for part in REPORT},
     {"gnnsys.cli"},
 ]

@@ -152,7 +152,7 @@ def _run(config: Any) -> int:
         return plan(config)
     from gnnsys.doctor import main as doctor
 
-    return doctor(config.path, config.json)
+    return doctor(config.path, config.json, config.probe)
 
 
 def _generate(config: GenerateConfig) -> int:

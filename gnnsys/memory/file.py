@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, ReadOnlyError, RowIndexError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
 from gnnsys.files import as_storage_error, npy_header, write_whole
 from gnnsys.machine import available_memory
 from gnnsys.memory.alloc import empty
@@ -85,8 +85,7 @@ class FileStore:
         storage: Storage = "auto",
         depth: int = 0,
     ) -> None:
-        given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        self.paths = [os.path.abspath(each) for each in given]
+        self.paths = _absolute(path)
         self._options: dict[str, Any] = {
             "encoding": encoding,
             "shape": shape,
@@ -320,6 +319,19 @@ class FileStore:
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"FileStore({self.path!r}{more}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def _absolute(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> list[str]:
+    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    for each in given:
+        if not isinstance(each, (str, os.PathLike)):
+            raise DTypeError(
+                f"path: a {type(each).__name__} among the paths; values in memory are given as a "
+                "tensor or numpy array"
+            )
+    return [os.path.abspath(each) for each in given]
 
 
 @lru_cache

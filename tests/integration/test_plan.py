@@ -216,7 +216,8 @@ def test_tables_say_what_limits_and_what_a_victim_buffer_is(
     out = capsys.readouterr().out
     for words in (
         "a server: disk 1,000 reads/s",
-        "training nodes, fanouts 3,2, batch size 12",
+        "sampled with fanouts 3,2",
+        "batches of 12 seeds: training nodes",
         "disk bandwidth",
         "float16",
         "just more cache",

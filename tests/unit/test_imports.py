@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-REPORT = ["", "_charts", "_drawing", "_page", "_reader", "_run", "_style", "_text"]
+REPORT = ["", "_charts", "_drawing", "_page", "_reader", "_run", "_style"]
 
 # Layers from the bottom: a module imports from its own layer and from those below.
 LAYERS = [
@@ -22,12 +22,14 @@ LAYERS = [
     {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},
     {"gnnsys.loaders"},
     {"gnnsys.folder_format", "gnnsys.folder_writer"},
-    {"gnnsys.models", "gnnsys.config", "gnnsys.config_data", "gnnsys.doctor"},
+    {"gnnsys.models", "gnnsys.config", "gnnsys.config_data", "gnnsys.doctor"}
+    | {"gnnsys.feature_options"},
     {"gnnsys.dataset_folder"},
     {"gnnsys.layerwise", "gnnsys.scores"},
-    {"gnnsys.progress", "gnnsys.info"},
-    {"gnnsys.convert", "gnnsys.dataset", "gnnsys.generate"},
-    {"gnnsys.config_file", "gnnsys.checkpoint", "gnnsys.run_log", "gnnsys.steps"},
+    {"gnnsys.progress", "gnnsys.info", "gnnsys.report_text"},
+    {f"gnnsys.{name}" for name in ["convert", "dataset", "feature_setup", "generate"]},
+    {"gnnsys.config_file", "gnnsys.checkpoint", "gnnsys.run_log", "gnnsys.steps"}
+    | {"gnnsys.feature_stats"},
     {"gnnsys.train"},
     {"gnnsys.train_command", "gnnsys.predict"} | {f"gnnsys.report{part}" for part in REPORT},
     {"gnnsys.cli"},

@@ -27,6 +27,7 @@ from gnnsys.dataset_folder import Dataset, open_dataset
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.feature_options import FeatureOptions
 from gnnsys.feature_setup import setup_features
+from gnnsys.folder_scores import without_score
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.unified_tensor import UnifiedTensor, unified
@@ -269,7 +270,7 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
     features, graphs = dataset.stores(threads=threads, device=device, **setup(dataset))
-    text = (path / "graph.json").read_bytes()
+    text = without_score(dataset.manifest).to_json().encode()
     return NodeDataset(
         name=dataset.name,
         digest=f"{dataset.name}: {dataset.num_nodes()} nodes, {dataset.num_edges()} edges, crc32 "

@@ -30,6 +30,7 @@ from gnnsys.folder_format import (
     Task,
     read_manifest,
 )
+from gnnsys.folder_scores import SCORE_TABLE
 from gnnsys.folder_writer import Progress
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
@@ -176,6 +177,14 @@ class Dataset:
         if not self.has(name, node_type):
             return torch.empty(0, dtype=torch.int64)
         return torch.from_numpy(np.array(self.node_table(name, node_type)))
+
+    def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
+        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
+        if self.heterogeneous or not self.has(SCORE_TABLE):
+            return None
+        about = self.manifest.source.get(SCORE_TABLE)
+        kind = about.get("kind") if isinstance(about, dict) else None
+        return str(kind or "unknown"), np.array(self.node_table(SCORE_TABLE))
 
     def stores(
         self, *, threads: int = 0, device: str | None = None, **options: Any

@@ -43,6 +43,7 @@ MAY_CHANGE = {
 """Options that do not change what a run has computed so far."""
 
 _OF_THE_CALL = {"config", "json", "out", "resume", "stats", "trace"}  # not part of the run
+_NUMBERS_TOO = {"cache", "victim_buffer"}  # texts that a user may write as numbers
 
 
 def config_to_toml(config: TrainConfig) -> str:
@@ -73,6 +74,9 @@ def read_config(path: str | Path) -> TrainConfig:
         name: inspect.formatannotation(hint)
         for name, hint in typing.get_type_hints(TrainConfig).items()
     }
+    for key in _NUMBERS_TOO & values.keys():
+        if type(values[key]) in (int, float):
+            values[key] = str(values[key])
     for key, value in values.items():
         if key not in types or key in _OF_THE_CALL:
             known = ", ".join(sorted(set(types) - _OF_THE_CALL))

@@ -34,9 +34,9 @@ def parse_cache(text: str, option: str = "--cache") -> int | float | str | None:
     """
     if text in ("auto", "none"):
         return None if text == "none" else text
-    if re.fullmatch(r"\d{1,18}", text):
+    if re.fullmatch(r"\d{1,30}", text):
         return int(text)
-    if re.fullmatch(r"\d{0,18}\.\d{1,30}|\d{1,18}\.", text):
+    if re.fullmatch(r"\d{0,30}\.\d{1,30}|\d{1,30}\.", text):
         share = float(text)
         if not 0 < share <= 1:
             raise ArgumentError(

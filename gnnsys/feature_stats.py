@@ -106,7 +106,7 @@ def live_line(recent: FeatureStats) -> str:
         parts.append(
             f"disk {text.rate(reads['requests'] / seconds)} IOPS"
             + (f" (depth {recent.depth})" if recent.depth else "")
-            + f", {text.traffic(reads['bytes_read'] / seconds)}/s"
+            + f", {text.traffic(reads.get('bytes_read', 0) / seconds)}/s"
         )
     if "io_wait_seconds" in reads:
         parts.append(f"waiting {min(1.0, reads['io_wait_seconds'] / seconds):.0%}")
@@ -133,14 +133,15 @@ def stats_rows(stats: FeatureStats) -> Iterator[tuple[str, str]]:
     ):
         if name in reads:
             yield label, f"{text.count(reads[name])} rows"
+    read = reads.get("bytes_read", 0)
     if "requests" in reads:
         yield "disk reads", f"{text.count(reads['requests'])} requests"
-        yield "pages read", f"{text.count(reads['pages'])}, {text.traffic(reads['bytes_read'])}"
+        yield "pages read", f"{text.count(reads.get('pages'))}, {text.traffic(read)}"
         if stats.seconds > 0:
             yield (
                 "mean disk rate",
                 f"{text.rate(reads['requests'] / stats.seconds)} IOPS, "
-                f"{text.traffic(reads['bytes_read'] / stats.seconds)}/s",
+                f"{text.traffic(read / stats.seconds)}/s",
             )
     if "io_wait_seconds" in reads:
         waited = reads["io_wait_seconds"]

@@ -16,7 +16,9 @@ REPORT = ["", "_charts", "_drawing", "_page", "_reader", "_run", "_style"]
 # Layers from the bottom: a module imports from its own layer and from those below.
 LAYERS = [
     {f"gnnsys.{name}" for name in ["errors", "counters", "rng", "_version", "_extension", "_core"]},
+    {"gnnsys.machine"},
     {"gnnsys.files"},
+    {"gnnsys.disk_probe"},
     {"gnnsys.memory"},
     {"gnnsys.cache"},
     {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},
@@ -35,7 +37,7 @@ LAYERS = [
     | {f"gnnsys.report{part}" for part in REPORT},
     {"gnnsys.cli"},
 ]
-PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng"}
+PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng", "gnnsys.machine"}
 
 
 def modules() -> dict[str, Path]:

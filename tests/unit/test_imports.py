@@ -17,7 +17,7 @@ REPORT = ["", "_charts", "_drawing", "_page", "_reader", "_run", "_style"]
 LAYERS = [
     {f"gnnsys.{name}" for name in ["errors", "counters", "rng", "_version", "_extension", "_core"]},
     {"gnnsys.machine"},
-    {"gnnsys.files"},
+    {"gnnsys.files", "gnnsys.sizes"},
     {"gnnsys.disk_probe"},
     {"gnnsys.memory"},
     {"gnnsys.cache"},

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gnnsys.config_data import parse_bytes
 from gnnsys.errors import ArgumentError
+from gnnsys.sizes import parse_bytes
 
 __all__ = ["FeatureOptions", "Policy", "Score", "Storage", "Window", "parse_cache"]
 

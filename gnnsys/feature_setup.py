@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.cache.scores import rank_normalised
-from gnnsys.config_data import parse_bytes
 from gnnsys.dataset_folder import Dataset
 from gnnsys.errors import StorageError
 from gnnsys.feature_options import FeatureOptions, parse_cache
 from gnnsys.folder_format import NODE_TYPE
 from gnnsys.memory import available_memory
+from gnnsys.sizes import parse_bytes
 from gnnsys.static_scores import importance
 
 __all__ = ["setup_features"]

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from gnnsys.cache.scores import rank_normalised
 from gnnsys.dataset_folder import Dataset
 from gnnsys.errors import StorageError
-from gnnsys.feature_options import FeatureOptions, parse_cache
+from gnnsys.feature_options import FeatureOptions, Storage, parse_cache
 from gnnsys.folder_format import NODE_TYPE
 from gnnsys.memory import available_memory
-from gnnsys.sizes import parse_bytes
 from gnnsys.static_scores import importance
 
-__all__ = ["setup_features"]
+__all__ = ["choose_cache", "setup_features"]
 
 _log = logging.getLogger(__name__)
 _SHARE = 2
@@ -58,9 +57,11 @@ def setup_features(
         ArgumentError: options that cannot be used, or ``--score presample`` without training nodes.
         StorageError: no file can be written at ``--trace``.
     """
-    cache, storage = parse_cache(options.cache), options.storage
+    cache: int | float | str | None = parse_cache(options.cache)
+    storage = options.storage
     if cache == "auto":
-        cache, storage = _choose(dataset, options)
+        size = dataset.manifest.nodes[NODE_TYPE].tables["features"].data_bytes
+        cache, storage = choose_cache(options, size, available_memory())
     if cache is None:
         return {"storage": storage}
     if options.trace:
@@ -71,38 +72,44 @@ def setup_features(
         "cache": cache,
         "policy": options.policy,
         "window": options.window,
-        "victim_buffer": parse_bytes(options.victim_buffer, "--victim-buffer")
-        and options.victim_buffer,
+        "victim_buffer": options.victim_buffer,
         "scores": scores,
         "prefill": scores is not None,
         "trace": options.trace,
     }
 
 
-def _choose(dataset: Dataset, options: FeatureOptions) -> tuple[str | None, str]:
-    """The cache and the storage that ``--cache auto`` stands for."""
-    size = dataset.manifest.nodes[NODE_TYPE].tables["features"].data_bytes
-    available = available_memory()
-    half = available // _SHARE
-    if size <= half and not options.given():
-        # The page cache keeps all of it: reads that pass it by would go to the disk again.
-        storage = "mmap" if options.storage == "auto" else options.storage
-        _log.info(
-            "--cache auto: none, the features' %d bytes fit in half of the %d available; they are "
-            "read by --storage %s", size, available, storage
+def choose_cache(options: FeatureOptions, size: int, available: int) -> tuple[str | None, Storage]:
+    """The cache and the storage that ``--cache auto`` stands for.
+
+    Args:
+        options: whose ``cache`` is auto.
+        size: of the features, in bytes.
+        available: memory, in bytes.
+
+    >>> choose_cache(FeatureOptions(), 400, 1000), choose_cache(FeatureOptions(), 600, 1000)
+    ((None, 'mmap'), ('500', 'auto'))
+    """
+    half, given = available // _SHARE, options.given()
+    if size > half:
+        _log.warning(
+            "--cache auto: %d bytes, half of the %d available, for features of %d bytes; --cache "
+            "chooses another size", half, available, size
         )  # fmt: skip
-        return None, storage
-    if size <= half:
+        return str(half), options.storage
+    if given:
         _log.info(
             "--cache auto: all %d bytes of the features, since %s is given and they fit in half of "
-            "the %d available", size, " ".join(options.given()), available
+            "the %d available", size, " ".join(given), available
         )  # fmt: skip
         return str(size), options.storage
-    _log.warning(
-        "--cache auto: %d bytes, half of the %d available, for features of %d bytes; --cache "
-        "chooses another size", half, available, size
+    # The page cache keeps all of it: reads that pass it by would go to the disk again.
+    storage: Storage = "mmap" if options.storage == "auto" else options.storage
+    _log.info(
+        "--cache auto: none, the features' %d bytes fit in half of the %d available; they are read "
+        "by --storage %s", size, available, storage
     )  # fmt: skip
-    return str(half), options.storage
+    return None, storage
 
 
 def _scores(

@@ -19,7 +19,7 @@ from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
 from gnnsys.cache.engine import CacheSource, Engine
 from gnnsys.cache.executor import Executor
 from gnnsys.cache.plan import POLICIES, Policy
-from gnnsys.cache.planner import Planner
+from gnnsys.cache.reference import ReferencePlanner as Planner
 from gnnsys.cache.resident import ResidentRows
 from gnnsys.cache.scores import rank_normalised
 from gnnsys.cache.stats import CacheStats

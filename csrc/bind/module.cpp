@@ -170,6 +170,7 @@ NB_MODULE(_core, m) {
   bind_aggregate(m);
   bind_edge_sort(m);
   bind_execute_plan(m);
+  bind_file_reader(m);
   bind_graph_sampler(m);
   bind_rmat(m);
   bind_coo_to_csc<int32_t>(m);

@@ -6,9 +6,10 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, ReadOnlyError, RowIndexError
+from gnnsys.errors import ArgumentError, ReadOnlyError, RowIndexError, UnsupportedError
 from gnnsys.files import as_storage_error, npy_header, write_whole
+from gnnsys.machine import available_memory
 from gnnsys.memory.alloc import empty
+from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
 from gnnsys.memory.mapped_rows import MappedRows
 from gnnsys.memory.reads import PendingRows, ReadStats, Storage
 from gnnsys.memory.store import check_bounds, check_dtype, check_ids, check_out, is_dense
@@ -27,6 +30,7 @@ from gnnsys.memory.table_file import Shard, TableFile
 __all__ = ["FileStore"]
 
 _log = logging.getLogger(__name__)
+_MAX_DEPTH = 4096
 
 
 class FileStore:
@@ -100,7 +104,30 @@ class FileStore:
         check_dtype(self.dtype, "dtype")
         self.counters = Counters()
         self._closed = False
-        self._reader = MappedRows(self._table, self.dtype, threads, isa)
+        self._reader = self._open_reader(storage, depth, threads, isa)
+
+    def _open_reader(
+        self, storage: Storage, depth: int, threads: int, isa: str
+    ) -> MappedRows | DirectRows:
+        if storage not in get_args(Storage):
+            raise ArgumentError(
+                f"storage: {storage!r}, expected one of {', '.join(get_args(Storage))}"
+            )
+        if depth < 0 or depth > _MAX_DEPTH:
+            raise ArgumentError(f"depth: {depth}, expected 1 to {_MAX_DEPTH}, or 0 for the default")
+        fits = 4 * self._table.nbytes <= available_memory()
+        if storage == "mmap" or (storage == "auto" and fits):
+            return MappedRows(self._table, self.dtype, threads, isa)
+        depth = depth or best_depth(self._table)
+        refusal = uring_refusal(depth) if storage != "pread" else ""
+        if refusal and storage == "uring":
+            raise UnsupportedError(
+                f"storage: 'uring' cannot be used: {refusal}; storage='pread' reads with threads"
+            )
+        if refusal:
+            _log_refusal(refusal)
+        mode: Literal["uring", "pread"] = "pread" if refusal or storage == "pread" else "uring"
+        return DirectRows(self._table, self.dtype, mode, depth, threads, isa)
 
     @property
     def path(self) -> str:
@@ -293,6 +320,11 @@ class FileStore:
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"FileStore({self.path!r}{more}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+@lru_cache
+def _log_refusal(reason: str) -> None:
+    _log.warning("files are read by a pool of threads instead of io_uring: %s", reason)
 
 
 def _rebuild(paths: list[str], dtype: torch.dtype, options: dict[str, Any]) -> FileStore:

@@ -7,14 +7,22 @@ and the errors only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 
-__all__ = ["POLICIES", "BatchPlan", "Policy", "check_ids", "check_planner"]
+__all__ = [
+    "POLICIES",
+    "BatchPlan",
+    "Policy",
+    "check_batch_numbers",
+    "check_id_array",
+    "check_planner",
+    "raise_row_index",
+]
 
 Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
 """Who leaves the cache first.
@@ -37,8 +45,8 @@ MAX_ROWS = 2**31 - 2
 class BatchPlan:
     """Where each position of a batch comes from and what enters and leaves the cache.
 
-    Every position is in exactly one of ``hits``, ``victim_in``, ``fills`` and ``copies``. Arrays are
-    int32 in C order unless said otherwise. An executor goes in this order:
+    Every position is in exactly one of ``hits``, ``victim_in``, ``fills`` and ``copies``. Arrays
+    are int32 in C order unless said otherwise. An executor goes in this order:
 
     1. ``out[position]`` from its slot (hits), cell (victim_in) or staging row (fills).
     2. ``cells[cell]`` from its slot or staging row (victim_out); no cell that victim_in reads.
@@ -103,15 +111,32 @@ def check_planner(
         raise ArgumentError(f"scores: shape {scores.shape}, expected one a row, ({num_rows},)")
 
 
-def check_ids(ids: NDArray[Any], num_rows: int) -> None:
-    """Raises DTypeError, ArgumentError or RowIndexError for ids that no batch can hold."""
+def check_id_array(ids: NDArray[Any]) -> None:
+    """Raises DTypeError or ArgumentError for what is no array of ids."""
     if ids.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
         raise DTypeError(f"ids: dtype {ids.dtype}, expected int64 or int32")
     if ids.ndim != 1:
         raise ArgumentError(f"ids: shape {ids.shape}, expected one dimension")
     if len(ids) > MAX_ROWS:
         raise ArgumentError(f"ids: {len(ids)} > {MAX_ROWS} positions in one batch; split it")
-    outside = (ids < 0) | (ids >= num_rows)
-    if outside.any():
-        at = int(outside.argmax())
-        raise RowIndexError(f"id {ids[at]} at position {at} is outside [0, {num_rows})")
+
+
+def raise_row_index(ids: NDArray[Any], position: int, num_rows: int) -> NoReturn:
+    """Names the id that lies outside the table."""
+    raise RowIndexError(f"id {ids[position]} at position {position} is outside [0, {num_rows})")
+
+
+def check_batch_numbers(
+    call: Literal["commit", "retract"], batch: int, committed: int, planned: int, announced: int
+) -> None:
+    """Raises ArgumentError unless the call makes sense for that batch."""
+    if call == "commit" and not batch == committed < planned:
+        raise ArgumentError(
+            f"batch {batch} cannot be committed: {committed} is the next, and the batches below "
+            f"{planned} are planned"
+        )
+    if call == "retract" and not committed <= batch <= announced:
+        raise ArgumentError(
+            f"batch {batch} cannot be retracted: expected {committed} (committed) to {announced} "
+            "(announced)"
+        )

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.cache.plan import BatchPlan, Policy, check_ids, check_planner
+from gnnsys.cache.plan import (
+    BatchPlan,
+    Policy,
+    check_batch_numbers,
+    check_id_array,
+    check_planner,
+    raise_row_index,
+)
 from gnnsys.cache.reference_queues import QUEUES, Queue
 from gnnsys.errors import ArgumentError
 
@@ -62,7 +69,7 @@ class ReferencePlanner:
 
     def announce(self, ids: NDArray[Any]) -> int:
         """Takes the ids of the next batch; returns its number."""
-        check_ids(ids, self.num_rows)
+        self._check_ids(ids)
         self._batches.append([int(row) for row in ids])
         return self.announced - 1
 
@@ -111,21 +118,13 @@ class ReferencePlanner:
 
     def commit(self, batch: int) -> None:
         """Says that a plan was carried out; in order."""
-        if not batch == self.committed < self.planned:
-            raise ArgumentError(
-                f"batch {batch} cannot be committed: {self.committed} is the next, and batches "
-                f"below {self.planned} are planned"
-            )
+        check_batch_numbers("commit", batch, self.committed, self.planned, self.announced)
         del self._before[batch]
         self.committed += 1
 
     def retract(self, batch: int) -> None:
         """Takes back the announcements from ``batch`` on, and their plans."""
-        if not self.committed <= batch <= self.announced:
-            raise ArgumentError(
-                f"batch {batch} cannot be retracted: expected {self.committed} (committed) to "
-                f"{self.announced} (announced)"
-            )
+        check_batch_numbers("retract", batch, self.committed, self.planned, self.announced)
         if batch < self.planned:
             self._slot, self._queue = self._before[batch]
             self._before = {b: state for b, state in self._before.items() if b < batch}
@@ -138,9 +137,15 @@ class ReferencePlanner:
 
     def committed_slots(self, ids: NDArray[Any]) -> NDArray[np.int32]:
         """(n,) int32: the slot of each id by the committed plans, -1 where it has none."""
-        check_ids(ids, self.num_rows)
+        self._check_ids(ids)
         slot = self._before[self.committed][0] if self._before else self._slot
         return np.array([slot.get(int(row), -1) for row in ids], np.int32)
+
+    def _check_ids(self, ids: NDArray[Any]) -> None:
+        check_id_array(ids)
+        for position, row in enumerate(ids):
+            if not 0 <= row < self.num_rows:
+                raise_row_index(ids, position, self.num_rows)
 
     def _next_use(self, row: int, now: int) -> int | None:
         coming = range(now + 1, min(now + self.window, self.announced - 1) + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 import weakref
@@ -255,8 +254,8 @@ class CachedStore:
     def with_dtype(self, dtype: torch.dtype) -> CachedStore:
         """The same rows from the same cache, delivered as ``dtype``."""
         check_dtype(dtype, "dtype")
-        other = copy.copy(self)
-        other.dtype = dtype
+        other = CachedStore.__new__(CachedStore)
+        other.__dict__.update(self.__dict__, dtype=dtype)
         return other
 
     def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:

@@ -145,6 +145,11 @@ class FileStore:
         return getattr(self._reader, "depth", 0)
 
     @property
+    def writable(self) -> bool:
+        """Whether ``write`` may change the file."""
+        return bool(self._options["writable"])
+
+    @property
     def read_stats(self) -> ReadStats:
         """What was read from the disk so far."""
         return self._reader.stats

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gnnsys.feature_options import Storage, parse_cache
 from gnnsys.sizes import parse_bytes
 
 __all__ = [
@@ -283,11 +284,20 @@ class PredictConfig:
     """Folder for predictions.npy (classes, or 0 and 1 for several labels), scores.npy,
     embeddings.npy (inputs of the last layer) and nodes.npy. Default: RUN/predictions."""
 
+    cache: str = "auto"
+    """Memory for rows of the features, as of gnnsys train: bytes, rows, a share, none or auto."""
+
+    storage: Storage = "auto"
+    """How rows are read, as of gnnsys train."""
+
     threads: int = 0
     """0 for all cores."""
 
     json: bool = False
     """Print the paths and shapes as one JSON object."""
+
+    def __post_init__(self) -> None:
+        parse_cache(self.cache)
 
 
 @dataclass(kw_only=True, slots=True)

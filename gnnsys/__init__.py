@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnnsys._version import __version__
+    from gnnsys.cache.arena import CacheArena
     from gnnsys.dataset_folder import Dataset, open_dataset
     from gnnsys.feature_store import FeatureStore
     from gnnsys.layerwise import inference
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = [
+    "CacheArena",
     "Dataset",
     "FeatureStore",
     "LinkNeighborLoader",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "CacheArena": "gnnsys.cache.arena",
     "Dataset": "gnnsys.dataset_folder",
     "FeatureStore": "gnnsys.feature_store",
     "LinkNeighborLoader": "gnnsys.loaders.link_neighbor_loader",

@@ -64,6 +64,9 @@ class RunState:
     served: dict[str, list[int]] = field(default_factory=dict)
     """Rows and bytes by tier, of the sessions before."""
 
+    reads: dict[str, float] = field(default_factory=dict)
+    """Counts of the cache and its reads, of the sessions before."""
+
     metrics_bytes: int = 0
     """Length of ``metrics.jsonl``."""
 

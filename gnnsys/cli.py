@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from gnnsys.config import DoctorConfig, TrainConfig
+from gnnsys.config_cache import ScoreConfig
 from gnnsys.config_data import (
     ConvertConfig,
     GenerateConfig,
@@ -45,6 +46,7 @@ _CONFIGS = {
     "info": InfoConfig,
     "predict": PredictConfig,
     "report": ReportConfig,
+    "score": ScoreConfig,
     "doctor": DoctorConfig,
 }
 
@@ -139,6 +141,10 @@ def _run(config: Any) -> int:
         from gnnsys.report import run_command as report
 
         return report(config.run, config.out)
+    if isinstance(config, ScoreConfig):
+        from gnnsys.score_command import run_command as score
+
+        return score(config)
     from gnnsys.doctor import main as doctor
 
     return doctor(config.path, config.json)

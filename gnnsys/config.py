@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gnnsys.errors import ArgumentError
+from gnnsys.feature_options import FeatureOptions, Policy, Score, Storage, Window
 
 __all__ = ["DoctorConfig", "TrainConfig"]
 
@@ -40,8 +41,9 @@ class TrainConfig:
     """Folder for the run: configuration, metrics, checkpoint and weights. Made; must be empty."""
 
     resume: str | None = None
-    """Folder of a run to go on with, with its options; --epochs, --patience, --threads, --root and
-    the --checkpoint- options may be given anew."""
+    """Folder of a run to go on with, with its options; --epochs, --patience, --threads, --root, the
+    --checkpoint- options and all about how features are read (--cache to --stats) may be given
+    anew."""
 
     config: str | None = None
     """A TOML file of options; those given here count before it. --out writes one."""
@@ -129,6 +131,42 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model trains. auto: cuda when there is one."""
 
+    cache: str = "auto"
+    """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
+    rows (0.1) or none. auto: none where they fit in half of the memory available (the operating
+    system keeps them), else that half. Like all options from here on, it changes speed, never a
+    batch or a loss."""
+
+    policy: Policy = "hybrid"
+    """Which rows the cache keeps. hybrid: those that the next batches need, then those with the
+    best score; hybrid-pvp: for use with --victim-buffer; lookahead: without scores; the others look
+    back and are there to compare with."""
+
+    window: Window = "auto"
+    """Batches that are sampled ahead for the cache to plan with. auto: as many as fit a budget of
+    bytes for their ids."""
+
+    victim_buffer: str = "0"
+    """Bytes (1GB) for rows that left the cache and will be needed soon; 0: none."""
+
+    storage: Storage = "auto"
+    """How rows are read. uring: io_uring past the page cache; pread: threads that do the same;
+    mmap: through the page cache. auto: mmap where the file fits in a quarter of the memory
+    available, else uring, or pread where the kernel does not offer it."""
+
+    score: Score = "auto"
+    """Importance of rows, by which the cache is filled before the first batch and decides where no
+    batch in the window does. degree: how often a node is a neighbour; pagerank: reverse PageRank;
+    presample: how often a short run of sampling needs a row. auto: what gnnsys score stored with
+    the dataset, else degree."""
+
+    trace: str | None = None
+    """File to which the ids of all batches are written, for gnnsys plan."""
+
+    stats: bool = False
+    """Show how features are served, live and in a table at the end: rows and bytes by tier, reads,
+    time waited."""
+
     json: bool = False
     """Print one JSON object as the last line of standard output."""
 
@@ -156,11 +194,17 @@ class TrainConfig:
             )
         if self.fanouts is not None:
             self._check_fanouts(self.fanouts)
+        self._check_features()
         if self.full_batch and (self.sampling != "uniform" or self.dependent_batches > 1):
             raise ArgumentError(
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
             )
+
+    def _check_features(self) -> None:
+        features = FeatureOptions.of(self)
+        if self.full_batch:
+            features.check_without_file("--full-batch reads them into memory once")
 
     def _check_fanouts(self, fanouts: tuple[int, ...]) -> None:
         if len(fanouts) != self.layers:
@@ -183,6 +227,7 @@ class TrainConfig:
             self,
             dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
             root=os.path.abspath(self.root),
+            trace=self.trace and os.path.abspath(self.trace),
             hidden=self.hidden or (16 if small else 64),
             epochs=self.epochs or (5 if self.dataset == "demo" else 200),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],

@@ -5,14 +5,13 @@ Imports tyro (for its markers) and nothing that is large: ``gnnsys --help`` read
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, Literal
 
 import tyro
 
-from gnnsys.errors import ArgumentError
+from gnnsys.feature_options import Storage, parse_cache
+from gnnsys.sizes import parse_bytes
 
 __all__ = [
     "CommunityConfig",
@@ -24,20 +23,6 @@ __all__ = [
     "RmatConfig",
     "parse_bytes",
 ]
-
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """A number of bytes; KB, MB, GB and TB count in powers of 1024.
-
-    >>> parse_bytes("1.5GB", "--memory")
-    1610612736
-    """
-    found = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([kmgt]?)i?b?\s*", text.lower())
-    if found is None:
-        raise ArgumentError(f"{option} {text}: expected a number of bytes, such as 500MB or 2GB")
-    return int(Fraction(found.group(1)) * _UNITS[found.group(2)])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -299,11 +284,20 @@ class PredictConfig:
     """Folder for predictions.npy (classes, or 0 and 1 for several labels), scores.npy,
     embeddings.npy (inputs of the last layer) and nodes.npy. Default: RUN/predictions."""
 
+    cache: str = "auto"
+    """Memory for rows of the features, as of gnnsys train: bytes, rows, a share, none or auto."""
+
+    storage: Storage = "auto"
+    """How rows are read, as of gnnsys train."""
+
     threads: int = 0
     """0 for all cores."""
 
     json: bool = False
     """Print the paths and shapes as one JSON object."""
+
+    def __post_init__(self) -> None:
+        parse_cache(self.cache)
 
 
 @dataclass(kw_only=True, slots=True)

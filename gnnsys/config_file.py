@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ else:
 __all__ = ["check_resumed", "config_to_toml", "read_config", "resumed_config"]
 
 MAY_CHANGE = {
+    "cache",
     "checkpoint_epochs",
     "checkpoint_minutes",
     "config",
@@ -26,13 +29,21 @@ MAY_CHANGE = {
     "json",
     "out",
     "patience",
+    "policy",
     "resume",
     "root",
+    "score",
+    "stats",
+    "storage",
     "threads",
+    "trace",
+    "victim_buffer",
+    "window",
 }
 """Options that do not change what a run has computed so far."""
 
-_OF_THE_CALL = {"config", "json", "out", "resume"}  # not part of the run
+_OF_THE_CALL = {"config", "json", "out", "resume", "stats", "trace"}  # not part of the run
+_NUMBERS_TOO = {"cache", "victim_buffer"}  # texts that a user may write as numbers
 
 
 def config_to_toml(config: TrainConfig) -> str:
@@ -59,7 +70,13 @@ def read_config(path: str | Path) -> TrainConfig:
         raise MissingFileError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FileFormatError(f"{path}: not TOML ({error})") from error
-    types = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
+    types = {
+        name: inspect.formatannotation(hint)
+        for name, hint in typing.get_type_hints(TrainConfig).items()
+    }
+    for key in _NUMBERS_TOO & values.keys():
+        if type(values[key]) in (int, float):
+            values[key] = str(values[key])
     for key, value in values.items():
         if key not in types or key in _OF_THE_CALL:
             known = ", ".join(sorted(set(types) - _OF_THE_CALL))
@@ -81,7 +98,7 @@ def _check_type(path: str | Path, key: str, value: Any, declared: str) -> None:
         str: "str" in declared or "Literal" in declared,
         list: "tuple" in declared,
     }.get(type(value), False)
-    if "Literal" in declared and fits:
+    if "Literal" in declared and isinstance(value, str):
         fits = any(quoted in declared for quoted in (f"'{value}'", f'"{value}"'))
     if not fits:
         raise ArgumentError(f"{path}: {key} is {value!r}, expected {declared}")

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,11 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import NormalizeFeatures
 
-from gnnsys.dataset_folder import open_dataset
+from gnnsys.dataset_folder import Dataset, open_dataset
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.feature_options import FeatureOptions
+from gnnsys.feature_setup import setup_features
+from gnnsys.folder_scores import without_score
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.unified_tensor import UnifiedTensor, unified
@@ -34,6 +37,8 @@ __all__ = ["NodeDataset", "load_dataset"]
 DEMO_NODES = 20_000
 
 _log = logging.getLogger(__name__)
+_Setup = Callable[[Dataset], dict[str, Any]]
+"""Decides how the features of a folder are read: options of ``gnnsys.unified``."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,6 +95,10 @@ class NodeDataset:
     def multi_label(self) -> bool:
         """Whether a node has several labels, each there or not."""
         return self.labels.dim() == 2
+
+    def close(self) -> None:
+        """Lets go of the features' file; a trace of it is whole from here on."""
+        self.features.store.close()
 
     def edge_index(self) -> Tensor:
         """(2, edges) int64, in memory, sorted by target."""
@@ -161,6 +170,9 @@ def load_dataset(
     seed: int = 0,
     threads: int = 0,
     device: str | None = None,
+    options: FeatureOptions | None = None,
+    fanouts: Sequence[int] = (),
+    batch_size: int = 1024,
 ) -> NodeDataset:
     """Loads a dataset by name, opens a folder, or generates the demo.
 
@@ -169,24 +181,35 @@ def load_dataset(
             folder.
         root: folder of the raw files, laid out as PyG's loaders do.
         split: which of several splits.
-        seed: of the demo's generator.
+        seed: of the demo's generator, and of the batches of ``--score presample``.
         threads: that gather features; 0 for all cores.
         device: where features are consumed; None for "cuda" when there is one.
+        options: how the features of a folder or the demo are read; None for the defaults.
+        fanouts: of training, for ``--score presample``; likewise ``batch_size``, in seeds.
 
     Raises:
-        ArgumentError: an unknown name or split, or nodes to train on that have no label.
+        ArgumentError: an unknown name or split, nodes to train on that have no label, or
+            ``options`` that the dataset's features have no use for.
         MissingFileError: raw files that are not under ``root``.
         FileFormatError: raw files that cannot be read, or labels that do not fit the nodes.
     """
-    if name == "demo":
-        return _load_demo(seed, threads, device)
+    options = options or FeatureOptions()
     if name not in _SOURCES:
+
+        def setup(dataset: Dataset) -> dict[str, Any]:
+            return setup_features(
+                dataset, options, fanouts=fanouts, batch_size=batch_size, seed=seed, threads=threads
+            )
+
+        if name == "demo":
+            return _load_demo(seed, threads, device, setup)
         if os.sep in name or os.path.isdir(name):
-            return _open_folder(Path(name), threads, device)
+            return _open_folder(Path(name), threads, device, setup)
         raise ArgumentError(
             f"dataset {name!r} is unknown: expected one of {', '.join([*_SOURCES, 'demo'])}, or "
             "the path of a dataset folder"
         )
+    options.check_without_file(f"{name} has its in memory")
     data = _load_raw(name, _SOURCES[name], Path(root))
     _check_labels(name, data)
     train, val, test = (
@@ -224,15 +247,15 @@ def _from_memory(
     )
 
 
-def _load_demo(seed: int, threads: int, device: str | None) -> NodeDataset:
+def _load_demo(seed: int, threads: int, device: str | None, setup: _Setup) -> NodeDataset:
     folder = tempfile.TemporaryDirectory(prefix="gnnsys-demo-")
     path = generate_community(Path(folder.name) / "demo", nodes=DEMO_NODES, seed=seed)
-    dataset = _open_folder(path, threads, device)
+    dataset = _open_folder(path, threads, device, setup)
     dataset.name, dataset.folder = "demo", folder
     return dataset
 
 
-def _open_folder(path: Path, threads: int, device: str | None) -> NodeDataset:
+def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) -> NodeDataset:
     dataset = open_dataset(path)
     if dataset.heterogeneous:
         raise UnsupportedError(
@@ -246,8 +269,8 @@ def _open_folder(path: Path, threads: int, device: str | None) -> NodeDataset:
         )
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
-    features, graphs = dataset.stores(threads=threads, device=device)
-    text = (path / "graph.json").read_bytes()
+    features, graphs = dataset.stores(threads=threads, device=device, **setup(dataset))
+    text = without_score(dataset.manifest).to_json().encode()
     return NodeDataset(
         name=dataset.name,
         digest=f"{dataset.name}: {dataset.num_nodes()} nodes, {dataset.num_edges()} edges, crc32 "

@@ -30,6 +30,7 @@ from gnnsys.folder_format import (
     Task,
     read_manifest,
 )
+from gnnsys.folder_scores import SCORE_TABLE
 from gnnsys.folder_writer import Progress
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
@@ -149,6 +150,7 @@ class Dataset:
         dtype: torch.dtype | None = None,
         threads: int = 0,
         device: str | None = None,
+        **options: Any,
     ) -> UnifiedTensor:
         """The features of a node type as a unified tensor over their file.
 
@@ -158,13 +160,16 @@ class Dataset:
             dtype: that rows are delivered in; None for float32 where they are stored shorter.
             threads: that gather; 0 for all cores.
             device: where rows are consumed; None for "cuda" when there is one.
+            **options: of ``gnnsys.unified``, such as ``cache="8GB"``.
         """
         table = self._find(name, node_type)
         stored = torch.bfloat16 if table.encoding.dtype == "bfloat16" else None
         if dtype is None and table.encoding.dtype in ("bfloat16", "float16"):
             dtype = torch.float32
         path = self._shard_path(table)
-        return unified(path, dtype=dtype, encoding=stored, threads=threads, device=device)
+        return unified(
+            path, dtype=dtype, encoding=stored, threads=threads, device=device, **options
+        )
 
     def split(self, name: str, node_type: str | None = None) -> Tensor:
         """(n,) int64 ids of the nodes of "train", "val" or "test"; empty where there are none."""
@@ -173,17 +178,28 @@ class Dataset:
             return torch.empty(0, dtype=torch.int64)
         return torch.from_numpy(np.array(self.node_table(name, node_type)))
 
-    def stores(self, *, threads: int = 0, device: str | None = None) -> tuple[Any, Any]:
+    def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
+        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
+        if self.heterogeneous or not self.has(SCORE_TABLE):
+            return None
+        about = self.manifest.source.get(SCORE_TABLE)
+        kind = about.get("kind") if isinstance(about, dict) else None
+        return str(kind or "unknown"), np.array(self.node_table(SCORE_TABLE))
+
+    def stores(
+        self, *, threads: int = 0, device: str | None = None, **options: Any
+    ) -> tuple[Any, Any]:
         """The dataset as PyG's ``(FeatureStore, GraphStore)``, for any loader of PyG or gnnsys.
 
         Attributes are ``x`` and, where the folder has them, ``y`` and ``time``. Nothing is loaded
-        but each indptr.
+        but each indptr. ``options`` are those of ``gnnsys.unified`` for ``x``, such as
+        ``cache="8GB"``.
         """
         features, graphs = FeatureStore(), _CscStore()
         for node_type in self.node_types:
             group = node_type if self.heterogeneous else None
             if self.has("features", node_type):
-                x = self.features(node_type, threads=threads, device=device)
+                x = self.features(node_type, threads=threads, device=device, **options)
                 features[group, "x", None] = x
             for name, attribute in (("labels", "y"), ("time", "time")):
                 if self.has(name, node_type):

@@ -22,11 +22,21 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
+
+from gnnsys.machine import (
+    available_memory,
+    cpu_quota,
+    memory_limit,
+    mount_of,
+    queue_of,
+    read_text,
+    size_text,
+)
 
 __all__ = ["Finding", "cpu_model", "examine", "main", "report"]
 
@@ -34,8 +44,6 @@ State = Literal["ok", "missing", "warning", "broken"]
 _Answer = tuple[State, str, str]  # state, found, effect
 _Probe = tuple[str, str, Callable[[], _Answer]]  # area, name, probe
 
-_CGROUP = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
 _IO_URING_SETUP = 425  # the same number on x86-64 and arm64
 _BLOCK = 4096  # bytes; satisfies O_DIRECT on disks with 512-byte and with 4 KiB sectors
 _SMALL_SHM = 1 << 30  # bytes; containers often start with 64 MiB, too little for most features
@@ -202,7 +210,7 @@ def _processor() -> _Answer:
 
 
 def _cores() -> _Answer:
-    allowed, quota = len(os.sched_getaffinity(0)), _cpu_quota()
+    allowed, quota = len(os.sched_getaffinity(0)), cpu_quota()
     found = f"{os.cpu_count()} logical, {allowed} allowed by affinity"
     if quota is None or quota >= allowed:
         return "ok", found, f"{allowed} threads run at once"
@@ -215,13 +223,14 @@ def _cores() -> _Answer:
 
 
 def _memory() -> _Answer:
-    info = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines())
+    info = dict(line.split(":", 1) for line in read_text(Path("/proc/meminfo")).splitlines())
     total, free = (int(info[key].split()[0]) << 10 for key in ("MemTotal", "MemAvailable"))
-    limit = _memory_limit()
-    found = f"{_size(total)}, {_size(free)} available"
+    limit = memory_limit()
+    found = f"{size_text(total)}, {size_text(free)} available"
     if limit is not None and limit < total:
-        found, free = f"{found}, cgroup limit {_size(limit)}", min(free, limit)
-    return "ok", found, f"features beyond about {_size(free)} belong in a file (FileStore)"
+        found = f"{found}, cgroup limit {size_text(limit)}"
+    usable = size_text(available_memory())
+    return "ok", found, f"features beyond about {usable} belong in a file (FileStore)"
 
 
 def _locked_memory() -> _Answer:
@@ -229,13 +238,13 @@ def _locked_memory() -> _Answer:
     if limit == resource.RLIM_INFINITY:
         return "ok", "unlimited", "lets a GPU register all host memory (not used yet)"
     effect = "bounds the host memory a GPU could register (not used yet): see ulimit -l"
-    return "ok", _size(limit), effect
+    return "ok", size_text(limit), effect
 
 
 def _shared_memory() -> _Answer:
     disk = os.statvfs("/dev/shm")
     size, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-    found = f"{_size(size)}, {_size(free)} free"
+    found = f"{size_text(size)}, {size_text(free)} free"
     if free < _SMALL_SHM:
         return "warning", found, "little room for spawned workers: use num_workers=0 or enlarge it"
     return "ok", found, "spawned DataLoader workers get features there"
@@ -244,7 +253,8 @@ def _shared_memory() -> _Answer:
 def _huge_pages() -> _Answer:
     folder = Path("/sys/kernel/mm/transparent_hugepage")
     chosen = {
-        name: re.search(r"\[(\w+)\]", _read(folder / name)) for name in ("enabled", "shmem_enabled")
+        name: re.search(r"\[(\w+)\]", read_text(folder / name))
+        for name in ("enabled", "shmem_enabled")
     }
     found = ", ".join(f"{name}: {mode[1]}" for name, mode in chosen.items() if mode)
     if not found:
@@ -256,16 +266,16 @@ def _huge_pages() -> _Answer:
 
 
 def _disk(path: str | os.PathLike[str]) -> _Answer:
-    space, (kind, source) = os.statvfs(path), _mount_of(path)
-    found = f"{kind} on {source}, {_size(space.f_bavail * space.f_frsize)} free"
+    space, (kind, source) = os.statvfs(path), mount_of(path)
+    found = f"{kind} on {source}, {size_text(space.f_bavail * space.f_frsize)} free"
     effect = "FileStore maps files and reads rows at random, without read-ahead"
-    queue = _queue(os.stat(path).st_dev, source)
+    queue = queue_of(os.stat(path).st_dev, source)
     if queue is None:
         return "ok", f"{found}, no block device", effect
-    turning = {"0": "not rotational", "1": "rotational"}.get(_read(queue / "rotational"), "")
+    turning = {"0": "not rotational", "1": "rotational"}.get(read_text(queue / "rotational"), "")
     if "/virtio" in str(queue):  # guests see "rotational" whatever the disk is
         turning = "virtual"
-    found = f"{found}, {turning}, read-ahead {_read(queue / 'read_ahead_kb')} KiB"
+    found = f"{found}, {turning}, read-ahead {read_text(queue / 'read_ahead_kb')} KiB"
     if turning == "rotational":
         return "warning", found, "random rows are slow on a spinning disk: prefer an SSD"
     return "ok", found, effect
@@ -306,7 +316,7 @@ def _io_uring() -> _Answer:
     libc = ctypes.CDLL(None, use_errno=True)
     parameters = ctypes.create_string_buffer(120)  # struct io_uring_params, all zero
     ring = libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_long(2), parameters)
-    setting = _read(Path("/proc/sys/kernel/io_uring_disabled")) or "absent"
+    setting = read_text(Path("/proc/sys/kernel/io_uring_disabled")) or "absent"
     if ring >= 0:
         os.close(ring)
         return "ok", f"io_uring_setup works, io_uring_disabled: {setting}", effect
@@ -323,7 +333,7 @@ def _gpus() -> _Answer:
         usable = torch.cuda.is_available()
     if usable:
         cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-        found = "; ".join(f"{card.name}, {_size(card.total_memory)}" for card in cards)
+        found = "; ".join(f"{card.name}, {size_text(card.total_memory)}" for card in cards)
         return "ok", found, "trains there; rows are gathered by the CPU and copied"
     built = f"torch {torch.__version__} is built " + (
         f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
@@ -355,62 +365,6 @@ def _optional(module: str, effect: str) -> _Answer:
     return "ok", ", ".join(map(importlib.metadata.version, owners)) or "version unknown", effect
 
 
-def _mount_of(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """The type of the file system that holds `path`, and the device or share it is on."""
-    real, found = Path(path).resolve(strict=True), ("", "unknown", "unknown")
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        before, after = os.fsdecode(line).split(" - ", 1)  # optional fields end at the dash
-        point, kind, source = (
-            re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
-            for field in (before.split(" ")[4], *after.split(" ")[:2])
-        )
-        # of two mounts on one point the later hides the earlier
-        if real.is_relative_to(point) and len(point) >= len(found[0]):
-            found = (point, kind, source)
-    return found[1:]
-
-
-def _queue(device: int, source: str) -> Path | None:
-    """The queue settings of a disk in sysfs, or None where no block device is behind it."""
-    if os.major(device) == 0 and source.startswith("/dev/"):  # btrfs hides its device
-        device = os.stat(source).st_rdev
-    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
-    queue = (block.parent if (block / "partition").exists() else block) / "queue"
-    return queue if queue.is_dir() else None
-
-
-def _cgroup_values(
-    controller: str, files: Iterable[str], own: Path = _CGROUP, top: Path = _CGROUPS
-) -> list[str]:
-    """What `files` hold in this process's cgroup and its ancestors, in cgroup v2 and v1."""
-    values = []
-    for line in own.read_text().splitlines():
-        _, controllers, folder = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        base = top / controller if controllers else top  # only v2 names no controllers
-        bottom = base / folder.lstrip("/")  # absent in a container that sees its own part only
-        inside = [each for each in (bottom, *bottom.parents) if each.is_relative_to(base)]
-        values += [" ".join(_read(each / name) for name in files) for each in inside]
-    return values
-
-
-def _cpu_quota(own: Path = _CGROUP, top: Path = _CGROUPS) -> float | None:
-    """CPUs' worth of time that the tightest cgroup allows; None without a limit."""
-    v1 = _cgroup_values("cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us"), own, top)
-    pairs = [text.split() for text in v1 + _cgroup_values("cpu", ("cpu.max",), own, top)]
-    # no limit is "max" in v2 and -1 in v1
-    quotas = [int(pair[0]) / int(pair[1]) for pair in pairs if pair and pair[0].isdigit()]
-    return min(quotas, default=None)
-
-
-def _memory_limit(own: Path = _CGROUP, top: Path = _CGROUPS) -> int | None:
-    """Bytes that the tightest cgroup allows; None without a limit."""
-    names = ("memory.max", "memory.limit_in_bytes")
-    texts = [text for name in names for text in _cgroup_values("memory", (name,), own, top)]
-    return min((int(text) for text in texts if text.isdigit()), default=None)
-
-
 def cpu_model() -> str:
     """Name of the processor, as well as this system knows it."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
@@ -422,24 +376,8 @@ def cpu_flags() -> list[str]:
 
 
 def _cpuinfo(key: str) -> str:
-    found = re.search(rf"^{key}\s*:\s*(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    found = re.search(rf"^{key}\s*:\s*(.*)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
     return found[1] if found else ""
-
-
-def _read(path: Path) -> str:
-    """The text of a kernel file, or "" where this kernel does not have it."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"
 
 
 def _said(error: Exception) -> str:

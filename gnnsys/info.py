@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from gnnsys.config_data import InfoConfig
 from gnnsys.dataset_folder import Dataset, open_dataset
 from gnnsys.folder_format import EdgeType, Table
+from gnnsys.folder_scores import SCORE_TABLE
 from gnnsys.progress import work_progress
 
 __all__ = ["describe", "print_tables", "run_command"]
@@ -116,6 +117,12 @@ def print_tables(dataset: Dataset, console: Console) -> None:
         head.add_row("task", f"{facts['task']['num_classes']} {kind}, {metric}")
     for name, count in facts["source"].get("nan", {}).items():
         head.add_row(f"[yellow]NaN in {escape(name)}[/]", f"[yellow]{count:,}[/]")
+    score = dataset.manifest.source.get(SCORE_TABLE)
+    if isinstance(score, dict):
+        told = ", ".join(f"{key} {_listed(value)}" for key, value in score.items() if key != "kind")
+        head.add_row(
+            "static score", escape(", ".join(filter(None, [str(score.get("kind")), told])))
+        )
     head.add_row("source", escape(str(facts["source"].get("kind", "unknown"))))
     console.print(head)
     tables = RichTable("file", "shape", "dtype", "bytes")
@@ -126,6 +133,10 @@ def print_tables(dataset: Dataset, console: Console) -> None:
                 escape(", ".join(table["files"])), shape, table["dtype"], f"{table['bytes']:,}"
             )
     console.print(tables)
+
+
+def _listed(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _of(dataset: Dataset, what: str) -> str:

@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.checkpoint import load_weights
+from gnnsys.config import TrainConfig
 from gnnsys.config_data import PredictConfig
 from gnnsys.config_file import resumed_config
 from gnnsys.convert.arrays import open_array
 from gnnsys.dataset import NodeDataset, load_dataset
 from gnnsys.errors import ArgumentError, FileFormatError
+from gnnsys.feature_options import FeatureOptions
 from gnnsys.files import as_storage_error, npy_header
 from gnnsys.folder_writer import Progress
 from gnnsys.layerwise import model_layers, run_layers
@@ -66,8 +69,26 @@ def predict(
     if out.exists():
         raise ArgumentError(f"{out}: exists already; give another folder with --out, or remove it")
     dataset = load_dataset(
-        options.dataset, options.root, split=options.split, seed=options.seed, device="cpu"
+        options.dataset,
+        options.root,
+        split=options.split,
+        seed=options.seed,
+        threads=options.threads,
+        device="cpu",
+        options=FeatureOptions(cache=config.cache, storage=config.storage),
     )
+    with closing(dataset):
+        return _predict(config, options, dataset, out, progress)
+
+
+def _predict(
+    config: PredictConfig,
+    options: TrainConfig,
+    dataset: NodeDataset,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    run = Path(config.run)
     nodes = _read_nodes(config.nodes, dataset)
     model = make_model(options, dataset)
     load_weights(run, model)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,10 +16,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from gnnsys.folder_writer import Progress as Report
 
-__all__ = ["bar_on_demand", "work_progress"]
+__all__ = ["BarWithLine", "bar_on_demand", "work_progress"]
 
 
 @contextmanager
@@ -47,10 +48,22 @@ def work_progress() -> Iterator[Report]:
         yield report
 
 
+class BarWithLine(Progress):
+    """A bar with a line of text below it, which is not shown while it is empty."""
+
+    line: str = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What rich draws."""
+        yield from super().get_renderables()
+        if self.line:
+            yield Text(self.line, overflow="ellipsis", no_wrap=True)
+
+
 @contextmanager
-def bar_on_demand(columns: Sequence[ProgressColumn]) -> Iterator[Progress]:
+def bar_on_demand(columns: Sequence[ProgressColumn]) -> Iterator[BarWithLine]:
     """A bar on standard error that shows once it is started, so not before an early error."""
-    bar = Progress(*columns, console=Console(stderr=True))
+    bar = BarWithLine(*columns, console=Console(stderr=True))
     try:
         yield bar
     finally:

@@ -17,7 +17,7 @@ _POINTS = 300  # of a line: more cannot be told apart
 _INTERVALS = 80  # of the run, in which rates are averaged
 _EPOCHS_ALONE = 8  # so many show how traffic changes, without the pauses of evaluation
 _LOG_SCALE_FROM = 30  # times the median
-_ORIGIN = Sample(0, 0, math.nan, 0.0, 0, {}, {}, math.nan)
+_ORIGIN = Sample(0, 0, math.nan, 0.0, 0, {}, {}, math.nan, {})
 
 _T = TypeVar("_T")
 _Points = list[tuple[float, float]]
@@ -31,7 +31,9 @@ def draw_charts(run: Run) -> list[Chart]:
     if not run.samples:
         return []
     with style():
-        draw = (_loss, _scores, _throughput, _memory, _traffic, _traffic_so_far)
+        draw = [_loss, _scores, _throughput, _memory, _traffic, _traffic_so_far]
+        if run.reads():
+            draw += [_hit_ratios, _disk, _waiting]
         return [chart(run) for chart in draw]
 
 
@@ -110,10 +112,7 @@ def _memory(run: Run) -> Chart:
 def _traffic(run: Run) -> Chart:
     """Stacked rates: how much flows, and how it is shared out among the tiers."""
     drawing = _new(run, "traffic", from_zero=True)
-    epochs = run.epochs
-    by_epoch = len(epochs) >= _EPOCHS_ALONE
-    shown = [*epochs, run.samples[-1]] if by_epoch else run.samples
-    edges = _edges(shown, cut_epochs=not by_epoch)
+    edges, by_epoch = _traffic_edges(run)
     rates = {
         tier: [
             max(0.0, _bytes(second, tier) - _bytes(first, tier)) / (second.seconds - first.seconds)
@@ -129,6 +128,64 @@ def _traffic(run: Run) -> Chart:
     summary = f"at most {text.traffic(max(totals))} per second" if totals else ""
     unit += " per second, mean of each epoch" if by_epoch else " per second"
     return drawing.finish("Feature traffic by tier", unit, summary)
+
+
+def _traffic_edges(run: Run) -> tuple[list[Sample], bool]:
+    """Between which samples traffic is averaged, and whether those are whole epochs."""
+    by_epoch = len(run.epochs) >= _EPOCHS_ALONE
+    shown = [*run.epochs, run.samples[-1]] if by_epoch else run.samples
+    return _edges(shown, cut_epochs=not by_epoch), by_epoch
+
+
+def _hit_ratios(run: Run) -> Chart:
+    """Which part of the rows each tier served, interval by interval."""
+    drawing = _new(run, "hits", from_zero=True)
+    tiers = run.tier_names()
+    edges, _ = _traffic_edges(run)
+    points: dict[str, _Points] = {tier: [] for tier in tiers}
+    for first, second in pairwise(edges):
+        rows = {tier: second.rows.get(tier, 0) - first.rows.get(tier, 0) for tier in tiers}
+        total = sum(rows.values())
+        for tier in tiers if total > 0 else ():
+            points[tier].append((second.seconds, 100 * rows[tier] / total))
+    for series, tier in enumerate(tiers):
+        drawing.line(_finite(points[tier]), tier, series=series, marked=False)
+    served = run.tiers("rows")
+    total = sum(served.values())
+    shares = (f"{tier} {rows / total:.1%}" for tier, rows in served.items() if total > 0)
+    return drawing.finish("Hit ratio by tier", "% of rows", f"in all: {', '.join(shares)}")
+
+
+def _disk(run: Run) -> Chart:
+    drawing = _new(run, "disk", from_zero=True)
+    requests = _rates(run, "requests")
+    drawing.line(requests, "requests", marked=False)
+    drawing.line(_rates(run, "pages"), "pages of 4 KiB", series=1, marked=False)
+    most = max((value for _, value in requests), default=0.0)
+    summary = f"at most {text.rate(most)} requests per second"
+    return drawing.finish("Disk reads", "per second", summary)
+
+
+def _waiting(run: Run) -> Chart:
+    drawing = _new(run, "waiting", from_zero=True)
+    points = [(at, 100 * share) for at, share in _rates(run, "io_wait_seconds")]
+    drawing.band([(at, 0.0, share) for at, share in points], None)
+    drawing.line(points, "waiting for reads", marked=False)
+    waited = text.duration(run.reads().get("io_wait_seconds", 0.0))
+    return drawing.finish("Time waited for reads", "% of the time", f"{waited} in all")
+
+
+def _rates(run: Run, name: str) -> _Points:
+    """Ends of intervals and how fast a count of ``Sample.reads`` grew in them, per second."""
+    edges, _ = _traffic_edges(run)
+    return _finite(
+        (
+            second.seconds,
+            max(0.0, second.reads.get(name, 0) - first.reads.get(name, 0))
+            / (second.seconds - first.seconds),
+        )
+        for first, second in pairwise(edges)
+    )
 
 
 def _traffic_so_far(run: Run) -> Chart:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any, TypeGuard
 
 from gnnsys import report_text as text
+from gnnsys.feature_stats import FeatureStats, stats_rows
 from gnnsys.report_drawing import Chart, Key
 from gnnsys.report_run import Run, as_object
 from gnnsys.report_style import STYLE
@@ -204,6 +205,10 @@ def _tiers(run: Run) -> str:
         body.append(["in all", total, "", text.count(served), text.traffic(served), ""])
     head = ("tier", "rows", "share of rows", "bytes", "size", "share of bytes")
     table = _table(head, body)
+    told = stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))
+    reads = "".join(_pair(name, value) for name, value in told)
+    if reads:
+        table += f'<table class="pairs">\n{reads}</table>'
     return f'<section>\n<h2>Features by tier</h2>\n<div class="card">{table}</div>\n</section>'
 
 
@@ -255,12 +260,13 @@ def _facts(run: Run) -> str:
 
 
 def _card(title: str, facts: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(text.plain(value))}</td></tr>\n'
-        for name, value in facts.items()
-    )
+    rows = "".join(_pair(name, text.plain(value)) for name, value in facts.items())
     table = f'<table class="pairs">\n{rows}</table>' if rows else "<p>not recorded</p>"
     return f'<div class="card">\n<h3>{escape(title)}</h3>\n{table}\n</div>'
+
+
+def _pair(name: str, value: str) -> str:
+    return f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n'
 
 
 def _table(head: Iterable[str], body: Iterable[Sequence[str]]) -> str:

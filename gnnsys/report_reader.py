@@ -211,6 +211,7 @@ def _counts(record: _Record) -> dict[str, Any]:
         "rows": record.numbers("rows"),
         "bytes": record.numbers("bytes"),
         "rss": record.number("rss"),
+        "reads": record.numbers("reads") if "reads" in record.fields else {},
     }
 
 

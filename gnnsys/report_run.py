@@ -42,6 +42,9 @@ class Sample:
     rss: float
     """Resident memory of the process in bytes."""
 
+    reads: Mapping[str, float]
+    """Counts of the cache and its reads; empty where there are none, as in older runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch(Sample):
@@ -169,6 +172,13 @@ class Run:
         if ended or not self.samples:
             return {tier: _float_or(count, math.nan) for tier, count in ended.items()}
         return self.samples[-1].rows if what == "rows" else self.samples[-1].bytes
+
+    def reads(self) -> Mapping[str, float]:
+        """Counts of the cache and its reads so far; empty where there are none."""
+        ended = as_object(self.result.get("reads"))
+        if ended or not self.samples:
+            return {name: _float_or(count, math.nan) for name, count in ended.items()}
+        return self.samples[-1].reads
 
 
 def as_object(value: Any) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import resource
@@ -11,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,12 @@ from gnnsys.config import TrainConfig
 from gnnsys.config_file import check_resumed, config_to_toml
 from gnnsys.counters import Counters
 from gnnsys.dataset import NodeDataset, load_dataset
+from gnnsys.disk_probe import DiskProfile
+from gnnsys.disk_probe import load as load_disk_profile
 from gnnsys.doctor import cpu_model
 from gnnsys.errors import ArgumentError, StorageError
+from gnnsys.feature_options import FeatureOptions
+from gnnsys.feature_stats import DiskWatch, FeatureStats, add_counts, read_counts
 from gnnsys.files import as_storage_error, replace_file
 from gnnsys.models import NodeClassifier
 from gnnsys.run_log import RunLog
@@ -44,6 +49,7 @@ from gnnsys.steps import FullBatch, MiniBatch, Steps
 
 __all__ = ["EpochRecord", "TrainResult", "make_model", "run_training"]
 
+_log = logging.getLogger(__name__)
 _STEP_SECONDS = 0.25
 """Least time between two records of steps."""
 
@@ -97,8 +103,11 @@ class TrainResult:
     counters: Counters
     """Feature rows and bytes served, by tier."""
 
+    reads: dict[str, float]
+    """Counts of the cache and its reads, as ``gnnsys.feature_stats.read_counts`` names them."""
+
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: scores, time, rows and bytes by tier, memory (bytes), versions, options."""
+        """For JSON: scores, time, rows and bytes by tier, reads, memory, versions, options."""
         return {
             **{f"test_{_JSON_NAMES[name]}": value for name, value in self.best_test.items()},
             **{f"val_{_JSON_NAMES[name]}": value for name, value in self.best_val.items()},
@@ -109,6 +118,7 @@ class TrainResult:
             "loss": self.history[-1].loss if self.history else None,
             "seconds": self.seconds,
             **self.counters.as_dict(),
+            "reads": self.reads,
             "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "versions": _versions(),
             "config": dataclasses.asdict(self.config),
@@ -119,6 +129,7 @@ def run_training(
     config: TrainConfig,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_batch: Callable[[int, int, int], None] = lambda epoch, done, total: None,
+    on_stats: Callable[[FeatureStats], None] = lambda stats: None,
 ) -> TrainResult:
     """Trains as ``config`` says; callbacks are told after every batch and every epoch.
 
@@ -145,12 +156,15 @@ def run_training(
         seed=config.seed,
         threads=config.threads,
         device=device.type,
+        options=FeatureOptions.of(config),
+        fanouts=config.fanouts or (),
+        batch_size=config.batch_size,
     )
-    with torch.random.fork_rng():
+    with closing(dataset), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         trainer = _Trainer(config, dataset, device, run)
         with _on_signals(trainer.interrupt):
-            return trainer.fit(on_epoch, on_batch)
+            return trainer.fit(on_epoch, on_batch, on_stats)
 
 
 def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier:
@@ -182,6 +196,8 @@ class _Trainer:
             self._restore(load_checkpoint(run), run / CHECKPOINT)
         self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
+        self._disk = _disk_of(dataset.features.store)
+        self._disk_watch = DiskWatch(self._disk.iops if self._disk else 0)
         self._last_step_record = 0.0
         self._last_checkpoint = time.monotonic()
 
@@ -195,13 +211,14 @@ class _Trainer:
         self,
         on_epoch: Callable[[EpochRecord], None],
         on_batch: Callable[[int, int, int], None],
+        on_stats: Callable[[FeatureStats], None],
     ) -> TrainResult:
         state, config = self._state, self._config
         self._log_start()
         for record in state.history:
             on_epoch(EpochRecord(**record))
         while state.epoch <= (config.epochs or 0) and not self._is_stale():
-            self._train_epoch(on_batch)
+            self._train_epoch(on_batch, on_stats)
             if self._interrupted:
                 break
             self._end_epoch()
@@ -215,7 +232,11 @@ class _Trainer:
             reason = "early stop"
         return self._finish(reason)
 
-    def _train_epoch(self, on_batch: Callable[[int, int, int], None]) -> None:
+    def _train_epoch(
+        self,
+        on_batch: Callable[[int, int, int], None],
+        on_stats: Callable[[FeatureStats], None],
+    ) -> None:
         state, total = self._state, self._steps.num_batches()
         if state.batch == 0:
             state.epoch_began = self._seconds()
@@ -225,8 +246,11 @@ class _Trainer:
             state.step += 1
             state.loss_sum += loss * seeds
             state.seeds += seeds
-            self._log_step(loss)
+            stats = self._stats()
+            self._log_step(loss, stats)
             on_batch(state.epoch, state.batch, total)
+            on_stats(stats)
+            self._watch_disk(stats)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             if self._interrupted or minutes >= self._config.checkpoint_minutes:
                 self._checkpoint()
@@ -259,6 +283,11 @@ class _Trainer:
         self._log_epoch(loss, val, test, trained - state.epoch_began, self._seconds() - trained)
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
 
+    def _watch_disk(self, stats: FeatureStats) -> None:
+        note = self._disk_watch.look(stats)
+        if note is not None:
+            _log.warning("%s: %s", self._config.dataset, note)
+
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
         scores, labels = self._steps.scores(nodes), self._dataset.labels[nodes]
         names = dict.fromkeys(("accuracy", self._metric))
@@ -279,6 +308,7 @@ class _Trainer:
             best_test=state.best_test,
             seconds=self._seconds(),
             counters=self._served(),
+            reads=dict(self._stats().reads),
         )
         self._checkpoint()
         self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
@@ -304,7 +334,9 @@ class _Trainer:
             config=_describe(self._config),
             dataset=self._dataset.digest,
             state=dataclasses.replace(
-                state, served={tier: [s.rows, s.bytes] for tier, s in served.items()}
+                state,
+                served={tier: [s.rows, s.bytes] for tier, s in served.items()},
+                reads=dict(self._stats().reads),
             ),
             model=self._model.state_dict(),
             best_model=self._best_model,
@@ -342,6 +374,16 @@ class _Trainer:
             total.add(tier, rows, nbytes)
         return total
 
+    def _stats(self) -> FeatureStats:
+        served = self._served().as_dict()
+        return FeatureStats(
+            seconds=self._seconds(),
+            rows=served["rows"],
+            bytes=served["bytes"],
+            reads=add_counts(self._state.reads, read_counts(self._dataset.features.store)),
+            depth=self._disk.depth if self._disk else 0,
+        )
+
     def _seconds(self) -> float:
         return time.perf_counter() - self._begin
 
@@ -370,7 +412,7 @@ class _Trainer:
             config=_describe(self._config),
         )
 
-    def _log_step(self, loss: float) -> None:
+    def _log_step(self, loss: float, stats: FeatureStats) -> None:
         now = time.monotonic()
         if self._run is None or now - self._last_step_record < _STEP_SECONDS:
             return
@@ -382,7 +424,7 @@ class _Trainer:
             batch=state.batch,
             step=state.step,
             loss=loss,
-            **self._usage(),
+            **self._usage(stats),
         )
         self._log.scalars(state.step, loss__step=loss)
 
@@ -406,20 +448,31 @@ class _Trainer:
             best_epoch=state.best_epoch,
             epoch_seconds=epoch_seconds,
             eval_seconds=eval_seconds,
-            **self._usage(),
+            **self._usage(self._stats()),
         )
         curves = {"loss__epoch": loss, "seconds__epoch": epoch_seconds}
         for part, scores in (("val", val), ("test", test)):
             curves |= {f"{part}__{name}": value for name, value in (scores or {}).items()}
         self._log.scalars(state.epoch, **curves)
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self, stats: FeatureStats) -> dict[str, Any]:
+        reads = {"reads": stats.reads} if stats.reads else {}
         return {
-            "seconds": self._seconds(),
+            "seconds": stats.seconds,
             "seeds": self._state.seeds,
-            **self._served().as_dict(),
+            "rows": stats.rows,
+            "bytes": stats.bytes,
+            **reads,
             "rss": psutil.Process().memory_info().rss,
         }
+
+
+def _disk_of(store: Any) -> DiskProfile | None:
+    """What the probe found of the disk that rows are read from, where they are and it did."""
+    file = getattr(store, "source", store)
+    if getattr(file, "storage", "mmap") == "mmap":
+        return None
+    return load_disk_profile(file.path)
 
 
 def _open_run(config: TrainConfig) -> Path | None:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.table import Table
 
 from gnnsys.config import TrainConfig
+from gnnsys.feature_stats import FeatureStats, live_line, stats_rows
 from gnnsys.progress import bar_on_demand
 from gnnsys.train import EpochRecord, TrainResult, run_training
 
@@ -22,8 +23,8 @@ INTERRUPTED = 130
 
 def run_command(config: TrainConfig) -> int:
     """Trains and tells; the exit code is 130 where the run was interrupted."""
-    with _progress(config) as (on_epoch, on_batch):
-        result = run_training(config, on_epoch, on_batch)
+    with _progress(config) as callbacks:
+        result = run_training(config, *callbacks)
     if config.json:
         print(json.dumps(result.as_dict()))
     else:
@@ -38,10 +39,14 @@ def run_command(config: TrainConfig) -> int:
 
 OnEpoch = Callable[[EpochRecord], None]
 OnBatch = Callable[[int, int, int], None]
+OnStats = Callable[[FeatureStats], None]
+
+_LINE_SECONDS = 1.0
+"""Least time that the live line is about."""
 
 
 @contextmanager
-def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch]]:
+def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,7 +77,16 @@ def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch]]:
                 visible=total > 1,
             )
 
-        yield show_epoch, show_batch
+        last: FeatureStats | None = None
+
+        def show_stats(stats: FeatureStats) -> None:
+            nonlocal last
+            recent = stats - (last or FeatureStats())
+            if config.stats and (last is None or recent.seconds >= _LINE_SECONDS):
+                bar.line = live_line(recent) if last else ""
+                last = stats
+
+        yield show_epoch, show_batch, show_stats
 
 
 def _result_table(result: TrainResult) -> Table:
@@ -86,8 +100,19 @@ def _result_table(result: TrainResult) -> Table:
     table.add_row("best epoch", f"{result.best_epoch} of {len(result.history)}")
     table.add_row("ended", result.reason)
     table.add_row("time", f"{result.seconds:.1f} s")
-    for tier, served in result.counters.tiers().items():
-        table.add_row(f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes")
+    if config.stats:
+        for name, told in stats_rows(_stats(result)):
+            table.add_row(name, told)
+    else:
+        for tier, served in result.counters.tiers().items():
+            table.add_row(f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes")
     if config.resume or config.out:
         table.add_row("run", config.resume or config.out)
     return table
+
+
+def _stats(result: TrainResult) -> FeatureStats:
+    served = result.counters.as_dict()
+    return FeatureStats(
+        seconds=result.seconds, rows=served["rows"], bytes=served["bytes"], reads=result.reads
+    )

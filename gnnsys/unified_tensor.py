@@ -1,6 +1,6 @@
 """The unified tensor: a ``torch.Tensor`` whose rows stay in a store.
 
-Owns ``UnifiedTensor`` and ``unified``. Imports ``errors`` and ``memory``, never a loader. It is
+Owns ``UnifiedTensor`` and ``unified``. Imports ``memory`` and ``cache``, never a loader. It is
 thin: everything it does is a call into its store. Invariants: a gather equals torch's indexing of
 the same rows bit for bit and is an ordinary tensor, a copy; nothing here copies the whole unless
 it is asked to, or the whole is small.
@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from numpy.typing import NDArray
@@ -23,10 +23,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import get_worker_info
 
+from gnnsys.cache.arena import ArenaShare, CacheArena
+from gnnsys.cache.plan import Policy
+from gnnsys.cache.store import CachedStore
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, ReadOnlyError, RowIndexError, TooLargeError
 from gnnsys.indexing import RowIndex, split_index
 from gnnsys.memory import FileStore, HostStore
+from gnnsys.memory.reads import Storage
 from gnnsys.memory.store import check_dtype
 
 __all__ = ["UnifiedTensor", "unified"]
@@ -38,7 +42,7 @@ WHOLE_LIMIT = 1 << 30
 
 _ROWS_PER_ITERATION = 256  # that ``for row in x`` gathers at a time
 
-TableStore = HostStore | FileStore
+TableStore = HostStore | FileStore | CachedStore
 
 
 def unified(
@@ -50,6 +54,14 @@ def unified(
     encoding: torch.dtype | None = None,
     shape: Sequence[int] | None = None,
     offset: int = 0,
+    storage: Storage = "auto",
+    cache: int | float | str | CacheArena | ArenaShare | None = None,
+    policy: Policy = "hybrid",
+    window: int | Literal["auto"] = "auto",
+    victim_buffer: int | str = 0,
+    scores: Tensor | NDArray[Any] | None = None,
+    prefill: bool = True,
+    trace: str | os.PathLike[str] | None = None,
 ) -> UnifiedTensor:
     """A tensor whose rows stay where they are and are gathered one by one when indexed.
 
@@ -63,13 +75,25 @@ def unified(
             uint16), and of a raw file.
         shape: (rows, …) of a raw file.
         offset: bytes before the first row of a raw file.
+        storage: how a file is read; see ``gnnsys.memory.FileStore``.
+        cache: memory for the rows of a file that are needed most: bytes ("8GB"), rows, a share of
+            the rows (0.25), or a ``gnnsys.CacheArena``; None for no cache. This and what follows
+            is explained in ``gnnsys.cache.CachedStore``.
+        policy: which rows leave the cache first.
+        window: batches that plans look ahead; "auto" for up to 64.
+        victim_buffer: rows or bytes for rows that left the cache and will be needed soon.
+        scores: (rows,) how often each row will be needed, such as the out-degree of its node.
+        prefill: whether the cache starts with the rows of the highest scores.
+        trace: a file that the ids of each gathered batch are recorded in.
 
     Returns:
         UnifiedTensor: takes the place of the tensor, also as ``data.x`` of PyG.
 
     Raises:
         MissingFileError, FileFormatError: the file is not there, or not what it should be.
-        DTypeError, ArgumentError: a source that cannot be gathered from.
+        DTypeError, ArgumentError: a source that cannot be gathered from, or options for a file
+            with a source in memory.
+        TooLargeError: the cache is larger than the memory available.
 
     >>> x = unified(torch.arange(6.0).view(3, 2))
     >>> x[torch.tensor([2, 0])]
@@ -81,10 +105,33 @@ def unified(
         raise ArgumentError("source: a UnifiedTensor already; use .to() to change its device")
     if isinstance(source, (str, os.PathLike)):
         store = FileStore(
-            source, dtype=dtype, encoding=encoding, shape=shape, offset=offset, threads=threads
+            source,
+            dtype=None if cache is not None else dtype,
+            encoding=encoding,
+            shape=shape,
+            offset=offset,
+            threads=threads,
+            storage=storage,
         )
-    elif encoding is not None or shape is not None or offset:
-        raise ArgumentError("encoding, shape, offset: describe a file, but source is in memory")
+        if cache is not None:
+            store = CachedStore(
+                store,
+                cache=cache,
+                policy=policy,
+                window=window,
+                victim_buffer=victim_buffer,
+                scores=scores,
+                prefill=prefill,
+                trace=trace,
+                threads=threads,
+            )
+            store = store if dtype is None else store.with_dtype(dtype)
+        elif trace is not None or scores is not None or victim_buffer:
+            raise ArgumentError("trace, scores, victim_buffer: are of a cache; give cache=, too")
+    elif encoding is not None or shape is not None or offset or cache is not None:
+        raise ArgumentError(
+            "encoding, shape, offset, cache: are for a file, but source is in memory"
+        )
     else:
         store = HostStore(source, dtype=dtype, threads=threads)
     return UnifiedTensor(store, _compute_device(device))

@@ -2,8 +2,9 @@
 
 Owns ``Lookahead`` and all threads of the loaders. Imports the standard library alone and knows
 nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in
-its place; at most ``window`` items have begun the first stage and are not taken; while the consumer
-is busy, at most one has begun the second; no thread outlives the iteration, however it ends.
+its place; no item begins the first stage while ``window`` are begun and not taken; while the
+consumer is busy, at most one has begun the second; no thread outlives the iteration, however it
+ends.
 
 The items themselves are drawn in the consumer's thread, one for each that is taken, as
 ``torch.utils.data.DataLoader`` does: a sampler may use the global random state.
@@ -53,7 +54,8 @@ class Lookahead(Iterator[Any]):
     Args:
         items: what to work on; ``str(item)`` names one in an error.
         work: the two stages.
-        window: items in work or waiting at any time; 0 does everything in the consumer's thread.
+        window: items in work or waiting at any time, or a function that says how many and is asked
+            at each step; 0 does everything in the consumer's thread, and stays 0.
         timeout: seconds to wait for an item; 0 waits without end.
 
     Raises:
@@ -68,12 +70,18 @@ class Lookahead(Iterator[Any]):
     """
 
     def __init__(
-        self, items: Iterable[Any], work: Work, *, window: int, timeout: float = 0.0
+        self,
+        items: Iterable[Any],
+        work: Work,
+        *,
+        window: int | Callable[[], int],
+        timeout: float = 0.0,
     ) -> None:
         self._items = iter(items)
-        self._window = window
+        self._window = window if callable(window) else lambda: window
+        self._ahead = self._window() > 0
         self._timeout = timeout
-        self._stages = _Stages(work, threads=window > 0)
+        self._stages = _Stages(work, threads=self._ahead)
         # Not __del__: it would not run at exit. The threads know the stages, never this object.
         self._finish = weakref.finalize(self, self._stages.close)
 
@@ -81,7 +89,7 @@ class Lookahead(Iterator[Any]):
         if not self._finish.alive:
             raise StopIteration
         try:
-            return self._take_ahead() if self._window else self._take_now()
+            return self._take_ahead() if self._ahead else self._take_now()
         except BaseException:  # StopIteration too
             self.close()
             raise
@@ -103,7 +111,7 @@ class Lookahead(Iterator[Any]):
         return result
 
     def _feed(self) -> None:
-        while len(self._stages.in_flight) < self._window:
+        while len(self._stages.in_flight) < self._window():
             try:
                 item = next(self._items)
             except StopIteration:

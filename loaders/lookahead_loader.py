@@ -8,6 +8,7 @@ batch is a function of the data, ``seed``, its epoch and its number alone.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
@@ -31,13 +33,16 @@ from gnnsys.loaders.seed_batches import (
     ShuffledSeeds,
     number_batches,
 )
-from gnnsys.memory import keep_freed_memory
+from gnnsys.memory import available_memory, keep_freed_memory
+from gnnsys.sizes import parse_bytes
 
 __all__ = ["Layout", "LookaheadLoader", "LookaheadOptions", "check_batching"]
 
 _log = logging.getLogger(__name__)
 
 Layout = Literal["csr", "coo"]
+
+_LEAST_SAMPLED = 64 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +54,12 @@ class LookaheadOptions:
     threads: int
 
     window: int
-    """Batches sampled ahead; 0 for none, everything then happens in the consumer's thread."""
+    """Batches sampled ahead, at least; 0 for none, everything then happens in the consumer's
+    thread."""
+
+    window_bytes: int | str
+    """Bytes of sampled batches, as a number or a text, up to which more are sampled ahead where a
+    cache asks for it; 0 for a 32nd of the available memory, and at least 64 MiB."""
 
     layout: Layout
 
@@ -61,10 +71,20 @@ class LookaheadOptions:
     def __post_init__(self) -> None:
         if self.window < 0:
             raise ArgumentError(f"window: {self.window} < 0; give a number of batches, or 0")
+        if self._parse_window_bytes() < 0:
+            raise ArgumentError(f"window_bytes: {self.window_bytes} < 0; give bytes, or 0")
         if self.threads < 0:
             raise ArgumentError(f"threads: {self.threads} < 0; give 0 for all cores or a number")
         if self.layout not in ("csr", "coo"):
             raise ArgumentError(f"layout: {self.layout!r}, expected 'csr' or 'coo'")
+
+    def _parse_window_bytes(self) -> int:
+        given = self.window_bytes
+        return parse_bytes(given, "window_bytes") if isinstance(given, str) else given
+
+    def sampled_bytes(self) -> int:
+        """Bytes of sampled batches that may wait where a cache asks for many."""
+        return self._parse_window_bytes() or max(_LEAST_SAMPLED, available_memory() // 32)
 
 
 def check_batching(kwargs: dict[str, Any]) -> None:
@@ -90,6 +110,7 @@ class LookaheadLoader(DataLoader[Any]):
 
     _epochs: Epochs
     _tables: RowTables
+    _sampled_bytes: int
 
     # What a loader says -------------------------------------------------------------------------
 
@@ -110,7 +131,8 @@ class LookaheadLoader(DataLoader[Any]):
         """Called last, when DataLoader has checked ``kwargs`` and made its samplers."""
         # Kept by name: PyTorch Lightning makes loaders anew from their attributes.
         self.seed, self.threads, self.window = options.seed, options.threads, options.window
-        self.layout = options.layout
+        self.window_bytes, self.layout = options.window_bytes, options.layout
+        self._sampled_bytes = options.sampled_bytes()
         self.keep_freed_memory = options.keep_freed_memory
         self.filter_per_worker = options.filter_per_worker
         # A bound method, which in a copy of this loader would still be bound to this one.
@@ -197,10 +219,11 @@ class _Batches(Lookahead):
 
     def __init__(self, loader: LookaheadLoader) -> None:
         self._loader = loader
+        work = _Batching(loader)
         super().__init__(
             number_batches(loader.batch_sampler, loader._epochs),  # type: ignore[arg-type]
-            _Batching(loader),
-            window=loader.window,
+            work,
+            window=work.window,
             timeout=loader.timeout,
         )
 
@@ -232,6 +255,14 @@ class _Batching:
         self._view = loader._tables.view(loader.data)
         self._draws_by_place = isinstance(loader._the_sampler(), NeighborSampler)
         self._pins = bool(loader.pin_memory) and _can_pin()
+        self._largest = 0  # bytes of a sampled batch
+
+    def window(self) -> int:
+        """Batches to sample ahead: what a cache asks for, once their size is known."""
+        least = self._loader.window
+        if least == 0 or self._largest == 0:
+            return least
+        return max(least, min(self._view.lookahead, self._loader._sampled_bytes // self._largest))
 
     def sample(self, seeds: SeedBatch) -> _Sampled:
         loader = self._loader
@@ -240,6 +271,7 @@ class _Batching:
         # Before the announcement, because it may change which nodes the batch has.
         if loader.transform_sampler_output:
             out = loader.transform_sampler_output(out)
+        self._largest = max(self._largest, _size_of(out))
         return _Sampled(out, self._view.announce(out.node))
 
     def fetch(self, sampled: _Sampled) -> Any:
@@ -251,6 +283,17 @@ class _Batching:
 
     def discard(self, sampled: Sequence[_Sampled]) -> None:
         self._view.retract([batch.tickets for batch in sampled])
+
+
+def _size_of(sampled: Any) -> int:
+    """Bytes of the tensors of a sampler's output."""
+    if isinstance(sampled, Tensor):
+        return sampled.numel() * sampled.element_size()
+    if isinstance(sampled, dict):
+        return sum(_size_of(value) for value in sampled.values())
+    if dataclasses.is_dataclass(sampled):
+        return sum(_size_of(getattr(sampled, f.name)) for f in dataclasses.fields(sampled))
+    return 0
 
 
 def _can_pin() -> bool:

@@ -62,7 +62,10 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         input_id: (n,) names for the seeds, instead of their positions.
         seed: of the draws and of the order of shuffled seeds.
         threads: that sample, and that gather; 0 for all cores this process may use.
-        window: batches sampled ahead; 0 does everything in the consumer's thread, for debugging.
+        window: batches sampled ahead, and more where a cached unified tensor asks for it; 0 does
+            everything in the consumer's thread, for debugging.
+        window_bytes: of sampled batches that may wait for a cache's sake, as a number or a text
+            ("256MB"); 0 for a 32nd of the available memory, and at least 64 MiB.
         layout: "csr" makes ``edge_index`` an ``EdgeIndex`` that is sorted by target and knows where
             each target's edges begin, on which message passing is fast; "coo" a plain tensor.
         sampling: "uniform", or "labor": LABOR-0, fewer distinct nodes for the same fanouts (Balin
@@ -109,6 +112,7 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         seed: int = 0,
         threads: int = 0,
         window: int = 4,
+        window_bytes: int | str = 0,
         layout: Layout = "csr",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
@@ -119,6 +123,7 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
             seed=seed,
             threads=threads,
             window=window,
+            window_bytes=window_bytes,
             layout=layout,
             keep_freed_memory=keep_freed_memory,
             filter_per_worker=filter_per_worker,

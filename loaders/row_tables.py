@@ -6,9 +6,11 @@ indexing bit for bit, and are ordinary tensors in memory that is used again once
 A store whose rows have to be brought nearer first has ``announce``: it is told the node ids of a
 batch as soon as they are sampled, and answers with a ticket that goes with the gather. ::
 
-    ticket = store.announce(ids)
+    ticket = store.announce(ids, owner)  # one owner at a time
     rows = store.gather(ids, ticket=ticket)
     store.retract(ticket)  # instead: neither this batch nor any announced after it will come
+
+Such a store may have ``lookahead``: how many batches it wants announced ahead.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _LEAST_BYTES = 1 << 20
 class AnnouncedStore(Protocol):
     """A ``gnnsys.memory.Store`` that is told ahead which rows will be asked for."""
 
-    def announce(self, ids: Tensor) -> Any:
+    def announce(self, ids: Tensor, owner: Any = None) -> Any:
         """Takes note of the (n,) int64 ids of a batch to come; returns its ticket."""
 
     def gather(self, ids: Tensor, out: Tensor | None = None, *, ticket: Any = None) -> Tensor:
@@ -107,8 +109,17 @@ class TableView:
         self.data = data
         self._announced = announced
 
+    @property
+    def lookahead(self) -> int:
+        """Batches that the stores want announced ahead of the one they serve."""
+        stores: Iterator[Any] = (table.store for table in self._announced.values())
+        return max((getattr(store, "lookahead", 0) for store in stores), default=0)
+
     def announce(self, node: Any) -> Tickets:
-        """Announces a batch: (n,) node ids, or a dict of them by node type; returns tickets."""
+        """Announces a batch: (n,) node ids, or a dict of them by node type; returns tickets.
+
+        This view is the owner of what it announces.
+        """
         tickets: list[_TicketStore] = []
         try:
             for (group, _), table in self._announced.items():
@@ -116,7 +127,7 @@ class TableView:
                 if ids is None:
                     ids = torch.empty(0, dtype=torch.int64)
                 store: Any = table.store
-                tickets.append(_TicketStore(store, store.announce(ids)))
+                tickets.append(_TicketStore(store, store.announce(ids, self)))
         except BaseException:
             self.retract([tickets])
             raise

@@ -18,7 +18,10 @@ inline nanobind::capsule hold(std::shared_ptr<char> area) {
 }
 
 void bind_aggregate(nanobind::module_& m);
+void bind_cache_planner(nanobind::module_& m);
 void bind_edge_sort(nanobind::module_& m);
+void bind_execute_plan(nanobind::module_& m);
+void bind_file_reader(nanobind::module_& m);
 void bind_graph_sampler(nanobind::module_& m);
 void bind_rmat(nanobind::module_& m);
 

@@ -168,7 +168,10 @@ NB_MODULE(_core, m) {
               "node, row, col, edge, nodes per hop, edges per hop of one batch.");
 
   bind_aggregate(m);
+  bind_cache_planner(m);
   bind_edge_sort(m);
+  bind_execute_plan(m);
+  bind_file_reader(m);
   bind_graph_sampler(m);
   bind_rmat(m);
   bind_coo_to_csc<int32_t>(m);

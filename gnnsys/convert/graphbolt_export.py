@@ -34,6 +34,7 @@ from gnnsys.dataset_folder import Dataset, open_dataset
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.files import as_storage_error, sync
 from gnnsys.folder_format import EdgeType, Table, edge_folder, node_folder
+from gnnsys.folder_scores import SCORE_TABLE
 from gnnsys.folder_writer import Progress, cut_rows
 
 __all__ = ["export_graphbolt"]
@@ -250,7 +251,7 @@ class _Exporter:
         names = {"features": "feat", "labels": "label"}
         for node_type, nodes in self._dataset.manifest.nodes.items():
             for name, table in nodes.tables.items():
-                if name in _SPLITS.values() or name.startswith("gb_"):
+                if name in (*_SPLITS.values(), SCORE_TABLE) or name.startswith("gb_"):
                     continue
                 if table.shape[0] == nodes.count:
                     rows = self._dataset.node_table(name, node_type)

@@ -6,9 +6,22 @@ tensor. Invariant: whatever the store, ``store.gather(ids)`` equals ``features[i
 and every row served is counted by tier.
 """
 
+from gnnsys.machine import available_memory
 from gnnsys.memory.alloc import empty, keep_freed_memory
 from gnnsys.memory.file import FileStore
 from gnnsys.memory.host import HostStore
+from gnnsys.memory.reads import PendingRows, ReadStats, StagedRows, Storage
 from gnnsys.memory.store import Store
 
-__all__ = ["FileStore", "HostStore", "Store", "empty", "keep_freed_memory"]
+__all__ = [
+    "FileStore",
+    "HostStore",
+    "PendingRows",
+    "ReadStats",
+    "StagedRows",
+    "Storage",
+    "Store",
+    "available_memory",
+    "empty",
+    "keep_freed_memory",
+]

@@ -2,56 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import mmap
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import (
-    ArgumentError,
-    DTypeError,
-    FileFormatError,
-    MissingFileError,
-    ReadOnlyError,
-)
-from gnnsys.files import NPY_FAULTS, as_storage_error, npy_header, write_whole
-from gnnsys.memory.store import RowReader, check_dtype, check_ids, row_index_error
+from gnnsys.errors import ArgumentError, ReadOnlyError, RowIndexError, UnsupportedError
+from gnnsys.files import as_storage_error, npy_header, write_whole
+from gnnsys.machine import available_memory
+from gnnsys.memory.alloc import empty
+from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
+from gnnsys.memory.mapped_rows import MappedRows
+from gnnsys.memory.reads import PendingRows, ReadStats, Storage
+from gnnsys.memory.store import check_bounds, check_dtype, check_ids, check_out, is_dense
+from gnnsys.memory.table_file import Shard, TableFile
 
 __all__ = ["FileStore"]
 
-_TORCH_DTYPES = {
-    np.dtype(name): getattr(torch, name)
-    for name in [
-        "float64",
-        "float32",
-        "float16",
-        "complex128",
-        "complex64",
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint8",
-        "bool",
-    ]
-}
+_log = logging.getLogger(__name__)
+_MAX_DEPTH = 4096
 
 
 class FileStore:
-    """Rows of a ``.npy`` file (C order) or of a raw file, read through the page cache.
+    """Rows of a ``.npy`` file (C order), of several one after another, or of a raw file.
 
-    Only the pages of the rows asked for are read (the mapping is advised ``MADV_RANDOM``).
+    Only the pages of the rows asked for are read.
 
     Args:
-        path: of the file.
+        path: of the file, or of the files that hold one range of rows each, maybe on several disks.
         dtype: of what is gathered; None for that of the file.
         encoding: element type of the file where its header cannot name it: ``torch.bfloat16`` for
             a uint16 ``.npy``. A raw file needs it.
@@ -60,11 +48,18 @@ class FileStore:
         threads: that gather; 0 for all cores this process may use.
         writable: whether ``write`` may change the file.
         isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
+        storage: how the file is read. "mmap": through the page cache, mapped. "uring" and "pread":
+            past the page cache (O_DIRECT, where the file system has it), by io_uring or by a pool
+            of threads. "auto": "mmap" where the file fits in a quarter of the available memory,
+            else "uring" where the kernel has it, else "pread".
+        depth: reads in flight at once; 0 for what a probe of the disk found, or 128. Not used by
+            "mmap".
 
     Raises:
         MissingFileError: there is no such file.
         FileFormatError: not a .npy array in C order, or shorter or longer than its header says.
         DTypeError, ArgumentError: an unusable dtype, or raw options that do not fit.
+        UnsupportedError: "uring" was asked for where there is no io_uring; the reason is told.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "features.npy")
@@ -78,7 +73,7 @@ class FileStore:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         dtype: torch.dtype | None = None,
         encoding: torch.dtype | None = None,
@@ -87,8 +82,11 @@ class FileStore:
         threads: int = 0,
         writable: bool = False,
         isa: str = "auto",
+        storage: Storage = "auto",
+        depth: int = 0,
     ) -> None:
-        self.path = os.path.abspath(path)
+        given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        self.paths = [os.path.abspath(each) for each in given]
         self._options: dict[str, Any] = {
             "encoding": encoding,
             "shape": shape,
@@ -96,41 +94,99 @@ class FileStore:
             "threads": threads,
             "writable": writable,
             "isa": isa,
+            "storage": storage,
+            "depth": depth,
         }
-        with _open(self.path) as file:
-            if shape is None:
-                self.shape, in_file, self._offset = _read_npy_header(file, self.path)
-                self.stored = _stored_dtype(in_file, encoding, self.path)
-            else:
-                self.shape, self.stored, self._offset = _raw_layout(shape, encoding, offset)
-            self.dtype = dtype or self.stored
-            check_dtype(self.stored, "encoding")
-            check_dtype(self.dtype, "dtype")
-            self.row_bytes = math.prod(self.shape[1:]) * self.stored.itemsize
-            self._map = _map(file)
-            self._check_size(exact=shape is None)
+        self._table = TableFile(self.paths, encoding, shape, offset)
+        self.shape, self.stored = self._table.shape, self._table.stored
+        self.row_bytes = self._table.row_bytes
+        self.dtype = dtype or self.stored
+        check_dtype(self.dtype, "dtype")
         self.counters = Counters()
         self._closed = False
-        first = np.frombuffer(self._map, np.uint8).ctypes.data if self._map else 0
-        self._reader = RowReader(
-            first + self._offset,
-            self.shape,
-            self.stored,
-            self.dtype,
-            self.row_bytes,
-            threads,
-            isa,
-        )
+        self._reader = self._open_reader(storage, depth, threads, isa)
+
+    def _open_reader(
+        self, storage: Storage, depth: int, threads: int, isa: str
+    ) -> MappedRows | DirectRows:
+        if storage not in get_args(Storage):
+            raise ArgumentError(
+                f"storage: {storage!r}, expected one of {', '.join(get_args(Storage))}"
+            )
+        if depth < 0 or depth > _MAX_DEPTH:
+            raise ArgumentError(f"depth: {depth}, expected 1 to {_MAX_DEPTH}, or 0 for the default")
+        fits = 4 * self._table.nbytes <= available_memory()
+        if storage == "mmap" or (storage == "auto" and fits):
+            return MappedRows(self._table, self.dtype, threads, isa)
+        depth = depth or best_depth(self._table)
+        refusal = uring_refusal(depth) if storage != "pread" else ""
+        if refusal and storage == "uring":
+            raise UnsupportedError(
+                f"storage: 'uring' cannot be used: {refusal}; storage='pread' reads with threads"
+            )
+        if refusal:
+            _log_refusal(refusal)
+        mode: Literal["uring", "pread"] = "pread" if refusal or storage == "pread" else "uring"
+        return DirectRows(self._table, self.dtype, mode, depth, threads, isa)
+
+    @property
+    def path(self) -> str:
+        """Of the file, or of the first one."""
+        return self.paths[0]
+
+    @property
+    def storage(self) -> str:
+        """How the file is read: "uring", "pread" or "mmap"."""
+        return self._reader.mode
+
+    @property
+    def read_stats(self) -> ReadStats:
+        """What was read from the disk so far."""
+        return self._reader.stats
 
     def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
-        """See ``Store.gather``; raises FileFormatError when the file became shorter."""
+        """See ``Store.gather``.
+
+        Raises:
+            FileFormatError: the file became shorter.
+            StorageError: the disk failed; the message names the file and the place.
+        """
         del stream
         self._check_open()
-        # Reading a mapping past the end of its file kills the process, so look before.
-        self._check_size(exact=False)
         rows = self._reader.gather(check_ids(ids), out)
         self.counters.add(self.tier, len(ids), len(ids) * self.row_bytes)
         return rows
+
+    def start_reads(self, ids: Tensor) -> PendingRows:
+        """Begins to read rows and returns at once; what was started first is read first.
+
+        The rows are not counted as served: whoever hands them on counts them.
+
+        Args:
+            ids: (n,) int32 or int64 on the CPU, strictly ascending, each in ``[0, rows)``.
+
+        Raises:
+            RowIndexError: an id is outside the rows.
+            ArgumentError: the ids do not ascend.
+
+        >>> import ctypes, os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "features.npy")
+        >>> np.save(path, np.arange(6, dtype=np.uint8).reshape(3, 2))
+        >>> staged = FileStore(path).start_reads(torch.tensor([0, 2])).wait()
+        >>> [list(ctypes.string_at(staged.address + at, 2)) for at in staged.offsets.tolist()]
+        [[0, 1], [4, 5]]
+        """
+        self._check_open()
+        wanted = check_ids(ids).long()
+        falling = torch.nonzero(wanted[1:] <= wanted[:-1])
+        if len(falling):
+            place = int(falling[0])
+            raise ArgumentError(
+                f"ids: id {int(wanted[place + 1])} at position {place + 1} follows "
+                f"{int(wanted[place])}; expected strictly ascending ids"
+            )
+        check_bounds(wanted, self.shape[0])
+        return self._reader.start(wanted.numpy())
 
     @classmethod
     def create(
@@ -187,138 +243,89 @@ class FileStore:
         if not self._options["writable"]:
             raise ReadOnlyError(f"{self.path}: opened read-only; open it with writable=True")
         self._check_open()
-        self._check_size(exact=False)
+        self._table.check_size()
         ids = check_ids(ids).long()
         if rows.shape != (len(ids), *self.shape[1:]) or rows.device.type != "cpu":
             raise ArgumentError(
                 f"rows: shape {tuple(rows.shape)} on {rows.device}, expected "
                 f"{(len(ids), *self.shape[1:])} on the CPU, a row for each id"
             )
-        outside = torch.nonzero((ids < 0) | (ids >= self.shape[0]))
-        if len(outside):
-            raise row_index_error(ids, int(outside[0]), self.shape[0])
+        check_bounds(ids, self.shape[0])
         dense = rows.detach().to(self.stored).resolve_conj().resolve_neg().contiguous()
         data = dense.reshape(-1).view(torch.uint8).numpy().reshape(len(ids), self.row_bytes)
+        for shard in self._table.shards:
+            inside = (ids >= shard.first) & (ids < shard.first + shard.rows)
+            self._write_shard(shard, ids[inside] - shard.first, data[inside.numpy()])
+
+    def _write_shard(self, shard: Shard, ids: Tensor, data: NDArray[np.uint8]) -> None:
         # Rows that follow one another go to the file together.
         starts = [0, *(1 + torch.nonzero(ids.diff() != 1)[:, 0]).tolist(), len(ids)]
-        with as_storage_error(Path(self.path)), open(self.path, "r+b", buffering=0) as file:
+        with as_storage_error(Path(shard.path)), open(shard.path, "r+b", buffering=0) as file:
             for first, last in pairwise(starts):
                 if first < last:
-                    file.seek(self._offset + int(ids[first]) * self.row_bytes)
+                    file.seek(shard.offset + int(ids[first]) * self.row_bytes)
                     write_whole(file, data[first:last].reshape(-1).data)
 
     def with_dtype(self, dtype: torch.dtype) -> FileStore:
         """The same rows delivered as ``dtype``, and counted together with this store's."""
-        other = FileStore(self.path, dtype=dtype, **self._options)
+        other = FileStore(self.paths, dtype=dtype, **self._options)
         other.counters = self.counters
         return other
 
+    def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Rows ``[first, last)`` in one sequential pass.
+
+        Args:
+            first, last: numbers of the first row and of the one after the last.
+            out: (last - first, …) of the delivered dtype to write to; None for new memory.
+
+        Raises:
+            RowIndexError: the range is not within the rows.
+            FileFormatError, StorageError: as of ``gather``.
+        """
+        self._check_open()
+        if not 0 <= first <= last <= self.shape[0]:
+            raise RowIndexError(f"rows [{first}, {last}) are not within [0, {self.shape[0]})")
+        shape = (last - first, *self.shape[1:])
+        if out is not None:
+            check_out(out, last - first, self.shape, self.dtype)
+        plain = out is not None and self.dtype == self.stored and is_dense(out)
+        rows = out if out is not None and plain else empty(shape, self.stored)
+        self._reader.check_size()
+        if rows.numel():
+            # As bytes: numpy does not know every element type, and conj and neg are views.
+            self._reader.read_into(first, rows.view(-1).view(torch.uint8).numpy())
+        self.counters.add(self.tier, last - first, (last - first) * self.row_bytes)
+        if plain:
+            return rows
+        return rows.to(self.dtype) if out is None else out.copy_(rows)
+
     def whole(self) -> Tensor:
         """All rows, read in one sequential pass into memory of their own."""
-        self._check_open()
-        self._check_size(exact=False)
-        nbytes = self.shape[0] * self.row_bytes
-        data = np.fromfile(self.path, np.uint8, count=nbytes, offset=self._offset)
-        self.counters.add(self.tier, self.shape[0], nbytes)
-        if nbytes == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return torch.from_numpy(data).view(self.stored).view(self.shape).to(self.dtype)
+        return self.read_range(0, self.shape[0])
 
     def close(self) -> None:
         """Lets go of the file; gathering afterwards raises ArgumentError."""
-        self._closed, self._map = True, None
+        if not self._closed:
+            self._closed = True
+            self._reader.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ArgumentError(f"{self.path}: this store was closed")
 
-    def _check_size(self, exact: bool) -> None:
-        found = 0 if self._map is None else self._map.size()
-        wanted = self._offset + self.shape[0] * self.row_bytes
-        if found < wanted or (exact and found != wanted):
-            state = "truncated" if found < wanted else "longer than its header says"
-            raise FileFormatError(
-                f"{self.path}: {state}: shape {tuple(self.shape)} of {self.stored} from offset "
-                f"{self._offset} ends at byte {wanted}, the file at {found}; write it again"
-            )
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.path, self.dtype, self._options)
+        return _rebuild, (self.paths, self.dtype, self._options)
 
     def __repr__(self) -> str:
-        return f"FileStore({self.path!r}, shape={tuple(self.shape)}, dtype={self.dtype})"
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"FileStore({self.path!r}{more}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
-def _rebuild(path: str, dtype: torch.dtype, options: dict[str, Any]) -> FileStore:
-    return FileStore(path, dtype=dtype, **options)
+@lru_cache
+def _log_refusal(reason: str) -> None:
+    _log.warning("files are read by a pool of threads instead of io_uring: %s", reason)
 
 
-def _open(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise FileFormatError(f"{path}: a folder, expected a .npy file") from error
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be opened ({error.strerror})") from error
-
-
-def _map(file: BinaryIO) -> mmap.mmap | None:
-    if os.fstat(file.fileno()).st_size == 0:
-        return None  # an empty raw table: nothing to map
-    area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    area.madvise(mmap.MADV_RANDOM)
-    return area
-
-
-def _read_npy_header(file: BinaryIO, path: str) -> tuple[torch.Size, np.dtype[Any], int]:
-    """Shape, element type and offset of the data of a .npy file (numpy.lib.format)."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran_order, dtype = read(file)
-    except KeyError as error:
-        raise FileFormatError(f"{path}: .npy version {version}, expected 1.0 or 2.0") from error
-    except NPY_FAULTS as error:
-        raise FileFormatError(
-            f"{path}: not a .npy file ({error}); a raw file needs shape= and encoding="
-        ) from error
-    if fortran_order and len(shape) > 1:
-        raise FileFormatError(
-            f"{path}: Fortran order, in which a row is scattered over the file; write it with "
-            "numpy.save(path, numpy.ascontiguousarray(array))"
-        )
-    if len(shape) == 0:
-        raise FileFormatError(f"{path}: a scalar, expected at least one dimension: the rows")
-    return torch.Size(shape), dtype, file.tell()
-
-
-def _stored_dtype(in_file: np.dtype[Any], encoding: torch.dtype | None, path: str) -> torch.dtype:
-    if encoding is not None:
-        if encoding.itemsize != in_file.itemsize:
-            raise DTypeError(
-                f"{path}: encoding {encoding} has {encoding.itemsize} bytes an element, the file's "
-                f"{in_file} {in_file.itemsize}"
-            )
-        return encoding
-    if in_file in _TORCH_DTYPES:
-        return _TORCH_DTYPES[in_file]
-    known = ", ".join(str(d) for d in _TORCH_DTYPES)
-    raise DTypeError(
-        f"{path}: dtype {in_file.str} ({in_file}) is not one of {known} in this machine's byte "
-        "order; name what its bits mean with encoding=, as in encoding=torch.bfloat16"
-    )
-
-
-def _raw_layout(
-    shape: Sequence[int], encoding: torch.dtype | None, offset: int
-) -> tuple[torch.Size, torch.dtype, int]:
-    if encoding is None:
-        raise ArgumentError("encoding: a raw file needs the element type it holds")
-    if len(shape) == 0 or min(shape) < 0 or offset < 0:
-        raise ArgumentError(f"shape {tuple(shape)}, offset {offset}: expected (rows, …) and bytes")
-    return torch.Size(shape), encoding, offset
+def _rebuild(paths: list[str], dtype: torch.dtype, options: dict[str, Any]) -> FileStore:
+    return FileStore(paths, dtype=dtype, **options)

@@ -31,8 +31,6 @@ SUPPORTED_DTYPES = (
 )
 """Element types that a store can hold and deliver."""
 
-_CAST_BLOCK_BYTES = 256 << 10  # rows cast at a time: they are still in the L2 cache when they are
-
 
 @runtime_checkable
 class Store(Protocol):
@@ -82,6 +80,9 @@ class RowReader:
         isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
     """
 
+    cast_block_bytes = 256 << 10
+    """Rows that are cast at a time: they are still in the L2 cache when they are."""
+
     def __init__(
         self,
         address: int,
@@ -108,7 +109,7 @@ class RowReader:
             check_out(out, len(ids), self.shape, self.delivered)
         if self.delivered != self.stored:
             return self._gather_cast(ids, out)
-        if out is None or not _is_dense(out):
+        if out is None or not is_dense(out):
             rows = self._empty(len(ids))
             self._copy_rows(ids, rows)
             return rows if out is None else out.copy_(rows)
@@ -123,6 +124,7 @@ class RowReader:
         return buffer.view(self.stored).view(rows, *self.shape[1:])
 
     def _copy_rows(self, ids: Tensor, out: Tensor) -> None:
+        """Writes rows ``ids`` as they are stored to ``out``, dense memory of as many rows."""
         bad = self._gatherer.gather(
             self.address,
             self.shape[0],
@@ -136,10 +138,29 @@ class RowReader:
         if bad >= 0:
             raise row_index_error(ids, bad, self.shape[0])
 
+    def copy_at(self, address: int, offsets: Tensor, out: Tensor) -> None:
+        """Copies rows from places that the caller answers for.
+
+        Args:
+            address: of the memory they lie in.
+            offsets: (n,) int64 bytes from there to each row, none below 0.
+            out: dense memory of n rows as they are stored.
+        """
+        self._gatherer.gather(
+            address,
+            torch.iinfo(torch.int64).max,
+            self.row_bytes,
+            1,
+            offsets.data_ptr(),
+            8,
+            len(offsets),
+            out.data_ptr(),
+        )
+
     def _gather_cast(self, ids: Tensor, out: Tensor | None) -> Tensor:
         if out is None:
             out = torch.empty((len(ids), *self.shape[1:]), dtype=self.delivered)
-        step = max(1, _CAST_BLOCK_BYTES // max(1, self.row_bytes))
+        step = max(1, self.cast_block_bytes // max(1, self.row_bytes))
         block = self._empty(min(step, len(ids)))
         for start in range(0, len(ids), step):
             some = ids[start : start + step]
@@ -148,7 +169,8 @@ class RowReader:
         return out
 
 
-def _is_dense(out: Tensor) -> bool:
+def is_dense(out: Tensor) -> bool:
+    """Whether the elements lie in memory one after another, as they are."""
     return out.is_contiguous() and not (out.is_conj() or out.is_neg())
 
 
@@ -159,15 +181,20 @@ def row_index_error(ids: Tensor, position: int, rows: int) -> RowIndexError:
     )
 
 
+def check_bounds(ids: Tensor, rows: int) -> None:
+    """Raises RowIndexError for the first id that is outside the rows."""
+    outside = torch.nonzero((ids < 0) | (ids >= rows))
+    if len(outside):
+        raise row_index_error(ids, int(outside[0]), rows)
+
+
 def gather_by_torch(
     source: Tensor, delivered: torch.dtype, ids: Tensor, out: Tensor | None
 ) -> Tensor:
     """Gathers rows that no C++ loop reads; see ``Store.gather``."""
     if out is not None:
         check_out(out, len(ids), source.shape, delivered)
-    outside = torch.nonzero((ids < 0) | (ids >= len(source)))
-    if len(outside):
-        raise row_index_error(ids, int(outside[0]), len(source))
+    check_bounds(ids, len(source))
     rows = source.index_select(0, ids).to(delivered)
     return rows if out is None else out.copy_(rows)
 

@@ -223,6 +223,55 @@ def test_epochs_that_were_not_evaluated_have_no_score(tmp_path: Path) -> None:
     assert "best validation 0.8000 in epoch 2" in page.html
 
 
+# How features were read ---------------------------------------------------------------------------
+
+
+def with_reads(made: Records) -> Records:
+    """With 30 requests for 40 pages, and 10 ms of waiting, a batch."""
+    for record in made[1:]:
+        counts = record["result"] if record["kind"] == "end" else record
+        batches = counts["seeds"] // 100
+        counts["reads"] = {
+            "hits": 800 * batches,
+            "bypasses": 7 * batches,
+            "requests": 30 * batches,
+            "pages": 40 * batches,
+            "bytes_read": 40 * 4096 * batches,
+            "io_wait_seconds": 0.01 * batches,
+        }
+    return made
+
+
+def test_a_run_with_a_cache_shows_hit_ratios_reads_and_waiting(tmp_path: Path) -> None:
+    page = report(tmp_path, with_reads(records()))
+    assert page.tags["svg"] == page.tags["figure"] == 9
+    names = [value for name, value in page.attributes if name == "aria-label"]
+    assert (
+        "Hit ratio by tier over time, in % of rows: in all: device 50.0%, host 30.0%, file 20.0%"
+        in names
+    )
+    assert "Disk reads over time, in per second: at most 300 requests per second" in names
+    assert "Time waited for reads over time, in % of the time: 0.60 s in all" in names
+    reads = page.table("served without being kept")
+    assert reads["served without being kept"] == ["420 rows"]
+    assert reads["disk reads"] == ["1,800 requests"]
+    assert reads["pages read"] == ["2,400, 9.83 MB"]
+    assert reads["waited for reads"] == ["0.60 s (6.7% of the time)"]
+
+
+def test_a_run_going_on_shows_its_reads_so_far(tmp_path: Path) -> None:
+    page = report(tmp_path, with_reads(records())[:-12])
+    assert page.tags["svg"] == 9
+    assert page.table("served without being kept")["disk reads"] == ["1,500 requests"]
+
+
+def test_records_from_before_reads_were_counted_may_stand_first(tmp_path: Path) -> None:
+    made = with_reads(records())
+    for record in made[1:10]:
+        del record["reads"]
+    assert report(tmp_path, made).tags["svg"] == 9
+
+
 # Runs that were resumed ---------------------------------------------------------------------------
 
 

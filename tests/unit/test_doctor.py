@@ -25,6 +25,7 @@ import pytest
 import torch
 
 import gnnsys.doctor as doctor
+from gnnsys import machine
 from gnnsys.doctor import Finding, examine, report
 
 NAMES = [
@@ -348,7 +349,7 @@ def test_memory_limit_is_the_tightest_cgroup(layout: str, tmp_path: Path) -> Non
     names = {"F1": "memory.limit_in_bytes", "F2": "memory.max"}
     limits = {"L0": "5", "L1": "8192", "L2": "8192", "loose": "16384"}
     own, top = make_group(layout, "memory", names | limits, tmp_path)
-    assert doctor._memory_limit(own, top) == 8192
+    assert machine.memory_limit(own, top) == 8192
 
 
 @pytest.mark.parametrize("layout", GROUPS)
@@ -358,7 +359,7 @@ def test_cpu_quota_is_the_tightest_cgroup(layout: str, tmp_path: Path) -> None:
     own, top = make_group(layout, "cpu", names | limits, tmp_path)
     for quota in list(tmp_path.rglob("cpu.cfs_quota_us")):
         (quota.parent / "cpu.cfs_period_us").write_text("100000\n")
-    assert doctor._cpu_quota(own, top) == 1.5
+    assert machine.cpu_quota(own, top) == 1.5
 
 
 def test_no_cgroup_limit_is_none(tmp_path: Path) -> None:
@@ -369,8 +370,8 @@ def test_no_cgroup_limit_is_none(tmp_path: Path) -> None:
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "cpu.max").write_text("max 100000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert doctor._cpu_quota(own, tmp_path) is None
-    assert doctor._memory_limit(own, tmp_path) is None
+    assert machine.cpu_quota(own, tmp_path) is None
+    assert machine.memory_limit(own, tmp_path) is None
 
 
 def test_locked_memory_is_the_soft_limit(findings: dict[str, Finding]) -> None:

@@ -11,28 +11,33 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-REPORT = ["", "_charts", "_drawing", "_page", "_reader", "_run", "_style", "_text"]
+REPORT = ["", "_charts", "_drawing", "_page", "_reader", "_run", "_style"]
 
 # Layers from the bottom: a module imports from its own layer and from those below.
 LAYERS = [
     {f"gnnsys.{name}" for name in ["errors", "counters", "rng", "_version", "_extension", "_core"]},
-    {"gnnsys.files"},
+    {"gnnsys.machine"},
+    {"gnnsys.files", "gnnsys.sizes"},
+    {"gnnsys.disk_probe"},
     {"gnnsys.memory"},
     {"gnnsys.cache"},
     {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},
     {"gnnsys.loaders"},
-    {"gnnsys.folder_format", "gnnsys.folder_writer"},
-    {"gnnsys.models", "gnnsys.config", "gnnsys.config_data", "gnnsys.doctor"},
+    {"gnnsys.folder_format", "gnnsys.folder_writer", "gnnsys.folder_scores"},
+    {"gnnsys.models", "gnnsys.doctor", "gnnsys.feature_options"}
+    | {f"gnnsys.config{part}" for part in ["", "_cache", "_data"]},
     {"gnnsys.dataset_folder"},
-    {"gnnsys.layerwise", "gnnsys.scores"},
-    {"gnnsys.progress", "gnnsys.info"},
-    {"gnnsys.convert", "gnnsys.dataset", "gnnsys.generate"},
-    {"gnnsys.config_file", "gnnsys.checkpoint", "gnnsys.run_log", "gnnsys.steps"},
+    {"gnnsys.layerwise", "gnnsys.scores", "gnnsys.sampled_ids", "gnnsys.static_scores"},
+    {"gnnsys.progress", "gnnsys.info", "gnnsys.report_text"},
+    {f"gnnsys.{name}" for name in ["convert", "dataset", "feature_setup", "generate"]},
+    {f"gnnsys.{name}" for name in ["checkpoint", "config_file", "feature_stats"]}
+    | {f"gnnsys.{name}" for name in ["run_log", "steps"]},
     {"gnnsys.train"},
-    {"gnnsys.train_command", "gnnsys.predict"} | {f"gnnsys.report{part}" for part in REPORT},
+    {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command"]}
+    | {f"gnnsys.report{part}" for part in REPORT},
     {"gnnsys.cli"},
 ]
-PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng"}
+PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng", "gnnsys.machine"}
 
 
 def modules() -> dict[str, Path]:

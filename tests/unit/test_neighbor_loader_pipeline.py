@@ -247,7 +247,8 @@ class AheadStore(HostStore):
         self.retracted: list[int] = []
         self.fails_at = fails_at
 
-    def announce(self, ids: Tensor) -> int:
+    def announce(self, ids: Tensor, owner: Any = None) -> int:
+        assert owner is not None
         self.given += 1
         self.waiting.append((self.given, ids.clone()))
         self.most = max(self.most, len(self.waiting))

@@ -1,0 +1,362 @@
+"""A cache at work: announced batches are planned, read ahead and gathered in their order.
+
+Owns ``Engine``: the planner, the executor, the tickets and the two locks. Invariants: slots and
+cells change only while ``_executing`` is held, and only as committed plans say; ``_planning`` is
+held for no longer than planning takes, never while rows are read, so that ``announce`` never waits
+for a disk; whatever fails, what is resident stays what the planner believes it to be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys.cache.executor import Executor
+from gnnsys.cache.plan import BatchPlan
+from gnnsys.cache.stats import CacheStats
+from gnnsys.cache.tickets import Ticket, Tickets
+from gnnsys.counters import Counters
+from gnnsys.memory.reads import PAGE, PendingRows, StagedRows
+from gnnsys.memory.store import row_index_error
+
+__all__ = ["CacheSource", "Engine"]
+
+_log = logging.getLogger(__name__)
+
+_AHEAD_BYTES = 256 << 20  # of staging memory for reads that were started ahead, about
+_PIECE_BYTES = 256 << 20  # of staging memory for a gather that nobody announced, about
+_PREFILL_BYTES = 32 << 20
+_PREFILL_LOG_SECONDS = 10.0
+
+
+class CacheSource(Protocol):
+    """A store that a cache can stand before: ``FileStore``."""
+
+    shape: torch.Size
+    stored: torch.dtype
+    row_bytes: int
+
+    def start_reads(self, ids: Tensor) -> PendingRows:
+        """Begins to read the rows of (n,) ascending int64 ids."""
+
+
+class Engine:
+    """Serves rows of ``source`` through a cache.
+
+    Args:
+        source: what is read.
+        name: of the store, in errors.
+        make_planner: called with ``prefill``; makes a planner without any batch.
+        executor: with as many slots and cells as the planner plans for.
+        window: batches that a plan looks ahead.
+        prefetch: batches whose reads are started ahead of the one that is gathered.
+        counters: of rows by tier.
+        record: is told the ids of each batch that was gathered.
+    """
+
+    def __init__(
+        self,
+        source: CacheSource,
+        name: str,
+        make_planner: Callable[[bool], Any],
+        executor: Executor,
+        *,
+        window: int,
+        prefetch: int,
+        counters: Counters,
+        record: Callable[[NDArray[Any]], None] = lambda ids: None,
+    ) -> None:
+        self._source, self._make_planner, self._executor = source, make_planner, executor
+        self._window, self._prefetch = window, prefetch
+        self._counters, self._record = counters, record
+        self._planner = make_planner(True)
+        self._tickets = Tickets(name)
+        self._filled = False
+        self._resident = 0
+        self._stats = CacheStats(capacity=executor.capacity, victim_cells=executor.cells)
+        self._executing = threading.Lock()  # taken before _planning
+        self._planning = threading.Lock()
+        self._counting = threading.Lock()
+
+    @property
+    def lookahead(self) -> int:
+        """Batches that a loader should have announced ahead of the one it gathers."""
+        # A plan is made when its window is announced, before the batch `prefetch` ahead of it is
+        # gathered; the batch on its way through the sampler makes one more.
+        return self._window + self._prefetch + 1
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counts so far."""
+        with self._counting:
+            return dataclasses.replace(self._stats, resident=self._resident)
+
+    # Announcing ----------------------------------------------------------------------------------
+
+    def announce(self, ids: Tensor, owner: Any) -> Ticket:
+        """See ``CachedStore.announce``."""
+        self._retract_abandoned()
+        with self._planning:
+            self._tickets.check_owner(owner)
+            ticket = Ticket(ids, self._planner.announce(ids.numpy()))
+            self._tickets.add(ticket, owner)
+            while self._planner.planned + self._window < self._planner.announced:
+                self._plan_next()
+            return ticket
+
+    def retract(self, ticket: Any) -> None:
+        """See ``CachedStore.retract``."""
+        with self._executing, self._planning:
+            self._retract(ticket)
+
+    def _retract(self, ticket: Any) -> None:
+        dropped = self._tickets.drop_from(ticket)
+        if dropped:
+            self._planner.retract(dropped[0].number)
+
+    def _retract_abandoned(self) -> None:
+        with self._planning:
+            abandoned = self._tickets.is_abandoned()
+        if abandoned:
+            with self._executing, self._planning:
+                if self._tickets.is_abandoned():
+                    self._retract(self._tickets[0])
+
+    def _plan_next(self) -> None:
+        plan = self._planner.plan()
+        self._tickets[plan.batch - self._tickets[0].number].plan = plan
+
+    # Gathering -----------------------------------------------------------------------------------
+
+    def gather(self, ids: Tensor, out: Tensor | None, ticket: Any) -> Tensor:
+        """Rows ``ids`` as they are stored, in ``out`` (dense, of the stored type) or pooled memory.
+
+        Returns:
+            (n, …) of the stored element type.
+        """
+        with self._executing:
+            self._prefill()
+            if ticket is not None:
+                rows = self._gather_announced(ids, out, ticket)
+            else:
+                rows = self._new_output(len(ids)) if out is None else out
+                step = max(1, _PIECE_BYTES // (self._source.row_bytes + PAGE))
+                for first in range(0, max(1, len(ids)), step):
+                    piece = slice(first, first + step)
+                    self._gather_unannounced(ids[piece], rows[piece])
+        with self._counting:
+            self._stats.batches += 1
+        return rows
+
+    def _new_output(self, rows: int) -> Tensor:
+        flat = self._executor.new_output(rows)
+        if flat.numel() == 0:
+            return torch.empty((rows, *self._source.shape[1:]), dtype=self._source.stored)
+        return flat.view(-1).view(self._source.stored).view(rows, *self._source.shape[1:])
+
+    def _gather_announced(self, ids: Tensor, out: Tensor | None, ticket: Any) -> Tensor:
+        with self._planning:
+            self._tickets.check_turn(ticket, ids)
+            # What is announced has to do where the window is not full: at an epoch's ends.
+            soon = min(len(self._tickets), 1 + self._prefetch)
+            while self._planner.planned < ticket.number + soon:
+                self._plan_next()
+            due = [self._tickets[place] for place in range(soon)]
+        self._start_reads(due)
+        staged = self._await(ticket)
+        rows = self._new_output(len(ids)) if out is None else out
+        with self._whole_or_nothing():
+            self._executor.execute(ticket.plan, staged, rows)
+            with self._planning:
+                self._planner.commit(ticket.number)
+                self._tickets.redeem()
+        self._count(ticket.plan)
+        self._record(ids.numpy())
+        return rows
+
+    def _gather_unannounced(self, ids: Tensor, out: Tensor) -> None:
+        with self._planning:
+            own = None if self._tickets else Ticket(ids, self._planner.announce(ids.numpy()))
+            plan = self._plan_aside(ids) if own is None else self._planner.plan()
+        reads = Ticket(ids, -1, plan)
+        try:
+            self._start_reads([reads])
+            staged = self._await(reads)
+        except BaseException:
+            if own is not None:
+                with self._planning:
+                    self._planner.retract(own.number)
+                    self._announce_again()
+            raise
+        if own is None:
+            self._executor.execute(plan, staged, out)
+        else:
+            with self._whole_or_nothing():
+                self._executor.execute(plan, staged, out)
+                with self._planning:
+                    self._planner.commit(own.number)
+        self._count(plan)
+        self._record(ids.numpy())
+
+    def _plan_aside(self, ids: Tensor) -> BatchPlan:
+        """A plan that changes nothing: from the slots as they are, the rest is bypassed."""
+        wanted = ids.numpy()
+        unique, first, inverse = np.unique(wanted, return_index=True, return_inverse=True)
+        outside = (wanted < 0) | (wanted >= self._source.shape[0])
+        if outside.any():
+            raise row_index_error(ids, int(outside.argmax()), self._source.shape[0])
+        slots = self._planner.committed_slots(unique)
+        hit = slots >= 0
+        missed = first[~hit]
+        again = np.flatnonzero(first[inverse] != np.arange(len(wanted)))
+        columns = [
+            (first[hit], slots[hit]),
+            (missed, np.arange(len(missed)), np.full(len(missed), -1)),
+            (again, first[inverse][again]),
+        ]
+        hits, fills, copies = (np.stack(each, 1).astype(np.int32) for each in columns)
+        return BatchPlan(
+            batch=-1,
+            rows=len(wanted),
+            hits=hits,
+            victim_in=np.empty((0, 3), np.int32),
+            fills=fills,
+            copies=copies,
+            reads=unique[~hit].astype(np.int64),
+            victim_out=np.empty((0, 2), np.int32),
+            drops=0,
+            evictions=0,
+        )
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def _start_reads(self, due: list[Ticket]) -> None:
+        """Starts the reads of planned batches, those of the first in any case."""
+        staging = 0
+        for place, ticket in enumerate(due):
+            assert ticket.plan is not None
+            staging += len(ticket.plan.reads) * (self._source.row_bytes + PAGE)
+            if place and staging > _AHEAD_BYTES:
+                return
+            if ticket.pending is None and len(ticket.plan.reads):
+                ticket.pending = self._source.start_reads(torch.from_numpy(ticket.plan.reads))
+
+    def _await(self, ticket: Ticket) -> StagedRows | None:
+        """The rows that a plan reads; after a failure they can be started again."""
+        pending, ticket.pending = ticket.pending, None
+        if pending is None:
+            return None
+        began = time.perf_counter()
+        try:
+            staged: StagedRows = pending.wait()
+        except BaseException:
+            pending.cancel()
+            raise
+        with self._counting:
+            stats = self._stats
+            stats.io_wait_seconds += time.perf_counter() - began
+            stats.requests += staged.requests
+            stats.pages += staged.pages
+            stats.bytes_read += staged.bytes_read
+        return staged
+
+    def _prefill(self) -> None:
+        """Brings in the rows that the planner wants before the first batch, in ascending order."""
+        if self._filled:
+            return
+        ids = np.asarray(self._planner.prefilled, np.int64)
+        order = np.argsort(ids, kind="stable")
+        step = max(1, _PREFILL_BYTES // (self._source.row_bytes + PAGE))
+        pieces = [order[first : first + step] for first in range(0, len(order), step)]
+        said = began = time.monotonic()
+        coming: PendingRows | None = None
+        for number, slots in enumerate(pieces):
+            pending = coming or self._source.start_reads(torch.from_numpy(ids[slots]))
+            coming = None
+            try:
+                if number + 1 < len(pieces):
+                    coming = self._source.start_reads(torch.from_numpy(ids[pieces[number + 1]]))
+                self._executor.fill(slots, pending.wait())
+            except BaseException:
+                for left in (pending, coming):
+                    if left is not None:
+                        left.cancel()
+                raise
+            if time.monotonic() - said > _PREFILL_LOG_SECONDS:
+                said = time.monotonic()
+                done = (number + 1) * step
+                _log.info("cache: %d of %d rows are filled in", done, len(ids))
+        if len(ids):
+            _log.info("cache: %d rows filled in %.1f s", len(ids), time.monotonic() - began)
+        self._filled, self._resident = True, len(ids)
+        self._stats.prefilled = len(ids)
+
+    # Failing -------------------------------------------------------------------------------------
+
+    def _whole_or_nothing(self) -> _OnError:
+        """Between the first slot written and the commit: who is interrupted starts over, empty."""
+        return _OnError(self._start_over)
+
+    def _start_over(self) -> None:
+        with self._planning:
+            self._planner = self._make_planner(False)
+            self._filled, self._resident = True, 0
+            self._announce_again()
+
+    def _announce_again(self) -> None:
+        """Tells the planner the waiting batches anew; those that were planned are planned again."""
+        for ticket in self._tickets:
+            ticket.cancel()
+            ticket.number = self._planner.announce(ticket.ids.numpy())
+
+    # Counting ------------------------------------------------------------------------------------
+
+    def _count(self, plan: BatchPlan) -> None:
+        hits, victims, reads = len(plan.hits), len(plan.victim_in), len(plan.fills)
+        entered = int((plan.fills[:, 2] >= 0).sum() + (plan.victim_in[:, 2] >= 0).sum())
+        with self._counting:
+            stats = self._stats
+            stats.rows += plan.rows
+            stats.hits += hits
+            stats.victim_hits += victims
+            stats.reads += reads
+            stats.copies += len(plan.copies)
+            stats.bypasses += int((plan.fills[:, 2] < 0).sum())
+            stats.evictions += plan.evictions
+            stats.drops += plan.drops
+            self._resident += entered - plan.evictions
+        served = np.array([hits, victims, reads]) + _copies_by_tier(plan)
+        for tier, rows in zip(("cache", "victim", "file"), served.tolist(), strict=True):
+            if rows:
+                self._counters.add(tier, rows, rows * self._source.row_bytes)
+
+
+def _copies_by_tier(plan: BatchPlan) -> NDArray[np.int64]:
+    """(3,) repeated rows whose first is a hit, comes from a cell, is read."""
+    if len(plan.copies) == 0:
+        return np.zeros(3, np.int64)
+    tier = np.empty(plan.rows, np.int8)
+    for number, table in enumerate((plan.hits, plan.victim_in, plan.fills)):
+        tier[table[:, 0]] = number
+    return np.bincount(tier[plan.copies[:, 1]], minlength=3)
+
+
+class _OnError:
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None:
+            self._call()

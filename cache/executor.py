@@ -1,0 +1,95 @@
+"""The memory of a cache and the moves of its plans.
+
+Owns ``Executor``: slots, cells of the victim buffer, pooled outputs. Decides nothing and reads no
+file by itself. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys._extension import core
+from gnnsys.cache.plan import BatchPlan
+from gnnsys.errors import TooLargeError
+from gnnsys.memory import empty
+from gnnsys.memory.reads import StagedRows
+
+__all__ = ["Executor"]
+
+_NO_ROWS = np.empty(0, np.int64)
+
+
+class Executor:
+    """Slots and cells for rows of ``row_bytes`` bytes, on huge pages, and who moves rows there.
+
+    Memory is taken as slots are filled.
+
+    Args:
+        capacity, cells: numbers of slots and of cells.
+        row_bytes: of a row as it is stored.
+        threads: that move rows; 0 for all cores this process may use.
+
+    Raises:
+        TooLargeError: the system does not hand out so much memory.
+    """
+
+    def __init__(self, capacity: int, cells: int, row_bytes: int, threads: int = 0) -> None:
+        self.capacity, self.cells, self.row_bytes = capacity, cells, row_bytes
+        self._slots = _area(capacity, row_bytes)
+        self._cells = _area(cells, row_bytes)
+        self._mover = core.PlanExecutor(threads or len(os.sched_getaffinity(0)))
+        self._pool = core.Gatherer(1)  # for the memory of outputs alone
+
+    def new_output(self, rows: int) -> Tensor:
+        """(rows, row_bytes) uint8 in memory that is used again once it is let go."""
+        nbytes = rows * self.row_bytes
+        if nbytes == 0:
+            return torch.empty((rows, self.row_bytes), dtype=torch.uint8)
+        return torch.from_numpy(self._pool.empty(nbytes)).view(rows, self.row_bytes)
+
+    def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
+        """Gathers a batch into ``out`` and leaves slots and cells as the plan says.
+
+        Args:
+            staged: the rows of ``plan.reads``; None where there are none.
+            out: (plan.rows, …) dense, with the element type of the store.
+        """
+        if self.row_bytes == 0:
+            return
+        self._mover.execute(
+            plan.rows,
+            plan.hits,
+            plan.victim_in,
+            plan.fills,
+            plan.copies,
+            plan.victim_out,
+            self._slots.data_ptr(),
+            self.capacity,
+            self._cells.data_ptr(),
+            self.cells,
+            staged.address if staged is not None else 0,
+            staged.offsets if staged is not None else _NO_ROWS,
+            self.row_bytes,
+            out.data_ptr(),
+        )
+
+    def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:
+        """Copies staged row k to slot ``slots[k]``."""
+        targets = self._slots.data_ptr() + slots * self.row_bytes
+        self._mover.move(staged.address + staged.offsets, targets, self.row_bytes)
+
+
+def _area(rows: int, row_bytes: int) -> Tensor:
+    """(rows, row_bytes) uint8."""
+    try:
+        return empty((rows, row_bytes), torch.uint8)
+    except (MemoryError, OSError) as error:
+        raise TooLargeError(
+            f"cache: the system refuses {rows * row_bytes} bytes for {rows} rows ({error}); give "
+            "a smaller cache= or victim_buffer="
+        ) from error

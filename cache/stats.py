@@ -1,0 +1,93 @@
+"""What a cache did so far, as numbers. Imports the standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["CacheStats"]
+
+_STATE = ("capacity", "victim_cells", "resident")  # how things stand, not counts
+
+
+@dataclass(slots=True)
+class CacheStats:
+    """Counts of one cache; ``later - earlier`` is what happened in between.
+
+    ``rows = hits + victim_hits + reads + copies``.
+
+    >>> CacheStats(rows=10, hits=6, reads=3, copies=1).hit_ratio
+    0.6666666666666666
+    """
+
+    batches: int = 0
+    """Gathers served."""
+
+    rows: int = 0
+    """Rows asked for."""
+
+    hits: int = 0
+    """Rows that came from the cache's slots."""
+
+    victim_hits: int = 0
+    """Rows that came from the victim buffer."""
+
+    reads: int = 0
+    """Rows that were read from the file."""
+
+    copies: int = 0
+    """Rows asked for again in the same batch."""
+
+    bypasses: int = 0
+    """Rows that were read and not placed in the cache."""
+
+    evictions: int = 0
+    """Rows that left the cache."""
+
+    drops: int = 0
+    """Rows with a known next use for which the victim buffer had no room."""
+
+    requests: int = 0
+    """Reads asked of the disk for batches; 0 where the page cache decides (mmap)."""
+
+    pages: int = 0
+    """Pages of 4 KiB that they covered."""
+
+    bytes_read: int = 0
+    """Bytes that they brought."""
+
+    io_wait_seconds: float = 0.0
+    """Time that gathers waited for rows from the disk."""
+
+    prefilled: int = 0
+    """Rows brought into the cache before the first batch; not among ``reads``."""
+
+    capacity: int = 0
+    """Rows that the cache holds at most."""
+
+    victim_cells: int = 0
+    """Rows that the victim buffer holds at most."""
+
+    resident: int = 0
+    """Rows that are in the cache now."""
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of the distinct rows that came from slots and victim buffer; 0 without any."""
+        distinct = self.rows - self.copies
+        return (self.hits + self.victim_hits) / distinct if distinct else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields and ``hit_ratio``, for JSON."""
+        return {**dataclasses.asdict(self), "hit_ratio": self.hit_ratio}
+
+    def __sub__(self, earlier: CacheStats) -> CacheStats:
+        """The counts since ``earlier``, with the state of now."""
+        return CacheStats(
+            **{
+                field.name: getattr(self, field.name)
+                - (0 if field.name in _STATE else getattr(earlier, field.name))
+                for field in dataclasses.fields(self)
+            }
+        )

@@ -1,0 +1,363 @@
+"""``CachedStore``: the rows of a file behind memory that knows the coming batches."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
+from gnnsys.cache.engine import CacheSource, Engine
+from gnnsys.cache.executor import Executor
+from gnnsys.cache.plan import POLICIES, Policy
+from gnnsys.cache.reference import ReferencePlanner as Planner
+from gnnsys.cache.resident import ResidentRows
+from gnnsys.cache.scores import rank_normalised
+from gnnsys.cache.stats import CacheStats
+from gnnsys.cache.trace import TraceWriter
+from gnnsys.counters import Counters
+from gnnsys.errors import ArgumentError, ReadOnlyError, TooLargeError
+from gnnsys.memory import available_memory
+from gnnsys.memory.store import check_dtype, check_ids, check_out, is_dense
+
+__all__ = ["CachedStore"]
+
+_AUTO_WINDOW = 64
+"""At this window hybrid is within a point or two of Belady's rule; a loader's bound on the bytes of
+sampled batches may keep it shorter."""
+
+
+class CachedStore:
+    """Rows of a slower store, the hottest of them in memory; rows are bit for bit the source's.
+
+    A batch that was announced is gathered as it was planned, its rows having been read while the
+    batches before it were worked on. ``gnnsys.NeighborLoader`` announces; without a ticket a gather
+    is served, too: it is planned for itself where no ticket waits, and otherwise changes nothing.
+
+    Args:
+        source: a ``FileStore``, or what has its ``start_reads`` and ``read_range``.
+        cache: rows to hold, as a number of rows, a share of all (a float up to 1.0), bytes as a
+            text ("8GB"), or a ``CacheArena`` or a share of one. The planner takes some bytes for
+            every row of the table besides.
+        policy: who leaves the cache; see ``gnnsys.cache.plan.Policy``.
+        window: batches that a plan looks ahead; "auto" for 64.
+        victim_buffer: rows, or bytes as a text, for rows that left the cache and will be needed
+            within the window.
+        scores: (rows,) how often each row will be needed, in any unit: the out-degree, or what
+            ``gnnsys score`` computed. uint16 values are taken as they are.
+        prefill: whether the cache starts with the rows of the highest scores, or with all where all
+            fit in; they are read at the first gather.
+        prefetch: batches whose reads are started ahead.
+        trace: a file for the ids of each batch that is gathered (``gnnsys.cache.trace``).
+        threads: that move rows; 0 for all cores this process may use.
+
+    Raises:
+        ArgumentError, DTypeError: options that cannot be used, or a writable source.
+        TooLargeError: the cache is larger than the memory available.
+
+    >>> import tempfile
+    >>> from gnnsys.memory import FileStore
+    >>> path = os.path.join(tempfile.mkdtemp(), "features.npy")
+    >>> np.save(path, np.arange(12, dtype=np.float32).reshape(6, 2))
+    >>> store = CachedStore(FileStore(path), cache=3)
+    >>> tickets = [store.announce(torch.tensor(ids)) for ids in ([0, 5], [5, 1])]
+    >>> store.gather(torch.tensor([0, 5]), ticket=tickets[0])
+    tensor([[ 0.,  1.],
+            [10., 11.]])
+    >>> store.gather(torch.tensor([5, 1]), ticket=tickets[1])
+    tensor([[10., 11.],
+            [ 2.,  3.]])
+    >>> store.counters.as_dict()["rows"]
+    {'file': 3, 'cache': 1}
+    """
+
+    tier = "cache"
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        cache: int | float | str | CacheArena | ArenaShare,
+        policy: Policy = "hybrid",
+        window: int | Literal["auto"] = "auto",
+        victim_buffer: int | str = 0,
+        scores: Tensor | NDArray[Any] | None = None,
+        prefill: bool = True,
+        prefetch: int = 2,
+        trace: str | os.PathLike[str] | None = None,
+        threads: int = 0,
+    ) -> None:
+        _check(source, policy, window, prefetch)
+        self.source: Any = source
+        self.shape: torch.Size = source.shape
+        self.dtype: torch.dtype = source.stored
+        self.row_bytes: int = source.row_bytes
+        self.policy: Policy = policy
+        self.window = _AUTO_WINDOW if window == "auto" else window
+        self.counters = Counters()
+        self._name = str(getattr(source, "path", "the source"))
+        self._options: dict[str, Any] = {
+            "policy": policy,
+            "window": self.window,
+            "victim_buffer": victim_buffer,
+            "scores": scores,
+            "prefill": prefill,
+            "prefetch": prefetch,
+            "threads": threads,
+        }
+        rows = self.shape[0]
+        self._scores = _as_scores(scores, rows)
+        self.victim_cells = rows_of(victim_buffer, rows, self.row_bytes, "victim_buffer")
+        self._capacity = self._reserve(cache)
+        self._engine = _Once(self._make_engine)
+        self._trace = TraceWriter(trace, rows) if trace is not None else None
+        if self._trace is not None:
+            weakref.finalize(self._engine, self._trace.close)
+
+    def _reserve(self, cache: Any) -> Callable[[], int]:
+        """How many rows are cached, which an arena knows at the first use only."""
+        share = ArenaShare(cache, 0.0) if isinstance(cache, CacheArena) else cache
+        if isinstance(share, ArenaShare):
+            table = Table(self._name, self.shape[0], self.row_bytes, self._scores)
+            share.arena.add(table, share.fraction or None)
+            return lambda: share.arena.rows(table)
+        capacity = rows_of(cache, self.shape[0], self.row_bytes, "cache")
+        self._check_memory(capacity)
+        return lambda: capacity
+
+    def _check_memory(self, capacity: int) -> None:
+        rows, free = capacity + self.victim_cells, available_memory()
+        if rows * self.row_bytes > free:
+            raise TooLargeError(
+                f"cache: {capacity} rows and a victim buffer of {self.victim_cells} rows of "
+                f"{self.row_bytes} bytes take {rows * self.row_bytes} bytes > {free}, the memory "
+                f"available here; give at most cache={free // 2 // self.row_bytes} or a text such "
+                f"as cache='{free >> 21}MB'"
+            )
+
+    def _make_engine(self) -> Engine | ResidentRows:
+        capacity, counters = self._capacity(), self.counters
+        self._check_memory(capacity)
+        threads = self._options["threads"]
+        record = self._trace.add if self._trace is not None else _ignore
+        if capacity >= self.shape[0] and self._options["prefill"]:
+            return ResidentRows(
+                self.source, self._name, threads=threads, counters=counters, record=record
+            )
+        return Engine(
+            self.source,
+            self._name,
+            self._planner_maker(capacity),
+            Executor(capacity, self.victim_cells, self.row_bytes, threads),
+            window=self.window,
+            prefetch=self._options["prefetch"],
+            counters=counters,
+            record=record,
+        )
+
+    def _planner_maker(self, capacity: int) -> Callable[[bool], Any]:
+        wants_prefill = self._options["prefill"]
+
+        def make(prefill: bool) -> Any:
+            return Planner(
+                self.shape[0],
+                capacity,
+                policy=self.policy,
+                window=self.window,
+                scores=self._scores,
+                victim_cells=self.victim_cells,
+                prefill=prefill and wants_prefill,
+            )
+
+        return make
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the cache holds at most."""
+        return self._capacity()
+
+    @property
+    def lookahead(self) -> int:
+        """Batches that a loader should have announced ahead of the one it gathers."""
+        return 0 if self._reads_through() else self._engine().lookahead
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counts so far; a copy, which does not change."""
+        return self._engine().stats
+
+    def announce(self, ids: Tensor, owner: Any = None) -> Any:
+        """Takes note of a batch to come. Never waits for the disk.
+
+        Args:
+            ids: (n,) int32 or int64 on the CPU, not changed before the batch is gathered.
+            owner: who announces. One owner at a time: another one has to wait until all tickets
+                are gathered or retracted. The tickets of an owner that no longer exists are
+                retracted.
+
+        Returns:
+            The ticket for ``gather``.
+
+        Raises:
+            RowIndexError: an id is outside the rows.
+            ArgumentError: another owner's tickets wait.
+        """
+        if self._reads_through():
+            return None
+        return self._engine().announce(check_ids(ids), owner)
+
+    def gather(
+        self, ids: Tensor, out: Tensor | None = None, stream: Any = None, *, ticket: Any = None
+    ) -> Tensor:
+        """See ``Store.gather``.
+
+        Args:
+            ticket: of the batch, where it was announced.
+
+        Raises:
+            ArgumentError: it is not this ticket's turn, or the ids are not those announced.
+            StorageError, FileFormatError: the rows cannot be read; the ticket stays good, and all
+                may be retracted.
+        """
+        del stream
+        ids = check_ids(ids)
+        if out is not None:
+            check_out(out, len(ids), self.shape, self.dtype)
+        if self._reads_through():
+            return self._read_through(ids, out)
+        direct = out is not None and self.dtype == self.source.stored and is_dense(out)
+        rows = self._engine().gather(ids, out if direct else None, ticket)
+        if out is not None:
+            return out if direct else out.copy_(rows)
+        return rows if self.dtype == self.source.stored else rows.to(self.dtype)
+
+    def retract(self, ticket: Any) -> None:
+        """Takes back this ticket and all that were given after it; one that is gone is ignored."""
+        if not self._reads_through():
+            self._engine().retract(ticket)
+
+    def write(self, ids: Tensor, rows: Tensor) -> None:
+        """Raises ReadOnlyError."""
+        raise ReadOnlyError(
+            f"{self._name}: is behind a cache, which would not see the change; write with "
+            "gnnsys.memory.FileStore(path, writable=True) and open it anew"
+        )
+
+    def with_dtype(self, dtype: torch.dtype) -> CachedStore:
+        """The same rows from the same cache, delivered as ``dtype``."""
+        check_dtype(dtype, "dtype")
+        other = CachedStore.__new__(CachedStore)
+        other.__dict__.update(self.__dict__, dtype=dtype)
+        return other
+
+    def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Rows ``[first, last)``, read from the source in one sequential pass."""
+        if out is not None:
+            check_out(out, last - first, self.shape, self.dtype)
+        same = self.dtype == self.source.stored
+        rows: Tensor = self.source.read_range(first, last, out if same else None)
+        self.counters.add("file", last - first, (last - first) * self.row_bytes)
+        if same:
+            return rows
+        return rows.to(self.dtype) if out is None else out.copy_(rows)
+
+    def whole(self) -> Tensor:
+        """All rows, read from the source in one sequential pass."""
+        return self.read_range(0, self.shape[0])
+
+    def close(self) -> None:
+        """Lets go of cache, trace and source; gathering afterwards raises ArgumentError."""
+        self._engine.close(self._name)
+        if self._trace is not None:
+            self._trace.close()
+        self.source.close()
+
+    def _reads_through(self) -> bool:
+        """Whether this is a process that the cache was not made for: it has no share in it."""
+        return get_worker_info() is not None or self._engine.is_foreign()
+
+    def _read_through(self, ids: Tensor, out: Tensor | None) -> Tensor:
+        direct = self.dtype == self.source.stored
+        rows: Tensor = self.source.gather(ids, out if direct else None)
+        self.counters.add("file", len(ids), len(ids) * self.row_bytes)
+        if direct:
+            return rows
+        return rows.to(self.dtype) if out is None else out.copy_(rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.source, self.dtype, {"cache": self.capacity, **self._options})
+
+    def __repr__(self) -> str:
+        return (
+            f"CachedStore({self.source!r}, policy={self.policy!r}, window={self.window}, "
+            f"dtype={self.dtype})"
+        )
+
+
+class _Once:
+    """Makes a value when it is first asked for, in the process that asks."""
+
+    def __init__(self, make: Callable[[], Engine | ResidentRows]) -> None:
+        self._make = make
+        self._value: Engine | ResidentRows | None = None
+        self._closed = ""
+        self._process = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Engine | ResidentRows:
+        if self._value is None:
+            with self._lock:
+                if self._closed:
+                    raise ArgumentError(f"{self._closed}: this store was closed")
+                if self._value is None:
+                    self._process = os.getpid()
+                    self._value = self._make()
+        return self._value
+
+    def is_foreign(self) -> bool:
+        return self._value is not None and self._process != os.getpid()
+
+    def close(self, name: str) -> None:
+        with self._lock:
+            self._closed, self._value = name, None
+
+
+def _rebuild(source: CacheSource, dtype: torch.dtype, options: dict[str, Any]) -> CachedStore:
+    return CachedStore(source, **options).with_dtype(dtype)
+
+
+def _ignore(ids: NDArray[Any]) -> None:
+    pass
+
+
+def _check(source: Any, policy: str, window: int | str, prefetch: int) -> None:
+    if getattr(source, "writable", False):
+        raise ArgumentError("source: is writable, and a cache would not see changes; open it anew")
+    if source.dtype != source.stored:
+        raise ArgumentError(
+            f"source: delivers {source.dtype} of stored {source.stored}; give the dtype to "
+            "with_dtype of the cached store instead"
+        )
+    if policy not in POLICIES:
+        raise ArgumentError(f"policy: {policy!r}, expected one of {', '.join(POLICIES)}")
+    if window != "auto" and (not isinstance(window, int) or window < 0):
+        raise ArgumentError(f"window: {window!r}, expected 'auto' or a number of batches from 0")
+    if prefetch < 0:
+        raise ArgumentError(f"prefetch: {prefetch} < 0; give a number of batches, or 0")
+
+
+def _as_scores(scores: Any, rows: int) -> NDArray[np.uint16] | None:
+    if scores is None:
+        return None
+    values = scores.numpy() if isinstance(scores, Tensor) else np.asarray(scores)
+    if values.shape != (rows,):
+        raise ArgumentError(f"scores: shape {values.shape}, expected {(rows,)}, one for each row")
+    return values if values.dtype == np.uint16 else rank_normalised(values)

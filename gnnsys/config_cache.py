@@ -1,0 +1,92 @@
+"""Options of the commands about the feature cache: ``gnnsys score`` and ``gnnsys plan``.
+
+Imports tyro (for its markers) and nothing that is large: ``gnnsys --help`` reads this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from gnnsys.config import FIRST_FANOUTS
+from gnnsys.errors import ArgumentError
+
+__all__ = ["ScoreConfig", "parse_fanouts"]
+
+_FANOUTS = tuple(str(fanout) for fanout in FIRST_FANOUTS[:2])
+
+
+def parse_fanouts(words: tuple[str, ...]) -> list[int]:
+    """Fanouts as they stand on the command line, between spaces or commas.
+
+    >>> parse_fanouts(("15,10", "5"))
+    [15, 10, 5]
+    """
+    text = ",".join(words)
+    try:
+        fanouts = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ArgumentError(
+            f"--fanouts {text}: expected numbers, one for each hop, such as 15,10,5"
+        ) from None
+    if any(fanout < -1 or fanout == 0 for fanout in fanouts):
+        raise ArgumentError(f"--fanouts {text}: each is -1 (all neighbours) or at least 1")
+    return fanouts
+
+
+def _check_sampling(batch_size: int, batches: int, threads: int) -> None:
+    for name, value, least in (
+        ("batch-size", batch_size, 1),
+        ("batches", batches, 1),
+        ("threads", threads, 0),
+    ):
+        if value < least:
+            raise ArgumentError(f"--{name} {value}: expected at least {least}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreConfig:
+    """Score the nodes of a dataset by how often their features will be asked for.
+
+    The score is stored with the dataset. A cache is filled by it before training begins, and keeps
+    the rows with the higher score where it knows nothing better.
+
+    Examples:
+        gnnsys score my-graph --fanouts 15,10,5
+        gnnsys score my-graph --score degree
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A dataset folder."""
+
+    score: Literal["presample", "degree", "pagerank"] = "presample"
+    """presample: in how many batches of a short run of the sampler a node occurs, with the training
+    nodes and --fanouts. degree: in how many lists of neighbours it stands. pagerank: how often a
+    walk is there that follows edges backwards. presample is the best where few nodes are trained
+    on, and needs training nodes."""
+
+    fanouts: tuple[str, ...] = _FANOUTS
+    """For presample: neighbours to sample per node for each hop, nearest the seeds first; -1 takes
+    all. As in the training to come, like the next options."""
+
+    batch_size: int = 1024
+    """Seed nodes of a batch."""
+
+    batches: int = 200
+    """Batches to sample, over as many epochs as it takes."""
+
+    seed: int = 0
+    """Of the order of seeds and of sampling. With that of the training to come, the batches are the
+    first of that training."""
+
+    threads: int = 0
+    """Threads that sample; 0 for all cores."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def __post_init__(self) -> None:
+        _check_sampling(self.batch_size, self.batches, self.threads)
+        parse_fanouts(self.fanouts)

@@ -1,0 +1,107 @@
+"""Options that say how features in a file are read: the cache, its policy, the way to the disk.
+
+Owns ``FeatureOptions`` and what their texts mean. Imports nothing that is large: the command line's
+options are made of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gnnsys.errors import ArgumentError
+from gnnsys.sizes import parse_bytes
+
+__all__ = ["FeatureOptions", "Policy", "Score", "Storage", "Window", "parse_cache"]
+
+Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
+Storage = Literal["auto", "uring", "pread", "mmap"]
+Score = Literal["auto", "none", "degree", "pagerank", "presample"]
+Window = int | Literal["auto"]
+
+_OF_THE_CACHE = ("policy", "window", "victim_buffer", "score", "trace")
+
+
+def parse_cache(text: str, option: str = "--cache") -> int | float | str | None:
+    """What a cache's size means: rows, a share of the rows, bytes, or None for no cache.
+
+    ``auto`` stays as it is.
+
+    >>> parse_cache("8GB"), parse_cache("100000"), parse_cache("0.25"), parse_cache("none")
+    ('8GB', 100000, 0.25, None)
+    """
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    if re.fullmatch(r"\d{1,30}", text):
+        return int(text)
+    if re.fullmatch(r"\d{0,30}\.\d{1,30}|\d{1,30}\.", text):
+        share = float(text)
+        if not 0 < share <= 1:
+            raise ArgumentError(
+                f"{option} {text}: expected a share of the rows above 0 and up to 1; "
+                "a number without a point is one of rows, and 8GB one of bytes"
+            )
+        return share
+    if text[:1].isdigit():
+        parse_bytes(text, option)
+        return text
+    raise ArgumentError(
+        f"{option} {text}: expected auto, none, bytes such as 8GB, rows such as 100000, or a share "
+        "of the rows such as 0.1"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureOptions:
+    """How features that lie in a file are read; see the options of ``gnnsys train``."""
+
+    cache: str = "auto"
+    policy: Policy = "hybrid"
+    window: Window = "auto"
+    victim_buffer: str = "0"
+    storage: Storage = "auto"
+    score: Score = "auto"
+    trace: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_cache(self.cache)
+        parse_bytes(self.victim_buffer, "--victim-buffer")
+        if self.window != "auto" and self.window < 0:
+            raise ArgumentError(f"--window {self.window}: expected auto or at least 0")
+        given = self.given()
+        if self.cache == "none" and given:
+            raise ArgumentError(
+                f"{' '.join(given)}: of the cache, but --cache none asks for none; leave one out"
+            )
+
+    @classmethod
+    def of(cls, config: Any) -> FeatureOptions:
+        """Those among the options of a command."""
+        names = (field.name for field in dataclasses.fields(cls))
+        return cls(**{name: getattr(config, name) for name in names})
+
+    def given(self) -> list[str]:
+        """Options of the cache that are not at their defaults, as a user writes them.
+
+        >>> FeatureOptions(policy="lru", storage="mmap").given()
+        ['--policy lru']
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [
+            f"--{name.replace('_', '-')} {getattr(self, name)}"
+            for name in _OF_THE_CACHE
+            if getattr(self, name) != defaults[name]
+        ]
+
+    def check_without_file(self, what: str) -> None:
+        """Raises ArgumentError where options are given and ``what`` has its features in memory."""
+        given = self.given()
+        given += [f"--cache {self.cache}"] if self.cache not in ("auto", "none") else []
+        given += [f"--storage {self.storage}"] if self.storage != "auto" else []
+        if given:
+            raise ArgumentError(
+                f"{' '.join(given)}: for features in a file, but {what}; leave them out, or name a "
+                "dataset folder (gnnsys convert makes one)"
+            )

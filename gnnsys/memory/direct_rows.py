@@ -1,0 +1,195 @@
+"""Rows of a file read past the page cache, many at once, by io_uring or by threads."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys import disk_probe
+from gnnsys._extension import core
+from gnnsys.errors import ArgumentError
+from gnnsys.memory.reads import ReadStats
+from gnnsys.memory.store import RowReader, row_index_error
+from gnnsys.memory.table_file import TableFile, read_error
+
+__all__ = ["DirectRows", "uring_refusal"]
+
+_log = logging.getLogger(__name__)
+
+DEPTH = 128
+"""Reads in flight where no probe said better: what saturates the cloud disks that were measured."""
+
+
+def uring_refusal(depth: int = DEPTH) -> str:
+    """Why there is no io_uring here, or "" where there is.
+
+    >>> isinstance(uring_refusal(), str)
+    True
+    """
+    if not core.has_uring:
+        return "gnnsys was built without liburing: install liburing-dev and build it again"
+    code = core.find_uring_fault(depth)
+    if code == 0:
+        return ""
+    why = {
+        errno.EPERM: "; a seccomp filter or /proc/sys/kernel/io_uring_disabled forbids it",
+        errno.ENOSYS: "; the kernel has none, or a seccomp filter hides it",
+        errno.ENOMEM: "; raise the limit of locked memory (ulimit -l)",
+    }
+    return f"the kernel refuses it ({os.strerror(code)}{why.get(code, '')})"
+
+
+class DirectRows(RowReader):
+    """Gathers rows of files past the page cache.
+
+    Args:
+        table: the files.
+        delivered: element type of what is gathered.
+        mode: by io_uring, or by a pool of threads.
+        depth: reads in flight at once, for each disk.
+        threads: that copy rows; 0 for all cores this process may use.
+        isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
+    """
+
+    cast_block_bytes = 32 << 20  # a block waits for the disk once
+
+    def __init__(
+        self,
+        table: TableFile,
+        delivered: torch.dtype,
+        mode: Literal["uring", "pread"],
+        depth: int = DEPTH,
+        threads: int = 0,
+        isa: str = "auto",
+    ) -> None:
+        super().__init__(0, table.shape, table.stored, delivered, table.row_bytes, threads, isa)
+        self.mode = mode
+        self.depth = depth
+        self._table = table
+        files = [(shard.handle, shard.rows, shard.offset) for shard in table.shards]
+        self._files: core.FileReader | None = core.FileReader(
+            files, table.row_bytes, mode == "uring", depth, self._gatherer.threads
+        )
+        self._all_direct = True
+        self._look_at_direct()
+
+    @property
+    def stats(self) -> ReadStats:
+        """What was read so far."""
+        *counts, nanoseconds = self._core.counts()
+        return ReadStats(*counts, nanoseconds * 1e-9)
+
+    def start(self, ids: NDArray[np.int64]) -> DirectPending:
+        """Begins to read rows ``ids``, strictly ascending and within the table."""
+        return DirectPending(self, self._core.start(ids))
+
+    def gather(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        """See ``Store.gather``."""
+        self.check_size()
+        rows = super().gather(ids, out)
+        self._look_at_direct()
+        return rows
+
+    def check_size(self) -> None:
+        """Raises FileFormatError where a file became shorter."""
+        self._table.check_size()
+
+    def read_into(self, first: int, out: NDArray[np.uint8]) -> None:
+        """Reads rows one after another from row ``first`` on until ``out`` is full."""
+        count = len(out) // self.row_bytes
+        self.check(self._core.read_range(first, count, out.ctypes.data))
+
+    def close(self) -> None:
+        """Lets go of the files; rows under way stay valid."""
+        self._files = None
+        self._table.close()
+
+    def check(self, fault: tuple[int, int, int] | None) -> None:
+        """Raises the error of a read that failed."""
+        if fault is None:
+            return
+        part, place, code = fault
+        shard = self._table.shards[part]
+        if code == 0 and shard.handle >= 0:
+            shard.check_size()
+        raise read_error(shard.path, place, code or errno.EIO)
+
+    @property
+    def _core(self) -> Any:
+        if self._files is None:
+            raise ArgumentError(f"{self._table.shards[0].path}: this store was closed")
+        return self._files
+
+    def _copy_rows(self, ids: Tensor, out: Tensor) -> None:
+        bad, fault = self._core.gather(ids.data_ptr(), ids.element_size(), len(ids), out.data_ptr())
+        if bad >= 0:
+            raise row_index_error(ids, bad, self.shape[0])
+        self.check(fault)
+
+    def _look_at_direct(self) -> None:
+        if self._all_direct:
+            direct = self._core.direct()
+            if not all(direct):
+                self._all_direct = False
+                _log_cached(self._table.shards[direct.index(False)].path)
+
+
+class DirectPending:
+    """Rows that are being read; see ``PendingRows``."""
+
+    def __init__(self, reader: DirectRows, job: core.ReadJob) -> None:
+        self._reader = reader
+        self._job = job
+
+    def wait(self) -> DirectStaged:
+        """See ``PendingRows.wait``."""
+        try:
+            fault = self._job.wait()
+        except RuntimeError as error:
+            raise ArgumentError(f"{error}; start reads in the process that uses them") from error
+        if self._job.cancelled:
+            raise ArgumentError("these rows were cancelled, or their store was closed")
+        self._reader.check(fault)
+        job = self._job
+        return DirectStaged(job.address, job.offsets, job.requests, job.pages, job.bytes_read, job)
+
+    def cancel(self) -> None:
+        """See ``PendingRows.cancel``."""
+        self._job.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class DirectStaged:
+    """Rows in staging memory; see ``StagedRows``."""
+
+    address: int
+    offsets: NDArray[np.int64]
+    requests: int
+    pages: int
+    bytes_read: int
+    job: core.ReadJob
+    """What keeps the memory."""
+
+
+@lru_cache
+def _log_cached(path: str) -> None:
+    _log.warning(
+        "%s: its file system refuses O_DIRECT, so rows are read through the page cache, which may "
+        "push out what else is in memory",
+        path,
+    )
+
+
+def best_depth(table: TableFile) -> int:
+    """Reads in flight for the disk of a table."""
+    profile = disk_probe.load(table.shards[0].path)
+    return DEPTH if profile is None else profile.depth

@@ -1,0 +1,100 @@
+"""Rows of a mapped file, read through the page cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys.memory.reads import ReadStats
+from gnnsys.memory.store import RowReader, check_bounds
+from gnnsys.memory.table_file import TableFile
+
+__all__ = ["MappedRows"]
+
+
+class MappedRows(RowReader):
+    """Gathers rows of mapped files; the mapping is advised that they are read at random."""
+
+    mode = "mmap"
+
+    def __init__(
+        self, table: TableFile, delivered: torch.dtype, threads: int = 0, isa: str = "auto"
+    ) -> None:
+        self._table = table
+        # (shards,) where the first row of each lies, and its number
+        self._addresses = np.array([shard.map() for shard in table.shards], np.int64)
+        self._first = np.array([shard.first for shard in table.shards], np.int64)
+        self._base = int(self._addresses.min())
+        self._rows = 0
+        super().__init__(
+            int(self._addresses[0]),
+            table.shape,
+            table.stored,
+            delivered,
+            table.row_bytes,
+            threads,
+            isa,
+        )
+
+    @property
+    def stats(self) -> ReadStats:
+        """What was read so far."""
+        return ReadStats(rows=self._rows)
+
+    def start(self, ids: NDArray[np.int64]) -> MappedPending:
+        """Rows ``ids``, ascending; nothing is read before they are touched."""
+        self._rows += len(ids)
+        return MappedPending(self, self._base, self._offsets(ids))
+
+    def gather(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        """See ``Store.gather``."""
+        self.check_size()
+        return super().gather(ids, out)
+
+    def check_size(self) -> None:
+        """Reading a mapping past the end of its file kills the process, so look before."""
+        self._table.check_size()
+
+    def read_into(self, first: int, out: NDArray[np.uint8]) -> None:
+        """Reads rows one after another from row ``first`` on until ``out`` is full."""
+        self._table.read_into(first, out)
+
+    def close(self) -> None:
+        """Lets go of the mappings."""
+        self._table.close()
+
+    def _copy_rows(self, ids: Tensor, out: Tensor) -> None:
+        self._rows += len(ids)
+        if len(self._addresses) == 1:
+            super()._copy_rows(ids, out)
+            return
+        check_bounds(ids, self.shape[0])
+        self.copy_at(self._base, torch.from_numpy(self._offsets(ids.long().numpy())), out)
+
+    def _offsets(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        place = np.searchsorted(self._first, ids, side="right") - 1  # the shard of each row
+        return self._addresses[place] - self._base + (ids - self._first[place]) * self.row_bytes
+
+
+@dataclass(slots=True)
+class MappedPending:
+    """Rows where the mapping has them: pending and staged in one."""
+
+    reader: MappedRows
+    address: int
+    offsets: NDArray[np.int64]
+    requests: int = 0
+    pages: int = 0
+    bytes_read: int = 0
+
+    def wait(self) -> MappedPending:
+        """See ``PendingRows.wait``."""
+        self.reader.check_size()
+        return self
+
+    def cancel(self) -> None:
+        """See ``PendingRows.cancel``."""

@@ -1,0 +1,77 @@
+"""What reading rows of a file gives: rows on their way, rows that lie in memory, counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PAGE", "PendingRows", "ReadStats", "StagedRows", "Storage"]
+
+Storage = Literal["auto", "uring", "pread", "mmap"]
+"""How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
+
+PAGE = 4096
+"""Bytes of a page, the unit of reads past the page cache."""
+
+
+class StagedRows(Protocol):
+    """Rows that were read; their memory is valid as long as this object lives."""
+
+    address: int
+    """Of the memory they lie in."""
+
+    offsets: NDArray[np.int64]
+    """(n,) row k lies at ``address + offsets[k]``, as it is stored."""
+
+    requests: int
+    """Reads that were asked of the disk; 0 in mmap mode, where the page cache decides."""
+
+    pages: int
+    """Pages of 4 KiB that they covered."""
+
+    bytes_read: int
+    """Bytes that came back, less than the pages at the end of a file."""
+
+
+class PendingRows(Protocol):
+    """Rows that are being read."""
+
+    def wait(self) -> StagedRows:
+        """The rows, once they are there; from any thread, once.
+
+        Raises:
+            StorageError: the disk failed, naming file and offset.
+            FileFormatError: the file became shorter than its rows.
+            ArgumentError: they were cancelled, or started in another process.
+        """
+
+    def cancel(self) -> None:
+        """Lets go of the rows without waiting for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStats:
+    """What a store read from its file so far, apart from mmap mode, which counts rows alone."""
+
+    rows: int = 0
+    """Distinct rows asked for."""
+    requests: int = 0
+    """Reads asked of the disk."""
+    pages: int = 0
+    """Pages of 4 KiB they covered."""
+    bytes_read: int = 0
+    """Bytes that came back."""
+    seconds_waited: float = 0.0
+    """Time that callers waited for rows."""
+
+    def __sub__(self, other: ReadStats) -> ReadStats:
+        return ReadStats(
+            self.rows - other.rows,
+            self.requests - other.requests,
+            self.pages - other.pages,
+            self.bytes_read - other.bytes_read,
+            self.seconds_waited - other.seconds_waited,
+        )

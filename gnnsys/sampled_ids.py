@@ -1,0 +1,70 @@
+"""The node ids of the batches that training samples, without training.
+
+Owns ``sampled_ids``. Invariant: batch by batch these are the ids, in the order, that
+``gnnsys.NeighborLoader`` gives for the same graph, seeds, fanouts, batch size and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys.errors import ArgumentError
+from gnnsys.loaders import CSC, NeighborSampler
+from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
+
+__all__ = ["sampled_ids"]
+
+
+def sampled_ids(
+    graph: CSC,
+    seeds: Tensor,
+    fanouts: Sequence[int],
+    *,
+    batch_size: int = 1024,
+    batches: int = 200,
+    seed: int = 0,
+    threads: int = 0,
+) -> Iterator[NDArray[np.int64]]:
+    """Samples the first batches of a training run, epoch after epoch.
+
+    Args:
+        graph: in-neighbours of each node.
+        seeds: (n,) int64 training nodes.
+        fanouts: neighbours of a node for each hop, nearest the seeds first; -1 takes all.
+        batch_size: seeds of a batch; the last one of an epoch may have fewer.
+        batches: how many, over as many epochs as it takes.
+        seed: of the order of seeds and of the draws.
+        threads: that sample; 0 for all cores.
+
+    Yields:
+        (m,) distinct ids of each batch, the seeds first.
+
+    Raises:
+        ArgumentError: no seeds, or an option that cannot be used.
+
+    >>> import torch
+    >>> ring = CSC(torch.arange(5), torch.tensor([3, 0, 1, 2]))
+    >>> batches = sampled_ids(ring, torch.tensor([0, 2]), [1], batch_size=1, batches=3)
+    >>> [sorted(ids.tolist()) for ids in batches]
+    [[0, 3], [1, 2], [1, 2]]
+    """
+    if len(seeds) == 0:
+        raise ArgumentError("seeds: none; name training nodes when the dataset is converted")
+    if batch_size < 1 or batches < 0:
+        raise ArgumentError(
+            f"batch_size {batch_size}, batches {batches}: expected at least 1 and at least 0"
+        )
+    sampler = NeighborSampler(graph, list(fanouts), seed=seed, threads=threads)
+    shuffled = ShuffledSeeds(len(seeds), Epochs(), seed)
+    per_epoch = -(-len(seeds) // batch_size)
+    for number in range(batches):
+        epoch, group = divmod(number, per_epoch)
+        if group == 0:
+            order = shuffled.order(epoch)
+        positions = order[group * batch_size : (group + 1) * batch_size]
+        out = sampler.sample(seeds[positions], group, epoch)
+        yield out.node.numpy()

@@ -1,0 +1,98 @@
+"""``gnnsys score``: computes a static score and stores it with the dataset."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gnnsys.cache.scores import rank_normalised
+from gnnsys.config_cache import ScoreConfig, parse_fanouts
+from gnnsys.dataset_folder import open_dataset
+from gnnsys.errors import UnsupportedError
+from gnnsys.folder_scores import store_score
+from gnnsys.progress import work_progress
+from gnnsys.static_scores import importance
+
+__all__ = ["run_command"]
+
+_SHARES = (0.01, 0.05, 0.1, 0.25)
+
+
+def run_command(config: ScoreConfig) -> int:
+    """Computes, stores and tells."""
+    begun = time.perf_counter()
+    folder = Path(config.dataset)
+    dataset = open_dataset(folder)
+    if dataset.heterogeneous:
+        raise UnsupportedError(
+            f"{folder}: heterogeneous; gnnsys score takes homogeneous graphs so far"
+        )
+    about: dict[str, Any] = {}
+    if config.score == "presample":
+        about = {
+            "fanouts": parse_fanouts(config.fanouts),
+            "batch_size": config.batch_size,
+            "batches": config.batches,
+            "seed": config.seed,
+        }
+    with work_progress() as progress:
+        values = importance(
+            config.score,
+            dataset.graph(),
+            seeds=dataset.split("train"),
+            **about,
+            threads=config.threads,
+            progress=progress,
+        )
+    file = store_score(folder, rank_normalised(values), config.score, **about)
+    facts = {
+        "dataset": str(dataset.path),
+        "score": config.score,
+        **about,
+        "nodes": len(values),
+        "zero": int((values == 0).sum()),
+        "top": top_shares(values),
+        "file": str(file.absolute()),
+        "seconds": time.perf_counter() - begun,
+    }
+    if config.json:
+        print(json.dumps(facts))
+    else:
+        Console().print(_table(facts))
+    return 0
+
+
+def top_shares(values: NDArray[Any]) -> dict[str, float]:
+    """What part of the sum the first 1, 5, 10 and 25 % of the nodes have; {} where it is 0.
+
+    >>> top_shares(np.arange(100) == 7)
+    {'0.01': 1.0, '0.05': 1.0, '0.1': 1.0, '0.25': 1.0}
+    """
+    descending = np.sort(values)[::-1].astype(np.float64)
+    total = descending.sum()
+    if total == 0:
+        return {}
+    return {
+        str(share): float(descending[: max(1, round(share * len(values)))].sum() / total)
+        for share in _SHARES
+    }
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    table = Table(title=escape(f"{facts['score']} of {facts['dataset']}"), show_header=False)
+    table.add_row("nodes", f"{facts['nodes']:,}, {facts['zero']:,} of them without any")
+    for share, part in facts["top"].items():
+        table.add_row(
+            f"first {float(share):.0%} of the nodes", f"{part:.1%} of the {facts['score']}"
+        )
+    table.add_row("stored", escape(facts["file"]))
+    table.add_row("time", f"{facts['seconds']:.1f} s")
+    return table

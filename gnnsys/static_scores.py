@@ -1,0 +1,84 @@
+"""Static scores of a graph by their names, from its edges or from a short run of the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys.cache.scores import out_degree, reverse_pagerank
+from gnnsys.errors import ArgumentError
+from gnnsys.folder_writer import Progress
+from gnnsys.loaders import CSC
+from gnnsys.sampled_ids import sampled_ids
+
+__all__ = ["PRESAMPLE_BATCHES", "ScoreKind", "importance"]
+
+ScoreKind = Literal["degree", "pagerank", "presample"]
+
+PRESAMPLE_BATCHES = 200
+"""Batches that presampling draws unless told otherwise."""
+
+
+def importance(
+    kind: ScoreKind,
+    graph: CSC,
+    *,
+    seeds: Tensor | None = None,
+    fanouts: Sequence[int] = (),
+    batch_size: int = 1024,
+    batches: int = PRESAMPLE_BATCHES,
+    seed: int = 0,
+    threads: int = 0,
+    progress: Progress = lambda what, done, total: None,
+) -> NDArray[Any]:
+    """How important each node is; ``gnnsys.cache.scores.rank_normalised`` makes scores of it.
+
+    Args:
+        kind: "degree": in how many lists of neighbours a node stands; "pagerank": reverse PageRank;
+            "presample": in how many of the first batches of training it occurs.
+        graph: in-neighbours of each node.
+        seeds: (n,) training nodes; this and the rest are for "presample".
+        fanouts: neighbours of a node for each hop; as training is to use, like the next ones.
+        batch_size: seeds of a batch.
+        batches: to sample.
+        seed: of the sampler.
+        threads: that sample; 0 for all cores.
+        progress: is told what is done.
+
+    Returns:
+        (nodes,) int64 or float64.
+
+    Raises:
+        ArgumentError: "presample" without seeds or fanouts.
+        RowIndexError: an edge from a node that is not there.
+
+    >>> import torch
+    >>> importance("degree", CSC(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 1]))).tolist()
+    [1, 2]
+    """
+    if kind != "presample":
+        indices = graph.indices.numpy()
+
+        def report(done: int, total: int) -> None:
+            progress(f"{kind}: edges", done, total)
+
+        if kind == "degree":
+            return out_degree(indices, graph.num_nodes, report)
+        return reverse_pagerank(graph.indptr.numpy(), indices, progress=report)
+    if seeds is None or len(seeds) == 0 or not fanouts:
+        raise ArgumentError(
+            "presample: samples as training does, which needs training nodes and fanouts; name "
+            "the nodes when the dataset is converted (--train, --random-split), or use degree"
+        )
+    counts = np.zeros(graph.num_nodes, np.int64)
+    run = sampled_ids(
+        graph, seeds, fanouts, batch_size=batch_size, batches=batches, seed=seed, threads=threads
+    )
+    for number, ids in enumerate(run, 1):
+        counts[ids] += 1  # no id stands twice in a batch
+        progress("presample: batches", number, batches)
+    return counts

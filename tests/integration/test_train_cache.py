@@ -1,0 +1,228 @@
+"""``gnnsys train`` over a feature cache: the same losses, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+import gnnsys
+from gnnsys.cache.plan import Policy as PlannedPolicy
+from gnnsys.cache.trace import read_trace
+from gnnsys.checkpoint import load_checkpoint
+from gnnsys.cli import main
+from gnnsys.config import TrainConfig
+from gnnsys.config_file import resumed_config
+from gnnsys.errors import GnnsysError
+from gnnsys.feature_options import FeatureOptions, Policy
+from gnnsys.feature_setup import choose_cache
+from gnnsys.folder_scores import store_score
+from gnnsys.generate import generate_community
+from gnnsys.report import write_report
+from gnnsys.train import TrainResult, run_training
+
+OPTIONS: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 256,
+    "hidden": 16,
+    "fanouts": (4, 3),
+    "seed": 5,
+}
+NODES, FEATURES = 2000, 16
+IN_MEMORY: dict[str, Any] = {"cache": "none", "storage": "mmap"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small graph that a GNN learns."""
+    path = tmp_path_factory.mktemp("data") / "g"
+    return generate_community(path, nodes=NODES, classes=4, features=FEATURES, degree=8, signal=0.2)
+
+
+def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:
+    config = TrainConfig(dataset=str(folder), out=str(out) if out else None, **OPTIONS | options)
+    return run_training(config)
+
+
+@pytest.fixture(scope="module", params=["layerwise", "sampled"])
+def in_memory(request: pytest.FixtureRequest, folder: Path) -> TrainResult:
+    """Trained without a cache, with one kind of evaluation."""
+    return train(folder, eval=request.param, **IN_MEMORY)
+
+
+# Losses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("0.1", "hybrid", "auto", "0", "uring"),
+        ("8KB", "hybrid", 1, "4KB", "pread"),
+        ("100", "hybrid-pvp", 8, "8KB", "uring"),
+        ("0.1", "lookahead", 4, "0", "mmap"),
+        ("0.1", "lru", 0, "0", "pread"),
+        ("0.1", "lfu", "auto", "4KB", "uring"),
+        ("0.1", "static", 2, "0", "auto"),
+        ("0.1", "sieve", 16, "0", "pread"),
+        ("0.1", "s3fifo", 3, "0", "uring"),
+        ("1.0", "hybrid", "auto", "0", "uring"),
+        ("0", "hybrid", "auto", "4KB", "pread"),
+        ("none", "hybrid", "auto", "0", "uring"),
+    ],
+)
+def test_losses_are_bit_identical_whatever_serves_the_features(
+    folder: Path, in_memory: TrainResult, values: tuple[Any, ...]
+) -> None:
+    names = ("cache", "policy", "window", "victim_buffer", "storage")
+    options = dict(zip(names, values, strict=True))
+    result = train(folder, eval=in_memory.config.eval, **options)
+    assert result.history == in_memory.history
+    asked = sum(served.rows for served in in_memory.counters.tiers().values())
+    tiers = result.counters.tiers()
+    assert sum(served.rows for served in tiers.values()) == asked
+    assert sum(served.bytes for served in tiers.values()) == asked * FEATURES * 4
+    for tier, name in (("cache", "hits"), ("victim", "victim_hits"), ("file", "reads")):
+        if tier in tiers and "hits" in result.reads:
+            assert tiers[tier].rows == result.reads[name]
+
+
+def test_every_policy_of_the_planner_can_be_chosen() -> None:
+    assert set(get_args(Policy)) == set(get_args(PlannedPolicy))
+
+
+@pytest.mark.parametrize("score", ["none", "degree", "pagerank", "presample"])
+def test_losses_do_not_depend_on_the_score(folder: Path, score: Any) -> None:
+    cached = train(folder, cache="0.1", score=score, epochs=1)
+    assert cached.history == train(folder, epochs=1, **IN_MEMORY).history
+
+
+def test_a_resumed_run_may_read_in_another_way_and_its_counts_add_up(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole = train(folder, **IN_MEMORY)
+    first = train(folder, tmp_path / "run", epochs=1, cache="0.1")
+    config = dataclasses.replace(
+        resumed_config(tmp_path / "run"), epochs=3, policy="lru", storage="pread", cache="100"
+    )
+    result = run_training(config)
+    assert result.history == whole.history
+    for tier, served in first.counters.tiers().items():
+        assert result.counters.served(tier).rows > served.rows
+    rows = [sum(r.counters.as_dict()["rows"].values()) for r in (result, whole)]
+    assert rows[0] == rows[1]
+    assert result.reads["rows"] == rows[0]
+    assert load_checkpoint(tmp_path / "run").state.reads == result.reads
+
+
+# What is chosen -----------------------------------------------------------------------------------
+
+
+def test_auto_takes_half_of_the_memory_where_the_features_do_not_fit_in_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert choose_cache(FeatureOptions(), 501, 1000) == ("500", "auto")
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "500 bytes, half of the 1000 available, for features of 501" in record.message
+    assert choose_cache(FeatureOptions(storage="pread"), 500, 1000) == (None, "pread")
+    assert choose_cache(FeatureOptions(), 500, 1000) == (None, "mmap")
+    assert choose_cache(FeatureOptions(policy="lru"), 500, 1000) == ("500", "auto")
+
+
+def test_the_stored_score_is_used_and_a_missing_one_computed(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = generate_community(tmp_path / "g", nodes=500, classes=2, features=4, degree=4)
+    caplog.set_level(logging.INFO, logger="gnnsys.feature_setup")
+    train(other, cache="50", epochs=1)
+    assert "--score auto: computed in" in caplog.text
+    store_score(other, np.arange(500, dtype=np.uint16), "presample")
+    caplog.clear()
+    train(other, cache="50", epochs=1)
+    train(other, cache="50", epochs=1, score="presample")
+    assert "computed" not in caplog.text
+    train(other, cache="50", epochs=1, score="degree")
+    assert "--score degree: computed in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "says"),
+    [
+        ("cora", {"cache": "1GB"}, "--cache 1GB: for features in a file, but cora has its in"),
+        ("actor", {"storage": "pread", "window": 3}, "--window 3 --storage pread: for features"),
+        ("demo", {"cache": "9000TB"}, "bytes > "),
+        ("demo", {"trace": "/nowhere/t", "cache": "9"}, "--trace /nowhere/t: /nowhere is not a"),
+    ],
+)
+def test_options_that_cannot_be_met_are_one_error(
+    dataset: str, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(GnnsysError, match=says):
+        run_training(TrainConfig(dataset=dataset, epochs=1, **options))
+
+
+# What is told -------------------------------------------------------------------------------------
+
+
+def test_stats_are_printed_recorded_and_drawn(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    small = ["--batch-size", "256", "--hidden", "16", "--fanouts", "4", "3", "--epochs", "2"]
+    options = ["--cache", "0.1", "--storage", "pread", "--stats"]
+    assert main(["train", str(folder), "--out", str(run), *small, *options]) == 0
+    told = capsys.readouterr().out
+    for name in ("served by cache", "served by file", "being kept", "disk reads", "pages read"):
+        assert name in told
+    result = json.loads((run / "result.json").read_text())
+    reads = result["reads"]
+    assert reads["hits"] == result["rows"]["cache"]
+    assert reads["reads"] == result["rows"]["file"]
+    assert reads["requests"] > 0
+    assert reads["bytes_read"] >= reads["pages"] * 4096 > 0
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kinds = {record["kind"] for record in records if "reads" in record}
+    assert kinds == {"step", "epoch"}
+    page = write_report(run).read_text()
+    for title in ("Hit ratio by tier", "Disk reads", "Time waited for reads"):
+        assert f"<h3>{title}" in page
+
+
+def test_a_file_without_a_cache_counts_its_reads(folder: Path) -> None:
+    result = train(folder, epochs=1, cache="none", storage="pread")
+    assert set(result.reads) == {"requests", "pages", "bytes_read", "io_wait_seconds"}
+    assert result.reads["requests"] > 0
+    assert train(folder, epochs=1, **IN_MEMORY).reads == {}
+
+
+def test_a_trace_holds_the_ids_of_every_batch_in_order(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.trace"
+    train(folder, epochs=2, eval_every=2, cache="0.1", trace=str(path))
+    trace = read_trace(path)
+    assert trace.num_rows == NODES
+    dataset = gnnsys.open_dataset(folder)
+    loader = gnnsys.NeighborLoader(
+        dataset.stores(), [4, 3], input_nodes=dataset.split("train"), batch_size=256, shuffle=True,
+        seed=OPTIONS["seed"],
+    )  # fmt: skip
+    batches = [batch.n_id for epoch in range(2) for batch in loader]
+    for ids, expected in zip(trace, batches, strict=False):
+        assert torch.equal(torch.from_numpy(np.array(ids)), expected)
+    assert len(trace) > len(batches)  # the evaluation's follow
+
+
+def test_predict_gives_the_same_through_a_cache(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "run", epochs=1)
+    run = str(tmp_path / "run")
+    assert main(["predict", run]) == 0
+    other = ["--out", str(tmp_path / "cached"), "--cache", "0.1", "--storage", "pread"]
+    assert main(["predict", run, *other]) == 0
+    for name in ("scores.npy", "embeddings.npy"):
+        one, two = (path / name for path in (tmp_path / "run" / "predictions", tmp_path / "cached"))
+        assert one.read_bytes() == two.read_bytes()

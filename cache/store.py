@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +21,7 @@ from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
 from gnnsys.cache.engine import CacheSource, Engine
 from gnnsys.cache.executor import Executor
 from gnnsys.cache.plan import POLICIES, Policy
-from gnnsys.cache.reference import ReferencePlanner as Planner
+from gnnsys.cache.planner import Planner
 from gnnsys.cache.resident import ResidentRows
 from gnnsys.cache.scores import rank_normalised
 from gnnsys.cache.stats import CacheStats
@@ -95,7 +98,7 @@ class CachedStore:
         trace: str | os.PathLike[str] | None = None,
         threads: int = 0,
     ) -> None:
-        _check(source, policy, window, prefetch)
+        _check(source, policy, window, prefetch, threads)
         self.source: Any = source
         self.shape: torch.Size = source.shape
         self.dtype: torch.dtype = source.stored
@@ -104,21 +107,25 @@ class CachedStore:
         self.window = _AUTO_WINDOW if window == "auto" else window
         self.counters = Counters()
         self._name = str(getattr(source, "path", "the source"))
-        self._options: dict[str, Any] = {
-            "policy": policy,
-            "window": self.window,
-            "victim_buffer": victim_buffer,
-            "scores": scores,
-            "prefill": prefill,
-            "prefetch": prefetch,
-            "threads": threads,
-        }
         rows = self.shape[0]
-        self._scores = _as_scores(scores, rows)
         self.victim_cells = rows_of(victim_buffer, rows, self.row_bytes, "victim_buffer")
+        self._options = _Options(
+            policy=policy,
+            window=self.window,
+            victim_buffer=self.victim_cells,
+            scores=_as_scores(scores, rows),
+            prefill=prefill,
+            prefetch=prefetch,
+            threads=threads,
+        )
         self._capacity = self._reserve(cache)
-        self._engine = _Once(self._make_engine)
         self._trace = TraceWriter(trace, rows) if trace is not None else None
+        make = partial(
+            _make_engine, source, self._name, self._capacity, self._options, self.counters,
+            self._trace,
+        )  # fmt: skip
+        # Nothing below knows this object: what it holds is let go with the last reference to it.
+        self._engine = _Once(make)
         if self._trace is not None:
             weakref.finalize(self._engine, self._trace.close)
 
@@ -126,58 +133,12 @@ class CachedStore:
         """How many rows are cached, which an arena knows at the first use only."""
         share = ArenaShare(cache, 0.0) if isinstance(cache, CacheArena) else cache
         if isinstance(share, ArenaShare):
-            table = Table(self._name, self.shape[0], self.row_bytes, self._scores)
+            table = Table(self._name, self.shape[0], self.row_bytes, self._options.scores)
             share.arena.add(table, share.fraction or None)
             return lambda: share.arena.rows(table)
         capacity = rows_of(cache, self.shape[0], self.row_bytes, "cache")
-        self._check_memory(capacity)
+        _check_memory(capacity, self.victim_cells, self.row_bytes)
         return lambda: capacity
-
-    def _check_memory(self, capacity: int) -> None:
-        rows, free = capacity + self.victim_cells, available_memory()
-        if rows * self.row_bytes > free:
-            raise TooLargeError(
-                f"cache: {capacity} rows and a victim buffer of {self.victim_cells} rows of "
-                f"{self.row_bytes} bytes take {rows * self.row_bytes} bytes > {free}, the memory "
-                f"available here; give at most cache={free // 2 // self.row_bytes} or a text such "
-                f"as cache='{free >> 21}MB'"
-            )
-
-    def _make_engine(self) -> Engine | ResidentRows:
-        capacity, counters = self._capacity(), self.counters
-        self._check_memory(capacity)
-        threads = self._options["threads"]
-        record = self._trace.add if self._trace is not None else _ignore
-        if capacity >= self.shape[0] and self._options["prefill"]:
-            return ResidentRows(
-                self.source, self._name, threads=threads, counters=counters, record=record
-            )
-        return Engine(
-            self.source,
-            self._name,
-            self._planner_maker(capacity),
-            Executor(capacity, self.victim_cells, self.row_bytes, threads),
-            window=self.window,
-            prefetch=self._options["prefetch"],
-            counters=counters,
-            record=record,
-        )
-
-    def _planner_maker(self, capacity: int) -> Callable[[bool], Any]:
-        wants_prefill = self._options["prefill"]
-
-        def make(prefill: bool) -> Any:
-            return Planner(
-                self.shape[0],
-                capacity,
-                policy=self.policy,
-                window=self.window,
-                scores=self._scores,
-                victim_cells=self.victim_cells,
-                prefill=prefill and wants_prefill,
-            )
-
-        return make
 
     @property
     def capacity(self) -> int:
@@ -293,12 +254,79 @@ class CachedStore:
         return rows.to(self.dtype) if out is None else out.copy_(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.source, self.dtype, {"cache": self.capacity, **self._options})
+        options = {f.name: getattr(self._options, f.name) for f in dataclasses.fields(_Options)}
+        return _rebuild, (self.source, self.dtype, {"cache": self.capacity, **options})
 
     def __repr__(self) -> str:
         return (
             f"CachedStore({self.source!r}, policy={self.policy!r}, window={self.window}, "
             f"dtype={self.dtype})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What a store was made with, cache and trace left out."""
+
+    policy: Policy
+    window: int
+    victim_buffer: int
+    scores: NDArray[np.uint16] | None
+    prefill: bool
+    prefetch: int
+    threads: int
+
+
+def _make_engine(
+    source: Any,
+    name: str,
+    capacity_of: Callable[[], int],
+    options: _Options,
+    counters: Counters,
+    trace: TraceWriter | None,
+) -> Engine | ResidentRows:
+    rows, capacity, cells = source.shape[0], capacity_of(), options.victim_buffer
+    _check_memory(capacity, cells, source.row_bytes)
+    record = trace.add if trace is not None else _ignore
+    if capacity >= rows and options.prefill:
+        return ResidentRows(source, name, threads=options.threads, counters=counters, record=record)
+
+    def make_planner(prefill: bool) -> Planner:
+        try:
+            return Planner(
+                rows,
+                capacity,
+                policy=options.policy,
+                window=options.window,
+                scores=options.scores,
+                victim_cells=cells,
+                prefill=prefill and options.prefill,
+            )
+        except MemoryError as error:
+            raise TooLargeError(
+                f"cache: no memory for the planner, about {8 * rows} bytes for the {rows} rows of "
+                f"{name}; give a smaller cache="
+            ) from error
+
+    return Engine(
+        source,
+        name,
+        make_planner,
+        Executor(capacity, cells, source.row_bytes, options.threads),
+        window=options.window,
+        prefetch=options.prefetch,
+        counters=counters,
+        record=record,
+    )
+
+
+def _check_memory(capacity: int, cells: int, row_bytes: int) -> None:
+    needed, free = (capacity + cells) * row_bytes, available_memory()
+    if needed > free:
+        raise TooLargeError(
+            f"cache: {capacity} rows and a victim buffer of {cells} rows of {row_bytes} bytes take "
+            f"{needed} bytes > {free}, the memory available here; give at most "
+            f"cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
         )
 
 
@@ -338,7 +366,7 @@ def _ignore(ids: NDArray[Any]) -> None:
     pass
 
 
-def _check(source: Any, policy: str, window: int | str, prefetch: int) -> None:
+def _check(source: Any, policy: str, window: int | str, prefetch: int, threads: int) -> None:
     if getattr(source, "writable", False):
         raise ArgumentError("source: is writable, and a cache would not see changes; open it anew")
     if source.dtype != source.stored:
@@ -352,6 +380,8 @@ def _check(source: Any, policy: str, window: int | str, prefetch: int) -> None:
         raise ArgumentError(f"window: {window!r}, expected 'auto' or a number of batches from 0")
     if prefetch < 0:
         raise ArgumentError(f"prefetch: {prefetch} < 0; give a number of batches, or 0")
+    if threads < 0:
+        raise ArgumentError(f"threads: {threads} < 0; give 0 for all cores or a number")
 
 
 def _as_scores(scores: Any, rows: int) -> NDArray[np.uint16] | None:

@@ -35,7 +35,6 @@ from gnnsys.config import TrainConfig
 from gnnsys.config_file import check_resumed, config_to_toml
 from gnnsys.counters import Counters
 from gnnsys.dataset import NodeDataset, load_dataset
-from gnnsys.disk_probe import DiskProfile
 from gnnsys.disk_probe import load as load_disk_profile
 from gnnsys.doctor import cpu_model
 from gnnsys.errors import ArgumentError, StorageError
@@ -196,8 +195,10 @@ class _Trainer:
             self._restore(load_checkpoint(run), run / CHECKPOINT)
         self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
-        self._disk = _disk_of(dataset.features.store)
-        self._disk_watch = DiskWatch(self._disk.iops if self._disk else 0)
+        file: Any = getattr(dataset.features.store, "source", None) or dataset.features.store
+        self._depth: int = getattr(file, "depth", 0)
+        disk = load_disk_profile(file.path) if self._depth else None
+        self._disk_watch = DiskWatch(disk.iops if disk else 0)
         self._last_step_record = 0.0
         self._last_checkpoint = time.monotonic()
 
@@ -381,7 +382,7 @@ class _Trainer:
             rows=served["rows"],
             bytes=served["bytes"],
             reads=add_counts(self._state.reads, read_counts(self._dataset.features.store)),
-            depth=self._disk.depth if self._disk else 0,
+            depth=self._depth,
         )
 
     def _seconds(self) -> float:
@@ -465,14 +466,6 @@ class _Trainer:
             **reads,
             "rss": psutil.Process().memory_info().rss,
         }
-
-
-def _disk_of(store: Any) -> DiskProfile | None:
-    """What the probe found of the disk that rows are read from, where they are and it did."""
-    file = getattr(store, "source", store)
-    if getattr(file, "storage", "mmap") == "mmap":
-        return None
-    return load_disk_profile(file.path)
 
 
 def _open_run(config: TrainConfig) -> Path | None:

@@ -144,14 +144,13 @@ void ReadQueue::end(uint64_t tag, std::optional<ReadFault> fault) {
   if (--job->in_flight_ == 0 && job != current_) job->finish();
 }
 
-// No reads can be made any more. What is under way may still be written to, so its memory stays.
+// No reads can be made any more. What is under way may still be written to: its memory stays, in
+// the slots, until the backend is gone.
 void ReadQueue::fail_all(int code) {
   for (Slot& slot : slots_) {
     if (!slot.job) continue;
-    (void)new std::shared_ptr<ReadJob>(slot.job);
     if (!slot.job->fault_) slot.job->fault_ = {slot.request->part, slot.request->offset, code};
     slot.job->finish();
-    slot.job = nullptr;
   }
   std::unique_lock lock(mutex_);
   for (;;) {

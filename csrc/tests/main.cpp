@@ -5,6 +5,7 @@
 
 int main() {
   gnnsys::test::test_steps();
+  gnnsys::test::test_file_reader();
   gnnsys::test::test_graph_sampler();
   std::puts("all checks hold");
 }

@@ -140,6 +140,16 @@ class FileStore:
         return self._reader.mode
 
     @property
+    def depth(self) -> int:
+        """Reads that may be in flight at once, for each disk; 0 in mmap mode."""
+        return getattr(self._reader, "depth", 0)
+
+    @property
+    def writable(self) -> bool:
+        """Whether ``write`` may change the file."""
+        return bool(self._options["writable"])
+
+    @property
     def read_stats(self) -> ReadStats:
         """What was read from the disk so far."""
         return self._reader.stats

@@ -28,13 +28,13 @@ from gnnsys.report import write_report
 from gnnsys.train import TrainResult, run_training
 
 OPTIONS: dict[str, Any] = {
-    "epochs": 3,
-    "batch_size": 256,
+    "epochs": 2,
+    "batch_size": 128,
     "hidden": 16,
     "fanouts": (4, 3),
     "seed": 5,
 }
-NODES, FEATURES = 2000, 16
+NODES, FEATURES = 1000, 16
 IN_MEMORY: dict[str, Any] = {"cache": "none", "storage": "mmap"}
 
 
@@ -50,10 +50,10 @@ def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:
     return run_training(config)
 
 
-@pytest.fixture(scope="module", params=["layerwise", "sampled"])
-def in_memory(request: pytest.FixtureRequest, folder: Path) -> TrainResult:
-    """Trained without a cache, with one kind of evaluation."""
-    return train(folder, eval=request.param, **IN_MEMORY)
+@pytest.fixture(scope="module")
+def in_memory(folder: Path) -> dict[str, TrainResult]:
+    """Trained without a cache, by the kind of evaluation."""
+    return {kind: train(folder, eval=kind, **IN_MEMORY) for kind in ("layerwise", "sampled")}
 
 
 # Losses -------------------------------------------------------------------------------------------
@@ -62,28 +62,29 @@ def in_memory(request: pytest.FixtureRequest, folder: Path) -> TrainResult:
 @pytest.mark.parametrize(
     "values",
     [
-        ("0.1", "hybrid", "auto", "0", "uring"),
-        ("8KB", "hybrid", 1, "4KB", "pread"),
-        ("100", "hybrid-pvp", 8, "8KB", "uring"),
-        ("0.1", "lookahead", 4, "0", "mmap"),
-        ("0.1", "lru", 0, "0", "pread"),
-        ("0.1", "lfu", "auto", "4KB", "uring"),
-        ("0.1", "static", 2, "0", "auto"),
-        ("0.1", "sieve", 16, "0", "pread"),
-        ("0.1", "s3fifo", 3, "0", "uring"),
-        ("1.0", "hybrid", "auto", "0", "uring"),
-        ("0", "hybrid", "auto", "4KB", "pread"),
-        ("none", "hybrid", "auto", "0", "uring"),
+        ("0.1", "hybrid", "auto", "0", "uring", "layerwise"),
+        ("0.1", "hybrid", "auto", "0", "pread", "sampled"),
+        ("8KB", "hybrid", 1, "4KB", "pread", "layerwise"),
+        ("100", "hybrid-pvp", 8, "8KB", "uring", "sampled"),
+        ("0.1", "lookahead", 4, "0", "mmap", "layerwise"),
+        ("0.1", "lru", 0, "0", "pread", "sampled"),
+        ("0.1", "lfu", "auto", "4KB", "uring", "layerwise"),
+        ("0.1", "static", 2, "0", "auto", "sampled"),
+        ("0.1", "sieve", 16, "0", "pread", "layerwise"),
+        ("0.1", "s3fifo", 3, "0", "uring", "sampled"),
+        ("1.0", "hybrid", "auto", "0", "uring", "layerwise"),
+        ("0", "hybrid", "auto", "4KB", "pread", "sampled"),
+        ("none", "hybrid", "auto", "0", "uring", "sampled"),
     ],
 )
 def test_losses_are_bit_identical_whatever_serves_the_features(
-    folder: Path, in_memory: TrainResult, values: tuple[Any, ...]
+    folder: Path, in_memory: dict[str, TrainResult], values: tuple[Any, ...]
 ) -> None:
-    names = ("cache", "policy", "window", "victim_buffer", "storage")
+    names = ("cache", "policy", "window", "victim_buffer", "storage", "eval")
     options = dict(zip(names, values, strict=True))
-    result = train(folder, eval=in_memory.config.eval, **options)
-    assert result.history == in_memory.history
-    asked = sum(served.rows for served in in_memory.counters.tiers().values())
+    expected, result = in_memory[options["eval"]], train(folder, **options)
+    assert result.history == expected.history
+    asked = sum(served.rows for served in expected.counters.tiers().values())
     tiers = result.counters.tiers()
     assert sum(served.rows for served in tiers.values()) == asked
     assert sum(served.bytes for served in tiers.values()) == asked * FEATURES * 4
@@ -108,7 +109,7 @@ def test_a_resumed_run_may_read_in_another_way_and_its_counts_add_up(
     whole = train(folder, **IN_MEMORY)
     first = train(folder, tmp_path / "run", epochs=1, cache="0.1")
     config = dataclasses.replace(
-        resumed_config(tmp_path / "run"), epochs=3, policy="lru", storage="pread", cache="100"
+        resumed_config(tmp_path / "run"), epochs=2, policy="lru", storage="pread", cache="100"
     )
     result = run_training(config)
     assert result.history == whole.history
@@ -156,7 +157,6 @@ def test_the_stored_score_is_used_and_a_missing_one_computed(
     [
         ("cora", {"cache": "1GB"}, "--cache 1GB: for features in a file, but cora has its in"),
         ("actor", {"storage": "pread", "window": 3}, "--window 3 --storage pread: for features"),
-        ("demo", {"cache": "9000TB"}, "bytes > "),
         ("demo", {"trace": "/nowhere/t", "cache": "9"}, "--trace /nowhere/t: /nowhere is not a"),
     ],
 )
@@ -174,7 +174,7 @@ def test_stats_are_printed_recorded_and_drawn(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    small = ["--batch-size", "256", "--hidden", "16", "--fanouts", "4", "3", "--epochs", "2"]
+    small = ["--batch-size", "128", "--hidden", "16", "--fanouts", "4", "3", "--epochs", "2"]
     options = ["--cache", "0.1", "--storage", "pread", "--stats"]
     assert main(["train", str(folder), "--out", str(run), *small, *options]) == 0
     told = capsys.readouterr().out
@@ -185,7 +185,7 @@ def test_stats_are_printed_recorded_and_drawn(
     assert reads["hits"] == result["rows"]["cache"]
     assert reads["reads"] == result["rows"]["file"]
     assert reads["requests"] > 0
-    assert reads["bytes_read"] >= reads["pages"] * 4096 > 0
+    assert 0 < reads["bytes_read"] <= reads["pages"] * 4096
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kinds = {record["kind"] for record in records if "reads" in record}
     assert kinds == {"step", "epoch"}
@@ -208,7 +208,7 @@ def test_a_trace_holds_the_ids_of_every_batch_in_order(folder: Path, tmp_path: P
     assert trace.num_rows == NODES
     dataset = gnnsys.open_dataset(folder)
     loader = gnnsys.NeighborLoader(
-        dataset.stores(), [4, 3], input_nodes=dataset.split("train"), batch_size=256, shuffle=True,
+        dataset.stores(), [4, 3], input_nodes=dataset.split("train"), batch_size=128, shuffle=True,
         seed=OPTIONS["seed"],
     )  # fmt: skip
     batches = [batch.n_id for epoch in range(2) for batch in loader]

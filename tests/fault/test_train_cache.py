@@ -1,0 +1,255 @@
+"""``gnnsys train`` over a cache when something goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gnnsys.checkpoint import load_checkpoint
+from gnnsys.config import TrainConfig
+from gnnsys.config_file import resumed_config
+from gnnsys.errors import FileFormatError, StorageError
+from gnnsys.generate import generate_community
+from gnnsys.train import TrainResult, run_training
+
+OPTIONS: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 64,
+    "hidden": 16,
+    "fanouts": (4, 3),
+    "seed": 5,
+}
+CACHED: dict[str, Any] = {"cache": "0.1", "storage": "pread", "victim_buffer": "4KB"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small graph whose files a test may spoil."""
+    return generate_community(
+        tmp_path / "g", nodes=1000, classes=4, features=16, degree=8, signal=0.2
+    )
+
+
+def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:
+    return run_training(config_of(folder, out, **options))
+
+
+def config_of(folder: Path, out: Path | None = None, **options: Any) -> TrainConfig:
+    return TrainConfig(dataset=str(folder), out=str(out) if out else None, **OPTIONS | options)
+
+
+def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", dedent(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
+
+
+# Kills --------------------------------------------------------------------------------------------
+
+KILLED = """
+    import os, random, shutil, signal, sys, threading
+    from pathlib import Path
+    from gnnsys.config import TrainConfig
+    from gnnsys.config_file import resumed_config
+    from gnnsys.train import run_training
+    import torch.utils.tensorboard   # what a child needs is there before it is forked
+
+    folder, out, seed, options = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
+    draw = random.Random(seed)
+
+    def run_until_killed(batches, delay):
+        left = [batches]
+
+        def count(*_):
+            left[0] -= 1
+            if left[0] == 0:  # some time later, in the middle of whatever it is at
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+        if (out / "checkpoint.pt").exists():
+            config = resumed_config(out)
+        else:
+            shutil.rmtree(out, ignore_errors=True)
+            config = TrainConfig(dataset=folder, out=str(out), **options)
+        run_training(config, on_batch=count)
+
+    for kill in range(3):
+        batches, delay = draw.randint(1, 5), draw.uniform(0, 0.02)
+        child = os.fork()
+        if child == 0:
+            run_until_killed(batches, delay)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"the run ended before kill {kill}: make it longer"
+    run_training(resumed_config(out))
+"""
+
+
+def test_a_run_killed_inside_epochs_and_resumed_has_the_same_losses(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = OPTIONS | {"epochs": 8, "checkpoint_minutes": 1e-6}
+    whole = train(folder, cache="none", storage="mmap", **options)
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {seed}")
+    run = tmp_path / "run"
+    arguments = [str(folder), str(run), str(seed), repr(options | CACHED)]
+    done = run_script(KILLED, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    state = load_checkpoint(run).state
+    assert state.history == [dataclasses.asdict(record) for record in whole.history]
+    rows = sum(rows for rows, _ in state.served.values())
+    assert rows == sum(served.rows for served in whole.counters.tiers().values())
+
+
+# The file of the features -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", ["mmap", "pread"])
+def test_a_file_truncated_during_the_run_is_one_error_and_the_run_goes_on_when_it_is_mended(
+    folder: Path, tmp_path: Path, storage: Any
+) -> None:
+    features = folder / "features.npy"
+    content = features.read_bytes()
+    whole = train(folder)
+
+    def cut(epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == (2, 2):
+            os.truncate(features, len(content) // 2)
+
+    config = config_of(folder, tmp_path / "run", **CACHED | {"storage": storage})
+    with pytest.raises(FileFormatError, match=r"features\.npy: truncated"):
+        run_training(config, on_batch=cut)
+    features.write_bytes(content)
+    assert run_training(resumed_config(tmp_path / "run")).history == whole.history
+
+
+@pytest.mark.parametrize("storage", ["mmap", "pread"])
+def test_a_file_replaced_during_the_run_is_read_as_it_was(folder: Path, storage: Any) -> None:
+    whole = train(folder)
+    features = folder / "features.npy"
+
+    def replace(epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == (1, 2):
+            other = features.with_suffix(".new")
+            np.save(other.with_suffix(".npy.new.npy"), np.zeros((1000, 16), np.float32))
+            os.replace(other.with_suffix(".npy.new.npy"), features)
+
+    config = config_of(folder, **CACHED | {"storage": storage})
+    assert run_training(config, on_batch=replace).history == whole.history
+
+
+# Other processes ----------------------------------------------------------------------------------
+
+
+def test_two_processes_train_on_one_dataset_at_once(folder: Path) -> None:
+    options = ["--epochs", "3", "--batch-size", "64", "--hidden", "16", "--fanouts", "4", "3"]
+    options += ["--seed", "5", "--cache", "0.1", "--storage", "pread", "--json"]
+    command = [str(Path(sys.executable).with_name("gnnsys")), "train", str(folder), *options]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=240)[0] for process in both]
+    losses = [json.loads(text.splitlines()[-1])["loss"] for text in told]
+    assert losses == [train(folder).history[-1].loss] * 2
+
+
+# A trace on a full disk ---------------------------------------------------------------------------
+
+
+def test_a_full_disk_for_the_trace_is_one_error_and_leaves_no_file(
+    folder: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
+    try:
+        with pytest.raises(StorageError, match=r"run\.trace"):
+            train(folder, trace=str(place / "run.trace"), **CACHED)
+        assert not (place / "run.trace").exists()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+# Limits -------------------------------------------------------------------------------------------
+
+
+def deny_io_uring() -> str:
+    """Lines of Python after which the kernel refuses io_uring_setup, by a seccomp filter."""
+    load, jump_equal, ret = 0x20, 0x15, 0x06
+    filters = [(load, 0, 0, 0), (jump_equal, 0, 1, 425), (ret, 0, 0, 0x00050001)]
+    program = b"".join(struct.pack("HBBI", *each) for each in [*filters, (ret, 0, 0, 0x7FFF0000)])
+    return f"""
+import ctypes
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filters", ctypes.c_void_p)]
+filters = ctypes.create_string_buffer({program!r})
+program = Program(4, ctypes.addressof(filters))
+prctl = ctypes.CDLL(None).prctl
+no_new_privileges, set_seccomp, by_filter = 38, 22, 2
+if prctl(no_new_privileges, 1, 0, 0, 0) or prctl(set_seccomp, by_filter, ctypes.byref(program)):
+    raise SystemExit("seccomp is not available")
+"""
+
+
+LIMITED = """
+import sys, logging
+from gnnsys.cli import main
+import gnnsys.train_command, torch
+torch.set_num_threads(1)
+# Libraries are in memory by now: the limit counts what comes on top of them.
+if sys.argv[1]:
+    open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+raise SystemExit(main(sys.argv[2:]))
+"""
+
+NODES, FEATURES = 100_000, 512
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of 205 MB."""
+    path = tmp_path_factory.mktemp("data") / "g"
+    return generate_community(
+        path, nodes=NODES, classes=4, features=FEATURES, degree=4, train=0.05, val=0.01
+    )
+
+
+def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
+    large: Path, memory_group: Any, tmp_path: Path
+) -> None:
+    size, limit = NODES * FEATURES * 4, 150 << 20
+    memory_group.set_limit(limit)
+    options = ["--epochs", "1", "--batch-size", "256", "--fanouts", "4", "3", "--hidden", "16"]
+    command = ["train", str(large), *options, "--eval", "sampled", "--json", "--threads", "1"]
+
+    def run(group: str, *more: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        return run_script(before + LIMITED, group, *command, *more, cwd=tmp_path)
+
+    group = str(memory_group.folder)
+    results = []
+    free = run("", "--cache", "none")
+    limited = run(group, "--cache", "auto")
+    denied = run(group, "--cache", "40MB", before=deny_io_uring())
+    for done in (free, limited, denied):
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    assert memory_group.peak_bytes() <= limit < size
+    assert results[0]["loss"] == results[1]["loss"] == results[2]["loss"]
+    assert f"for features of {size} bytes" in limited.stderr
+    assert results[1]["reads"]["requests"] > 0
+    assert "seccomp" in denied.stderr
+    assert results[2]["reads"]["requests"] > 0
+    refused = run(group, "--cache", "190MB")
+    assert refused.returncode == 2
+    assert f"take {190 << 20} bytes > " in " ".join(refused.stderr.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import gnnsys
 from gnnsys.generate import generate_rmat
 
 
@@ -29,13 +31,11 @@ def test_readers_read_the_same_lists_and_the_plan_says_what_must_be_read(
 ) -> None:
     table, report = tmp_path / "table", tmp_path / "ooc.json"
     sizes = ["--scale", "10", "--degree", "8", "--dim", "512", "--batch-size", "16"]
-    readers = "gnnsys,gnnsys uncached,np.memmap random,torch random"
+    readers = "gnnsys,np.memmap random"
     options = ["--cache-mib", "0.25", "--limit-mib", "0", "--storage", "pread"]
     graph = ["--graph-dir", str(tmp_path / "graph")]
     arguments = [str(table), *SMALL, *sizes, *options, *graph, "--readers", readers]
     assert modules.out_of_core.main([*arguments, "--json", str(report)]) == 0
-    import json
-
     found = json.loads(report.read_text())
     (case,) = found["cases"]
     samples = {one["name"]: one["samples"][0]["amounts"] for one in case["implementations"]}
@@ -62,8 +62,6 @@ def test_trainings_in_and_out_of_memory_have_the_same_losses(
 
 def test_a_loss_that_differs_ends_the_benchmark(modules: SimpleNamespace, tmp_path: Path) -> None:
     folder = generate_rmat(tmp_path / "g", scale=8, features=4, classes=2)
-    import gnnsys
-
     options = SimpleNamespace(warm=1, batches=1, fio_seconds=0)
     turns = modules.out_of_core_training.Turns(gnnsys.open_dataset(folder), options)
     turns._check("in memory", 1, [(0.5).hex(), (0.25).hex()])

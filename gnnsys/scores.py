@@ -1,4 +1,8 @@
-"""Losses and scores of node classification, with one or with several labels a node."""
+"""Losses and scores of node classification, with one or with several labels a node.
+
+torchmetrics, which takes seconds to import, is imported by the scores that need it: a training run
+that is judged by accuracy does without.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_accuracy,
-    multiclass_f1_score,
-    multilabel_accuracy,
-    multilabel_f1_score,
-)
 
 from gnnsys.errors import ArgumentError
 
@@ -54,7 +51,9 @@ def check_metric(metric: str, num_classes: int, multi_label: bool, dataset: str)
 
 def _accuracy(out: Tensor, labels: Tensor) -> float:
     if labels.dim() == 1:
-        return float(multiclass_accuracy(out, labels, out.shape[1], average="micro"))
+        return float((out.argmax(1) == labels).float().mean())
+    from torchmetrics.functional.classification import multilabel_accuracy
+
     predicted, known = (out > 0).int(), labels.nan_to_num(_IGNORED).int()
     return float(
         multilabel_accuracy(predicted, known, out.shape[1], average="micro", ignore_index=_IGNORED)
@@ -62,6 +61,8 @@ def _accuracy(out: Tensor, labels: Tensor) -> float:
 
 
 def _rocauc(out: Tensor, labels: Tensor) -> float:
+    from torchmetrics.functional.classification import binary_auroc
+
     if labels.dim() == 1:
         return float(binary_auroc(out.softmax(dim=1)[:, 1], labels))
     found = []
@@ -74,6 +75,8 @@ def _rocauc(out: Tensor, labels: Tensor) -> float:
 
 
 def _f1(out: Tensor, labels: Tensor) -> float:
+    from torchmetrics.functional.classification import multiclass_f1_score, multilabel_f1_score
+
     if labels.dim() == 1:
         return float(multiclass_f1_score(out, labels, out.shape[1], average="macro"))
     predicted, known = (out > 0).int(), labels.nan_to_num(_IGNORED).int()

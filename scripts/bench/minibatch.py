@@ -21,9 +21,11 @@ from torch import Tensor
 __all__ = [
     "PeerKind",
     "Workload",
+    "add_graph_options",
     "add_workload_options",
     "check_workload_options",
     "find_graph",
+    "interpreter",
     "start_peers",
 ]
 
@@ -89,7 +91,7 @@ def find_graph(options: argparse.Namespace, scratch: Path, dim: int = 0) -> tupl
     """Opens the graph in ``--graph-dir``, or makes it there or in ``scratch``.
 
     Args:
-        options: with those of ``add_workload_options``.
+        options: with those of ``add_graph_options``.
         scratch: an existing folder.
         dim: features of a node that the folder must hold; 0 where they do not matter.
     """
@@ -108,10 +110,10 @@ def find_graph(options: argparse.Namespace, scratch: Path, dim: int = 0) -> tupl
     return folder, graph
 
 
-def add_workload_options(
+def add_graph_options(
     parser: argparse.ArgumentParser, *, batches: int, fanouts: list[list[int]]
 ) -> None:
-    """The options that these benchmarks share, the harness's among them.
+    """The options of the graph, of what is sampled from it, and of the harness.
 
     Args:
         parser: that takes them.
@@ -132,10 +134,7 @@ def add_workload_options(
     )
     add("--batch-size", type=positive, default=1024, help="seeds per batch; default 1024")
     add("--batches", type=positive, default=batches, help=f"per timed run; default {batches}")
-    add("--threads", type=positive_list, default=[1, 2], metavar="N,…", help="default 1,2")
     add("--seed", type=int, default=1, help="of the graph; default 1")
-    add("--dgl", type=_interpreter, metavar="PYTHON", help="of an environment with DGL")
-    add("--pyg", type=_interpreter, metavar="PYTHON", help="of one with pyg-lib or torch-sparse")
     add(
         "--graph-dir",
         type=Path,
@@ -146,8 +145,19 @@ def add_workload_options(
     parser.set_defaults(default_fanouts=fanouts)
 
 
+def add_workload_options(
+    parser: argparse.ArgumentParser, *, batches: int, fanouts: list[list[int]]
+) -> None:
+    """Those of ``add_graph_options``, with threads and peers."""
+    add_graph_options(parser, batches=batches, fanouts=fanouts)
+    add = parser.add_argument
+    add("--threads", type=positive_list, default=[1, 2], metavar="N,…", help="default 1,2")
+    add("--dgl", type=interpreter, metavar="PYTHON", help="of an environment with DGL")
+    add("--pyg", type=interpreter, metavar="PYTHON", help="of one with pyg-lib or torch-sparse")
+
+
 def check_workload_options(options: argparse.Namespace) -> None:
-    """Completes and checks the options of ``add_workload_options``.
+    """Completes and checks the options of ``add_graph_options``.
 
     Raises:
         BenchError: a fanout that says nothing, or what ``harness.check_options`` refuses.
@@ -160,7 +170,8 @@ def check_workload_options(options: argparse.Namespace) -> None:
             raise BenchError(f"--fanouts {fanouts}: each is -1 (all neighbours) or at least 1")
 
 
-def _interpreter(text: str) -> Path:
+def interpreter(text: str) -> Path:
+    """The python of a peer's environment."""
     # Not resolved: a virtual environment's python is a link whose own place matters.
     path = Path(text).absolute()
     if not path.is_file() or not os.access(path, os.X_OK):

@@ -86,7 +86,7 @@ class RmatGraph:
 
 # splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): a counter
 # makes each draw, so edges can be drawn in parallel and are the same on any number of threads.
-@numba.njit(inline="always")
+@numba.njit(inline="always", cache=True)
 def _mix(counter):  # type: ignore[no-untyped-def]
     bits = counter * _GOLDEN
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -94,7 +94,7 @@ def _mix(counter):  # type: ignore[no-untyped-def]
     return bits ^ (bits >> np.uint64(31))
 
 
-@numba.njit(parallel=True)
+@numba.njit(parallel=True, cache=True)
 def _draw_edges(scale, seed, source, target):  # type: ignore[no-untyped-def]
     key = _mix(np.uint64(seed) + np.uint64(1))
     for edge in numba.prange(len(source)):
@@ -109,7 +109,7 @@ def _draw_edges(scale, seed, source, target):  # type: ignore[no-untyped-def]
         target[edge] = column
 
 
-@numba.njit
+@numba.njit(cache=True)
 def _count_targets(target, indptr):  # type: ignore[no-untyped-def]
     for node in target:
         indptr[node + 1] += 1
@@ -117,7 +117,7 @@ def _count_targets(target, indptr):  # type: ignore[no-untyped-def]
         indptr[node + 1] += indptr[node]
 
 
-@numba.njit
+@numba.njit(cache=True)
 def _place_sources(source, target, indptr, indices):  # type: ignore[no-untyped-def]
     end = indptr[:-1].copy()
     for edge in range(len(source)):
@@ -126,7 +126,7 @@ def _place_sources(source, target, indptr, indices):  # type: ignore[no-untyped-
         end[node] += 1
 
 
-@numba.njit(parallel=True)
+@numba.njit(parallel=True, cache=True)
 def _sort_neighbours(indptr, indices):  # type: ignore[no-untyped-def]
     for node in numba.prange(len(indptr) - 1):
         indices[indptr[node] : indptr[node + 1]].sort()

@@ -39,13 +39,12 @@ class RowWriter:
             return
         _write_all(self._handle, data[: first - place], place)
         _write_all(self._handle, data[last - place :], last)
-        with mmap.mmap(-1, min(_BLOCK, last - first)) as block:  # its pages are aligned
-            staged = np.frombuffer(block, np.uint8)
-            for start in range(first, last, len(staged)):
-                part = data[start - place : min(start + len(staged), last) - place]
-                staged[: len(part)] = part
-                self._write_direct(staged[: len(part)], start)
-            del staged, part  # else the block cannot be unmapped
+        # Of a mapping, since its pages are aligned; unmapped with the last view of it.
+        staged = np.frombuffer(mmap.mmap(-1, min(_BLOCK, last - first)), np.uint8)
+        for start in range(first, last, len(staged)):
+            part = data[start - place : min(start + len(staged), last) - place]
+            staged[: len(part)] = part
+            self._write_direct(staged[: len(part)], start)
 
     def _write_direct(self, data: NDArray[np.uint8], place: int) -> None:
         written = 0

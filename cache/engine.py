@@ -25,13 +25,14 @@ from gnnsys.cache.plan import BatchPlan
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import Ticket, Tickets
 from gnnsys.counters import Counters
-from gnnsys.memory.reads import PAGE, PendingRows, StagedRows
+from gnnsys.memory.reads import PendingRows, StagedRows
 from gnnsys.memory.store import row_index_error
 
 __all__ = ["CacheSource", "Engine"]
 
 _log = logging.getLogger(__name__)
 
+_PAGE = 4096  # a scattered row brings one with it
 _AHEAD_BYTES = 256 << 20  # of staging memory for reads that were started ahead, about
 _PIECE_BYTES = 256 << 20  # of staging memory for a gather that nobody announced, about
 _PREFILL_BYTES = 32 << 20
@@ -149,7 +150,7 @@ class Engine:
                 rows = self._gather_announced(ids, out, ticket)
             else:
                 rows = self._new_output(len(ids)) if out is None else out
-                step = max(1, _PIECE_BYTES // (self._source.row_bytes + PAGE))
+                step = max(1, _PIECE_BYTES // (self._source.row_bytes + _PAGE))
                 for first in range(0, max(1, len(ids)), step):
                     piece = slice(first, first + step)
                     self._gather_unannounced(ids[piece], rows[piece])
@@ -244,7 +245,7 @@ class Engine:
         staging = 0
         for place, ticket in enumerate(due):
             assert ticket.plan is not None
-            staging += len(ticket.plan.reads) * (self._source.row_bytes + PAGE)
+            staging += len(ticket.plan.reads) * (self._source.row_bytes + _PAGE)
             if place and staging > _AHEAD_BYTES:
                 return
             if ticket.pending is None and len(ticket.plan.reads):
@@ -275,7 +276,7 @@ class Engine:
             return
         ids = np.asarray(self._planner.prefilled, np.int64)
         order = np.argsort(ids, kind="stable")
-        step = max(1, _PREFILL_BYTES // (self._source.row_bytes + PAGE))
+        step = max(1, _PREFILL_BYTES // (self._source.row_bytes + _PAGE))
         pieces = [order[first : first + step] for first in range(0, len(order), step)]
         said = began = time.monotonic()
         coming: PendingRows | None = None

@@ -210,6 +210,12 @@ def test_the_loader_samples_as_far_ahead_as_the_cache_asks_within_bytes(tmp_path
     assert most_waiting(1) <= 2
 
 
+@pytest.mark.parametrize("given", [-1, "lots"])
+def test_window_bytes_that_are_no_bytes_are_refused(given: Any) -> None:
+    with pytest.raises(ArgumentError, match="window_bytes"):
+        loader_of(make_data(), window_bytes=given)
+
+
 def test_a_second_loader_is_told_to_wait_and_the_first_goes_on(tmp_path: Path) -> None:
     data = make_data()
     ahead = cached(data, tmp_path)

@@ -147,7 +147,7 @@ def _run(config: Any) -> int:
         return score(config)
     from gnnsys.doctor import main as doctor
 
-    return doctor(config.path, config.json)
+    return doctor(config.path, config.json, config.probe)
 
 
 def _generate(config: GenerateConfig) -> int:

@@ -34,6 +34,8 @@ LAYERS = [
     | {f"gnnsys.{name}" for name in ["run_log", "steps"]},
     {"gnnsys.train", "gnnsys.train_result"},
     {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command"]}
+    | {f"gnnsys.{name}" for name in ["hardware", "estimate", "cache_plans"]}
+    | {f"gnnsys.plan_{part}" for part in ["command", "picture", "text"]}
     | {f"gnnsys.report{part}" for part in REPORT},
     {"gnnsys.cli"},
 ]

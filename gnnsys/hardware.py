@@ -6,19 +6,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from gnnsys import disk_probe
 from gnnsys.config_data import parse_bytes
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.memory import FileStore
-from gnnsys.memory.direct_rows import uring_refusal
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,10 +24,6 @@ else:
 __all__ = ["Hardware", "measure_hardware", "read_hardware"]
 
 _TABLES = {"disk": ("iops", "bandwidth"), "memory": ("bandwidth",)}
-_PAGE = 4096
-_PROBE_PAGES = 4096
-_PROBE_BYTES = 32 << 20
-_PROBE_SECONDS = 0.3
 _COPY_BYTES = 128 << 20  # more than the caches of a processor hold
 
 
@@ -122,51 +114,29 @@ def measure_hardware(file: str | os.PathLike[str]) -> Hardware:
     """This machine, with the disk that holds a file.
 
     Args:
-        file: what its disk is measured with, for half a second, unless a profile of it is stored.
+        file: what its disk is measured with, for a second, unless a profile of it is stored.
 
     Raises:
         ArgumentError: a file of less than a page, which tells nothing.
+        StorageError: the file cannot be read.
     """
-    profile = disk_probe.load(file)
-    if profile is not None:
-        name, iops, bandwidth = profile.disk, profile.iops, profile.bandwidth
-    else:
-        name, (iops, bandwidth) = f"the disk of {file}", _disk_speeds(file)
+    profile = disk_probe.load(file) or _probe(file)
     return Hardware(
-        name=f"this machine, {name}",
-        disk_iops=iops,
-        disk_bandwidth=bandwidth,
+        name=f"this machine, {profile.disk}",
+        disk_iops=profile.iops,
+        disk_bandwidth=profile.bandwidth,
         memory_bandwidth=_copy_speed(),
     )
 
 
-def _disk_speeds(file: str | os.PathLike[str]) -> tuple[float, float]:
-    """Reads of single pages a second, and bytes a second of sequential reads, past the page cache.
-
-    Small files are read over and over.
-    """
-    pages = os.path.getsize(file) // _PAGE
-    if pages == 0:
-        raise ArgumentError(
-            f"{file}: too small to measure its disk with; describe the disk in a file and name it "
-            "with --hardware"
-        )
-    storage: Literal["uring", "pread"] = "pread" if uring_refusal() else "uring"
-    store = FileStore(file, encoding=torch.uint8, shape=(pages, _PAGE), storage=storage)
-    with closing(store):
-        ids = torch.randint(pages, (min(pages, _PROBE_PAGES),))
-        count = min(pages, _PROBE_BYTES // _PAGE)
-        iops = _per_second(len(ids.unique()), lambda: store.gather(ids))
-        return iops, _per_second(count * _PAGE, lambda: store.read_range(0, count))
-
-
-def _per_second(amount: int, work: Callable[[], object]) -> float:
-    """How much is done a second by doing it again and again for a while."""
-    begun, done = time.perf_counter(), 0
-    while (took := time.perf_counter() - begun) < _PROBE_SECONDS:
-        work()
-        done += amount
-    return done / took
+def _probe(file: str | os.PathLike[str]) -> disk_probe.DiskProfile:
+    try:
+        return disk_probe.measure(file)
+    except OSError as error:
+        raise StorageError(
+            f"{file}: its disk cannot be measured ({error.strerror}); describe the machine in a "
+            "file and name it with --hardware"
+        ) from error
 
 
 def _copy_speed() -> float:

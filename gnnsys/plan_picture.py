@@ -95,6 +95,7 @@ def _draw_hits(axes: Axes, plan: dict[str, Any]) -> list[_Line]:
             label=label,
             markersize=4,
             linewidth=1.2 if dashed else 1.8,
+            zorder=9 - number,  # the plan shows where it reaches the bound
         )
         keys.append((label, "dashed" if dashed else "line", number + 1))
     axes.set_ylim(0, 102)

@@ -17,6 +17,7 @@ from gnnsys.hardware import Hardware
 
 __all__ = ["case_facts", "notes_on", "precisions", "print_plan", "reading"]
 
+_LOOK_AHEAD = ("hybrid", "lookahead", "hybrid-pvp")
 _LITTLE = 0.01  # of hit ratio: less than this is not worth a window
 
 
@@ -65,7 +66,7 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
         gain = planned["hit_ratio"] - cases["static"]["hit_ratio"]
         if planned["capacity"] >= plan["rows"]:
             whole.append(budget["budget"])
-        elif plan["policy"] != "static" and gain < _LITTLE:
+        elif plan["policy"] in _LOOK_AHEAD and gain < _LITTLE:
             little.append(f"{budget['budget']} ({gain:+.1%})")
         if "one cache" in cases:
             pair = f"{planned['hit_ratio']:.1%} against {cases['one cache']['hit_ratio']:.1%}"
@@ -127,15 +128,17 @@ def _head(plan: dict[str, Any]) -> Table:
     source = (
         escape(plan["trace"])
         if plan["trace"]
-        else f"{plan['seeds']}, fanouts {','.join(map(str, plan['fanouts']))}, "
-        f"batch size {plan['batch_size']:,}"
+        else f"sampled with fanouts {','.join(map(str, plan['fanouts']))}"
     )
     table.add_row("batches", f"{plan['batches']:,} of {plan['ids']:,} rows: {source}")
     table.add_row(
         "rows touched",
         f"{plan['rows_touched']:,}, {plan['rows_touched'] / max(1, plan['rows']):.1%} of all",
     )
-    table.add_row("epoch", f"{plan['epoch_batches']:,} batches")
+    table.add_row(
+        "epoch",
+        f"{plan['epoch_batches']:,} batches of {plan['batch_size']:,} seeds: {plan['seeds']}",
+    )
     table.add_row("policy", f"{plan['policy']}, window {plan['window']}, score {plan['score']}")
     machine = plan["hardware"]
     table.add_row(

@@ -12,13 +12,15 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from gnnsys import disk_probe
 from gnnsys.cache.scores import rank_normalised
 from gnnsys.cache.simulate import simulate
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.cli import main
 from gnnsys.config_cache import PlanConfig
 from gnnsys.dataset_folder import open_dataset
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.disk_probe import DiskProfile
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
 from gnnsys.estimate import Traffic, estimate_epoch
 from gnnsys.folder_writer import DatasetWriter, cut_rows
 from gnnsys.generate import generate_rmat
@@ -216,7 +218,8 @@ def test_tables_say_what_limits_and_what_a_victim_buffer_is(
     out = capsys.readouterr().out
     for words in (
         "a server: disk 1,000 reads/s",
-        "training nodes, fanouts 3,2, batch size 12",
+        "sampled with fanouts 3,2",
+        "batches of 12 seeds: training nodes",
         "disk bandwidth",
         "float16",
         "just more cache",
@@ -354,11 +357,36 @@ def test_a_description_of_hardware_is_checked_key_by_key(tmp_path: Path) -> None
         read_hardware(tmp_path / "none")
 
 
-def test_this_machine_is_measured(folder: Path) -> None:
+def test_this_machine_is_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = measure_hardware(folder / "features.npy")
     assert found.disk_iops > 0
     assert found.disk_bandwidth > 0
     assert found.memory_bandwidth > 1e8
+
+
+def test_a_stored_profile_of_the_disk_is_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    profile = DiskProfile(
+        iops=123.0, bandwidth=4.5e6, latency=1e-3, depth=8, when="2026-01-01", disk="some disk"
+    )
+    assert disk_probe.save(folder / "features.npy", profile)
+    found = measure_hardware(folder / "features.npy")
+    assert (found.disk_iops, found.disk_bandwidth) == (123.0, 4.5e6)
+    assert "some disk" in found.name
+
+
+def test_what_cannot_be_measured_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "small").write_bytes(b"x")
+    with pytest.raises(ArgumentError, match="too few to probe"):
+        measure_hardware(tmp_path / "small")
+    with pytest.raises(StorageError, match=r"none: its disk cannot be measured .*--hardware"):
+        measure_hardware(tmp_path / "none")
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

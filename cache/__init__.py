@@ -1,6 +1,13 @@
-"""The software feature cache: lookahead, policies, victim buffer, sharing, simulator.
+"""The software feature cache: rows of a slow store in memory, chosen by what comes next.
 
-Nothing is here yet. It will own the plans by which rows move between tiers; a cache is a store that
-wraps a slower store. It may import ``memory``, ``errors``, ``counters`` and ``rng``, never a loader
-or the unified tensor.
+A cache is a store that wraps a slower store: ``gnnsys.cache.store.CachedStore``, which
+``gnnsys.unified(path, cache=…)`` makes. Nothing is decided while rows are waited for: batches are
+announced as they are sampled (``tickets``), a planner compiles each into a ``BatchPlan`` (``plan``,
+``planner``; ``reference`` defines it), and an engine reads ahead and carries plans out (``engine``,
+``executor``). ``simulate`` replays a recorded ``trace`` without moving a row; ``scores`` says which
+rows are worth caching before anything is known; ``arena`` divides a budget among tables.
+
+The package may import ``memory``, ``files``, ``sizes``, ``errors``, ``counters`` and ``rng``, never
+a loader or the unified tensor. Invariants: rows are bit for bit the source's, whatever the policy;
+plans depend on no clock or thread; rows served add up to rows asked for, by tier.
 """

@@ -166,7 +166,8 @@ def _fitting(nbytes: float, table: Table) -> int:
 
 def _by_value(nbytes: float, tables: list[Table]) -> dict[Table, int]:
     """The rows with the highest (score + 1) / bytes, over all tables, that fit into ``nbytes``."""
-    counts = [np.bincount(table.scores, minlength=1 << 16) for table in tables]  # by score
+    scores = [table.scores for table in tables if table.scores is not None]
+    counts = [np.bincount(each, minlength=1 << 16) for each in scores]
     count = np.concatenate([np.empty(0, np.int64), *counts])
     score = np.tile(np.arange(1, (1 << 16) + 1), len(tables))
     owner = np.repeat(np.arange(len(tables)), 1 << 16)

@@ -25,15 +25,14 @@ from gnnsys.cache.plan import BatchPlan
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import Ticket, Tickets
 from gnnsys.counters import Counters
-from gnnsys.memory.reads import PAGE, PendingRows, StagedRows
+from gnnsys.memory.reads import PendingRows, StagedRows
 from gnnsys.memory.store import row_index_error
 
 __all__ = ["CacheSource", "Engine"]
 
 _log = logging.getLogger(__name__)
 
-_AHEAD_BYTES = 256 << 20  # of staging memory for reads that were started ahead, about
-_PIECE_BYTES = 256 << 20  # of staging memory for a gather that nobody announced, about
+_PAGE = 4096  # a scattered row brings one with it
 _PREFILL_BYTES = 32 << 20
 _PREFILL_LOG_SECONDS = 10.0
 
@@ -59,6 +58,8 @@ class Engine:
         executor: with as many slots and cells as the planner plans for.
         window: batches that a plan looks ahead.
         prefetch: batches whose reads are started ahead of the one that is gathered.
+        staging_bytes: up to which they are, about, and a gather that nobody announced reads at
+            once.
         counters: of rows by tier.
         record: is told the ids of each batch that was gathered.
     """
@@ -72,11 +73,12 @@ class Engine:
         *,
         window: int,
         prefetch: int,
+        staging_bytes: int,
         counters: Counters,
         record: Callable[[NDArray[Any]], None] = lambda ids: None,
     ) -> None:
         self._source, self._make_planner, self._executor = source, make_planner, executor
-        self._window, self._prefetch = window, prefetch
+        self._window, self._prefetch, self._staging_bytes = window, prefetch, staging_bytes
         self._counters, self._record = counters, record
         self._planner = make_planner(True)
         self._tickets = Tickets(name)
@@ -149,7 +151,7 @@ class Engine:
                 rows = self._gather_announced(ids, out, ticket)
             else:
                 rows = self._new_output(len(ids)) if out is None else out
-                step = max(1, _PIECE_BYTES // (self._source.row_bytes + PAGE))
+                step = max(1, self._staging_bytes // (self._source.row_bytes + _PAGE))
                 for first in range(0, max(1, len(ids)), step):
                     piece = slice(first, first + step)
                     self._gather_unannounced(ids[piece], rows[piece])
@@ -244,8 +246,8 @@ class Engine:
         staging = 0
         for place, ticket in enumerate(due):
             assert ticket.plan is not None
-            staging += len(ticket.plan.reads) * (self._source.row_bytes + PAGE)
-            if place and staging > _AHEAD_BYTES:
+            staging += len(ticket.plan.reads) * (self._source.row_bytes + _PAGE)
+            if place and staging > self._staging_bytes:
                 return
             if ticket.pending is None and len(ticket.plan.reads):
                 ticket.pending = self._source.start_reads(torch.from_numpy(ticket.plan.reads))
@@ -275,7 +277,7 @@ class Engine:
             return
         ids = np.asarray(self._planner.prefilled, np.int64)
         order = np.argsort(ids, kind="stable")
-        step = max(1, _PREFILL_BYTES // (self._source.row_bytes + PAGE))
+        step = max(1, _PREFILL_BYTES // (self._source.row_bytes + _PAGE))
         pieces = [order[first : first + step] for first in range(0, len(order), step)]
         said = began = time.monotonic()
         coming: PendingRows | None = None

@@ -37,6 +37,9 @@ _AUTO_WINDOW = 64
 """At this window hybrid is within a point or two of Belady's rule; a loader's bound on the bytes of
 sampled batches may keep it shorter."""
 
+_LEAST_STAGING, _MOST_STAGING = 32 << 20, 256 << 20
+"""Bytes for rows that are read ahead: an eighth of what is available, within these bounds."""
+
 
 class CachedStore:
     """Rows of a slower store, the hottest of them in memory; rows are bit for bit the source's.
@@ -127,7 +130,7 @@ class CachedStore:
         # Nothing below knows this object: what it holds is let go with the last reference to it.
         self._engine = _Once(make)
         if self._trace is not None:
-            weakref.finalize(self._engine, self._trace.close)
+            weakref.finalize(self._engine, _close_trace, self._trace, os.getpid())
 
     def _reserve(self, cache: Any) -> Callable[[], int]:
         """How many rows are cached, which an arena knows at the first use only."""
@@ -286,7 +289,7 @@ def _make_engine(
     trace: TraceWriter | None,
 ) -> Engine | ResidentRows:
     rows, capacity, cells = source.shape[0], capacity_of(), options.victim_buffer
-    _check_memory(capacity, cells, source.row_bytes)
+    free = _check_memory(capacity, cells, source.row_bytes)
     record = trace.add if trace is not None else _ignore
     if capacity >= rows and options.prefill:
         return ResidentRows(source, name, threads=options.threads, counters=counters, record=record)
@@ -315,12 +318,14 @@ def _make_engine(
         Executor(capacity, cells, source.row_bytes, options.threads),
         window=options.window,
         prefetch=options.prefetch,
+        staging_bytes=min(_MOST_STAGING, max(_LEAST_STAGING, free // 8)),
         counters=counters,
         record=record,
     )
 
 
-def _check_memory(capacity: int, cells: int, row_bytes: int) -> None:
+def _check_memory(capacity: int, cells: int, row_bytes: int) -> int:
+    """Bytes that are available beside a cache; raises TooLargeError where it does not fit."""
     needed, free = (capacity + cells) * row_bytes, available_memory()
     if needed > free:
         raise TooLargeError(
@@ -328,6 +333,12 @@ def _check_memory(capacity: int, cells: int, row_bytes: int) -> None:
             f"{needed} bytes > {free}, the memory available here; give at most "
             f"cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
         )
+    return free - needed
+
+
+def _close_trace(trace: TraceWriter, process: int) -> None:
+    if process == os.getpid():  # not in a forked child, whose copy writes to the same file
+        trace.close()
 
 
 class _Once:

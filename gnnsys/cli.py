@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from gnnsys.config import DoctorConfig, TrainConfig
-from gnnsys.config_cache import ScoreConfig
+from gnnsys.config_cache import PlanConfig, ScoreConfig
 from gnnsys.config_data import (
     ConvertConfig,
     GenerateConfig,
@@ -47,6 +47,7 @@ _CONFIGS = {
     "predict": PredictConfig,
     "report": ReportConfig,
     "score": ScoreConfig,
+    "plan": PlanConfig,
     "doctor": DoctorConfig,
 }
 
@@ -145,9 +146,13 @@ def _run(config: Any) -> int:
         from gnnsys.score_command import run_command as score
 
         return score(config)
+    if isinstance(config, PlanConfig):
+        from gnnsys.plan_command import run_command as plan
+
+        return plan(config)
     from gnnsys.doctor import main as doctor
 
-    return doctor(config.path, config.json)
+    return doctor(config.path, config.json, config.probe)
 
 
 def _generate(config: GenerateConfig) -> int:

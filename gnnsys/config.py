@@ -241,6 +241,7 @@ class DoctorConfig:
     Examples:
         gnnsys doctor
         gnnsys doctor --path /mnt/ssd --json
+        gnnsys doctor --path /mnt/ssd --probe
     """
 
     path: str = "."
@@ -248,6 +249,10 @@ class DoctorConfig:
 
     json: bool = False
     """Print one JSON object instead of a table."""
+
+    probe: bool = False
+    """Measure the disk anew, with a file of 256 MiB that is written to the folder and removed, and
+    keep what was found for the choice of the depth of reads."""
 
 
 def _check_least(name: str, value: int, least: int) -> None:

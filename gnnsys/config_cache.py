@@ -5,6 +5,7 @@ Imports tyro (for its markers) and nothing that is large: ``gnnsys --help`` read
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ import tyro
 from gnnsys.config import FIRST_FANOUTS
 from gnnsys.errors import ArgumentError
 
-__all__ = ["ScoreConfig", "parse_fanouts"]
+__all__ = ["PlanConfig", "ScoreConfig", "parse_fanouts"]
 
 _FANOUTS = tuple(str(fanout) for fanout in FIRST_FANOUTS[:2])
 
@@ -65,7 +66,7 @@ class ScoreConfig:
     """presample: in how many batches of a short run of the sampler a node occurs, with the training
     nodes and --fanouts. degree: in how many lists of neighbours it stands. pagerank: how often a
     walk is there that follows edges backwards. presample is the best where few nodes are trained
-    on, and needs training nodes."""
+    on; where none are named it takes all."""
 
     fanouts: tuple[str, ...] = _FANOUTS
     """For presample: neighbours to sample per node for each hop, nearest the seeds first; -1 takes
@@ -90,3 +91,81 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         _check_sampling(self.batch_size, self.batches, self.threads)
         parse_fanouts(self.fanouts)
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanConfig:
+    """Tell how well a cache of the features would do, and how long an epoch would take.
+
+    Samples the batches of a training run, or replays recorded ones, and plans them for each budget
+    as a cache would, without reading a feature.
+
+    Examples:
+        gnnsys plan my-graph --fanouts 15,10,5 --budget 1GB,2GB,4GB
+        gnnsys plan my-graph --budget 10% --hardware server.toml --json
+        gnnsys plan my-graph --trace run1.trace --picture plan.html
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A dataset folder."""
+
+    budget: tuple[str, ...] = ("1%", "5%", "10%", "25%")
+    """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
+    features (10%)."""
+
+    fanouts: tuple[str, ...] = _FANOUTS
+    """Neighbours to sample per node for each hop, nearest the seeds first; -1 takes all."""
+
+    batch_size: int = 1024
+    """Seed nodes of a batch."""
+
+    batches: int | None = None
+    """Batches to sample, over as many epochs as it takes, or to replay. Default: 200, or all of
+    --trace."""
+
+    trace: str | None = None
+    """A recording by gnnsys train --trace FILE, to replay instead of sampling."""
+
+    policy: Literal[
+        "hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"
+    ] = "hybrid"
+    """Which rows leave first: see docs/planning.md."""
+
+    window: int = 64
+    """Batches that are known ahead."""
+
+    score: Literal["auto", "none", "degree", "pagerank", "presample"] = "auto"
+    """Static score that fills the cache before the first batch. auto: the one that gnnsys score
+    stored, else degree. presample: of as many batches as are planned, but others."""
+
+    victim_buffer: str = "0"
+    """Bytes of host memory for rows that left the cache and are needed again soon."""
+
+    hardware: str = "this"
+    """A TOML file that describes the disk and the memory, see docs/planning.md; this: measured
+    here, on the disk that holds the features."""
+
+    step_time: float = 0.0
+    """Milliseconds of computing for a batch, to compare reading with; 0 leaves it out."""
+
+    seed: int = 0
+    """Of the order of seeds and of sampling."""
+
+    threads: int = 0
+    """Threads that sample and plan; 0 for all cores."""
+
+    picture: str | None = None
+    """File for a picture of the result: .png, or .html for a page with tables."""
+
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+    def __post_init__(self) -> None:
+        _check_sampling(self.batch_size, 1 if self.batches is None else self.batches, self.threads)
+        parse_fanouts(self.fanouts)
+        if self.window < 0:
+            raise ArgumentError(f"--window {self.window}: expected at least 0")
+        if not 0 <= self.step_time < math.inf:
+            raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
+        if self.picture is not None and not self.picture.endswith((".png", ".html")):
+            raise ArgumentError(f"--picture {self.picture}: expected a name in .png or .html")

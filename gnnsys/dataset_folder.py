@@ -26,6 +26,7 @@ from gnnsys.folder_format import (
     EdgeType,
     Manifest,
     NodeSet,
+    Shard,
     Table,
     Task,
     read_manifest,
@@ -166,9 +167,9 @@ class Dataset:
         stored = torch.bfloat16 if table.encoding.dtype == "bfloat16" else None
         if dtype is None and table.encoding.dtype in ("bfloat16", "float16"):
             dtype = torch.float32
-        path = self._shard_path(table)
+        paths = [self.path / shard.path for shard in table.shards]
         return unified(
-            path, dtype=dtype, encoding=stored, threads=threads, device=device, **options
+            paths, dtype=dtype, encoding=stored, threads=threads, device=device, **options
         )
 
     def split(self, name: str, node_type: str | None = None) -> Tensor:
@@ -323,13 +324,12 @@ class Dataset:
                     f"{path}: {state}: {found} bytes, expected {shard.bytes} by graph.json; "
                     "convert the source again"
                 )
-        if len(table.shards) == 1:
-            self._check_header(table)
+            self._check_header(table, shard)
 
-    def _check_header(self, table: Table) -> None:
-        path = self._shard_path(table)
-        array = self._map(table)
-        wanted = table.shape, table.encoding.file_dtype
+    def _check_header(self, table: Table, shard: Shard) -> None:
+        path = self.path / shard.path
+        array = map_npy(path)
+        wanted = (shard.rows, *table.shape[1:]), table.encoding.file_dtype
         if (array.shape, array.dtype) != wanted:
             raise FileFormatError(
                 f"{path}: holds {array.dtype} {array.shape}, expected {wanted[1]} {wanted[0]} by "

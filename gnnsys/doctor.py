@@ -74,11 +74,12 @@ class Finding:
     effect: str
 
 
-def examine(path: str | os.PathLike[str] = ".") -> list[Finding]:
+def examine(path: str | os.PathLike[str] = ".", probe: bool = False) -> list[Finding]:
     """Looks at the install and the machine; a probe that fails becomes a ``warning``.
 
     Args:
         path: folder whose disk is examined; a file of 4096 bytes is written there and removed.
+        probe: measure how fast it is, with a file of 256 MiB, and keep what was found.
 
     Returns:
         One finding per probe, always the same ones in the same order.
@@ -87,7 +88,7 @@ def examine(path: str | os.PathLike[str] = ".") -> list[Finding]:
         >>> [finding.name for finding in examine() if finding.area == "cpu"]
         ['processor', 'cores']
     """
-    return [_ask(area, name, probe) for area, name, probe in _probes(path)]
+    return [_ask(area, name, ask) for area, name, ask in _probes(path, probe)]
 
 
 def report(findings: Sequence[Finding], *, json: bool = False, file: TextIO | None = None) -> int:
@@ -118,12 +119,13 @@ def report(findings: Sequence[Finding], *, json: bool = False, file: TextIO | No
     return 1 if broken else 0
 
 
-def main(path: str | os.PathLike[str] = ".", json: bool = False) -> int:
+def main(path: str | os.PathLike[str] = ".", json: bool = False, probe: bool = False) -> int:
     """Runs ``gnnsys doctor``.
 
     Args:
         path: folder whose disk is examined.
         json: print JSON instead of text.
+        probe: measure how fast the disk is.
 
     Returns:
         The exit code: 0, or 1 if the install is broken.
@@ -131,10 +133,10 @@ def main(path: str | os.PathLike[str] = ".", json: bool = False) -> int:
     Example:
         >>> code = main("/tmp", json=True)  # doctest: +SKIP
     """
-    return report(examine(path), json=json)
+    return report(examine(path, probe), json=json)
 
 
-def _probes(path: str | os.PathLike[str]) -> list[_Probe]:
+def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
     own_sampler = "not needed: gnnsys samples neighbours with its own C++ code"
     return [
         ("install", "Python", _python),
@@ -149,6 +151,7 @@ def _probes(path: str | os.PathLike[str]) -> list[_Probe]:
         ("memory", "/dev/shm", _shared_memory),
         ("memory", "huge pages", _huge_pages),
         ("storage", "disk", partial(_disk, path)),
+        ("storage", "disk speed", partial(_disk_speed, path, probe)),
         ("storage", "O_DIRECT", partial(_direct_io, path)),
         ("storage", "io_uring", _io_uring),
         ("gpu", "GPUs", _gpus),
@@ -268,7 +271,7 @@ def _huge_pages() -> _Answer:
 def _disk(path: str | os.PathLike[str]) -> _Answer:
     space, (kind, source) = os.statvfs(path), mount_of(path)
     found = f"{kind} on {source}, {size_text(space.f_bavail * space.f_frsize)} free"
-    effect = "FileStore maps files and reads rows at random, without read-ahead"
+    effect = "rows of larger files are read past the page cache, without read-ahead"
     queue = queue_of(os.stat(path).st_dev, source)
     if queue is None:
         return "ok", f"{found}, no block device", effect
@@ -281,6 +284,26 @@ def _disk(path: str | os.PathLike[str]) -> _Answer:
     return "ok", found, effect
 
 
+def _disk_speed(path: str | os.PathLike[str], probe: bool) -> _Answer:
+    from gnnsys import disk_probe
+
+    if probe:
+        profile = disk_probe.measure_folder(path)
+        kept = "kept" if disk_probe.save(path, profile) else "not kept: no place to write it"
+    else:
+        found, kept = disk_probe.load(path), "kept"
+        if found is None:
+            effect = "128 reads are kept in flight: gnnsys doctor --probe finds the best number"
+            return "missing", "not probed", effect
+        profile = found
+    return (
+        "ok",
+        f"{profile.iops:,.0f} random reads of 4 KiB a second, {profile.bandwidth / 1e6:,.0f} MB/s, "
+        f"latency {profile.latency * 1e6:.0f} µs, measured {profile.when}, {kept}",
+        f"{profile.depth} reads are kept in flight",
+    )
+
+
 def _direct_io(path: str | os.PathLike[str]) -> _Answer:
     handle, name = tempfile.mkstemp(prefix=".gnnsys-doctor-", dir=path)
     try:
@@ -289,12 +312,14 @@ def _direct_io(path: str | os.PathLike[str]) -> _Answer:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
-        return "missing", f"refused: {error.strerror}", "FileStore maps files"
+        effect = "rows of files are read through the page cache, which fills memory"
+        return "missing", f"refused: {error.strerror}", effect
     finally:
         os.unlink(name)
     if not same:
         return "warning", "what was read differs from what was written", "do not trust this disk"
-    return "ok", f"{_BLOCK} bytes written and read back", "not used yet: FileStore maps files"
+    effect = "rows of files larger than a quarter of the memory are read past the page cache"
+    return "ok", f"{_BLOCK} bytes written and read back", effect
 
 
 def _direct_round_trip(name: str) -> bool:
@@ -312,17 +337,21 @@ def _direct_round_trip(name: str) -> bool:
 
 
 def _io_uring() -> _Answer:
-    effect = "not used yet: FileStore maps files"
     libc = ctypes.CDLL(None, use_errno=True)
     parameters = ctypes.create_string_buffer(120)  # struct io_uring_params, all zero
     ring = libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_long(2), parameters)
     setting = read_text(Path("/proc/sys/kernel/io_uring_disabled")) or "absent"
     if ring >= 0:
         os.close(ring)
-        return "ok", f"io_uring_setup works, io_uring_disabled: {setting}", effect
+        found = f"io_uring_setup works, io_uring_disabled: {setting}"
+        if not importlib.import_module("gnnsys._core").has_uring:
+            effect = "threads read files: install liburing-dev and build gnnsys again"
+            return "warning", f"{found}, but gnnsys was built without liburing", effect
+        return "ok", found, "reads the rows of large files"
     code = ctypes.get_errno()
     reason = f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
-    return "missing", f"{reason}, io_uring_disabled: {setting}", effect
+    found = f"{reason}, io_uring_disabled: {setting}"
+    return "missing", found, "threads read the rows of large files, with more work of the CPU"
 
 
 def _gpus() -> _Answer:

@@ -195,7 +195,7 @@ def _remove(*paths: Path | None) -> None:
 
 def _run_layer(
     layer: Layer,
-    rows: Tensor,
+    rows: UnifiedTensor,
     sampler: NeighborSampler,
     device: torch.device,
     place: Path | None,
@@ -210,7 +210,7 @@ def _run_layer(
         for first, last in _blocks(graph, rows, block_bytes):
             batch = sampler.sample(torch.arange(first, last), group=0)
             block = Block(
-                inputs=rows[batch.node].to(device),
+                inputs=_read_inputs(rows, batch.node, first, last).to(device),
                 edge_index=torch.stack([batch.row, batch.col]).to(device),
                 nodes=batch.node.to(device),
                 targets=last - first,
@@ -232,6 +232,18 @@ def _run_layer(
     os.replace(temporary, place)
     encoding = torch.bfloat16 if store.dtype == torch.bfloat16 else None
     return unified(place, threads=threads, encoding=encoding, device="cpu")
+
+
+def _read_inputs(rows: UnifiedTensor, node: Tensor, first: int, last: int) -> Tensor:
+    """Rows ``node``, which begin with ``first`` to ``last``: of a file those in one pass."""
+    store = rows.store
+    if isinstance(store, HostStore):
+        return rows[node]
+    inputs = torch.empty((len(node), *store.shape[1:]), dtype=store.dtype)
+    targets = last - first
+    store.read_range(first, last, inputs[:targets])
+    store.gather(node[targets:], inputs[targets:])
+    return inputs
 
 
 def _make_store(

@@ -16,10 +16,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-__all__ = ["SERIES", "Chart", "Drawing", "Key", "style"]
+__all__ = ["SERIES", "Chart", "Drawing", "Key", "inline_svg", "style"]
 
 SERIES = 6
 """Number of colours for series; further ones start again."""
@@ -87,6 +88,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.formatter.use_mathtext": False,
+    "axes.prop_cycle": cycler(color=_SERIES),
     "axes.unicode_minus": False,
     "figure.facecolor": "none",
     "grid.color": _GRID,
@@ -236,10 +238,7 @@ class Drawing:
             upper.set_xticks([at for _, at in ticks], labels)
 
     def _svg(self) -> str:
-        target = io.BytesIO()
-        with mpl.rc_context({"svg.hashsalt": self._name}):
-            self._figure.savefig(target, format="svg", metadata={"Date": None})
-        return _inline(target.getvalue(), self._name)
+        return inline_svg(self._figure, self._name)
 
     def _columns(self, points: Sequence[tuple[float, ...]]) -> list[list[float]]:
         seconds, *rest = zip(*points, strict=True)
@@ -247,6 +246,17 @@ class Drawing:
 
     def _key(self, label: str, mark: str, series: int) -> None:
         self._keys.append(Key(label, mark, _VARIABLES[_color(series)]))
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The ``<svg>`` of a figure, with the page's colours; all its ids begin with ``name``.
+
+    To be called inside ``style``, whose colours C0, C1, … are ``--series-1``, ``--series-2``, ….
+    """
+    target = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(target, format="svg", metadata={"Date": None})
+    return _inline(target.getvalue(), name)
 
 
 def _color(series: int) -> str:

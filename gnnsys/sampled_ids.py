@@ -1,7 +1,7 @@
 """The node ids of the batches that training samples, without training.
 
-Owns ``sampled_ids``. Invariant: batch by batch these are the ids, in the order, that
-``gnnsys.NeighborLoader`` gives for the same graph, seeds, fanouts, batch size and seed.
+Owns ``sampled_ids`` and ``training_seeds``. Invariant: batch by batch these are the ids, in the
+order, that ``gnnsys.NeighborLoader`` gives for the same graph, seeds, fanouts, batch size and seed.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gnnsys.dataset_folder import Dataset
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
 
-__all__ = ["sampled_ids"]
+__all__ = ["sampled_ids", "training_seeds"]
 
 
 def sampled_ids(
@@ -68,3 +70,11 @@ def sampled_ids(
         positions = order[group * batch_size : (group + 1) * batch_size]
         out = sampler.sample(seeds[positions], group, epoch)
         yield out.node.numpy()
+
+
+def training_seeds(dataset: Dataset) -> tuple[Tensor, str]:
+    """(n,) ids of the training nodes, or of all nodes where none are named, and which these are."""
+    train = dataset.split("train")
+    if len(train):
+        return train, "training nodes"
+    return torch.arange(dataset.num_nodes()), "all nodes, for no training nodes are named"

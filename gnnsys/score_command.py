@@ -19,6 +19,7 @@ from gnnsys.dataset_folder import open_dataset
 from gnnsys.errors import UnsupportedError
 from gnnsys.folder_scores import store_score
 from gnnsys.progress import work_progress
+from gnnsys.sampled_ids import training_seeds
 from gnnsys.static_scores import importance
 
 __all__ = ["run_command"]
@@ -36,6 +37,7 @@ def run_command(config: ScoreConfig) -> int:
             f"{folder}: heterogeneous; gnnsys score takes homogeneous graphs so far"
         )
     about: dict[str, Any] = {}
+    seeds, seeds_are = training_seeds(dataset)
     if config.score == "presample":
         about = {
             "fanouts": parse_fanouts(config.fanouts),
@@ -47,7 +49,7 @@ def run_command(config: ScoreConfig) -> int:
         values = importance(
             config.score,
             dataset.graph(),
-            seeds=dataset.split("train"),
+            seeds=seeds,
             **about,
             threads=config.threads,
             progress=progress,
@@ -57,6 +59,7 @@ def run_command(config: ScoreConfig) -> int:
         "dataset": str(dataset.path),
         "score": config.score,
         **about,
+        "seeds": seeds_are if about else None,
         "nodes": len(values),
         "zero": int((values == 0).sum()),
         "top": top_shares(values),
@@ -89,6 +92,8 @@ def top_shares(values: NDArray[Any]) -> dict[str, float]:
 def _table(facts: dict[str, Any]) -> Table:
     table = Table(title=escape(f"{facts['score']} of {facts['dataset']}"), show_header=False)
     table.add_row("nodes", f"{facts['nodes']:,}, {facts['zero']:,} of them without any")
+    if facts["seeds"]:
+        table.add_row("sampled from", facts["seeds"])
     for share, part in facts["top"].items():
         table.add_row(
             f"first {float(share):.0%} of the nodes", f"{part:.1%} of the {facts['score']}"

@@ -71,8 +71,8 @@ def importance(
         return reverse_pagerank(graph.indptr.numpy(), indices, progress=report)
     if seeds is None or len(seeds) == 0 or not fanouts:
         raise ArgumentError(
-            "presample: samples as training does, which needs training nodes and fanouts; name "
-            "the nodes when the dataset is converted (--train, --random-split), or use degree"
+            "presample: samples as training does, which needs seeds and fanouts; give both, or use "
+            "degree"
         )
     counts = np.zeros(graph.num_nodes, np.int64)
     run = sampled_ids(

@@ -5,24 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import platform
-import resource
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
-import torch_geometric
 
-from gnnsys._version import __version__
 from gnnsys.checkpoint import (
     CHECKPOINT,
     Checkpoint,
@@ -36,92 +27,22 @@ from gnnsys.config_file import check_resumed, config_to_toml
 from gnnsys.counters import Counters
 from gnnsys.dataset import NodeDataset, load_dataset
 from gnnsys.disk_probe import load as load_disk_profile
-from gnnsys.doctor import cpu_model
 from gnnsys.errors import ArgumentError, StorageError
 from gnnsys.feature_options import FeatureOptions
 from gnnsys.feature_stats import DiskWatch, FeatureStats, add_counts, read_counts
 from gnnsys.files import as_storage_error, replace_file
+from gnnsys.interrupts import on_signals
 from gnnsys.models import NodeClassifier
 from gnnsys.run_log import RunLog
 from gnnsys.scores import check_metric, score
 from gnnsys.steps import FullBatch, MiniBatch, Steps
+from gnnsys.train_result import EpochRecord, TrainResult, machine, versions
 
 __all__ = ["EpochRecord", "TrainResult", "make_model", "run_training"]
 
 _log = logging.getLogger(__name__)
 _STEP_SECONDS = 0.25
 """Least time between two records of steps."""
-
-_JSON_NAMES = {"accuracy": "acc", "rocauc": "rocauc", "f1": "f1"}
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """What one epoch gave."""
-
-    epoch: int
-    """From 1."""
-
-    loss: float
-    """Mean cross entropy over the training nodes."""
-
-    val: float | None
-    """Validation score after the epoch; None where it was not evaluated."""
-
-    test: float | None
-    """Test score at the best validation epoch so far; None before the first."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a training run gave."""
-
-    config: TrainConfig
-    """With every default filled in."""
-
-    metric: str
-    """accuracy, rocauc or f1: what the best epoch was chosen by."""
-
-    reason: str
-    """Why it ended: done, early stop or interrupted."""
-
-    history: tuple[EpochRecord, ...]
-
-    best_epoch: int
-    """The first epoch with the best validation score, from 1; 0 before any evaluation."""
-
-    best_val: dict[str, float]
-    """Validation scores by metric at the best epoch; accuracy is always among them."""
-
-    best_test: dict[str, float]
-    """Test scores at the best epoch, likewise."""
-
-    seconds: float
-    """Wall time of training and validation."""
-
-    counters: Counters
-    """Feature rows and bytes served, by tier."""
-
-    reads: dict[str, float]
-    """Counts of the cache and its reads, as ``gnnsys.feature_stats.read_counts`` names them."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: scores, time, rows and bytes by tier, reads, memory, versions, options."""
-        return {
-            **{f"test_{_JSON_NAMES[name]}": value for name, value in self.best_test.items()},
-            **{f"val_{_JSON_NAMES[name]}": value for name, value in self.best_val.items()},
-            "metric": self.metric,
-            "best_epoch": self.best_epoch,
-            "epochs": len(self.history),
-            "reason": self.reason,
-            "loss": self.history[-1].loss if self.history else None,
-            "seconds": self.seconds,
-            **self.counters.as_dict(),
-            "reads": self.reads,
-            "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "versions": _versions(),
-            "config": dataclasses.asdict(self.config),
-        }
 
 
 def run_training(
@@ -162,7 +83,7 @@ def run_training(
     with closing(dataset), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         trainer = _Trainer(config, dataset, device, run)
-        with _on_signals(trainer.interrupt):
+        with on_signals(trainer.interrupt):
             return trainer.fit(on_epoch, on_batch, on_stats)
 
 
@@ -408,8 +329,8 @@ class _Trainer:
             },
             metric=self._metric,
             parameters=sum(p.numel() for p in self._model.parameters()),
-            versions=_versions(),
-            machine=_machine(),
+            versions=versions(),
+            machine=machine(),
             config=_describe(self._config),
         )
 
@@ -502,46 +423,3 @@ def _choose_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("--device cuda: torch finds no CUDA device; use --device cpu")
     return torch.device(device)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "gnnsys": __version__,
-        "torch": torch.__version__,
-        "torch_geometric": torch_geometric.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
-        "platform": platform.platform(),
-    }
-
-
-@contextmanager
-def _on_signals(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Calls ``interrupt`` at the first SIGINT or SIGTERM; the second has its usual effect."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: Any) -> None:
-        interrupt()
-        restore()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        restore()

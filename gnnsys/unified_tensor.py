@@ -46,7 +46,7 @@ TableStore = HostStore | FileStore | CachedStore
 
 
 def unified(
-    source: Tensor | NDArray[Any] | str | os.PathLike[str],
+    source: Tensor | NDArray[Any] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -67,7 +67,8 @@ def unified(
 
     Args:
         source: (rows, …) CPU tensor or numpy array, read in place; or the path of a ``.npy`` file
-            in C order, or of a raw file (then ``shape`` and ``encoding`` say what it holds).
+            in C order, or of a raw file (then ``shape`` and ``encoding`` say what it holds); or a
+            list of paths, of ``.npy`` files that hold one range of rows each.
         device: where rows are consumed; None for "cuda" when there is one, else "cpu".
         dtype: of gathered rows; None for the stored one.
         threads: that gather; 0 for all cores this process may use.
@@ -103,7 +104,7 @@ def unified(
     store: TableStore
     if isinstance(source, UnifiedTensor):
         raise ArgumentError("source: a UnifiedTensor already; use .to() to change its device")
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (str, os.PathLike, Sequence)):
         store = FileStore(
             source,
             dtype=None if cache is not None else dtype,

@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -85,8 +85,8 @@ class DirectRows(RowReader):
     @property
     def stats(self) -> ReadStats:
         """What was read so far."""
-        *counts, nanoseconds = self._core.counts()
-        return ReadStats(*counts, nanoseconds * 1e-9)
+        rows, requests, pages, nbytes, nanoseconds = self._core.counts()
+        return ReadStats(rows, requests, pages, nbytes, nanoseconds * 1e-9)
 
     def start(self, ids: NDArray[np.int64]) -> DirectPending:
         """Begins to read rows ``ids``, strictly ascending and within the table."""
@@ -124,7 +124,7 @@ class DirectRows(RowReader):
         raise read_error(shard.path, place, code or errno.EIO)
 
     @property
-    def _core(self) -> Any:
+    def _core(self) -> core.FileReader:
         if self._files is None:
             raise ArgumentError(f"{self._table.shards[0].path}: this store was closed")
         return self._files
@@ -190,6 +190,28 @@ def _log_cached(path: str) -> None:
 
 
 def best_depth(table: TableFile) -> int:
-    """Reads in flight for the disk of a table."""
-    profile = disk_probe.load(table.shards[0].path)
+    """Reads in flight for the disk of a table: probed once, on the table, where it is large."""
+    path = table.shards[0].path
+    profile = disk_probe.load(path)
+    if profile is None and _tells_of_its_disk(table.shards[0].handle):
+        profile = _probe(path, disk_probe.disk_name(path))
     return DEPTH if profile is None else profile.depth
+
+
+def _tells_of_its_disk(handle: int) -> bool:
+    status = os.fstat(handle)
+    on_disk = os.major(status.st_dev) != 0  # not in memory, nor across a network
+    written = min(status.st_size, status.st_blocks * 512)  # the rest is holes
+    return on_disk and written >= disk_probe.LEAST_BYTES and 2 * written >= status.st_size
+
+
+@lru_cache
+def _probe(path: str, disk: str) -> disk_probe.DiskProfile | None:
+    _log.info("%s: its disk (%s) is probed for about a second, once", path, disk)
+    try:
+        profile = disk_probe.measure(path)
+    except OSError as error:
+        _log.warning("%s: its disk could not be probed (%s)", path, error)
+        return None
+    disk_probe.save(path, profile)
+    return profile

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, ReadOnlyError, RowIndexError, UnsupportedError
-from gnnsys.files import as_storage_error, npy_header, write_whole
+from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
+from gnnsys.files import as_storage_error, npy_header
 from gnnsys.machine import available_memory
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
 from gnnsys.memory.mapped_rows import MappedRows
 from gnnsys.memory.reads import PendingRows, ReadStats, Storage
+from gnnsys.memory.row_writer import open_writer
 from gnnsys.memory.store import check_bounds, check_dtype, check_ids, check_out, is_dense
 from gnnsys.memory.table_file import Shard, TableFile
 
@@ -85,8 +86,7 @@ class FileStore:
         storage: Storage = "auto",
         depth: int = 0,
     ) -> None:
-        given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        self.paths = [os.path.abspath(each) for each in given]
+        self.paths = _absolute(path)
         self._options: dict[str, Any] = {
             "encoding": encoding,
             "shape": shape,
@@ -206,6 +206,7 @@ class FileStore:
         dtype: torch.dtype = torch.float32,
         *,
         threads: int = 0,
+        storage: Storage = "auto",
     ) -> FileStore:
         """Makes a .npy file of zeros and opens it for writing; it takes room as it is written.
 
@@ -214,6 +215,7 @@ class FileStore:
             shape: (rows, …).
             dtype: of its elements; torch.bfloat16 is stored as uint16.
             threads: that gather; 0 for all cores.
+            storage: how it is read and written.
 
         Raises:
             StorageError: the file cannot be written.
@@ -234,10 +236,13 @@ class FileStore:
         with as_storage_error(Path(path)), open(path, "wb") as file:
             file.write(npy_header(tuple(shape), in_file))
             file.truncate(file.tell() + math.prod(shape) * in_file.itemsize)
-        return cls(path, encoding=encoding, threads=threads, writable=True)
+        return cls(path, encoding=encoding, threads=threads, writable=True, storage=storage)
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Overwrites rows ``ids`` of the file; of an id that is there twice, the last row stays.
+
+        What is written shows in every store of the file at once. Rows that follow one another are
+        written past the page cache where the file is read so.
 
         Args:
             ids: (n,) int32 or int64 on the CPU, each in ``[0, rows)``.
@@ -270,11 +275,11 @@ class FileStore:
     def _write_shard(self, shard: Shard, ids: Tensor, data: NDArray[np.uint8]) -> None:
         # Rows that follow one another go to the file together.
         starts = [0, *(1 + torch.nonzero(ids.diff() != 1)[:, 0]).tolist(), len(ids)]
-        with as_storage_error(Path(shard.path)), open(shard.path, "r+b", buffering=0) as file:
+        with open_writer(shard, direct=self.storage != "mmap") as writer:
             for first, last in pairwise(starts):
                 if first < last:
-                    file.seek(shard.offset + int(ids[first]) * self.row_bytes)
-                    write_whole(file, data[first:last].reshape(-1).data)
+                    place = shard.offset + int(ids[first]) * self.row_bytes
+                    writer.write(place, data[first:last].reshape(-1))
 
     def with_dtype(self, dtype: torch.dtype) -> FileStore:
         """The same rows delivered as ``dtype``, and counted together with this store's."""
@@ -330,6 +335,19 @@ class FileStore:
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"FileStore({self.path!r}{more}, shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+def _absolute(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> list[str]:
+    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    for each in given:
+        if not isinstance(each, (str, os.PathLike)):
+            raise DTypeError(
+                f"path: a {type(each).__name__} among the paths; values in memory are given as a "
+                "tensor or numpy array"
+            )
+    return [os.path.abspath(each) for each in given]
 
 
 @lru_cache

@@ -8,32 +8,34 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PAGE", "PendingRows", "ReadStats", "StagedRows", "Storage"]
+__all__ = ["PendingRows", "ReadStats", "StagedRows", "Storage"]
 
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
-
-PAGE = 4096
-"""Bytes of a page, the unit of reads past the page cache."""
 
 
 class StagedRows(Protocol):
     """Rows that were read; their memory is valid as long as this object lives."""
 
-    address: int
-    """Of the memory they lie in."""
+    @property
+    def address(self) -> int:
+        """Of the memory they lie in."""
 
-    offsets: NDArray[np.int64]
-    """(n,) row k lies at ``address + offsets[k]``, as it is stored."""
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(n,) row k lies at ``address + offsets[k]``, as it is stored."""
 
-    requests: int
-    """Reads that were asked of the disk; 0 in mmap mode, where the page cache decides."""
+    @property
+    def requests(self) -> int:
+        """Reads that were asked of the disk; 0 in mmap mode, where the page cache decides."""
 
-    pages: int
-    """Pages of 4 KiB that they covered."""
+    @property
+    def pages(self) -> int:
+        """Pages of 4 KiB that they covered; 0 in mmap mode."""
 
-    bytes_read: int
-    """Bytes that came back, less than the pages at the end of a file."""
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came back, less than the pages at the end of a file; 0 in mmap mode."""
 
 
 class PendingRows(Protocol):
@@ -54,7 +56,7 @@ class PendingRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReadStats:
-    """What a store read from its file so far, apart from mmap mode, which counts rows alone."""
+    """What a store read from its file so far; of mmap mode, rows alone are known."""
 
     rows: int = 0
     """Distinct rows asked for."""

@@ -1,4 +1,4 @@
-"""The page that follows a user from a CSV edge list to a trained model runs as it stands."""
+"""Pages with commands, such as from a CSV edge list to a trained model, run as they stand."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "from-csv-to-model.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.slow
-def test_every_command_of_the_page_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert [kind for kind, _ in blocks].count("bash") >= 5
+def run_blocks(page: str, folder: Path) -> list[str]:
+    """Runs what a page shows, one block after another; returns the kinds of blocks."""
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for kind, text in blocks:
         command = ["bash", "-e", "-c", text] if kind == "bash" else [sys.executable, "-c", text]
         done = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+            command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return [kind for kind, _ in blocks]
+
+
+@pytest.mark.slow
+def test_every_command_from_csv_to_model_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    assert run_blocks("from-csv-to-model.md", tmp_path).count("bash") >= 5
     # What the page says came out: many more right than the largest trade has people.
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["test_acc"] > 0.7
@@ -35,3 +40,10 @@ def test_every_command_of_the_page_runs_in_an_empty_folder(tmp_path: Path) -> No
     right = (predictions[test] == labels[test]).mean()
     assert abs(right - result["test_acc"]) < 1e-6
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_every_command_about_planning_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    assert run_blocks("planning.md", tmp_path).count("bash") >= 3
+    assert (tmp_path / "plan.html").read_text().count("<svg") == 2
+    assert (tmp_path / "demo-graph" / "static_score.npy").is_file()

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -83,6 +84,19 @@ def test_features_in_a_file_and_a_dataset_folder_give_the_same(data: Data, tmp_p
     expected = gnnsys.inference(model, single)
     found = gnnsys.inference(model, gnnsys.open_dataset(tmp_path / "g"))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layers_own_rows_are_read_from_a_cached_file_in_one_pass(
+    data: Data, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", data.x.numpy())
+    model, x = make(GraphSAGE), gnnsys.unified(tmp_path / "x.npy", cache=0.3, device="cpu")
+    expected = gnnsys.inference(model, data, block_bytes=4000)
+    behind = Data(x=x, edge_index=data.edge_index, num_nodes=NODES)
+    assert torch.equal(gnnsys.inference(model, behind, block_bytes=4000), expected)
+    stats, served = x.store.stats, x.counters.as_dict()["rows"]
+    assert sum(served.values()) - stats.rows == NODES
+    assert stats.batches > 3
 
 
 def test_the_training_commands_model_is_taken_apart(data: Data) -> None:

@@ -131,24 +131,33 @@ def test_a_folder_without_a_score_says_so(folder: Path, typed: Path) -> None:
 def test_what_cannot_be_scored_is_told(
     folder: Path, typed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with DatasetWriter(tmp_path / "bare", name="bare") as writer:
-        writer.add_nodes(2)
-        writer.add_edges(0)
-        writer.write_edges("indptr", cut_rows(np.zeros(3, np.int64)), (3,), "int64")
-        writer.write_edges("indices", cut_rows(np.zeros(0, np.int32)), (0,), "int32")
-        bare = writer.commit()
     cases = [
         ([str(tmp_path / "none")], "no such file"),
         ([str(typed)], "heterogeneous"),
-        ([str(bare)], "needs training nodes"),
     ]
     for arguments, message in cases:
         assert main(["score", *arguments]) == 2
         assert message in capsys.readouterr().err
+    with pytest.raises(ArgumentError, match=r"shape \(3,\), expected \(512,\)"):
+        store_score(folder, np.zeros(3, np.uint16), "degree")
     assert open_dataset(folder).static_score() is None
-    assert main(["score", str(bare), "--score", "pagerank"]) == 0
-    with pytest.raises(ArgumentError, match=r"shape \(3,\), expected \(2,\)"):
-        store_score(bare, np.zeros(3, np.uint16), "degree")
+
+
+def test_all_nodes_are_seeds_where_no_training_nodes_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with DatasetWriter(tmp_path / "bare", name="bare") as writer:
+        writer.add_nodes(2)
+        writer.add_edges(1)
+        writer.write_edges("indptr", cut_rows(np.array([0, 1, 1])), (3,), "int64")
+        writer.write_edges("indices", cut_rows(np.array([1], np.int32)), (1,), "int32")
+        bare = writer.commit()
+    assert main(["score", str(bare), "--batch-size", "1", "--batches", "4"]) == 0
+    assert "all nodes, for no training nodes" in capsys.readouterr().out
+    found = open_dataset(bare).static_score()
+    assert found is not None
+    # Node 1 is in both batches of each epoch: as a neighbour of node 0, and by itself.
+    assert found[1].tolist() == [0, 65535]
 
 
 @pytest.mark.parametrize(

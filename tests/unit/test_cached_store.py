@@ -222,11 +222,23 @@ def test_reads_are_under_way_while_the_consumer_works(source: FileStore) -> None
     assert [ticket.pending is not None for ticket in tickets] == [False, True, *[False] * 4]
 
 
+def test_reads_ahead_are_bounded_in_bytes(source: FileStore) -> None:
+    store = CachedStore(source, cache=0, prefetch=3)
+    engine = store._engine()
+    assert isinstance(engine, Engine)
+    tickets = [store.announce(torch.arange(40)) for _ in range(6)]
+    engine._staging_bytes = 2 * 40 * (4096 + 16)
+    store.gather(torch.arange(40), ticket=tickets[0])
+    assert [ticket.pending is not None for ticket in tickets] == [False, True, *[False] * 4]
+
+
 def test_large_gathers_without_ticket_are_served_in_pieces(
-    source: FileStore, table: Tensor, monkeypatch: pytest.MonkeyPatch
+    source: FileStore, table: Tensor
 ) -> None:
-    monkeypatch.setattr("gnnsys.cache.engine._PIECE_BYTES", 16 * (4096 + 16))
     store = CachedStore(source, cache=100)
+    engine = store._engine()
+    assert isinstance(engine, Engine)
+    engine._staging_bytes = 16 * (4096 + 16)  # 16 rows
     ids = ids_of(500)
     assert torch.equal(store.gather(ids), table[ids])
     assert store.stats.batches == 1

@@ -25,13 +25,13 @@ import pytest
 import torch
 
 import gnnsys.doctor as doctor
-from gnnsys import machine
+from gnnsys import disk_probe, machine
 from gnnsys.doctor import Finding, examine, report
 
 NAMES = [
     "Python", "gnnsys._core", "torch", "torch_geometric", "numpy", "processor", "cores", "memory",
-    "locked memory", "/dev/shm", "huge pages", "disk", "O_DIRECT", "io_uring", "GPUs", "nvcc",
-    "cupy", "pyg_lib", "torch_sparse", "dgl",
+    "locked memory", "/dev/shm", "huge pages", "disk", "disk speed", "O_DIRECT", "io_uring", "GPUs",
+    "nvcc", "cupy", "pyg_lib", "torch_sparse", "dgl",
 ]  # fmt: skip
 REQUIRED = ["gnnsys._core", "torch", "torch_geometric", "numpy"]
 SAMPLE = [
@@ -438,6 +438,41 @@ def test_read_ahead_agrees_with_lsblk(findings: dict[str, Finding], folder: Path
     if ran.returncode != 0:
         pytest.skip(f"lsblk does not know {source}")
     assert f"read-ahead {ran.stdout.strip()} KiB" in findings["disk"].found
+
+
+def test_the_speed_of_a_probed_disk_is_kept_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(disk_probe, "LEAST_BYTES", 8 << 20)
+    assert doctor._disk_speed(tmp_path, False)[:2] == ("missing", "not probed")
+    state, found, effect = doctor._disk_speed(tmp_path, True)
+    assert state == "ok"
+    profile = disk_probe.load(tmp_path)
+    assert profile is not None
+    assert profile.iops > 0
+    assert 0 < profile.latency < 1
+    assert profile.bandwidth > 0
+    assert f"{profile.iops:,.0f} random reads" in found
+    assert effect == f"{profile.depth} reads are kept in flight"
+    assert doctor._disk_speed(tmp_path, False) == (state, found, effect)
+    assert [each.name for each in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_profile_that_cannot_be_kept_or_read_is_gone_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    profile = disk_probe.DiskProfile(1, 1, 1, 1, "now", "this one")
+    assert not disk_probe.save(tmp_path, profile)
+    assert disk_probe.load(tmp_path) is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert disk_probe.save(tmp_path, profile)
+    assert disk_probe.load(tmp_path) == profile
+    [kept] = (tmp_path / "other" / "gnnsys" / "disks").iterdir()
+    kept.write_text("{")
+    assert disk_probe.load(tmp_path) is None
 
 
 def test_the_examined_folder_is_left_empty(findings: dict[str, Finding], folder: Path) -> None:

@@ -50,6 +50,20 @@ def test_examples_of_the_loaders_page_run() -> None:
     assert names["out"].shape == (5000 % 512, 8)
 
 
+def test_the_example_of_the_feature_caches_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "feature-cache.md").read_text(), re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(example, "feature-cache.md", "exec"), names)
+    served = names["x"].counters.as_dict()["rows"]
+    assert names["stats"].rows == served["cache"] + served["file"]
+    assert "rows came from memory" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "scripts/bench/README.md"])
 def test_paths_that_documents_name_exist(name: str) -> None:
     text = (ROOT / name).read_text()

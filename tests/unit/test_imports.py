@@ -30,10 +30,12 @@ LAYERS = [
     {"gnnsys.layerwise", "gnnsys.scores", "gnnsys.sampled_ids", "gnnsys.static_scores"},
     {"gnnsys.progress", "gnnsys.info", "gnnsys.report_text"},
     {f"gnnsys.{name}" for name in ["convert", "dataset", "feature_setup", "generate"]},
-    {f"gnnsys.{name}" for name in ["checkpoint", "config_file", "feature_stats"]}
+    {f"gnnsys.{name}" for name in ["checkpoint", "config_file", "feature_stats", "interrupts"]}
     | {f"gnnsys.{name}" for name in ["run_log", "steps"]},
-    {"gnnsys.train"},
+    {"gnnsys.train", "gnnsys.train_result"},
     {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command"]}
+    | {f"gnnsys.{name}" for name in ["hardware", "estimate", "cache_plans"]}
+    | {f"gnnsys.plan_{part}" for part in ["command", "picture", "text"]}
     | {f"gnnsys.report{part}" for part in REPORT},
     {"gnnsys.cli"},
 ]

@@ -168,7 +168,7 @@ def test_presampling_counts_the_batches_that_hold_a_node() -> None:
 def test_presampling_needs_seeds_and_fanouts() -> None:
     graph = CSC(torch.tensor([0, 0]), torch.tensor([], dtype=torch.int64))
     for options in ({}, {"seeds": torch.tensor([0])}, {"fanouts": [2]}):
-        with pytest.raises(ArgumentError, match="needs training nodes and fanouts"):
+        with pytest.raises(ArgumentError, match="needs seeds and fanouts"):
             importance("presample", graph, **options)
     with pytest.raises(ArgumentError, match="seeds: none"):
         next(sampled_ids(graph, torch.tensor([], dtype=torch.int64), [1]))

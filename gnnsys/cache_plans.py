@@ -1,0 +1,187 @@
+"""A cache of several budgets, simulated over the same batches.
+
+Owns what ``gnnsys plan`` computes: which caches are simulated and what comes out, as data. Knows
+nothing of how that is printed or drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnsys.cache.plan import Policy
+from gnnsys.cache.simulate import SimulationResult, simulate
+from gnnsys.cache.trace import Trace
+from gnnsys.config_data import parse_bytes
+from gnnsys.errors import ArgumentError
+
+__all__ = ["Budget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
+
+_Simulated = Policy | Literal["belady"]
+
+_SIZES = {"float32": 4, "float16": 2, "int8": 1}
+"""Bytes of an element in the precisions that features may be stored in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """Batches, and the table of features that they read."""
+
+    trace: Trace
+    rows: int
+    columns: int
+    """Elements of a row."""
+    dtype: str
+    """That features are stored in, by numpy's name or bfloat16."""
+    row_bytes: int
+    offset: int
+    """Where rows begin in their file."""
+    scores: NDArray[np.uint16] | None
+    window: int
+    policy: Policy
+
+    @property
+    def bytes(self) -> int:
+        """Of all rows."""
+        return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One cache that is simulated."""
+
+    role: str
+    """``planned``: what the user asks for; ``static`` and ``belady``: what bounds it from both
+    sides; ``one cache``: the victim buffer's memory as cache; or a precision of features."""
+    policy: _Simulated
+    """A policy, or belady, which knows all batches: the bound that no policy can pass."""
+    dtype: str
+    row_bytes: int
+    capacity: int
+    """Rows."""
+    victim_cells: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Memory for a cache, and what is simulated for it."""
+
+    text: str
+    """As the user wrote it."""
+    bytes: int
+    cases: tuple[Case, ...]
+
+
+def plan_budgets(workload: Workload, texts: Sequence[str], victim_bytes: int = 0) -> list[Budget]:
+    """The caches worth comparing for each budget.
+
+    Args:
+        workload: what they serve.
+        texts: bytes, such as 2GB, or shares of the features, such as 10%.
+        victim_bytes: of a victim buffer beside each; ``static`` and ``belady`` get them as cache.
+
+    Raises:
+        ArgumentError: neither bytes nor a share, more than 100 %, or less than a row.
+    """
+    budgets = []
+    for text in texts:
+        size = _budget_bytes(text, workload)
+        planned = _case(workload, "planned", size, victim_bytes)
+        cases = [
+            planned,
+            _case(workload, "static", size + victim_bytes, policy="static"),
+            _case(workload, "belady", size + victim_bytes, policy="belady"),
+        ]
+        if planned.victim_cells:
+            cases.append(_case(workload, "one cache", size + victim_bytes))
+        if workload.dtype in (*_SIZES, "bfloat16", "float64"):
+            others = [dtype for dtype in _SIZES if dtype != workload.dtype]
+            cases += [_case(workload, dtype, size, victim_bytes, dtype=dtype) for dtype in others]
+        budgets.append(Budget(text=text.strip(), bytes=size, cases=tuple(cases)))
+    return budgets
+
+
+def _budget_bytes(text: str, workload: Workload) -> int:
+    found = re.fullmatch(r"\s*(\d{1,10}(?:\.\d{1,10})?)\s*%\s*", text)
+    if found is None:
+        size = parse_bytes(text, "--budget")
+    else:
+        share = Fraction(found.group(1)) / 100
+        if share > 1:
+            raise ArgumentError(f"--budget {text}: expected at most 100%")
+        size = int(share * workload.rows) * workload.row_bytes
+    if size < workload.row_bytes:
+        raise ArgumentError(
+            f"--budget {text}: {size} bytes, less than a row of {workload.row_bytes}; give more"
+        )
+    return size
+
+
+def _case(
+    workload: Workload,
+    role: str,
+    cache_bytes: int,
+    victim_bytes: int = 0,
+    *,
+    policy: _Simulated | None = None,
+    dtype: str | None = None,
+) -> Case:
+    row_bytes = workload.columns * _SIZES[dtype] if dtype else workload.row_bytes
+    return Case(
+        role=role,
+        policy=policy or workload.policy,
+        dtype=dtype or workload.dtype,
+        row_bytes=row_bytes,
+        capacity=min(workload.rows, cache_bytes // row_bytes),
+        victim_cells=min(workload.rows, victim_bytes // row_bytes),
+    )
+
+
+def run_cases(
+    workload: Workload,
+    cases: Sequence[Case],
+    threads: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[SimulationResult]:
+    """Simulates caches, several at a time.
+
+    Args:
+        workload: what they serve.
+        cases: the caches.
+        threads: so many at once, each with a planner's memory.
+        progress: is told how many are done.
+    """
+
+    def run(case: Case) -> SimulationResult:
+        return simulate(
+            workload.trace,
+            case.policy,
+            case.capacity,
+            workload.window,
+            num_rows=workload.rows,
+            scores=workload.scores,
+            victim_cells=case.victim_cells,
+            row_bytes=case.row_bytes,
+            offset=workload.offset,
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(run, case) for case in cases]
+        for done, _ in enumerate(as_completed(running), 1):
+            progress(done, len(cases))
+        return [each.result() for each in running]
+
+
+def count_touched(trace: Trace) -> int:
+    """Rows that a trace asks for at least once."""
+    touched = np.zeros(trace.num_rows, bool)
+    for ids in trace:
+        touched[ids] = True
+    return int(touched.sum())

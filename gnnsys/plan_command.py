@@ -1,0 +1,218 @@
+"""``gnnsys plan``: samples or replays batches, simulates caches and tells what to expect."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from gnnsys.cache.scores import rank_normalised
+from gnnsys.cache.trace import Trace, TraceWriter, read_trace
+from gnnsys.cache_plans import Workload, count_touched, plan_budgets, run_cases
+from gnnsys.config_cache import PlanConfig, parse_fanouts
+from gnnsys.config_data import parse_bytes
+from gnnsys.dataset_folder import Dataset, open_dataset
+from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.folder_format import NODE_TYPE
+from gnnsys.folder_writer import Progress
+from gnnsys.hardware import Hardware, measure_hardware, read_hardware
+from gnnsys.plan_text import case_facts, notes_on, print_plan
+from gnnsys.progress import work_progress
+from gnnsys.sampled_ids import sampled_ids, training_seeds
+from gnnsys.static_scores import importance
+
+__all__ = ["make_plan", "run_command"]
+
+_BATCHES = 200
+
+
+def run_command(config: PlanConfig) -> int:
+    """Plans and tells."""
+    with work_progress() as progress:
+        plan = make_plan(config, progress)
+    if config.picture is not None:
+        from gnnsys.plan_picture import write_picture
+
+        write_picture(plan, Path(config.picture))
+    if config.json:
+        print(json.dumps(plan))
+    else:
+        print_plan(plan, Console())
+    return 0
+
+
+def make_plan(
+    config: PlanConfig, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
+    """What ``gnnsys plan --json`` prints.
+
+    Raises:
+        MissingFileError, FileFormatError: a dataset, trace or description that cannot be read.
+        ArgumentError: a budget below a row, or a trace of another dataset.
+        UnsupportedError: the graph is heterogeneous.
+    """
+    dataset = _open(config)
+    threads = config.threads or len(os.sched_getaffinity(0))
+    victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
+    hardware = _hardware(config, dataset)
+    with _trace(config, dataset, progress) as trace:
+        score, scores = _scores(config, dataset, len(trace), progress)
+        workload = _workload(config, dataset, trace, scores)
+        texts = [text for word in config.budget for text in word.split(",")]
+        budgets = plan_budgets(workload, texts, victim_bytes)
+        cases = [case for budget in budgets for case in budget.cases]
+        results = run_cases(
+            workload, cases, threads, lambda done, total: progress("simulate", done, total)
+        )
+        touched = count_touched(trace)
+    seeds, seeds_are = training_seeds(dataset)
+    epoch_batches = -(-len(seeds) // config.batch_size)
+    found = iter(results)
+    plan: dict[str, Any] = {
+        "dataset": str(dataset.path),
+        "rows": workload.rows,
+        "row_bytes": workload.row_bytes,
+        "dtype": workload.dtype,
+        "feature_bytes": workload.bytes,
+        "rows_touched": touched,
+        "trace": config.trace,
+        "seeds": seeds_are,
+        "fanouts": None if config.trace else parse_fanouts(config.fanouts),
+        "batch_size": config.batch_size,
+        "batches": len(trace),
+        "ids": trace.num_ids,
+        "epoch_batches": epoch_batches,
+        "policy": config.policy,
+        "window": config.window,
+        "score": score,
+        "victim_bytes": victim_bytes,
+        "hardware": dataclasses.asdict(hardware),
+        "step_time_ms": config.step_time,
+        "budgets": [
+            {
+                "budget": budget.text,
+                "bytes": budget.bytes,
+                "cases": {
+                    case.role: case_facts(
+                        case, next(found), hardware, epoch_batches, config.step_time / 1000
+                    )
+                    for case in budget.cases
+                },
+            }
+            for budget in budgets
+        ],
+    }
+    plan["notes"] = notes_on(plan)
+    return plan
+
+
+def _open(config: PlanConfig) -> Dataset:
+    folder = Path(config.dataset)
+    dataset = open_dataset(folder)
+    if dataset.heterogeneous:
+        raise UnsupportedError(
+            f"{folder}: heterogeneous; gnnsys plan takes homogeneous graphs so far"
+        )
+    if not dataset.has("features"):
+        raise ArgumentError(
+            f"{folder}: has no features to cache; convert it again with --features FILE"
+        )
+    return dataset
+
+
+def _hardware(config: PlanConfig, dataset: Dataset) -> Hardware:
+    if config.hardware != "this":
+        return read_hardware(config.hardware)
+    shard = dataset.manifest.nodes[NODE_TYPE].tables["features"].shards[0]
+    return measure_hardware(dataset.path / shard.path)
+
+
+@contextmanager
+def _trace(config: PlanConfig, dataset: Dataset, progress: Progress) -> Iterator[Trace]:
+    """The batches to plan; sampled ones lie in a temporary file meanwhile."""
+    rows = dataset.num_nodes()
+    if config.trace is not None:
+        trace = read_trace(config.trace)
+        if trace.num_rows != rows:
+            raise ArgumentError(
+                f"--trace {config.trace}: of a table of {trace.num_rows} rows, but {dataset.path} "
+                f"has {rows} nodes; give a trace that was recorded with this dataset"
+            )
+        if len(trace) == 0:
+            raise ArgumentError(f"--trace {config.trace}: holds no batch; record it again")
+        yield trace[: config.batches]
+        return
+    batches = config.batches or _BATCHES
+    run = _sampled(config, dataset, batches, config.seed)
+    with tempfile.TemporaryDirectory(prefix="gnnsys-plan-") as folder:
+        path = Path(folder) / "trace"
+        with TraceWriter(path, rows) as writer:
+            for number, ids in enumerate(run, 1):
+                writer.add(ids)
+                progress("sample: batches", number, batches)
+        yield read_trace(path)
+
+
+def _sampled(
+    config: PlanConfig, dataset: Dataset, batches: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    return sampled_ids(
+        dataset.graph(),
+        training_seeds(dataset)[0],
+        parse_fanouts(config.fanouts),
+        batch_size=config.batch_size,
+        batches=batches,
+        seed=seed,
+        threads=config.threads,
+    )
+
+
+def _scores(
+    config: PlanConfig, dataset: Dataset, batches: int, progress: Progress
+) -> tuple[str, NDArray[np.uint16] | None]:
+    """The kind of score, and the scores."""
+    if config.score == "none":
+        return "none", None
+    if config.score == "auto":
+        stored = dataset.static_score()
+        if stored is not None:
+            return stored
+    kind = "degree" if config.score == "auto" else config.score
+    values = importance(
+        kind,
+        dataset.graph(),
+        seeds=training_seeds(dataset)[0],
+        fanouts=parse_fanouts(config.fanouts),
+        batch_size=config.batch_size,
+        batches=batches,
+        seed=config.seed + 1,  # not the batches that are planned: those are yet to come
+        threads=config.threads,
+        progress=progress,
+    )
+    return kind, rank_normalised(values)
+
+
+def _workload(
+    config: PlanConfig, dataset: Dataset, trace: Trace, scores: NDArray[np.uint16] | None
+) -> Workload:
+    table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
+    return Workload(
+        trace=trace,
+        rows=table.shape[0],
+        columns=int(np.prod(table.shape[1:], dtype=np.int64)),
+        dtype=table.encoding.dtype,
+        row_bytes=table.encoding.row_stride,
+        offset=table.shards[0].bytes - table.shards[0].rows * table.encoding.row_stride,
+        scores=scores,
+        window=config.window,
+        policy=config.policy,
+    )

@@ -1,0 +1,114 @@
+"""What a training run gives, and what it ran on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import resource
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import torch_geometric
+
+from gnnsys._version import __version__
+from gnnsys.config import TrainConfig
+from gnnsys.counters import Counters
+from gnnsys.doctor import cpu_model
+
+__all__ = ["EpochRecord", "TrainResult", "machine", "versions"]
+
+_JSON_NAMES = {"accuracy": "acc", "rocauc": "rocauc", "f1": "f1"}
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """What one epoch gave."""
+
+    epoch: int
+    """From 1."""
+
+    loss: float
+    """Mean cross entropy over the training nodes."""
+
+    val: float | None
+    """Validation score after the epoch; None where it was not evaluated."""
+
+    test: float | None
+    """Test score at the best validation epoch so far; None before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training run gave."""
+
+    config: TrainConfig
+    """With every default filled in."""
+
+    metric: str
+    """accuracy, rocauc or f1: what the best epoch was chosen by."""
+
+    reason: str
+    """Why it ended: done, early stop or interrupted."""
+
+    history: tuple[EpochRecord, ...]
+
+    best_epoch: int
+    """The first epoch with the best validation score, from 1; 0 before any evaluation."""
+
+    best_val: dict[str, float]
+    """Validation scores by metric at the best epoch; accuracy is always among them."""
+
+    best_test: dict[str, float]
+    """Test scores at the best epoch, likewise."""
+
+    seconds: float
+    """Wall time of training and validation."""
+
+    counters: Counters
+    """Feature rows and bytes served, by tier."""
+
+    reads: dict[str, float]
+    """Counts of the cache and its reads, as ``gnnsys.feature_stats.read_counts`` names them."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: scores, time, rows and bytes by tier, reads, memory, versions, options."""
+        return {
+            **{f"test_{_JSON_NAMES[name]}": value for name, value in self.best_test.items()},
+            **{f"val_{_JSON_NAMES[name]}": value for name, value in self.best_val.items()},
+            "metric": self.metric,
+            "best_epoch": self.best_epoch,
+            "epochs": len(self.history),
+            "reason": self.reason,
+            "loss": self.history[-1].loss if self.history else None,
+            "seconds": self.seconds,
+            **self.counters.as_dict(),
+            "reads": self.reads,
+            "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "versions": versions(),
+            "config": dataclasses.asdict(self.config),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Of gnnsys and of what it stands on."""
+    return {
+        "gnnsys": __version__,
+        "torch": torch.__version__,
+        "torch_geometric": torch_geometric.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that may be used, memory in bytes."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "platform": platform.platform(),
+    }

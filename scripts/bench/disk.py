@@ -55,9 +55,10 @@ class Disk:
         self.rounds[number] = {"prime_bytes_per_second": passed, "random_reads_per_second": reads}
 
     def amounts(self, number: int, pages: float) -> dict[str, float]:
-        """ "disk_seconds": in which the disk reads so many pages at its limit in this round."""
+        """The "disk_seconds" in which the disk reads so many pages at its limit in this round;
+        nothing where there are no pages, or the limit is not known."""
         reads = self.rounds[number]["random_reads_per_second"]
-        return {"disk_seconds": pages / reads} if reads else {}
+        return {"disk_seconds": pages / reads} if reads and pages else {}
 
     def describe(self) -> str:
         """The cache state that ``prepare`` brings about."""

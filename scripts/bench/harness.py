@@ -114,10 +114,12 @@ class Measured:
     errors: dict[str, str] = field(default_factory=dict)
 
     def rates(self, name: str, rate: Rate) -> dict[int, float]:
-        """What an implementation reached in each round, in the rate's unit."""
+        """What an implementation reached in each round, in the rate's unit; rounds without such an
+        amount are left out."""
         return {
             number: sample.amounts[rate.amount] / sample.seconds / rate.scale
             for number, sample in self.samples.get(name, {}).items()
+            if rate.amount in sample.amounts
         }
 
     def summary(self, name: str, rate: Rate) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
-from gnnsys.files import as_storage_error, npy_header, write_whole
+from gnnsys.files import as_storage_error, npy_header
 from gnnsys.machine import available_memory
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
 from gnnsys.memory.mapped_rows import MappedRows
 from gnnsys.memory.reads import PendingRows, ReadStats, Storage
+from gnnsys.memory.row_writer import open_writer
 from gnnsys.memory.store import check_bounds, check_dtype, check_ids, check_out, is_dense
 from gnnsys.memory.table_file import Shard, TableFile
 
@@ -200,6 +201,7 @@ class FileStore:
         dtype: torch.dtype = torch.float32,
         *,
         threads: int = 0,
+        storage: Storage = "auto",
     ) -> FileStore:
         """Makes a .npy file of zeros and opens it for writing; it takes room as it is written.
 
@@ -208,6 +210,7 @@ class FileStore:
             shape: (rows, …).
             dtype: of its elements; torch.bfloat16 is stored as uint16.
             threads: that gather; 0 for all cores.
+            storage: how it is read and written.
 
         Raises:
             StorageError: the file cannot be written.
@@ -228,10 +231,13 @@ class FileStore:
         with as_storage_error(Path(path)), open(path, "wb") as file:
             file.write(npy_header(tuple(shape), in_file))
             file.truncate(file.tell() + math.prod(shape) * in_file.itemsize)
-        return cls(path, encoding=encoding, threads=threads, writable=True)
+        return cls(path, encoding=encoding, threads=threads, writable=True, storage=storage)
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Overwrites rows ``ids`` of the file; of an id that is there twice, the last row stays.
+
+        What is written shows in every store of the file at once. Rows that follow one another are
+        written past the page cache where the file is read so.
 
         Args:
             ids: (n,) int32 or int64 on the CPU, each in ``[0, rows)``.
@@ -264,11 +270,11 @@ class FileStore:
     def _write_shard(self, shard: Shard, ids: Tensor, data: NDArray[np.uint8]) -> None:
         # Rows that follow one another go to the file together.
         starts = [0, *(1 + torch.nonzero(ids.diff() != 1)[:, 0]).tolist(), len(ids)]
-        with as_storage_error(Path(shard.path)), open(shard.path, "r+b", buffering=0) as file:
+        with open_writer(shard, direct=self.storage != "mmap") as writer:
             for first, last in pairwise(starts):
                 if first < last:
-                    file.seek(shard.offset + int(ids[first]) * self.row_bytes)
-                    write_whole(file, data[first:last].reshape(-1).data)
+                    place = shard.offset + int(ids[first]) * self.row_bytes
+                    writer.write(place, data[first:last].reshape(-1))
 
     def with_dtype(self, dtype: torch.dtype) -> FileStore:
         """The same rows delivered as ``dtype``, and counted together with this store's."""
@@ -333,8 +339,8 @@ def _absolute(
     for each in given:
         if not isinstance(each, (str, os.PathLike)):
             raise DTypeError(
-                f"path: a {type(each).__name__} among the paths; values in memory are given as a "
-                "tensor or numpy array"
+                f"source: a {type(path).__name__}, expected a tensor or numpy array, or the path "
+                f"of a file or several; it holds a {type(each).__name__}"
             )
     return [os.path.abspath(each) for each in given]
 

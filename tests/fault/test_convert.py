@@ -27,7 +27,7 @@ from gnnsys.errors import (
     StorageError,
     TooLargeError,
 )
-from gnnsys.memory import FileStore
+from gnnsys.memory import FileStore, Storage
 
 pa = pytest.importorskip("pyarrow", reason="text and Parquet are read through pyarrow")
 pytest.importorskip("pyarrow.parquet")
@@ -657,8 +657,10 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
         assert list(small_disk.iterdir()) == []
 
 
-def test_writing_rows_to_a_full_disk_is_one_error(small_disk: Path) -> None:
-    store = FileStore.create(small_disk / "h.npy", (1 << 12, 256))  # sparse, of 4 MiB
+@pytest.mark.parametrize("storage", ["mmap", "pread"])
+def test_writing_rows_to_a_full_disk_is_one_error(storage: Storage, small_disk: Path) -> None:
+    # sparse, of 4 MiB
+    store = FileStore.create(small_disk / "h.npy", (1 << 12, 256), storage=storage)
     with pytest.raises(StorageError, match=r"h\.npy: cannot be written \(No space left"):
         store.write(torch.arange(1 << 12), torch.ones(1 << 12, 256))
     assert store.gather(torch.tensor([0])).shape == (1, 256)

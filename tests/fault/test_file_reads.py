@@ -147,7 +147,7 @@ def test_what_is_written_is_read_at_once_however_the_file_is_read(
     storage: str, row_bytes: int, tmp_path: Path
 ) -> None:
     values = np.zeros((300, row_bytes), np.uint8)
-    writer = FileStore.create(tmp_path / "x.npy", values.shape, torch.uint8)
+    writer = FileStore.create(tmp_path / "x.npy", values.shape, torch.uint8, storage=storage)
     readers = [FileStore(tmp_path / "x.npy", storage=mode) for mode in {"mmap", storage}]
     readers.append(FileStore(tmp_path / "x.npy", storage=storage, writable=True))
     draw = np.random.default_rng(2)
@@ -158,6 +158,16 @@ def test_what_is_written_is_read_at_once_however_the_file_is_read(
         for reader in (*readers, writer):
             assert np.array_equal(reader.gather(torch.arange(300)).numpy(), values)
             assert np.array_equal(reader.whole().numpy(), values)
+
+
+@pytest.mark.parametrize("storage", MODES)
+def test_rows_are_not_written_to_a_file_that_took_the_place(storage: str, tmp_path: Path) -> None:
+    store = FileStore(saved(tmp_path), storage=storage, writable=True)
+    np.save(tmp_path / "y.npy", VALUES)
+    os.replace(tmp_path / "y.npy", tmp_path / "x.npy")
+    with pytest.raises(StorageError, match=r"x\.npy: was replaced by another file"):
+        store.write(torch.arange(500), torch.zeros(500, 1000, dtype=torch.uint8))
+    assert np.array_equal(np.load(tmp_path / "x.npy"), VALUES)
 
 
 @pytest.mark.parametrize("storage", MODES)
@@ -174,6 +184,7 @@ def test_reads_that_were_let_go_or_closed_say_so(storage: str, tmp_path: Path) -
     pending = store.start_reads(torch.tensor([1]))
     store.close()
     store.close()
+    assert store.read_stats.rows == 1
     with pytest.raises(ArgumentError, match="closed"):
         store.start_reads(torch.tensor([1]))
     if storage != "mmap":

@@ -33,6 +33,20 @@ def test_gather_entry_writes_all_samples(tmp_path, run_entry, check_report):
 
 
 @pytest.mark.slow
+def test_file_reads_entry_writes_all_samples(tmp_path, run_entry, check_report):
+    report = tmp_path / "file_reads.json"
+    sizes = ["--file-mib", "4", "--reads", "512", "--batch", "128", "--depths", "4,16"]
+    folder = ["--folder", str(tmp_path)]
+    done = run_entry("file_reads.py", "--quick", *sizes, *folder, "--json", str(report))
+    assert done.returncode == 0, done.stderr
+    found = check_report(report, "file_reads")
+    assert [case["labels"]["depth"] for case in found["cases"]] == [4, 16]
+    for implementation in found["cases"][0]["implementations"]:
+        assert {each["amounts"]["reads"] for each in implementation["samples"]} == {512}
+    assert [each.name for each in tmp_path.iterdir()] == ["file_reads.json"]
+
+
+@pytest.mark.slow
 def test_sampling_entry_runs_without_peers(tmp_path, run_entry, check_report):
     pytest.importorskip("numba")
     report, graph = tmp_path / "sampling.json", tmp_path / "graph"

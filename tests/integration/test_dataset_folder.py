@@ -349,15 +349,47 @@ def test_a_file_that_is_not_what_it_should_be_is_one_error(
     assert str(caught.value).startswith(f"{file}: {says}")
 
 
-def test_tables_of_several_shards_are_for_a_later_version(folder: Path, tmp_path: Path) -> None:
-    copy = copy_of(folder, tmp_path)
+def sharded(folder: Path, tmp_path: Path, name: str, second: NDArray[Any]) -> Path:
+    """A copy whose table `name` lies in two files, the second of which is elsewhere."""
+    copy, elsewhere = copy_of(folder, tmp_path), tmp_path / "disk2"
+    elsewhere.mkdir()
     content = json.loads((copy / "graph.json").read_text())
-    table = content["nodes"]["node"]["tables"]["features"]
+    table = content["nodes"]["node"]["tables"][name]
     (shard,) = table["shards"]
-    table["shards"] = [shard | {"rows": 200}, shard | {"rows": 100, "path": "labels.npy"}]
+    np.save(elsewhere / "second.npy", second)
+    whole = np.load(copy / f"{name}.npy")
+    np.save(copy / f"{name}.npy", whole[:200])
+    table["shards"] = [
+        shard | {"rows": 200, "bytes": (copy / f"{name}.npy").stat().st_size},
+        shard
+        | {
+            "rows": 100,
+            "path": str(elsewhere / "second.npy"),
+            "bytes": (elsewhere / "second.npy").stat().st_size,
+        },
+    ]
     (copy / "graph.json").write_text(json.dumps(content))
-    with pytest.raises((UnsupportedError, FileFormatError)):
-        gnnsys.open_dataset(copy).features()
+    return copy
+
+
+def test_features_of_several_shards_are_the_rows_of_all(folder: Path, tmp_path: Path) -> None:
+    dataset = gnnsys.open_dataset(sharded(folder, tmp_path, "features", FEATURES[200:]))
+    ids = torch.tensor([299, 0, 199, 200, 200])
+    assert torch.equal(dataset.features(device="cpu")[ids], torch.from_numpy(FEATURES)[ids])
+
+
+def test_a_shard_of_other_rows_is_named(folder: Path, tmp_path: Path) -> None:
+    copy = sharded(folder, tmp_path, "features", FEATURES[200:].astype(np.float64))
+    with pytest.raises(FileFormatError, match=r"second\.npy: holds float64 \(100, 6\), expected"):
+        gnnsys.open_dataset(copy)
+
+
+def test_other_tables_of_several_shards_are_for_a_later_version(
+    folder: Path, tmp_path: Path
+) -> None:
+    dataset = gnnsys.open_dataset(sharded(folder, tmp_path, "labels", LABELS[200:]))
+    with pytest.raises(UnsupportedError, match="a table of 2 shards"):
+        dataset.node_table("labels")
 
 
 # Commands -----------------------------------------------------------------------------------------

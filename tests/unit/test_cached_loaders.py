@@ -222,6 +222,10 @@ def test_a_second_loader_is_told_to_wait_and_the_first_goes_on(tmp_path: Path) -
     one, other = loader_of(ahead), loader_of(ahead, batch_size=30)
     batches = iter(one)
     first = next(batches)
+    tickets = ahead.x.store._engine()._tickets
+    deadline = time.monotonic() + 20
+    while not len(tickets) and time.monotonic() < deadline:  # for the sampling thread to get on
+        time.sleep(0.001)
     with pytest.raises(ArgumentError, match="one at a time"):
         next(iter(other))
     assert torch.equal(ahead.x[[3, 1, 3]], data.x[[3, 1, 3]])

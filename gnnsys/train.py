@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from gnnsys.cache.store import CachedStore
 from gnnsys.checkpoint import (
     CHECKPOINT,
     Checkpoint,
@@ -116,7 +117,8 @@ class _Trainer:
             self._restore(load_checkpoint(run), run / CHECKPOINT)
         self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
-        file: Any = getattr(dataset.features.store, "source", None) or dataset.features.store
+        store = dataset.features.store
+        file: Any = store.source if isinstance(store, CachedStore) else store
         self._depth: int = getattr(file, "depth", 0)
         disk = load_disk_profile(file.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)

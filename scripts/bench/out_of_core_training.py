@@ -49,7 +49,7 @@ examples:
   python scripts/bench/out_of_core_training.py rmat22 --cache 512MiB --limit-mib 2048 --json t.json
   gnnsys generate rmat rmat12 --scale 12 --features 16
   python scripts/bench/out_of_core_training.py rmat12 --quick --batches 4 --batch-size 64 \\
-      --cache 1000 --limit-mib 0
+      --cache 64KiB --limit-mib 0
 """
 
 
@@ -198,7 +198,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="a dataset folder")
-    add("--cache", default="512MiB", help="of 'cached': bytes, or rows; default 512MiB")
+    add("--cache", default="512MiB", help="of 'cached', in bytes; default 512MiB")
     add("--limit-mib", type=int, default=2048, metavar="MIB", help="of 'cached'; 0: no limit")
     add("--fanouts", type=positive, nargs="+", default=[10, 5], metavar="N", help="default 10 5")
     add("--batch-size", type=positive, default=1024, help="seeds per batch; default 1024")

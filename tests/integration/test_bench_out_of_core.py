@@ -56,7 +56,7 @@ def test_trainings_in_and_out_of_memory_have_the_same_losses(
     modules: SimpleNamespace, tmp_path: Path
 ) -> None:
     folder = generate_rmat(tmp_path / "g", scale=10, features=16, classes=4)
-    options = ["--cache", "200", "--limit-mib", "0", "--batch-size", "64", "--fanouts", "3", "2"]
+    options = ["--cache", "16KiB", "--limit-mib", "0", "--batch-size", "64", "--fanouts", "3", "2"]
     assert modules.out_of_core_training.main([str(folder), *SMALL, *options]) == 0
 
 

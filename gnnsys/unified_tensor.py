@@ -134,7 +134,8 @@ def unified(
             "encoding, shape, offset, cache: are for a file, but source is in memory"
         )
     else:
-        store = HostStore(source, dtype=dtype, threads=threads)
+        # Which refuses whatever else it is.
+        store = HostStore(source, dtype=dtype, threads=threads)  # type: ignore[arg-type]
     return UnifiedTensor(store, _compute_device(device))
 
 

@@ -41,8 +41,8 @@ class Planner:
         ...     _ = planner.announce(np.array(ids))
         >>> planner.plan().reads.tolist(), planner.plan().reads.tolist()
         ([3, 4], [5])
-        >>> planner.plan().hits.tolist()  # position 0 comes from slot 0, which row 3 has left
-        [[0, 0]]
+        >>> planner.plan().hits.tolist()  # position 0 comes from slot 1, which row 4 has left
+        [[0, 1]]
     """
 
     def __init__(

@@ -7,7 +7,7 @@ C++; tests hold the two together.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,5 +201,5 @@ class ReferencePlanner:
         return [(source, cell) for cell, source in written], len(by_use) - len(kept)
 
 
-def _table(rows: list[tuple[int, ...]], columns: int) -> NDArray[np.int32]:
+def _table(rows: Sequence[tuple[int, ...]], columns: int) -> NDArray[np.int32]:
     return np.array(rows, np.int32).reshape(len(rows), columns)

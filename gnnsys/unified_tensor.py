@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import torch
 from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def unified(
     store: TableStore
     if isinstance(source, UnifiedTensor):
         raise ArgumentError("source: a UnifiedTensor already; use .to() to change its device")
-    if isinstance(source, (str, os.PathLike, Sequence)):
+    if _names_files(source):
         store = FileStore(
             source,
             dtype=None if cache is not None else dtype,
@@ -134,8 +134,14 @@ def unified(
             "encoding, shape, offset, cache: are for a file, but source is in memory"
         )
     else:
-        store = HostStore(source, dtype=dtype, threads=threads)
+        # Which refuses whatever else it is.
+        store = HostStore(source, dtype=dtype, threads=threads)  # type: ignore[arg-type]
     return UnifiedTensor(store, _compute_device(device))
+
+
+def _names_files(source: Any) -> TypeGuard[str | os.PathLike[str] | Sequence[Any]]:
+    paths = source if isinstance(source, (list, tuple)) else [source]
+    return bool(paths) and all(isinstance(path, (str, os.PathLike)) for path in paths)
 
 
 class UnifiedTensor(Tensor):

@@ -119,6 +119,7 @@ class CachePlanner::Impl {
     plan.rows = batch.rows;
     plan.copies = std::move(batch.copies);
     misses_.clear();
+    keys_.clear();
     victims_.clear();
     PlanLog log;
     if (queue_) {
@@ -259,52 +260,57 @@ class CachePlanner::Impl {
     }
   }
 
+  // Brings what a row of the batch will need near: its directory entry and its score first, then
+  // what the entry points to.
   void prefetch_row(const CoveredBatch& batch, int64_t i) {
-    if (i >= batch.count) return;
-    const int32_t row = look_.record(batch.first + static_cast<uint32_t>(i)).id;
-    __builtin_prefetch(&look_.directory[row], 1);
-    if (scores_) __builtin_prefetch(&scores_[row]);
+    if (i + 2 * kPlanDistance < batch.count) {
+      const UseRecord& record = record_of(batch, i + 2 * kPlanDistance);
+      __builtin_prefetch(&look_.directory[record.id], 1);
+      if (record.next == kNever && scores_) __builtin_prefetch(&scores_[record.id]);
+    }
+    if (i + kPlanDistance < batch.count && !queue_) {
+      const int32_t place = look_.directory[record_of(batch, i + kPlanDistance).id].place;
+      if (place > 0) __builtin_prefetch(&waits_never_[place - 1], 1);
+    }
   }
 
-  // Hits get their new next use; misses are collected.
+  const UseRecord& record_of(const CoveredBatch& batch, int64_t i) const {
+    return look_.record(batch.first + static_cast<uint32_t>(i));
+  }
+
+  // Hits get their new next use. Misses are collected, and become candidates beside the residents:
+  // those with a next use in its bucket, the others by their keys, the smallest leaves first.
   void serve(const CoveredBatch& batch, CachePlan& plan) {
+    plan.hits.reserve(static_cast<std::size_t>(2 * batch.count));
     for (int64_t i = 0; i < batch.count; ++i) {
-      prefetch_row(batch, i + kPlanDistance);
-      const UseRecord& record = look_.record(batch.first + static_cast<uint32_t>(i));
-      const int32_t place = look_.directory[record.id].place;
-      if (place <= 0) {
-        misses_.push_back({record.id, record.position, record.next, -1 - place, -1, -1});
+      prefetch_row(batch, i);
+      const UseRecord& record = record_of(batch, i);
+      int32_t& place = look_.directory[record.id].place;
+      const bool waits = record.next != kNever && uses_buckets();
+      if (waits) look_.batch(record.next).waiting.push_back(record.id);
+      if (place > 0) {
+        plan.hits.push_back(record.position);
+        plan.hits.push_back(place - 1);
+        if (!waits) wait_without_use(record.id, place - 1);
         continue;
       }
-      plan.hits.push_back(record.position);
-      plan.hits.push_back(place - 1);
-      if (record.next != kNever && uses_buckets()) {
-        look_.batch(record.next).waiting.push_back(record.id);
-      } else {
-        wait_without_use(record.id, place - 1);
+      misses_.push_back({record.id, record.position, record.next, -1 - place, -1, -1});
+      place = kPending;
+      if (!waits) {
+        keys_.push_back(uint64_t{score(record.id)} << 32 | static_cast<uint32_t>(~record.id));
       }
     }
   }
 
   // Decides who stays where `leaving` rows of the residents and the misses must leave.
   void choose(int64_t leaving) {
-    std::vector<uint64_t> keys;  // of the misses without a next use; the smallest leaves first
-    for (const Miss& miss : misses_) {
-      look_.directory[miss.row].place = kPending;
-      if (miss.next != kNever && uses_buckets()) {
-        look_.batch(miss.next).waiting.push_back(miss.row);
-      } else {
-        keys.push_back(uint64_t{score(miss.row)} << 32 | static_cast<uint32_t>(~miss.row));
-      }
-    }
-    if (leaving > 0) {
-      const int64_t now = planned();
-      const int64_t near_end = now + 1 + std::min(far_, look_.covered_end() - 1 - now);
-      leaving = take_waiting(leaving, near_end);
-      leaving = take_without_use(leaving, keys);
-      take_waiting(leaving, now + 1);
-      if (never_.size() > 2 * capacity_ + 1024) rebuild_never_ = true;
-    }
+    if (leaving <= 0) return;
+    const int64_t now = planned();
+    const int64_t near_end = now + 1 + std::min(far_, look_.covered_end() - 1 - now);
+    leaving = take_waiting(leaving, near_end);
+    leaving = take_without_use(leaving);
+    take_waiting(leaving, now + 1);
+    if (never_.size() > 2 * capacity_ + 1024) rebuild_never_ = true;
   }
 
   int64_t take_waiting(int64_t leaving, int64_t first) {
@@ -313,15 +319,15 @@ class CachePlanner::Impl {
   }
 
   // Merges the misses' keys with the residents': misses that leave at once are never queued.
-  int64_t take_without_use(int64_t leaving, std::vector<uint64_t>& keys) {
+  int64_t take_without_use(int64_t leaving) {
     if (leaving == 0) return 0;
-    std::sort(keys.begin(), keys.end());
-    auto key = keys.begin();
+    std::sort(keys_.begin(), keys_.end());
+    auto key = keys_.begin();
     while (leaving > 0) {
       const uint16_t score = never_.empty() ? uint16_t{0} : never_.top_score();
       const int32_t row = never_.empty() ? -1 : never_.top_row(score);
       const uint64_t top = uint64_t{score} << 32 | static_cast<uint32_t>(~row);
-      if (key != keys.end() && (row < 0 || *key < top)) {
+      if (key != keys_.end() && (row < 0 || *key < top)) {
         leave(~static_cast<int32_t>(*key++ & 0xffffffff), kNever);
         --leaving;
         continue;
@@ -352,8 +358,8 @@ class CachePlanner::Impl {
   void serve_by_queue(const CoveredBatch& batch, CachePlan& plan) {
     std::vector<int32_t> evicted;
     for (int64_t i = 0; i < batch.count; ++i) {
-      prefetch_row(batch, i + kPlanDistance);
-      const UseRecord& record = look_.record(batch.first + static_cast<uint32_t>(i));
+      prefetch_row(batch, i);
+      const UseRecord& record = record_of(batch, i);
       const int32_t place = look_.directory[record.id].place;
       if (queue_->access(record.id, evicted)) {
         plan.hits.push_back(record.position);
@@ -551,6 +557,7 @@ class CachePlanner::Impl {
 
   std::vector<Miss> misses_;  // of the plan in the making, in order of position
   std::vector<Victim> victims_;
+  std::vector<uint64_t> keys_;  // of the misses without a next use
 };
 
 CachePlanner::CachePlanner(const CacheSetting& setting) {

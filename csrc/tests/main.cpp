@@ -4,6 +4,7 @@
 #include "tests.hpp"
 
 int main() {
+  gnnsys::test::test_cache_planner();
   gnnsys::test::test_steps();
   gnnsys::test::test_file_reader();
   gnnsys::test::test_graph_sampler();

@@ -79,13 +79,16 @@ class DirectRows(RowReader):
         self._files: core.FileReader | None = core.FileReader(
             files, table.row_bytes, mode == "uring", depth, self._gatherer.threads
         )
+        self._last = ReadStats()
         self._all_direct = True
         self._look_at_direct()
 
     @property
     def stats(self) -> ReadStats:
-        """What was read so far."""
-        rows, requests, pages, nbytes, nanoseconds = self._core.counts()
+        """What was read so far, or until the files were closed."""
+        if self._files is None:
+            return self._last
+        rows, requests, pages, nbytes, nanoseconds = self._files.counts()
         return ReadStats(rows, requests, pages, nbytes, nanoseconds * 1e-9)
 
     def start(self, ids: NDArray[np.int64]) -> DirectPending:
@@ -110,7 +113,7 @@ class DirectRows(RowReader):
 
     def close(self) -> None:
         """Lets go of the files; rows under way stay valid."""
-        self._files = None
+        self._last, self._files = self.stats, None
         self._table.close()
 
     def check(self, fault: tuple[int, int, int] | None) -> None:

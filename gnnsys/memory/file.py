@@ -344,8 +344,8 @@ def _absolute(
     for each in given:
         if not isinstance(each, (str, os.PathLike)):
             raise DTypeError(
-                f"path: a {type(each).__name__} among the paths; values in memory are given as a "
-                "tensor or numpy array"
+                f"source: a {type(path).__name__}, expected a tensor or numpy array, or the path "
+                f"of a file or several; it holds a {type(each).__name__}"
             )
     return [os.path.abspath(each) for each in given]
 

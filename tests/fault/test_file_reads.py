@@ -184,6 +184,7 @@ def test_reads_that_were_let_go_or_closed_say_so(storage: str, tmp_path: Path) -
     pending = store.start_reads(torch.tensor([1]))
     store.close()
     store.close()
+    assert store.read_stats.rows == 1
     with pytest.raises(ArgumentError, match="closed"):
         store.start_reads(torch.tensor([1]))
     if storage != "mmap":

@@ -210,12 +210,22 @@ def test_the_loader_samples_as_far_ahead_as_the_cache_asks_within_bytes(tmp_path
     assert most_waiting(1) <= 2
 
 
+@pytest.mark.parametrize("given", [-1, "lots"])
+def test_window_bytes_that_are_no_bytes_are_refused(given: Any) -> None:
+    with pytest.raises(ArgumentError, match="window_bytes"):
+        loader_of(make_data(), window_bytes=given)
+
+
 def test_a_second_loader_is_told_to_wait_and_the_first_goes_on(tmp_path: Path) -> None:
     data = make_data()
     ahead = cached(data, tmp_path)
     one, other = loader_of(ahead), loader_of(ahead, batch_size=30)
     batches = iter(one)
     first = next(batches)
+    tickets = ahead.x.store._engine()._tickets
+    deadline = time.monotonic() + 20
+    while not len(tickets) and time.monotonic() < deadline:  # for the sampling thread to get on
+        time.sleep(0.001)
     with pytest.raises(ArgumentError, match="one at a time"):
         next(iter(other))
     assert torch.equal(ahead.x[[3, 1, 3]], data.x[[3, 1, 3]])

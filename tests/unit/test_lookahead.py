@@ -67,6 +67,19 @@ def test_results_come_in_order_and_each_item_once(window: int) -> None:
     assert work.discarded == []
 
 
+def test_a_window_that_changes_counts_from_the_next_step_on() -> None:
+    work, size = Log(), [1]
+    ahead = Lookahead(range(30), work, window=lambda: size[0])
+    assert next(ahead) == 0
+    assert len(work.sampled) <= 1 + 1
+    for size[0], most in [(6, 8), (2, 8), (2, 8)]:
+        next(ahead)
+        time.sleep(0.01)
+        assert len(work.sampled) <= most
+    assert list(ahead) == [10 * i for i in range(4, 30)]
+    assert work.sampled == work.fetched == list(range(30))
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 def test_no_items_end_at_once(window: int) -> None:
     ahead = Lookahead([], Log(), window=window)

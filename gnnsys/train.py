@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from gnnsys.cache.store import CachedStore
 from gnnsys.checkpoint import (
     CHECKPOINT,
     Checkpoint,
@@ -68,6 +69,9 @@ def run_training(
         raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
     config = config.filled_in()
     device = _choose_device(config.device)
+    features = FeatureOptions.of(config)
+    if config.full_batch:  # reads them once
+        features = dataclasses.replace(features, cache="none")
     run = _open_run(config)
     dataset = load_dataset(
         config.dataset,
@@ -76,7 +80,7 @@ def run_training(
         seed=config.seed,
         threads=config.threads,
         device=device.type,
-        options=FeatureOptions.of(config),
+        options=features,
         fanouts=config.fanouts or (),
         batch_size=config.batch_size,
     )
@@ -116,7 +120,8 @@ class _Trainer:
             self._restore(load_checkpoint(run), run / CHECKPOINT)
         self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
-        file: Any = getattr(dataset.features.store, "source", None) or dataset.features.store
+        store = dataset.features.store
+        file: Any = store.source if isinstance(store, CachedStore) else store
         self._depth: int = getattr(file, "depth", 0)
         disk = load_disk_profile(file.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)

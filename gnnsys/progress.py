@@ -49,7 +49,7 @@ def work_progress() -> Iterator[Report]:
 
 
 class BarWithLine(Progress):
-    """A bar with a line of text below it, which is not shown while it is empty."""
+    """A bar with a text below it, which is not shown while it is empty."""
 
     line: str = ""
 
@@ -57,7 +57,7 @@ class BarWithLine(Progress):
         """What rich draws."""
         yield from super().get_renderables()
         if self.line:
-            yield Text(self.line, overflow="ellipsis", no_wrap=True)
+            yield Text(self.line)
 
 
 @contextmanager

@@ -69,6 +69,9 @@ def run_training(
         raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
     config = config.filled_in()
     device = _choose_device(config.device)
+    features = FeatureOptions.of(config)
+    if config.full_batch:  # reads them once
+        features = dataclasses.replace(features, cache="none")
     run = _open_run(config)
     dataset = load_dataset(
         config.dataset,
@@ -77,7 +80,7 @@ def run_training(
         seed=config.seed,
         threads=config.threads,
         device=device.type,
-        options=FeatureOptions.of(config),
+        options=features,
         fanouts=config.fanouts or (),
         batch_size=config.batch_size,
     )

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -39,6 +40,15 @@ def folder(tmp_path: Path) -> Path:
     return generate_community(
         tmp_path / "g", nodes=1000, classes=4, features=16, degree=8, signal=0.2
     )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Losses are the same for a fixed number of torch's threads only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:
@@ -97,7 +107,7 @@ KILLED = """
 def test_a_run_killed_inside_epochs_and_resumed_has_the_same_losses(
     folder: Path, tmp_path: Path
 ) -> None:
-    options = OPTIONS | {"epochs": 8, "checkpoint_minutes": 1e-6}
+    options = OPTIONS | {"epochs": 4, "checkpoint_minutes": 1e-6}
     whole = train(folder, cache="none", storage="mmap", **options)
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
@@ -151,14 +161,19 @@ def test_a_file_replaced_during_the_run_is_read_as_it_was(folder: Path, storage:
 # Other processes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_train_on_one_dataset_at_once(folder: Path) -> None:
-    options = ["--epochs", "3", "--batch-size", "64", "--hidden", "16", "--fanouts", "4", "3"]
+    options = ["--epochs", "1", "--batch-size", "64", "--hidden", "16", "--fanouts", "4", "3"]
     options += ["--seed", "5", "--cache", "0.1", "--storage", "pread", "--json"]
     command = [str(Path(sys.executable).with_name("gnnsys")), "train", str(folder), *options]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
     told = [process.communicate(timeout=240)[0] for process in both]
     losses = [json.loads(text.splitlines()[-1])["loss"] for text in told]
-    assert losses == [train(folder).history[-1].loss] * 2
+    assert losses == [train(folder, epochs=1).history[-1].loss] * 2
 
 
 # A trace on a full disk ---------------------------------------------------------------------------
@@ -215,6 +230,7 @@ raise SystemExit(main(sys.argv[2:]))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
     memory_group: Any, tmp_path: Path
 ) -> None:
@@ -243,12 +259,7 @@ def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
     assert refused.returncode == 2
     told = " ".join(refused.stderr.split())
     assert f"take {(300 << 20) // (features * 4) * features * 4} bytes > " in told
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        in_memory = train(
-            large, epochs=1, layers=1, fanouts=(2,), cache="none", storage="mmap", eval="sampled"
-        )
-    finally:
-        torch.set_num_threads(threads)
+    in_memory = train(
+        large, epochs=1, layers=1, fanouts=(2,), cache="none", storage="mmap", eval="sampled"
+    )
     assert {result["loss"] for result in results} == {in_memory.history[-1].loss}

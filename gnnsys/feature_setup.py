@@ -27,7 +27,9 @@ __all__ = ["choose_cache", "setup_features"]
 
 _log = logging.getLogger(__name__)
 _SHARE = 2
-"""``--cache auto`` takes one part in so many of the memory available."""
+"""``--cache auto`` takes one part in so many of the memory that can be spared."""
+_RESERVE = 160 << 20
+"""Bytes of memory that are not spared: batches, those sampled ahead and reads under way."""
 _LONG = 1.0
 """Seconds from which computing a score is worth a word."""
 
@@ -87,27 +89,29 @@ def choose_cache(options: FeatureOptions, size: int, available: int) -> tuple[st
         size: of the features, in bytes.
         available: memory, in bytes.
 
-    >>> choose_cache(FeatureOptions(), 400, 1000), choose_cache(FeatureOptions(), 600, 1000)
-    ((None, 'mmap'), ('500', 'auto'))
+    >>> choose_cache(FeatureOptions(), 1 << 30, 4 << 30)
+    (None, 'mmap')
+    >>> choose_cache(FeatureOptions(), 2 << 30, _RESERVE + 1000)
+    ('500', 'auto')
     """
-    half, given = available // _SHARE, options.given()
+    half, given = max(0, available - _RESERVE) // _SHARE, options.given()
     if size > half:
         _log.warning(
-            "--cache auto: %d bytes, half of the %d available, for features of %d bytes; --cache "
-            "chooses another size", half, available, size
+            "--cache auto: %d bytes, half of the %d available less %d for batches, for features of "
+            "%d bytes; --cache chooses another size", half, available, _RESERVE, size
         )  # fmt: skip
         return str(half), options.storage
     if given:
         _log.info(
             "--cache auto: all %d bytes of the features, since %s is given and they fit in half of "
-            "the %d available", size, " ".join(given), available
+            "the %d available less %d for batches", size, " ".join(given), available, _RESERVE
         )  # fmt: skip
         return str(size), options.storage
     # The page cache keeps all of it: reads that pass it by would go to the disk again.
     storage: Storage = "mmap" if options.storage == "auto" else options.storage
     _log.info(
-        "--cache auto: none, the features' %d bytes fit in half of the %d available; they are read "
-        "by --storage %s", size, available, storage
+        "--cache auto: none, the features' %d bytes fit in half of the %d available less %d for "
+        "batches; they are read by --storage %s", size, available, _RESERVE, storage
     )  # fmt: skip
     return None, storage
 

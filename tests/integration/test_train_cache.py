@@ -128,16 +128,18 @@ def test_a_resumed_run_may_read_in_another_way_and_its_counts_add_up(
 # What is chosen -----------------------------------------------------------------------------------
 
 
-def test_auto_takes_half_of_the_memory_where_the_features_do_not_fit_in_it(
+def test_auto_takes_half_of_the_spare_memory_where_the_features_do_not_fit_in_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert choose_cache(FeatureOptions(), 501, 1000) == ("500", "auto")
+    available = 1000 + (160 << 20)
+    assert choose_cache(FeatureOptions(), 501, available) == ("500", "auto")
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert "500 bytes, half of the 1000 available, for features of 501" in record.message
-    assert choose_cache(FeatureOptions(storage="pread"), 500, 1000) == (None, "pread")
-    assert choose_cache(FeatureOptions(), 500, 1000) == (None, "mmap")
-    assert choose_cache(FeatureOptions(policy="lru"), 500, 1000) == ("500", "auto")
+    assert f"500 bytes, half of the {available} available less {160 << 20}" in record.message
+    assert choose_cache(FeatureOptions(storage="pread"), 500, available) == (None, "pread")
+    assert choose_cache(FeatureOptions(), 500, available) == (None, "mmap")
+    assert choose_cache(FeatureOptions(policy="lru"), 500, available) == ("500", "auto")
+    assert choose_cache(FeatureOptions(), 501, 1000) == ("0", "auto")
 
 
 def test_the_stored_score_is_used_and_a_missing_one_computed(

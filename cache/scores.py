@@ -106,7 +106,9 @@ def reverse_pagerank(
     return rank
 
 
-def rank_normalised(values: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.uint16]:
+def rank_normalised(
+    values: NDArray[np.integer] | NDArray[np.floating], ties: NDArray[np.integer] | None = None
+) -> NDArray[np.uint16]:
     """Scores that keep the order of ``values``, spread evenly over 0 to ``HIGHEST``.
 
     Equal values share a score. Where there are more different values than scores, neighbours share
@@ -114,21 +116,28 @@ def rank_normalised(values: NDArray[np.integer] | NDArray[np.floating]) -> NDArr
 
     Args:
         values: (n,) numbers.
+        ties: (n,) numbers that order equal values; None where those are to share a score.
 
     Raises:
         ArgumentError: a NaN.
 
     >>> rank_normalised(np.array([7, 0, 7, 3])).tolist()
     [65535, 0, 65535, 32767]
+    >>> rank_normalised(np.array([7, 0, 7, 3]), ties=np.array([2, 5, 1, 0])).tolist()
+    [65535, 0, 43690, 21845]
     """
     if values.dtype.kind == "f" and np.isnan(values).any():
         raise ArgumentError(f"values: NaN at {int(np.isnan(values).argmax())}, expected numbers")
     if len(values) == 0:
         return np.empty(0, np.uint16)
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
+    keys = [values] if ties is None else [ties, values]
+    order = np.lexsort(keys)
+    differs = np.zeros(len(values) - 1, bool)
+    for key in keys:
+        ordered = key[order]
+        differs |= ordered[1:] != ordered[:-1]
     place = np.zeros(len(values), np.int64)  # among the different values
-    np.cumsum(ordered[1:] != ordered[:-1], out=place[1:])
+    np.cumsum(differs, out=place[1:])
     scores = np.empty(len(values), np.uint16)
     scores[order] = place * HIGHEST // max(1, int(place[-1]))
     return scores

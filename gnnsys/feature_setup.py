@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.cache.scores import rank_normalised
 from gnnsys.dataset_folder import Dataset
 from gnnsys.errors import StorageError
 from gnnsys.feature_options import FeatureOptions, Storage, parse_cache
 from gnnsys.folder_format import NODE_TYPE
 from gnnsys.memory import available_memory
-from gnnsys.static_scores import importance
+from gnnsys.static_scores import importance, scores_of
 
 __all__ = ["choose_cache", "setup_features"]
 
@@ -132,16 +131,17 @@ def _scores(
         return stored[1]
     kind = "degree" if options.score == "auto" else options.score
     began = time.perf_counter()
+    graph = dataset.graph()
     values = importance(
         kind,
-        dataset.graph(),
+        graph,
         seeds=dataset.split("train"),
         fanouts=fanouts,
         batch_size=batch_size,
         seed=seed,
         threads=threads,
     )
-    scores = rank_normalised(values)
+    scores = scores_of(kind, values, graph)
     seconds = time.perf_counter() - began
     level = logging.WARNING if seconds >= _LONG else logging.INFO
     _log.log(

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from gnnsys.cache.scores import rank_normalised
 from gnnsys.cache.trace import Trace, TraceWriter, read_trace
 from gnnsys.cache_plans import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.config_cache import PlanConfig, parse_fanouts
@@ -28,7 +27,7 @@ from gnnsys.hardware import Hardware, measure_hardware, read_hardware
 from gnnsys.plan_text import case_facts, notes_on, print_plan
 from gnnsys.progress import work_progress
 from gnnsys.sampled_ids import sampled_ids, training_seeds
-from gnnsys.static_scores import importance
+from gnnsys.static_scores import importance, scores_of
 
 __all__ = ["make_plan", "run_command"]
 
@@ -187,9 +186,10 @@ def _scores(
         if stored is not None:
             return stored
     kind = "degree" if config.score == "auto" else config.score
+    graph = dataset.graph()
     values = importance(
         kind,
-        dataset.graph(),
+        graph,
         seeds=training_seeds(dataset)[0],
         fanouts=parse_fanouts(config.fanouts),
         batch_size=config.batch_size,
@@ -198,7 +198,7 @@ def _scores(
         threads=config.threads,
         progress=progress,
     )
-    return kind, rank_normalised(values)
+    return kind, scores_of(kind, values, graph)
 
 
 def _workload(

@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnnsys.cache.scores import rank_normalised
 from gnnsys.config_cache import ScoreConfig, parse_fanouts
 from gnnsys.dataset_folder import open_dataset
 from gnnsys.errors import UnsupportedError
 from gnnsys.folder_scores import store_score
 from gnnsys.progress import work_progress
 from gnnsys.sampled_ids import training_seeds
-from gnnsys.static_scores import importance
+from gnnsys.static_scores import importance, scores_of
 
 __all__ = ["run_command"]
 
@@ -45,16 +44,17 @@ def run_command(config: ScoreConfig) -> int:
             "batches": config.batches,
             "seed": config.seed,
         }
+    graph = dataset.graph()
     with work_progress() as progress:
         values = importance(
             config.score,
-            dataset.graph(),
+            graph,
             seeds=seeds,
             **about,
             threads=config.threads,
             progress=progress,
         )
-    file = store_score(folder, rank_normalised(values), config.score, **about)
+    file = store_score(folder, scores_of(config.score, values, graph), config.score, **about)
     facts = {
         "dataset": str(dataset.path),
         "score": config.score,

@@ -1,7 +1,7 @@
 """Hit ratios of all cache policies on traces of sampled mini-batches, no time measured.
 
-The first half of a trace gives the score, the frequency of each node, to every policy alike; the
-cache starts filled by it, and the second half is counted.
+The first half of a trace gives the score to every policy alike: the frequency of each node and,
+where it is equal, the out-degree. The cache starts filled by it, and the second half is counted.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from options import positive, positive_list
 from report import write_json
 
 import gnnsys
-from gnnsys.cache.scores import rank_normalised
 from gnnsys.cache.simulate import simulate
 from gnnsys.generate import generate_community, generate_rmat
 from gnnsys.loaders import CSC
 from gnnsys.sampled_ids import sampled_ids
+from gnnsys.static_scores import scores_of
 
 _BASELINES = ["lru", "lfu", "static", "sieve", "s3fifo"]
 _WIDE = 64
@@ -78,7 +78,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     trace = [ids.astype(np.int32) for ids in run]
     half = len(trace) // 2
     counts = np.bincount(np.concatenate(trace[:half]), minlength=nodes)
-    scores = rank_normalised(counts)
+    scores = scores_of("presample", counts, graph)
     touched = np.diff(graph.indptr.numpy()) > 0
     touched[graph.indices.numpy()] = True
     reachable = int(touched.sum())

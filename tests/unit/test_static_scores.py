@@ -110,6 +110,16 @@ def test_scores_are_the_dense_ranks_spread_over_all_scores(values: list[int]) ->
     assert found.tolist() == [different.index(value) * HIGHEST // last for value in values]
 
 
+@PROPERTY
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
+def test_equal_values_are_ordered_by_what_breaks_ties(pairs: list[tuple[int, int]]) -> None:
+    values, ties = np.array(pairs).T
+    different = sorted(set(pairs))
+    last = max(1, len(different) - 1)
+    expected = [different.index(pair) * HIGHEST // last for pair in pairs]
+    assert rank_normalised(values, ties).tolist() == expected
+
+
 def test_scores_of_many_values_stay_in_order_and_use_every_score() -> None:
     values = np.random.default_rng(0).permutation(200_000).astype(np.float64)
     found = rank_normalised(values)

@@ -36,8 +36,8 @@ __all__ = [
 HEADER_BYTES = 4096
 """The .npy header is padded to this, so that rows of whole pages are aligned to pages."""
 
-NPY_FAULTS = (ValueError, EOFError, SyntaxError, tokenize.TokenError)
-"""What numpy raises for a damaged .npy header: it parses it as Python."""
+NPY_FAULTS = (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError)
+"""What numpy raises for a damaged .npy header: it parses it as Python and sorts its keys."""
 
 _WAYS_OUT = {
     errno.ENOSPC: "make room on that disk, or write to another",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.cache.plan import Policy
-from gnnsys.cache.simulate import SimulationResult, simulate
+from gnnsys.cache.simulator import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
 from gnnsys.config_data import parse_bytes
 from gnnsys.errors import ArgumentError

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gnnsys import report_text as text
-from gnnsys.cache.simulate import SimulationResult
+from gnnsys.cache.simulator import SimulationResult
 from gnnsys.cache_plans import Case
 from gnnsys.estimate import Traffic, estimate_epoch
 from gnnsys.hardware import Hardware

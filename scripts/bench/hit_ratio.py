@@ -21,7 +21,7 @@ from options import positive, positive_list
 from report import write_json
 
 import gnnsys
-from gnnsys.cache.simulate import simulate
+from gnnsys.cache.simulator import simulate
 from gnnsys.generate import generate_community, generate_rmat
 from gnnsys.loaders import CSC
 from gnnsys.sampled_ids import sampled_ids

@@ -14,7 +14,7 @@ import pytest
 
 from gnnsys import disk_probe
 from gnnsys.cache.scores import rank_normalised
-from gnnsys.cache.simulate import simulate
+from gnnsys.cache.simulator import simulate
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.cli import main
 from gnnsys.config_cache import PlanConfig

@@ -102,9 +102,18 @@ def test_loaders_do_not_import_pipeline_nor_the_reverse() -> None:
 
 def test_no_public_function_has_the_name_of_a_module() -> None:
     import gnnsys
+    import gnnsys.cache
 
     names = {name.rsplit(".", 1)[-1] for name in modules()}
-    assert not names & set(gnnsys.__all__)
+    assert not names & {*gnnsys.__all__, *gnnsys.cache.__all__}
+
+
+def test_the_cache_hands_on_all_its_public_names() -> None:
+    import gnnsys.cache
+
+    assert [getattr(gnnsys.cache, name).__name__ for name in gnnsys.cache.__all__] == [
+        *gnnsys.cache.__all__
+    ]
 
 
 @pytest.mark.parametrize(

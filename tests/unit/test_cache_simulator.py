@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gnnsys.cache.plan import POLICIES
-from gnnsys.cache.simulate import pages_of_rows, simulate
+from gnnsys.cache.simulator import pages_of_rows, simulate
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 

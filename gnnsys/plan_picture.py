@@ -20,7 +20,7 @@ from gnnsys.errors import StorageError
 from gnnsys.files import replace_file
 from gnnsys.plan_text import precisions, reading
 from gnnsys.report_drawing import inline_svg, style
-from gnnsys.report_style import STYLE
+from gnnsys.report_style import STYLE, numbers_table
 
 __all__ = ["write_picture"]
 
@@ -239,7 +239,7 @@ def _epoch_table(plan: dict[str, Any]) -> str:
                 planned["estimate"]["limit"],
             ]
         )
-    return _table([*head, "time", "limit"], body)
+    return numbers_table([*head, "time", "limit"], body)
 
 
 def _what_if(plan: dict[str, Any]) -> str:
@@ -255,22 +255,8 @@ def _what_if(plan: dict[str, Any]) -> str:
         for case in (budget["cases"][role] for role in precisions(plan))
     ]
     head = ["budget", "stored", "rows cached", "hits", "rows read", "reads", "bytes", "time"]
-    return _table(head, body)
+    return numbers_table(head, body)
 
 
 def _section(title: str, table: str) -> str:
     return f'<section>\n<h2>{escape(title)}</h2>\n<div class="card">{table}</div>\n</section>'
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(value)}</td>" for value in values)
-        + "</tr>\n"
-        for name, *values in body
-    )
-    return (
-        f'<div class="scroll"><table class="numbers">\n<thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody>\n</table></div>"
-    )

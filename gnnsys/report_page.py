@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
 from typing import Any, TypeGuard
@@ -12,7 +12,7 @@ from gnnsys import report_text as text
 from gnnsys.feature_stats import FeatureStats, stats_rows
 from gnnsys.report_drawing import Chart, Key
 from gnnsys.report_run import Run, as_object
-from gnnsys.report_style import STYLE
+from gnnsys.report_style import STYLE, numbers_table
 
 __all__ = ["make_page"]
 
@@ -204,7 +204,7 @@ def _tiers(run: Run) -> str:
         total = text.count(sum(rows.values()))
         body.append(["in all", total, "", text.count(served), text.traffic(served), ""])
     head = ("tier", "rows", "share of rows", "bytes", "size", "share of bytes")
-    table = _table(head, body)
+    table = numbers_table(head, body)
     told = stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))
     reads = "".join(_pair(name, value) for name, value in told)
     if reads:
@@ -239,7 +239,7 @@ def _epochs(run: Run) -> str:
     opened = " open" if len(epochs) <= _OPEN_EPOCHS else ""
     return (
         f'<section>\n<h2>Epochs</h2>\n<details class="card"{opened}>\n'
-        f"<summary>{number}</summary>\n{_table(head, body)}\n"
+        f"<summary>{number}</summary>\n{numbers_table(head, body)}\n"
         "</details>\n</section>"
     )
 
@@ -267,21 +267,6 @@ def _card(title: str, facts: Mapping[str, Any]) -> str:
 
 def _pair(name: str, value: str) -> str:
     return f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>\n'
-
-
-def _table(head: Iterable[str], body: Iterable[Sequence[str]]) -> str:
-    """A table whose first column names the row."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(value)}</td>" for value in values)
-        + "</tr>\n"
-        for name, *values in body
-    )
-    return (
-        f'<div class="scroll"><table class="numbers">\n<thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody>\n</table></div>"
-    )
 
 
 def _share(part: float, whole: float) -> str:

@@ -1,6 +1,11 @@
-"""The style sheet of a report, for light and dark screens and for paper."""
+"""The style sheet of a report, for light and dark screens and for paper, and its table."""
 
-__all__ = ["STYLE"]
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+__all__ = ["STYLE", "numbers_table"]
 
 STYLE = """\
 :root {
@@ -103,3 +108,18 @@ details[open] summary { margin-bottom: 10px; }
   .card, .tiles { break-inside: avoid; }
 }
 """
+
+
+def numbers_table(head: Iterable[str], body: Iterable[Sequence[str]]) -> str:
+    """A table of plain texts whose first column names the row."""
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(value)}</td>" for value in values)
+        + "</tr>\n"
+        for name, *values in body
+    )
+    return (
+        f'<div class="scroll"><table class="numbers">\n<thead><tr>{top}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody>\n</table></div>"
+    )

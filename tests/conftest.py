@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -61,3 +65,60 @@ def memory_group() -> Iterator[MemoryGroup]:
         pytest.skip(f"no memory limit can be set here: {error}")
     yield group
     group.folder.rmdir()
+
+
+_KILLED = """
+    import os, random, shutil, signal, sys, threading
+    from pathlib import Path
+    from gnnsys.config import TrainConfig
+    from gnnsys.config_file import resumed_config
+    from gnnsys.train import run_training
+    import torch.utils.tensorboard   # what a child needs is there before it is forked
+
+    folder, out, seed, options = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
+    kills = int(sys.argv[5])
+    draw = random.Random(seed)
+
+    def run_until_killed(batches, delay):
+        left = [batches]
+
+        def count(*_):
+            left[0] -= 1
+            if left[0] == 0:  # some time later, in the middle of whatever it is at
+                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+        if (out / "checkpoint.pt").exists():
+            config = resumed_config(out)
+        else:
+            shutil.rmtree(out, ignore_errors=True)
+            config = TrainConfig(dataset=folder, out=str(out), **options)
+        run_training(config, on_batch=count)
+
+    for kill in range(kills):
+        batches, delay = draw.randint(1, 5), draw.uniform(0, 0.02)
+        child = os.fork()
+        if child == 0:
+            run_until_killed(batches, delay)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), f"the run ended before kill {kill}: make it longer"
+    run_training(resumed_config(out))
+"""
+
+
+@pytest.fixture
+def train_through_kills() -> Callable[..., None]:
+    """Trains a folder into a run that is killed at random points, resumed, and brought to its end.
+
+    Called with the folder, the run, the options of ``TrainConfig`` and the number of kills.
+    """
+
+    def train(folder: Path, run: Path, options: dict[str, Any], kills: int) -> None:
+        seed = int.from_bytes(os.urandom(4), "little")
+        print(f"seed {seed}")
+        arguments = [str(folder), str(run), str(seed), repr(options), str(kills)]
+        command = [sys.executable, "-c", dedent(_KILLED), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=run.parent)
+        assert done.returncode == 0, done.stderr
+
+    return train

@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -66,55 +66,14 @@ def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedP
 
 # Kills --------------------------------------------------------------------------------------------
 
-KILLED = """
-    import os, random, shutil, signal, sys, threading
-    from pathlib import Path
-    from gnnsys.config import TrainConfig
-    from gnnsys.config_file import resumed_config
-    from gnnsys.train import run_training
-    import torch.utils.tensorboard   # what a child needs is there before it is forked
-
-    folder, out, seed, options = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
-    draw = random.Random(seed)
-
-    def run_until_killed(batches, delay):
-        left = [batches]
-
-        def count(*_):
-            left[0] -= 1
-            if left[0] == 0:  # some time later, in the middle of whatever it is at
-                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-        if (out / "checkpoint.pt").exists():
-            config = resumed_config(out)
-        else:
-            shutil.rmtree(out, ignore_errors=True)
-            config = TrainConfig(dataset=folder, out=str(out), **options)
-        run_training(config, on_batch=count)
-
-    for kill in range(3):
-        batches, delay = draw.randint(1, 5), draw.uniform(0, 0.02)
-        child = os.fork()
-        if child == 0:
-            run_until_killed(batches, delay)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), f"the run ended before kill {kill}: make it longer"
-    run_training(resumed_config(out))
-"""
-
 
 def test_a_run_killed_inside_epochs_and_resumed_has_the_same_losses(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, train_through_kills: Callable[..., None]
 ) -> None:
     options = OPTIONS | {"epochs": 4, "checkpoint_minutes": 1e-6}
     whole = train(folder, cache="none", storage="mmap", **options)
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")
     run = tmp_path / "run"
-    arguments = [str(folder), str(run), str(seed), repr(options | CACHED)]
-    done = run_script(KILLED, *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    train_through_kills(folder, run, options | CACHED, kills=3)
     state = load_checkpoint(run).state
     assert state.history == [dataclasses.asdict(record) for record in whole.history]
     rows = sum(rows for rows, _ in state.served.values())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -296,58 +297,13 @@ def test_a_run_outside_the_main_thread_leaves_signals_alone(folder: Path) -> Non
     assert signal.getsignal(signal.SIGINT) == before
 
 
-KILLED = """
-    import os, random, shutil, signal, sys, threading
-    from pathlib import Path
-    from gnnsys.config import TrainConfig
-    from gnnsys.config_file import resumed_config
-    from gnnsys.train import run_training
-    import torch.utils.tensorboard   # what a child needs is there before it is forked
-
-    folder, out, seed, options = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
-    draw = random.Random(seed)
-
-    def run_until_killed(batches, delay):
-        left = [batches]
-
-        def count(*_):
-            left[0] -= 1
-            if left[0] == 0:  # some time later, in the middle of whatever it is at
-                threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-        if (out / "checkpoint.pt").exists():
-            config = resumed_config(out)
-        else:
-            shutil.rmtree(out, ignore_errors=True)
-            config = TrainConfig(dataset=folder, out=str(out), **options)
-        run_training(config, on_batch=count)
-
-    for kill in range(20):
-        batches, delay = draw.randint(1, 5), draw.uniform(0, 0.02)
-        child = os.fork()
-        if child == 0:
-            run_until_killed(batches, delay)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), f"the run ended before kill {kill}: make it longer"
-    run_training(resumed_config(out))
-"""
-
-
 @pytest.mark.slow
 def test_killed_at_twenty_random_points_the_final_state_is_the_same(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, train_through_kills: Callable[..., None]
 ) -> None:
-    from textwrap import dedent
-
     options = OPTIONS | {"epochs": 50, "checkpoint_minutes": 1e-6, "batch_size": 256}
     train(folder, tmp_path / "whole", **options)
-    seed = time.time_ns() % 2**32
-    print(f"seed {seed}")
-    arguments = [str(folder), str(tmp_path / "killed"), str(seed), repr(options)]
-    command = [sys.executable, "-c", dedent(KILLED), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    train_through_kills(folder, tmp_path / "killed", options, kills=20)
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
     served = [load_checkpoint(tmp_path / run).state.served for run in ("killed", "whole")]
     assert served[0] == served[1]

@@ -137,9 +137,15 @@ void ReadQueue::handle(ReadBackend& backend, const DiskReadDone& done) {
 }
 
 void ReadQueue::end(uint64_t tag, std::optional<ReadFault> fault) {
+  const ReadRequest* const request = slots_[tag].request;
   const std::shared_ptr<ReadJob> job = std::move(slots_[tag].job);
   idle_.push_back(tag);
-  if (fault && !job->fault_) job->fault_ = fault;
+  // Reads end in any order, but begin in that of the plan: of those that fail, the first in it has
+  // begun in any case, and is the one that is told of.
+  if (fault && (!job->fault_ || request < job->failed_)) {
+    job->fault_ = fault;
+    job->failed_ = request;
+  }
   // Of the job that is current there may be more to read: it is ended where that would begin.
   if (--job->in_flight_ == 0 && job != current_) job->finish();
 }

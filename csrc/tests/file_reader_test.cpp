@@ -54,11 +54,11 @@ class TableFile {
 using Spoil = std::function<int64_t(int64_t number, const DiskRead& read, int64_t result)>;
 
 // Reads at once, when it is asked for what is done, and lets `spoil` change the result. A result
-// that is changed leaves memory as it was beyond it.
+// that is changed leaves memory as it was beyond it. `reversed` tells of the last read first.
 class SpoiltBackend final : public ReadBackend {
  public:
-  SpoiltBackend(const std::vector<int>& handles, Spoil spoil)
-      : handles_(handles), spoil_(std::move(spoil)) {}
+  SpoiltBackend(const std::vector<int>& handles, Spoil spoil, bool reversed)
+      : handles_(handles), spoil_(std::move(spoil)), reversed_(reversed) {}
 
   void push(const DiskRead& read) override { reads_.push_back(read); }
 
@@ -74,18 +74,20 @@ class SpoiltBackend final : public ReadBackend {
       done.push_back({read.tag, result});
     }
     reads_.clear();
+    if (reversed_) std::reverse(done.begin(), done.end());
   }
 
  private:
   const std::vector<int> handles_;
   const Spoil spoil_;
+  const bool reversed_;
   int64_t number_ = 0;
   std::vector<DiskRead> reads_;
 };
 
-BackendFactory spoilt(Spoil spoil) {
-  return [spoil](const std::vector<int>& handles, int) {
-    return std::make_unique<SpoiltBackend>(handles, spoil);
+BackendFactory spoilt(Spoil spoil, bool reversed = false) {
+  return [spoil, reversed](const std::vector<int>& handles, int) {
+    return std::make_unique<SpoiltBackend>(handles, spoil, reversed);
   };
 }
 
@@ -191,6 +193,14 @@ void check_faults() {
   const std::vector<int64_t> last = {kRows - 1, kRows, kRows + 1};
   const auto fault = longer.start(last.data(), 3)->wait();
   CHECK(fault && fault->code == 0 && fault->offset / kPage == kRows);
+  // Of several reads that fail, the first in the file is told of, whichever ends first.
+  for (const bool reversed : {false, true}) {
+    FileReader failing({{file.handle(), kRows, 0}}, kPage, {4, 1, kPage},
+                       spoilt([](int64_t number, const DiskRead&,
+                                 int64_t result) -> int64_t { return number < 2 ? result : -EIO; },
+                              reversed));
+    CHECK(failing.start(ids.data(), n)->wait()->offset == ids[2] * kPage);
+  }
   // A read that is refused for ever, and a backend that cannot read at all.
   FileReader stuck({{file.handle(), kRows, 0}}, kPage, {4, 1, kPage},
                    spoilt([](int64_t, const DiskRead&, int64_t) -> int64_t { return -EAGAIN; }));

@@ -79,7 +79,8 @@ class ReadJob {
   std::size_t next_ = 0;
   int64_t in_flight_ = 0;
   int64_t bytes_read_ = 0;
-  std::optional<ReadFault> fault_;
+  std::optional<ReadFault> fault_;  // of the first read, in the order of the plan, that failed
+  const ReadRequest* failed_ = nullptr;
 
   std::mutex mutex_;
   std::condition_variable finished_;

@@ -8,9 +8,10 @@ NeurIPS 2019, and Chen, Chen, Qian: "GNNPipe", arXiv 2308.10087): J + S - 1 step
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from gnnsys.errors import ArgumentError
 from gnnsys.rng import permutation
@@ -21,6 +22,7 @@ __all__ = [
     "Kind",
     "bubble",
     "epoch_actions",
+    "group_layers",
     "num_slots",
     "slot_order",
     "split_units",
@@ -107,6 +109,25 @@ def epoch_actions(stage: int, stages: int, order: Sequence[int]) -> list[Action]
     return [*actions, Action(Kind.SYNC), Action(Kind.STEP)]
 
 
+def group_layers(is_graph: Sequence[bool]) -> list[range]:
+    """Units that stages are made of: each has one graph layer and the pointwise ones that follow;
+    the first has those before it, too.
+
+    Raises:
+        ArgumentError: no graph layer.
+
+    >>> group_layers([False, True, False, True])
+    [range(0, 3), range(3, 4)]
+    """
+    starts = [number for number, graph in enumerate(is_graph) if graph]
+    if not starts:
+        raise ArgumentError(
+            "layers: none of them takes edge_index; expected a graph layer at least"
+        )
+    cuts = [0, *starts[1:], len(is_graph)]
+    return [range(first, last) for first, last in itertools.pairwise(cuts)]
+
+
 def split_units(costs: Sequence[float], stages: int) -> list[range]:
     """Contiguous runs of units, one for each stage, the dearest as cheap as can be.
 
@@ -130,7 +151,7 @@ def split_units(costs: Sequence[float], stages: int) -> list[range]:
     for cost in costs:
         sums.append(sums[-1] + cost)
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(end: int, parts: int) -> tuple[float, float, tuple[int, ...]]:
         """The greatest cost, the sum of squares (to be even among equals), and the ends."""
         if parts == 1:
@@ -143,4 +164,4 @@ def split_units(costs: Sequence[float], stages: int) -> list[range]:
         return min(found)
 
     ends = best(count, stages)[2]
-    return [range(first, last) for first, last in zip((0, *ends), ends, strict=False)]
+    return [range(first, last) for first, last in itertools.pairwise((0, *ends))]

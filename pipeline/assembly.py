@@ -1,0 +1,157 @@
+"""Puts a rank together: its layers, its part of the graph, its features, and the loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from gnnsys.errors import ArgumentError
+from gnnsys.pipeline.dropout import DropoutContext, set_dropout_context
+from gnnsys.pipeline.layers import LayerInfo
+from gnnsys.pipeline.partition import Partition
+from gnnsys.pipeline.rank import Boundary, PipelineRank
+from gnnsys.pipeline.schedule import group_layers, split_units
+from gnnsys.pipeline.stage import Stage
+from gnnsys.pipeline.transport import Transport
+from gnnsys.pipeline.way_graph import WayGraph, make_way_graph
+
+__all__ = ["build_rank", "check_data", "split_layers"]
+
+Loss = Callable[[int, Tensor], Tensor]
+
+
+def split_layers(
+    infos: Sequence[LayerInfo], num_nodes: int, num_edges: int, stages: int
+) -> list[range]:
+    """The layers of each stage: runs of about equal cost, by multiplications.
+
+    Raises:
+        ArgumentError: more stages than graph layers.
+    """
+    units = group_layers([info.is_graph for info in infos])
+    costs = [
+        float(sum(num_nodes * infos[i].parameters + num_edges * infos[i].aggregated for i in unit))
+        for unit in units
+    ]
+    runs = split_units(costs, stages)
+    return [range(units[run[0]].start, units[run[-1]].stop) for run in runs]
+
+
+def check_data(data: Data) -> None:
+    """Raises ArgumentError for data that a full graph cannot be trained with."""
+    for name in ("x", "edge_index", "y", "train_mask"):
+        if data.get(name) is None:
+            raise ArgumentError(f"data: has no {name}; expected x, edge_index, y and train_mask")
+    nodes = len(data.x)
+    if data.train_mask.shape != (nodes,) or data.train_mask.dtype != torch.bool:
+        raise ArgumentError(
+            f"data.train_mask: shape {tuple(data.train_mask.shape)} of {data.train_mask.dtype}, "
+            f"expected ({nodes},) of torch.bool; choose one split, as in train_mask[:, 0]"
+        )
+    if len(data.y) != nodes:
+        raise ArgumentError(f"data.y: {len(data.y)} labels != {nodes} vertices")
+    if not data.train_mask.any():
+        raise ArgumentError("data.train_mask: no vertex to train on")
+
+
+def build_rank(
+    modules: nn.ModuleList,
+    infos: Sequence[LayerInfo],
+    data: Data,
+    partition: Partition,
+    stage_layers: Sequence[range],
+    transport: Transport,
+    *,
+    seed: int,
+    gamma: float,
+    device: torch.device,
+) -> PipelineRank:
+    """The rank of a transport, with copies of its layers.
+
+    Args:
+        modules: all layers, and ``infos`` of them.
+        stage_layers: of each stage.
+        seed: of dropout.
+        gamma: factor of gradients to rows of earlier slots.
+    """
+    stages = len(stage_layers)
+    ways = transport.world // stages
+    number, way = divmod(transport.rank, ways)
+    held, last = stage_layers[number], number == stages - 1
+    graph = make_way_graph(
+        data.edge_index.cpu(),
+        len(data.x),
+        partition,
+        ways=ways,
+        way=way,
+        kinds=tuple(sorted({kind for i in held if (kind := infos[i].kind)})),
+        edge_weight=data.get("edge_weight"),
+        dtype=data.x.dtype,
+    )
+    like = data.x.new_empty(0, device=device)
+    layers = [copy.deepcopy(modules[i]).to(device) for i in held]
+    context = DropoutContext(seed=seed)
+    for layer in layers:
+        set_dropout_context(layer, context)
+    stage = Stage(
+        layers,
+        [infos[i].aggregated for i in held if infos[i].is_graph],
+        graph,
+        context,
+        transport,
+        peers=[ways * number + each for each in range(ways)],
+        like=like,
+        gamma=gamma,
+    )
+    return PipelineRank(
+        stage,
+        number,
+        stages,
+        transport,
+        before=_boundary(infos, held.start) if number else None,
+        after=None if last else _boundary(infos, held.stop),
+        features=None if number else data.x[graph.vertices].to(device),
+        loss=_make_loss(data, graph, device) if last else None,
+        like=like,
+    )
+
+
+def _boundary(infos: Sequence[LayerInfo], layer: int) -> Boundary:
+    """What passes from the layers before this one to it and those after it."""
+    made: dict[str, int] = {}
+    for info in infos[:layer]:
+        made |= dict.fromkeys(info.shared_out, info.out_width)
+    read = {name for info in infos[layer:] for name in info.shared_in}
+    shared = {name: width for name, width in sorted(made.items()) if name in read}
+    return Boundary(infos[layer - 1].out_width, shared)
+
+
+def _make_loss(data: Data, graph: WayGraph, device: torch.device) -> Loss:
+    """Of a chunk's scores: its part of the mean over all labels of training nodes."""
+    count = int(_known(data.y[data.train_mask]).sum())
+    labels = data.y[graph.vertices].to(device)
+    nodes = [
+        torch.nonzero(data.train_mask[graph.vertices[block.rows]]).view(-1).to(device)
+        for block in graph.blocks
+    ]
+
+    def loss(chunk: int, scores: Tensor) -> Tensor:
+        rows = nodes[chunk]
+        scores, wanted = scores[rows], labels[graph.blocks[chunk].rows][rows]
+        if wanted.dim() == 1:
+            return F.cross_entropy(scores, wanted, reduction="sum") / count
+        known = _known(wanted)
+        wanted = wanted[known].to(scores.dtype)
+        total = F.binary_cross_entropy_with_logits(scores[known], wanted, reduction="sum")
+        return total / count
+
+    return loss
+
+
+def _known(labels: Tensor) -> Tensor:
+    return torch.ones_like(labels, dtype=torch.bool) if labels.dim() == 1 else ~labels.isnan()

@@ -1,0 +1,390 @@
+"""``GNNPipe``: full-graph training of a deep GNN by layer pipelines, graph parallelism or both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from gnnsys.errors import ArgumentError
+from gnnsys.pipeline.assembly import build_rank, check_data, split_layers
+from gnnsys.pipeline.layers import LayerInfo, as_layers, describe_layers
+from gnnsys.pipeline.local_hub import LocalHub
+from gnnsys.pipeline.partition import Partition, check_partition, partition_graph
+from gnnsys.pipeline.rank import PipelineRank
+from gnnsys.pipeline.schedule import Event, slot_order
+from gnnsys.pipeline.transport import DistributedTransport, Receipt, Transport, all_gather_objects
+
+__all__ = ["GNNPipe"]
+
+Work = Callable[[PipelineRank], Iterator[Receipt]]
+
+
+class GNNPipe:
+    """Trains a deep GNN on the full graph, with its layers spread over ranks.
+
+    Layers are cut into ``stages``, vertices into ``chunks`` that pass the stages one after another,
+    and the chunks of a stage are shared by ``ways``. A chunk reads the rows of those before it in
+    the epoch, and a snapshot of the others: Chen, Chen, Qian: "GNNPipe: Scaling Deep GNN Training
+    with Pipelined Model Parallelism", arXiv 2308.10087. ``ways=1`` is the pipeline; ``stages=1,
+    chunks=ways`` plain graph parallelism, which is exact; all else is the hybrid.
+
+    In a process group of torch.distributed, each process is one rank: rank = ways * stage + way.
+    Without one, all ranks take turns in this process, with the same results.
+
+    Args:
+        layers: as for ``gnnsys.pipeline.DeepModel``: the same list on every rank.
+        data: x (V, features), edge_index (2, E), y (V,) classes or (V, labels) of 0, 1 and NaN,
+            train_mask (V,); edge_weight (E,) if there is one. The same on every rank.
+        stages: S; each holds a run of layers, split by their estimated cost.
+        ways: W; ranks that share a stage.
+        chunks: K, a multiple of the ways. Default: 4 * stages * ways; ways for a single stage.
+        snapshot_period: R; epochs between two snapshots.
+        boundary_gradient_scale: gamma; by what gradients to rows of earlier slots are multiplied.
+            1: as autograd has them; 2, as published, makes up for those that snapshots do not get.
+        shuffle: whether slots come in another order each epoch.
+        shuffle_factor: parts that METIS makes for each chunk, which are shuffled and merged.
+        seed: of the partition, the order and dropout.
+        history: first snapshot. exact: all layers by the initial weights; zeros.
+        partition: instead of that by METIS.
+        device: of the ranks of this process. Default: that of ``data.x``.
+
+    Raises:
+        ArgumentError: stages, ways or chunks that do not fit each other, the number of ranks, the
+            layers or the graph; layers that cannot be run chunk by chunk.
+
+    >>> from gnnsys.pipeline import GNNPipe, deep_layers
+    >>> edges = torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])
+    >>> data = Data(x=torch.eye(4), edge_index=edges, y=torch.tensor([0, 0, 1, 1]))
+    >>> data.train_mask = torch.tensor([True, False, False, True])
+    >>> layers = deep_layers("gcnii", in_channels=4, hidden=8, out_channels=2, layers=4)
+    >>> pipe = GNNPipe(layers, data, stages=2, chunks=2)
+    >>> optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
+    >>> losses = [pipe.train_epoch(optimizer) for _ in range(3)]
+    >>> pipe.evaluate().shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        data: Data,
+        *,
+        stages: int = 1,
+        ways: int = 1,
+        chunks: int | None = None,
+        snapshot_period: int = 23,
+        boundary_gradient_scale: float = 2.0,
+        shuffle: bool = True,
+        shuffle_factor: int = 1,
+        seed: int = 0,
+        history: Literal["exact", "zeros"] = "exact",
+        partition: Partition | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.stages, self.ways = stages, ways
+        self.chunks = chunks or (ways if stages == 1 else 4 * stages * ways)
+        self.snapshot_period, self.shuffle, self.seed = snapshot_period, shuffle, seed
+        self.boundary_gradient_scale = boundary_gradient_scale
+        self.epoch = 0
+        """Epochs that were trained."""
+        self._check(history)
+        check_data(data)
+        self._data, self._num_nodes = data, len(data.x)
+        self.is_distributed = dist.is_available() and dist.is_initialized()
+        self.world = stages * ways
+        self._start_transport()
+        modules = as_layers(layers)
+        self.infos: list[LayerInfo] = describe_layers(modules, data.x.shape[1], data.x.dtype)
+        self.stage_layers: list[range] = split_layers(
+            self.infos, self._num_nodes, data.edge_index.shape[1], stages
+        )
+        self.partition = self._agree_on_partition(partition, shuffle_factor)
+        self._ranks = [
+            build_rank(
+                modules,
+                self.infos,
+                data,
+                self.partition,
+                self.stage_layers,
+                transport,
+                seed=seed,
+                gamma=boundary_gradient_scale,
+                device=torch.device(device) if device is not None else data.x.device,
+            )
+            for transport in self._transports
+        ]
+        if self.is_distributed:  # each rank may have drawn weights of its own
+            mine = {f"layers.{name}": value.cpu() for name, value in modules.state_dict().items()}
+            self.load_state_dict(self._from_rank_0(lambda: mine))
+        if history == "exact":
+            self._set_mode(training=True)
+            self._run(lambda rank: rank.run_exactly(keep=True, kind="control"))
+        self.reset_ledger()
+
+    # Setting up -----------------------------------------------------------------------------------
+
+    def _check(self, history: str) -> None:
+        for name in ("stages", "ways", "chunks", "snapshot_period"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}({getattr(self, name)}): expected at least 1")
+        if not math.isfinite(self.boundary_gradient_scale):
+            raise ArgumentError(
+                f"boundary_gradient_scale({self.boundary_gradient_scale}): expected a finite number"
+            )
+        if history not in ("exact", "zeros"):
+            raise ArgumentError(f"history({history!r}): expected 'exact' or 'zeros'")
+        if self.chunks % self.ways:
+            raise ArgumentError(
+                f"chunks({self.chunks}) % ways({self.ways}) != 0: each way takes as many chunks; "
+                f"use chunks={self.chunks // self.ways * self.ways or self.ways}"
+            )
+
+    def _start_transport(self) -> None:
+        self._hub: LocalHub | None = None
+        if not self.is_distributed:
+            self._hub = LocalHub(self.world)
+            self._transports: list[Transport] = [*self._hub.transports]
+            return
+        found = dist.get_world_size()
+        if found != self.world:
+            raise ArgumentError(
+                f"stages({self.stages}) * ways({self.ways}) != world size({found}): start "
+                f"{self.world} ranks or change stages and ways"
+            )
+        self._distributed = DistributedTransport()
+        self._transports = [self._distributed]
+
+    def _agree_on_partition(self, partition: Partition | None, shuffle_factor: int) -> Partition:
+        """That given, else one by METIS, which rank 0 makes for all."""
+        nodes = self._num_nodes
+        if partition is not None:
+            check_partition(partition, nodes)
+            if partition.num_chunks != self.chunks:
+                raise ArgumentError(
+                    f"partition: has {partition.num_chunks} chunks, but chunks={self.chunks}"
+                )
+            return partition
+        if self.chunks > nodes:
+            raise ArgumentError(
+                f"chunks({self.chunks}) > vertices({nodes}): a chunk holds one vertex at least; "
+                "use fewer chunks"
+            )
+
+        def make() -> tuple[Tensor, tuple[int, ...]]:
+            edges = self._data.edge_index.cpu()
+            made = partition_graph(
+                edges, nodes, self.chunks, shuffle_factor=shuffle_factor, seed=self.seed
+            )
+            return made.order, made.starts
+
+        return Partition(*self._from_rank_0(make))
+
+    # Training -------------------------------------------------------------------------------------
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those that this process trains."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """With the names that ``DeepModel`` gives them; ways in one process have the same ones."""
+        for rank in self._ranks:
+            for number, layer in self._numbered(rank):
+                yield from ((f"layers.{number}.{n}", p) for n, p in layer.named_parameters())
+
+    def _numbered(self, rank: PipelineRank) -> Iterator[tuple[int, nn.Module]]:
+        return zip(self.stage_layers[rank.number], rank.stage.layers, strict=True)
+
+    def train_epoch(self, optimizer: torch.optim.Optimizer) -> float:
+        """One pass of all chunks through all stages and back, and one step of the optimizer.
+
+        Args:
+            optimizer: of ``parameters()``.
+
+        Returns:
+            The loss before the step, over all training nodes, on every rank.
+
+        Raises:
+            RankFailedError: another rank is gone; its number is in the message.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        order = slot_order(self.chunks // self.ways, self.seed, self.epoch, self.shuffle)
+        refresh = (self.epoch + 1) % self.snapshot_period == 0
+        self._set_mode(training=True)
+        losses = self._run(lambda rank: rank.run_epoch(order, refresh))
+        optimizer.step()
+        self.epoch += 1
+        told = self._gather_objects(
+            [(loss, rank.stage.staleness()) for loss, rank in zip(losses, self._ranks, strict=True)]
+        )
+        self._staleness = self._sum_staleness([norms for _, norms in told])
+        return math.fsum(loss for loss, _ in told)
+
+    def _set_mode(self, training: bool) -> None:
+        for rank in self._ranks:
+            rank.stage.set_mode(training, self.epoch)
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """Exact scores of all vertices by the weights as they are, as the one-process model's.
+
+        Returns:
+            (V, out) in the order of ``data``, on the CPU, on every rank.
+        """
+        self._set_mode(training=False)
+        outputs = self._run(lambda rank: rank.run_exactly(keep=False))
+        last = [
+            torch.cat(parts).cpu() if rank.number == self.stages - 1 else None
+            for rank, parts in zip(self._ranks, outputs, strict=True)
+        ]
+        found = [part for part in self._gather_objects(last, "evaluation") if part is not None]
+        scores = torch.empty(self._num_nodes, found[0].shape[1], dtype=found[0].dtype)
+        scores[self.partition.order] = torch.cat(found)
+        return scores
+
+    # What is told ---------------------------------------------------------------------------------
+
+    def staleness(self) -> list[float]:
+        """Of each graph layer, how far the rows that it read were from their snapshot in the last
+        epoch: the Frobenius norm of the difference over that of the rows."""
+        return list(self._staleness)
+
+    def _sum_staleness(self, told: list[list[tuple[float, float]]]) -> list[float]:
+        """Of ranks' sums of squares, in the order of the ranks."""
+        found = []
+        for stage in range(self.stages):
+            ways = told[stage * self.ways : (stage + 1) * self.ways]
+            for layer in zip(*ways, strict=True):
+                change, size = (math.fsum(part) for part in zip(*layer, strict=True))
+                found.append(math.sqrt(change / size) if size else 0.0)
+        return found
+
+    @property
+    def events(self) -> list[Event]:
+        """What the ranks of this process did in the last epoch, by the clock of this process."""
+        return [event for rank in self._ranks for event in rank.events]
+
+    def ledgers(self) -> list[dict[str, dict[str, float]]]:
+        """Of each rank, bytes and messages sent and seconds waited, by kind, since
+        ``reset_ledger``; on every rank."""
+        return self._gather_objects([rank.transport.ledger.as_dict() for rank in self._ranks])
+
+    def ledger(self) -> dict[str, int]:
+        """Bytes sent by all ranks, by kind: layer, graph, weight, evaluation, control."""
+        total: dict[str, int] = {}
+        for ledger in self.ledgers():
+            for kind, count in ledger["bytes"].items():
+                total[kind] = total.get(kind, 0) + int(count)
+        return total
+
+    def reset_ledger(self) -> None:
+        """Sets the counts of this process's ranks to zero."""
+        for rank in self._ranks:
+            rank.transport.ledger.reset()
+
+    # What is kept ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All weights, on the CPU, on every rank, as ``DeepModel.state_dict`` names them."""
+        return self._merge(
+            {
+                f"layers.{number}.{name}": value.cpu()
+                for number, layer in self._numbered(rank)
+                for name, value in layer.state_dict().items()
+            }
+            for rank in self._ranks
+        )
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes weights of a ``DeepModel`` or of another pipeline.
+
+        Raises:
+            ArgumentError: weights that are missing.
+        """
+        for rank in self._ranks:
+            for number, layer in self._numbered(rank):
+                own = {name: f"layers.{number}.{name}" for name in layer.state_dict()}
+                missing = [name for name in own.values() if name not in state]
+                if missing:
+                    raise ArgumentError(f"state: has no {missing[0]}; is it of another model?")
+                layer.load_state_dict({name: state[full] for name, full in own.items()})
+
+    def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimizer's state by the names of the parameters, on the CPU, on every rank."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        held = {names[p]: _to_cpu(state) for p, state in optimizer.state.items()}
+        return self._merge([held] * len(self._ranks))
+
+    def load_optimizer_state_dict(
+        self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Takes what ``optimizer_state_dict`` gave, of any number of stages and ways."""
+        for name, parameter in self.named_parameters():
+            if name in state:
+                optimizer.state[parameter] = {
+                    key: value.clone().to(parameter.device if value.dim() else "cpu")
+                    if isinstance(value, Tensor)
+                    else value
+                    for key, value in state[name].items()
+                }
+
+    def history_state_dict(self) -> dict[str, Tensor]:
+        """The snapshots, (V, width) for each graph layer, in the order of ``data``, on every rank."""
+        rows = {}
+        graph_layers = [i for i, info in enumerate(self.infos) if info.is_graph]
+        told = self._gather_objects([rank.stage.snapshots() for rank in self._ranks])
+        for stage in range(self.stages):
+            held = [i for i in graph_layers if i in self.stage_layers[stage]]
+            ways = told[stage * self.ways : (stage + 1) * self.ways]
+            for layer, parts in zip(held, zip(*ways, strict=True), strict=True):
+                whole = torch.cat(parts)
+                rows[f"layers.{layer}"] = torch.empty_like(whole)
+                rows[f"layers.{layer}"][self.partition.order] = whole
+        return rows
+
+    def load_history_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes the snapshots of a pipeline with any stages, ways and chunks."""
+        for rank in self._ranks:
+            held = [i for i in self.stage_layers[rank.number] if self.infos[i].is_graph]
+            rank.stage.load_snapshots([state[f"layers.{i}"] for i in held])
+
+    # Between ranks --------------------------------------------------------------------------------
+
+    def _run(self, work: Work) -> list[Any]:
+        """Does the same on all ranks of this process; returns what each gave."""
+        if self._hub is not None:
+            return self._hub.drive([work(rank) for rank in self._ranks])
+        return [self._distributed.drive(work(self._ranks[0]))]
+
+    def _gather_objects(self, mine: list[Any], kind: str = "control") -> list[Any]:
+        """Of all ranks, in their order, what those of this process have."""
+        if self._hub is not None:
+            return mine
+        return self._distributed.drive(all_gather_objects(self._distributed, mine[0], kind))
+
+    def _from_rank_0(self, make: Callable[[], Any]) -> Any:
+        if self._hub is not None:
+            return make()
+        return self._gather_objects([make() if self._distributed.rank == 0 else None])[0]
+
+    def _merge(self, mine: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """One entry of each name, of all ranks."""
+        merged: dict[str, Any] = {}
+        told = self._gather_objects(
+            [
+                part if rank.transport.rank % self.ways == 0 else {}
+                for part, rank in zip(mine, self._ranks, strict=True)
+            ]
+        )
+        for part in told:
+            merged |= part
+        return merged
+
+
+def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: v.detach().cpu() if isinstance(v, Tensor) else v for key, v in state.items()}

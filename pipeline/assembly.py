@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +21,7 @@ from gnnsys.pipeline.stage import Stage
 from gnnsys.pipeline.transport import Transport
 from gnnsys.pipeline.way_graph import WayGraph, make_way_graph
 
-__all__ = ["build_rank", "check_data", "split_layers"]
+__all__ = ["build_rank", "check_data", "check_options", "split_layers"]
 
 Loss = Callable[[int, Tensor], Tensor]
 
@@ -40,6 +41,25 @@ def split_layers(
     ]
     runs = split_units(costs, stages)
     return [range(units[run[0]].start, units[run[-1]].stop) for run in runs]
+
+
+def check_options(
+    stages: int, ways: int, chunks: int, snapshot_period: int, gamma: float, history: str
+) -> None:
+    """Raises ArgumentError for options of ``GNNPipe`` that are wrong whatever the graph."""
+    counts = {"stages": stages, "ways": ways, "chunks": chunks, "snapshot_period": snapshot_period}
+    for name, count in counts.items():
+        if count < 1:
+            raise ArgumentError(f"{name}({count}): expected at least 1")
+    if not math.isfinite(gamma):
+        raise ArgumentError(f"boundary_gradient_scale({gamma}): expected a finite number")
+    if history not in ("exact", "zeros"):
+        raise ArgumentError(f"history({history!r}): expected 'exact' or 'zeros'")
+    if chunks % ways:
+        raise ArgumentError(
+            f"chunks({chunks}) % ways({ways}) != 0: each way takes as many chunks; "
+            f"use chunks={chunks // ways * ways or ways}"
+        )
 
 
 def check_data(data: Data) -> None:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnsys.errors import ArgumentError
-from gnnsys.pipeline.assembly import build_rank, check_data, split_layers
+from gnnsys.pipeline.assembly import build_rank, check_data, check_options, split_layers
+from gnnsys.pipeline.group import RankGroup
 from gnnsys.pipeline.layers import LayerInfo, as_layers, describe_layers
-from gnnsys.pipeline.local_hub import LocalHub
 from gnnsys.pipeline.partition import Partition, check_partition, partition_graph
 from gnnsys.pipeline.rank import PipelineRank
 from gnnsys.pipeline.schedule import Event, slot_order
-from gnnsys.pipeline.transport import DistributedTransport, Receipt, Transport, all_gather_objects
 
 __all__ = ["GNNPipe"]
-
-Work = Callable[[PipelineRank], Iterator[Receipt]]
 
 
 class GNNPipe:
@@ -88,24 +85,23 @@ class GNNPipe:
         device: torch.device | str | None = None,
     ) -> None:
         self.stages, self.ways = stages, ways
-        self.chunks = chunks or (ways if stages == 1 else 4 * stages * ways)
+        if chunks is None:
+            chunks = ways if stages == 1 else 4 * stages * ways
+        self.chunks = chunks
         self.snapshot_period, self.shuffle, self.seed = snapshot_period, shuffle, seed
-        self.boundary_gradient_scale = boundary_gradient_scale
         self.epoch = 0
         """Epochs that were trained."""
-        self._check(history)
+        check_options(stages, ways, chunks, snapshot_period, boundary_gradient_scale, history)
         check_data(data)
         self._data, self._num_nodes = data, len(data.x)
-        self.is_distributed = dist.is_available() and dist.is_initialized()
-        self.world = stages * ways
-        self._start_transport()
+        self._group = RankGroup(stages, ways)
         modules = as_layers(layers)
         self.infos: list[LayerInfo] = describe_layers(modules, data.x.shape[1], data.x.dtype)
         self.stage_layers: list[range] = split_layers(
             self.infos, self._num_nodes, data.edge_index.shape[1], stages
         )
         self.partition = self._agree_on_partition(partition, shuffle_factor)
-        self._ranks = [
+        self._group.ranks = [
             build_rank(
                 modules,
                 self.infos,
@@ -117,48 +113,28 @@ class GNNPipe:
                 gamma=boundary_gradient_scale,
                 device=torch.device(device) if device is not None else data.x.device,
             )
-            for transport in self._transports
+            for transport in self._group.transports
         ]
-        if self.is_distributed:  # each rank may have drawn weights of its own
+        if self._group.is_distributed:  # each rank may have drawn weights of its own
             mine = {f"layers.{name}": value.cpu() for name, value in modules.state_dict().items()}
-            self.load_state_dict(self._from_rank_0(lambda: mine))
+            self.load_state_dict(self._group.from_rank_0(lambda: mine))
         if history == "exact":
             self._set_mode(training=True)
-            self._run(lambda rank: rank.run_exactly(keep=True, kind="control"))
+            self._group.run(lambda rank: rank.run_exactly(keep=True, kind="control"))
+        self._staleness = [0.0] * sum(info.is_graph for info in self.infos)
         self.reset_ledger()
 
+    @property
+    def is_distributed(self) -> bool:
+        """Whether each rank is a process of its own."""
+        return self._group.is_distributed
+
+    @property
+    def rank(self) -> int:
+        """Of this process; 0 where all ranks run in it."""
+        return self._group.transports[0].rank
+
     # Setting up -----------------------------------------------------------------------------------
-
-    def _check(self, history: str) -> None:
-        for name in ("stages", "ways", "chunks", "snapshot_period"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}({getattr(self, name)}): expected at least 1")
-        if not math.isfinite(self.boundary_gradient_scale):
-            raise ArgumentError(
-                f"boundary_gradient_scale({self.boundary_gradient_scale}): expected a finite number"
-            )
-        if history not in ("exact", "zeros"):
-            raise ArgumentError(f"history({history!r}): expected 'exact' or 'zeros'")
-        if self.chunks % self.ways:
-            raise ArgumentError(
-                f"chunks({self.chunks}) % ways({self.ways}) != 0: each way takes as many chunks; "
-                f"use chunks={self.chunks // self.ways * self.ways or self.ways}"
-            )
-
-    def _start_transport(self) -> None:
-        self._hub: LocalHub | None = None
-        if not self.is_distributed:
-            self._hub = LocalHub(self.world)
-            self._transports: list[Transport] = [*self._hub.transports]
-            return
-        found = dist.get_world_size()
-        if found != self.world:
-            raise ArgumentError(
-                f"stages({self.stages}) * ways({self.ways}) != world size({found}): start "
-                f"{self.world} ranks or change stages and ways"
-            )
-        self._distributed = DistributedTransport()
-        self._transports = [self._distributed]
 
     def _agree_on_partition(self, partition: Partition | None, shuffle_factor: int) -> Partition:
         """That given, else one by METIS, which rank 0 makes for all."""
@@ -183,7 +159,7 @@ class GNNPipe:
             )
             return made.order, made.starts
 
-        return Partition(*self._from_rank_0(make))
+        return Partition(*self._group.from_rank_0(make))
 
     # Training -------------------------------------------------------------------------------------
 
@@ -193,7 +169,7 @@ class GNNPipe:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """With the names that ``DeepModel`` gives them; ways in one process have the same ones."""
-        for rank in self._ranks:
+        for rank in self._group.ranks:
             for number, layer in self._numbered(rank):
                 yield from ((f"layers.{number}.{n}", p) for n, p in layer.named_parameters())
 
@@ -216,17 +192,20 @@ class GNNPipe:
         order = slot_order(self.chunks // self.ways, self.seed, self.epoch, self.shuffle)
         refresh = (self.epoch + 1) % self.snapshot_period == 0
         self._set_mode(training=True)
-        losses = self._run(lambda rank: rank.run_epoch(order, refresh))
+        losses = self._group.run(lambda rank: rank.run_epoch(order, refresh))
         optimizer.step()
         self.epoch += 1
-        told = self._gather_objects(
-            [(loss, rank.stage.staleness()) for loss, rank in zip(losses, self._ranks, strict=True)]
+        told = self._group.gather(
+            [
+                (loss, rank.stage.staleness())
+                for loss, rank in zip(losses, self._group.ranks, strict=True)
+            ]
         )
         self._staleness = self._sum_staleness([norms for _, norms in told])
         return math.fsum(loss for loss, _ in told)
 
     def _set_mode(self, training: bool) -> None:
-        for rank in self._ranks:
+        for rank in self._group.ranks:
             rank.stage.set_mode(training, self.epoch)
 
     @torch.no_grad()
@@ -237,12 +216,12 @@ class GNNPipe:
             (V, out) in the order of ``data``, on the CPU, on every rank.
         """
         self._set_mode(training=False)
-        outputs = self._run(lambda rank: rank.run_exactly(keep=False))
+        outputs = self._group.run(lambda rank: rank.run_exactly(keep=False))
         last = [
             torch.cat(parts).cpu() if rank.number == self.stages - 1 else None
-            for rank, parts in zip(self._ranks, outputs, strict=True)
+            for rank, parts in zip(self._group.ranks, outputs, strict=True)
         ]
-        found = [part for part in self._gather_objects(last, "evaluation") if part is not None]
+        found = [part for part in self._group.gather(last, "evaluation") if part is not None]
         scores = torch.empty(self._num_nodes, found[0].shape[1], dtype=found[0].dtype)
         scores[self.partition.order] = torch.cat(found)
         return scores
@@ -264,15 +243,21 @@ class GNNPipe:
                 found.append(math.sqrt(change / size) if size else 0.0)
         return found
 
-    @property
     def events(self) -> list[Event]:
-        """What the ranks of this process did in the last epoch, by the clock of this process."""
-        return [event for rank in self._ranks for event in rank.events]
+        """What all ranks did in the last epoch, on every rank; times since its first action, right
+        where all ranks run on one machine."""
+        told = self._group.gather([rank.events for rank in self._group.ranks])
+        begun = min((event.start for events in told for event in events), default=0.0)
+        return [
+            replace(event, start=event.start - begun, end=event.end - begun)
+            for events in told
+            for event in events
+        ]
 
     def ledgers(self) -> list[dict[str, dict[str, float]]]:
         """Of each rank, bytes and messages sent and seconds waited, by kind, since
         ``reset_ledger``; on every rank."""
-        return self._gather_objects([rank.transport.ledger.as_dict() for rank in self._ranks])
+        return self._group.gather([rank.transport.ledger.as_dict() for rank in self._group.ranks])
 
     def ledger(self) -> dict[str, int]:
         """Bytes sent by all ranks, by kind: layer, graph, weight, evaluation, control."""
@@ -284,20 +269,20 @@ class GNNPipe:
 
     def reset_ledger(self) -> None:
         """Sets the counts of this process's ranks to zero."""
-        for rank in self._ranks:
+        for rank in self._group.ranks:
             rank.transport.ledger.reset()
 
     # What is kept ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights, on the CPU, on every rank, as ``DeepModel.state_dict`` names them."""
-        return self._merge(
+        return self._group.merge(
             {
                 f"layers.{number}.{name}": value.cpu()
                 for number, layer in self._numbered(rank)
                 for name, value in layer.state_dict().items()
             }
-            for rank in self._ranks
+            for rank in self._group.ranks
         )
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -306,7 +291,7 @@ class GNNPipe:
         Raises:
             ArgumentError: weights that are missing.
         """
-        for rank in self._ranks:
+        for rank in self._group.ranks:
             for number, layer in self._numbered(rank):
                 own = {name: f"layers.{number}.{name}" for name in layer.state_dict()}
                 missing = [name for name in own.values() if name not in state]
@@ -318,7 +303,7 @@ class GNNPipe:
         """An optimizer's state by the names of the parameters, on the CPU, on every rank."""
         names = {parameter: name for name, parameter in self.named_parameters()}
         held = {names[p]: _to_cpu(state) for p, state in optimizer.state.items()}
-        return self._merge([held] * len(self._ranks))
+        return self._group.merge([held] * len(self._group.ranks))
 
     def load_optimizer_state_dict(
         self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
@@ -334,10 +319,10 @@ class GNNPipe:
                 }
 
     def history_state_dict(self) -> dict[str, Tensor]:
-        """The snapshots, (V, width) for each graph layer, in the order of ``data``, on every rank."""
+        """The snapshots, (V, width) of each graph layer in the order of ``data``, on every rank."""
         rows = {}
         graph_layers = [i for i, info in enumerate(self.infos) if info.is_graph]
-        told = self._gather_objects([rank.stage.snapshots() for rank in self._ranks])
+        told = self._group.gather([rank.stage.snapshots() for rank in self._group.ranks])
         for stage in range(self.stages):
             held = [i for i in graph_layers if i in self.stage_layers[stage]]
             ways = told[stage * self.ways : (stage + 1) * self.ways]
@@ -349,41 +334,9 @@ class GNNPipe:
 
     def load_history_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes the snapshots of a pipeline with any stages, ways and chunks."""
-        for rank in self._ranks:
+        for rank in self._group.ranks:
             held = [i for i in self.stage_layers[rank.number] if self.infos[i].is_graph]
             rank.stage.load_snapshots([state[f"layers.{i}"] for i in held])
-
-    # Between ranks --------------------------------------------------------------------------------
-
-    def _run(self, work: Work) -> list[Any]:
-        """Does the same on all ranks of this process; returns what each gave."""
-        if self._hub is not None:
-            return self._hub.drive([work(rank) for rank in self._ranks])
-        return [self._distributed.drive(work(self._ranks[0]))]
-
-    def _gather_objects(self, mine: list[Any], kind: str = "control") -> list[Any]:
-        """Of all ranks, in their order, what those of this process have."""
-        if self._hub is not None:
-            return mine
-        return self._distributed.drive(all_gather_objects(self._distributed, mine[0], kind))
-
-    def _from_rank_0(self, make: Callable[[], Any]) -> Any:
-        if self._hub is not None:
-            return make()
-        return self._gather_objects([make() if self._distributed.rank == 0 else None])[0]
-
-    def _merge(self, mine: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """One entry of each name, of all ranks."""
-        merged: dict[str, Any] = {}
-        told = self._gather_objects(
-            [
-                part if rank.transport.rank % self.ways == 0 else {}
-                for part, rank in zip(mine, self._ranks, strict=True)
-            ]
-        )
-        for part in told:
-            merged |= part
-        return merged
 
 
 def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:

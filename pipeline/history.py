@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Reads", "RowHistory"]
+from gnnsys.pipeline.way_graph import WayGraph
+
+__all__ = ["Reads", "RowHistory", "reads_in_order"]
 
 # R local rows: those of the way, then its halo. N rows of a chunk, M of its sources. C columns.
 
@@ -37,6 +39,35 @@ class Reads:
     num_own: int
 
 
+def reads_in_order(graph: WayGraph, order: list[int]) -> list[Reads]:
+    """What each chunk of a way reads when the slots come in ``order``.
+
+    >>> from gnnsys.pipeline.partition import partition_graph
+    >>> from gnnsys.pipeline.way_graph import make_way_graph
+    >>> edges = torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])
+    >>> graph = make_way_graph(edges, 4, partition_graph(edges, 4, 2))
+    >>> [int(reads.snapshot.sum()) for reads in reads_in_order(graph, [1, 0])]
+    [0, 1]
+    """
+    place = torch.empty(len(order), dtype=torch.int64)
+    place[torch.tensor(order)] = torch.arange(len(order))
+    found = []
+    for chunk, block in enumerate(graph.blocks):
+        own = block.rows.stop - block.rows.start
+        when = place.to(block.source_chunk.device)[block.source_chunk]
+        others = torch.arange(len(when), device=when.device) >= own
+        found.append(
+            Reads(
+                sources=block.sources,
+                snapshot=when > place[chunk],
+                earlier=torch.nonzero(when < place[chunk]).view(-1),
+                same=torch.nonzero((when == place[chunk]) & others).view(-1),
+                num_own=own,
+            )
+        )
+    return found
+
+
 class RowHistory:
     """Buffers of one aggregation over the rows of a way.
 
@@ -58,7 +89,7 @@ class RowHistory:
 
     @property
     def current(self) -> Tensor:
-        """(R, C): rows of this epoch where their slot was done. After ``end_forward``: gradients."""
+        """(R, C): rows of this epoch where their slot was done; gradients after ``end_forward``."""
         return self._pair[self._now]
 
     @property

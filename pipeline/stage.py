@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnsys.pipeline.dropout import DropoutContext
-from gnnsys.pipeline.history import Reads, RowHistory
+from gnnsys.pipeline.history import Reads, RowHistory, reads_in_order
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
 from gnnsys.pipeline.transport import Receipt, Transport
 from gnnsys.pipeline.way_graph import WayGraph
@@ -263,35 +263,6 @@ class Stage:
             out = layer.aggregate(sources, targets, edges, shared[chunk])
             outputs.append(layer.after(out, inputs[chunk], shared[chunk]))
         return outputs
-
-
-def reads_in_order(graph: WayGraph, order: list[int]) -> list[Reads]:
-    """What each chunk of a way reads when the slots come in ``order``.
-
-    >>> from gnnsys.pipeline.partition import partition_graph
-    >>> from gnnsys.pipeline.way_graph import make_way_graph
-    >>> edges = torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])
-    >>> graph = make_way_graph(edges, 4, partition_graph(edges, 4, 2))
-    >>> [int(reads.snapshot.sum()) for reads in reads_in_order(graph, [1, 0])]
-    [0, 1]
-    """
-    place = torch.empty(len(order), dtype=torch.int64)
-    place[torch.tensor(order)] = torch.arange(len(order))
-    found = []
-    for chunk, block in enumerate(graph.blocks):
-        own = block.rows.stop - block.rows.start
-        when = place.to(block.source_chunk.device)[block.source_chunk]
-        others = torch.arange(len(when), device=when.device) >= own
-        found.append(
-            Reads(
-                sources=block.sources,
-                snapshot=when > place[chunk],
-                earlier=torch.nonzero(when < place[chunk]).view(-1),
-                same=torch.nonzero((when == place[chunk]) & others).view(-1),
-                num_own=own,
-            )
-        )
-    return found
 
 
 def _runs(layers: list[nn.Module]) -> list[list[nn.Module]]:

@@ -24,6 +24,9 @@ LABOR-0 sampling has one draw for a source node and all its targets: ``edge_type
 the source's node type, and source t has draw ``t % 4`` of "node" ``t // 4`` (``labor_positions``),
 so that the draws of all sources take a quarter of the blocks.
 
+Dropout of full-graph training has a stream for each layer; the words of a vertex are those of its
+columns: column c has word ``c % 4`` of block ``c // 4`` (``dropout_key``, ``keeps``).
+
 Numbers that belong to no node, as those that choose negative nodes, take a stream's words one after
 another: word i is draw i % 4 of node i // 4 (``integers``, ``uniforms``).
 """
@@ -40,8 +43,10 @@ from numpy.typing import NDArray
 __all__ = [
     "RNG_VERSION",
     "bounded",
+    "dropout_key",
     "hash_ids",
     "integers",
+    "keeps",
     "labor_positions",
     "mix64",
     "negatives_key",
@@ -59,9 +64,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
 _MAX_MISSES = 8  # weighted draws in a row that meet what was drawn before
-# Hops that no sampler uses: the streams that shuffle an epoch's seeds and draw negative nodes.
+# Hops that no sampler uses: the streams that shuffle an epoch's seeds, draw negative nodes, and drop.
 _SHUFFLE_HOP = _MASK64
 _NEGATIVES_HOP = _MASK64 - 1
+_DROPOUT_HOP = _MASK64 - 2
 
 
 def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -266,6 +272,34 @@ def negatives_key(seed: int, epoch: int, group: int, call: int) -> int:
     The stream is ``stream_key``'s of hop 2**64 - 2, with the request in the edge type's place.
     """
     return stream_key(seed, epoch, group, _NEGATIVES_HOP, call)
+
+
+def dropout_key(seed: int, epoch: int, layer: int) -> int:
+    """The key of a dropout layer in an epoch: ``stream_key``'s of hop 2**64 - 3."""
+    return stream_key(seed, epoch, 0, _DROPOUT_HOP, layer)
+
+
+def keeps(key: int, vertices: NDArray[np.integer], width: int, p: float) -> NDArray[np.bool_]:
+    """Which values dropout keeps, each with probability ``1 - p`` rounded to a multiple of 2**-32.
+
+    Args:
+        vertices: (n,) whose rows these are.
+        width: columns.
+
+    Returns:
+        (n, width): whether the value's random word is at least ``p * 2**32``.
+
+    >>> keeps(dropout_key(seed=0, epoch=0, layer=0), np.array([8, 8]), 3, p=0.5).tolist()
+    [[False, True, False], [False, True, False]]
+    """
+    blocks = -(-width // 4)
+    counter = np.zeros((len(vertices), blocks, 4), dtype=np.uint32)
+    node = np.asarray(vertices).astype(np.uint64)[:, None]
+    counter[:, :, 0] = node & np.uint64(_MASK32)
+    counter[:, :, 1] = node >> np.uint64(32)
+    counter[:, :, 3] = np.arange(blocks)
+    words = philox4x32(counter.reshape(-1, 4), key).reshape(len(vertices), blocks * 4)
+    return words[:, :width] >= np.uint64(round(p * 2**32))
 
 
 def integers(key: int, count: int, bound: int) -> NDArray[np.int64]:

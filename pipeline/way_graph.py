@@ -7,7 +7,9 @@ its chunks, all ways at once.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +23,15 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.partition import Partition, check_edges
 
-__all__ = ["Block", "Edges", "WayGraph", "full_edges", "halo_sizes", "make_way_graph"]
+__all__ = [
+    "Block",
+    "Edges",
+    "WayGraph",
+    "full_edges",
+    "halo_sizes",
+    "make_way_graph",
+    "sorted_edges",
+]
 
 
 class Edges(NamedTuple):
@@ -32,6 +42,10 @@ class Edges(NamedTuple):
 
     weight: Tensor | None
     """(E,) if the aggregation has weights."""
+
+    def to(self, device: torch.device) -> Edges:
+        """The same edges on a device."""
+        return Edges(self.index.to(device), None if self.weight is None else self.weight.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +115,7 @@ def full_edges(
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
     pairs, weight = _of_kind(edge_index, num_nodes, kind, edge_weight, dtype)
-    return _sorted(pairs[0], pairs[1], weight, (num_nodes, num_nodes))
+    return sorted_edges(pairs[0], pairs[1], weight, (num_nodes, num_nodes))
 
 
 def halo_sizes(edge_index: Tensor, num_nodes: int, partition: Partition, ways: int) -> list[int]:
@@ -262,7 +276,7 @@ def _make_blocks(
         position[sources] = torch.arange(len(sources))
         sizes = (len(sources), end - begin)
         edges = {
-            kind: _sorted(position[source], target, weight, sizes)
+            kind: sorted_edges(position[source], target, weight, sizes)
             for kind, (source, target, weight) in cut.items()
         }
         blocks.append(Block(slice(begin, end), sources, slot_of[sources], edges))
@@ -284,8 +298,17 @@ def _of_kind(
     raise ArgumentError(f"kind({kind!r}) of edges: expected 'plain' or 'gcn'")
 
 
-def _sorted(source: Tensor, target: Tensor, weight: Tensor | None, sizes: tuple[int, int]) -> Edges:
-    """Edges by target, those of a target in the order they came."""
+def sorted_edges(
+    source: Tensor, target: Tensor, weight: Tensor | None, sizes: tuple[int, int]
+) -> Edges:
+    """Edges by target, those of a target in the order they came.
+
+    Args:
+        source, target: (E,).
+        weight: (E,).
+        sizes: how many sources and targets there are.
+    """
+    _hear_warnings()
     by_target = target.argsort(stable=True)
     index = EdgeIndex(
         torch.stack([source[by_target], target[by_target]]), sparse_size=sizes, sort_order="col"
@@ -297,3 +320,12 @@ def _split_by(keys: Tensor, values: Tensor) -> tuple[list[int], list[Tensor]]:
     """Values cut into runs of equal keys, which ascend."""
     found, counts = keys.unique_consecutive(return_counts=True)
     return found.tolist(), list(values.split(counts.tolist()))
+
+
+@functools.cache
+def _hear_warnings() -> None:
+    """Torch tells once a process that sparse tensors are new; nobody here can act on that."""
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        index = EdgeIndex([[0], [0]], sparse_size=(1, 1), sort_order="col")
+        index.matmul(torch.ones(1, 1, requires_grad=True), transpose=True).sum().backward()

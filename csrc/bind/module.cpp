@@ -173,6 +173,7 @@ NB_MODULE(_core, m) {
   bind_execute_plan(m);
   bind_file_reader(m);
   bind_graph_sampler(m);
+  bind_keyed_dropout(m);
   bind_rmat(m);
   bind_coo_to_csc<int32_t>(m);
   bind_coo_to_csc<int64_t>(m);

@@ -1,0 +1,195 @@
+"""What layers read and make, found by running them over a toy graph; this also finds those that
+cannot be run chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.pipeline.dropout import DropoutContext, KeyedDropout, set_dropout_context
+from gnnsys.pipeline.layers import GraphLayer, Share, Shared
+from gnnsys.pipeline.way_graph import Edges, sorted_edges
+
+__all__ = ["LayerInfo", "describe_layers"]
+
+_VERTICES, _TARGETS = 3, 2
+_TOLERANCE = 1e-4  # of the same sums over the same edges, however many vertices there are
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A layer by its widths, in columns."""
+
+    name: str
+    """Of its class, or of the convolution inside."""
+
+    is_graph: bool
+
+    kind: str | None
+    """Of the edges; None if it reads none."""
+
+    in_width: int
+
+    aggregated: int
+    """Columns of the rows that neighbours read; 0 if it reads no edges."""
+
+    out_width: int
+
+    shared_in: tuple[str, ...]
+    """Shared tensors that it reads."""
+
+    shared_out: tuple[str, ...]
+    """Those that it makes."""
+
+    parameters: int
+    """Numbers that it learns."""
+
+
+def describe_layers(
+    layers: Sequence[nn.Module], in_channels: int, dtype: torch.dtype = torch.float32
+) -> list[LayerInfo]:
+    """Runs layers over a graph of three vertices.
+
+    Args:
+        layers: of ``as_layers``.
+        in_channels: columns of the features.
+        dtype: of the parameters and the features.
+
+    Raises:
+        ArgumentError: a layer that does not take what the one before it gives.
+        UnsupportedError: a layer whose rows for some vertices depend on which others are there.
+
+    >>> from gnnsys.pipeline.layers import as_layers
+    >>> from torch_geometric.nn import GCNConv
+    >>> infos = describe_layers(as_layers([GCNConv(4, 8), nn.ReLU()]), in_channels=4)
+    >>> [(info.name, info.aggregated, info.out_width, info.parameters) for info in infos]
+    [('GCNConv', 8, 8, 40), ('ReLU', 0, 8, 0)]
+    """
+    device = next((p.device for layer in layers for p in layer.parameters()), torch.device("cpu"))
+    like = torch.empty(0, dtype=dtype, device=device)
+    shared: Shared = {}
+    infos = []
+    x = _draw(in_channels, like, 0)
+    for number, layer in enumerate(layers):
+        with _probing(layer):
+            info = _describe(number, layer, x, shared)
+        infos.append(info)
+        x = _draw(info.out_width, like, number + 1)
+        shared |= dict.fromkeys(info.shared_out, x)
+    return infos
+
+
+def _describe(number: int, layer: nn.Module, x: Tensor, shared: Shared) -> LayerInfo:
+    where = f"layer {number} ({_name(layer)})"
+    read = _Recording(shared, where)
+    try:
+        if isinstance(layer, GraphLayer):
+            whole, part, aggregated = _run_graph_layer(layer, x, read)
+        else:
+            whole, part, aggregated = layer(x), layer(x[:_TARGETS]), 0
+    except ArgumentError:
+        raise
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        detail = f"{type(error).__name__}: {text[0] if text else 'no text'}"
+        if isinstance(layer, GraphLayer):
+            raise UnsupportedError(
+                f"{where}: does not take {x.shape[1]} columns of {_VERTICES} sources for "
+                f"{_TARGETS} targets ({detail}); a layer must be able to run from a pair of "
+                "sources and targets, as bipartite PyG convolutions do"
+            ) from error
+        raise ArgumentError(f"{where}: does not take {x.shape[1]} columns ({detail})") from error
+    if whole.dim() != 2 or len(whole) != _VERTICES:
+        raise ArgumentError(
+            f"{where}: gives {tuple(whole.shape)} for {_VERTICES} vertices, expected a row for each"
+        )
+    if part.shape != (_TARGETS, whole.shape[1]) or not torch.allclose(
+        part, whole[:_TARGETS], rtol=_TOLERANCE, atol=_TOLERANCE
+    ):
+        raise UnsupportedError(
+            f"{where}: what it gives for a vertex depends on which others are there, or differs "
+            "from call to call, so that it cannot be run chunk by chunk"
+        )
+    return LayerInfo(
+        name=_name(layer),
+        is_graph=isinstance(layer, GraphLayer),
+        kind=layer.kind if isinstance(layer, GraphLayer) else None,
+        in_width=x.shape[1],
+        aggregated=aggregated,
+        out_width=whole.shape[1],
+        shared_in=tuple(sorted(read.names)),
+        shared_out=(layer.name,) if isinstance(layer, Share) else (),
+        parameters=sum(p.numel() for p in layer.parameters()),
+    )
+
+
+def _run_graph_layer(layer: GraphLayer, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, int]:
+    """Outputs for all vertices, for the targets alone, and the width of what is aggregated."""
+    whole = layer(x, _toy_edges(_VERTICES, x), shared)
+    targets = shared.copy()
+    for name in targets:
+        targets[name] = targets[name][:_TARGETS]
+    rows = layer.before(x, shared)
+    own = x[:_TARGETS]
+    out = layer.aggregate(rows, rows[:_TARGETS], _toy_edges(_TARGETS, x), targets)
+    return whole, layer.after(out, own, targets), rows.shape[1]
+
+
+def _toy_edges(targets: int, x: Tensor) -> Edges:
+    """Edges of three vertices into the first of them."""
+    source, target = torch.tensor([[1, 2, 0, 2, 0], [0, 0, 1, 1, 2]])
+    weight = torch.tensor([0.5, 0.25, 0.5, 0.75, 1.0], dtype=x.dtype)
+    here = target < targets
+    edges = sorted_edges(source[here], target[here], weight[here], (_VERTICES, targets))
+    return edges.to(x.device)
+
+
+class _Recording(dict[str, Tensor]):
+    """Shared tensors that remember which of them were read."""
+
+    def __init__(self, shared: Shared, where: str, names: set[str] | None = None) -> None:
+        super().__init__(shared)
+        self.where, self.names = where, set() if names is None else names
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ArgumentError(
+            f"{self.where}: reads the shared tensor {name!r}, which no layer before it makes; put "
+            f"Share({name!r}) where it is to be taken"
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def copy(self) -> _Recording:
+        return _Recording(dict(self.items()), self.where, self.names)
+
+
+@contextmanager
+def _probing(layer: nn.Module) -> Iterator[None]:
+    """Training mode, so that whatever mixes vertices or draws numbers then shows."""
+    modes = {part: part.training for part in layer.modules()}
+    contexts = {d: d.context for d in layer.modules() if isinstance(d, KeyedDropout)}
+    set_dropout_context(layer, DropoutContext())
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield layer.train() and None
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        for dropout, context in contexts.items():
+            dropout.context = context
+
+
+def _draw(width: int, like: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(_VERTICES, width, generator=generator).to(like)
+
+
+def _name(layer: nn.Module) -> str:
+    return type(getattr(layer, "conv", layer)).__name__

@@ -12,6 +12,7 @@ __all__ = [
     "FileFormatError",
     "GnnsysError",
     "MissingFileError",
+    "RankFailedError",
     "ReadOnlyError",
     "RowIndexError",
     "StorageError",
@@ -58,6 +59,17 @@ class TooLargeError(GnnsysError, RuntimeError):
 
 class UnsupportedError(GnnsysError, NotImplementedError):
     """A combination of options that this version does not offer."""
+
+
+class RankFailedError(GnnsysError, RuntimeError):
+    """Another rank of a distributed run is gone or no longer answers."""
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message, rank)
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class BuildError(GnnsysError, ImportError):

@@ -64,7 +64,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
 _MAX_MISSES = 8  # weighted draws in a row that meet what was drawn before
-# Hops that no sampler uses: the streams that shuffle an epoch's seeds, draw negative nodes, and drop.
+# Hops that no sampler uses: for an epoch's order of seeds, for negative nodes, and for dropout.
 _SHUFFLE_HOP = _MASK64
 _NEGATIVES_HOP = _MASK64 - 1
 _DROPOUT_HOP = _MASK64 - 2

@@ -18,9 +18,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gnnsys.pipeline.deep_model import DeepModel
     from gnnsys.pipeline.dropout import KeyedDropout
     from gnnsys.pipeline.engine import GNNPipe
-    from gnnsys.pipeline.layers import DeepModel, GraphLayer, Share
+    from gnnsys.pipeline.layers import GraphLayer, Share
     from gnnsys.pipeline.models import deep_layers
     from gnnsys.pipeline.partition import Partition, partition_graph
 
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "DeepModel": "layers",
+    "DeepModel": "deep_model",
     "GNNPipe": "engine",
     "GraphLayer": "layers",
     "KeyedDropout": "dropout",

@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.dropout import DropoutContext, set_dropout_context
-from gnnsys.pipeline.layers import LayerInfo
+from gnnsys.pipeline.layer_info import LayerInfo
 from gnnsys.pipeline.partition import Partition
 from gnnsys.pipeline.rank import Boundary, PipelineRank
 from gnnsys.pipeline.schedule import group_layers, split_units

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnsys.pipeline.dropout import DropoutContext, set_dropout_context
+from gnnsys.pipeline.edges import Edges, full_edges
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared, as_layers
-from gnnsys.pipeline.way_graph import Edges, full_edges
 
 __all__ = ["DeepModel"]
 

@@ -14,7 +14,8 @@ from torch_geometric.data import Data
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.assembly import build_rank, check_data, check_options, split_layers
 from gnnsys.pipeline.group import RankGroup
-from gnnsys.pipeline.layers import LayerInfo, as_layers, describe_layers
+from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
+from gnnsys.pipeline.layers import as_layers
 from gnnsys.pipeline.partition import Partition, check_partition, partition_graph
 from gnnsys.pipeline.rank import PipelineRank
 from gnnsys.pipeline.schedule import Event, slot_order

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.pipeline.dropout import DropoutContext, KeyedDropout, set_dropout_context
+from gnnsys.pipeline.edges import Edges, sort_edges
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
-from gnnsys.pipeline.way_graph import Edges, sorted_edges
 
 __all__ = ["LayerInfo", "describe_layers"]
 
@@ -145,7 +145,7 @@ def _toy_edges(targets: int, x: Tensor) -> Edges:
     source, target = torch.tensor([[1, 2, 0, 2, 0], [0, 0, 1, 1, 2]])
     weight = torch.tensor([0.5, 0.25, 0.5, 0.75, 1.0], dtype=x.dtype)
     here = target < targets
-    edges = sorted_edges(source[here], target[here], weight[here], (_VERTICES, targets))
+    edges = sort_edges(source[here], target[here], weight[here], (_VERTICES, targets))
     return edges.to(x.device)
 
 

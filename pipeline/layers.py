@@ -18,8 +18,8 @@ from torch_geometric.nn import GCN2Conv, GCNConv, SAGEConv
 
 from gnnsys.errors import UnsupportedError
 from gnnsys.pipeline.dropout import KeyedDropout
+from gnnsys.pipeline.edges import Edges
 from gnnsys.pipeline.layer_checks import check_modules
-from gnnsys.pipeline.way_graph import Edges
 
 __all__ = ["ConvLayer", "GCN2Layer", "GCNLayer", "GraphLayer", "Share", "Shared", "as_layers"]
 
@@ -32,8 +32,8 @@ class GraphLayer(nn.Module):
 
     >>> class Sum(GraphLayer):
     ...     def aggregate(self, sources, targets, edges, shared):
-    ...         return edges.index.matmul(sources, input_value=edges.weight, transpose=True)
-    >>> from gnnsys.pipeline.way_graph import full_edges
+    ...         return edges.sum(sources)
+    >>> from gnnsys.pipeline.edges import full_edges
     >>> Sum()(torch.eye(2), full_edges(torch.tensor([[0], [1]]), 2, "plain")).tolist()
     [[0.0, 0.0], [1.0, 0.0]]
     """
@@ -92,7 +92,7 @@ class GCNLayer(GraphLayer):
         return self.conv.lin(x)
 
     def aggregate(self, sources: Tensor, targets: Tensor, edges: Edges, shared: Shared) -> Tensor:
-        return _sum_sources(sources, edges)
+        return edges.sum(sources)
 
     def after(self, out: Tensor, x: Tensor, shared: Shared) -> Tensor:
         return out if self.conv.bias is None else out + self.conv.bias
@@ -107,7 +107,7 @@ class GCN2Layer(GraphLayer):
         self.kind = "gcn" if conv.normalize else "plain"
 
     def aggregate(self, sources: Tensor, targets: Tensor, edges: Edges, shared: Shared) -> Tensor:
-        return _sum_sources(sources, edges)
+        return edges.sum(sources)
 
     def after(self, out: Tensor, x: Tensor, shared: Shared) -> Tensor:
         conv = self.conv
@@ -128,11 +128,9 @@ class SAGELayer(GraphLayer):
         self.conv = conv
 
     def aggregate(self, sources: Tensor, targets: Tensor, edges: Edges, shared: Shared) -> Tensor:
-        edges = Edges(edges.index, None)  # SAGEConv knows no weights
-        out = _sum_sources(sources, edges)
+        out = edges.sum(sources)
         if self.conv.aggr == "mean":
-            (indptr, _), _ = edges.index.get_csc()
-            out = out / indptr.diff().clamp_(min=1).to(out.dtype)[:, None]
+            out = out / edges.counts().clamp_(min=1).to(out.dtype)[:, None]
         return out
 
     def after(self, out: Tensor, x: Tensor, shared: Shared) -> Tensor:
@@ -259,11 +257,3 @@ def _extra_arguments(conv: nn.Module) -> tuple[str, ...]:
         and each.name != "edge_index"
         and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
     )
-
-
-def _sum_sources(sources: Tensor, edges: Edges) -> Tensor:
-    """(m, C) to the weighted sums (n, C) over the edges of each target."""
-    weight = edges.weight
-    if weight is None:  # EdgeIndex would take ones of float32
-        weight = sources.new_ones(edges.index.shape[1])
-    return edges.index.matmul(sources, input_value=weight, transpose=True)

@@ -139,7 +139,7 @@ class PipelineRank:
         loss = self._loss(chunk, scores)
         if loss.requires_grad:  # a chunk without training nodes has none
             loss.backward()
-        return float(loss), torch.zeros_like(scores) if scores.grad is None else scores.grad
+        return loss.item(), torch.zeros_like(scores) if scores.grad is None else scores.grad
 
     def _sum_gradients(self) -> Iterator[Receipt]:
         """Adds up the gradients of the parameters over the ways."""

@@ -7,45 +7,19 @@ its chunks, all ways at once.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric import EdgeIndex
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from gnnsys.errors import ArgumentError
+from gnnsys.pipeline.edges import Edges, edges_of_kind, sort_edges
 from gnnsys.pipeline.partition import Partition, check_edges
 
-__all__ = [
-    "Block",
-    "Edges",
-    "WayGraph",
-    "full_edges",
-    "halo_sizes",
-    "make_way_graph",
-    "sorted_edges",
-]
-
-
-class Edges(NamedTuple):
-    """Edges from sources to targets that are numbered apart."""
-
-    index: EdgeIndex
-    """(2, E), by target; knows its sizes and how to transpose itself."""
-
-    weight: Tensor | None
-    """(E,) if the aggregation has weights."""
-
-    def to(self, device: torch.device) -> Edges:
-        """The same edges on a device."""
-        return Edges(self.index.to(device), None if self.weight is None else self.weight.to(device))
+__all__ = ["Block", "WayGraph", "check_ways", "halo_sizes", "make_way_graph"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,30 +68,6 @@ class WayGraph:
         return len(self.halo)
 
 
-def full_edges(
-    edge_index: Tensor,
-    num_nodes: int,
-    kind: str,
-    edge_weight: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Edges:
-    """All edges of a graph, by the caller's numbers.
-
-    Args:
-        edge_index: (2, E) int64.
-        kind: "plain": the edges as they are. "gcn": with self loops, by
-            D^-1/2 (A + I) D^-1/2 as PyG's ``gcn_norm`` has it (Kipf and Welling, ICLR 2017).
-        edge_weight: (E,).
-        dtype: of the weights.
-
-    >>> edges = full_edges(torch.tensor([[0, 1], [1, 0]]), 2, "gcn")
-    >>> edges.weight
-    tensor([0.5000, 0.5000, 0.5000, 0.5000])
-    """
-    pairs, weight = _of_kind(edge_index, num_nodes, kind, edge_weight, dtype)
-    return sorted_edges(pairs[0], pairs[1], weight, (num_nodes, num_nodes))
-
-
 def halo_sizes(edge_index: Tensor, num_nodes: int, partition: Partition, ways: int) -> list[int]:
     """Vertices of other ways that each way reads; their sum is M_W of the byte formulas.
 
@@ -162,7 +112,7 @@ def make_way_graph(
     Args:
         edge_index: (2, E) int64, source to target.
         partition: into K chunks; way w has chunks w K / W to (w + 1) K / W - 1.
-        kinds: of edges that the layers aggregate over; see ``full_edges``.
+        kinds: of edges that the layers aggregate over; see ``edges_of_kind``.
         edge_weight: (E,).
         dtype: of the weights.
 
@@ -250,7 +200,7 @@ def _make_blocks(
     slot_of = numbers.chunk_of(torch.cat([torch.arange(first, numbers.last), numbers.halo])) % slots
     by_kind = {}
     for kind in kinds:
-        pairs, weight = _of_kind(edge_index, len(place), kind, edge_weight, dtype)
+        pairs, weight = edges_of_kind(edge_index, len(place), kind, edge_weight, dtype)
         source, target = place[pairs]
         here = torch.nonzero((target >= first) & (target < numbers.last)).view(-1)
         here = here[(target[here]).argsort(stable=True)]
@@ -276,56 +226,14 @@ def _make_blocks(
         position[sources] = torch.arange(len(sources))
         sizes = (len(sources), end - begin)
         edges = {
-            kind: sorted_edges(position[source], target, weight, sizes)
+            kind: sort_edges(position[source], target, weight, sizes)
             for kind, (source, target, weight) in cut.items()
         }
         blocks.append(Block(slice(begin, end), sources, slot_of[sources], edges))
     return blocks
 
 
-def _of_kind(
-    edge_index: Tensor,
-    num_nodes: int,
-    kind: str,
-    edge_weight: Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None]:
-    weight = None if edge_weight is None else edge_weight.to(dtype)
-    if kind == "plain":
-        return edge_index, weight
-    if kind == "gcn":
-        return gcn_norm(edge_index, weight, num_nodes, dtype=dtype)
-    raise ArgumentError(f"kind({kind!r}) of edges: expected 'plain' or 'gcn'")
-
-
-def sorted_edges(
-    source: Tensor, target: Tensor, weight: Tensor | None, sizes: tuple[int, int]
-) -> Edges:
-    """Edges by target, those of a target in the order they came.
-
-    Args:
-        source, target: (E,).
-        weight: (E,).
-        sizes: how many sources and targets there are.
-    """
-    _hear_warnings()
-    by_target = target.argsort(stable=True)
-    index = EdgeIndex(
-        torch.stack([source[by_target], target[by_target]]), sparse_size=sizes, sort_order="col"
-    )
-    return Edges(index.fill_cache_(), None if weight is None else weight[by_target])
-
-
 def _split_by(keys: Tensor, values: Tensor) -> tuple[list[int], list[Tensor]]:
     """Values cut into runs of equal keys, which ascend."""
     found, counts = keys.unique_consecutive(return_counts=True)
     return found.tolist(), list(values.split(counts.tolist()))
-
-
-@functools.cache
-def _hear_warnings() -> None:
-    """Torch tells once a process that sparse tensors are new; nobody here can act on that."""
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        index = EdgeIndex([[0], [0]], sparse_size=(1, 1), sort_order="col")
-        index.matmul(torch.ones(1, 1, requires_grad=True), transpose=True).sum().backward()

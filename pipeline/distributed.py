@@ -1,0 +1,186 @@
+"""A transport between processes, over torch.distributed."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from gnnsys.errors import RankFailedError
+from gnnsys.pipeline.liveness import Liveness
+from gnnsys.pipeline.transport import Ledger, Receipt
+
+__all__ = ["DistributedTransport"]
+
+_LOOK = 0.2  # seconds between two looks at who is alive
+_POLL = 50e-6  # seconds between two looks at a GPU
+
+
+class DistributedTransport:
+    """Sends and receives point to point in the default process group.
+
+    CPU tensors need a group with gloo, CUDA tensors one with NCCL;
+    ``torch.distributed.init_process_group()`` makes both. Gloo's operations cannot be asked whether
+    they are done, so a thread for each peer and direction waits for them; NCCL's are started
+    together where a rank is about to wait, so that two ranks that exchange tensors do not block
+    each other.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.ledger = Ledger()
+        self._liveness = _watch_ranks() if self.world > 1 else None
+        self._waiters: dict[tuple[str, int], _Waiter] = {}
+        self._sent: list[_Pending] = []
+        self._to_launch: list[tuple[dist.P2POp, _Pending]] = []
+
+    def send(self, tensor: Tensor, to: int, kind: str) -> None:
+        if not tensor.numel():
+            return
+        self.ledger.count(tensor, kind)
+        pending = _Pending(kind, tensor)
+        self._sent.append(pending)
+        self._start(dist.isend, tensor, to, pending)
+
+    def receive(self, into: Tensor, source: int, kind: str) -> Receipt:
+        pending = _Pending(kind, into)
+        if into.numel():
+            self._start(dist.irecv, into, source, pending)
+        else:
+            pending.end(None)
+        return pending
+
+    def launch(self) -> None:
+        if self._to_launch:
+            operations, pendings = zip(*self._to_launch, strict=True)
+            self._to_launch.clear()
+            works = dist.batch_isend_irecv(list(operations))
+            for pending in pendings:  # one work may stand for all
+                pending.works = works
+
+    def flush(self) -> None:
+        self.launch()
+        for pending in self._sent:
+            self._wait(pending)
+        self._sent.clear()
+
+    def drive(self, work: Iterator[Receipt]) -> Any:
+        """Runs a generator; returns what it returns.
+
+        Raises:
+            RankFailedError: another rank is gone, whether or not this one waits for it.
+        """
+        while True:
+            try:
+                receipt = next(work)
+            except StopIteration as stop:
+                self.launch()
+                return stop.value
+            self.launch()
+            assert isinstance(receipt, _Pending)
+            self._wait(receipt)
+
+    def _start(self, operation: Any, tensor: Tensor, peer: int, pending: _Pending) -> None:
+        if tensor.is_cuda:
+            self._to_launch.append((dist.P2POp(operation, tensor, peer), pending))
+            return
+        try:
+            work = operation(tensor, peer)
+        except RuntimeError as error:
+            pending.end(error)
+            return
+        key = operation.__name__, peer
+        if key not in self._waiters:
+            self._waiters[key] = _Waiter(f"gnnsys-{operation.__name__}-{peer}")
+        self._waiters[key].take(work, pending)
+
+    def _wait(self, pending: _Pending) -> None:
+        if not pending.done():
+            begun = time.perf_counter()
+            while not pending.wait(_LOOK):
+                if self._liveness is not None and self._liveness.failed is not None:
+                    raise self._give_up(self._liveness.failed)
+            self.ledger.seconds_waited[pending.kind] += time.perf_counter() - begun
+        if pending.error is not None:
+            failed = None if self._liveness is None else self._liveness.wait_for_verdict()
+            if failed is None:
+                raise pending.error
+            raise self._give_up(failed) from pending.error
+
+    def _give_up(self, failed: int) -> RankFailedError:
+        assert self._liveness is not None
+        self._liveness.leave(because_of=failed)
+        return RankFailedError(
+            f"rank {failed} of {self.world} is gone or no longer answers; this rank, {self.rank}, "
+            "cannot go on without it",
+            failed,
+        )
+
+
+class _Pending:
+    """A send or a receive on its way."""
+
+    def __init__(self, kind: str, tensor: Tensor) -> None:
+        self.kind, self._tensor = kind, tensor
+        self.works: list[dist.Work] = []
+        """Of NCCL, to be asked; else a thread calls ``end``."""
+        self.error: Exception | None = None
+        self._ended = threading.Event()
+
+    def end(self, error: Exception | None) -> None:
+        self.error = error
+        self._ended.set()
+
+    def done(self) -> bool:
+        if self.works and all(work.is_completed() for work in self.works):
+            for work in self.works:
+                work.wait()  # lets the current stream wait, and tells of errors
+            self.works = []
+            self._ended.set()
+        return self._ended.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits a while; returns whether it is done."""
+        if not self._tensor.is_cuda:
+            return self._ended.wait(seconds)
+        until = time.monotonic() + seconds
+        while not self.done() and time.monotonic() < until:
+            time.sleep(_POLL)
+        return self.done()
+
+
+class _Waiter:
+    """A thread that waits for gloo's operations one after another."""
+
+    def __init__(self, name: str) -> None:
+        self._queue: queue.SimpleQueue[tuple[dist.Work, _Pending]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def take(self, work: dist.Work, pending: _Pending) -> None:
+        self._queue.put((work, pending))
+
+    def _run(self) -> None:
+        while True:
+            work, pending = self._queue.get()
+            try:
+                work.wait()
+            except RuntimeError as error:
+                pending.end(error)
+            else:
+                pending.end(None)
+
+
+@functools.cache
+def _watch_ranks() -> Liveness:
+    """One for all transports of a process."""
+    store = dist.distributed_c10d._get_default_store()
+    liveness = Liveness(store, dist.get_rank(), dist.get_world_size())
+    atexit.register(liveness.stop)
+    return liveness

@@ -1,0 +1,108 @@
+"""Which rank of a distributed run is gone.
+
+A process that was killed closes its connections, but only those who talk to it notice, and what
+they then do looks like another failure to their own neighbours. So every rank writes a beat to the
+process group's store now and then, and looks at those of all others; one that gives up says because
+of whom before it leaves. The number that is reported is then the same on all ranks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from torch.distributed import PrefixStore, Store
+
+__all__ = ["Liveness"]
+
+
+class Liveness:
+    """Watches the other ranks in a thread of its own.
+
+    Args:
+        store: of the process group.
+        rank: of this process.
+        world: number of ranks.
+        interval: seconds between two beats.
+        dead_after: seconds without a beat after which a rank counts as gone.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, world: int, interval: float = 1.0, dead_after: float = 20.0
+    ) -> None:
+        self._rank, self._interval, self.dead_after = rank, interval, dead_after
+        self._others = [other for other in range(world) if other != rank]
+        # A connection of its own: the main thread may wait for something in the store.
+        self._store = PrefixStore("gnnsys/liveness", store.clone())
+        self._known = threading.Event()
+        self._failed: int | None = None
+        self._stopped = threading.Event()
+        self._write(0)
+        self._thread = threading.Thread(target=self._watch, name="gnnsys-liveness", daemon=True)
+        self._thread.start()
+
+    @property
+    def failed(self) -> int | None:
+        """The rank that is gone; None while all are there."""
+        return self._failed
+
+    def wait_for_verdict(self) -> int | None:
+        """Waits until it is known who is gone, but no longer than it should take."""
+        self._known.wait(self.dead_after + 5 * self._interval)
+        return self._failed
+
+    def leave(self, because_of: int) -> None:
+        """Tells the others that this rank gives up, and because of whom."""
+        self._stopped.set()
+        try:
+            self._store.set(f"beat/{self._rank}", f"left {because_of}")
+        except Exception:  # the store may be what is gone
+            return
+
+    def stop(self) -> None:
+        """To be called when this rank has done its part: its silence then means nothing."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            try:
+                self._store.set(f"beat/{self._rank}", "done")
+            except Exception:  # others have ended before
+                return
+
+    def _write(self, number: int) -> None:
+        self._store.set(f"beat/{self._rank}", f"beat {number}")
+
+    def _watch(self) -> None:
+        seen: dict[int, tuple[bytes, float]] = {}
+        number = 0
+        while not self._stopped.wait(self._interval):
+            number += 1
+            try:
+                self._write(number)
+                for other in self._others:
+                    key = f"beat/{other}"
+                    if self._store.check([key]):
+                        self._judge(other, self._store.get(key), seen)
+                    else:
+                        self._judge(other, b"", seen)
+            except Exception:  # whatever it is: the store does not answer
+                self._fail(0)
+            if self._failed is not None:
+                return
+
+    def _judge(self, other: int, beat: bytes, seen: dict[int, tuple[bytes, float]]) -> None:
+        now = time.monotonic()
+        word, _, number = beat.decode().partition(" ")
+        if word == "left":
+            self._fail(int(number))
+        if word == "done":
+            return
+        before, since = seen.get(other, (None, now))
+        if beat != before:
+            seen[other] = beat, now
+        elif now - since > self.dead_after:
+            self._fail(other)
+
+    def _fail(self, rank: int) -> None:
+        if not self._stopped.is_set() and self._failed is None:
+            self._failed = rank
+            self._known.set()

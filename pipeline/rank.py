@@ -93,8 +93,7 @@ class PipelineRank:
             chunk, begun = action.chunk, time.perf_counter()
             if action.kind is Kind.RECEIVE_FORWARD:
                 x, *shared = yield from incoming.take(chunk)
-                leaves = [part.requires_grad_() for part in (x, *shared)]
-                passed[chunk] = leaves[0], self._named(self._before, leaves[1:])
+                passed[chunk] = x.requires_grad_(), self._named(self._before, shared)
             elif action.kind is Kind.FORWARD:
                 x, named = passed.pop(chunk, (None, {}))
                 x, named = yield from self.stage.forward(chunk, self._rows(chunk, x), named)
@@ -134,8 +133,9 @@ class PipelineRank:
         return self._features[self.stage.graph.blocks[chunk].rows]
 
     def _differentiate(self, chunk: int, scores: Tensor) -> tuple[float, Tensor]:
-        """The loss of a chunk and its gradient by the scores, which are a leaf."""
+        """The loss of a chunk and its gradient by the scores."""
         assert self._loss is not None
+        scores.requires_grad_()
         loss = self._loss(chunk, scores)
         if loss.requires_grad:  # a chunk without training nodes has none
             loss.backward()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnsys.pipeline.dropout import DropoutContext
+from gnnsys.pipeline.entry import Entry
 from gnnsys.pipeline.history import Reads, RowHistory, reads_in_order
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
 from gnnsys.pipeline.transport import Receipt, Transport
@@ -26,14 +27,14 @@ __all__ = ["Stage"]
 class _Segment:
     """A graph layer and the pointwise ones after it, over one chunk, as autograd recorded it."""
 
-    inputs: Tensor
-    """(n, in): a leaf, or features."""
+    entry: Entry | None
+    """Of its input; None if that is the features."""
 
     written: Tensor | None = None
     """Stands for the rows that neighbours read. None before the first graph layer."""
 
-    made: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Shared tensors that were made: within the graph, and as the leaf that later layers use."""
+    made: dict[str, tuple[Tensor, Entry]] = field(default_factory=dict)
+    """Shared tensors that were made, and where later layers take them."""
 
     output: Tensor | None = None
 
@@ -42,8 +43,8 @@ class _Segment:
 class _Pass:
     """A chunk between its forward and its backward."""
 
-    shared: Shared
-    """Leaves that came from the stage before."""
+    shared: dict[str, Entry]
+    """Of the tensors that came from the stage before."""
 
     segments: list[_Segment] = field(default_factory=list)
 
@@ -111,31 +112,34 @@ class Stage:
         """Runs a chunk; returns its output and the shared tensors as they then are.
 
         Args:
-            inputs: (n, in) rows of the chunk; without a gradient in the first stage.
-            shared: leaves.
+            inputs: (n, in) rows of the chunk; their gradient is computed if they require one.
+            shared: tensors that came from the stage before.
         """
         self._context.vertices = self.graph.vertices[self.graph.blocks[chunk].rows]
-        run = self._passes[chunk] = _Pass(dict(shared))
-        shared = dict(shared)
+        run = self._passes[chunk] = _Pass({name: Entry() for name in shared})
+        shared = {name: entry.take(shared[name]) for name, entry in run.shared.items()}
         number = 0
         for layers in _runs(self.layers):
             history = None
             if isinstance(layers[0], GraphLayer):
                 history, number = self.histories[number], number + 1
-            segment = yield from self._forward_segment(chunk, layers, history, inputs, shared)
+            segment = _Segment(Entry() if run.segments or inputs.requires_grad else None)
+            yield from self._forward_segment(segment, chunk, layers, history, inputs, shared)
             run.segments.append(segment)
-            inputs = segment.output.detach().requires_grad_()
-        return inputs, shared
+            inputs = segment.output.detach()
+        return inputs, {name: tensor.detach() for name, tensor in shared.items()}
 
     def _forward_segment(
         self,
+        segment: _Segment,
         chunk: int,
         layers: list[nn.Module],
         history: RowHistory | None,
         x: Tensor,
         shared: Shared,
     ) -> Iterator[Receipt]:
-        segment = _Segment(x)
+        if segment.entry is not None:
+            x = segment.entry.take(x.detach())
         if history is not None:
             layer = layers[0]
             block = self.graph.blocks[chunk]
@@ -149,10 +153,10 @@ class Stage:
         for layer in layers[1 if history else 0 :]:
             x = layer(x)
             if isinstance(layer, Share):
-                shared[layer.name] = x.detach().requires_grad_()
-                segment.made[layer.name] = (x, shared[layer.name])
+                entry = Entry()
+                segment.made[layer.name] = x, entry
+                shared[layer.name] = entry.take(x.detach())
         segment.output = x
-        return segment
 
     def end_forward(self, refresh: bool) -> None:
         """To be called between the last forward and the first backward of an epoch."""
@@ -170,21 +174,22 @@ class Stage:
             The gradients of the inputs and of the shared tensors that came in.
         """
         run = self._passes.pop(chunk)
-        leaves = {name: leaf for s in run.segments for name, (_, leaf) in s.made.items()}
-        for name, leaf in {**run.shared, **leaves}.items():
-            _add_gradient(leaf, shared.get(name))
+        made = {name: entry for s in run.segments for name, (_, entry) in s.made.items()}
+        for name, part in shared.items():
+            (made.get(name) or run.shared[name]).add(part)
         number = len(self.histories)
         while run.segments:
             segment = run.segments.pop()
-            made = [(x, leaf.grad) for x, leaf in segment.made.values() if leaf.grad is not None]
-            _backward([(segment.output, gradient), *made])
+            roots = [(x, entry.gradient) for x, entry in segment.made.values()]
+            _backward([(segment.output, gradient), *roots])
             if segment.written is not None:
                 number -= 1
                 if segment.written.requires_grad:
                     yield from self._exchange_gradients(chunk, self.histories[number].current)
                     segment.written.backward()
-            gradient = _gradient_of(segment.inputs)
-        return gradient, {name: _gradient_of(leaf) for name, leaf in run.shared.items()}
+            if segment.entry is not None:
+                gradient = segment.entry.gradient
+        return gradient, {name: entry.gradient for name, entry in run.shared.items()}
 
     # Other ways -----------------------------------------------------------------------------------
 
@@ -280,12 +285,3 @@ def _backward(roots: list[tuple[Tensor, Tensor]]) -> None:
     known = [(root, gradient) for root, gradient in roots if root.requires_grad]
     if known:
         torch.autograd.backward([root for root, _ in known], [gradient for _, gradient in known])
-
-
-def _add_gradient(leaf: Tensor, gradient: Tensor | None) -> None:
-    if gradient is not None:
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-
-
-def _gradient_of(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -1,0 +1,52 @@
+"""Where a tensor enters a piece of autograd's graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ["Entry"]
+
+
+class Entry:
+    """Receives the gradients of a tensor, as a leaf does, but does not keep the tensor.
+
+    >>> entry = Entry()
+    >>> (2 * entry.take(torch.ones(2))).sum().backward()
+    >>> entry.gradient
+    tensor([2., 2.])
+    """
+
+    def __init__(self) -> None:
+        self._gradient: Tensor | None = None
+        self._like = torch.empty(0)
+        self._shape = self._like.shape
+
+    def take(self, x: Tensor) -> Tensor:
+        """``x``, to be used in the graph; to be called once."""
+        self._like, self._shape = x.new_empty(0), x.shape
+        return _Enter.apply(self._like.detach().requires_grad_(), x, self)
+
+    def add(self, gradient: Tensor) -> None:
+        """Adds to the gradient."""
+        self._gradient = gradient if self._gradient is None else self._gradient + gradient
+
+    @property
+    def gradient(self) -> Tensor:
+        """The sum of all gradients, by all backward passes; of the tensor's shape."""
+        return self._like.new_zeros(self._shape) if self._gradient is None else self._gradient
+
+
+class _Enter(Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, x: Tensor, entry: Entry) -> Tensor:
+        ctx.entry = entry
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Any:
+        ctx.entry.add(gradients)
+        return None, None, None

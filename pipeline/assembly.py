@@ -15,32 +15,15 @@ from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.dropout import DropoutContext, set_dropout_context
 from gnnsys.pipeline.layer_info import LayerInfo
 from gnnsys.pipeline.partition import Partition
-from gnnsys.pipeline.rank import Boundary, PipelineRank
-from gnnsys.pipeline.schedule import group_layers, split_units
+from gnnsys.pipeline.rank import PipelineRank
 from gnnsys.pipeline.stage import Stage
+from gnnsys.pipeline.stages import boundary_before
 from gnnsys.pipeline.transport import Transport
 from gnnsys.pipeline.way_graph import WayGraph, make_way_graph
 
-__all__ = ["build_rank", "check_data", "check_options", "split_layers"]
+__all__ = ["build_rank", "check_data", "check_options"]
 
 Loss = Callable[[int, Tensor], Tensor]
-
-
-def split_layers(
-    infos: Sequence[LayerInfo], num_nodes: int, num_edges: int, stages: int
-) -> list[range]:
-    """The layers of each stage: runs of about equal cost, by multiplications.
-
-    Raises:
-        ArgumentError: more stages than graph layers.
-    """
-    units = group_layers([info.is_graph for info in infos])
-    costs = [
-        float(sum(num_nodes * infos[i].parameters + num_edges * infos[i].aggregated for i in unit))
-        for unit in units
-    ]
-    runs = split_units(costs, stages)
-    return [range(units[run[0]].start, units[run[-1]].stop) for run in runs]
 
 
 def check_options(
@@ -133,22 +116,12 @@ def build_rank(
         number,
         stages,
         transport,
-        before=_boundary(infos, held.start) if number else None,
-        after=None if last else _boundary(infos, held.stop),
+        before=boundary_before(infos, held.start) if number else None,
+        after=None if last else boundary_before(infos, held.stop),
         features=None if number else data.x[graph.vertices].to(device),
         loss=_make_loss(data, graph, device) if last else None,
         like=like,
     )
-
-
-def _boundary(infos: Sequence[LayerInfo], layer: int) -> Boundary:
-    """What passes from the layers before this one to it and those after it."""
-    made: dict[str, int] = {}
-    for info in infos[:layer]:
-        made |= dict.fromkeys(info.shared_out, info.out_width)
-    read = {name for info in infos[layer:] for name in info.shared_in}
-    shared = {name: width for name, width in sorted(made.items()) if name in read}
-    return Boundary(infos[layer - 1].out_width, shared)
 
 
 def _make_loss(data: Data, graph: WayGraph, device: torch.device) -> Loss:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnsys.errors import ArgumentError
-from gnnsys.pipeline.assembly import build_rank, check_data, check_options, split_layers
+from gnnsys.pipeline.assembly import build_rank, check_data, check_options
 from gnnsys.pipeline.group import RankGroup
 from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
 from gnnsys.pipeline.layers import as_layers
 from gnnsys.pipeline.partition import Partition, check_partition, partition_graph
 from gnnsys.pipeline.rank import PipelineRank
 from gnnsys.pipeline.schedule import Event, slot_order
+from gnnsys.pipeline.stages import split_layers
 
 __all__ = ["GNNPipe"]
 

@@ -15,10 +15,21 @@ from gnnsys.pipeline.dropout import DropoutContext, KeyedDropout, set_dropout_co
 from gnnsys.pipeline.edges import Edges, sort_edges
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
 
-__all__ = ["LayerInfo", "describe_layers"]
+__all__ = ["Kept", "LayerInfo", "describe_layers"]
 
 _VERTICES, _TARGETS = 3, 2
 _TOLERANCE = 1e-4  # of the same sums over the same edges, however many vertices there are
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What autograd keeps of a layer, for each vertex."""
+
+    inside: float
+    """Bytes of what is neither input nor output."""
+
+    input: bool
+    output: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,12 @@ class LayerInfo:
 
     parameters: int
     """Numbers that it learns."""
+
+    has_gradient: bool
+    """Whether the rows that neighbours read depend on parameters; False if there are none."""
+
+    kept: Kept
+    """What its backward needs."""
 
 
 def describe_layers(
@@ -79,7 +96,8 @@ def describe_layers(
         with _probing(layer):
             info = _describe(number, layer, x, shared)
         infos.append(info)
-        x = _draw(info.out_width, like, number + 1)
+        learned = any(each.parameters for each in infos)
+        x = _draw(info.out_width, like, number + 1).requires_grad_(learned)
         shared |= dict.fromkeys(info.shared_out, x)
     return infos
 
@@ -87,11 +105,19 @@ def describe_layers(
 def _describe(number: int, layer: nn.Module, x: Tensor, shared: Shared) -> LayerInfo:
     where = f"layer {number} ({_name(layer)})"
     read = _Recording(shared, where)
+    keeping = _Keeping(layer, x)
+    rows = None
     try:
         if isinstance(layer, GraphLayer):
-            whole, part, aggregated = _run_graph_layer(layer, x, read)
+            with keeping:
+                rows = layer.before(x, read)
+                whole = layer.aggregate(rows, rows, _toy_edges(_VERTICES, x), read)
+                whole = layer.after(whole, x, read)
+            part = _run_for_targets(layer, x, rows, read)
         else:
-            whole, part, aggregated = layer(x), layer(x[:_TARGETS]), 0
+            with keeping:
+                whole = layer(x)
+            part = layer(x[:_TARGETS])
     except ArgumentError:
         raise
     except Exception as error:
@@ -120,24 +146,47 @@ def _describe(number: int, layer: nn.Module, x: Tensor, shared: Shared) -> Layer
         is_graph=isinstance(layer, GraphLayer),
         kind=layer.kind if isinstance(layer, GraphLayer) else None,
         in_width=x.shape[1],
-        aggregated=aggregated,
+        aggregated=0 if rows is None else rows.shape[1],
         out_width=whole.shape[1],
         shared_in=tuple(sorted(read.names)),
         shared_out=(layer.name,) if isinstance(layer, Share) else (),
         parameters=sum(p.numel() for p in layer.parameters()),
+        has_gradient=rows is not None and rows.requires_grad,
+        kept=keeping.told(whole),
     )
 
 
-def _run_graph_layer(layer: GraphLayer, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, int]:
-    """Outputs for all vertices, for the targets alone, and the width of what is aggregated."""
-    whole = layer(x, _toy_edges(_VERTICES, x), shared)
+def _run_for_targets(layer: GraphLayer, x: Tensor, rows: Tensor, shared: _Recording) -> Tensor:
+    """What the layer gives for the targets alone, from the rows of all sources."""
     targets = shared.copy()
     for name in targets:
         targets[name] = targets[name][:_TARGETS]
-    rows = layer.before(x, shared)
-    own = x[:_TARGETS]
     out = layer.aggregate(rows, rows[:_TARGETS], _toy_edges(_TARGETS, x), targets)
-    return whole, layer.after(out, own, targets), rows.shape[1]
+    return layer.after(out, x[:_TARGETS], targets)
+
+
+class _Keeping(torch.autograd.graph.saved_tensors_hooks):
+    """Notes what autograd keeps of a layer that runs over the toy graph."""
+
+    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+        super().__init__(self._note, lambda tensor: tensor)
+        self._weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+        self._input = x.untyped_storage().data_ptr()
+        self._kept: dict[int, Tensor] = {}
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.strided:
+            self._kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    def told(self, output: Tensor) -> Kept:
+        """What was kept, besides parameters."""
+        kept = self._kept.keys() - self._weights
+        ends = {self._input, output.untyped_storage().data_ptr()}
+        inside = sum(
+            self._kept[place].untyped_storage().nbytes() / _VERTICES for place in kept - ends
+        )
+        return Kept(inside, self._input in kept, output.untyped_storage().data_ptr() in kept)
 
 
 def _toy_edges(targets: int, x: Tensor) -> Edges:
@@ -177,7 +226,7 @@ def _probing(layer: nn.Module) -> Iterator[None]:
     contexts = {d: d.context for d in layer.modules() if isinstance(d, KeyedDropout)}
     set_dropout_context(layer, DropoutContext())
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             yield layer.train() and None
     finally:
         for part, mode in modes.items():

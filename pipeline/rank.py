@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +16,10 @@ from gnnsys.pipeline.layers import Shared
 from gnnsys.pipeline.ring import ring_all_reduce
 from gnnsys.pipeline.schedule import Event, Kind, epoch_actions
 from gnnsys.pipeline.stage import Stage
+from gnnsys.pipeline.stages import Boundary
 from gnnsys.pipeline.transport import Receipt, Transport
 
-__all__ = ["Boundary", "PipelineRank"]
-
-
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """What passes between two stages for each vertex."""
-
-    width: int
-    shared: dict[str, int] = field(default_factory=dict)
-    """Widths of the shared tensors that later layers read."""
-
-    def parts(self, rows: int, like: Tensor) -> list[Tensor]:
-        """Room for a chunk: x first, then the shared tensors."""
-        widths = (self.width, *self.shared.values())
-        return [like.new_empty(rows, width) for width in widths]
+__all__ = ["PipelineRank"]
 
 
 class PipelineRank:

@@ -104,10 +104,43 @@ class PlanConfig:
         gnnsys plan my-graph --fanouts 15,10,5 --budget 1GB,2GB,4GB
         gnnsys plan my-graph --budget 10% --hardware server.toml --json
         gnnsys plan my-graph --trace run1.trace --picture plan.html
+        gnnsys plan my-graph --parallel all --ranks 8 --model gcnii --layers 32 --hidden 1000
+        gnnsys plan cora --root data --parallel pipeline --ranks 4 --picture schedule.png
     """
 
     dataset: Annotated[str, tyro.conf.Positional]
-    """A dataset folder."""
+    """A dataset folder; with --parallel also cora, citeseer, pubmed, actor, tolokers, minesweeper
+    or demo."""
+
+    parallel: Literal["pipeline", "graph", "hybrid", "all"] | None = None
+    """Instead of a cache, plan full-graph training of a deep model on several ranks: bytes sent,
+    slots, idle time and memory of the pipeline, of graph parallelism and of each hybrid. Graph
+    parallelism is always told, to compare with. Nothing is trained."""
+
+    ranks: int | None = None
+    """Of --parallel, S * W. Default: 8."""
+
+    stages: int | None = None
+    """Of --parallel: only splits of so many stages, S."""
+
+    ways: int | None = None
+    """Of --parallel: only splits of so many ways, W."""
+
+    chunks: int | None = None
+    """Of --parallel: parts of the graph, K. Default: 4 for each rank; graph parallelism one for
+    each way, which is exact."""
+
+    model: Literal["gcn", "sage", "gcnii", "resgcn"] = "gcnii"
+    """Of --parallel."""
+
+    layers: int = 32
+    """Graph convolutions, of --parallel."""
+
+    hidden: int = 64
+    """Width of all rows between encoder and decoder, of --parallel."""
+
+    root: str = "data"
+    """Folder of the named datasets, as for gnnsys train."""
 
     budget: tuple[str, ...] = ("1%", "5%", "10%", "25%")
     """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
@@ -143,7 +176,8 @@ class PlanConfig:
 
     hardware: str = "this"
     """A TOML file that describes the disk and the memory, see docs/planning.md; this: measured
-    here, on the disk that holds the features."""
+    here, on the disk that holds the features. With --parallel: a file that describes computing,
+    memory and the network, for the time of an epoch; this: without times."""
 
     step_time: float = 0.0
     """Milliseconds of computing for a batch, to compare reading with; 0 leaves it out."""
@@ -167,5 +201,15 @@ class PlanConfig:
             raise ArgumentError(f"--window {self.window}: expected at least 0")
         if not 0 <= self.step_time < math.inf:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
+        counts = ("ranks", "stages", "ways", "chunks", "layers", "hidden")
+        for name in counts:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ArgumentError(f"--{name} {value}: expected at least 1")
+        if self.parallel is None:
+            for name in counts[:4]:
+                if getattr(self, name) is not None:
+                    raise ArgumentError(
+                        f"--{name}: goes with --parallel pipeline, graph, hybrid or all"
+                    )
         if self.picture is not None and not self.picture.endswith((".png", ".html")):
             raise ArgumentError(f"--picture {self.picture}: expected a name in .png or .html")

@@ -21,9 +21,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Hardware", "measure_hardware", "read_hardware"]
+__all__ = ["Cluster", "Hardware", "measure_hardware", "read_cluster", "read_hardware"]
 
 _TABLES = {"disk": ("iops", "bandwidth"), "memory": ("bandwidth",)}
+_CLUSTER = {
+    "memory": ("bandwidth",),
+    "compute": ("flops",),
+    "network": ("bandwidth", "latency"),
+}
 _COPY_BYTES = 128 << 20  # more than the caches of a processor hold
 
 
@@ -42,6 +47,26 @@ class Hardware:
 
     memory_bandwidth: float
     """Bytes a second that are copied from memory to memory, by all cores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Speeds that bound how fast ranks train together. All ranks are alike."""
+
+    name: str
+    """For people."""
+
+    memory_bandwidth: float
+    """Bytes a second that a rank reads and writes: of its GPU, or its share of the host's."""
+
+    compute_flops: float
+    """Additions and multiplications a second of a rank, in products of large matrices."""
+
+    network_bandwidth: float
+    """Bytes a second that a rank sends."""
+
+    network_latency: float
+    """Seconds that a message takes besides."""
 
 
 def read_hardware(path: str | os.PathLike[str]) -> Hardware:
@@ -68,6 +93,31 @@ def read_hardware(path: str | os.PathLike[str]) -> Hardware:
     >>> read_hardware(path).memory_bandwidth
     8589934592.0
     """
+    return Hardware(**_read(path, _TABLES))
+
+
+def read_cluster(path: str | os.PathLike[str]) -> Cluster:
+    """Reads a description such as::
+
+        name = "8 GPUs"
+
+        [memory]
+        bandwidth = "2000GB"
+
+        [compute]
+        flops = 50e12
+
+        [network]
+        bandwidth = "12GB"
+        latency = 20e-6
+
+    It may be of the same file as ``read_hardware`` reads; raises as that does.
+    """
+    return Cluster(**_read(path, _CLUSTER))
+
+
+def _read(path: str | os.PathLike[str], wanted: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """The name, and the speeds of the tables that are wanted."""
     place = Path(path)
     try:
         content = tomllib.loads(place.read_text(encoding="utf-8"))
@@ -77,16 +127,19 @@ def read_hardware(path: str | os.PathLike[str]) -> Hardware:
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FileFormatError(f"{place}: not TOML ({error})") from error
-    _check_keys(place, "", content, ("name", *_TABLES))
-    speeds = {}
-    for table, keys in _TABLES.items():
+    known = _TABLES | _CLUSTER
+    _check_keys(place, "", content, ("name", *known))
+    for table, keys in known.items():
         entry = content.get(table, {})
         if not isinstance(entry, dict):
             raise ArgumentError(f"{place}: {table} is {entry!r}, expected a table [{table}]")
         _check_keys(place, f"{table}.", entry, keys)
-        for key in keys:
-            speeds[f"{table}_{key}"] = _speed(place, f"{table}.{key}", entry.get(key))
-    return Hardware(name=str(content.get("name", place.stem)), **speeds)
+    speeds = {
+        f"{table}_{key}": _speed(place, f"{table}.{key}", content.get(table, {}).get(key))
+        for table, keys in wanted.items()
+        for key in keys
+    }
+    return {"name": str(content.get("name", place.stem)), **speeds}
 
 
 def _check_keys(place: Path, prefix: str, entry: dict[str, Any], known: tuple[str, ...]) -> None:

@@ -36,6 +36,10 @@ _BATCHES = 200
 
 def run_command(config: PlanConfig) -> int:
     """Plans and tells."""
+    if config.parallel is not None:
+        from gnnsys.parallel_command import run_parallel_plan
+
+        return run_parallel_plan(config)
     with work_progress() as progress:
         plan = make_plan(config, progress)
     if config.picture is not None:

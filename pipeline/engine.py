@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.assembly import build_rank, check_data, check_options
+from gnnsys.pipeline.costs import default_chunks
 from gnnsys.pipeline.group import RankGroup
 from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
 from gnnsys.pipeline.layers import as_layers
@@ -88,7 +89,7 @@ class GNNPipe:
     ) -> None:
         self.stages, self.ways = stages, ways
         if chunks is None:
-            chunks = ways if stages == 1 else 4 * stages * ways
+            chunks = default_chunks(stages, ways)
         self.chunks = chunks
         self.snapshot_period, self.shuffle, self.seed = snapshot_period, shuffle, seed
         self.epoch = 0

@@ -140,8 +140,7 @@ def _metis(
     starts = np.concatenate([[0], np.cumsum(degrees)])
     _, found = pymetis.part_graph(
         parts,
-        xadj=starts,
-        adjncy=pairs % num_nodes,
+        pymetis.CSRAdjacency(starts, pairs % num_nodes),
         vweights=_SHUFFLED_BASE_WEIGHT + degrees if weighted else None,
         options=pymetis.Options(seed=seed % 2**31),
     )

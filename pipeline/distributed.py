@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +119,8 @@ class DistributedTransport:
     def _give_up(self, failed: int) -> RankFailedError:
         assert self._liveness is not None
         self._liveness.leave(because_of=failed)
+        atexit.unregister(_exit_at_once)
+        atexit.register(_exit_at_once)
         return RankFailedError(
             f"rank {failed} of {self.world} is gone or no longer answers; this rank, {self.rank}, "
             "cannot go on without it",
@@ -175,6 +179,14 @@ class _Waiter:
                 pending.end(error)
             else:
                 pending.end(None)
+
+
+def _exit_at_once() -> None:
+    """Ends the process. Gloo cannot break off what threads still wait for, and would abort when
+    Python takes them down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @functools.cache

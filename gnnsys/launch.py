@@ -1,0 +1,137 @@
+"""Starts the ranks of a distributed run as processes of this machine, as torchrun does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO
+
+__all__ = ["run_ranks"]
+
+_GRACE = 60.0
+_LOOK = 0.1
+
+
+def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> int:
+    """Runs ``gnnsys ARGUMENTS`` as so many processes that find each other on this machine.
+
+    Rank 0 has this process's standard output and error; lines that others write to standard error
+    come with their number. The first to fail is told of by number. The rest then have ``grace``
+    seconds to end by themselves, which they do as soon as they miss it. SIGINT and SIGTERM are
+    passed on.
+
+    Args:
+        arguments: of the command.
+        ranks: number of processes.
+        grace: seconds from the first failure until the rest are killed.
+
+    Returns:
+        The exit status: 0, that of the first to fail, or 128 plus the number of its signal.
+    """
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+    }
+    cores = len(os.sched_getaffinity(0))
+    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    processes = []
+    try:
+        for rank in range(ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "gnnsys", *arguments],
+                    env={**os.environ, **environment, **own},
+                    stdout=None if rank == 0 else subprocess.DEVNULL,
+                    stderr=None if rank == 0 else subprocess.PIPE,
+                    start_new_session=True,  # a terminal's Ctrl-C comes once, through here
+                )
+            )
+        relays = [_relay(rank, process.stderr) for rank, process in enumerate(processes)]
+        with _passed_on(processes):
+            status = _wait(processes, grace)
+        for relay in relays:
+            if relay is not None:
+                relay.join(1.0)
+        return status
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], grace: float) -> int:
+    """Waits for all; returns the status of the first that failed."""
+    status, deadline = 0, float("inf")
+    running = dict(enumerate(processes))
+    while running:
+        for rank, process in list(running.items()):
+            found = process.poll()
+            if found is None:
+                continue
+            del running[rank]
+            if found and not status:
+                status = found if found > 0 else 128 - found
+                deadline = time.monotonic() + grace
+                if found < 0 or rank:
+                    print(f"gnnsys: error: rank {rank} {_ending(found)}", file=sys.stderr)
+        if running and time.monotonic() > deadline:
+            told = ", ".join(map(str, running))
+            print(f"gnnsys: ranks {told} did not end by themselves: killed", file=sys.stderr)
+            return status
+        time.sleep(_LOOK)
+    return status
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"failed with exit status {status}"
+
+
+def _relay(rank: int, lines: IO[bytes] | None) -> threading.Thread | None:
+    """Hands on what a rank writes, with its number before each line."""
+    if lines is None:
+        return None
+
+    def run() -> None:
+        for line in lines:
+            sys.stderr.write(f"[rank {rank}] {line.decode(errors='replace')}")
+            sys.stderr.flush()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+@contextmanager
+def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Passes signals that ask for an end on to the processes."""
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -19,7 +19,17 @@ from safetensors.torch import save as save_safetensors
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.files import replace_file
 
-__all__ = ["Checkpoint", "RunState", "load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "RunState",
+    "fit_weights",
+    "load_checkpoint",
+    "load_snapshot",
+    "load_weights",
+    "remove_snapshots",
+    "save_checkpoint",
+    "save_snapshot",
+]
 
 VERSION = 1
 CHECKPOINT = "checkpoint.pt"
@@ -86,6 +96,9 @@ class Checkpoint:
     torch_rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
 
+    snapshot: str | None = None
+    """Name of a file beside, of the rows of an earlier epoch that a pipeline reads."""
+
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint and the best weights so far.
@@ -102,6 +115,33 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     replace_file(run / WEIGHTS, save_safetensors(dense, about))
     replace_file(run / CHECKPOINT, buffer.getvalue())
+
+
+def save_snapshot(run: Path, epoch: int, snapshot: dict[str, torch.Tensor]) -> str:
+    """Writes the rows of an earlier epoch; returns the name of the file.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    name = f"snapshot-{epoch}.safetensors"
+    replace_file(run / name, save_safetensors(snapshot))
+    return name
+
+
+def load_snapshot(run: Path, name: str) -> dict[str, torch.Tensor]:
+    """What ``save_snapshot`` wrote.
+
+    Raises:
+        MissingFileError, FileFormatError: it is not there, or damaged.
+    """
+    return _load_safetensors(run / name)
+
+
+def remove_snapshots(run: Path, keep: str | None) -> None:
+    """Removes those that the checkpoint names no more."""
+    for path in run.glob("snapshot-*.safetensors"):
+        if path.name != keep:
+            path.unlink(missing_ok=True)
 
 
 def load_checkpoint(run: Path) -> Checkpoint:
@@ -139,13 +179,16 @@ def load_weights(run: Path, model: torch.nn.Module) -> None:
         ArgumentError: weights of another model.
     """
     path = run / WEIGHTS
+    fit_weights(model, _load_safetensors(path), path)
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        weights = load_safetensors(path.read_bytes())
+        return load_safetensors(path.read_bytes())
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file; gnnsys train --out makes it") from error
     except Exception as error:  # safetensors raises a kind of its own, which is no public name
         raise FileFormatError(f"{path}: not a whole safetensors file ({error})") from error
-    fit_weights(model, weights, path)
 
 
 def fit_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

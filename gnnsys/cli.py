@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from gnnsys.config import DoctorConfig, TrainConfig
+from gnnsys.config import TrainConfig
 from gnnsys.config_cache import PlanConfig, ScoreConfig
 from gnnsys.config_data import (
     ConvertConfig,
@@ -22,7 +22,14 @@ from gnnsys.config_data import (
     RmatConfig,
     parse_bytes,
 )
-from gnnsys.errors import ArgumentError, GnnsysError
+from gnnsys.config_doctor import DoctorConfig
+from gnnsys.errors import (
+    ArgumentError,
+    FileFormatError,
+    GnnsysError,
+    MissingFileError,
+    UnsupportedError,
+)
 
 __all__ = ["main"]
 
@@ -84,9 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
             default=default,
         )
-        return _run(config)
+        return _run(config, arguments)
     except GnnsysError as error:
-        print(f"gnnsys: error: {error}", file=sys.stderr)
+        # Bad input is found by all ranks alike; the first tells of it.
+        same = isinstance(
+            error, (ArgumentError, MissingFileError, FileFormatError, UnsupportedError)
+        )
+        if not same or os.environ.get("RANK", "0") == "0":
+            print(f"gnnsys: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,8 +131,12 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
     return None
 
 
-def _run(config: Any) -> int:
+def _run(config: Any, arguments: list[str]) -> int:
     if isinstance(config, TrainConfig):
+        if config.ranks is not None and "RANK" not in os.environ:
+            from gnnsys.launch import run_ranks
+
+            return run_ranks(arguments, config.ranks)
         from gnnsys.train_command import run_command as train
 
         return train(config)

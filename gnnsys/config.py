@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gnnsys.config_parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
 from gnnsys.feature_options import FeatureOptions, Policy, Score, Storage, Window
 
-__all__ = ["DoctorConfig", "TrainConfig"]
+__all__ = ["TrainConfig"]
 
 FIRST_FANOUTS = (15, 10, 5)
 """Default fanouts of the first hops; further hops take the last."""
@@ -28,6 +29,8 @@ class TrainConfig:
     Examples:
         gnnsys train demo
         gnnsys train cora --root data --full-batch --model gcn
+        gnnsys train cora --root data --full-batch --model gcnii --layers 32 --parallel pipeline \
+            --ranks 4 --chunks 16
         gnnsys train my-graph --out run1 --epochs 50 --patience 10
         gnnsys train --resume run1
         gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
@@ -43,7 +46,7 @@ class TrainConfig:
     resume: str | None = None
     """Folder of a run to go on with, with its options; --epochs, --patience, --threads, --root, the
     --checkpoint- options and all about how features are read (--cache to --stats) may be given
-    anew."""
+    anew. So may --parallel and all about ranks, stages and ways."""
 
     config: str | None = None
     """A TOML file of options; those given here count before it. --out writes one."""
@@ -55,8 +58,10 @@ class TrainConfig:
     split: int = 0
     """Which of the dataset's splits to use; actor, tolokers and minesweeper have 10."""
 
-    model: Literal["sage", "gcn", "gat", "gin"] = "sage"
-    """Kind of graph convolution."""
+    model: Literal["sage", "gcn", "gat", "gin", "gcnii", "resgcn"] = "sage"
+    """Kind of graph convolution. gcnii and resgcn are deep: a linear encoder, --layers graph layers
+    of the width --hidden, a linear decoder; for --full-batch. So are gcn and sage with
+    --parallel."""
 
     hidden: int | None = None
     """Width of the hidden layers. Default: 16 for full-batch gcn, else 64."""
@@ -82,6 +87,42 @@ class TrainConfig:
 
     full_batch: bool = False
     """Train on the full graph in every step instead of on sampled mini-batches."""
+
+    parallel: Literal["pipeline", "graph", "hybrid"] | None = None
+    """Spread the full graph's training over S * W ranks, see docs/pipeline.md. pipeline: each rank
+    holds a run of layers; graph: a part of the vertices, exact; hybrid: both. Under torchrun a rank
+    is a process; --ranks starts them; else all ranks take turns in this process."""
+
+    ranks: int | None = None
+    """Start so many processes on this machine, S * W."""
+
+    stages: int | None = None
+    """Runs of layers, S. Default: as many as there are ranks, or half of them for hybrid."""
+
+    ways: int | None = None
+    """Ranks that share a stage, W. Default: as many as there are ranks for graph, 2 for hybrid."""
+
+    chunks: int | None = None
+    """Parts of the vertices, K, a multiple of the ways. Default: 4 for each rank; one for each way
+    of graph."""
+
+    snapshot_period: int = 23
+    """Epochs between two snapshots of the rows that chunks read of later ones, R."""
+
+    boundary_gradient_scale: float = 2.0
+    """Factor of the gradients to rows of earlier chunks; 1: as autograd has them."""
+
+    history: Literal["exact", "zeros"] = "exact"
+    """The first snapshot: of the initial weights, or zeros."""
+
+    order: Literal["shuffled", "fixed"] = "shuffled"
+    """Of the chunks, in each epoch."""
+
+    shuffle_factor: int = 1
+    """Parts that METIS makes for each chunk, shuffled and merged."""
+
+    timeline: str | None = None
+    """File for a picture of what each rank did in the last epoch: .png or .html."""
 
     batch_size: int = 1024
     """Seed nodes per mini-batch."""
@@ -200,6 +241,7 @@ class TrainConfig:
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
             )
+        check_parallel(self)
 
     def _check_features(self) -> None:
         features = FeatureOptions.of(self)
@@ -222,37 +264,19 @@ class TrainConfig:
         (15, 10, 5, 5)
         """
         more = (FIRST_FANOUTS[-1],) * (self.layers - len(FIRST_FANOUTS))
-        small = self.full_batch and self.model == "gcn"
+        small = self.full_batch and self.model == "gcn" and self.parallel is None
+        split = split_of(self) if self.parallel else (None, None, None)
         return dataclasses.replace(
             self,
             dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
             root=os.path.abspath(self.root),
             trace=self.trace and os.path.abspath(self.trace),
+            timeline=self.timeline and os.path.abspath(self.timeline),
+            **dict(zip(("stages", "ways", "chunks"), split, strict=True)),
             hidden=self.hidden or (16 if small else 64),
             epochs=self.epochs or (5 if self.dataset == "demo" else 200),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
         )
-
-
-@dataclass(kw_only=True, slots=True)
-class DoctorConfig:
-    """Show what this machine offers and what gnnsys uses because of it.
-
-    Examples:
-        gnnsys doctor
-        gnnsys doctor --path /mnt/ssd --json
-        gnnsys doctor --path /mnt/ssd --probe
-    """
-
-    path: str = "."
-    """Folder whose disk is examined."""
-
-    json: bool = False
-    """Print one JSON object instead of a table."""
-
-    probe: bool = False
-    """Measure the disk anew, with a file of 256 MiB that is written to the folder and removed, and
-    keep what was found for the choice of the depth of reads."""
 
 
 def _check_least(name: str, value: int, least: int) -> None:

@@ -21,28 +21,48 @@ __all__ = ["check_resumed", "config_to_toml", "read_config", "resumed_config"]
 
 MAY_CHANGE = {
     "cache",
+    "boundary_gradient_scale",
     "checkpoint_epochs",
     "checkpoint_minutes",
+    "chunks",
     "config",
     "epochs",
     "eval_store",
+    "history",
     "json",
+    "order",
     "out",
+    "parallel",
     "patience",
     "policy",
+    "ranks",
     "resume",
     "root",
     "score",
+    "shuffle_factor",
+    "snapshot_period",
+    "stages",
     "stats",
     "storage",
     "threads",
+    "timeline",
     "trace",
     "victim_buffer",
+    "ways",
     "window",
 }
 """Options that do not change what a run has computed so far."""
 
-_OF_THE_CALL = {"config", "json", "out", "resume", "stats", "trace"}  # not part of the run
+_OF_THE_CALL = {
+    "config",
+    "json",
+    "out",
+    "ranks",
+    "resume",
+    "stats",
+    "timeline",
+    "trace",
+}  # not part of the run
 _NUMBERS_TOO = {"cache", "victim_buffer"}  # texts that a user may write as numbers
 
 
@@ -84,7 +104,7 @@ def read_config(path: str | Path) -> TrainConfig:
         _check_type(path, key, value, types[key])
     if "fanouts" in values:
         values["fanouts"] = tuple(values["fanouts"])
-    for key in ("lr", "weight_decay", "dropout", "checkpoint_minutes"):
+    for key in ("lr", "weight_decay", "dropout", "checkpoint_minutes", "boundary_gradient_scale"):
         if key in values:
             values[key] = float(values[key])
     return TrainConfig(**values)

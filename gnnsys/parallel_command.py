@@ -29,7 +29,8 @@ def run_parallel_plan(config: PlanConfig) -> int:
             f"Parallel plan of {Path(plan['dataset']).name}",
             describe_plan(plan),
             list(zip(names, schedules, strict=True)),
-            "seconds" if plan["hardware"] else "forwards of a chunk; one rank of each stage",
+            "seconds" if plan["hardware"] else "forwards of a chunk",
+            "stage",
             split_cells(plan),
             plan["notes"],
         )

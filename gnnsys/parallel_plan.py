@@ -15,12 +15,12 @@ from gnnsys.errors import ArgumentError
 from gnnsys.folder_writer import Progress
 from gnnsys.hardware import Cluster, read_cluster
 from gnnsys.parallel_text import notes_on
-from gnnsys.pipeline.costs import Split, default_chunks, estimate_costs
+from gnnsys.pipeline.costs import Split, estimate_costs
 from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
 from gnnsys.pipeline.layers import as_layers
 from gnnsys.pipeline.models import deep_layers
 from gnnsys.pipeline.partition import Partition, partition_graph
-from gnnsys.pipeline.schedule import Event, Kind, slot_order
+from gnnsys.pipeline.schedule import Event, Kind, default_chunks, slot_order
 from gnnsys.pipeline.stages import split_layers
 from gnnsys.pipeline.timeline import idle_share, simulate
 from gnnsys.pipeline.way_graph import halo_sizes

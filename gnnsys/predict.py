@@ -27,6 +27,7 @@ from gnnsys.feature_options import FeatureOptions
 from gnnsys.files import as_storage_error, npy_header
 from gnnsys.folder_writer import Progress
 from gnnsys.layerwise import model_layers, run_layers
+from gnnsys.pipeline import DeepModel
 from gnnsys.progress import work_progress
 from gnnsys.steps import activation_folder
 from gnnsys.train import make_model
@@ -93,28 +94,33 @@ def _predict(
     model = make_model(options, dataset)
     load_weights(run, model)
     model.eval()
-    layers = model_layers(model, dataset.graph)
-    folder = activation_folder(options, dataset)
-    results = run_layers(
-        layers,
-        dataset.features,
-        dataset.graph,
-        device=torch.device("cpu"),
-        out=Path(folder.name) / "out.npy" if folder else None,
-        threads=options.threads,
-        progress=progress,
-    )
+    folder = None
+    if isinstance(model, DeepModel):
+        results, count = iter(_last_rows(model, dataset)), 2
+    else:
+        layers = model_layers(model, dataset.graph)
+        count = len(layers)
+        folder = activation_folder(options, dataset)
+        results = run_layers(
+            layers,
+            dataset.features,
+            dataset.graph,
+            device=torch.device("cpu"),
+            out=Path(folder.name) / "out.npy" if folder else None,
+            threads=options.threads,
+            progress=progress,
+        )
     with as_storage_error(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
     try:
         files = {"nodes.npy": _write(partial / "nodes.npy", [nodes.numpy()], len(nodes))}
-        if len(layers) == 1:
+        if count == 1:
             files["embeddings.npy"] = _write_rows(partial, "embeddings", dataset.features, nodes)
         for number, rows in enumerate(results, start=1):
-            if number == len(layers) - 1:
+            if number == count - 1:
                 files["embeddings.npy"] = _write_rows(partial, "embeddings", rows, nodes)
-            if number == len(layers):
+            if number == count:
                 files["scores.npy"] = _write_rows(partial, "scores", rows, nodes)
                 files["predictions.npy"] = _write_classes(partial, rows, nodes, dataset.multi_label)
         with as_storage_error(out):
@@ -123,6 +129,18 @@ def _predict(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return {"path": str(out), "files": {name: list(shape) for name, shape in files.items()}}
+
+
+@torch.no_grad()
+def _last_rows(model: DeepModel, dataset: NodeDataset) -> list[Tensor]:
+    """What the decoder reads and what it gives, of all nodes: deep models run in memory."""
+    read: list[Tensor] = []
+    handle = model.layers[-1].register_forward_pre_hook(lambda layer, inputs: read.append(*inputs))
+    try:
+        scores = model(dataset.features.materialize(), dataset.edge_index())
+    finally:
+        handle.remove()
+    return [read[0], scores]
 
 
 def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:

@@ -52,8 +52,71 @@ class Steps(Protocol):
     def scores(self, nodes: Tensor) -> Tensor:
         """Class scores (len(nodes), classes) of nodes, on the CPU, by the weights as they are."""
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights, and the optimizer's state."""
 
-class FullBatch:
+    def snapshot_epoch(self) -> int | None:
+        """The epoch before which the rows of ``snapshot`` were computed, from 0; None without."""
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What else the next step depends on: rows of an earlier epoch."""
+
+    def load(
+        self,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        snapshot: dict[str, Tensor] | None,
+        epoch: int,
+    ) -> None:
+        """Goes on from a state, at an epoch from 0."""
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to tell of the last epoch, for JSON."""
+
+    def any_rank(self, wish: bool) -> bool:
+        """Whether a rank of the run has a wish; all come to the same answer."""
+
+
+class OneProcess:
+    """What there is to say of training that has one rank."""
+
+    optimizer: torch.optim.Optimizer
+
+    _model: NodeClassifier
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See ``Steps``."""
+        return self._model.state_dict(), self.optimizer.state_dict()
+
+    def snapshot_epoch(self) -> int | None:
+        """See ``Steps``."""
+        return None
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """See ``Steps``."""
+        return {}
+
+    def load(
+        self,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        snapshot: dict[str, Tensor] | None,
+        epoch: int,
+    ) -> None:
+        """See ``Steps``."""
+        self._model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+
+    def facts(self) -> dict[str, Any]:
+        """See ``Steps``."""
+        return {}
+
+    def any_rank(self, wish: bool) -> bool:
+        """See ``Steps``."""
+        return wish
+
+
+class FullBatch(OneProcess):
     """Every step computes the whole graph."""
 
     def __init__(
@@ -98,7 +161,7 @@ class FullBatch:
         return self._scores[nodes]
 
 
-class MiniBatch:
+class MiniBatch(OneProcess):
     """Trains on sampled neighbourhoods; evaluates layer by layer, or on sampled ones too."""
 
     def __init__(

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from gnnsys.config import TrainConfig
 from gnnsys.errors import StorageError
 from gnnsys.files import replace_file
 from gnnsys.pipeline.schedule import Event, Kind
@@ -19,7 +20,7 @@ from gnnsys.pipeline.timeline import idle_share
 from gnnsys.report_drawing import inline_svg, style
 from gnnsys.report_style import STYLE, numbers_table
 
-__all__ = ["check_picture", "write_timelines"]
+__all__ = ["check_picture", "write_run_timeline", "write_timelines"]
 
 _WIDTH, _LANE, _HEAD = 12.0, 0.34, 0.9  # inches
 _LOOKS = {
@@ -68,6 +69,7 @@ def write_timelines(
     about: str,
     timelines: Sequence[Timeline],
     unit: str,
+    lane: str = "rank",
     table: tuple[list[str], list[list[str]]] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
@@ -77,6 +79,7 @@ def write_timelines(
         title, about: of the page.
         timelines: each with a name.
         unit: of the events' times.
+        lane: what a lane is.
         table: head and rows, for the page.
         notes: for the page.
 
@@ -84,12 +87,12 @@ def write_timelines(
         StorageError: the file cannot be written.
     """
     if path.suffix == ".png":
-        replace_file(path, _png(timelines, unit))
+        replace_file(path, _png(timelines, unit, lane))
         return
     with style():
         cards = "".join(
             f'<figure class="card">\n<figcaption><h3>{escape(_heading(timeline))}</h3>'
-            f"</figcaption>\n{_svg(number, timeline, unit)}\n</figure>\n"
+            f"</figcaption>\n{_svg(number, timeline, unit, lane)}\n</figure>\n"
             for number, timeline in enumerate(timelines)
         )
     items = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
@@ -101,6 +104,18 @@ def write_timelines(
     replace_file(path, page.encode())
 
 
+def write_run_timeline(path: Path, config: TrainConfig, events: Sequence[Event]) -> None:
+    """Draws the last epoch of a training run; raises as ``write_timelines``."""
+    write_timelines(
+        path,
+        f"Last epoch of {config.model} on {Path(config.dataset).name}",
+        f"{config.layers} layers, {config.stages} stages x {config.ways} ways, "
+        f"{config.chunks} chunks",
+        [(f"{config.parallel}, {config.stages} x {config.ways}", events)],
+        "seconds",
+    )
+
+
 def _heading(timeline: Timeline) -> str:
     name, events = timeline
     return f"{name}: idle {idle_share(events):.1%}"
@@ -110,14 +125,14 @@ def _ranks(events: Sequence[Event]) -> int:
     return len({event.rank for event in events})
 
 
-def _png(timelines: Sequence[Timeline], unit: str) -> bytes:
+def _png(timelines: Sequence[Timeline], unit: str, lane: str) -> bytes:
     heights = [_LANE * _ranks(events) + _HEAD for _, events in timelines]
     with mpl.rc_context():
         mpl.rcdefaults()
         figure = Figure((_WIDTH, sum(heights) + 0.4), layout="constrained")
         axes = figure.subplots(len(timelines), 1, squeeze=False, height_ratios=heights)
         for each, timeline in zip(axes[:, 0], timelines, strict=True):
-            _draw(each, timeline[1], unit)
+            _draw(each, timeline[1], unit, lane)
             each.set_title(_heading(timeline), loc="left", fontsize=11)
         figure.legend(handles=_legend(), loc="outside upper right", ncols=4, frameon=False)
         target = io.BytesIO()
@@ -125,10 +140,10 @@ def _png(timelines: Sequence[Timeline], unit: str) -> bytes:
     return target.getvalue()
 
 
-def _svg(number: int, timeline: Timeline, unit: str) -> str:
+def _svg(number: int, timeline: Timeline, unit: str, lane: str) -> str:
     figure = Figure((_WIDTH, _LANE * _ranks(timeline[1]) + _HEAD), layout="constrained")
     axes = figure.add_subplot()
-    _draw(axes, timeline[1], unit)
+    _draw(axes, timeline[1], unit, lane)
     figure.legend(handles=_legend(), loc="outside upper right", ncols=4, frameon=False)
     return inline_svg(figure, f"timeline{number}")
 
@@ -137,7 +152,7 @@ def _legend() -> list[Patch]:
     return [Patch(color=color, label=label) for label, color in dict.fromkeys(_LOOKS.values())]
 
 
-def _draw(axes: Axes, events: Sequence[Event], unit: str) -> None:
+def _draw(axes: Axes, events: Sequence[Event], unit: str, lane: str) -> None:
     lanes = {rank: lane for lane, rank in enumerate(sorted({event.rank for event in events}))}
     end = max((event.end for event in events), default=1.0)
     for event in events:
@@ -155,7 +170,7 @@ def _draw(axes: Axes, events: Sequence[Event], unit: str) -> None:
                 event.start + length / 2, lanes[event.rank], str(event.chunk),
                 ha="center", va="center", fontsize=7, color="white",
             )  # fmt: skip
-    axes.set_yticks(list(lanes.values()), [f"rank {rank}" for rank in lanes])
+    axes.set_yticks(list(lanes.values()), [f"{lane} {rank}" for rank in lanes])
     axes.invert_yaxis()
     axes.set_xlim(0, end)
     axes.set_xlabel(unit)

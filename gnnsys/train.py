@@ -21,10 +21,14 @@ from gnnsys.checkpoint import (
     RunState,
     fit_weights,
     load_checkpoint,
+    load_snapshot,
+    remove_snapshots,
     save_checkpoint,
+    save_snapshot,
 )
 from gnnsys.config import TrainConfig
 from gnnsys.config_file import check_resumed, config_to_toml
+from gnnsys.config_parallel import is_deep
 from gnnsys.counters import Counters
 from gnnsys.dataset import NodeDataset, load_dataset
 from gnnsys.disk_probe import load as load_disk_profile
@@ -34,8 +38,12 @@ from gnnsys.feature_stats import DiskWatch, FeatureStats, add_counts, read_count
 from gnnsys.files import as_storage_error, replace_file
 from gnnsys.interrupts import on_signals
 from gnnsys.models import NodeClassifier
+from gnnsys.pipeline import DeepModel, deep_layers
+from gnnsys.pipeline_steps import PipelineSteps
+from gnnsys.ranks import process_group, rank_of_process
 from gnnsys.run_log import RunLog
 from gnnsys.scores import check_metric, score
+from gnnsys.staleness import StalenessWatch
 from gnnsys.steps import FullBatch, MiniBatch, Steps
 from gnnsys.train_result import EpochRecord, TrainResult, machine, versions
 
@@ -67,12 +75,21 @@ def run_training(
         check_resumed(config)
     if not config.dataset:
         raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
-    config = config.filled_in()
+    with process_group(config):
+        return _run_rank(config.filled_in(), on_epoch, on_batch, on_stats)
+
+
+def _run_rank(
+    config: TrainConfig,
+    on_epoch: Callable[[EpochRecord], None],
+    on_batch: Callable[[int, int, int], None],
+    on_stats: Callable[[FeatureStats], None],
+) -> TrainResult:
     device = _choose_device(config.device)
     features = FeatureOptions.of(config)
     if config.full_batch:  # reads them once
         features = dataclasses.replace(features, cache="none")
-    run = _open_run(config)
+    run = _open_run(config) if rank_of_process() == 0 else None
     dataset = load_dataset(
         config.dataset,
         config.root,
@@ -91,8 +108,19 @@ def run_training(
             return trainer.fit(on_epoch, on_batch, on_stats)
 
 
-def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier:
-    """The model that a filled-in config describes."""
+def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier | DeepModel:
+    """The model that a filled-in config describes, in one process."""
+    if is_deep(config):
+        return DeepModel(
+            deep_layers(
+                config.model,
+                in_channels=dataset.features.shape[1],
+                hidden=config.hidden or 0,
+                out_channels=dataset.num_classes,
+                layers=config.layers,
+                dropout=config.dropout,
+            )
+        )
     return NodeClassifier(
         config.model,
         in_channels=dataset.features.shape[1],
@@ -103,6 +131,18 @@ def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier:
     )
 
 
+def _make_steps(
+    config: TrainConfig,
+    dataset: NodeDataset,
+    model: NodeClassifier | DeepModel,
+    device: torch.device,
+) -> Steps:
+    if isinstance(model, DeepModel):
+        return PipelineSteps(config, dataset, model, device)
+    make: type[FullBatch | MiniBatch] = FullBatch if config.full_batch else MiniBatch
+    return make(config, dataset, model, device)
+
+
 class _Trainer:
     def __init__(
         self, config: TrainConfig, dataset: NodeDataset, device: torch.device, run: Path | None
@@ -111,13 +151,18 @@ class _Trainer:
         self._metric = dataset.metric if config.metric == "auto" else config.metric
         check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
         self._model = make_model(config, dataset).to(device)
-        make_steps = FullBatch if config.full_batch else MiniBatch
-        self._steps: Steps = make_steps(config, dataset, self._model, device)
+        self._steps = _make_steps(config, dataset, self._model, device)
+        self._pipeline = self._steps if isinstance(self._steps, PipelineSteps) else None
+        self._has_folder = bool(config.out or config.resume)
+        self._is_first = rank_of_process() == 0
+        self._snapshot: tuple[int, str] | None = None  # its epoch and its file
+        self._staleness = StalenessWatch()
         self._best_model: dict[str, torch.Tensor] | None = None
         self._state = RunState()
         self._interrupted = False
-        if config.resume and run:
-            self._restore(load_checkpoint(run), run / CHECKPOINT)
+        if config.resume:
+            folder = Path(config.resume)
+            self._restore(load_checkpoint(folder), folder)
         self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
         store = dataset.features.store
@@ -178,8 +223,10 @@ class _Trainer:
             on_batch(state.epoch, state.batch, total)
             on_stats(stats)
             self._watch_disk(stats)
+            self._interrupted = self._steps.any_rank(self._interrupted)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
-            if self._interrupted or minutes >= self._config.checkpoint_minutes:
+            due = minutes >= self._config.checkpoint_minutes
+            if self._interrupted or (self._has_folder and self._steps.any_rank(due)):
                 self._checkpoint()
             if self._interrupted:
                 return
@@ -197,8 +244,7 @@ class _Trainer:
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
                 self._best_model = {
-                    name: tensor.detach().clone()
-                    for name, tensor in self._model.state_dict().items()
+                    name: tensor.detach().clone() for name, tensor in self._steps.state()[0].items()
                 }
         record = EpochRecord(
             epoch=state.epoch,
@@ -207,8 +253,16 @@ class _Trainer:
             test=state.best_test.get(self._metric),
         )
         state.history.append(dataclasses.asdict(record))
-        self._log_epoch(loss, val, test, trained - state.epoch_began, self._seconds() - trained)
+        facts = self._steps.facts()
+        self._warn_of_staleness(loss, facts.get("staleness"))
+        seconds = trained - state.epoch_began, self._seconds() - trained
+        self._log_epoch(loss, val, test, *seconds, facts)
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+
+    def _warn_of_staleness(self, loss: float, staleness: list[float] | None) -> None:
+        note = self._staleness.look(loss, staleness) if staleness else None
+        if note is not None and self._is_first:
+            _log.warning("%s: %s", self._config.dataset, note)
 
     def _watch_disk(self, stats: FeatureStats) -> None:
         note = self._disk_watch.look(stats)
@@ -236,8 +290,10 @@ class _Trainer:
             seconds=self._seconds(),
             counters=self._served(),
             reads=dict(self._stats().reads),
+            parallel=None if self._pipeline is None else self._pipeline.summary(),
         )
         self._checkpoint()
+        self._draw_timeline()
         self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
         self._log.close()
         if self._run:
@@ -248,7 +304,12 @@ class _Trainer:
     # What is kept ---------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
+        """Writes all that the next batch depends on; ranks that write nothing hand theirs on."""
         self._last_checkpoint = time.monotonic()
+        if not self._has_folder:
+            return
+        model, optimizer = self._steps.state()
+        snapshot = self._save_snapshot()
         if self._run is None:
             return
         state = self._state
@@ -265,15 +326,38 @@ class _Trainer:
                 served={tier: [s.rows, s.bytes] for tier, s in served.items()},
                 reads=dict(self._stats().reads),
             ),
-            model=self._model.state_dict(),
+            model=model,
             best_model=self._best_model,
-            optimizer=self._steps.optimizer.state_dict(),
+            optimizer=optimizer,
             torch_rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state_all() if on_gpu else [],
+            snapshot=snapshot,
         )
         save_checkpoint(self._run, checkpoint)
+        remove_snapshots(self._run, keep=snapshot)
 
-    def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
+    def _save_snapshot(self) -> str | None:
+        """Writes the rows that a pipeline reads of an earlier epoch, if they are new."""
+        epoch = self._steps.snapshot_epoch()
+        if epoch is None:
+            return None
+        if self._snapshot is None or epoch != self._snapshot[0]:
+            rows = self._steps.snapshot()
+            name = save_snapshot(self._run, epoch, rows) if self._run else ""
+            self._snapshot = epoch, name
+        return self._snapshot[1]
+
+    def _draw_timeline(self) -> None:
+        if self._config.timeline is None or self._pipeline is None:
+            return
+        events = self._pipeline.events()
+        if self._is_first:
+            from gnnsys.timeline_picture import write_run_timeline
+
+            write_run_timeline(Path(self._config.timeline), self._config, events)
+
+    def _restore(self, checkpoint: Checkpoint, folder: Path) -> None:
+        path = folder / CHECKPOINT
         if checkpoint.dataset != self._dataset.digest:
             raise ArgumentError(
                 f"{path}: of another dataset: {checkpoint.dataset}, expected "
@@ -288,9 +372,16 @@ class _Trainer:
                     f"{asked[name]}; mend config.toml, or start another run with --out"
                 )
         fit_weights(self._model, checkpoint.model, path)
-        self._steps.optimizer.load_state_dict(checkpoint.optimizer)
         self._best_model = checkpoint.best_model
         self._state = checkpoint.state
+        snapshot = None
+        if checkpoint.snapshot is not None and self._steps.snapshot_epoch() is not None:
+            snapshot = load_snapshot(folder, checkpoint.snapshot)
+        # A run that was interrupted after an epoch's step has it behind.
+        trained = self._state.epoch - 1 + (self._state.batch if self._pipeline else 0)
+        self._steps.load(checkpoint.model, checkpoint.optimizer, snapshot, trained)
+        if snapshot is not None and checkpoint.snapshot is not None:
+            self._snapshot = self._steps.snapshot_epoch() or 0, checkpoint.snapshot
         torch.set_rng_state(checkpoint.torch_rng)
         if checkpoint.cuda_rng and self._device.type == "cuda":
             torch.cuda.set_rng_state_all(checkpoint.cuda_rng)
@@ -362,6 +453,7 @@ class _Trainer:
         test: dict[str, float] | None,
         epoch_seconds: float,
         eval_seconds: float,
+        facts: dict[str, Any],
     ) -> None:
         if self._run is None:
             return
@@ -375,11 +467,14 @@ class _Trainer:
             best_epoch=state.best_epoch,
             epoch_seconds=epoch_seconds,
             eval_seconds=eval_seconds,
+            **facts,
             **self._usage(self._stats()),
         )
         curves = {"loss__epoch": loss, "seconds__epoch": epoch_seconds}
         for part, scores in (("val", val), ("test", test)):
             curves |= {f"{part}__{name}": value for name, value in (scores or {}).items()}
+        for layer, value in enumerate(facts.get("staleness", ())):
+            curves[f"staleness__layer{layer}"] = value
         self._log.scalars(state.epoch, **curves)
 
     def _usage(self, stats: FeatureStats) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from gnnsys.config import TrainConfig
 from gnnsys.feature_stats import FeatureStats, live_line, stats_rows
 from gnnsys.progress import bar_on_demand
+from gnnsys.ranks import rank_of_process
 from gnnsys.train import EpochRecord, TrainResult, run_training
 
 __all__ = ["run_command"]
@@ -23,6 +24,8 @@ INTERRUPTED = 130
 
 def run_command(config: TrainConfig) -> int:
     """Trains and tells; the exit code is 130 where the run was interrupted."""
+    if rank_of_process() > 0:  # the first rank tells
+        return INTERRUPTED if run_training(config).reason == "interrupted" else 0
     with _progress(config) as callbacks:
         result = run_training(config, *callbacks)
     if config.json:
@@ -100,6 +103,8 @@ def _result_table(result: TrainResult) -> Table:
     table.add_row("best epoch", f"{result.best_epoch} of {len(result.history)}")
     table.add_row("ended", result.reason)
     table.add_row("time", f"{result.seconds:.1f} s")
+    for name, told in _parallel_rows(result):
+        table.add_row(name, told)
     if config.stats:
         for name, told in stats_rows(_stats(result)):
             table.add_row(name, told)
@@ -109,6 +114,23 @@ def _result_table(result: TrainResult) -> Table:
     if config.resume or config.out:
         table.add_row("run", config.resume or config.out)
     return table
+
+
+def _parallel_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
+    told = result.parallel
+    if told is None or result.config.parallel is None:
+        return
+    yield "ranks", f"{told['stages']} stages x {told['ways']} ways, {told['chunks']} chunks"
+    yield "bubble", f"{told['bubble']:.1%} of {told['slots']} slots"
+    for kind, nbytes in sorted(told["sent"].items()):
+        yield f"sent: {kind}", f"{nbytes:,} bytes"
+    if result.config.stats:
+        for rank, ledger in enumerate(told["ranks"]):
+            sent = sum(ledger["bytes"].values())
+            waited = sum(ledger["seconds_waited"].values())
+            yield f"rank {rank}", f"{sent:,.0f} bytes sent, {waited:.1f} s waited"
+    if told["staleness"]:
+        yield "staleness", f"at most {max(told['staleness']):.3f} of a layer's rows"
 
 
 def _stats(result: TrainResult) -> FeatureStats:

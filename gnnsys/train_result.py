@@ -74,6 +74,10 @@ class TrainResult:
     reads: dict[str, float]
     """Counts of the cache and its reads, as ``gnnsys.feature_stats.read_counts`` names them."""
 
+    parallel: dict[str, Any] | None = None
+    """Of deep models: stages, ways, chunks; bytes sent by kind, by all ranks and by each; seconds
+    waited; peak memory of each process; staleness of each layer in the last epoch."""
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: scores, time, rows and bytes by tier, reads, memory, versions, options."""
         return {
@@ -87,6 +91,7 @@ class TrainResult:
             "seconds": self.seconds,
             **self.counters.as_dict(),
             "reads": self.reads,
+            "parallel": self.parallel,
             "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "versions": versions(),
             "config": dataclasses.asdict(self.config),

@@ -12,20 +12,10 @@ from gnnsys.pipeline.layer_info import LayerInfo
 from gnnsys.pipeline.schedule import bubble, num_slots
 from gnnsys.pipeline.stages import boundary_before, split_layers
 
-__all__ = ["Costs", "Memory", "Split", "default_chunks", "estimate_costs"]
+__all__ = ["Costs", "Memory", "Split", "estimate_costs"]
 
 _INDEX_BYTES = 8
 _EDGE_COPIES = 2  # the matrix and its transpose
-
-
-def default_chunks(stages: int, ways: int) -> int:
-    """K where nobody says: four times the ranks; one chunk for each way of a single stage, which is
-    exact.
-
-    >>> default_chunks(4, 2), default_chunks(1, 8)
-    (32, 8)
-    """
-    return ways if stages == 1 else 4 * stages * ways
 
 
 @dataclass(frozen=True, slots=True)

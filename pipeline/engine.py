@@ -13,13 +13,12 @@ from torch_geometric.data import Data
 
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.assembly import build_rank, check_data, check_options
-from gnnsys.pipeline.costs import default_chunks
 from gnnsys.pipeline.group import RankGroup
 from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
 from gnnsys.pipeline.layers import as_layers
 from gnnsys.pipeline.partition import Partition, check_partition, partition_graph
 from gnnsys.pipeline.rank import PipelineRank
-from gnnsys.pipeline.schedule import Event, slot_order
+from gnnsys.pipeline.schedule import Event, default_chunks, slot_order
 from gnnsys.pipeline.stages import split_layers
 
 __all__ = ["GNNPipe"]
@@ -122,8 +121,7 @@ class GNNPipe:
             mine = {f"layers.{name}": value.cpu() for name, value in modules.state_dict().items()}
             self.load_state_dict(self._group.from_rank_0(lambda: mine))
         if history == "exact":
-            self._set_mode(training=True)
-            self._group.run(lambda rank: rank.run_exactly(keep=True, kind="control"))
+            self.refresh_history()
         self._staleness = [0.0] * sum(info.is_graph for info in self.infos)
         self.reset_ledger()
 
@@ -229,6 +227,15 @@ class GNNPipe:
         scores[self.partition.order] = torch.cat(found)
         return scores
 
+    def refresh_history(self) -> None:
+        """Makes the snapshot that of the weights as they are, with the dropout of the next epoch.
+
+        All ranks together; its bytes count as control.
+        """
+        self._set_mode(training=True)
+        with torch.no_grad():
+            self._group.run(lambda rank: rank.run_exactly(keep=True, kind="control"))
+
     # What is told ---------------------------------------------------------------------------------
 
     def staleness(self) -> list[float]:
@@ -245,6 +252,14 @@ class GNNPipe:
                 change, size = (math.fsum(part) for part in zip(*layer, strict=True))
                 found.append(math.sqrt(change / size) if size else 0.0)
         return found
+
+    def gather(self, value: Any) -> list[Any]:
+        """A value of each process, in the order of the ranks, on all: for what they must agree on.
+
+        Args:
+            value: whatever can be pickled.
+        """
+        return self._group.gather([value])
 
     def events(self) -> list[Event]:
         """What all ranks did in the last epoch, on every rank; times since its first action, right

@@ -21,6 +21,7 @@ __all__ = [
     "Event",
     "Kind",
     "bubble",
+    "default_chunks",
     "epoch_actions",
     "group_layers",
     "num_slots",
@@ -61,6 +62,16 @@ class Event:
     chunk: int
     start: float
     end: float
+
+
+def default_chunks(stages: int, ways: int) -> int:
+    """K where nobody says: four times the ranks; one chunk for each way of a single stage, which is
+    exact.
+
+    >>> default_chunks(4, 2), default_chunks(1, 8)
+    (32, 8)
+    """
+    return ways if stages == 1 else 4 * stages * ways
 
 
 def num_slots(slots: int, stages: int) -> int:

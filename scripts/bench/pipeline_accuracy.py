@@ -59,7 +59,7 @@ SETTINGS = {
     ("pubmed", "gcnii"): Setting(),
     ("pubmed", "resgcn"): Setting(lr=0.005),
     ("actor", "gcnii"): Setting(alpha=0.5, theta=1.5),
-    ("actor", "resgcn"): Setting(lr=0.005),
+    ("actor", "resgcn"): Setting(lr=0.02),
     ("tolokers", "gcnii"): Setting(dropout=0.2, decay=0.0),
     ("tolokers", "resgcn"): Setting(lr=0.005, dropout=0.2, decay=0.0),
 }

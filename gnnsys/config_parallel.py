@@ -1,0 +1,126 @@
+"""How the options about several ranks fit each other, and what they come to."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from gnnsys.errors import ArgumentError
+
+__all__ = ["ParallelOptions", "check_parallel", "is_deep", "split_of", "world_of"]
+
+_DEEP = ("gcnii", "resgcn")
+_LAYER_LISTS = ("gcn", "sage", *_DEEP)
+_DEFAULT_RANKS = 4
+
+
+class ParallelOptions(Protocol):
+    """The options of ``gnnsys train`` that this module reads."""
+
+    model: str
+    layers: int
+    full_batch: bool
+    precision: str
+    parallel: str | None
+    ranks: int | None
+    stages: int | None
+    ways: int | None
+    chunks: int | None
+    snapshot_period: int
+    boundary_gradient_scale: float
+    shuffle_factor: int
+    timeline: str | None
+
+
+def is_deep(config: ParallelOptions) -> bool:
+    """Whether the model is a list of layers with an encoder and a decoder."""
+    return config.parallel is not None or config.model in _DEEP
+
+
+def world_of(config: ParallelOptions) -> int | None:
+    """The number of ranks, as torchrun or --ranks say; None if neither does.
+
+    Raises:
+        ArgumentError: they differ.
+    """
+    around = int(os.environ.get("WORLD_SIZE", "0")) if "RANK" in os.environ else None
+    if around and config.ranks and around != config.ranks:
+        raise ArgumentError(
+            f"--ranks {config.ranks} != world size({around}): leave it out under torchrun"
+        )
+    return around or config.ranks
+
+
+def check_parallel(config: ParallelOptions) -> None:
+    """Raises ArgumentError for options that do not fit each other."""
+    for name in ("stages", "ways", "chunks", "ranks", "snapshot_period", "shuffle_factor"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ArgumentError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    if config.timeline is not None and not config.timeline.endswith((".png", ".html")):
+        raise ArgumentError(f"--timeline {config.timeline}: expected a name in .png or .html")
+    if config.parallel is None:
+        for name in ("stages", "ways", "chunks", "ranks", "timeline"):
+            if getattr(config, name) is not None:
+                raise ArgumentError(f"--{name}: goes with --parallel pipeline, graph or hybrid")
+        if config.model in _DEEP and not config.full_batch:
+            raise ArgumentError(
+                f"--model {config.model}: is trained on the full graph; add --full-batch"
+            )
+        return
+    if not config.full_batch:
+        raise ArgumentError(
+            f"--parallel {config.parallel}: trains on the full graph; add --full-batch"
+        )
+    if config.model not in _LAYER_LISTS:
+        raise ArgumentError(
+            f"--parallel {config.parallel} --model {config.model}: expected a model of "
+            f"{', '.join(_LAYER_LISTS)}; from Python, gnnsys.pipeline.GNNPipe takes any layers"
+        )
+    if config.precision != "fp32":
+        raise ArgumentError(f"--parallel: trains in fp32, not --precision {config.precision}")
+    split_of(config)
+
+
+def split_of(config: ParallelOptions) -> tuple[int, int, int]:
+    """Stages, ways and chunks, those that are not given filled in.
+
+    Raises:
+        ArgumentError: numbers that do not fit each other.
+    """
+    if config.parallel is None:
+        return 1, 1, 1
+    stages, ways, world = config.stages, config.ways, world_of(config)
+    fixed = {"pipeline": ("ways", ways), "graph": ("stages", stages)}.get(config.parallel)
+    if fixed and fixed[1] not in (None, 1):
+        raise ArgumentError(
+            f"--parallel {config.parallel} --{fixed[0]} {fixed[1]}: expected 1; use --parallel "
+            "hybrid for several stages of several ways"
+        )
+    if config.parallel == "pipeline":
+        stages, ways = stages or world or _DEFAULT_RANKS, 1
+    elif config.parallel == "graph":
+        stages, ways = 1, ways or world or _DEFAULT_RANKS
+    else:
+        world_here = world or (stages or 2) * (ways or 2)
+        if not stages:
+            stages = world_here // (ways or 2) or 1
+        ways = ways or world_here // stages or 1
+    if world is not None and stages * ways != world:
+        raise ArgumentError(
+            f"--stages {stages} * --ways {ways} != world size({world}): start {stages * ways} "
+            "ranks, or change --stages and --ways"
+        )
+    if stages > config.layers:
+        raise ArgumentError(
+            f"--stages {stages} > --layers {config.layers}: a stage holds one layer at least"
+        )
+    from gnnsys.pipeline.schedule import default_chunks
+
+    chunks = config.chunks or default_chunks(stages, ways)
+    if chunks % ways:
+        raise ArgumentError(
+            f"--chunks {chunks} % --ways {ways} != 0: each way takes as many chunks; use --chunks "
+            f"{chunks // ways * ways or ways}"
+        )
+    return stages, ways, chunks

@@ -1,0 +1,137 @@
+"""Full-graph training by ``GNNPipe``: deep models, on one rank or several."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from gnnsys.config import TrainConfig
+from gnnsys.config_parallel import split_of
+from gnnsys.dataset import NodeDataset
+from gnnsys.pipeline import DeepModel, GNNPipe
+from gnnsys.pipeline.schedule import Event, bubble, num_slots
+
+__all__ = ["PipelineSteps"]
+
+
+class PipelineSteps:
+    """Every step takes the whole graph through the pipeline, in chunks."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: NodeDataset, model: DeepModel, device: torch.device
+    ) -> None:
+        stages, ways, chunks = split_of(config)
+        data = Data(
+            x=dataset.features.materialize().to("cpu"),
+            edge_index=dataset.edge_index(),
+            y=dataset.labels,
+        )
+        data.train_mask = torch.zeros(len(data.x), dtype=torch.bool)
+        data.train_mask[dataset.train] = True
+        self._pipe = GNNPipe(
+            list(model.layers),
+            data,
+            stages=stages,
+            ways=ways,
+            chunks=chunks,
+            snapshot_period=config.snapshot_period,
+            boundary_gradient_scale=config.boundary_gradient_scale,
+            shuffle=config.order == "shuffled",
+            shuffle_factor=config.shuffle_factor,
+            seed=config.seed,
+            history=config.history,
+            device=device,
+        )
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            self._pipe.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self._seeds = len(dataset.train)
+        self._period = config.snapshot_period
+        self._reads_snapshots = chunks > ways
+        self._scores: Tensor | None = None  # of all nodes, by the weights as they are
+        self.served = dataset.features.counters
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """See ``Steps``: one batch an epoch."""
+        return iter([None][first:])
+
+    def num_batches(self) -> int:
+        """See ``Steps``."""
+        return 1
+
+    def train(self, batch: Any) -> tuple[float, int]:
+        """See ``Steps``."""
+        self._scores = None
+        return self._pipe.train_epoch(self.optimizer), self._seeds
+
+    def scores(self, nodes: Tensor) -> Tensor:
+        """See ``Steps``."""
+        if self._scores is None:
+            self._scores = self._pipe.evaluate()
+        return self._scores[nodes]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See ``Steps``; by the names of the parameters, whatever the stages and ways."""
+        return self._pipe.state_dict(), self._pipe.optimizer_state_dict(self.optimizer)
+
+    def snapshot_epoch(self) -> int | None:
+        """See ``Steps``."""
+        if not self._reads_snapshots:
+            return None
+        return self._pipe.epoch // self._period * self._period
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """See ``Steps``."""
+        return self._pipe.history_state_dict()
+
+    def load(
+        self,
+        model: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        snapshot: dict[str, Tensor] | None,
+        epoch: int,
+    ) -> None:
+        """See ``Steps``. Without a snapshot, it is computed by the weights."""
+        self._pipe.load_state_dict(model)
+        self._pipe.load_optimizer_state_dict(self.optimizer, optimizer)
+        self._pipe.epoch = epoch
+        if snapshot is not None:
+            self._pipe.load_history_state_dict(snapshot)
+        elif self._reads_snapshots:
+            self._pipe.refresh_history()
+
+    def facts(self) -> dict[str, Any]:
+        """See ``Steps``."""
+        if not self._reads_snapshots:
+            return {}
+        return {"staleness": self._pipe.staleness()}
+
+    def any_rank(self, wish: bool) -> bool:
+        """See ``Steps``."""
+        return any(self._pipe.gather(wish))
+
+    def summary(self) -> dict[str, Any]:
+        """How the run was divided, and what it sent, waited for and needed, for JSON."""
+        pipe = self._pipe
+        slots = pipe.chunks // pipe.ways
+        peaks = pipe.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return {
+            "stages": pipe.stages,
+            "ways": pipe.ways,
+            "chunks": pipe.chunks,
+            "slots": num_slots(slots, pipe.stages),
+            "bubble": bubble(slots, pipe.stages),
+            "sent": pipe.ledger(),
+            "ranks": pipe.ledgers(),
+            "peak_rss": peaks,
+            "staleness": pipe.staleness() if self._reads_snapshots else None,
+        }
+
+    def events(self) -> list[Event]:
+        """What all ranks did in the last epoch."""
+        return self._pipe.events()

@@ -1,0 +1,59 @@
+"""The ranks of a training run: which one this process is, and their process group."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from gnnsys.config import TrainConfig
+from gnnsys.config_parallel import split_of
+from gnnsys.errors import ArgumentError, RankFailedError
+
+__all__ = ["process_group", "rank_of_process"]
+
+_MEET = datetime.timedelta(seconds=60)
+_WORK = datetime.timedelta(days=30)  # who is alive is watched otherwise
+
+
+def rank_of_process() -> int:
+    """The number that torchrun or ``--ranks`` gave this process; 0 without them."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def process_group(config: TrainConfig) -> Iterator[None]:
+    """Joins the ranks of a run; does nothing for a run of one process.
+
+    Raises:
+        ArgumentError: options that do not fit the number of ranks.
+        RankFailedError: ranks that do not come.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if world == 1:
+        yield
+        return
+    if config.parallel is None:
+        raise ArgumentError(
+            f"{world} ranks train one model with --parallel pipeline, graph or hybrid only; give "
+            "it, or start one process"
+        )
+    split_of(config)
+    if torch.cuda.is_available() and config.device != "cpu":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if _on_gpu(config) else "gloo", timeout=_MEET)
+    except RuntimeError as error:
+        raise RankFailedError(
+            f"the {world} ranks have not met within {_MEET.seconds} s ({error})", -1
+        ) from error
+    dist.distributed_c10d._set_pg_timeout(_WORK)
+    yield
+
+
+def _on_gpu(config: TrainConfig) -> bool:
+    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())

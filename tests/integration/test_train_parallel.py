@@ -1,0 +1,165 @@
+"""``gnnsys train --parallel``: ranks in one process or several, checkpoints, errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch_geometric.data import Data
+
+from gnnsys.cli import main
+from gnnsys.dataset import load_dataset
+from gnnsys.pipeline import DeepModel, GNNPipe, deep_layers
+
+TRAINING = ["--full-batch", "--layers", "6", "--hidden", "16", "--epochs", "6", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("graph") / "community"
+    sizes = ["--nodes", "600", "--features", "12"]
+    assert main(["generate", "community", str(folder), *sizes]) == 0
+    return str(folder)
+
+
+def train(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["train", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def losses(run: Path) -> list[float]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if record["kind"] == "epoch"]
+
+
+def run_ranks(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gnnsys", "train", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_processes_train_as_one_process_does(graph: str, tmp_path: Path, capsys) -> None:
+    split = ["--parallel", "hybrid", "--stages", "2", "--ways", "2", "--chunks", "8"]
+    options = [graph, "--model", "gcnii", "--snapshot-period", "2", *TRAINING, *split]
+    one = train(capsys, *options, "--out", str(tmp_path / "one"))
+    picture = tmp_path / "timeline.png"
+    told = run_ranks(
+        tmp_path, *options, "--ranks", "4", "--out", "four", "--json", "--timeline", str(picture)
+    )
+    assert told.returncode == 0, told.stderr
+    four = json.loads(told.stdout.splitlines()[-1])
+    assert losses(tmp_path / "four") == losses(tmp_path / "one")
+    weights = load_file(tmp_path / "four" / "model.safetensors")
+    assert all(
+        torch.equal(value, weights[name])
+        for name, value in load_file(tmp_path / "one" / "model.safetensors").items()
+    )
+    for kind in ("layer", "graph", "weight"):
+        assert four["parallel"]["sent"][kind] == one["parallel"]["sent"][kind] > 0
+    assert len(four["parallel"]["peak_rss"]) == 4
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_resumed_run_repeats_the_bits(graph: str, tmp_path: Path, capsys) -> None:
+    split = ["--parallel", "pipeline", "--stages", "3", "--chunks", "6", "--snapshot-period", "4"]
+    options = [graph, "--model", "resgcn", *TRAINING, *split]
+    train(capsys, *options, "--out", str(tmp_path / "whole"))
+    train(capsys, *options, "--epochs", "3", "--out", str(tmp_path / "parts"))
+    assert [path.name for path in (tmp_path / "parts").glob("snapshot*")] == [
+        "snapshot-0.safetensors"
+    ]
+    train(capsys, "--resume", str(tmp_path / "parts"), "--epochs", "6", "--stages", "2")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    name = "model.safetensors"
+    assert (tmp_path / "parts" / name).stat().st_size == (tmp_path / "whole" / name).stat().st_size
+    whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def test_a_run_goes_on_under_another_split(graph: str, tmp_path: Path, capsys) -> None:
+    run = str(tmp_path / "run")
+    options = [graph, "--model", "gcn", "--lr", "0.005", *TRAINING]
+    train(capsys, *options, "--parallel", "hybrid", "--stages", "2", "--ways", "2", "--out", run)
+    again = ["--resume", run, "--epochs", "8", "--parallel", "graph", "--stages", "1"]
+    result = train(capsys, *again, "--ways", "3", "--chunks", "3")
+    assert result["epochs"] == 8
+    assert result["parallel"]["chunks"] == 3
+    result = train(capsys, "--resume", run, "--epochs", "9", "--ways", "1", "--chunks", "1")
+    assert result["epochs"] == 9
+
+
+def test_predictions_are_those_of_the_one_process_model(graph: str, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    split = ["--parallel", "pipeline", "--stages", "2", "--chunks", "4"]
+    result = train(capsys, graph, "--model", "gcnii", *TRAINING, *split, "--out", str(run))
+    assert main(["predict", str(run)]) == 0
+    dataset = load_dataset(graph)
+    layers = deep_layers(
+        "gcnii",
+        in_channels=12,
+        hidden=16,
+        out_channels=dataset.num_classes,
+        layers=6,
+    )
+    model = DeepModel(layers).eval()
+    model.load_state_dict(load_file(run / "model.safetensors"))
+    x = dataset.features.materialize()
+    with torch.no_grad():
+        scores = model(x, dataset.edge_index())
+    found = np.load(run / "predictions" / "scores.npy")
+    np.testing.assert_allclose(found, scores.numpy(), rtol=1e-4, atol=1e-5)
+    classes = np.load(run / "predictions" / "predictions.npy")
+    assert (classes == found.argmax(1)).all()
+    right = (torch.from_numpy(classes) == dataset.labels)[dataset.test].float().mean()
+    assert right.item() == pytest.approx(result["test_acc"], abs=1e-6)
+    assert np.load(run / "predictions" / "embeddings.npy").shape == (600, 16)
+    data = Data(x=x, edge_index=dataset.edge_index(), y=dataset.labels)
+    data.train_mask = torch.isin(torch.arange(600), dataset.train)
+    pipe = GNNPipe(layers, data, stages=3, ways=2)
+    pipe.load_state_dict(model.state_dict())
+    torch.testing.assert_close(pipe.evaluate(), scores, rtol=1e-4, atol=1e-5)
+    dataset.close()
+
+
+def test_deep_models_train_on_the_full_graph_by_themselves(graph: str, capsys) -> None:
+    alone = train(capsys, graph, "--model", "gcnii", *TRAINING)
+    split = train(
+        capsys, graph, "--model", "gcnii", *TRAINING, "--parallel", "graph", "--ways", "3"
+    )
+    assert split["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chunks", "10", "--ways", "4", "--stages", "2"], r"--chunks 10 % --ways 4 != 0"),
+        (["--stages", "9", "--ways", "2"], r"--stages 9 > --layers 6"),
+        (["--ranks", "6", "--stages", "2", "--ways", "2"], r"2 \* --ways 2 != world size\(6\)"),
+        (["--model", "gat"], r"expected a model of gcn, sage, gcnii, resgcn"),
+        (["--precision", "bf16"], r"trains in fp32"),
+        (["--snapshot-period", "0"], r"--snapshot-period 0: expected at least 1"),
+        (["--timeline", "a.pdf"], r"expected a name in .png or .html"),
+        (["--chunks", "700", "--ways", "2"], r"chunks\(700\) > vertices\(600\)"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(graph: str, capsys, options, message) -> None:
+    arguments = ["train", graph, "--model", "gcn", *TRAINING, "--parallel", "hybrid", *options]
+    try:
+        status = main(arguments)
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert re.search(message, told), told

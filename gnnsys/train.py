@@ -159,7 +159,8 @@ class _Trainer:
         self._staleness = StalenessWatch()
         self._best_model: dict[str, torch.Tensor] | None = None
         self._state = RunState()
-        self._interrupted = False
+        self._asked_to_end = False  # here, at any moment; other ranks may not know yet
+        self._interrupted = False  # what all ranks agreed on
         if config.resume:
             folder = Path(config.resume)
             self._restore(load_checkpoint(folder), folder)
@@ -175,7 +176,7 @@ class _Trainer:
 
     def interrupt(self) -> None:
         """Ends the run after the batch in hand."""
-        self._interrupted = True
+        self._asked_to_end = True
 
     # The loop -------------------------------------------------------------------------------------
 
@@ -223,7 +224,7 @@ class _Trainer:
             on_batch(state.epoch, state.batch, total)
             on_stats(stats)
             self._watch_disk(stats)
-            self._interrupted = self._steps.any_rank(self._interrupted)
+            self._interrupted = self._steps.any_rank(self._asked_to_end)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = minutes >= self._config.checkpoint_minutes
             if self._interrupted or (self._has_folder and self._steps.any_rank(due)):

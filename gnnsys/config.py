@@ -265,14 +265,16 @@ class TrainConfig:
         """
         more = (FIRST_FANOUTS[-1],) * (self.layers - len(FIRST_FANOUTS))
         small = self.full_batch and self.model == "gcn" and self.parallel is None
-        split = split_of(self) if self.parallel else (None, None, None)
+        stages, ways, chunks = split_of(self) if self.parallel else (None, None, None)
         return dataclasses.replace(
             self,
             dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
             root=os.path.abspath(self.root),
             trace=self.trace and os.path.abspath(self.trace),
             timeline=self.timeline and os.path.abspath(self.timeline),
-            **dict(zip(("stages", "ways", "chunks"), split, strict=True)),
+            stages=stages,
+            ways=ways,
+            chunks=chunks,
             hidden=self.hidden or (16 if small else 64),
             epochs=self.epochs or (5 if self.dataset == "demo" else 200),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["ParallelOptions", "check_parallel", "is_deep", "split_of", "world_of"]
+if TYPE_CHECKING:
+    from gnnsys.config import TrainConfig
+
+__all__ = ["check_parallel", "is_deep", "split_of", "world_of"]
 
 _DEEP = ("gcnii", "resgcn")
 _LAYER_LISTS = ("gcn", "sage", *_DEEP)
 _DEFAULT_RANKS = 4
 
 
-class ParallelOptions(Protocol):
-    """The options of ``gnnsys train`` that this module reads."""
-
-    model: str
-    layers: int
-    full_batch: bool
-    precision: str
-    parallel: str | None
-    ranks: int | None
-    stages: int | None
-    ways: int | None
-    chunks: int | None
-    snapshot_period: int
-    boundary_gradient_scale: float
-    shuffle_factor: int
-    timeline: str | None
-
-
-def is_deep(config: ParallelOptions) -> bool:
+def is_deep(config: TrainConfig) -> bool:
     """Whether the model is a list of layers with an encoder and a decoder."""
     return config.parallel is not None or config.model in _DEEP
 
 
-def world_of(config: ParallelOptions) -> int | None:
+def world_of(config: TrainConfig) -> int | None:
     """The number of ranks, as torchrun or --ranks say; None if neither does.
 
     Raises:
@@ -51,7 +36,7 @@ def world_of(config: ParallelOptions) -> int | None:
     return around or config.ranks
 
 
-def check_parallel(config: ParallelOptions) -> None:
+def check_parallel(config: TrainConfig) -> None:
     """Raises ArgumentError for options that do not fit each other."""
     for name in ("stages", "ways", "chunks", "ranks", "snapshot_period", "shuffle_factor"):
         value = getattr(config, name)
@@ -82,7 +67,7 @@ def check_parallel(config: ParallelOptions) -> None:
     split_of(config)
 
 
-def split_of(config: ParallelOptions) -> tuple[int, int, int]:
+def split_of(config: TrainConfig) -> tuple[int, int, int]:
     """Stages, ways and chunks, those that are not given filled in.
 
     Raises:

@@ -9,17 +9,18 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 from gnnsys.errors import RankFailedError
 from gnnsys.pipeline.liveness import Liveness
-from gnnsys.pipeline.transport import Ledger, Receipt
+from gnnsys.pipeline.transport import Ledger, Receipt, Work
 
 __all__ = ["DistributedTransport"]
+
+T = TypeVar("T")
 
 _LOOK = 0.2  # seconds between two looks at who is alive
 _POLL = 50e-6  # seconds between two looks at a GPU
@@ -73,7 +74,7 @@ class DistributedTransport:
             self._wait(pending)
         self._sent.clear()
 
-    def drive(self, work: Iterator[Receipt]) -> Any:
+    def drive(self, work: Work[T]) -> T:
         """Runs a generator; returns what it returns.
 
         Raises:

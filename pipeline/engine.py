@@ -320,7 +320,11 @@ class GNNPipe:
     def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """An optimizer's state by the names of the parameters, on the CPU, on every rank."""
         names = {parameter: name for name, parameter in self.named_parameters()}
-        held = {names[p]: _to_cpu(state) for p, state in optimizer.state.items()}
+        held = {
+            name: _to_cpu(optimizer.state[parameter])
+            for parameter, name in names.items()
+            if parameter in optimizer.state
+        }
         return self._group.merge([held] * len(self._group.ranks))
 
     def load_optimizer_state_dict(

@@ -3,7 +3,7 @@ group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch.distributed as dist
@@ -12,11 +12,9 @@ from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.distributed import DistributedTransport
 from gnnsys.pipeline.local_hub import LocalHub
 from gnnsys.pipeline.rank import PipelineRank
-from gnnsys.pipeline.transport import Receipt, Transport, all_gather_objects
+from gnnsys.pipeline.transport import Transport, Work, all_gather_objects
 
 __all__ = ["RankGroup"]
-
-Work = Callable[[PipelineRank], Iterator[Receipt]]
 
 
 class RankGroup:
@@ -49,7 +47,7 @@ class RankGroup:
         self._distributed = DistributedTransport()
         self.transports = [self._distributed]
 
-    def run(self, work: Work) -> list[Any]:
+    def run(self, work: Callable[[PipelineRank], Work[Any]]) -> list[Any]:
         """Does the same on all ranks of this process; returns what each gave."""
         if self.is_distributed:
             return [self._distributed.drive(work(self.ranks[0]))]

@@ -3,7 +3,7 @@ cannot be run chunk by chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ class LayerInfo:
 
 
 def describe_layers(
-    layers: Sequence[nn.Module], in_channels: int, dtype: torch.dtype = torch.float32
+    layers: Iterable[nn.Module], in_channels: int, dtype: torch.dtype = torch.float32
 ) -> list[LayerInfo]:
     """Runs layers over a graph of three vertices.
 
@@ -87,6 +87,7 @@ def describe_layers(
     >>> [(info.name, info.aggregated, info.out_width, info.parameters) for info in infos]
     [('GCNConv', 8, 8, 40), ('ReLU', 0, 8, 0)]
     """
+    layers = list(layers)
     device = next((p.device for layer in layers for p in layer.parameters()), torch.device("cpu"))
     like = torch.empty(0, dtype=dtype, device=device)
     shared: Shared = {}
@@ -227,7 +228,8 @@ def _probing(layer: nn.Module) -> Iterator[None]:
     set_dropout_context(layer, DropoutContext())
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            yield layer.train() and None
+            layer.train()
+            yield
     finally:
         for part, mode in modes.items():
             part.training = mode

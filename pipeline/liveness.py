@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 __all__ = ["Liveness"]
 
@@ -33,7 +33,7 @@ class Liveness:
         self._rank, self._interval, self.dead_after = rank, interval, dead_after
         self._others = [other for other in range(world) if other != rank]
         # A connection of its own: the main thread may wait for something in the store.
-        self._store = PrefixStore("gnnsys/liveness", store.clone())
+        self._store = PrefixStore("gnnsys/liveness", store.clone())  # type: ignore[attr-defined]
         self._known = threading.Event()
         self._failed: int | None = None
         self._stopped = threading.Event()

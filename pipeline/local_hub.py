@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from gnnsys.errors import GnnsysError
-from gnnsys.pipeline.transport import Ledger, Receipt
+from gnnsys.pipeline.transport import Ledger, Receipt, Work
 
 __all__ = ["LocalHub"]
 
@@ -35,7 +35,7 @@ class LocalHub:
         self._channels: dict[tuple[int, int], _Channel] = defaultdict(_Channel)
         self.transports = [_LocalTransport(rank, world, self._channels) for rank in range(world)]
 
-    def drive(self, work: Sequence[Iterator[Receipt]]) -> list[Any]:
+    def drive(self, work: Sequence[Work[Any]]) -> list[Any]:
         """Runs one generator for each rank until all have ended; returns what they returned.
 
         Raises:
@@ -58,10 +58,11 @@ class LocalHub:
 class _Run:
     """A generator and the receipt that it waits for."""
 
-    def __init__(self, work: Iterator[Receipt]) -> None:
+    def __init__(self, work: Work[Any]) -> None:
         self._work = work
         self._receipt: Receipt | None = None
-        self.ended, self.result = False, None
+        self.ended = False
+        self.result: Any = None
 
     def advance(self) -> bool:
         """Goes on until it must wait; returns whether it could."""

@@ -7,7 +7,7 @@ take turns between all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from gnnsys.pipeline.ring import ring_all_reduce
 from gnnsys.pipeline.schedule import Event, Kind, epoch_actions
 from gnnsys.pipeline.stage import Stage
 from gnnsys.pipeline.stages import Boundary
-from gnnsys.pipeline.transport import Receipt, Transport
+from gnnsys.pipeline.transport import Receipt, Transport, Work
 
 __all__ = ["PipelineRank"]
 
@@ -59,7 +59,7 @@ class PipelineRank:
 
     # One epoch ------------------------------------------------------------------------------------
 
-    def run_epoch(self, order: list[int], refresh: bool) -> Iterator[Receipt]:
+    def run_epoch(self, order: list[int], refresh: bool) -> Work[float]:
         """Forward, backward and the ways' sum of gradients; returns the loss of the rank's chunks.
 
         Args:
@@ -81,9 +81,9 @@ class PipelineRank:
                 x, *shared = yield from incoming.take(chunk)
                 passed[chunk] = x.requires_grad_(), self._named(self._before, shared)
             elif action.kind is Kind.FORWARD:
-                x, named = passed.pop(chunk, (None, {}))
-                x, named = yield from self.stage.forward(chunk, self._rows(chunk, x), named)
-                passed[chunk] = x, named
+                inputs, named = passed.pop(chunk, (None, {}))
+                rows = self._rows(chunk, inputs)
+                passed[chunk] = yield from self.stage.forward(chunk, rows, named)
             elif action.kind is Kind.SEND_FORWARD:
                 x, named = passed.pop(chunk)
                 self._send(self._next, x, named, self._after)
@@ -127,7 +127,7 @@ class PipelineRank:
             loss.backward()
         return loss.item(), torch.zeros_like(scores) if scores.grad is None else scores.grad
 
-    def _sum_gradients(self) -> Iterator[Receipt]:
+    def _sum_gradients(self) -> Work[None]:
         """Adds up the gradients of the parameters over the ways."""
         if len(self.stage.peers) == 1:
             return
@@ -176,7 +176,7 @@ class PipelineRank:
 
     # The exact forward ----------------------------------------------------------------------------
 
-    def run_exactly(self, keep: bool, kind: str = "evaluation") -> Iterator[Receipt]:
+    def run_exactly(self, keep: bool, kind: str = "evaluation") -> Work[list[Tensor]]:
         """Computes all vertices by the weights as they are; returns the output of each chunk.
 
         Args:
@@ -212,7 +212,7 @@ class _Ahead:
         self._order = iter(order)
         self._posted: dict[int, tuple[list[Tensor], list[Receipt]]] = {}
 
-    def take(self, chunk: int) -> Iterator[Receipt]:
+    def take(self, chunk: int) -> Work[list[Tensor]]:
         """Waits for a chunk; returns its parts."""
         self._post_until(chunk)
         parts, receipts = self._posted.pop(chunk)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gnnsys.pipeline.transport import Receipt, Transport
+from gnnsys.pipeline.transport import Transport, Work
 
 __all__ = ["ring_all_reduce"]
 
 
 def ring_all_reduce(
     transport: Transport, flat: Tensor, ranks: Sequence[int], kind: str = "weight"
-) -> Iterator[Receipt]:
+) -> Work[None]:
     """Adds up a tensor over ranks, in place.
 
     Reduce-scatter, then all-gather (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms

@@ -7,7 +7,6 @@ chunks and other ways still add. Work that must wait for other ways is a generat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +16,7 @@ from gnnsys.pipeline.dropout import DropoutContext
 from gnnsys.pipeline.entry import Entry
 from gnnsys.pipeline.history import Reads, RowHistory, reads_in_order
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
-from gnnsys.pipeline.transport import Receipt, Transport
+from gnnsys.pipeline.transport import Transport, Work
 from gnnsys.pipeline.way_graph import WayGraph
 
 __all__ = ["Stage"]
@@ -36,7 +35,7 @@ class _Segment:
     made: dict[str, tuple[Tensor, Entry]] = field(default_factory=dict)
     """Shared tensors that were made, and where later layers take them."""
 
-    output: Tensor | None = None
+    output: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(slots=True)
@@ -108,7 +107,7 @@ class Stage:
         for history in self.histories:
             history.begin_epoch()
 
-    def forward(self, chunk: int, inputs: Tensor, shared: Shared) -> Iterator[Receipt]:
+    def forward(self, chunk: int, inputs: Tensor, shared: Shared) -> Work[tuple[Tensor, Shared]]:
         """Runs a chunk; returns its output and the shared tensors as they then are.
 
         Args:
@@ -137,20 +136,22 @@ class Stage:
         history: RowHistory | None,
         x: Tensor,
         shared: Shared,
-    ) -> Iterator[Receipt]:
+    ) -> Work[None]:
         if segment.entry is not None:
             x = segment.entry.take(x.detach())
-        if history is not None:
-            layer = layers[0]
+        first, rest = layers[0], layers[1:]
+        if history is not None and isinstance(first, GraphLayer):
             block = self.graph.blocks[chunk]
-            rows = layer.before(x, shared)
+            rows = first.before(x, shared)
             segment.written = history.write(block.rows, rows)
             yield from self._exchange_rows(chunk, history.current)
             sources = history.read(self._reads[chunk], self._gamma)
             targets = history.own(block.rows, rows)
-            out = layer.aggregate(sources, targets, block.edges[layer.kind], shared)
-            x = layer.after(out, x, shared)
-        for layer in layers[1 if history else 0 :]:
+            out = first.aggregate(sources, targets, block.edges[first.kind], shared)
+            x = first.after(out, x, shared)
+        else:
+            rest = layers
+        for layer in rest:
             x = layer(x)
             if isinstance(layer, Share):
                 entry = Entry()
@@ -163,7 +164,7 @@ class Stage:
         for history in self.histories:
             history.end_forward(refresh)
 
-    def backward(self, chunk: int, gradient: Tensor, shared: Shared) -> Iterator[Receipt]:
+    def backward(self, chunk: int, gradient: Tensor, shared: Shared) -> Work[tuple[Tensor, Shared]]:
         """Runs a chunk backwards, and adds to the gradients of the parameters.
 
         Args:
@@ -193,7 +194,7 @@ class Stage:
 
     # Other ways -----------------------------------------------------------------------------------
 
-    def _exchange_rows(self, chunk: int, rows: Tensor, kind: str = "graph") -> Iterator[Receipt]:
+    def _exchange_rows(self, chunk: int, rows: Tensor, kind: str = "graph") -> Work[None]:
         """Sends a chunk's rows to the ways that read them; waits for theirs."""
         for way, own in self.graph.outgoing[chunk].items():
             self._transport.send(rows.index_select(0, own), self.peers[way], kind)
@@ -203,7 +204,7 @@ class Stage:
         ]
         yield from waits
 
-    def _exchange_gradients(self, chunk: int, gradients: Tensor) -> Iterator[Receipt]:
+    def _exchange_gradients(self, chunk: int, gradients: Tensor) -> Work[None]:
         """Sends other ways the gradients of their rows of the slot; adds those of the own rows."""
         for way, place in self.graph.incoming[chunk].items():
             self._transport.send(gradients[place], self.peers[way], "graph")
@@ -220,7 +221,7 @@ class Stage:
     @torch.no_grad()
     def run_exactly(
         self, inputs: list[Tensor], shared: list[Shared], keep: bool, kind: str
-    ) -> Iterator[Receipt]:
+    ) -> Work[list[Tensor]]:
         """Runs all chunks through a layer before the next, so that every row read is current.
 
         Args:
@@ -253,7 +254,7 @@ class Stage:
         inputs: list[Tensor],
         shared: list[Shared],
         kind: str,
-    ) -> Iterator[Receipt]:
+    ) -> Work[list[Tensor]]:
         blocks = self.graph.blocks
         for chunk, block in enumerate(blocks):
             self._context.vertices = self.graph.vertices[block.rows]

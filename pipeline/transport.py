@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Ledger", "Receipt", "Transport", "all_gather_objects"]
+__all__ = ["Ledger", "Receipt", "Transport", "Work", "all_gather_objects"]
 
 
 def _zeros() -> dict[str, Any]:
@@ -52,11 +52,18 @@ class Ledger:
         }
 
 
+T = TypeVar("T")
+
+
 class Receipt(Protocol):
     """Stands for something that was asked for."""
 
     def done(self) -> bool:
         """Whether it is there."""
+
+
+Work = Generator[Receipt, None, T]
+"""What yields what it waits for, and returns a T."""
 
 
 class Transport(Protocol):
@@ -80,7 +87,7 @@ class Transport(Protocol):
         """Waits until all that was sent has left."""
 
 
-def all_gather_objects(transport: Transport, mine: Any, kind: str) -> Iterator[Receipt]:
+def all_gather_objects(transport: Transport, mine: Any, kind: str) -> Work[list[Any]]:
     """Every rank's object, in the order of the ranks, on every rank.
 
     Args:

@@ -1,0 +1,215 @@
+"""A pipeline of several processes: the bits and bytes of one, and what a killed rank does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+PIPELINE = """
+    import json, os, sys
+    import torch
+    import torch.distributed as dist
+    from torch_geometric.data import Data
+    from gnnsys.pipeline import GNNPipe, deep_layers
+
+    def graph(nodes=97, edges=400, columns=6):
+        draw = torch.Generator().manual_seed(1)
+        data = Data(
+            x=torch.randn(nodes, columns, generator=draw),
+            edge_index=torch.randint(0, nodes, (2, edges), generator=draw),
+            y=torch.randint(0, 3, (nodes,), generator=draw),
+        )
+        data.train_mask = torch.rand(nodes, generator=draw) < 0.5
+        return data
+
+    def pipe_of(data, stages, ways, chunks, hidden=8, layers=8, model="gcnii"):
+        torch.manual_seed(4)
+        made = deep_layers(
+            model, in_channels=data.x.shape[1], hidden=hidden, out_channels=3, layers=layers
+        )
+        return GNNPipe(made, data, stages=stages, ways=ways, chunks=chunks, snapshot_period=2)
+
+    def run(stages, ways, epochs=3):
+        pipe = pipe_of(graph(), stages, ways, chunks=8)
+        optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
+        losses = [pipe.train_epoch(optimizer) for _ in range(epochs)]
+        sent = {kind: pipe.ledger().get(kind, 0) for kind in ("layer", "graph", "weight")}
+        scores = pipe.evaluate()
+        weights = pipe.state_dict()
+        moments = pipe.optimizer_state_dict(optimizer)
+        history = pipe.history_state_dict()
+        told = {
+            "losses": losses,
+            "sent": sent,
+            "scores": scores.double().sum().item(),
+            "weights": {name: value.double().sum().item() for name, value in weights.items()},
+            "moments": {name: m["exp_avg"].double().sum().item() for name, m in moments.items()},
+            "history": {name: value.double().sum().item() for name, value in history.items()},
+            "staleness": pipe.staleness(),
+            "events": len(pipe.events()),
+        }
+        return json.dumps(told, sort_keys=True)
+"""
+IN_ONE = PIPELINE + "    print(run({stages}, {ways}))\n"
+IN_MANY = (
+    PIPELINE
+    + """
+    dist.init_process_group("gloo")
+    told = run({stages}, {ways})
+    print(told)
+"""
+)
+ENDLESS = (
+    PIPELINE
+    + """
+    from gnnsys.pipeline import liveness
+    liveness.Liveness.__init__.__defaults__ = (0.3, 4.0)
+    dist.init_process_group("gloo")
+    pipe = pipe_of(graph(), {stages}, {ways}, chunks=8)
+    optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
+    pipe.train_epoch(optimizer)
+    print("training", flush=True)
+    while True:
+        pipe.train_epoch(optimizer)
+"""
+)
+
+
+@pytest.mark.parametrize(("stages", "ways"), [(1, 1), (2, 1), (2, 2), (4, 2)])
+def test_processes_give_the_bits_and_bytes_of_one(start_ranks, stages: int, ways: int) -> None:
+    place = {"stages": stages, "ways": ways}
+    one = start_ranks(_fill(IN_ONE, place), 1)
+    many = start_ranks(_fill(IN_MANY, place), stages * ways)
+    ((status, wanted, errors),) = one.outputs()
+    assert status == 0, errors
+    for status, found, errors in many.outputs():
+        assert status == 0, errors
+        assert errors == ""
+        assert json.loads(found) == json.loads(wanted)
+
+
+@pytest.mark.parametrize(("victim", "number"), [(2, signal.SIGKILL), (0, signal.SIGKILL)])
+def test_a_killed_rank_is_named_by_all_others(start_ranks, victim: int, number: int) -> None:
+    ranks = start_ranks(_fill(ENDLESS, {"stages": 2, "ways": 2}), 4)
+    for process in ranks.processes:
+        assert process.stdout.readline() == "training\n"
+    ranks.processes[victim].send_signal(number)
+    begun = time.monotonic()
+    told = ranks.outputs()
+    assert time.monotonic() - begun < 60
+    for rank, (status, _, errors) in enumerate(told):
+        if rank != victim:
+            assert status == 1
+            last = errors.strip().splitlines()[-1]
+            assert f"RankFailedError: rank {victim} of 4 is gone" in last, errors
+
+
+def test_a_stopped_rank_is_named_by_all_others(start_ranks) -> None:
+    ranks = start_ranks(_fill(ENDLESS, {"stages": 3, "ways": 1}), 3)
+    for process in ranks.processes:
+        assert process.stdout.readline() == "training\n"
+    stopped = ranks.processes.pop(1)
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        for status, _, errors in ranks.outputs():
+            assert status == 1
+            assert "rank 1 of 3 is gone" in errors.strip().splitlines()[-1], errors
+    finally:
+        stopped.kill()
+        stopped.communicate()
+
+
+def test_the_network_counts_the_bytes_of_the_ledger(start_ranks, tmp_path: Path) -> None:
+    """Two ranks in a network namespace of their own: what its loopback carries is theirs alone."""
+    probe = ["unshare", "--net", "sh", "-c", "ip link set lo up"]
+    if subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("this machine permits no network namespace")
+    script = (
+        PIPELINE
+        + """
+    from pathlib import Path
+
+    def carried():
+        lines = Path("/proc/net/dev").read_text().splitlines()
+        return sum(int(line.split()[9]) for line in lines if line.strip().startswith("lo:"))
+
+    dist.init_process_group("gloo")
+    pipe = pipe_of(graph(nodes=3000, edges=9000), 2, 1, chunks=6, hidden=256, layers=2)
+    optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
+    pipe.reset_ledger()
+    dist.barrier()
+    before = carried()
+    for _ in range(6):
+        pipe.train_epoch(optimizer)
+    dist.barrier()
+    found = carried() - before
+    print(json.dumps([found, sum(pipe.ledger().values())]))
+"""
+    )
+    starter = tmp_path / "start.sh"
+    starter.write_text(
+        'ip link set lo up; for rank in 0 1; do RANK=$rank "$@" & done; wait %1 && wait %2\n'
+    )
+    ranks = start_ranks(script, 1, ("unshare", "--net", "sh", str(starter), "env", "WORLD_SIZE=2"))
+    ((status, out, errors),) = ranks.outputs()
+    assert status == 0, errors
+    for line in out.splitlines():
+        carried, counted = json.loads(line)
+        assert counted > 50e6
+        assert carried == pytest.approx(counted, rel=0.05)
+
+
+def test_ranks_are_started_and_their_failure_is_told(tmp_path: Path) -> None:
+    command = ["train", "demo", "--full-batch", "--model", "gcn", "--parallel", "pipeline"]
+    options = ["--ranks", "2", "--epochs", "100000", "--hidden", "8", "--out", "run"]
+    run = subprocess.Popen(
+        [*_gnnsys(), *command, *options],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        children = _children(run.pid, tmp_path)
+        os.kill(children["1"], signal.SIGKILL)
+        _, errors = run.communicate(timeout=80)
+    finally:
+        run.kill()
+        run.communicate()
+    assert run.returncode == 128 + signal.SIGKILL
+    assert "gnnsys: error: rank 1 was ended by SIGKILL" in errors
+    assert "gnnsys: error: rank 1 of 2 is gone" in errors
+    assert "Traceback" not in errors
+
+
+def _gnnsys() -> list[str]:
+    import sys
+
+    return [sys.executable, "-m", "gnnsys"]
+
+
+def _children(parent: int, folder: Path) -> dict[str, int]:
+    """Processes of the ranks, once they have trained an epoch."""
+    metrics = folder / "run" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and '"epoch"' in metrics.read_text():
+            break
+        time.sleep(0.1)
+    found = {}
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        settings = dict(entry.split("=", 1) for entry in environment if "=" in entry)
+        found[settings["RANK"]] = int(pid)
+    return found
+
+
+def _fill(script: str, values: dict[str, int]) -> str:
+    for name, value in values.items():
+        script = script.replace("{" + name + "}", str(value))
+    return script

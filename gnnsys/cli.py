@@ -93,11 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return _run(config, arguments)
     except GnnsysError as error:
-        # Bad input is found by all ranks alike; the first tells of it.
+        # Bad input is found by all ranks of a machine alike; the first tells of it.
         same = isinstance(
             error, (ArgumentError, MissingFileError, FileFormatError, UnsupportedError)
         )
-        if not same or os.environ.get("RANK", "0") == "0":
+        if not same or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"gnnsys: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has enough

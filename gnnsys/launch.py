@@ -16,6 +16,7 @@ from typing import IO
 __all__ = ["run_ranks"]
 
 _GRACE = 60.0
+_TOLD = (2, 130)  # bad input and an interrupt, of which the first rank tells in its own words
 _LOOK = 0.1
 
 
@@ -83,7 +84,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], grace: float) -> int:
             if found and not status:
                 status = found if found > 0 else 128 - found
                 deadline = time.monotonic() + grace
-                if found < 0 or rank:
+                if found not in _TOLD and (found < 0 or rank):
                     print(f"gnnsys: error: rank {rank} {_ending(found)}", file=sys.stderr)
         if running and time.monotonic() > deadline:
             told = ", ".join(map(str, running))

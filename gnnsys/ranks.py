@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from gnnsys.config import TrainConfig
 from gnnsys.config_parallel import split_of
-from gnnsys.errors import ArgumentError, RankFailedError
+from gnnsys.errors import ArgumentError, GnnsysError, RankFailedError
 
-__all__ = ["process_group", "rank_of_process"]
+__all__ = ["on_first_rank", "process_group", "rank_of_process"]
+
+T = TypeVar("T")
 
 _MEET = datetime.timedelta(seconds=60)
 _WORK = datetime.timedelta(days=30)  # who is alive is watched otherwise
@@ -53,6 +56,26 @@ def process_group(config: TrainConfig) -> Iterator[None]:
         ) from error
     dist.distributed_c10d._set_pg_timeout(_WORK)
     yield
+
+
+def on_first_rank(work: Callable[[], T]) -> T | None:
+    """Does something on rank 0 only and returns what it gave there, None on the others.
+
+    Raises:
+        GnnsysError: what ``work`` raised, on all ranks, so that none waits for one that has left.
+    """
+    result: T | None = None
+    error: list[GnnsysError | None] = [None]
+    if rank_of_process() == 0:
+        try:
+            result = work()
+        except GnnsysError as found:
+            error = [found]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(error, src=0, device=torch.device("cpu"))
+    if error[0] is not None:
+        raise error[0]
+    return result
 
 
 def _on_gpu(config: TrainConfig) -> bool:

@@ -40,7 +40,7 @@ from gnnsys.interrupts import on_signals
 from gnnsys.models import NodeClassifier
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.pipeline_steps import PipelineSteps
-from gnnsys.ranks import process_group, rank_of_process
+from gnnsys.ranks import on_first_rank, process_group, rank_of_process
 from gnnsys.run_log import RunLog
 from gnnsys.scores import check_metric, score
 from gnnsys.staleness import StalenessWatch
@@ -89,7 +89,7 @@ def _run_rank(
     features = FeatureOptions.of(config)
     if config.full_batch:  # reads them once
         features = dataclasses.replace(features, cache="none")
-    run = _open_run(config) if rank_of_process() == 0 else None
+    run = on_first_rank(lambda: _open_run(config))
     dataset = load_dataset(
         config.dataset,
         config.root,

@@ -44,6 +44,8 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
     }
     cores = len(os.sched_getaffinity(0))
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks)))
+    # Of connections that end with another rank, whose end is told of in better words.
+    environment["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     processes = []
     try:
         for rank in range(ranks):

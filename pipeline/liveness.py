@@ -56,8 +56,21 @@ class Liveness:
         self._stopped.set()
         try:
             self._store.set(f"beat/{self._rank}", f"left {because_of}")
+            if self._rank == 0:
+                self._stay_for_others(because_of)
         except Exception:  # the store may be what is gone
             return
+
+    def _stay_for_others(self, because_of: int) -> None:
+        """Rank 0 mostly holds the store: were it gone before the others have read why, they would
+        take it for the one that failed."""
+        until = time.monotonic() + 5 * self._interval
+        keys = [f"beat/{other}" for other in self._others if other != because_of]
+        while time.monotonic() < until:
+            known = [self._store.get(key) for key in keys if self._store.check([key])]
+            if all(beat.startswith((b"left", b"done")) for beat in known):
+                return
+            time.sleep(self._interval / 10)
 
     def stop(self) -> None:
         """To be called when this rank has done its part: its silence then means nothing."""

@@ -72,7 +72,7 @@ def _run(parts: int, starts: Ids, neighbors: Ids, weights: Ids, seed: int) -> Id
 
 def _read(stream: IO[bytes], count: int) -> Ids:
     array = np.empty(count, np.int64)
-    rest = memoryview(array).cast("B")
+    rest = array.data.cast("B")
     while rest:
         got = stream.readinto(rest)  # type: ignore[attr-defined]
         if not got:

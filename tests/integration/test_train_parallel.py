@@ -85,6 +85,10 @@ def test_a_resumed_run_repeats_the_bits(graph: str, tmp_path: Path, capsys) -> N
     ]
     train(capsys, "--resume", str(tmp_path / "parts"), "--epochs", "6", "--stages", "2")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert main(["report", str(tmp_path / "parts")]) == 0
+    page = (tmp_path / "parts" / "report.html").read_text()
+    assert "Staleness" in page
+    assert "the stalest layer" in page
     name = "model.safetensors"
     assert (tmp_path / "parts" / name).stat().st_size == (tmp_path / "whole" / name).stat().st_size
     whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))

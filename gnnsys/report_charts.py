@@ -34,6 +34,8 @@ def draw_charts(run: Run) -> list[Chart]:
         draw = [_loss, _scores, _throughput, _memory, _traffic, _traffic_so_far]
         if run.reads():
             draw += [_hit_ratios, _disk, _waiting]
+        if any(epoch.staleness for epoch in run.epochs):
+            draw.append(_staleness)
         return [chart(run) for chart in draw]
 
 
@@ -78,6 +80,21 @@ def _scores(run: Run) -> Chart:
         summary = f"best validation {text.score(value)} in epoch {best.epoch}"
         drawing.ring(best.seconds, value, f"best: epoch {best.epoch}")
     return drawing.finish("Scores", metric, summary)
+
+
+def _staleness(run: Run) -> Chart:
+    """How far the rows that chunks read were from their snapshot, of a pipeline's layers."""
+    drawing = _new(run, "staleness", from_zero=True)
+    last = [epoch for epoch in run.epochs if epoch.staleness][-1].staleness
+    kinds: tuple[tuple[str, Callable[[tuple[float, ...]], float]], ...] = (
+        ("the stalest layer", max),
+        ("mean of the layers", lambda staleness: sum(staleness) / len(staleness)),
+    )
+    for label, of in kinds:
+        points = [(e.seconds, of(e.staleness)) for e in run.epochs if e.staleness]
+        drawing.line(_finite(points), label)
+    summary = f"layer {last.index(max(last))} at {max(last):.3f} in the last epoch"
+    return drawing.finish("Staleness", "of the norm of a layer's rows", summary)
 
 
 def _throughput(run: Run) -> Chart:

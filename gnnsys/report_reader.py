@@ -199,7 +199,15 @@ def _epoch(record: _Record) -> Epoch:
         best_epoch=record.integer("best_epoch"),
         epoch_seconds=record.number("epoch_seconds"),
         eval_seconds=record.number("eval_seconds"),
+        staleness=_staleness(record),
     )
+
+
+def _staleness(record: _Record) -> tuple[float, ...]:
+    found = record.fields.get("staleness", [])
+    if not isinstance(found, list) or not all(isinstance(each, int | float) for each in found):
+        return ()
+    return tuple(float(each) for each in found)
 
 
 def _counts(record: _Record) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class Epoch(Sample):
     eval_seconds: float
     """Of evaluation after it."""
 
+    staleness: tuple[float, ...] = ()
+    """Of each graph layer of a pipeline; empty where there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resume:

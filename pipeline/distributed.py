@@ -49,6 +49,8 @@ class DistributedTransport:
             return
         self.ledger.count(tensor, kind)
         pending = _Pending(kind, tensor)
+        # What has left need not be kept; an error is told of by flush.
+        self._sent = [each for each in self._sent if each.error or not each.done()]
         self._sent.append(pending)
         self._start(dist.isend, tensor, to, pending)
 

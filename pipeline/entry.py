@@ -1,14 +1,15 @@
-"""Where a tensor enters a piece of autograd's graph."""
+"""Where tensors enter and leave a piece of autograd's graph, without being kept for it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Entry"]
+__all__ = ["Entry", "Exit", "run_backward"]
 
 
 class Entry:
@@ -38,6 +39,41 @@ class Entry:
     def gradient(self) -> Tensor:
         """The sum of all gradients, by all backward passes; of the tensor's shape."""
         return self._like.new_zeros(self._shape) if self._gradient is None else self._gradient
+
+
+class Exit:
+    """Stands for a tensor of the graph whose gradient will come from elsewhere.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> exit = Exit(2 * x)
+    >>> run_backward([(exit, torch.tensor([1.0, 3.0]))])
+    >>> x.grad
+    tensor([2., 6.])
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.gradient: Tensor | None = None
+        self.token: Tensor = _Leave.apply(x, self)
+
+
+def run_backward(gradients: Sequence[tuple[Exit, Tensor]]) -> None:
+    """Runs autograd from several exits at once; those are left out that depend on nothing."""
+    for leaving, gradient in gradients:
+        leaving.gradient = gradient
+    tokens = [leaving.token for leaving, _ in gradients if leaving.token.requires_grad]
+    if tokens:
+        torch.autograd.backward(tokens)
+
+
+class _Leave(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, leaving: Exit) -> Tensor:
+        ctx.leaving = leaving
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, one: Tensor) -> Any:
+        return ctx.leaving.gradient, None
 
 
 class _Enter(Function):

@@ -10,12 +10,12 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-import pymetis
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, RowIndexError
+from gnnsys.pipeline.metis import part_graph
 from gnnsys.rng import permutation
 
 __all__ = ["Partition", "check_edges", "check_partition", "partition_graph"]
@@ -138,13 +138,8 @@ def _metis(
     pairs = np.unique(np.concatenate([first * num_nodes + second, second * num_nodes + first]))
     degrees = np.bincount(pairs // num_nodes, minlength=num_nodes)
     starts = np.concatenate([[0], np.cumsum(degrees)])
-    _, found = pymetis.part_graph(
-        parts,
-        pymetis.CSRAdjacency(starts, pairs % num_nodes),
-        vweights=_SHUFFLED_BASE_WEIGHT + degrees if weighted else None,
-        options=pymetis.Options(seed=seed % 2**31),
-    )
-    return np.asarray(found, np.int64)
+    weights = _SHUFFLED_BASE_WEIGHT + degrees if weighted else np.ones_like(degrees)
+    return part_graph(parts, starts, pairs % num_nodes, weights, seed)
 
 
 def _fill_empty(found: NDArray[np.int64], chunks: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnsys.pipeline.dropout import DropoutContext
-from gnnsys.pipeline.entry import Entry
+from gnnsys.pipeline.entry import Entry, Exit, run_backward
 from gnnsys.pipeline.history import Reads, RowHistory, reads_in_order
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
 from gnnsys.pipeline.transport import Transport, Work
@@ -32,10 +32,10 @@ class _Segment:
     written: Tensor | None = None
     """Stands for the rows that neighbours read. None before the first graph layer."""
 
-    made: dict[str, tuple[Tensor, Entry]] = field(default_factory=dict)
+    made: dict[str, tuple[Exit, Entry]] = field(default_factory=dict)
     """Shared tensors that were made, and where later layers take them."""
 
-    output: Tensor = field(default_factory=lambda: torch.empty(0))
+    output: Exit | None = None
 
 
 @dataclass(slots=True)
@@ -123,9 +123,10 @@ class Stage:
             if isinstance(layers[0], GraphLayer):
                 history, number = self.histories[number], number + 1
             segment = _Segment(Entry() if run.segments or inputs.requires_grad else None)
-            yield from self._forward_segment(segment, chunk, layers, history, inputs, shared)
+            inputs = yield from self._forward_segment(
+                segment, chunk, layers, history, inputs, shared
+            )
             run.segments.append(segment)
-            inputs = segment.output.detach()
         return inputs, {name: tensor.detach() for name, tensor in shared.items()}
 
     def _forward_segment(
@@ -136,7 +137,7 @@ class Stage:
         history: RowHistory | None,
         x: Tensor,
         shared: Shared,
-    ) -> Work[None]:
+    ) -> Work[Tensor]:
         if segment.entry is not None:
             x = segment.entry.take(x.detach())
         first, rest = layers[0], layers[1:]
@@ -155,9 +156,10 @@ class Stage:
             x = layer(x)
             if isinstance(layer, Share):
                 entry = Entry()
-                segment.made[layer.name] = x, entry
+                segment.made[layer.name] = Exit(x), entry
                 shared[layer.name] = entry.take(x.detach())
-        segment.output = x
+        segment.output = Exit(x)
+        return x.detach()
 
     def end_forward(self, refresh: bool) -> None:
         """To be called between the last forward and the first backward of an epoch."""
@@ -181,8 +183,9 @@ class Stage:
         number = len(self.histories)
         while run.segments:
             segment = run.segments.pop()
-            roots = [(x, entry.gradient) for x, entry in segment.made.values()]
-            _backward([(segment.output, gradient), *roots])
+            assert segment.output is not None
+            made_here = [(leaving, entry.gradient) for leaving, entry in segment.made.values()]
+            run_backward([(segment.output, gradient), *made_here])
             if segment.written is not None:
                 number -= 1
                 if segment.written.requires_grad:
@@ -279,10 +282,3 @@ def _runs(layers: list[nn.Module]) -> list[list[nn.Module]]:
             runs.append([])
         runs[-1].append(layer)
     return runs
-
-
-def _backward(roots: list[tuple[Tensor, Tensor]]) -> None:
-    """Autograd from several tensors at once, those left out that depend on nothing."""
-    known = [(root, gradient) for root, gradient in roots if root.requires_grad]
-    if known:
-        torch.autograd.backward([root for root, _ in known], [gradient for _, gradient in known])

@@ -107,6 +107,8 @@ def test_dead_peer_is_reported_and_the_others_go_on(tmp_path, run_entry, check_r
         ("loading", ["--windows", "0"], "'0' is not a whole number of at least 1"),
         ("training", ["--fanouts", "5", "--fanouts", "-2"], "--fanouts [-2]"),
         ("accuracy", ["--seeds", "1"], "--seeds 1 < 2"),
+        ("communication", ["--root", "no", "--layers", "4"], "--layers 4 < --ranks 8"),
+        ("pipeline_accuracy", ["--out", "runs.jsonl"], "--root: name the folder of the datasets"),
         ("accuracy", ["--json", "no/such/folder/x.json"], "its folder does not exist"),
         ("rmat", [str(BENCH)], "exists; remove it"),
         ("rmat", ["no/such/folder/graph"], "its parent folder does not exist"),

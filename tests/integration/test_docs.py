@@ -47,3 +47,15 @@ def test_every_command_about_planning_runs_in_an_empty_folder(tmp_path: Path) ->
     assert run_blocks("planning.md", tmp_path).count("bash") >= 3
     assert (tmp_path / "plan.html").read_text().count("<svg") == 2
     assert (tmp_path / "demo-graph" / "static_score.npy").is_file()
+
+
+@pytest.mark.slow
+def test_every_command_about_pipelines_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    assert run_blocks("pipeline.md", tmp_path).count("bash") >= 4
+    alike = [
+        [json.loads(line)["loss"] for line in lines if '"kind": "epoch"' in line][:5]
+        for run in ("run", "run2")
+        if (lines := (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+    ]
+    assert alike[0] == pytest.approx(alike[1], rel=1e-4)  # torch's threads change rounding
+    assert (tmp_path / "schedule.png").stat().st_size > 10_000

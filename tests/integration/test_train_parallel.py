@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -44,16 +45,18 @@ def run_ranks(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [sys.executable, "-m", "gnnsys", "train", *arguments],
         cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
 
 
-def test_processes_train_as_one_process_does(graph: str, tmp_path: Path, capsys) -> None:
+def test_processes_train_as_one_process_does(graph: str, tmp_path: Path) -> None:
     split = ["--parallel", "hybrid", "--stages", "2", "--ways", "2", "--chunks", "8"]
     options = [graph, "--model", "gcnii", "--snapshot-period", "2", *TRAINING, *split]
-    one = train(capsys, *options, "--out", str(tmp_path / "one"))
+    told = run_ranks(tmp_path, *options, "--out", "one", "--json")
+    one = json.loads(told.stdout.splitlines()[-1])
     picture = tmp_path / "timeline.png"
     told = run_ranks(
         tmp_path, *options, "--ranks", "4", "--out", "four", "--json", "--timeline", str(picture)
@@ -82,6 +85,10 @@ def test_a_resumed_run_repeats_the_bits(graph: str, tmp_path: Path, capsys) -> N
     ]
     train(capsys, "--resume", str(tmp_path / "parts"), "--epochs", "6", "--stages", "2")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert main(["report", str(tmp_path / "parts")]) == 0
+    page = (tmp_path / "parts" / "report.html").read_text()
+    assert "Staleness" in page
+    assert "the stalest layer" in page
     name = "model.safetensors"
     assert (tmp_path / "parts" / name).stat().st_size == (tmp_path / "whole" / name).stat().st_size
     whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))

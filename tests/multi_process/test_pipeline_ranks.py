@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -189,7 +190,6 @@ def test_ranks_are_started_and_their_failure_is_told(tmp_path: Path) -> None:
 
 
 def _gnnsys() -> list[str]:
-    import sys
 
     return [sys.executable, "-m", "gnnsys"]
 
@@ -213,3 +213,22 @@ def _fill(script: str, values: dict[str, int]) -> str:
     for name, value in values.items():
         script = script.replace("{" + name + "}", str(value))
     return script
+
+
+def test_the_example_script_gives_the_same_under_torchrun_and_without(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "gnnpipe_example.py"
+    options = [str(script), "--stages", "2", "--epochs", "10"]
+    told = [
+        subprocess.run(
+            [sys.executable, *launcher, *options],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=True,
+        ).stdout.splitlines()[0]
+        for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"])
+    ]
+    assert told[0] == told[1]
+    assert float(told[0].split()[-1]) > 0.25  # of five classes

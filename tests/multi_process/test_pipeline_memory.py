@@ -1,0 +1,80 @@
+"""A rank needs its share of the full graph's activations, its histories, and little else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SCRIPT = """
+    import json, os, tempfile
+    import torch
+    import torch.distributed as dist
+    from torch_geometric.data import Data
+    from gnnsys.pipeline import DeepModel, GNNPipe, deep_layers
+
+    STAGES, WAYS, NODES, EDGES, HIDDEN, LAYERS = {stages}, {ways}, 4000, 20000, 64, 8
+
+    def traced(work):
+        '''Bytes that torch allocates at most, and at the end, beyond what was there before.'''
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            kept = work()
+        path = tempfile.mktemp(dir=".")
+        profile.export_chrome_trace(path)
+        with open(path) as file:
+            events = [e for e in json.load(file)["traceEvents"] if e.get("name") == "[memory]"]
+        total = peak = 0
+        for event in sorted(events, key=lambda event: event["ts"]):
+            total += event["args"]["Bytes"]
+            peak = max(peak, total)
+        return peak, total, kept
+
+    draw = torch.Generator().manual_seed(0)
+    source = torch.randint(0, NODES, (EDGES,), generator=draw)
+    target = (source + torch.randint(-80, 81, (EDGES,), generator=draw)).clamp(0, NODES - 1)
+    data = Data(x=torch.randn(NODES, 16), edge_index=torch.stack([source, target]))
+    data.y = torch.zeros(NODES, dtype=torch.int64)
+    data.train_mask = torch.ones(NODES, dtype=torch.bool)
+    dist.init_process_group("gloo")
+    found = []
+    for model in ("gcn", "sage", "gcnii", "resgcn"):
+        layers = deep_layers(model, in_channels=16, hidden=HIDDEN, out_channels=3, layers=LAYERS)
+        full = DeepModel(layers)
+        edges = full.make_edges(data.edge_index, NODES)
+        full(data.x, edges)  # makes the matrices
+        _, activations, _ = traced(lambda: full(data.x, edges))
+        pipe = GNNPipe(layers, data, stages=STAGES, ways=WAYS, chunks=8 * WAYS)
+        optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
+        pipe.train_epoch(optimizer)
+        optimizer.zero_grad()
+        peak, _, _ = traced(lambda: pipe.train_epoch(optimizer))
+        held = pipe.stage_layers[pipe.rank // WAYS]
+        columns = HIDDEN * (2 if model == "gcnii" else 1)
+        found.append({
+            "model": model,
+            "activations": activations,
+            "peak": peak,
+            "aggregations": sum(pipe.infos[i].is_graph for i in held),
+            "history": sum(2 * h.snapshot.nbytes for h in pipe._group.ranks[0].stage.histories),
+            "boundary": NODES * columns * 4 // WAYS,
+            "halo": pipe._group.ranks[0].stage.graph.num_halo,
+        })
+    print(json.dumps(found))
+"""
+NODES, HIDDEN, LAYERS = 4000, 64, 8
+
+
+@pytest.mark.parametrize(("stages", "ways"), [(4, 1), (2, 2)])
+def test_a_rank_stays_within_the_bound(start_ranks, stages: int, ways: int) -> None:
+    script = SCRIPT.replace("{stages}", str(stages)).replace("{ways}", str(ways))
+    for status, out, errors in start_ranks(script, stages * ways).outputs():
+        assert status == 0, errors
+        for case in json.loads(out.splitlines()[-1]):
+            share = case["aggregations"] / LAYERS / ways
+            rows = NODES / ways + case["halo"]
+            history = 2 * case["aggregations"] * rows * HIDDEN * 4
+            assert case["history"] <= history * 1.05, case  # ways are of about the same size
+            bound = share * case["activations"] + 3 * case["boundary"]
+            assert case["peak"] <= bound, (case, bound)
+            assert case["peak"] >= 0.5 * share * case["activations"], case  # it was measured

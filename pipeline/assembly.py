@@ -14,12 +14,11 @@ from torch_geometric.data import Data
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline.dropout import DropoutContext, set_dropout_context
 from gnnsys.pipeline.layer_info import LayerInfo
-from gnnsys.pipeline.partition import Partition
 from gnnsys.pipeline.rank import PipelineRank
 from gnnsys.pipeline.stage import Stage
 from gnnsys.pipeline.stages import boundary_before
 from gnnsys.pipeline.transport import Transport
-from gnnsys.pipeline.way_graph import WayGraph, make_way_graph
+from gnnsys.pipeline.way_graph import WayGraph
 
 __all__ = ["build_rank", "check_data", "check_options"]
 
@@ -66,7 +65,7 @@ def build_rank(
     modules: nn.ModuleList,
     infos: Sequence[LayerInfo],
     data: Data,
-    partition: Partition,
+    graph: WayGraph,
     stage_layers: Sequence[range],
     transport: Transport,
     *,
@@ -78,24 +77,15 @@ def build_rank(
 
     Args:
         modules: all layers, and ``infos`` of them.
+        graph: of the rank's way, on the CPU, with the edges that its layers read.
         stage_layers: of each stage.
         seed: of dropout.
         gamma: factor of gradients to rows of earlier slots.
     """
     stages = len(stage_layers)
     ways = transport.world // stages
-    number, way = divmod(transport.rank, ways)
+    number = transport.rank // ways
     held, last = stage_layers[number], number == stages - 1
-    graph = make_way_graph(
-        data.edge_index.cpu(),
-        len(data.x),
-        partition,
-        ways=ways,
-        way=way,
-        kinds=tuple(sorted({kind for i in held if (kind := infos[i].kind)})),
-        edge_weight=data.get("edge_weight"),
-        dtype=data.x.dtype,
-    )
     like = data.x.new_empty(0, device=device)
     layers = [copy.deepcopy(modules[i]).to(device) for i in held]
     context = DropoutContext(seed=seed)
@@ -104,7 +94,7 @@ def build_rank(
     stage = Stage(
         layers,
         [infos[i].aggregated for i in held if infos[i].is_graph],
-        graph,
+        graph.to(device),
         context,
         transport,
         peers=[ways * number + each for each in range(ways)],

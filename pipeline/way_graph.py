@@ -67,6 +67,24 @@ class WayGraph:
         """Vertices of other ways that it reads."""
         return len(self.halo)
 
+    def to(self, device: torch.device) -> WayGraph:
+        """The same part on a device; itself where it is there."""
+        if self.vertices.device == device:
+            return self
+        blocks = [
+            Block(
+                block.rows,
+                block.sources.to(device),
+                block.source_chunk.to(device),
+                {kind: edges.to(device) for kind, edges in block.edges.items()},
+            )
+            for block in self.blocks
+        ]
+        outgoing = [{way: own.to(device) for way, own in slot.items()} for slot in self.outgoing]
+        return WayGraph(
+            self.vertices.to(device), self.halo.to(device), blocks, outgoing, self.incoming
+        )
+
 
 def halo_sizes(edge_index: Tensor, num_nodes: int, partition: Partition, ways: int) -> list[int]:
     """Vertices of other ways that each way reads; their sum is M_W of the byte formulas.

@@ -1,0 +1,115 @@
+"""What the ranks of a pipeline hold, put together and handed out again, by names that do not depend
+on stages and ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnsys.errors import ArgumentError
+from gnnsys.pipeline.group import RankGroup
+from gnnsys.pipeline.layer_info import LayerInfo
+from gnnsys.pipeline.partition import Partition
+from gnnsys.pipeline.rank import PipelineRank
+
+__all__ = ["HeldState"]
+
+
+class HeldState:
+    """The part of ``GNNPipe`` that gathers and loads weights, moments and snapshots. All of it is
+    done by all ranks together."""
+
+    stages: int
+    ways: int
+    infos: list[LayerInfo]
+    stage_layers: list[range]
+    partition: Partition
+    _group: RankGroup
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those that this process trains."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """With the names that ``DeepModel`` gives them; ways in one process have the same ones."""
+        for rank in self._group.ranks:
+            for number, layer in self._numbered(rank):
+                yield from ((f"layers.{number}.{n}", p) for n, p in layer.named_parameters())
+
+    def _numbered(self, rank: PipelineRank) -> Iterator[tuple[int, nn.Module]]:
+        return zip(self.stage_layers[rank.number], rank.stage.layers, strict=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All weights, on the CPU, on every rank, as ``DeepModel.state_dict`` names them."""
+        return self._group.merge(
+            {
+                f"layers.{number}.{name}": value.cpu()
+                for number, layer in self._numbered(rank)
+                for name, value in layer.state_dict().items()
+            }
+            for rank in self._group.ranks
+        )
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes weights of a ``DeepModel`` or of another pipeline.
+
+        Raises:
+            ArgumentError: weights that are missing.
+        """
+        for rank in self._group.ranks:
+            for number, layer in self._numbered(rank):
+                own = {name: f"layers.{number}.{name}" for name in layer.state_dict()}
+                missing = [name for name in own.values() if name not in state]
+                if missing:
+                    raise ArgumentError(f"state: has no {missing[0]}; is it of another model?")
+                layer.load_state_dict({name: state[full] for name, full in own.items()})
+
+    def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """An optimizer's state by the names of the parameters, on the CPU, on every rank."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        held = {
+            name: _to_cpu(optimizer.state[parameter])
+            for parameter, name in names.items()
+            if parameter in optimizer.state
+        }
+        return self._group.merge([held] * len(self._group.ranks))
+
+    def load_optimizer_state_dict(
+        self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Takes what ``optimizer_state_dict`` gave, of any number of stages and ways."""
+        for name, parameter in self.named_parameters():
+            if name in state:
+                optimizer.state[parameter] = {
+                    key: value.clone().to(parameter.device if value.dim() else "cpu")
+                    if isinstance(value, Tensor)
+                    else value
+                    for key, value in state[name].items()
+                }
+
+    def history_state_dict(self) -> dict[str, Tensor]:
+        """The snapshots, (V, width) of each graph layer in the order of ``data``, on every rank."""
+        rows = {}
+        graph_layers = [i for i, info in enumerate(self.infos) if info.is_graph]
+        told = self._group.gather([rank.stage.snapshots() for rank in self._group.ranks])
+        for stage in range(self.stages):
+            held = [i for i in graph_layers if i in self.stage_layers[stage]]
+            ways = told[stage * self.ways : (stage + 1) * self.ways]
+            for layer, parts in zip(held, zip(*ways, strict=True), strict=True):
+                whole = torch.cat(parts)
+                rows[f"layers.{layer}"] = torch.empty_like(whole)
+                rows[f"layers.{layer}"][self.partition.order] = whole
+        return rows
+
+    def load_history_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes the snapshots of a pipeline with any stages, ways and chunks."""
+        for rank in self._group.ranks:
+            held = [i for i in self.stage_layers[rank.number] if self.infos[i].is_graph]
+            rank.stage.load_snapshots([state[f"layers.{i}"] for i in held])
+
+
+def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: v.detach().cpu() if isinstance(v, Tensor) else v for key, v in state.items()}

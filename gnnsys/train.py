@@ -50,6 +50,10 @@ from gnnsys.train_result import EpochRecord, TrainResult, machine, versions
 __all__ = ["EpochRecord", "TrainResult", "make_model", "run_training"]
 
 _log = logging.getLogger(__name__)
+# Options that a resumed run may change, but not without changing what comes.
+_CHANGES_LOSSES = (
+    "ways", "chunks", "snapshot_period", "boundary_gradient_scale", "order", "shuffle_factor",
+)  # fmt: skip
 _STEP_SECONDS = 0.25
 """Least time between two records of steps."""
 
@@ -372,6 +376,16 @@ class _Trainer:
                     f"{path}: of another model: {name} is {had[name]}, config.toml says "
                     f"{asked[name]}; mend config.toml, or start another run with --out"
                 )
+        changed = [
+            f"{name} {had[name]} -> {asked[name]}"
+            for name in _CHANGES_LOSSES
+            if name in had and had[name] != asked[name]
+        ]
+        if changed and self._is_first:
+            _log.warning(
+                "%s: goes on with %s: its losses are then not those of an unchanged run",
+                folder, ", ".join(changed),
+            )  # fmt: skip
         fit_weights(self._model, checkpoint.model, path)
         self._best_model = checkpoint.best_model
         self._state = checkpoint.state

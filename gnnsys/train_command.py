@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gnnsys import report_text as text
 from gnnsys.config import TrainConfig
 from gnnsys.feature_stats import FeatureStats, live_line, stats_rows
 from gnnsys.progress import bar_on_demand
@@ -126,9 +127,9 @@ def _parallel_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
         yield f"sent: {kind}", f"{nbytes:,} bytes"
     if result.config.stats:
         for rank, ledger in enumerate(told["ranks"]):
-            sent = sum(ledger["bytes"].values())
+            sent = [f"{kind} {text.traffic(n)}" for kind, n in sorted(ledger["bytes"].items())]
             waited = sum(ledger["seconds_waited"].values())
-            yield f"rank {rank}", f"{sent:,.0f} bytes sent, {waited:.1f} s waited"
+            yield f"rank {rank}", f"sent {', '.join(sent) or 'nothing'}; waited {waited:.1f} s"
     if told["staleness"]:
         yield "staleness", f"at most {max(told['staleness']):.3f} of a layer's rows"
 

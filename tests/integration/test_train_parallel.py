@@ -95,13 +95,14 @@ def test_a_resumed_run_repeats_the_bits(graph: str, tmp_path: Path, capsys) -> N
     assert all(torch.equal(value, parts[key]) for key, value in whole.items())
 
 
-def test_a_run_goes_on_under_another_split(graph: str, tmp_path: Path, capsys) -> None:
+def test_a_run_goes_on_under_another_split(graph: str, tmp_path: Path, capsys, caplog) -> None:
     run = str(tmp_path / "run")
     options = [graph, "--model", "gcn", "--lr", "0.005", *TRAINING]
     train(capsys, *options, "--parallel", "hybrid", "--stages", "2", "--ways", "2", "--out", run)
     again = ["--resume", run, "--epochs", "8", "--parallel", "graph", "--stages", "1"]
     result = train(capsys, *again, "--ways", "3", "--chunks", "3")
     assert result["epochs"] == 8
+    assert "goes on with ways 2 -> 3, chunks 16 -> 3: its losses" in caplog.text
     assert result["parallel"]["chunks"] == 3
     result = train(capsys, "--resume", run, "--epochs", "9", "--ways", "1", "--chunks", "1")
     assert result["epochs"] == 9

@@ -6,6 +6,7 @@ namespace gnnsys::test {
 void test_cache_planner();
 void test_file_reader();
 void test_graph_sampler();
+void test_keyed_dropout();
 void test_steps();
 
 }  // namespace gnnsys::test

@@ -18,6 +18,8 @@ __all__ = ["run_ranks"]
 _GRACE = 60.0
 _TOLD = (2, 130)  # bad input and an interrupt, of which the first rank tells in its own words
 _LOOK = 0.1
+# The package is the installed one, whatever lies in the folder that the command works in.
+_COMMAND = "import sys; sys.path.remove(''); from gnnsys.cli import main; sys.exit(main())"
 
 
 def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> int:
@@ -52,7 +54,7 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "gnnsys", *arguments],
+                    [sys.executable, "-c", _COMMAND, *arguments],
                     env={**os.environ, **environment, **own},
                     stdout=None if rank == 0 else subprocess.DEVNULL,
                     stderr=None if rank == 0 else subprocess.PIPE,

@@ -53,33 +53,32 @@ class Liveness:
 
     def leave(self, because_of: int) -> None:
         """Tells the others that this rank gives up, and because of whom."""
-        self._stopped.set()
-        try:
-            self._store.set(f"beat/{self._rank}", f"left {because_of}")
-            if self._rank == 0:
-                self._stay_for_others(because_of)
-        except Exception:  # the store may be what is gone
-            return
-
-    def _stay_for_others(self, because_of: int) -> None:
-        """Rank 0 mostly holds the store: were it gone before the others have read why, they would
-        take it for the one that failed."""
-        until = time.monotonic() + 5 * self._interval
-        keys = [f"beat/{other}" for other in self._others if other != because_of]
-        while time.monotonic() < until:
-            known = [self._store.get(key) for key in keys if self._store.check([key])]
-            if all(beat.startswith((b"left", b"done")) for beat in known):
-                return
-            time.sleep(self._interval / 10)
+        self._end(f"left {because_of}", [other for other in self._others if other != because_of])
 
     def stop(self) -> None:
         """To be called when this rank has done its part: its silence then means nothing."""
         if not self._stopped.is_set():
-            self._stopped.set()
-            try:
-                self._store.set(f"beat/{self._rank}", "done")
-            except Exception:  # others have ended before
-                return
+            self._end("done", self._others)
+
+    def _end(self, word: str, others: list[int]) -> None:
+        """Says a last word.
+
+        Rank 0 mostly holds the store: were it gone before the others have read why, they would take
+        it for the one that failed. So it stays until they have ended, too, for a few beats at most.
+        """
+        self._stopped.set()
+        self._thread.join()  # it must neither write after this nor be in the store at exit
+        keys = [f"beat/{other}" for other in others]
+        until = time.monotonic() + 5 * self._interval
+        try:
+            self._store.set(f"beat/{self._rank}", word)
+            while self._rank == 0 and time.monotonic() < until:
+                known = [self._store.get(key) for key in keys if self._store.check([key])]
+                if all(beat.startswith((b"left", b"done")) for beat in known):
+                    return
+                time.sleep(self._interval / 10)
+        except Exception:  # the store may be what is gone
+            return
 
     def _write(self, number: int) -> None:
         self._store.set(f"beat/{self._rank}", f"beat {number}")
@@ -98,7 +97,9 @@ class Liveness:
                     else:
                         self._judge(other, b"", seen)
             except Exception:  # whatever it is: the store does not answer
-                self._fail(0)
+                # A rank 0 that is done closes it while others still have something to receive.
+                if not self._stopped.wait(2 * self._interval):
+                    self._fail(0)
             if self._failed is not None:
                 return
 

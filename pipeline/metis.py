@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from gnnsys.errors import GnnsysError
 
-__all__ = ["part_graph"]
+__all__ = ["part_graph", "serve"]
 
 _HERE = 1 << 18  # entries that take less than a second
+# The package is the installed one, whatever lies in the folder that this process works in.
+_CHILD = "import sys; sys.path.remove(''); from gnnsys.pipeline.metis import serve; serve()"
 
 Ids = NDArray[np.int64]
 
@@ -39,7 +41,7 @@ def part_graph(parts: int, starts: Ids, neighbors: Ids, weights: Ids, seed: int)
     if len(neighbors) <= _HERE:
         return _run(parts, starts, neighbors, weights, seed)
     child = subprocess.Popen(
-        [sys.executable, "-m", "gnnsys.pipeline.metis"],
+        [sys.executable, "-c", _CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -81,13 +83,9 @@ def _read(stream: IO[bytes], count: int) -> Ids:
     return array
 
 
-def _serve() -> None:
+def serve() -> None:
     """Reads the arguments from standard input and writes the parts to standard output."""
     source = sys.stdin.buffer
     parts, seed, vertices, entries = _read(source, 4).tolist()
     starts, neighbors, weights = (_read(source, n) for n in (vertices + 1, entries, vertices))
     sys.stdout.buffer.write(_run(parts, starts, neighbors, weights, seed).data)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -232,3 +232,11 @@ def test_the_example_script_gives_the_same_under_torchrun_and_without(tmp_path: 
     ]
     assert told[0] == told[1]
     assert float(told[0].split()[-1]) > 0.25  # of five classes
+
+
+def test_a_world_of_another_size_is_refused_with_the_equation(start_ranks) -> None:
+    script = IN_MANY.replace("told = run({stages}, {ways})\n    print(told)", "run(3, 2)")
+    for status, _, errors in start_ranks(script, 2).outputs():
+        assert status == 1
+        wanted = "stages(3) * ways(2) != world size(2): start 6 ranks or change stages and ways"
+        assert f"ArgumentError: {wanted}" in errors

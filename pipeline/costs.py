@@ -59,7 +59,8 @@ class Memory:
     """Of all kinds, with the transposed ones."""
 
     buffers: int
-    """A chunk of what comes in, of what goes out, and of what is aggregated."""
+    """What is on its way to the next stage, which may be slower; a chunk of what comes in, and of
+    what is aggregated."""
 
     @property
     def total(self) -> int:
@@ -192,7 +193,7 @@ def _memory(
     here = [infos[i] for i in held[stage]]
     before = boundary_before(infos, held[stage].start).columns if stage else 0
     last = stage == split.stages - 1
-    after = here[-1].out_width if last else boundary_before(infos, held[stage].stop).columns
+    after = 0 if last else boundary_before(infos, held[stage].stop).columns
     kinds = {info.kind for info in here if info.kind}
     edges = num_edges // split.ways
     entry = _INDEX_BYTES * 2 + _EDGE_COPIES * (_INDEX_BYTES + size)
@@ -203,7 +204,7 @@ def _memory(
         features=0 if stage else rows * infos[0].in_width * size,
         parameters=4 * sum(info.parameters for info in here) * size,
         edges=len(kinds) * edges * entry,
-        buffers=largest * (before + after) * size + (largest + halo) * widest * size,
+        buffers=(rows * after + largest * before + (largest + halo) * widest) * size,
     )
 
 

@@ -287,7 +287,7 @@ def keeps(key: int, vertices: NDArray[np.integer], width: int, p: float) -> NDAr
         width: columns.
 
     Returns:
-        (n, width): whether the value's random word is at least ``p * 2**32``.
+        (n, width): whether the value's random word is at least ``p * 2**32``, rounded.
 
     >>> keeps(dropout_key(seed=0, epoch=0, layer=0), np.array([8, 8]), 3, p=0.5).tolist()
     [[False, True, False], [False, True, False]]
@@ -299,7 +299,7 @@ def keeps(key: int, vertices: NDArray[np.integer], width: int, p: float) -> NDAr
     counter[:, :, 1] = node >> np.uint64(32)
     counter[:, :, 3] = np.arange(blocks)
     words = philox4x32(counter.reshape(-1, 4), key).reshape(len(vertices), blocks * 4)
-    return words[:, :width] >= np.uint64(round(p * 2**32))
+    return words[:, :width] >= min(round(p * 2**32), _MASK32)
 
 
 def integers(key: int, count: int, bound: int) -> NDArray[np.int64]:

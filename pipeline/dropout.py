@@ -92,7 +92,7 @@ class _Drop(Function):
 
 
 def _drop(x: Tensor, key: int, p: float, vertices: Tensor) -> Tensor:
-    least, scale = round(p * _WORD), 1 / (1 - p)
+    least, scale = min(round(p * _WORD), _WORD - 1), 1 / (1 - p)
     if x.device.type != "cpu":
         return torch.where(_keeps(key, vertices, x.shape[1], least), x * scale, 0)
     wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()

@@ -49,7 +49,6 @@ class PipelineRank:
         self._features, self._loss, self._like = features, loss, like
         ways = len(stage.peers)
         self._previous, self._next = transport.rank - ways, transport.rank + ways
-        self._scores: dict[int, Tensor] = {}
         self.events: list[Event] = []
 
     @property
@@ -67,7 +66,6 @@ class PipelineRank:
             refresh: whether the rows of this epoch become the snapshot.
         """
         self.stage.begin_epoch(order)
-        self._scores.clear()
         self.events = []
         incoming = _Ahead(self._post_forward, order if self._before else [])
         returning = _Ahead(self._post_backward, order[::-1] if self._after else [])

@@ -22,7 +22,7 @@ template <class Value>
 void bind_for(nb::module_& m) {
   m.def(
       "keyed_dropout",
-      [](uint64_t key, uint64_t least, Value scale, Vector<const int64_t> vertices,
+      [](uint64_t key, uint32_t least, Value scale, Vector<const int64_t> vertices,
          Matrix<const Value> x, Matrix<Value> out, const std::string& isa) {
         if (x.shape(0) != vertices.size() || x.shape(0) != out.shape(0) ||
             x.shape(1) != out.shape(1)) {

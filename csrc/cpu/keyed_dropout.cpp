@@ -1,6 +1,8 @@
 #include "gnnsys/keyed_dropout.hpp"
 
 #include <algorithm>
+#include <bit>
+#include <type_traits>
 #include <vector>
 
 #include "draws.hpp"
@@ -10,10 +12,15 @@ namespace {
 
 constexpr int64_t kWords = int64_t{1} << 13;  // drawn at a time: they stay in the nearest cache
 
+// Values are cleared as bits: a branch would be mispredicted about half of the time.
 template <class Value>
-void apply(const uint32_t* words, uint64_t least, int64_t width, Value scale, const Value* x,
-           Value* out) {
-  for (int64_t c = 0; c < width; ++c) out[c] = words[c] >= least ? x[c] * scale : Value{0};
+void apply(const uint32_t* __restrict words, uint32_t least, int64_t width, Value scale,
+           const Value* x, Value* out) {
+  using Bits = std::conditional_t<sizeof(Value) == 4, uint32_t, uint64_t>;
+  for (int64_t c = 0; c < width; ++c) {
+    const Bits kept = Bits{0} - static_cast<Bits>(words[c] >= least);
+    out[c] = std::bit_cast<Value>(std::bit_cast<Bits>(x[c] * scale) & kept);
+  }
 }
 
 }  // namespace

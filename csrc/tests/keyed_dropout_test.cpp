@@ -17,7 +17,8 @@ void values_are_kept_by_their_words(std::mt19937_64& random) {
   for (const int64_t width : {0, 1, 4, 7, 64, 8200}) {
     for (const int64_t rows : {0, 1, 9, 300}) {
       if (rows * width > 100'000) continue;
-      const uint64_t key = random(), least = random() >> 32;
+      const uint64_t key = random();
+      const auto least = static_cast<uint32_t>(random());
       std::vector<int64_t> vertices(rows);
       for (int64_t& vertex : vertices) vertex = static_cast<int64_t>(random() >> 1);
       std::vector<Value> x(rows * width), expected(rows * width);

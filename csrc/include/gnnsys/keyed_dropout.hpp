@@ -10,7 +10,7 @@ namespace gnnsys {
 // or in what company a row is computed. gnnsys/rng.py's keeps is the reference.
 struct KeyedDropout {
   uint64_t key;
-  uint64_t least;  // a value is kept where its random word is not below
+  uint32_t least;  // a value is kept where its random word is not below
 };
 
 // out (rows, width) = scale * x where kept, else 0; vertices (rows). out may be x.

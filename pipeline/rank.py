@@ -166,6 +166,7 @@ class PipelineRank:
         assert boundary is not None
         for part in (x, *(named[name] for name in boundary.shared)):
             self.transport.send(part.detach().contiguous(), to, kind)
+        self.transport.launch()  # the other stage may be waiting, and this one computes next
 
     @staticmethod
     def _named(boundary: Boundary | None, parts: list[Tensor]) -> Shared:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gnnsys.config_checks import check_least
 from gnnsys.config_parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
 from gnnsys.feature_options import FeatureOptions, Policy, Score, Storage, Window
@@ -212,20 +213,18 @@ class TrainConfig:
     """Print one JSON object as the last line of standard output."""
 
     def __post_init__(self) -> None:
-        _check_least("layers", self.layers, 1)
-        _check_least("batch-size", self.batch_size, 1)
-        _check_least("threads", self.threads, 0)
-        _check_least("split", self.split, 0)
-        _check_least("eval-every", self.eval_every, 1)
-        _check_least("patience", self.patience, 0)
-        _check_least("dependent-batches", self.dependent_batches, 1)
-        _check_least("checkpoint-epochs", self.checkpoint_epochs, 1)
+        check_least("layers", self.layers, 1)
+        check_least("batch-size", self.batch_size, 1)
+        check_least("threads", self.threads, 0)
+        check_least("split", self.split, 0)
+        check_least("eval-every", self.eval_every, 1)
+        check_least("patience", self.patience, 0)
+        check_least("dependent-batches", self.dependent_batches, 1)
+        check_least("checkpoint-epochs", self.checkpoint_epochs, 1)
         if self.checkpoint_minutes <= 0:
             raise ArgumentError(f"--checkpoint-minutes {self.checkpoint_minutes}: expected above 0")
-        if self.hidden is not None:
-            _check_least("hidden", self.hidden, 1)
-        if self.epochs is not None:
-            _check_least("epochs", self.epochs, 1)
+        check_least("hidden", self.hidden, 1)
+        check_least("epochs", self.epochs, 1)
         if not 0 <= self.dropout < 1:
             raise ArgumentError(f"--dropout {self.dropout}: expected a probability in [0, 1)")
         if self.lr <= 0 or self.weight_decay < 0:
@@ -279,8 +278,3 @@ class TrainConfig:
             epochs=self.epochs or (5 if self.dataset == "demo" else 200),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
         )
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ArgumentError(f"--{name} {value}: expected at least {least}")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gnnsys.config import FIRST_FANOUTS
+from gnnsys.config_checks import check_least
 from gnnsys.errors import ArgumentError
 
 __all__ = ["PlanConfig", "ScoreConfig", "parse_fanouts"]
@@ -37,14 +38,10 @@ def parse_fanouts(words: tuple[str, ...]) -> list[int]:
     return fanouts
 
 
-def _check_sampling(batch_size: int, batches: int, threads: int) -> None:
-    for name, value, least in (
-        ("batch-size", batch_size, 1),
-        ("batches", batches, 1),
-        ("threads", threads, 0),
-    ):
-        if value < least:
-            raise ArgumentError(f"--{name} {value}: expected at least {least}")
+def _check_sampling(batch_size: int, batches: int | None, threads: int) -> None:
+    check_least("batch-size", batch_size, 1)
+    check_least("batches", batches, 1)
+    check_least("threads", threads, 0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -195,7 +192,7 @@ class PlanConfig:
     """Print one JSON object instead of tables."""
 
     def __post_init__(self) -> None:
-        _check_sampling(self.batch_size, 1 if self.batches is None else self.batches, self.threads)
+        _check_sampling(self.batch_size, self.batches, self.threads)
         parse_fanouts(self.fanouts)
         if self.window < 0:
             raise ArgumentError(f"--window {self.window}: expected at least 0")
@@ -203,8 +200,7 @@ class PlanConfig:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
         counts = ("ranks", "stages", "ways", "chunks", "layers", "hidden")
         for name in counts:
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ArgumentError(f"--{name} {value}: expected at least 1")
+            check_least(name, getattr(self, name), 1)
         if self.parallel is None:
             for name in counts[:4]:
                 if getattr(self, name) is not None:

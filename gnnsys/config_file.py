@@ -20,8 +20,8 @@ else:
 __all__ = ["check_resumed", "config_to_toml", "read_config", "resumed_config"]
 
 MAY_CHANGE = {
-    "cache",
     "boundary_gradient_scale",
+    "cache",
     "checkpoint_epochs",
     "checkpoint_minutes",
     "chunks",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from gnnsys.config_checks import check_least
 from gnnsys.errors import ArgumentError
 
 if TYPE_CHECKING:
     from gnnsys.config import TrainConfig
 
-__all__ = ["check_parallel", "is_deep", "split_of", "world_of"]
+__all__ = ["check_parallel", "is_deep", "split_of", "world_around", "world_of"]
 
 _DEEP = ("gcnii", "resgcn")
 _LAYER_LISTS = ("gcn", "sage", *_DEEP)
@@ -22,13 +23,18 @@ def is_deep(config: TrainConfig) -> bool:
     return config.parallel is not None or config.model in _DEEP
 
 
+def world_around() -> int | None:
+    """The number of ranks that torchrun or ``--ranks`` started; None for a process by itself."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
+
+
 def world_of(config: TrainConfig) -> int | None:
     """The number of ranks, as torchrun or --ranks say; None if neither does.
 
     Raises:
         ArgumentError: they differ.
     """
-    around = int(os.environ.get("WORLD_SIZE", "0")) if "RANK" in os.environ else None
+    around = world_around()
     if around and config.ranks and around != config.ranks:
         raise ArgumentError(
             f"--ranks {config.ranks} != world size({around}): leave it out under torchrun"
@@ -39,9 +45,7 @@ def world_of(config: TrainConfig) -> int | None:
 def check_parallel(config: TrainConfig) -> None:
     """Raises ArgumentError for options that do not fit each other."""
     for name in ("stages", "ways", "chunks", "ranks", "snapshot_period", "shuffle_factor"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ArgumentError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+        check_least(name.replace("_", "-"), getattr(config, name), 1)
     if config.timeline is not None and not config.timeline.endswith((".png", ".html")):
         raise ArgumentError(f"--timeline {config.timeline}: expected a name in .png or .html")
     if config.parallel is None:

@@ -105,6 +105,14 @@ class NodeDataset:
         target = torch.repeat_interleave(self.graph.indptr.diff())
         return torch.stack([self.graph.indices.long(), target])
 
+    def to_data(self) -> Data:
+        """The whole graph in memory: x, edge_index, y, and train_mask (nodes,) bool."""
+        x = self.features.materialize().to("cpu")
+        data = Data(x=x, edge_index=self.edge_index(), y=self.labels)
+        data.train_mask = torch.zeros(len(x), dtype=torch.bool)
+        data.train_mask[self.train] = True
+        return data
+
 
 @dataclass(frozen=True, slots=True)
 class _Source:

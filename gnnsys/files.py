@@ -23,6 +23,7 @@ __all__ = [
     "NPY_FAULTS",
     "append_file",
     "as_storage_error",
+    "check_folder_of",
     "lock_file",
     "map_npy",
     "npy_header",
@@ -55,6 +56,16 @@ def as_storage_error(path: Path) -> Iterator[None]:
     except OSError as error:
         way_out = _WAYS_OUT.get(error.errno or 0, "choose a place that can be written")
         raise StorageError(f"{path}: cannot be written ({error.strerror}); {way_out}") from error
+
+
+def check_folder_of(path: Path, name: str = "") -> None:
+    """Raises StorageError where a file cannot be written for want of its folder.
+
+    Args:
+        name: what the error calls the file. Default: its path.
+    """
+    if not path.absolute().parent.is_dir():
+        raise StorageError(f"{name or path}: cannot be written (no such folder); make it first")
 
 
 def lock_file(path: Path) -> BinaryIO | None:

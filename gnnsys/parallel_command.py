@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from gnnsys.config_cache import PlanConfig
+from gnnsys.files import check_folder_of
 from gnnsys.parallel_plan import make_parallel_plan
 from gnnsys.parallel_text import describe_plan, print_parallel_plan, split_cells
 from gnnsys.progress import work_progress
-from gnnsys.timeline_picture import check_picture, write_timelines
+from gnnsys.timeline_picture import write_timelines
 
 __all__ = ["run_parallel_plan"]
 
@@ -19,7 +20,7 @@ __all__ = ["run_parallel_plan"]
 def run_parallel_plan(config: PlanConfig) -> int:
     """Plans and tells."""
     if config.picture is not None:
-        check_picture("--picture", config.picture)
+        check_folder_of(Path(config.picture), f"--picture {config.picture}")
     with work_progress() as progress:
         plan, schedules = make_parallel_plan(config, progress)
     if config.picture is not None:

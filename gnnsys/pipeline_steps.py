@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from gnnsys.config import TrainConfig
 from gnnsys.config_parallel import split_of
 from gnnsys.dataset import NodeDataset
 from gnnsys.pipeline import DeepModel, GNNPipe
 from gnnsys.pipeline.schedule import Event, bubble, num_slots
+from gnnsys.steps import WholeGraph
 
 __all__ = ["PipelineSteps"]
 
 
-class PipelineSteps:
+class PipelineSteps(WholeGraph):
     """Every step takes the whole graph through the pipeline, in chunks."""
 
     def __init__(
         self, config: TrainConfig, dataset: NodeDataset, model: DeepModel, device: torch.device
     ) -> None:
         stages, ways, chunks = split_of(config)
-        data = Data(
-            x=dataset.features.materialize().to("cpu"),
-            edge_index=dataset.edge_index(),
-            y=dataset.labels,
-        )
-        data.train_mask = torch.zeros(len(data.x), dtype=torch.bool)
-        data.train_mask[dataset.train] = True
         self._pipe = GNNPipe(
             list(model.layers),
-            data,
+            dataset.to_data(),
             stages=stages,
             ways=ways,
             chunks=chunks,
@@ -53,31 +45,23 @@ class PipelineSteps:
         self._seeds = len(dataset.train)
         self._period = config.snapshot_period
         self._reads_snapshots = chunks > ways
-        self._scores: Tensor | None = None  # of all nodes, by the weights as they are
         self.served = dataset.features.counters
-
-    def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """See ``Steps``: one batch an epoch."""
-        return iter([None][first:])
-
-    def num_batches(self) -> int:
-        """See ``Steps``."""
-        return 1
 
     def train(self, batch: Any) -> tuple[float, int]:
         """See ``Steps``."""
         self._scores = None
         return self._pipe.train_epoch(self.optimizer), self._seeds
 
-    def scores(self, nodes: Tensor) -> Tensor:
-        """See ``Steps``."""
-        if self._scores is None:
-            self._scores = self._pipe.evaluate()
-        return self._scores[nodes]
+    def _score_all(self) -> Tensor:
+        return self._pipe.evaluate()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def weights(self) -> dict[str, Tensor]:
+        """See ``Steps``."""
+        return self._pipe.state_dict()
+
+    def optimizer_state(self) -> dict[str, Any]:
         """See ``Steps``; by the names of the parameters, whatever the stages and ways."""
-        return self._pipe.state_dict(), self._pipe.optimizer_state_dict(self.optimizer)
+        return self._pipe.optimizer_state_dict(self.optimizer)
 
     def snapshot_epoch(self) -> int | None:
         """See ``Steps``."""

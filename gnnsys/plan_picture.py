@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gnnsys import report_text as text
-from gnnsys.errors import StorageError
-from gnnsys.files import replace_file
+from gnnsys.files import check_folder_of, replace_file
 from gnnsys.plan_text import precisions, reading
 from gnnsys.report_drawing import inline_svg, style
-from gnnsys.report_style import STYLE, numbers_table
+from gnnsys.report_style import html_page, numbers_table, page_header
 
 __all__ = ["write_picture"]
 
@@ -40,8 +39,7 @@ def write_picture(plan: dict[str, Any], path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    if not path.absolute().parent.is_dir():
-        raise StorageError(f"{path}: cannot be written (no such folder); make it first")
+    check_folder_of(path)
     if path.suffix == ".png":
         replace_file(path, _png(plan))
     else:
@@ -149,31 +147,10 @@ def _stored(plan: dict[str, Any]) -> str:
 
 # The page -----------------------------------------------------------------------------------------
 
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header>
-<h1>{title}</h1>
-<p>{about}</p>
-</header>
-{body}
-<footer>Traffic: 1 kB is 1000 bytes. Memory: 1 KiB is 1024 bytes. Reads are of rows or of pages of \
-4 KiB, whichever are fewer. An epoch takes as long as its slowest part, for all run at once.\
-</footer>
-</main>
-</body>
-</html>
-"""
+_FOOTER = (
+    "Traffic: 1 kB is 1000 bytes. Memory: 1 KiB is 1024 bytes. Reads are of rows or of pages of "
+    "4 KiB, whichever are fewer. An epoch takes as long as its slowest part, for all run at once."
+)
 
 
 def _page(plan: dict[str, Any]) -> str:
@@ -187,6 +164,7 @@ def _page(plan: dict[str, Any]) -> str:
     with style():
         charts = _figures(plan)
     body = [
+        page_header(title, about),
         f'<ul class="notices" aria-label="Notes on this plan">\n{notes}</ul>' if notes else "",
         f'<section>\n<h2>By the memory of the cache</h2>\n<div class="grid">\n{charts}</div>\n'
         f"</section>",
@@ -194,9 +172,7 @@ def _page(plan: dict[str, Any]) -> str:
     ]
     if len(precisions(plan)) > 1:
         body.append(_section("If features were stored in another precision", _what_if(plan)))
-    return _PAGE.format(
-        title=escape(title), about=escape(about), style=STYLE, body="\n".join(filter(None, body))
-    )
+    return html_page(title, "\n".join(filter(None, body)), _FOOTER)
 
 
 def _figures(plan: dict[str, Any]) -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from gnnsys.config import TrainConfig
-from gnnsys.config_parallel import split_of
+from gnnsys.config_parallel import split_of, world_around
 from gnnsys.errors import ArgumentError, GnnsysError, RankFailedError
 
-__all__ = ["on_first_rank", "process_group", "rank_of_process"]
+__all__ = ["join_ranks", "on_first_rank", "rank_of_process"]
 
 T = TypeVar("T")
 
@@ -28,17 +27,15 @@ def rank_of_process() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-@contextmanager
-def process_group(config: TrainConfig) -> Iterator[None]:
+def join_ranks(config: TrainConfig) -> None:
     """Joins the ranks of a run; does nothing for a run of one process.
 
     Raises:
         ArgumentError: options that do not fit the number of ranks.
         RankFailedError: ranks that do not come.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    world = world_around() or 1
     if world == 1:
-        yield
         return
     if config.parallel is None:
         raise ArgumentError(
@@ -55,7 +52,6 @@ def process_group(config: TrainConfig) -> Iterator[None]:
             f"the {world} ranks have not met within {_MEET.seconds} s ({error})", -1
         ) from error
     dist.distributed_c10d._set_pg_timeout(_WORK)
-    yield
 
 
 def on_first_rank(work: Callable[[], T]) -> T | None:

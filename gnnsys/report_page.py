@@ -12,7 +12,7 @@ from gnnsys import report_text as text
 from gnnsys.feature_stats import FeatureStats, stats_rows
 from gnnsys.report_drawing import Chart, Key
 from gnnsys.report_run import Run, as_object
-from gnnsys.report_style import STYLE, numbers_table
+from gnnsys.report_style import html_page, numbers_table
 
 __all__ = ["make_page"]
 
@@ -33,31 +33,13 @@ def make_page(run: Run, charts: Sequence[Chart]) -> str:
         _epochs(run),
         _facts(run),
     ]
-    return _PAGE.format(
-        title=escape(f"{name}: {state}"), style=STYLE, body="\n".join(filter(None, parts))
-    )
+    return html_page(f"{name}: {state}", "\n".join(filter(None, parts)), _FOOTER)
 
 
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Traffic: 1 kB is 1000 bytes. Memory: 1 KiB is 1024 bytes. A row is one node's features; \
-rows asked for twice are counted twice.</footer>
-</main>
-</body>
-</html>
-"""
+_FOOTER = (
+    "Traffic: 1 kB is 1000 bytes. Memory: 1 KiB is 1024 bytes. A row is one node's features; "
+    "rows asked for twice are counted twice."
+)
 
 
 def _model(run: Run) -> str:

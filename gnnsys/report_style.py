@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["STYLE", "numbers_table"]
+__all__ = ["STYLE", "html_page", "numbers_table", "page_header"]
 
 STYLE = """\
 :root {
@@ -108,6 +108,39 @@ details[open] summary { margin-bottom: 10px; }
   .card, .tiles { break-inside: avoid; }
 }
 """
+
+
+def html_page(title: str, body: str, footer: str = "") -> str:
+    """A whole page in the style of reports.
+
+    Args:
+        title: of the window, as text.
+        body, footer: as HTML.
+    """
+    end = f"\n<footer>{footer}</footer>" if footer else ""
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{STYLE}</style>
+</head>
+<body>
+<main>
+{body}{end}
+</main>
+</body>
+</html>
+"""
+
+
+def page_header(title: str, about: str) -> str:
+    """The head of a page that shows a plan or a schedule; both as text."""
+    return f"<header>\n<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>\n</header>"
 
 
 def numbers_table(head: Iterable[str], body: Iterable[Sequence[str]]) -> str:

@@ -24,7 +24,7 @@ from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.models import NodeClassifier
 from gnnsys.scores import loss_of
 
-__all__ = ["FullBatch", "MiniBatch", "Steps", "activation_folder"]
+__all__ = ["FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
 
 _log = logging.getLogger(__name__)
 _IN_MEMORY = 0.25
@@ -52,8 +52,11 @@ class Steps(Protocol):
     def scores(self, nodes: Tensor) -> Tensor:
         """Class scores (len(nodes), classes) of nodes, on the CPU, by the weights as they are."""
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights, and the optimizer's state."""
+    def weights(self) -> dict[str, Tensor]:
+        """Of the model, by the names that it has in one process."""
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What the optimizer carries from step to step."""
 
     def snapshot_epoch(self) -> int | None:
         """The epoch before which the rows of ``snapshot`` were computed, from 0; None without."""
@@ -84,9 +87,13 @@ class OneProcess:
 
     _model: NodeClassifier
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def weights(self) -> dict[str, Tensor]:
         """See ``Steps``."""
-        return self._model.state_dict(), self.optimizer.state_dict()
+        return self._model.state_dict()
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """See ``Steps``."""
+        return self.optimizer.state_dict()
 
     def snapshot_epoch(self) -> int | None:
         """See ``Steps``."""
@@ -116,7 +123,32 @@ class OneProcess:
         return wish
 
 
-class FullBatch(OneProcess):
+class WholeGraph:
+    """What there is to say of training whose every step takes the whole graph."""
+
+    _scores: Tensor | None = None
+    """Of all nodes, by the weights as they are; a step makes them void."""
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """See ``Steps``: one batch an epoch."""
+        return iter([None][first:])
+
+    def num_batches(self) -> int:
+        """See ``Steps``."""
+        return 1
+
+    def scores(self, nodes: Tensor) -> Tensor:
+        """See ``Steps``."""
+        if self._scores is None:
+            self._scores = self._score_all()
+        return self._scores[nodes]
+
+    def _score_all(self) -> Tensor:
+        """(nodes, classes), on the CPU."""
+        raise NotImplementedError
+
+
+class FullBatch(WholeGraph, OneProcess):
     """Every step computes the whole graph."""
 
     def __init__(
@@ -127,18 +159,9 @@ class FullBatch(OneProcess):
         self._edge_index = dataset.edge_index().to(device)
         self._train = dataset.train.to(device)
         self._labels = dataset.labels.to(device)[self._train]
-        self._scores: Tensor | None = None  # of all nodes, by the weights as they are
         self._model = model
         self._autocast = _make_autocast(config, device)
         self.served = dataset.features.counters
-
-    def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """See ``Steps``: one batch an epoch."""
-        return iter([None][first:])
-
-    def num_batches(self) -> int:
-        """See ``Steps``."""
-        return 1
 
     def train(self, batch: Any) -> tuple[float, int]:
         """See ``Steps``."""
@@ -153,12 +176,9 @@ class FullBatch(OneProcess):
         return loss.item(), len(self._train)
 
     @torch.no_grad()
-    def scores(self, nodes: Tensor) -> Tensor:
-        """See ``Steps``."""
-        if self._scores is None:
-            self._model.eval()
-            self._scores = self._model(self._x, self._edge_index).cpu()
-        return self._scores[nodes]
+    def _score_all(self) -> Tensor:
+        self._model.eval()
+        return self._model(self._x, self._edge_index).cpu()
 
 
 class MiniBatch(OneProcess):

@@ -13,14 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from gnnsys.config import TrainConfig
-from gnnsys.errors import StorageError
 from gnnsys.files import replace_file
 from gnnsys.pipeline.schedule import Event, Kind
 from gnnsys.pipeline.timeline import idle_share
 from gnnsys.report_drawing import inline_svg, style
-from gnnsys.report_style import STYLE, numbers_table
+from gnnsys.report_style import html_page, numbers_table, page_header
 
-__all__ = ["check_picture", "write_run_timeline", "write_timelines"]
+__all__ = ["write_run_timeline", "write_timelines"]
 
 _WIDTH, _LANE, _HEAD = 12.0, 0.34, 0.9  # inches
 _LOOKS = {
@@ -32,35 +31,7 @@ _LOOKS = {
 }
 _NARROW = 0.012  # of the width: narrower boxes have no number
 
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header>
-<h1>{title}</h1>
-<p>{about}</p>
-</header>
-{body}
-</main>
-</body>
-</html>
-"""
-
 Timeline = tuple[str, Sequence[Event]]
-
-
-def check_picture(option: str, path: str) -> None:
-    """Raises StorageError where a picture could not be written."""
-    if not Path(path).absolute().parent.is_dir():
-        raise StorageError(f"{option} {path}: cannot be written (no such folder); make it first")
 
 
 def write_timelines(
@@ -96,12 +67,12 @@ def write_timelines(
             for number, timeline in enumerate(timelines)
         )
     items = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
-    body = f'<ul class="notices">\n{items}</ul>\n' if notes else ""
+    body = page_header(title, about) + "\n"
+    body += f'<ul class="notices">\n{items}</ul>\n' if notes else ""
     if table is not None:
         body += f"<section>\n<h2>Costs</h2>\n{numbers_table(*table)}\n</section>\n"
     body += f"<section>\n<h2>Schedule</h2>\n{cards}</section>\n"
-    page = _PAGE.format(title=escape(title), about=escape(about), style=STYLE, body=body)
-    replace_file(path, page.encode())
+    replace_file(path, html_page(title, body).encode())
 
 
 def write_run_timeline(path: Path, config: TrainConfig, events: Sequence[Event]) -> None:

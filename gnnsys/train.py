@@ -40,7 +40,7 @@ from gnnsys.interrupts import on_signals
 from gnnsys.models import NodeClassifier
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.pipeline_steps import PipelineSteps
-from gnnsys.ranks import on_first_rank, process_group, rank_of_process
+from gnnsys.ranks import join_ranks, on_first_rank, rank_of_process
 from gnnsys.run_log import RunLog
 from gnnsys.scores import check_metric, score
 from gnnsys.staleness import StalenessWatch
@@ -79,16 +79,8 @@ def run_training(
         check_resumed(config)
     if not config.dataset:
         raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
-    with process_group(config):
-        return _run_rank(config.filled_in(), on_epoch, on_batch, on_stats)
-
-
-def _run_rank(
-    config: TrainConfig,
-    on_epoch: Callable[[EpochRecord], None],
-    on_batch: Callable[[int, int, int], None],
-    on_stats: Callable[[FeatureStats], None],
-) -> TrainResult:
+    join_ranks(config)
+    config = config.filled_in()
     device = _choose_device(config.device)
     features = FeatureOptions.of(config)
     if config.full_batch:  # reads them once
@@ -249,7 +241,7 @@ class _Trainer:
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
                 self._best_model = {
-                    name: tensor.detach().clone() for name, tensor in self._steps.state()[0].items()
+                    name: tensor.detach().clone() for name, tensor in self._steps.weights().items()
                 }
         record = EpochRecord(
             epoch=state.epoch,
@@ -313,7 +305,7 @@ class _Trainer:
         self._last_checkpoint = time.monotonic()
         if not self._has_folder:
             return
-        model, optimizer = self._steps.state()
+        model, optimizer = self._steps.weights(), self._steps.optimizer_state()
         snapshot = self._save_snapshot()
         if self._run is None:
             return

@@ -18,7 +18,7 @@ from gnnsys.pipeline.rank import PipelineRank
 from gnnsys.pipeline.stage import Stage
 from gnnsys.pipeline.stages import boundary_before
 from gnnsys.pipeline.transport import Transport
-from gnnsys.pipeline.way_graph import WayGraph
+from gnnsys.pipeline.way_graph import WayGraph, check_ways
 
 __all__ = ["build_rank", "check_data", "check_options"]
 
@@ -37,11 +37,7 @@ def check_options(
         raise ArgumentError(f"boundary_gradient_scale({gamma}): expected a finite number")
     if history not in ("exact", "zeros"):
         raise ArgumentError(f"history({history!r}): expected 'exact' or 'zeros'")
-    if chunks % ways:
-        raise ArgumentError(
-            f"chunks({chunks}) % ways({ways}) != 0: each way takes as many chunks; "
-            f"use chunks={chunks // ways * ways or ways}"
-        )
+    check_ways(chunks, ways)
 
 
 def check_data(data: Data) -> None:

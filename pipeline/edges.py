@@ -44,9 +44,9 @@ class Edges:
         """
         return _Sum.apply(sources, *self._matrix(sources.dtype))
 
-    def counts(self) -> Tensor:
-        """(n,) edges of each target."""
-        return torch.bincount(self.index[1], minlength=self.sizes[1])
+    def counts(self, dtype: torch.dtype) -> Tensor:
+        """(n,) int64, edges of each target, off the matrix that sums rows of a dtype."""
+        return self._matrix(dtype)[0].crow_indices().diff()
 
     def to(self, device: torch.device) -> Edges:
         """The same edges on a device."""

@@ -17,7 +17,7 @@ from gnnsys.pipeline.group import RankGroup
 from gnnsys.pipeline.held_state import HeldState
 from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
 from gnnsys.pipeline.layers import as_layers
-from gnnsys.pipeline.partition import Partition, check_partition, partition_graph
+from gnnsys.pipeline.partition import Partition, check_chunks, check_partition, partition_graph
 from gnnsys.pipeline.schedule import Event, default_chunks, slot_order
 from gnnsys.pipeline.stages import split_layers
 from gnnsys.pipeline.way_graph import WayGraph, make_way_graph
@@ -149,11 +149,7 @@ class GNNPipe(HeldState):
                     f"partition: has {partition.num_chunks} chunks, but chunks={self.chunks}"
                 )
             return partition
-        if self.chunks > nodes:
-            raise ArgumentError(
-                f"chunks({self.chunks}) > vertices({nodes}): a chunk holds one vertex at least; "
-                "use fewer chunks"
-            )
+        check_chunks(self.chunks, nodes)  # on all ranks, not on that alone which makes it
 
         def make() -> tuple[Tensor, tuple[int, ...]]:
             edges = self._data.edge_index.cpu()

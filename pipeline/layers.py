@@ -130,7 +130,7 @@ class SAGELayer(GraphLayer):
     def aggregate(self, sources: Tensor, targets: Tensor, edges: Edges, shared: Shared) -> Tensor:
         out = edges.sum(sources)
         if self.conv.aggr == "mean":
-            out = out / edges.counts().clamp_(min=1).to(out.dtype)[:, None]
+            out = out / edges.counts(out.dtype).clamp_(min=1).to(out.dtype)[:, None]
         return out
 
     def after(self, out: Tensor, x: Tensor, shared: Shared) -> Tensor:

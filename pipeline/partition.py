@@ -18,7 +18,7 @@ from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.pipeline.metis import part_graph
 from gnnsys.rng import permutation
 
-__all__ = ["Partition", "check_edges", "check_partition", "partition_graph"]
+__all__ = ["Partition", "check_chunks", "check_edges", "check_partition", "partition_graph"]
 
 _SHUFFLED_BASE_WEIGHT = 50
 """Of a vertex without neighbours, where chunks are shuffled: weights are this plus the degree."""
@@ -82,6 +82,15 @@ def check_partition(partition: Partition, num_nodes: int) -> None:
             )
 
 
+def check_chunks(chunks: int, num_nodes: int) -> None:
+    """Raises ArgumentError where there are too few vertices for the chunks."""
+    if chunks > num_nodes:
+        raise ArgumentError(
+            f"chunks({chunks}) > vertices({num_nodes}): a chunk holds one vertex at least; use "
+            "fewer chunks"
+        )
+
+
 def partition_graph(
     edge_index: Tensor, num_nodes: int, chunks: int, *, shuffle_factor: int = 1, seed: int = 0
 ) -> Partition:
@@ -113,11 +122,7 @@ def partition_graph(
         raise ArgumentError(
             f"chunks({chunks}), shuffle_factor({shuffle_factor}): expected at least 1"
         )
-    if chunks > num_nodes:
-        raise ArgumentError(
-            f"chunks({chunks}) > vertices({num_nodes}): a chunk holds one vertex at least; use "
-            "fewer chunks"
-        )
+    check_chunks(chunks, num_nodes)
     parts = min(chunks * shuffle_factor, num_nodes)
     found = _metis(edge_index.numpy(), num_nodes, parts, seed, weighted=shuffle_factor > 1)
     if shuffle_factor > 1:

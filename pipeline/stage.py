@@ -73,6 +73,7 @@ class Stage:
         gamma: float,
     ) -> None:
         self.layers, self.graph, self.peers = layers, graph, peers
+        self._runs = _runs(layers)
         self.histories = [RowHistory(graph.num_own, graph.num_halo, w, like) for w in widths]
         self._context, self._transport, self._gamma = context, transport, gamma
         self._reads: list[Reads] = []
@@ -118,7 +119,7 @@ class Stage:
         run = self._passes[chunk] = _Pass({name: Entry() for name in shared})
         shared = {name: entry.take(shared[name]) for name, entry in run.shared.items()}
         number = 0
-        for layers in _runs(self.layers):
+        for layers in self._runs:
             history = None
             if isinstance(layers[0], GraphLayer):
                 history, number = self.histories[number], number + 1

@@ -93,7 +93,7 @@ def halo_sizes(edge_index: Tensor, num_nodes: int, partition: Partition, ways: i
     >>> halo_sizes(torch.tensor([[0, 0, 1], [2, 3, 0]]), 4, partition, ways=2)
     [0, 1]
     """
-    check_ways(partition, ways)
+    check_ways(partition.num_chunks, ways)
     place = np.empty(num_nodes, np.int64)
     place[partition.order.numpy()] = np.arange(num_nodes)
     starts = np.asarray(partition.starts[:: partition.num_chunks // ways])
@@ -104,9 +104,8 @@ def halo_sizes(edge_index: Tensor, num_nodes: int, partition: Partition, ways: i
     return np.bincount(pairs // num_nodes, minlength=ways).tolist()
 
 
-def check_ways(partition: Partition, ways: int) -> None:
+def check_ways(chunks: int, ways: int) -> None:
     """Raises ArgumentError where the ways cannot share the chunks evenly."""
-    chunks = partition.num_chunks
     if chunks % ways:
         raise ArgumentError(
             f"chunks({chunks}) % ways({ways}) != 0: each way takes as many chunks; use "
@@ -143,7 +142,7 @@ def make_way_graph(
     >>> graph.vertices.tolist(), graph.halo.tolist(), graph.incoming
     ([1, 2], [0], [{0: slice(2, 3, None)}])
     """
-    check_ways(partition, ways)
+    check_ways(partition.num_chunks, ways)
     check_edges(edge_index, num_nodes)
     place = torch.empty(num_nodes, dtype=torch.int64)
     place[partition.order] = torch.arange(num_nodes)
@@ -169,7 +168,7 @@ class _Numbers:
     """Who has and who reads the vertices of the partition's numbering, seen from one way."""
 
     def __init__(self, edges: Tensor, starts: Tensor, slots: int, first: int, last: int) -> None:
-        self.edges, self.starts, self.slots = edges, starts, slots
+        self.starts, self.slots = starts, slots
         self.first, self.last = first, last
         into = (edges[1] >= first) & (edges[1] < last)
         beyond = (edges[0] < first) | (edges[0] >= last)
@@ -221,31 +220,25 @@ def _make_blocks(
         pairs, weight = edges_of_kind(edge_index, len(place), kind, edge_weight, dtype)
         source, target = place[pairs]
         here = torch.nonzero((target >= first) & (target < numbers.last)).view(-1)
-        here = here[(target[here]).argsort(stable=True)]
-        by_kind[kind] = (
-            local[source[here]],
-            target[here] - first,
-            None if weight is None else weight[here],
-        )
+        weight = None if weight is None else weight[here]
+        sizes = length, numbers.last - first
+        made = sort_edges(local[source[here]], target[here] - first, weight, sizes)
+        by_kind[kind] = made.index, made.weight
     blocks = []
     position = torch.empty(length, dtype=torch.int64)
     for begin, end in itertools.pairwise(bounds):
         cut = {}
-        for kind, (source, target, weight) in by_kind.items():
-            low, high = torch.searchsorted(target, torch.tensor([begin, end])).tolist()
-            cut[kind] = (
-                source[low:high],
-                target[low:high] - begin,
-                None if weight is None else weight[low:high],
-            )
-        others = torch.cat([source for source, _, _ in cut.values()]).unique()
+        for kind, (index, weight) in by_kind.items():
+            low, high = torch.searchsorted(index[1], torch.tensor([begin, end])).tolist()
+            cut[kind] = index[:, low:high], None if weight is None else weight[low:high]
+        others = torch.cat([index[0] for index, _ in cut.values()]).unique()
         others = others[(others < begin) | (others >= end)]
         sources = torch.cat([torch.arange(begin, end), others])
         position[sources] = torch.arange(len(sources))
         sizes = (len(sources), end - begin)
         edges = {
-            kind: sort_edges(position[source], target, weight, sizes)
-            for kind, (source, target, weight) in cut.items()
+            kind: Edges(torch.stack([position[index[0]], index[1] - begin]), weight, sizes)
+            for kind, (index, weight) in cut.items()
         }
         blocks.append(Block(slice(begin, end), sources, slot_of[sources], edges))
     return blocks

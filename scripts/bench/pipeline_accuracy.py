@@ -72,11 +72,7 @@ def load(name: str, root: Path, seed: int) -> tuple[Data, NodeDataset]:
     """A dataset, with the split of the seed where there are several."""
     split = seed % 10 if name in ("actor", "tolokers") else 0
     dataset = load_dataset(name, str(root), split=split)
-    features = dataset.features[torch.arange(dataset.features.shape[0])]
-    data = Data(x=features, edge_index=dataset.edge_index(), y=dataset.labels)
-    data.train_mask = torch.zeros(len(features), dtype=torch.bool)
-    data.train_mask[dataset.train] = True
-    return data, dataset
+    return dataset.to_data(), dataset
 
 
 def train(job: dict[str, Any], root: Path, setting: Setting) -> dict[str, Any]:

@@ -27,7 +27,10 @@ LAYERS = [
     {"gnnsys.pipeline"},
     {"gnnsys.folder_format", "gnnsys.folder_writer", "gnnsys.folder_scores"},
     {"gnnsys.models", "gnnsys.doctor", "gnnsys.feature_options"}
-    | {f"gnnsys.config{part}" for part in ["", "_cache", "_data", "_doctor", "_parallel"]},
+    | {
+        f"gnnsys.config{part}"
+        for part in ["", "_cache", "_checks", "_data", "_doctor", "_parallel"]
+    },
     {"gnnsys.dataset_folder"},
     {"gnnsys.layerwise", "gnnsys.scores", "gnnsys.sampled_ids", "gnnsys.static_scores"},
     {"gnnsys.progress", "gnnsys.info", "gnnsys.report_text"},

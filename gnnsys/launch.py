@@ -48,21 +48,21 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # Of connections that end with another rank, whose end is told of in better words.
     environment["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        for rank in range(ranks):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", _COMMAND, *arguments],
-                    env={**os.environ, **environment, **own},
-                    stdout=None if rank == 0 else subprocess.DEVNULL,
-                    stderr=None if rank == 0 else subprocess.PIPE,
-                    start_new_session=True,  # a terminal's Ctrl-C comes once, through here
+        with _passed_on(processes):  # also while some are not there yet
+            for rank in range(ranks):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", _COMMAND, *arguments],
+                        env={**os.environ, **environment, **own},
+                        stdout=None if rank == 0 else subprocess.DEVNULL,
+                        stderr=None if rank == 0 else subprocess.PIPE,
+                        start_new_session=True,  # a terminal's Ctrl-C comes once, through here
+                    )
                 )
-            )
-        relays = [_relay(rank, process.stderr) for rank, process in enumerate(processes)]
-        with _passed_on(processes):
+            relays = [_relay(rank, process.stderr) for rank, process in enumerate(processes)]
             status = _wait(processes, grace)
         for relay in relays:
             if relay is not None:

@@ -224,7 +224,8 @@ def test_a_second_loader_is_told_to_wait_and_the_first_goes_on(tmp_path: Path) -
     first = next(batches)
     tickets = ahead.x.store._engine()._tickets
     deadline = time.monotonic() + 20
-    while not len(tickets) and time.monotonic() < deadline:  # for the sampling thread to get on
+    # Until the sampling thread is ahead of the one batch that is fetched while nobody takes it.
+    while len(tickets) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     with pytest.raises(ArgumentError, match="one at a time"):
         next(iter(other))

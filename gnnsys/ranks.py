@@ -13,6 +13,8 @@ import torch.distributed as dist
 from gnnsys.config import TrainConfig
 from gnnsys.config_parallel import split_of, world_around
 from gnnsys.errors import ArgumentError, GnnsysError, RankFailedError
+from gnnsys.pipeline.distributed import DistributedTransport, watch_ranks
+from gnnsys.pipeline.transport import all_gather_objects
 
 __all__ = ["join_ranks", "on_first_rank", "rank_of_process"]
 
@@ -47,6 +49,7 @@ def join_ranks(config: TrainConfig) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if _on_gpu(config) else "gloo", timeout=_MEET)
+        watch_ranks()
     except RuntimeError as error:
         raise RankFailedError(
             f"the {world} ranks have not met within {_MEET.seconds} s ({error})", -1
@@ -61,16 +64,17 @@ def on_first_rank(work: Callable[[], T]) -> T | None:
         GnnsysError: what ``work`` raised, on all ranks, so that none waits for one that has left.
     """
     result: T | None = None
-    error: list[GnnsysError | None] = [None]
+    error: GnnsysError | None = None
     if rank_of_process() == 0:
         try:
             result = work()
         except GnnsysError as found:
-            error = [found]
+            error = found
     if dist.is_available() and dist.is_initialized():
-        dist.broadcast_object_list(error, src=0, device=torch.device("cpu"))
-    if error[0] is not None:
-        raise error[0]
+        transport = DistributedTransport()
+        error = transport.drive(all_gather_objects(transport, error, "control"))[0]
+    if error is not None:
+        raise error
     return result
 
 

@@ -18,7 +18,7 @@ from gnnsys.errors import RankFailedError
 from gnnsys.pipeline.liveness import Liveness
 from gnnsys.pipeline.transport import Ledger, Receipt, Work
 
-__all__ = ["DistributedTransport"]
+__all__ = ["DistributedTransport", "watch_ranks"]
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class DistributedTransport:
     def __init__(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.ledger = Ledger()
-        self._liveness = _watch_ranks() if self.world > 1 else None
+        self._liveness = watch_ranks() if self.world > 1 else None
         self._waiters: dict[tuple[str, int], _Waiter] = {}
         self._sent: list[_Pending] = []
         self._to_launch: list[tuple[dist.P2POp, _Pending]] = []
@@ -48,16 +48,16 @@ class DistributedTransport:
         if not tensor.numel():
             return
         self.ledger.count(tensor, kind)
-        pending = _Pending(kind, tensor)
+        pending = _Pending(kind, tensor, to)
         # What has left need not be kept; an error is told of by flush.
         self._sent = [each for each in self._sent if each.error or not each.done()]
         self._sent.append(pending)
-        self._start(dist.isend, tensor, to, pending)
+        self._start(dist.isend, pending)
 
     def receive(self, into: Tensor, source: int, kind: str) -> Receipt:
-        pending = _Pending(kind, into)
+        pending = _Pending(kind, into, source)
         if into.numel():
-            self._start(dist.irecv, into, source, pending)
+            self._start(dist.irecv, pending)
         else:
             pending.end(None)
         return pending
@@ -92,7 +92,8 @@ class DistributedTransport:
             assert isinstance(receipt, _Pending)
             self._wait(receipt)
 
-    def _start(self, operation: Any, tensor: Tensor, peer: int, pending: _Pending) -> None:
+    def _start(self, operation: Any, pending: _Pending) -> None:
+        tensor, peer = pending.tensor, pending.peer
         if tensor.is_cuda:
             self._to_launch.append((dist.P2POp(operation, tensor, peer), pending))
             return
@@ -114,10 +115,9 @@ class DistributedTransport:
                     raise self._give_up(self._liveness.failed)
             self.ledger.seconds_waited[pending.kind] += time.perf_counter() - begun
         if pending.error is not None:
-            failed = None if self._liveness is None else self._liveness.wait_for_verdict()
-            if failed is None:
-                raise pending.error
-            raise self._give_up(failed) from pending.error
+            assert self._liveness is not None
+            failed = self._liveness.wait_for_verdict(pending.peer)
+            raise self._give_up(pending.peer if failed is None else failed) from pending.error
 
     def _give_up(self, failed: int) -> RankFailedError:
         assert self._liveness is not None
@@ -134,8 +134,8 @@ class DistributedTransport:
 class _Pending:
     """A send or a receive on its way."""
 
-    def __init__(self, kind: str, tensor: Tensor) -> None:
-        self.kind, self._tensor = kind, tensor
+    def __init__(self, kind: str, tensor: Tensor, peer: int) -> None:
+        self.kind, self.tensor, self.peer = kind, tensor, peer
         self.works: list[dist.Work] = []
         """Of NCCL, to be asked; else a thread calls ``end``."""
         self.error: Exception | None = None
@@ -155,7 +155,7 @@ class _Pending:
 
     def wait(self, seconds: float) -> bool:
         """Waits a while; returns whether it is done."""
-        if not self._tensor.is_cuda:
+        if not self.tensor.is_cuda:
             return self._ended.wait(seconds)
         until = time.monotonic() + seconds
         while not self.done() and time.monotonic() < until:
@@ -193,8 +193,8 @@ def _exit_at_once() -> None:
 
 
 @functools.cache
-def _watch_ranks() -> Liveness:
-    """One for all transports of a process."""
+def watch_ranks() -> Liveness:
+    """Begins to watch the ranks of the default process group; once, for all transports."""
     store = dist.distributed_c10d._get_default_store()
     liveness = Liveness(store, dist.get_rank(), dist.get_world_size())
     atexit.register(liveness.stop)

@@ -25,30 +25,47 @@ class Liveness:
         world: number of ranks.
         interval: seconds between two beats.
         dead_after: seconds without a beat after which a rank counts as gone.
+        first_within: seconds that a rank may need to its first beat: it may still load data.
     """
 
     def __init__(
-        self, store: Store, rank: int, world: int, interval: float = 1.0, dead_after: float = 20.0
+        self,
+        store: Store,
+        rank: int,
+        world: int,
+        interval: float = 1.0,
+        dead_after: float = 20.0,
+        first_within: float = 600.0,
     ) -> None:
         self._rank, self._interval, self.dead_after = rank, interval, dead_after
+        self._first_within = first_within
         self._others = [other for other in range(world) if other != rank]
         # A connection of its own: the main thread may wait for something in the store.
         self._store = PrefixStore("gnnsys/liveness", store.clone())  # type: ignore[attr-defined]
-        self._known = threading.Event()
         self._failed: int | None = None
+        self._done: set[int] = set()
         self._stopped = threading.Event()
         self._write(0)
+        self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="gnnsys-liveness", daemon=True)
         self._thread.start()
 
     @property
     def failed(self) -> int | None:
         """The rank that is gone; None while all are there."""
+        if time.monotonic() - self._looked > self.dead_after:
+            self._fail(0)
         return self._failed
 
-    def wait_for_verdict(self) -> int | None:
-        """Waits until it is known who is gone, but no longer than it should take."""
-        self._known.wait(self.dead_after + 5 * self._interval)
+    def wait_for_verdict(self, suspect: int) -> int | None:
+        """Waits until it is known who is gone, but no longer than it should take.
+
+        Args:
+            suspect: a rank whose connection has broken.
+        """
+        until = time.monotonic() + self.dead_after + 5 * self._interval
+        while self.failed is None and suspect not in self._done and time.monotonic() < until:
+            time.sleep(self._interval / 10)
         return self._failed
 
     def leave(self, because_of: int) -> None:
@@ -67,7 +84,10 @@ class Liveness:
         it for the one that failed. So it stays until they have ended, too, for a few beats at most.
         """
         self._stopped.set()
-        self._thread.join()  # it must neither write after this nor be in the store at exit
+        # It must neither write after this nor be in the store at exit.
+        self._thread.join(5 * self._interval)
+        if self._thread.is_alive():
+            return  # the store does not answer
         keys = [f"beat/{other}" for other in others]
         until = time.monotonic() + 5 * self._interval
         try:
@@ -88,14 +108,13 @@ class Liveness:
         number = 0
         while not self._stopped.wait(self._interval):
             number += 1
+            self._looked = time.monotonic()
             try:
                 self._write(number)
                 for other in self._others:
                     key = f"beat/{other}"
-                    if self._store.check([key]):
-                        self._judge(other, self._store.get(key), seen)
-                    else:
-                        self._judge(other, b"", seen)
+                    beat = self._store.get(key) if self._store.check([key]) else b""
+                    self._judge(other, beat, seen)
             except Exception:  # whatever it is: the store does not answer
                 # A rank 0 that is done closes it while others still have something to receive.
                 if not self._stopped.wait(2 * self._interval):
@@ -109,14 +128,14 @@ class Liveness:
         if word == "left":
             self._fail(int(number))
         if word == "done":
+            self._done.add(other)
             return
-        before, since = seen.get(other, (None, now))
+        before, since = seen.setdefault(other, (beat, now))
         if beat != before:
             seen[other] = beat, now
-        elif now - since > self.dead_after:
+        elif now - since > (self.dead_after if beat else self._first_within):
             self._fail(other)
 
     def _fail(self, rank: int) -> None:
         if not self._stopped.is_set() and self._failed is None:
             self._failed = rank
-            self._known.set()

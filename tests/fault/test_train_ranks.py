@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -37,9 +37,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts ``gnnsys train``; what is left of it is killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def train(*arguments: str) -> subprocess.Popen[str]:
+    def train(*arguments: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gnnsys", "train", *arguments],
+            [sys.executable, *launcher, "-m", "gnnsys", "train", *arguments],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -131,6 +131,41 @@ def test_a_killed_rank_ends_the_run_with_its_number_and_the_run_goes_on(
     assert main(["train", "--resume", str(run), "--epochs", str(done + 2)]) == 0
     found = losses(run)
     assert [*found] == [*range(1, done + 3)]
+
+
+def test_under_torchrun_the_others_name_a_killed_rank(
+    graph: str, tmp_path: Path, start: Start
+) -> None:
+    run = tmp_path / "run"
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "3"]
+    options = [*TRAINING, *SPLIT, "--epochs", "100000", "--out", str(run)]
+    process = start(graph, *options, launcher=torchrun)
+    wait_for_checkpoint(process, run)
+    begun = time.monotonic()
+    rank_process(process, 2).kill()
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 60
+    assert process.returncode == 1
+    assert told.count("gnnsys: error: rank 2 of 3 is gone") == 2
+
+
+def test_a_rank_that_is_killed_before_all_have_met_is_named_and_the_rest_ended(
+    graph: str, tmp_path: Path, start: Start
+) -> None:
+    begun = time.monotonic()
+    process = start(graph, *TRAINING, *THREE, "--epochs", "3", "--out", "run")
+    while len(psutil.Process(process.pid).children()) < 3:  # they have much to import
+        assert time.monotonic() - begun < 30
+        time.sleep(0.01)
+    rank_process(process, 1).kill()
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 60
+    assert process.returncode == 128 + signal.SIGKILL, told
+    assert told.splitlines() == [
+        "gnnsys: error: rank 1 was ended by SIGKILL",
+        "gnnsys: ranks 0, 2 did not end by themselves: killed",
+    ]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_is_in_use_is_refused_once(graph: str, tmp_path: Path, start: Start) -> None:

@@ -70,14 +70,16 @@ ENDLESS = (
     PIPELINE
     + """
     from gnnsys.pipeline import liveness
-    liveness.Liveness.__init__.__defaults__ = (0.3, 4.0)
+    liveness.Liveness.__init__.__defaults__ = (0.3, 4.0, 30.0)
     dist.init_process_group("gloo")
+    {before}
     pipe = pipe_of(graph(), {stages}, {ways}, chunks=8)
     optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
     pipe.train_epoch(optimizer)
     print("training", flush=True)
     while True:
         pipe.train_epoch(optimizer)
+        {after}
 """
 )
 
@@ -97,7 +99,7 @@ def test_processes_give_the_bits_and_bytes_of_one(start_ranks, stages: int, ways
 
 @pytest.mark.parametrize(("victim", "number"), [(2, signal.SIGKILL), (0, signal.SIGKILL)])
 def test_a_killed_rank_is_named_by_all_others(start_ranks, victim: int, number: int) -> None:
-    ranks = start_ranks(_fill(ENDLESS, {"stages": 2, "ways": 2}), 4)
+    ranks = start_ranks(_endless(stages=2, ways=2), 4)
     for process in ranks.processes:
         assert process.stdout.readline() == "training\n"
     ranks.processes[victim].send_signal(number)
@@ -111,19 +113,38 @@ def test_a_killed_rank_is_named_by_all_others(start_ranks, victim: int, number: 
             assert f"RankFailedError: rank {victim} of 4 is gone" in last, errors
 
 
-def test_a_stopped_rank_is_named_by_all_others(start_ranks) -> None:
-    ranks = start_ranks(_fill(ENDLESS, {"stages": 3, "ways": 1}), 3)
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_stopped_rank_is_named_by_all_others(start_ranks, victim: int) -> None:
+    ranks = start_ranks(_endless(stages=3, ways=1), 3)
     for process in ranks.processes:
         assert process.stdout.readline() == "training\n"
-    stopped = ranks.processes.pop(1)
+    stopped = ranks.processes.pop(victim)
     stopped.send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
     try:
         for status, _, errors in ranks.outputs():
             assert status == 1
-            assert "rank 1 of 3 is gone" in errors.strip().splitlines()[-1], errors
+            assert f"rank {victim} of 3 is gone" in errors.strip().splitlines()[-1], errors
+        assert time.monotonic() - begun < 60
     finally:
         stopped.kill()
         stopped.communicate()
+
+
+def test_a_rank_that_raises_is_named_by_all_others(start_ranks) -> None:
+    raising = "if dist.get_rank() == 1: raise ValueError('of a user')"
+    told = start_ranks(_endless(stages=3, ways=1, after=raising), 3).outputs()
+    for rank, (status, _, errors) in enumerate(told):
+        last = "ValueError: of a user" if rank == 1 else "rank 1 of 3 is gone"
+        assert status == 1
+        assert last in errors.strip().splitlines()[-1], errors
+
+
+def test_ranks_wait_for_one_that_comes_late(start_ranks) -> None:
+    """Later than a rank may be silent that has begun."""
+    late = "import time; time.sleep(7 * dist.get_rank())"
+    ranks = start_ranks(_endless(stages=2, ways=1, before=late, after="break"), 2)
+    assert [status for status, _, _ in ranks.outputs()] == [0, 0]
 
 
 def test_the_network_counts_the_bytes_of_the_ledger(start_ranks, tmp_path: Path) -> None:
@@ -168,50 +189,11 @@ def test_the_network_counts_the_bytes_of_the_ledger(start_ranks, tmp_path: Path)
         assert carried == pytest.approx(counted, rel=0.05)
 
 
-def test_ranks_are_started_and_their_failure_is_told(tmp_path: Path) -> None:
-    command = ["train", "demo", "--full-batch", "--model", "gcn", "--parallel", "pipeline"]
-    options = ["--ranks", "2", "--epochs", "100000", "--hidden", "8", "--out", "run"]
-    run = subprocess.Popen(
-        [*_gnnsys(), *command, *options],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        children = _children(run.pid, tmp_path)
-        os.kill(children["1"], signal.SIGKILL)
-        _, errors = run.communicate(timeout=80)
-    finally:
-        run.kill()
-        run.communicate()
-    assert run.returncode == 128 + signal.SIGKILL
-    assert "gnnsys: error: rank 1 was ended by SIGKILL" in errors
-    assert "gnnsys: error: rank 1 of 2 is gone" in errors
-    assert "Traceback" not in errors
+def _endless(*, stages: int, ways: int, before: str = "", after: str = "") -> str:
+    return _fill(ENDLESS, {"stages": stages, "ways": ways, "before": before, "after": after})
 
 
-def _gnnsys() -> list[str]:
-
-    return [sys.executable, "-m", "gnnsys"]
-
-
-def _children(parent: int, folder: Path) -> dict[str, int]:
-    """Processes of the ranks, once they have trained an epoch."""
-    metrics = folder / "run" / "metrics.jsonl"
-    for _ in range(600):
-        if metrics.exists() and '"epoch"' in metrics.read_text():
-            break
-        time.sleep(0.1)
-    found = {}
-    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
-        settings = dict(entry.split("=", 1) for entry in environment if "=" in entry)
-        found[settings["RANK"]] = int(pid)
-    return found
-
-
-def _fill(script: str, values: dict[str, int]) -> str:
+def _fill(script: str, values: dict[str, object]) -> str:
     for name, value in values.items():
         script = script.replace("{" + name + "}", str(value))
     return script

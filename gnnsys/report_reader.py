@@ -76,6 +76,12 @@ class _Record:
             raise self._error(name, value, "an object")
         return {key: self._check_number(f"{name}.{key}", each) for key, each in value.items()}
 
+    def number_list(self, name: str) -> tuple[float, ...]:
+        value = self._get(name)
+        if not isinstance(value, list):
+            raise self._error(name, value, "a list")
+        return tuple(self._check_number(f"{name}[{i}]", each) for i, each in enumerate(value))
+
     def numbers_or_none(self, name: str) -> dict[str, float] | None:
         return None if self._get(name) is None else self.numbers(name)
 
@@ -199,15 +205,8 @@ def _epoch(record: _Record) -> Epoch:
         best_epoch=record.integer("best_epoch"),
         epoch_seconds=record.number("epoch_seconds"),
         eval_seconds=record.number("eval_seconds"),
-        staleness=_staleness(record),
+        staleness=record.number_list("staleness") if "staleness" in record.fields else (),
     )
-
-
-def _staleness(record: _Record) -> tuple[float, ...]:
-    found = record.fields.get("staleness", [])
-    if not isinstance(found, list) or not all(isinstance(each, int | float) for each in found):
-        return ()
-    return tuple(float(each) for each in found)
 
 
 def _counts(record: _Record) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from gnnsys.disk_probe import load as load_disk_profile
 from gnnsys.errors import ArgumentError, StorageError
 from gnnsys.feature_options import FeatureOptions
 from gnnsys.feature_stats import DiskWatch, FeatureStats, add_counts, read_counts
-from gnnsys.files import as_storage_error, replace_file
+from gnnsys.files import as_storage_error, check_folder_of, replace_file
 from gnnsys.interrupts import on_signals
 from gnnsys.models import NodeClassifier
 from gnnsys.pipeline import DeepModel, deep_layers
@@ -498,6 +498,8 @@ class _Trainer:
 
 def _open_run(config: TrainConfig) -> Path | None:
     """The folder of the run, with its ``config.toml``."""
+    if config.timeline is not None:
+        check_folder_of(Path(config.timeline), f"--timeline {config.timeline}")
     if config.resume:
         return Path(config.resume)
     if config.out is None:

@@ -379,6 +379,16 @@ def test_a_count_that_is_no_number_raises(tmp_path: Path) -> None:
         report(tmp_path, made)
 
 
+@pytest.mark.parametrize(
+    ("staleness", "says"),
+    [(0.5, r"staleness is 0\.5, expected a list"), ([0.5, "x"], r"staleness\[1\] is 'x'")],
+)
+def test_staleness_that_is_no_list_of_numbers_raises(staleness, says: str, tmp_path: Path) -> None:
+    made = [record | {"staleness": staleness} for record in records()]
+    with pytest.raises(FileFormatError, match=says):
+        report(tmp_path, made)
+
+
 def test_records_of_an_unknown_kind_are_left_out(tmp_path: Path) -> None:
     made = records()
     page = report(tmp_path, [*made[:3], {"kind": "of a later version"}, *made[3:]])

@@ -159,6 +159,7 @@ def test_deep_models_train_on_the_full_graph_by_themselves(graph: str, capsys) -
         (["--precision", "bf16"], r"trains in fp32"),
         (["--snapshot-period", "0"], r"--snapshot-period 0: expected at least 1"),
         (["--timeline", "a.pdf"], r"expected a name in .png or .html"),
+        (["--timeline", "no/where.png"], r"--timeline .*no/where.png: cannot be written"),
         (["--chunks", "700", "--ways", "2"], r"chunks\(700\) > vertices\(600\)"),
     ],
 )

@@ -41,8 +41,8 @@ from gnnsys.pipeline.way_graph import halo_sizes
 
 _EXAMPLES = """
 ROOT holds the datasets as PyG downloads them, and any folders of .npz files with src, dst and
-num_nodes, or edges (E, 2), whose graphs are taken as undirected. With --run, cases take some
-seconds each.
+num_nodes, head and tail, or an (E, 2) array named edges, or Depends and Pre_Depends; such graphs
+are taken as undirected. With --run, cases take some seconds each.
 
 examples:
   python scripts/bench/communication.py --root data --run --json communication.json
@@ -66,6 +66,8 @@ def graphs(root: Path) -> Iterator[tuple[str, Data]]:
                 pairs = arrays["edges"].T
             elif "head" in arrays.files:
                 pairs = np.stack([arrays["head"], arrays["tail"]])
+            elif "Depends" in arrays.files:
+                pairs = np.concatenate([arrays["Depends"], arrays["Pre_Depends"]]).T
             else:
                 continue
             nodes = (

@@ -60,7 +60,7 @@ SETTINGS = {
     ("pubmed", "resgcn"): Setting(lr=0.005),
     ("actor", "gcnii"): Setting(alpha=0.5, theta=1.5),
     ("actor", "resgcn"): Setting(lr=0.02),
-    ("tolokers", "gcnii"): Setting(dropout=0.2, decay=0.0),
+    ("tolokers", "gcnii"): Setting(dropout=0.2, decay=0.0, alpha=0.5, theta=1.0),
     ("tolokers", "resgcn"): Setting(lr=0.005, dropout=0.2, decay=0.0),
 }
 SEEDS = {"cora": 10, "actor": 10, "pubmed": 5, "tolokers": 2}

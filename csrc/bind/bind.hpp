@@ -24,6 +24,7 @@ void bind_execute_plan(nanobind::module_& m);
 void bind_file_reader(nanobind::module_& m);
 void bind_graph_sampler(nanobind::module_& m);
 void bind_keyed_dropout(nanobind::module_& m);
+void bind_pair_sums(nanobind::module_& m);
 void bind_rmat(nanobind::module_& m);
 
 }  // namespace gnnsys

@@ -174,6 +174,7 @@ NB_MODULE(_core, m) {
   bind_file_reader(m);
   bind_graph_sampler(m);
   bind_keyed_dropout(m);
+  bind_pair_sums(m);
   bind_rmat(m);
   bind_coo_to_csc<int32_t>(m);
   bind_coo_to_csc<int64_t>(m);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <type_traits>
+
+#include "share_rows.hpp"
+#include "wide_values.hpp"
 
 namespace gnnsys {
 namespace {
@@ -13,32 +15,6 @@ constexpr int64_t kLine = 64;
 constexpr int64_t kPrefetchBytes = 1024;
 constexpr int64_t kPrefetchEdges = 8;
 constexpr int64_t kBlock = 256;  // columns that are summed at a time, in the first-level cache
-constexpr int64_t kShareBytes = int64_t{128} << 10;  // a smaller share is not worth a thread
-// Shares for each thread, so that one whose core is busy with other work does not hold all up.
-constexpr int64_t kSharesPerThread = 8;
-
-// What sums are held in.
-template <class Value>
-using Wide = std::conditional_t<std::is_same_v<Value, BFloat16>, float, Value>;
-
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
-inline void narrow(float x, float& to) { to = x; }
-inline void narrow(double x, double& to) { to = x; }
-// To the nearest, ties to even. A NaN keeps a bit that adding to it would carry away.
-inline void narrow(float x, BFloat16& to) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  to.bits = static_cast<uint16_t>(x == x ? rounded >> 16 : (bits >> 16) | 0x40);
-}
 
 template <class Value, class Id>
 struct Job {
@@ -88,35 +64,16 @@ struct Job {
 
 #endif
 
-// Runs kernel(begin, end) over targets, in shares of about as many edges and targets.
+// Runs kernel(begin, end) over targets.
 template <class Value, class Id, class Kernel>
 int64_t run(const Job<Value, Id>& job, Kernel kernel, ThreadPool& pool) {
-  const int64_t* const indptr = job.edges.indptr;
-  const int64_t targets = job.edges.num_targets;
-  const auto cost = [&](int64_t target) { return indptr[target] - indptr[0] + target; };
-  const int64_t total = cost(targets);
-  const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value)) + kLine;
-  const int64_t shares =
-      std::clamp<int64_t>(total * row_bytes / kShareBytes, 1, kSharesPerThread * pool.size());
-  // The first target of a share.
-  const auto border = [&](int64_t share) {
-    const int64_t least = total / shares * share + std::min(share, total % shares);
-    int64_t low = 0, high = targets;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (cost(middle) < least) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  };
   std::atomic<int64_t> bad{-1};
-  parallel_for(pool, shares, 1, [&](int64_t begin, int64_t end) {
-    const int64_t found = kernel(job, border(begin), border(end));
-    if (found >= 0) bad.store(found, std::memory_order_relaxed);
-  });
+  const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value)) + kLine;
+  share_rows(pool, job.edges.indptr, job.edges.num_targets, row_bytes,
+             [&](int64_t begin, int64_t end) {
+               const int64_t found = kernel(job, begin, end);
+               if (found >= 0) bad.store(found, std::memory_order_relaxed);
+             });
   return bad.load();
 }
 

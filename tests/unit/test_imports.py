@@ -24,7 +24,7 @@ LAYERS = [
     {"gnnsys.cache"},
     {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},
     {"gnnsys.loaders"},
-    {"gnnsys.pipeline"},
+    {"gnnsys.pipeline", "gnnsys.losses"},
     {"gnnsys.folder_format", "gnnsys.folder_writer", "gnnsys.folder_scores"},
     {"gnnsys.models", "gnnsys.doctor", "gnnsys.feature_options"}
     | {

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "gnnsys/thread_pool.hpp"
+
+namespace gnnsys {
+
+// Runs work(begin, end) over rows with edges, in shares of about as many edges and rows.
+//
+// indptr (rows + 1); edge_bytes is what one edge reads.
+template <class Work>
+void share_rows(ThreadPool& pool, const int64_t* indptr, int64_t rows, int64_t edge_bytes,
+                const Work& work) {
+  constexpr int64_t kShareBytes = int64_t{128} << 10;  // a smaller share is not worth a thread
+  // For each thread, so that one whose core is busy with other work does not hold all up.
+  constexpr int64_t kSharesPerThread = 8;
+  const auto cost = [&](int64_t row) { return indptr[row] - indptr[0] + row; };
+  const int64_t total = cost(rows);
+  const int64_t shares =
+      std::clamp<int64_t>(total * edge_bytes / kShareBytes, 1, kSharesPerThread * pool.size());
+  // The first row of a share.
+  const auto border = [&](int64_t share) {
+    const int64_t least = total / shares * share + std::min(share, total % shares);
+    int64_t low = 0, high = rows;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (cost(middle) < least) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  parallel_for(pool, shares, 1,
+               [&](int64_t begin, int64_t end) { work(border(begin), border(end)); });
+}
+
+}  // namespace gnnsys

@@ -13,6 +13,7 @@ import tyro
 
 from gnnsys.config import TrainConfig
 from gnnsys.config_cache import PlanConfig, ScoreConfig
+from gnnsys.config_cluster import ClusterConfig
 from gnnsys.config_data import (
     ConvertConfig,
     GenerateConfig,
@@ -55,6 +56,7 @@ _CONFIGS = {
     "report": ReportConfig,
     "score": ScoreConfig,
     "plan": PlanConfig,
+    "cluster": ClusterConfig,
     "doctor": DoctorConfig,
 }
 
@@ -166,6 +168,10 @@ def _run(config: Any, arguments: list[str]) -> int:
         from gnnsys.plan_command import run_command as plan
 
         return plan(config)
+    if isinstance(config, ClusterConfig):
+        from gnnsys.clustering.command import run_command as cluster
+
+        return cluster(config)
     from gnnsys.doctor import main as doctor
 
     return doctor(config.path, config.json, config.probe)

@@ -44,12 +44,13 @@ def student_t_assign(z: Tensor, centers: Tensor) -> Tensor:
     return q / q.sum(1, keepdim=True)
 
 
-def target_distribution(q: Tensor) -> Tensor:
+def target_distribution(q: Tensor, totals: Tensor | None = None) -> Tensor:
     """Assignments sharpened and balanced: ``p_ik`` is ``q_ik^2 / sum_i q_ik``, each row divided by
     its sum (Xie et al., ICML 2016, eq. 3). A constant: no gradient flows into it.
 
     Args:
         q: (N, K).
+        totals: (K,), the sums over i of all nodes, where ``q`` is of some of them.
 
     Returns:
         (N, K).
@@ -61,7 +62,8 @@ def target_distribution(q: Tensor) -> Tensor:
     _check_assignments(q, "q")
     q = q.detach()
     # A cluster that nobody belongs to has no weight, instead of 0 / 0.
-    p = q.square() / q.sum(0).clamp(min=torch.finfo(q.dtype).tiny)
+    totals = q.sum(0) if totals is None else totals.detach()
+    p = q.square() / totals.clamp(min=torch.finfo(q.dtype).tiny)
     return p / p.sum(1, keepdim=True)
 
 

@@ -29,7 +29,7 @@ LAYERS = [
     {"gnnsys.models", "gnnsys.doctor", "gnnsys.feature_options"}
     | {
         f"gnnsys.config{part}"
-        for part in ["", "_cache", "_checks", "_data", "_doctor", "_parallel"]
+        for part in ["", "_cache", "_checks", "_cluster", "_data", "_doctor", "_parallel"]
     },
     {"gnnsys.dataset_folder"},
     {"gnnsys.layerwise", "gnnsys.scores", "gnnsys.sampled_ids", "gnnsys.static_scores"},
@@ -40,7 +40,7 @@ LAYERS = [
     {"gnnsys.hardware", "gnnsys.split_times", "gnnsys.parallel_text", "gnnsys.launch"},
     {"gnnsys.train", "gnnsys.train_result", "gnnsys.parallel_plan", "gnnsys.parallel_command"}
     | {"gnnsys.timeline_picture", "gnnsys.report_drawing", "gnnsys.report_style"},
-    {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command"]}
+    {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command", "clustering"]}
     | {f"gnnsys.{name}" for name in ["estimate", "cache_plans"]}
     | {f"gnnsys.plan_{part}" for part in ["command", "picture", "text"]}
     | {f"gnnsys.report{part}" for part in REPORT},

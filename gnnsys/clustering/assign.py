@@ -1,0 +1,89 @@
+"""Clusters of new nodes by their features alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+from gnnsys.clustering.encoders import make_encoder
+from gnnsys.clustering.runs import ENCODER, WEIGHTS
+from gnnsys.convert.arrays import open_array
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.files import check_folder_of, replace_file
+from gnnsys.losses import student_t_assign
+
+__all__ = ["assign_clusters", "write_clusters"]
+
+_ROWS = 1 << 14
+
+
+def assign_clusters(run: Path, features: Path) -> NDArray[np.int64]:
+    """The cluster of each row of features, by the encoder and centers of a run.
+
+    Args:
+        run: folder that ``gnnsys cluster --out`` made.
+        features: a .npy file (n, features).
+
+    Returns:
+        (n,), numbered as the run's assignments are.
+
+    Raises:
+        MissingFileError, FileFormatError: files that are not there, or damaged.
+        UnsupportedError: an encoder that needs the graph.
+        ArgumentError: features of another width.
+    """
+    about = _read_about(run)
+    if about["kind"] != "mlp":
+        raise UnsupportedError(
+            f"{run}: its encoder is {about['kind']}, which needs the graph of new nodes; train "
+            "with --encoder mlp"
+        )
+    rows = open_array(features)
+    width = about["in_channels"]
+    if len(rows.shape) != 2 or rows.shape[1] != width:
+        raise ArgumentError(
+            f"{features}: {tuple(rows.shape)}, expected (n, {width}), the features of {run}"
+        )
+    encoder = make_encoder("mlp", width, about["hidden"], about["dim"]).eval()
+    try:
+        state = safetensors.torch.load_file(run / WEIGHTS)
+        centers = state.pop("centers")
+        encoder.load_state_dict(state)
+    except FileNotFoundError:
+        raise MissingFileError(f"{run / WEIGHTS}: no such file; --out makes it") from None
+    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+        raise FileFormatError(f"{run / WEIGHTS}: not the weights of {ENCODER} ({error})") from error
+    found = []
+    with torch.no_grad():
+        for begin in range(0, rows.shape[0], _ROWS):
+            x = torch.from_numpy(np.array(rows[begin : begin + _ROWS], dtype=np.float32))
+            found.append(student_t_assign(encoder(x), centers).argmax(1).numpy())
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def write_clusters(run: Path, features: Path, out: Path) -> NDArray[np.int64]:
+    """Writes what ``assign_clusters`` gives to a .npy file, and returns it."""
+    check_folder_of(out, f"--out {out}")
+    found = assign_clusters(run, features)
+    buffer = io.BytesIO()
+    np.save(buffer, found)
+    replace_file(out, buffer.getvalue())
+    return found
+
+
+def _read_about(run: Path) -> dict:  # type: ignore[type-arg]
+    path = run / ENCODER
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return {name: about[name] for name in ("kind", "in_channels", "hidden", "dim")}
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file; gnnsys cluster --out makes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path}: does not describe an encoder ({error})") from error

@@ -1,0 +1,71 @@
+"""``gnnsys cluster``: progress on standard error, the result on standard output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gnnsys.clustering.assign import write_clusters
+from gnnsys.clustering.runs import run_clustering
+from gnnsys.clustering.scores import SCORES
+from gnnsys.config_cluster import ClusterConfig
+from gnnsys.progress import work_progress
+
+__all__ = ["run_command"]
+
+
+def run_command(config: ClusterConfig) -> int:
+    """Clusters, and tells how well."""
+    if config.assign is not None:
+        return _assign(config)
+    with work_progress() as progress:
+        result = run_clustering(config, progress)
+    if config.json:
+        print(json.dumps(result))
+        return 0
+    console = Console()
+    console.print(_table(result))
+    for name in (config.out, config.plot):
+        if name is not None:
+            console.print(f"wrote {name}", highlight=False)
+    return 0
+
+
+def _assign(config: ClusterConfig) -> int:
+    out = str(config.out)
+    found = write_clusters(Path(str(config.run)), Path(str(config.assign)), Path(out))
+    counts = np.bincount(found).tolist()
+    if config.json:
+        print(json.dumps({"path": out, "nodes": len(found), "counts": counts}))
+    else:
+        print(f"{out}  {len(found)} nodes in {len(counts)} clusters: {counts}")
+    return 0
+
+
+def _table(result: dict[str, Any]) -> Table:
+    seeds = result["seeds"]
+    title = f"{result['clusters']} clusters of {result['dataset']}, {len(seeds)} seeds"
+    table = Table(title=title)
+    for name in ("", "loss", *(name.upper() for name in SCORES)):
+        table.add_column(name, justify="right" if name else "left")
+    select = result["options"]["select"]
+    for which, about in (("selected", f"selected by {select}"), ("last", "last epoch")):
+        losses = [seed[which]["loss"] for seed in seeds]
+        cells = [f"{sum(losses) / len(losses):.4f}"]
+        for name in SCORES:
+            score = result["summary"][which].get(name)
+            cells.append("" if score is None else _percent(score))
+        table.add_row(about, *cells)
+    table.add_row("seconds of a seed", f"{sum(seed['seconds'] for seed in seeds) / len(seeds):.1f}")
+    return table
+
+
+def _percent(score: dict[str, float | None]) -> str:
+    mean, deviation = score["mean"], score["std"]
+    assert mean is not None
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

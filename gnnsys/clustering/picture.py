@@ -1,0 +1,76 @@
+"""The embedding of nodes in two dimensions, by cluster and by class."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+
+from gnnsys.clustering.graph import ClusterGraph
+from gnnsys.clustering.trainer import SeedResult
+from gnnsys.files import replace_file
+from gnnsys.report_drawing import style
+
+__all__ = ["write_picture"]
+
+_MOST = 4000  # nodes that are drawn; t-SNE takes a minute for some thousands
+
+
+def write_picture(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
+    """Draws nodes, or 4000 of them, by t-SNE (van der Maaten and Hinton, JMLR 2008).
+
+    Args:
+        path: of a .png file.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    nodes = len(result.embeddings)
+    draw = np.random.default_rng(0)
+    chosen = np.sort(draw.permutation(nodes)[:_MOST])
+    rows = result.embeddings[chosen]
+    perplexity = min(30.0, max(1.0, (len(rows) - 1) / 3))
+    spots = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(rows)
+    panels = [("clusters", result.assignments[chosen])]
+    if graph.labels is not None:
+        panels.append(("classes", graph.labels[chosen]))
+    with style():
+        figure = Figure(figsize=(6.4 * len(panels), 5.6), layout="constrained")
+        for place, (name, groups) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), place + 1)
+            _draw(axes, spots, groups, name)
+        shown = f"{len(chosen):,} of {nodes:,} nodes" if len(chosen) < nodes else f"{nodes:,} nodes"
+        figure.suptitle(f"{graph.name}: {shown}, epoch {_epoch(result)} of seed {result.seed}")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=144)
+    replace_file(path, buffer.getvalue())
+
+
+def _epoch(result: SeedResult) -> int:
+    assert result.selected is not None
+    return result.selected.number
+
+
+def _draw(axes: Axes, spots: NDArray[Any], groups: NDArray[Any], name: str) -> None:
+    axes.set_title(name)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for group in np.unique(groups):
+        x, y = spots[groups == group].T
+        label = "unknown" if group < 0 else str(group)
+        axes.scatter(x, y, s=5, linewidths=0, color=_color(group), label=label)
+    if len(np.unique(groups)) <= 20:
+        axes.legend(loc="best", markerscale=3, fontsize="small", frameon=False)
+
+
+def _color(group: int) -> Any:
+    from matplotlib import colormaps
+
+    return "0.8" if group < 0 else colormaps["tab20"](int(group) * 2 % 20 + int(group) // 10 % 2)

@@ -1,0 +1,174 @@
+"""All seeds of ``gnnsys cluster``, and the files of their result."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from gnnsys.clustering.batches import make_batches
+from gnnsys.clustering.graph import ClusterGraph, open_graph
+from gnnsys.clustering.picture import write_picture
+from gnnsys.clustering.scores import SCORES
+from gnnsys.clustering.trainer import Epoch, Progress, SeedResult, train_seed
+from gnnsys.config_cluster import ClusterConfig
+from gnnsys.errors import ArgumentError
+from gnnsys.files import as_storage_error, check_folder_of, replace_file
+
+__all__ = ["ENCODER", "WEIGHTS", "run_clustering"]
+
+WEIGHTS = "model.safetensors"
+ENCODER = "encoder.json"
+
+
+def run_clustering(
+    config: ClusterConfig, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
+    """Trains all seeds, and writes the files that the options ask for.
+
+    Returns:
+        What ``result.json`` holds: the options, each seed's losses, scores and selected epoch, and
+        mean and deviation over seeds.
+
+    Raises:
+        GnnsysError: a dataset that cannot be clustered, or files that cannot be written.
+
+    >>> import tempfile
+    >>> from gnnsys.generate import generate_community
+    >>> folder = generate_community(tempfile.mkdtemp() + "/g", nodes=60, classes=2, degree=4)
+    >>> config = ClusterConfig(
+    ...     dataset=str(folder), hidden=(8,), dim=2, epochs=2, pretrain_epochs=1
+    ... )
+    >>> run_clustering(config)["clusters"]
+    2
+    """
+    config = config.filled_in()
+    out = _make_folder(config)
+    try:
+        with open_graph(config) as graph:
+            return _run(config, graph, out, progress)
+    except BaseException:
+        if out is not None and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        raise
+
+
+def _run(
+    config: ClusterConfig, graph: ClusterGraph, out: Path | None, progress: Progress
+) -> dict[str, Any]:
+    clusters = _check(config, graph)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu")
+        if config.device == "auto"
+        else config.device
+    )
+    batches = make_batches(graph, config, device)
+    first: SeedResult | None = None
+    seeds = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        found = train_seed(config, graph, batches, clusters, seed, device, progress)
+        seeds.append(_describe(found))
+        first = first or found
+    assert first is not None
+    result: dict[str, Any] = {
+        "format": 1,
+        "dataset": graph.name,
+        "nodes": graph.num_nodes,
+        "edges": graph.data.edge_index.shape[1],
+        "clusters": clusters,
+        "options": dataclasses.asdict(config),
+        "seeds": seeds,
+        "summary": {name: _summary(seeds, name) for name in ("selected", "last")},
+    }
+    if config.plot is not None:
+        write_picture(Path(config.plot), graph, first)
+    if out is not None:
+        _write(out, config, graph, first, result)
+    return result
+
+
+def _check(config: ClusterConfig, graph: ClusterGraph) -> int:
+    """The number of clusters."""
+    clusters = config.k or graph.num_classes
+    if clusters is None:
+        raise ArgumentError(f"{config.dataset}: has no classes; say how many clusters with --k")
+    if clusters > graph.num_nodes:
+        raise ArgumentError(f"--k {clusters} > {graph.num_nodes} nodes: use fewer clusters")
+    if config.select == "labels" and graph.labels is None:
+        raise ArgumentError(f"--select labels: {config.dataset} has none")
+    return clusters
+
+
+def _make_folder(config: ClusterConfig) -> Path | None:
+    if config.plot is not None:
+        check_folder_of(Path(config.plot), f"--plot {config.plot}")
+    if config.out is None:
+        return None
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArgumentError(f"--out {out}: exists already; give another folder")
+    with as_storage_error(out):
+        out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _describe(found: SeedResult) -> dict[str, Any]:
+    assert found.selected is not None
+    return {
+        "seed": found.seed,
+        "seconds": found.seconds,
+        "selected": _epoch(found.selected),
+        "last": _epoch(found.epochs[-1]),
+        "losses": [epoch.loss for epoch in found.epochs],
+        "contrastive": [epoch.contrastive for epoch in found.epochs],
+        "clustering": [epoch.clustering for epoch in found.epochs],
+        "acc": [epoch.scores["acc"] for epoch in found.epochs if epoch.scores],
+    }
+
+
+def _epoch(epoch: Epoch) -> dict[str, Any]:
+    return {"epoch": epoch.number, "loss": epoch.loss, **epoch.scores}
+
+
+def _summary(seeds: list[dict[str, Any]], which: str) -> dict[str, Any]:
+    """Mean and deviation over seeds."""
+    told = {}
+    for name in SCORES:
+        values = [seed[which][name] for seed in seeds if name in seed[which]]
+        if values:
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            told[name] = {"mean": statistics.mean(values), "std": deviation}
+    return told
+
+
+def _write(
+    out: Path,
+    config: ClusterConfig,
+    graph: ClusterGraph,
+    first: SeedResult,
+    result: dict[str, Any],
+) -> None:
+    for name, array in (
+        ("assignments.npy", first.assignments),
+        ("embeddings.npy", first.embeddings),
+    ):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        replace_file(out / name, buffer.getvalue())
+    encoder = {
+        "kind": config.encoder,
+        "in_channels": graph.data.x.shape[1],
+        "hidden": config.hidden,
+        "dim": config.dim,
+    }
+    weights = {name: tensor.cpu().contiguous() for name, tensor in first.state.items()}
+    replace_file(out / WEIGHTS, safetensors.torch.save(weights))
+    replace_file(out / ENCODER, json.dumps(encoder).encode())
+    replace_file(out / "result.json", json.dumps(result).encode())

@@ -55,8 +55,8 @@ class ClusterConfig:
     result.json of all seeds. Made; must be empty. With --assign, the file to write."""
 
     assign: str | None = None
-    """A .npy file of rows of new nodes' features: clusters them with the encoder of --run, without
-    their graph, and trains nothing."""
+    """A file of rows of new nodes' features (.npy, .npz, .csv, .parquet, .pt): clusters them with
+    the encoder of --run, without their graph, and trains nothing."""
 
     run: str | None = None
     """Folder that an earlier --out made, for --assign."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -21,15 +22,13 @@ from gnnsys.losses import student_t_assign
 
 __all__ = ["assign_clusters", "write_clusters"]
 
-_ROWS = 1 << 14
-
 
 def assign_clusters(run: Path, features: Path) -> NDArray[np.int64]:
     """The cluster of each row of features, by the encoder and centers of a run.
 
     Args:
         run: folder that ``gnnsys cluster --out`` made.
-        features: a .npy file (n, features).
+        features: a file (n, features): .npy, .npz, .csv, .parquet, .pt.
 
     Returns:
         (n,), numbered as the run's assignments are.
@@ -62,8 +61,8 @@ def assign_clusters(run: Path, features: Path) -> NDArray[np.int64]:
         raise FileFormatError(f"{run / WEIGHTS}: not the weights of {ENCODER} ({error})") from error
     found = []
     with torch.no_grad():
-        for begin in range(0, rows.shape[0], _ROWS):
-            x = torch.from_numpy(np.array(rows[begin : begin + _ROWS], dtype=np.float32))
+        for block in rows.blocks():
+            x = torch.from_numpy(block.astype(np.float32))
             found.append(student_t_assign(encoder(x), centers).argmax(1).numpy())
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
@@ -78,7 +77,7 @@ def write_clusters(run: Path, features: Path, out: Path) -> NDArray[np.int64]:
     return found
 
 
-def _read_about(run: Path) -> dict:  # type: ignore[type-arg]
+def _read_about(run: Path) -> dict[str, Any]:
     path = run / ENCODER
     try:
         about = json.loads(path.read_text(encoding="utf-8"))

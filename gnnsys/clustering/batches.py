@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-import gnnsys
 from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.config_cluster import ClusterConfig
+from gnnsys.layerwise import inference
+from gnnsys.loaders.neighbor_loader import NeighborLoader
 from gnnsys.losses import PositivePairs, influence_adjacency
 
 __all__ = ["Batch", "Batches", "make_batches"]
@@ -90,7 +91,7 @@ class _Sampled:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         config = self._config
-        loader = gnnsys.NeighborLoader(
+        loader = NeighborLoader(
             self._graph.data,
             [config.fanout] * self._hops,
             batch_size=config.batch_size,
@@ -111,7 +112,7 @@ class _Sampled:
     def embed(self, encoder: nn.Module) -> Tensor:
         if self._config.encoder != "mlp":
             data: Any = self._graph.data
-            return gnnsys.inference(encoder, data, threads=self._config.threads)
+            return inference(encoder, data, threads=self._config.threads)
         nodes = torch.arange(self._graph.num_nodes)
         with torch.no_grad():
             return torch.cat([encoder(self.rows(part)) for part in nodes.split(_ROWS)])

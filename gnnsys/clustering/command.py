@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from gnnsys.config_cluster import ClusterConfig
 from gnnsys.progress import work_progress
 
 __all__ = ["run_command"]
+
+_WHICH = ("selected", "last")
 
 
 def run_command(config: ClusterConfig) -> int:
@@ -48,20 +51,19 @@ def _assign(config: ClusterConfig) -> int:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    seeds = result["seeds"]
-    title = f"{result['clusters']} clusters of {result['dataset']}, {len(seeds)} seeds"
-    table = Table(title=title)
-    for name in ("", "loss", *(name.upper() for name in SCORES)):
-        table.add_column(name, justify="right" if name else "left")
-    select = result["options"]["select"]
-    for which, about in (("selected", f"selected by {select}"), ("last", "last epoch")):
-        losses = [seed[which]["loss"] for seed in seeds]
-        cells = [f"{sum(losses) / len(losses):.4f}"]
-        for name in SCORES:
-            score = result["summary"][which].get(name)
-            cells.append("" if score is None else _percent(score))
-        table.add_row(about, *cells)
-    table.add_row("seconds of a seed", f"{sum(seed['seconds'] for seed in seeds) / len(seeds):.1f}")
+    seeds, summary = result["seeds"], result["summary"]
+    title = f"{result['clusters']} clusters of {result['dataset']}"
+    title += f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    table = Table("", f"epoch by {result['options']['select']}", "last epoch", title=title)
+    for name in SCORES:
+        if name in summary["last"]:
+            table.add_row(name.upper(), *(_percent(summary[which][name]) for which in _WHICH))
+    for name, form in (("loss", "{:.4f}"), ("epoch", "{:.0f}")):
+        table.add_row(
+            name,
+            *(form.format(fmean(seed[which][name] for seed in seeds)) for which in _WHICH),
+        )
+    table.add_row("seconds of a seed", "", f"{fmean(seed['seconds'] for seed in seeds):.1f}")
     return table
 
 

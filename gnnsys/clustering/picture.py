@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,6 @@ from sklearn.manifold import TSNE
 from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.clustering.trainer import SeedResult
 from gnnsys.files import replace_file
-from gnnsys.report_drawing import style
 
 __all__ = ["write_picture"]
 
@@ -40,7 +40,8 @@ def write_picture(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
     panels = [("clusters", result.assignments[chosen])]
     if graph.labels is not None:
         panels.append(("classes", graph.labels[chosen]))
-    with style():
+    with mpl.rc_context():
+        mpl.rcdefaults()
         figure = Figure(figsize=(6.4 * len(panels), 5.6), layout="constrained")
         for place, (name, groups) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), place + 1)
@@ -59,9 +60,7 @@ def _epoch(result: SeedResult) -> int:
 
 def _draw(axes: Axes, spots: NDArray[Any], groups: NDArray[Any], name: str) -> None:
     axes.set_title(name)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
+    axes.set_axis_off()
     for group in np.unique(groups):
         x, y = spots[groups == group].T
         label = "unknown" if group < 0 else str(group)
@@ -71,6 +70,5 @@ def _draw(axes: Axes, spots: NDArray[Any], groups: NDArray[Any], name: str) -> N
 
 
 def _color(group: int) -> Any:
-    from matplotlib import colormaps
-
-    return "0.8" if group < 0 else colormaps["tab20"](int(group) * 2 % 20 + int(group) // 10 % 2)
+    # Ten strong colours first, then the ten pale ones.
+    return "0.8" if group < 0 else mpl.colormaps["tab20"](2 * group % 20 + group // 10 % 2)

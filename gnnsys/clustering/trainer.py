@@ -21,6 +21,7 @@ from gnnsys.clustering.encoders import make_decoder, make_encoder
 from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.clustering.scores import cluster_scores
 from gnnsys.config_cluster import ClusterConfig
+from gnnsys.errors import ArgumentError
 from gnnsys.losses import dec_kl, pamc_loss, student_t_assign, target_distribution
 
 __all__ = ["Epoch", "SeedResult", "train_seed"]
@@ -141,6 +142,8 @@ class _Trainer:
     def start(self) -> None:
         """Puts the centers where k-means finds clusters."""
         z = self._batches.embed(self._encoder).cpu().numpy()
+        if not np.isfinite(z).all():
+            raise ArgumentError(f"--lr {self._config.lr}: reconstruction diverged; use a lower one")
         many = len(z) > _MANY
         means = (MiniBatchKMeans if many else KMeans)(
             self._clusters, n_init=3 if many else _STARTS, random_state=self._seed
@@ -164,7 +167,8 @@ class _Trainer:
             # The last epoch only looks at what the steps before have made.
             losses, z, q = run(number, optimizer if number < config.epochs else None)
             assignments = q.argmax(1).cpu().numpy()
-            epoch = Epoch(number, *losses, self._score(assignments))
+            loss, contrastive, clustering = losses
+            epoch = Epoch(number, loss, contrastive, clustering, self._score(assignments))
             result.epochs.append(epoch)
             worth = self._worth(epoch)
             if worth > best:

@@ -66,7 +66,7 @@ def info_nce_loss(first: Tensor, second: Tensor, temperature: float = 0.5) -> Te
     _check_views(first, second)
     u, v = unit_rows(first), unit_rows(second)
     between = (u @ v.t() / temperature).exp()
-    total = 0.0
+    total = torch.zeros((), dtype=u.dtype, device=u.device)
     for own, across in ((u, between.sum(1)), (v, between.sum(0))):
         within = (own @ own.t() / temperature).exp()
         total = total + (across + within.sum(1) - within.diag()).log()

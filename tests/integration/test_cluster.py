@@ -1,0 +1,178 @@
+"""``gnnsys cluster`` from the command line to its files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from sklearn.metrics import f1_score
+
+from gnnsys.cli import main
+from gnnsys.clustering.scores import cluster_scores
+from gnnsys.dataset_folder import open_dataset
+from gnnsys.generate import generate_community
+
+SMALL = ["--hidden", "32", "16", "--dim", "4", "--pretrain-epochs", "4", "--epochs", "8"]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("graph") / "community"
+    return str(generate_community(folder, nodes=500, classes=3, features=12, degree=8, signal=2.0))
+
+
+def cluster(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["cluster", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "sage", "gcn"])
+@pytest.mark.parametrize("batches", [[], ["--batch-size", "200", "--fanout", "5"]])
+def test_communities_are_found(graph: str, capsys, encoder: str, batches: list[str]) -> None:
+    result = cluster(capsys, graph, *SMALL, "--encoder", encoder, *batches)
+    (seed,) = result["seeds"]
+    assert result["clusters"] == 3
+    assert len(seed["losses"]) == len(seed["acc"]) == 9
+    assert seed["selected"]["epoch"] == int(np.argmin(seed["losses"]))
+    assert seed["last"]["acc"] == seed["acc"][-1]
+    assert seed["selected"]["acc"] == seed["acc"][seed["selected"]["epoch"]]
+    assert seed["selected"]["acc"] > 0.7  # the largest class has 0.34
+    assert seed["losses"][-1] < seed["losses"][0]
+
+
+def test_files_hold_what_is_told_and_new_nodes_are_clustered(graph, capsys, tmp_path) -> None:
+    run, picture = tmp_path / "run", tmp_path / "picture.png"
+    result = cluster(
+        capsys, graph, *SMALL, "--seeds", "2", "--out", str(run), "--plot", str(picture)
+    )
+    assert json.loads((run / "result.json").read_text()) == result
+    dataset = open_dataset(graph)
+    assignments = np.load(run / "assignments.npy")
+    scores = cluster_scores(np.array(dataset.node_table("labels")), assignments)
+    told = result["seeds"][0]["selected"]
+    assert {name: told[name] for name in scores} == scores
+    assert np.load(run / "embeddings.npy").shape == (500, 4)
+    accuracies = [seed["selected"]["acc"] for seed in result["seeds"]]
+    assert result["summary"]["selected"]["acc"] == pytest.approx(
+        {"mean": np.mean(accuracies), "std": np.std(accuracies, ddof=1)}
+    )
+    assert imread(picture).std() > 0.05
+    np.save(tmp_path / "x.npy", dataset.features(device="cpu").materialize().numpy()[::7])
+    options = ["--assign", str(tmp_path / "x.npy"), "--run", str(run)]
+    assert main(["cluster", *options, "--out", str(tmp_path / "new.npy")]) == 0
+    assert (np.load(tmp_path / "new.npy") == assignments[::7]).all()
+
+
+def test_the_same_seed_gives_the_same_losses(graph: str, capsys) -> None:
+    for batches in ([], ["--batch-size", "128"]):
+        options = [graph, *SMALL, "--seed", "3", *batches]
+        first, second = (cluster(capsys, *options)["seeds"][0]["losses"] for _ in range(2))
+        assert first == second
+
+
+def test_epochs_may_be_selected_by_labels_or_be_the_last(graph: str, capsys) -> None:
+    (by_labels,) = cluster(capsys, graph, *SMALL, "--select", "labels")["seeds"]
+    assert by_labels["selected"]["acc"] == max(by_labels["acc"])
+    (last,) = cluster(capsys, graph, *SMALL, "--select", "last")["seeds"]
+    assert last["selected"] == last["last"]
+
+
+@pytest.mark.parametrize("name", ["acm", "dblp", "citeseer"])
+def test_graphs_of_the_literature_are_read_by_name(real_graphs: Path, capsys, name: str) -> None:
+    options = ["--hidden", "8", "--dim", "3", "--epochs", "1", "--pretrain-epochs", "1"]
+    result = cluster(capsys, name, "--root", str(real_graphs), *options)
+    wanted = {"acm": (3025, 26256, 3), "dblp": (4057, 7056, 4), "citeseer": (3327, 9104, 6)}[name]
+    assert (result["nodes"], result["edges"], result["clusters"]) == wanted
+    assert result["options"]["alpha"] == {"acm": 0.5, "dblp": 2.0, "citeseer": 2.0}[name]
+
+
+def test_a_table_tells_mean_and_deviation(graph: str, capsys) -> None:
+    assert main(["cluster", graph, *SMALL, "--seeds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "3 clusters of community, mean of 2 seeds" in out
+    assert re.search(r"ACC +│ \d\d\.\d\d ± \d+\.\d\d +│ \d\d\.\d\d ± \d+\.\d\d", out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--k", "501"], r"--k 501 > 500 nodes"),
+        (["--k", "0"], r"--k 0: expected at least 1"),
+        (["--tau", "0"], r"--tau 0.0: expected above 0"),
+        (["--alpha", "0", "--beta", "0"], r"expected a loss to train"),
+        (["--alpha", "-1"], r"--alpha -1.0"),
+        (["--plot", "a.pdf"], r"--plot a.pdf: expected a name in .png"),
+        (["--plot", "no/where.png"], r"--plot no/where.png: cannot be written"),
+        (["--order", "5", "--max-pairs", "1000"], r"order\(5\): .* has \d+ entries, more than"),
+        (["--run", "run"], r"--run: goes with --assign"),
+        (["--lr", "1e30"], r"--lr 1e+30: reconstruction diverged".replace("+", r"\+")),
+    ],
+)
+def test_bad_options_are_refused(graph: str, capsys, tmp_path, options, message: str) -> None:
+    out = tmp_path / "run"
+    try:
+        status = main(["cluster", graph, *SMALL, "--out", str(out), *options])
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert re.search(message, told), told
+    assert not out.exists()
+
+
+def test_other_bad_input_is_refused(graph: str, capsys, tmp_path: Path) -> None:
+    def refused(message: str, *arguments: str) -> None:
+        try:
+            status = main(["cluster", *arguments])
+        except SystemExit as exit:
+            status = exit.code
+        told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert status == 2
+        assert re.search(message, told), told
+
+    refused(r"a dataset to cluster is missing")
+    refused(r"dataset 'unknown' is unknown: expected one of acm", "unknown")
+    refused(r"acm_feat.npz: no such file", "acm", "--root", str(tmp_path))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    refused(r"full: exists already", graph, "--out", str(tmp_path / "full"))
+    rows = tmp_path / "x.npy"
+    np.save(rows, np.ones((3, 5), np.float32))
+    run, to = str(tmp_path / "run"), ["--out", str(tmp_path / "new.npy")]
+    assign = ["--assign", str(rows), "--run", run]
+    refused(r"--assign .*: goes with --run RUN and --out FILE", graph, *assign, *to)
+    refused(r"encoder.json: no such file", *assign, *to)
+    assert main(["cluster", graph, *SMALL, "--encoder", "sage", "--out", run]) == 0
+    refused(r"its encoder is sage, which needs the graph", *assign, *to)
+    mlp = str(tmp_path / "mlp")
+    assert main(["cluster", graph, *SMALL, "--out", mlp]) == 0
+    refused(r"\(3, 5\), expected \(n, 12\)", "--assign", str(rows), "--run", mlp, *to)
+    (tmp_path / "mlp" / "model.safetensors").write_bytes(b"damaged")
+    np.save(rows, np.ones((3, 12), np.float32))
+    refused(r"not the weights", "--assign", str(rows), "--run", mlp, *to)
+    assert not (tmp_path / "new.npy").exists()
+
+
+def test_scores_are_the_best_over_all_pairings() -> None:
+    draw = np.random.default_rng(4)
+    for _ in range(10):
+        labels, clusters = draw.integers(0, 4, 60), draw.integers(0, 4, 60)
+        labels[:5] = -1
+        y, c = labels[5:], clusters[5:]
+        paired = [np.array(names)[c] for names in itertools.permutations(range(4))]
+        scores = cluster_scores(labels, clusters)
+        best = max(float((each == y).mean()) for each in paired)
+        assert scores["acc"] == best
+        assert scores["f1"] in [
+            pytest.approx(f1_score(y, each, average="macro"))
+            for each in paired
+            if float((each == y).mean()) == best
+        ]
+    assert torch.equal(torch.tensor(labels[:5]), torch.full((5,), -1))

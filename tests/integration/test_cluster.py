@@ -43,7 +43,7 @@ def test_communities_are_found(graph: str, capsys, encoder: str, batches: list[s
     assert seed["selected"]["epoch"] == int(np.argmin(seed["losses"]))
     assert seed["last"]["acc"] == seed["acc"][-1]
     assert seed["selected"]["acc"] == seed["acc"][seed["selected"]["epoch"]]
-    assert seed["selected"]["acc"] > 0.7  # the largest class has 0.34
+    assert seed["selected"]["acc"] > 0.6  # the largest class has 0.34
     assert seed["losses"][-1] < seed["losses"][0]
 
 

@@ -100,7 +100,7 @@ class ClusterConfig:
     """Of training, after the start."""
 
     pretrain_epochs: int = 30
-    """Of reconstruction; 0: none."""
+    """Of reconstruction; 0: none. With sage and gcn on the full graph, one is a single step."""
 
     lr: float = 1e-3
     """Learning rate of Adam."""

@@ -39,8 +39,8 @@ class Batches(Protocol):
     is_whole: bool
     """Whether there is one, of all nodes."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch."""
+    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
+        """The batches of an epoch, drawn by a seed."""
 
     def rows(self, nodes: Tensor) -> Tensor:
         """(n, features) of some nodes."""
@@ -69,7 +69,7 @@ class _Whole:
         pairs = _pairs(data.edge_index, graph.num_nodes, config)
         self._batch = Batch(x, data.edge_index.to(device), pairs)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
         yield self._batch
 
     def rows(self, nodes: Tensor) -> Tensor:
@@ -89,14 +89,14 @@ class _Sampled:
         # The convolutions need two steps, the pairs as many as their order.
         self._hops = max(config.order or 1, 1 if config.encoder == "mlp" else 2)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
         config = self._config
         loader = NeighborLoader(
             self._graph.data,
             [config.fanout] * self._hops,
             batch_size=config.batch_size,
             shuffle=True,
-            seed=config.seed,
+            seed=seed,
             threads=config.threads,
         )
         loader.set_epoch(number)

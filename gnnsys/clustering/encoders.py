@@ -17,6 +17,7 @@ Encoder = nn.Module
 class MlpEncoder(nn.Module):
     """A multilayer perceptron with ReLU between layers; takes no notice of edges.
 
+    >>> import torch
     >>> MlpEncoder([3, 8, 2])(torch.ones(5, 3)).shape
     torch.Size([5, 2])
     """

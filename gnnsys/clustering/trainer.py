@@ -132,7 +132,7 @@ class _Trainer:
     def _embedded(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and embeddings: of few nodes at a time if that is all an encoder needs."""
         if self._config.encoder != "mlp":
-            for batch in self._batches.epoch(epoch):
+            for batch in self._batches.epoch(epoch, self._seed):
                 yield batch.x, self._encoder(batch.x, batch.edge_index)
             return
         for nodes in torch.randperm(self._graph.num_nodes).split(_RECONSTRUCTED):
@@ -180,7 +180,7 @@ class _Trainer:
 
     def _whole_epoch(self, number: int, optimizer: Optimizer | None) -> _Looked:
         """One step on all nodes: what it embeds is what the epoch is judged by."""
-        (batch,) = self._batches.epoch(number)
+        (batch,) = self._batches.epoch(number, self._seed)
         return self._step(batch, None, optimizer)
 
     def _sampled_epoch(self, number: int, optimizer: Optimizer | None) -> _Looked:
@@ -189,7 +189,7 @@ class _Trainer:
         with torch.no_grad():
             q = student_t_assign(z, self._centers)
         sums, nodes = torch.zeros(3, dtype=torch.float64), 0
-        for batch in self._batches.epoch(number):
+        for batch in self._batches.epoch(number, self._seed):
             losses, _, _ = self._step(batch, q.sum(0), optimizer)
             sums += torch.tensor(losses, dtype=torch.float64) * len(batch.x)
             nodes += len(batch.x)

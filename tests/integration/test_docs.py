@@ -59,3 +59,11 @@ def test_every_command_about_pipelines_runs_in_an_empty_folder(tmp_path: Path) -
     ]
     assert alike[0] == pytest.approx(alike[1], rel=1e-4)  # torch's threads change rounding
     assert (tmp_path / "schedule.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_every_command_about_clusters_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    assert run_blocks("clustering.md", tmp_path) == ["bash", "python"]
+    written = np.load(tmp_path / "run" / "assignments.npy")
+    assert (np.load(tmp_path / "clusters.npy") == written).all()
+    assert (tmp_path / "clusters.png").stat().st_size > 10_000

@@ -215,6 +215,19 @@ def test_no_pairs_and_one_node_are_fine() -> None:
         assert (z.grad == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pairs_hold_the_weights_of_both_directions(dtype: torch.dtype) -> None:
+    edges, weight = edges_of(4), torch.rand(70, dtype=dtype)
+    wanted = torch.zeros(30, 30, dtype=dtype)
+    wanted.index_put_((edges[0], edges[1]), weight, accumulate=True)
+    pairs = PositivePairs(edges, weight, 30)
+    row = torch.arange(30).repeat_interleave(pairs.indptr.diff())
+    found = torch.zeros(2, 30, 30, dtype=dtype)
+    found[:, row, pairs.other.long()] = pairs.weights(dtype).t()
+    torch.testing.assert_close(found[0] + pairs.own.diag(), wanted)
+    torch.testing.assert_close(found[1] + pairs.own.diag(), wanted.t())
+
+
 def test_pairs_may_be_sorted_once() -> None:
     z, edges = rows(3), edges_of(4)
     weight, of = torch.rand(70), torch.arange(30) % 3

@@ -7,6 +7,7 @@ int main() {
   gnnsys::test::test_cache_planner();
   gnnsys::test::test_steps();
   gnnsys::test::test_keyed_dropout();
+  gnnsys::test::test_pair_sums();
   gnnsys::test::test_file_reader();
   gnnsys::test::test_graph_sampler();
   std::puts("all checks hold");

@@ -7,6 +7,7 @@ void test_cache_planner();
 void test_file_reader();
 void test_graph_sampler();
 void test_keyed_dropout();
+void test_pair_sums();
 void test_steps();
 
 }  // namespace gnnsys::test

@@ -69,9 +69,10 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
                 relay.join(1.0)
         return status
     finally:
-        for process in processes:
+        for process in processes:  # all at once, before one can tell of another's end
             if process.poll() is None:
                 process.kill()
+        for process in processes:
             process.wait()
 
 

@@ -52,7 +52,7 @@ def join_ranks(config: TrainConfig) -> None:
         watch_ranks()
     except RuntimeError as error:
         raise RankFailedError(
-            f"the {world} ranks have not met within {_MEET.seconds} s ({error})", -1
+            f"the {world} ranks have not met, for which they have {_MEET.seconds} s ({error})", -1
         ) from error
     dist.distributed_c10d._set_pg_timeout(_WORK)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import math
 import os
 import tokenize
@@ -29,6 +30,7 @@ __all__ = [
     "npy_header",
     "read_file",
     "replace_file",
+    "replace_npy",
     "sync",
     "write_at",
     "write_whole",
@@ -175,6 +177,13 @@ def replace_file(path: Path, data: bytes) -> None:
     except GnnsysError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_npy(path: Path, array: NDArray[Any]) -> None:
+    """``replace_file`` with an array, as ``np.save`` writes it."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    replace_file(path, buffer.getvalue())
 
 
 def sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from gnnsys.clustering.encoders import make_encoder
 from gnnsys.clustering.runs import ENCODER, WEIGHTS
 from gnnsys.convert.arrays import open_array
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.files import check_folder_of, replace_file
+from gnnsys.files import check_folder_of, replace_npy
 from gnnsys.losses import student_t_assign
 
 __all__ = ["assign_clusters", "write_clusters"]
@@ -71,9 +70,7 @@ def write_clusters(run: Path, features: Path, out: Path) -> NDArray[np.int64]:
     """Writes what ``assign_clusters`` gives to a .npy file, and returns it."""
     check_folder_of(out, f"--out {out}")
     found = assign_clusters(run, features)
-    buffer = io.BytesIO()
-    np.save(buffer, found)
-    replace_file(out, buffer.getvalue())
+    replace_npy(out, found)
     return found
 
 

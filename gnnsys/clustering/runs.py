@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 
@@ -20,7 +18,7 @@ from gnnsys.clustering.scores import SCORES
 from gnnsys.clustering.trainer import Epoch, Progress, SeedResult, train_seed
 from gnnsys.config_cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
-from gnnsys.files import as_storage_error, check_folder_of, replace_file
+from gnnsys.files import as_storage_error, check_folder_of, replace_file, replace_npy
 
 __all__ = ["ENCODER", "WEIGHTS", "run_clustering"]
 
@@ -155,13 +153,8 @@ def _write(
     first: SeedResult,
     result: dict[str, Any],
 ) -> None:
-    for name, array in (
-        ("assignments.npy", first.assignments),
-        ("embeddings.npy", first.embeddings),
-    ):
-        buffer = io.BytesIO()
-        np.save(buffer, array)
-        replace_file(out / name, buffer.getvalue())
+    replace_npy(out / "assignments.npy", first.assignments)
+    replace_npy(out / "embeddings.npy", first.embeddings)
     encoder = {
         "kind": config.encoder,
         "in_channels": graph.data.x.shape[1],

@@ -47,7 +47,7 @@ from gnnsys.staleness import StalenessWatch
 from gnnsys.steps import FullBatch, MiniBatch, Steps
 from gnnsys.train_result import EpochRecord, TrainResult, machine, versions
 
-__all__ = ["EpochRecord", "TrainResult", "make_model", "run_training"]
+__all__ = ["EpochRecord", "TrainResult", "choose_device", "make_model", "run_training"]
 
 _log = logging.getLogger(__name__)
 # Options that a resumed run may change, but not without changing what comes.
@@ -81,7 +81,7 @@ def run_training(
         raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
     join_ranks(config)
     config = config.filled_in()
-    device = _choose_device(config.device)
+    device = choose_device(config.device)
     features = FeatureOptions.of(config)
     if config.full_batch:  # reads them once
         features = dataclasses.replace(features, cache="none")
@@ -526,7 +526,12 @@ def _describe(config: TrainConfig) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """The device that ``--device`` stands for.
+
+    Raises:
+        ArgumentError: cuda, where there is none.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

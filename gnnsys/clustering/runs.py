@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 
 from gnnsys.clustering.batches import make_batches
 from gnnsys.clustering.graph import ClusterGraph, open_graph
@@ -19,6 +18,7 @@ from gnnsys.clustering.trainer import Epoch, Progress, SeedResult, train_seed
 from gnnsys.config_cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.files import as_storage_error, check_folder_of, replace_file, replace_npy
+from gnnsys.train import choose_device
 
 __all__ = ["ENCODER", "WEIGHTS", "run_clustering"]
 
@@ -62,11 +62,7 @@ def _run(
     config: ClusterConfig, graph: ClusterGraph, out: Path | None, progress: Progress
 ) -> dict[str, Any]:
     clusters = _check(config, graph)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu")
-        if config.device == "auto"
-        else config.device
-    )
+    device = choose_device(config.device)
     batches = make_batches(graph, config, device)
     first: SeedResult | None = None
     seeds = []

@@ -27,42 +27,8 @@ struct Job {
   int64_t width() const { return x.heads * x.channels; }
 };
 
-#if defined(__x86_64__)
-
-#define GNNSYS_NAMESPACE generic
-#define GNNSYS_TARGET [[gnu::target("sse2")]]
-#include "aggregate_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_NAMESPACE avx2
-#define GNNSYS_TARGET [[gnu::target("avx2")]]
-#include "aggregate_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_NAMESPACE avx512
-#define GNNSYS_TARGET [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")]]
-#include "aggregate_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_CHOOSE(function, isa) \
-  ((isa) == Isa::avx512              \
-       ? avx512::function<Value, Id> \
-       : ((isa) == Isa::avx2 ? avx2::function<Value, Id> : generic::function<Value, Id>))
-
-#else
-
-#define GNNSYS_NAMESPACE generic
-#define GNNSYS_TARGET
-#include "aggregate_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_CHOOSE(function, isa) (generic::function<Value, Id>)
-
-#endif
+#define GNNSYS_KERNEL "aggregate_kernel.inl"
+#include "each_isa.inl"
 
 // Runs kernel(begin, end) over targets.
 template <class Value, class Id, class Kernel>

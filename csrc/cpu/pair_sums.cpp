@@ -23,42 +23,8 @@ struct Job {
   Value* out;
 };
 
-#if defined(__x86_64__)
-
-#define GNNSYS_NAMESPACE generic
-#define GNNSYS_TARGET [[gnu::target("sse2")]]
-#include "pair_sums_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_NAMESPACE avx2
-#define GNNSYS_TARGET [[gnu::target("avx2")]]
-#include "pair_sums_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_NAMESPACE avx512
-#define GNNSYS_TARGET [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")]]
-#include "pair_sums_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_CHOOSE(function, isa) \
-  ((isa) == Isa::avx512              \
-       ? avx512::function<Value, Id> \
-       : ((isa) == Isa::avx2 ? avx2::function<Value, Id> : generic::function<Value, Id>))
-
-#else
-
-#define GNNSYS_NAMESPACE generic
-#define GNNSYS_TARGET
-#include "pair_sums_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_CHOOSE(function, isa) (generic::function<Value, Id>)
-
-#endif
+#define GNNSYS_KERNEL "pair_sums_kernel.inl"
+#include "each_isa.inl"
 
 template <class Value, class Id, class Kernel>
 void run(const Job<Value, Id>& job, Kernel kernel, ThreadPool& pool) {

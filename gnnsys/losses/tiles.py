@@ -5,6 +5,7 @@ N nodes, d columns, K clusters. Nothing of N x N or N x K is kept: backward comp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["all_pair_sums", "cluster_sums"]
 
-_TILE = 1 << 20  # elements of a tile, about
+_SIDE = 1024  # rows and columns of a tile
 
 
 def all_pair_sums(u: Tensor, tau: float) -> Tensor:
@@ -42,30 +43,43 @@ class _AllPairs(Function):
     def forward(ctx: Any, u: Tensor, tau: float) -> Tensor:
         ctx.save_for_backward(u)
         ctx.tau = tau
-        return torch.cat([_tile(u, rows, tau).sum(1) for rows in _rows(len(u), len(u))])
+        out = u.new_zeros(len(u))
+        for rows, columns, tile in _exponentials(u, tau, diagonal=1):
+            out[rows] += tile.sum(1)
+            if columns != rows:
+                out[columns] += tile.sum(0)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (u,) = ctx.saved_tensors
-        out = torch.empty_like(u)
-        for rows in _rows(len(u), len(u)):
-            tile = _tile(u, rows, ctx.tau)
-            tile.mul_(grad[rows, None] + grad)
-            _diagonal(tile, rows).zero_()
-            torch.mm(tile, u, out=out[rows])
-        return out.mul_(ctx.tau), None
+        # Element (i, j) counts (grad_i + grad_j) times: as two products instead of such a matrix.
+        both = torch.cat([u, u * grad[:, None]], 1)
+        sums = torch.zeros_like(both)
+        for rows, columns, tile in _exponentials(u, ctx.tau, diagonal=0):
+            sums[rows].addmm_(tile, both[columns])
+            if columns != rows:
+                sums[columns].addmm_(tile.t(), both[rows])
+        plain, weighted = sums.chunk(2, 1)
+        return torch.addcmul(weighted, plain, grad[:, None]).mul_(ctx.tau), None
 
 
-def _tile(u: Tensor, rows: slice, tau: float) -> Tensor:
-    tile = (u[rows] @ u.t()).mul_(tau).exp_()
-    _diagonal(tile, rows).fill_(1)
-    return tile
-
-
-def _diagonal(tile: Tensor, rows: slice) -> Tensor:
-    """The elements of rows of a square matrix that lie on its diagonal."""
-    return tile.diagonal(rows.start)
+def _exponentials(u: Tensor, tau: float, diagonal: float) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Tiles of the symmetric matrix exp(tau u u^T), whose diagonal is something else: those on the
+    diagonal and one of each two others."""
+    blocks = _blocks(len(u), _SIDE)
+    room = u.new_empty(min(len(u), _SIDE) ** 2)
+    for rows in blocks:
+        for columns in blocks:
+            if columns.start < rows.start:
+                continue
+            left, right = u[rows], u[columns]
+            tile = room[: len(left) * len(right)].view(len(left), len(right))
+            torch.mm(left, right.t(), out=tile).mul_(tau).exp_()
+            if columns == rows:
+                tile.fill_diagonal_(diagonal)
+            yield rows, columns, tile
 
 
 class _Clusters(Function):
@@ -75,41 +89,50 @@ class _Clusters(Function):
     ) -> Tensor:
         ctx.save_for_backward(u, centers, sizes, assign)
         ctx.tau = tau
-        sums = []
-        for rows in _rows(len(u), len(centers)):
-            terms = (u[rows] @ centers.t()).mul_(tau).exp_()
-            part = assign[rows]
-            if part.dim() == 1:
-                sums.append(terms @ sizes - terms.gather(1, part[:, None])[:, 0] + 1)
-            else:
-                sums.append(terms @ sizes - (terms * part).sum(1) + part.sum(1))
-        return torch.cat(sums)
+        out = u.new_empty(len(u))
+        for rows, (terms, others) in _tiles(u, len(centers), copies=2):
+            torch.mm(u[rows], centers.t(), out=terms).mul_(tau).exp_()
+            torch.sum(terms.mul_(_others(others, sizes, assign[rows])), 1, out=out[rows])
+        return out.add_(assign.sum(1) if assign.dim() == 2 else 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         u, centers, sizes, assign = ctx.saved_tensors
-        is_soft = assign.dim() == 2
+        is_asked = assign.dim() == 2 and ctx.needs_input_grad[3]
         by_u, by_centers, by_sizes = (torch.zeros_like(t) for t in (u, centers, sizes))
-        by_assign = torch.empty_like(assign) if is_soft and ctx.needs_input_grad[3] else None
-        for rows in _rows(len(u), len(centers)):
-            terms = (u[rows] @ centers.t()).mul_(ctx.tau).exp_()
-            own, part = grad[rows, None], assign[rows]
+        by_assign = torch.ones_like(assign) if is_asked else None
+        for rows, (terms, others) in _tiles(u, len(centers), copies=2):
+            torch.mm(u[rows], centers.t(), out=terms).mul_(ctx.tau).exp_()
+            own = grad[rows, None]
             by_sizes.addmv_(terms.t(), grad[rows])
             if by_assign is not None:
-                torch.mul(own, 1 - terms, out=by_assign[rows])
-            if is_soft:
-                terms.mul_(sizes - part)
-            else:
-                single = terms.gather(1, part[:, None])
-                terms.mul_(sizes).scatter_add_(1, part[:, None], -single)
-            terms.mul_(ctx.tau * own)
+                by_assign[rows].sub_(terms).mul_(own)
+            terms.mul_(_others(others, sizes, assign[rows])).mul_(ctx.tau * own)
             torch.mm(terms, centers, out=by_u[rows])
             by_centers.addmm_(terms.t(), u[rows])
         return by_u, by_centers, by_sizes, by_assign, None
 
 
-def _rows(count: int, width: int) -> list[slice]:
-    """Rows of tiles of about the same number of elements."""
-    step = max(1, _TILE // max(1, width))
+def _others(out: Tensor, sizes: Tensor, part: Tensor) -> Tensor:
+    """``n_k - a_ik``: what all nodes but i have of each cluster."""
+    if part.dim() == 2:
+        return torch.sub(sizes, part, out=out)
+    out.copy_(sizes.expand_as(out))
+    return out.scatter_add_(1, part[:, None], out.new_full((), -1).expand(len(part), 1))
+
+
+def _tiles(u: Tensor, width: int, copies: int) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Rows of u, and matrices of as many rows to work in.
+
+    They are the same memory each time: an allocator asked for one tile after another may not find
+    the room that the last one left.
+    """
+    step = max(1, min(len(u), _SIDE**2 // width))
+    room = u.new_empty(copies, step, width)
+    for rows in _blocks(len(u), step):
+        yield rows, room[:, : rows.stop - rows.start].unbind()
+
+
+def _blocks(count: int, step: int) -> list[slice]:
     return [slice(begin, min(count, begin + step)) for begin in range(0, count, step)]

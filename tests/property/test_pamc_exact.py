@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gnnsys._extension import core
-from gnnsys.losses import PositivePairs, dense_contrastive_loss, pamc_loss
+from gnnsys.losses import PositivePairs, dense_contrastive_loss, pamc_loss, tiles
 from gnnsys.losses.negatives import NEGATIVES, Clusters, moment_blocks
 from gnnsys.losses.pairs import _sums_by_torch, positive_sums, unit_rows
 
@@ -266,6 +268,43 @@ def test_gradcheck(mode: Any) -> None:
 
     assert torch.autograd.gradcheck(hard, (z,))
     assert torch.autograd.gradcheck(soft, (z, part))
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 23])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("mode", ["node", "exact"])
+def test_tiles_of_any_size_give_the_same(monkeypatch, mode: Any, soft: bool, side: int) -> None:
+    edges, weight = pairs_of(3)
+    part = rows(5, width=3).softmax(1).requires_grad_()
+    of = part if soft else labels(4, 3)
+
+    def found() -> tuple[Tensor, ...]:
+        z = rows(2).requires_grad_()
+        loss = pamc_loss(z, edges, weight, of, 3, 0.6, mode)
+        by_all = torch.autograd.grad(loss, (z, part), allow_unused=True)
+        return loss, *(each for each in by_all if each is not None)
+
+    wanted = found()
+    monkeypatch.setattr(tiles, "_SIDE", side)
+    assert_close(found(), wanted)
+
+
+_PEAK = """
+import resource, sys, torch
+from gnnsys.losses import PositivePairs, pamc_loss
+nodes = 8000  # a matrix of all pairs has 244 MiB
+z, of = torch.randn(nodes, 8, requires_grad=True), torch.arange(nodes) % 10
+pairs = PositivePairs(torch.randint(0, nodes, (2, nodes)), None, nodes)
+def step(): pamc_loss(z, pairs, None, of, 10, 0.5, "exact").backward()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak(); step(); print((peak() - before) / 1024)
+"""
+
+
+def test_the_exact_mode_needs_the_memory_of_some_tiles() -> None:
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 60
 
 
 def kept_bytes(nodes: int, mode: str | None) -> int:

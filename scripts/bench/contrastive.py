@@ -177,17 +177,17 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
     cases: list[dict[str, Any]] = []
     for form in options.forms:
         for nodes in options.sizes:
-            reason = _reason_to_skip(form, nodes, cases)
-            if reason:
-                print(f"{form:9} {nodes:>9,}  left out: {reason}", flush=True)
-                cases.append({"form": form, "nodes": nodes, "left_out": reason})
-                continue
+            case = {"form": form, "nodes": nodes}
             job = {
-                "kind": "loss", "form": form, "nodes": nodes, "width": options.width,
+                "kind": "loss", **case, "width": options.width,
                 "degree": options.degree, "clusters": min(options.clusters, nodes),
                 "rounds": options.rounds, "threads": options.threads,
             }  # fmt: skip
-            case = {"form": form, "nodes": nodes, **_in_child(job)}
+            reason = _reason_to_skip(form, nodes, cases)
+            try:
+                case |= {"left_out": reason} if reason else _in_child(job)
+            except BenchError as error:  # such as a child that memory did not suffice for
+                case["left_out"] = str(error)
             cases.append(case)
             print(_case_line(case), flush=True)
     exponents = {
@@ -200,6 +200,8 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _case_line(case: dict[str, Any]) -> str:
+    if "left_out" in case:
+        return f"{case['form']:9} {case['nodes']:>9,}  left out: {case['left_out']}"
     return (
         f"{case['form']:9} {case['nodes']:>9,}  {statistics.median(case['seconds']):8.3f} s  kept "
         f"{case['kept_bytes'] / 2**20:9.1f} MiB  peak above {case['peak_bytes'] / 2**20:9.1f} MiB  "

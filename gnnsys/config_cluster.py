@@ -18,13 +18,13 @@ from gnnsys.errors import ArgumentError
 __all__ = ["ClusterConfig"]
 
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "usps": {"alpha": 2.0, "beta": 2.0, "order": 4, "tau": 0.5},
-    "acm": {"alpha": 0.5, "beta": 0.5, "order": 1, "tau": 0.5},
-    "dblp": {"alpha": 2.0, "beta": 2.0, "order": 1, "tau": 1.0},
-    "citeseer": {"alpha": 2.0, "beta": 2.5, "order": 3, "tau": 0.5},
+    "usps": {"alpha": 2.0, "beta": 2.0, "order": 4, "tau": 0.5, "normalize": "l1"},
+    "acm": {"alpha": 0.5, "beta": 0.5, "order": 1, "tau": 0.5, "normalize": "l2"},
+    "dblp": {"alpha": 2.0, "beta": 2.0, "order": 1, "tau": 1.0, "normalize": "l2"},
+    "citeseer": {"alpha": 2.0, "beta": 2.5, "order": 3, "tau": 0.5, "normalize": "none"},
 }
-"""As published for PamC (Kulatilleke, Portmann, Chandra, 2023)."""
-_OTHERS = {"alpha": 1.0, "beta": 1.0, "order": 1, "tau": 0.5}
+"""As published for PamC (Kulatilleke, Portmann, Chandra, 2023), but for ``normalize``."""
+_OTHERS = {"alpha": 1.0, "beta": 1.0, "order": 1, "tau": 0.5, "normalize": "none"}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,12 +74,23 @@ class ClusterConfig:
     dim: int = 10
     """Width of the embedding."""
 
+    normalize: Literal["none", "l1", "l2"] | None = None
+    """Norm that rows of features are divided by, of mlp: l2 where the length of a row, such as that
+    of a text, should not count. Default: l2 for acm and dblp, l1 for usps, else none."""
+
     k: int | None = None
     """Clusters. Default: as many as there are classes."""
 
     mode: Literal["paper", "weighted", "moment1", "moment2", "node", "exact"] = "paper"
-    """The negative part of the contrastive loss: gnnsys.losses.pamc_loss. exact takes time that is
+    """The negative part of the pamc loss: gnnsys.losses.pamc_loss. exact takes time that is
     quadratic in the nodes."""
+
+    loss: Literal["pamc", "scgc", "grace", "cca-ssg"] = "pamc"
+    """The contrastive loss; others than pamc to compare with. scgc: mode exact, by N x N matrices;
+    grace (InfoNCE) and cca-ssg: two views with columns and edges left out."""
+
+    augment: float = 0.3
+    """Share of columns and edges that a view leaves out, of grace and cca-ssg."""
 
     tau: float | None = None
     """Multiplies cosines. Default: as published for acm, dblp, usps and citeseer, else 0.5."""
@@ -102,6 +113,17 @@ class ClusterConfig:
     pretrain_epochs: int = 30
     """Of reconstruction; 0: none. With sage and gcn on the full graph, one is a single step."""
 
+    warm_epochs: int = 50
+    """Of the contrastive loss alone, after reconstruction, with clusters that k-means finds anew
+    every 10 epochs."""
+
+    warm_clusters: int | None = None
+    """Those clusters. Default: --k."""
+
+    starts: int = 1
+    """Encoders that are trained so far, from other weights; the one whose clusters have the
+    greatest modularity goes on. No labels are looked at."""
+
     lr: float = 1e-3
     """Learning rate of Adam."""
 
@@ -118,9 +140,10 @@ class ClusterConfig:
     seed: int = 0
     """The first of them."""
 
-    select: Literal["loss", "last", "labels"] = "loss"
-    """Epoch whose clusters are written. loss: that of the least training loss; labels: the most
-    accurate one, which peeks at the labels, as some published results do."""
+    select: Literal["loss", "modularity", "last", "labels"] = "loss"
+    """Epoch whose clusters are written. loss: that of the least training loss; modularity: that
+    whose clusters have most edges within, against chance; labels: the most accurate one, which
+    peeks at the labels, as some published results do."""
 
     threads: int = 0
     """Threads that sample and gather; 0 for all cores."""
@@ -132,10 +155,23 @@ class ClusterConfig:
     """Print one JSON object as the last line of standard output."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "k", "order", "max_pairs", "epochs", "batch_size", "fanout", "seeds"):
+        for name in (
+            "dim",
+            "k",
+            "order",
+            "max_pairs",
+            "epochs",
+            "batch_size",
+            "fanout",
+            "seeds",
+            "starts",
+        ):
             check_least(name.replace("_", "-"), getattr(self, name), 1)
-        check_least("pretrain-epochs", self.pretrain_epochs, 0)
-        check_least("threads", self.threads, 0)
+        check_least("warm-clusters", self.warm_clusters, 1)
+        for name in ("pretrain_epochs", "warm_epochs", "threads"):
+            check_least(name.replace("_", "-"), getattr(self, name), 0)
+        if not 0 <= self.augment < 1:
+            raise ArgumentError(f"--augment {self.augment}: expected 0 up to 1")
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -148,6 +184,8 @@ class ClusterConfig:
             raise ArgumentError(f"--lr {self.lr}: expected above 0")
         if not self.hidden or min(self.hidden) < 1:
             raise ArgumentError(f"--hidden {self.hidden}: expected widths of at least 1")
+        if self.encoder != "mlp" and self.normalize not in (None, "none"):
+            raise ArgumentError(f"--normalize {self.normalize}: goes with --encoder mlp")
         if self.plot is not None and not self.plot.endswith(".png"):
             raise ArgumentError(f"--plot {self.plot}: expected a name in .png")
         if self.assign is not None:
@@ -170,5 +208,7 @@ class ClusterConfig:
         4
         """
         settings = _SETTINGS.get(os.path.basename(os.path.normpath(self.dataset)), _OTHERS)
+        if self.encoder != "mlp":
+            settings = {**settings, "normalize": "none"}
         missing = {name: value for name, value in settings.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from gnnsys.clustering.encoders import make_encoder
-from gnnsys.clustering.runs import ENCODER, WEIGHTS
+from gnnsys.clustering.runs import ENCODER, ENCODER_OPTIONS, WEIGHTS
 from gnnsys.convert.arrays import open_array
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.files import check_folder_of, replace_npy
@@ -49,7 +49,7 @@ def assign_clusters(run: Path, features: Path) -> NDArray[np.int64]:
         raise ArgumentError(
             f"{features}: {tuple(rows.shape)}, expected (n, {width}), the features of {run}"
         )
-    encoder = make_encoder("mlp", width, about["hidden"], about["dim"]).eval()
+    encoder = make_encoder(**about).eval()
     try:
         state = safetensors.torch.load_file(run / WEIGHTS)
         centers = state.pop("centers")
@@ -78,7 +78,7 @@ def _read_about(run: Path) -> dict[str, Any]:
     path = run / ENCODER
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return {name: about[name] for name in ("kind", "in_channels", "hidden", "dim")}
+        return {name: about[name] for name in ENCODER_OPTIONS}
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file; gnnsys cluster --out makes it") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gnnsys.clustering.encoders import Encoder
 from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.config_cluster import ClusterConfig
 from gnnsys.layerwise import inference
@@ -23,6 +24,9 @@ _ROWS = 1 << 14  # of features that are embedded at a time
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Nodes that are embedded together, and the pairs among them."""
+
+    nodes: Tensor
+    """(n,) their numbers in the graph."""
 
     x: Tensor
     """(n, features)."""
@@ -45,7 +49,7 @@ class Batches(Protocol):
     def rows(self, nodes: Tensor) -> Tensor:
         """(n, features) of some nodes."""
 
-    def embed(self, encoder: nn.Module) -> Tensor:
+    def embed(self, encoder: Encoder) -> Tensor:
         """(N, dim): all nodes, without gradients."""
 
 
@@ -67,7 +71,8 @@ class _Whole:
         data = graph.data
         x = data.x.materialize().float().to(device)
         pairs = _pairs(data.edge_index, graph.num_nodes, config)
-        self._batch = Batch(x, data.edge_index.to(device), pairs)
+        nodes = torch.arange(graph.num_nodes)
+        self._batch = Batch(nodes, x, data.edge_index.to(device), pairs)
 
     def epoch(self, number: int, seed: int) -> Iterator[Batch]:
         yield self._batch
@@ -75,7 +80,7 @@ class _Whole:
     def rows(self, nodes: Tensor) -> Tensor:
         return self._batch.x[nodes]
 
-    def embed(self, encoder: nn.Module) -> Tensor:
+    def embed(self, encoder: Encoder) -> Tensor:
         with torch.no_grad():
             z: Tensor = encoder(self._batch.x, self._batch.edge_index)
             return z
@@ -103,16 +108,16 @@ class _Sampled:
         for batch in loader:
             pairs = _pairs(batch.edge_index, batch.num_nodes, config)
             x, edges = batch.x.float().to(self._device), batch.edge_index.to(self._device)
-            yield Batch(x, edges, pairs)
+            yield Batch(batch.n_id, x, edges, pairs)
 
     def rows(self, nodes: Tensor) -> Tensor:
         rows: Tensor = self._graph.data.x[nodes].float().to(self._device)
         return rows
 
-    def embed(self, encoder: nn.Module) -> Tensor:
+    def embed(self, encoder: Encoder) -> Tensor:
         if self._config.encoder != "mlp":
             data: Any = self._graph.data
-            return inference(encoder, data, threads=self._config.threads)
+            return inference(encoder, data, threads=self._config.threads).to(self._device)
         nodes = torch.arange(self._graph.num_nodes)
         with torch.no_grad():
             return torch.cat([encoder(self.rows(part)) for part in nodes.split(_ROWS)])

@@ -14,16 +14,18 @@ from gnnsys.clustering.batches import make_batches
 from gnnsys.clustering.graph import ClusterGraph, open_graph
 from gnnsys.clustering.picture import write_picture
 from gnnsys.clustering.scores import SCORES
-from gnnsys.clustering.trainer import Epoch, Progress, SeedResult, train_seed
+from gnnsys.clustering.trainer import Epoch, Progress, SeedResult, Task, train_seed
 from gnnsys.config_cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.files import as_storage_error, check_folder_of, replace_file, replace_npy
 from gnnsys.train import choose_device
 
-__all__ = ["ENCODER", "WEIGHTS", "run_clustering"]
+__all__ = ["ENCODER", "ENCODER_OPTIONS", "WEIGHTS", "run_clustering"]
 
 WEIGHTS = "model.safetensors"
 ENCODER = "encoder.json"
+ENCODER_OPTIONS = ("kind", "in_channels", "hidden", "dim", "normalize")
+"""What that file holds: arguments of ``make_encoder``; the scale is with the weights."""
 
 
 def run_clustering(
@@ -64,10 +66,11 @@ def _run(
     clusters = _check(config, graph)
     device = choose_device(config.device)
     batches = make_batches(graph, config, device)
+    task = Task(config, graph, batches, clusters, device, progress)
     first: SeedResult | None = None
     seeds = []
     for seed in range(config.seed, config.seed + config.seeds):
-        found = train_seed(config, graph, batches, clusters, seed, device, progress)
+        found = train_seed(task, seed)
         seeds.append(_describe(found))
         first = first or found
     assert first is not None
@@ -93,8 +96,9 @@ def _check(config: ClusterConfig, graph: ClusterGraph) -> int:
     clusters = config.k or graph.num_classes
     if clusters is None:
         raise ArgumentError(f"{config.dataset}: has no classes; say how many clusters with --k")
-    if clusters > graph.num_nodes:
-        raise ArgumentError(f"--k {clusters} > {graph.num_nodes} nodes: use fewer clusters")
+    for name, count in (("k", clusters), ("warm-clusters", config.warm_clusters or 1)):
+        if count > graph.num_nodes:
+            raise ArgumentError(f"--{name} {count} > {graph.num_nodes} nodes: use fewer clusters")
     if config.select == "labels" and graph.labels is None:
         raise ArgumentError(f"--select labels: {config.dataset} has none")
     return clusters
@@ -123,18 +127,20 @@ def _describe(found: SeedResult) -> dict[str, Any]:
         "losses": [epoch.loss for epoch in found.epochs],
         "contrastive": [epoch.contrastive for epoch in found.epochs],
         "clustering": [epoch.clustering for epoch in found.epochs],
+        "modularity": [epoch.modularity for epoch in found.epochs if epoch.modularity is not None],
         "acc": [epoch.scores["acc"] for epoch in found.epochs if epoch.scores],
     }
 
 
 def _epoch(epoch: Epoch) -> dict[str, Any]:
-    return {"epoch": epoch.number, "loss": epoch.loss, **epoch.scores}
+    graded = {} if epoch.modularity is None else {"modularity": epoch.modularity}
+    return {"epoch": epoch.number, "loss": epoch.loss, **graded, **epoch.scores}
 
 
 def _summary(seeds: list[dict[str, Any]], which: str) -> dict[str, Any]:
     """Mean and deviation over seeds."""
     told = {}
-    for name in SCORES:
+    for name in ("modularity", *SCORES):
         values = [seed[which][name] for seed in seeds if name in seed[which]]
         if values:
             deviation = statistics.stdev(values) if len(values) > 1 else None
@@ -151,12 +157,8 @@ def _write(
 ) -> None:
     replace_npy(out / "assignments.npy", first.assignments)
     replace_npy(out / "embeddings.npy", first.embeddings)
-    encoder = {
-        "kind": config.encoder,
-        "in_channels": graph.data.x.shape[1],
-        "hidden": config.hidden,
-        "dim": config.dim,
-    }
+    shape = config.encoder, graph.data.x.shape[1], config.hidden, config.dim, config.normalize
+    encoder = dict(zip(ENCODER_OPTIONS, shape, strict=True))
     weights = {name: tensor.cpu().contiguous() for name, tensor in first.state.items()}
     replace_file(out / WEIGHTS, safetensors.torch.save(weights))
     replace_file(out / ENCODER, json.dumps(encoder).encode())

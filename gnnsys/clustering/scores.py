@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_inf
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["SCORES", "cluster_scores"]
+__all__ = ["SCORES", "cluster_scores", "modularity"]
 
 SCORES = ("acc", "nmi", "ari", "f1")
 
@@ -54,3 +54,26 @@ def cluster_scores(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[str, fl
         "ari": float(adjusted_rand_score(y, c)),
         "f1": float(f1_score(y, paired, labels=np.arange(len(classes)), average="macro")),
     }
+
+
+def modularity(edge_index: NDArray[np.int64], clusters: NDArray[np.int64]) -> float:
+    """The share of edges within clusters, less what it would be if edges only kept the degrees of
+    their nodes (Newman, Girvan: "Finding and evaluating community structure in networks", 2004,
+    eq. 5). Asks for no labels.
+
+    Args:
+        edge_index: (2, E), of a graph without directions, each edge once or each twice.
+        clusters: (N,).
+
+    Returns:
+        Below 1; 0 for a single cluster, or without edges.
+
+    >>> modularity(np.array([[0, 1, 2, 3], [1, 0, 3, 2]]), np.array([0, 0, 1, 1]))
+    0.5
+    """
+    sources, targets = clusters[edge_index]
+    if not len(sources):
+        return 0.0
+    width = int(clusters.max()) + 1
+    ends = np.bincount(sources, minlength=width) + np.bincount(targets, minlength=width)
+    return float((sources == targets).mean() - np.square(ends / (2 * len(sources))).sum())

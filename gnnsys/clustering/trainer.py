@@ -1,4 +1,5 @@
-"""Training of one seed: reconstruction, k-means, then the contrastive and the clustering loss."""
+"""Training of one seed: reconstruction, the contrastive loss alone, k-means, and then the
+contrastive and the clustering loss together."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +19,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gnnsys.clustering.batches import Batch, Batches
-from gnnsys.clustering.encoders import make_decoder, make_encoder
+from gnnsys.clustering.encoders import (
+    Encoder,
+    MlpEncoder,
+    make_decoder,
+    make_encoder,
+    normalize_rows,
+)
 from gnnsys.clustering.graph import ClusterGraph
-from gnnsys.clustering.scores import cluster_scores
+from gnnsys.clustering.objectives import make_objective
+from gnnsys.clustering.scores import cluster_scores, modularity
 from gnnsys.config_cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
-from gnnsys.losses import dec_kl, pamc_loss, student_t_assign, target_distribution
+from gnnsys.losses import dec_kl, student_t_assign, target_distribution
 
-__all__ = ["Epoch", "SeedResult", "train_seed"]
+__all__ = ["Epoch", "SeedResult", "Task", "train_seed"]
 
 _RECONSTRUCTED = 256  # nodes of a batch
 _STARTS = 20  # of k-means
+_RENEWED = 10  # epochs for which clusters of the contrastive loss alone are kept
 _MANY = 200_000  # nodes, from which on k-means sees them in batches
+
+_SCALED_BY = 1 << 16  # nodes that the scale of features is taken from
 
 Progress = Callable[[str, int, int], None]
 _Looked = tuple[list[float], Tensor, Tensor]
@@ -45,6 +57,9 @@ class Epoch:
     clustering: float
     scores: dict[str, float]
     """Of the clusters at that point; empty without labels."""
+
+    modularity: float | None
+    """Of the clusters at that point, if epochs are selected by it."""
 
 
 @dataclass(slots=True)
@@ -68,19 +83,26 @@ class SeedResult:
     seconds: float = 0.0
 
 
-def train_seed(
-    config: ClusterConfig,
-    graph: ClusterGraph,
-    batches: Batches,
-    clusters: int,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> SeedResult:
-    """Trains one seed.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What all seeds train on."""
 
-    Args:
-        clusters: K.
+    config: ClusterConfig
+
+    graph: ClusterGraph
+
+    batches: Batches
+
+    clusters: int
+    """K."""
+
+    device: torch.device
+
+    progress: Progress
+
+
+def train_seed(task: Task, seed: int) -> SeedResult:
+    """Trains one seed.
 
     Raises:
         ArgumentError: the training has diverged.
@@ -88,8 +110,7 @@ def train_seed(
     begun = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        trainer = _Trainer(config, graph, batches, clusters, seed, device, progress)
-        trainer.reconstruct()
+        trainer = _Trainer(task, seed)
         trainer.start()
         result = trainer.train()
     result.seconds = time.perf_counter() - begun
@@ -97,59 +118,101 @@ def train_seed(
 
 
 class _Trainer:
-    def __init__(
-        self,
-        config: ClusterConfig,
-        graph: ClusterGraph,
-        batches: Batches,
-        clusters: int,
-        seed: int,
-        device: torch.device,
-        progress: Progress,
-    ) -> None:
-        self._config, self._graph, self._batches = config, graph, batches
-        self._clusters, self._seed, self._device = clusters, seed, device
-        self._progress = progress
-        width = graph.data.x.shape[1]
-        self._encoder = make_encoder(config.encoder, width, config.hidden, config.dim).to(device)
-        self._decoder = make_decoder(config.encoder, width, config.hidden, config.dim).to(device)
-        self._centers = nn.Parameter(torch.empty(clusters, config.dim, device=device))
+    def __init__(self, task: Task, seed: int) -> None:
+        self._task, self._config, self._batches, self._seed = task, task.config, task.batches, seed
+        self._objective = make_objective(task.config)
+        self._scale = self._scale_of_features()
+        self._encoder: Encoder
+        self._centers: nn.Parameter
+
+    def _scale_of_features(self) -> float:
+        """What brings the root of their mean square to 1, whatever unit they are in.
+
+        Without it, the gradients of small features vanish beside what Adam adds to its divisor.
+        """
+        nodes = torch.arange(self._task.graph.num_nodes)
+        if len(nodes) > _SCALED_BY:
+            draw = torch.Generator().manual_seed(0)
+            nodes = torch.randint(len(nodes), (_SCALED_BY,), generator=draw)
+        rows = normalize_rows(self._batches.rows(nodes), self._config.normalize or "none")
+        square = rows.square().mean().item()
+        return 1 / math.sqrt(square) if square > 0 else 1.0
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        self._task.progress(f"seed {self._seed}: {what}", done, total)
 
     # The start ------------------------------------------------------------------------------------
 
-    def reconstruct(self) -> None:
-        """Trains the encoder to keep what features can be made of again."""
-        config = self._config
-        parameters = [*self._encoder.parameters(), *self._decoder.parameters()]
+    def start(self) -> None:
+        """Makes an encoder, and centers where k-means finds clusters: of some, those whose clusters
+        have the greatest modularity."""
+        best = -math.inf
+        for number in range(self._config.starts):
+            encoder = self._reconstruct(number)
+            self._contrast(encoder, number)
+            means = self._means(encoder, self._task.clusters, _STARTS)
+            worth = 0.0 if self._config.starts == 1 else self._modularity(means.labels_)
+            if worth > best:
+                best, self._encoder = worth, encoder
+                centers = torch.from_numpy(means.cluster_centers_).to(self._task.device)
+                self._centers = nn.Parameter(centers)
+
+    def _reconstruct(self, start: int) -> Encoder:
+        """A new encoder, trained to keep what features can be made of again."""
+        config, device = self._config, self._task.device
+        shape = config.encoder, self._task.graph.data.x.shape[1], config.hidden, config.dim
+        encoder = make_encoder(*shape, config.normalize or "none", self._scale).to(device)
+        decoder = make_decoder(*shape).to(device)
+        parameters = [*encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(parameters, config.lr)
         for epoch in range(config.pretrain_epochs):
-            for x, z in self._embedded(epoch):
+            for x, z in self._embedded(encoder, epoch):
                 optimizer.zero_grad()
-                F.mse_loss(self._decoder(z), x).backward()
+                wanted = encoder.prepare(x) if isinstance(encoder, MlpEncoder) else x * self._scale
+                F.mse_loss(decoder(z), wanted).backward()
                 optimizer.step()
-            self._progress(f"seed {self._seed}: start", epoch + 1, config.pretrain_epochs)
+            self._tell(f"reconstruct{self._of(start)}", epoch + 1, config.pretrain_epochs)
+        return encoder
 
-    def _embedded(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _of(self, start: int) -> str:
+        return f", start {start + 1} of {self._config.starts}" if self._config.starts > 1 else ""
+
+    def _embedded(self, encoder: Encoder, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and embeddings: of few nodes at a time if that is all an encoder needs."""
         if self._config.encoder != "mlp":
             for batch in self._batches.epoch(epoch, self._seed):
-                yield batch.x, self._encoder(batch.x, batch.edge_index)
+                yield batch.x, encoder(batch.x, batch.edge_index)
             return
-        for nodes in torch.randperm(self._graph.num_nodes).split(_RECONSTRUCTED):
+        for nodes in torch.randperm(self._task.graph.num_nodes).split(_RECONSTRUCTED):
             x = self._batches.rows(nodes)
-            yield x, self._encoder(x)
+            yield x, encoder(x)
 
-    def start(self) -> None:
-        """Puts the centers where k-means finds clusters."""
-        z = self._batches.embed(self._encoder).cpu().numpy()
+    def _contrast(self, encoder: Encoder, start: int) -> None:
+        """Trains the encoder by the contrastive loss alone."""
+        config = self._config
+        clusters = config.warm_clusters or self._task.clusters
+        optimizer = torch.optim.Adam(encoder.parameters(), config.lr)
+        of = torch.empty(0)
+        for epoch in range(config.warm_epochs):
+            if epoch % _RENEWED == 0:
+                of = torch.from_numpy(self._means(encoder, clusters, 1).labels_).long()
+            for batch in self._batches.epoch(epoch, self._seed):
+                z = encoder(batch.x, batch.edge_index)
+                mine = of[batch.nodes].to(z.device)
+                loss = self._objective(encoder, batch, z, mine)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            self._tell(f"contrast{self._of(start)}", epoch + 1, config.warm_epochs)
+
+    def _means(self, encoder: Encoder, clusters: int, starts: int) -> Any:
+        """Fitted k-means of the embedding, the best of some starts."""
+        z = self._batches.embed(encoder).cpu().numpy()
         if not np.isfinite(z).all():
-            raise ArgumentError(f"--lr {self._config.lr}: reconstruction diverged; use a lower one")
-        many = len(z) > _MANY
-        means = (MiniBatchKMeans if many else KMeans)(
-            self._clusters, n_init=3 if many else _STARTS, random_state=self._seed
-        ).fit(z)
-        with torch.no_grad():
-            self._centers.copy_(torch.from_numpy(means.cluster_centers_))
+            raise ArgumentError(f"--lr {self._config.lr}: training diverged; use a lower one")
+        if len(z) > _MANY:
+            return MiniBatchKMeans(clusters, n_init=3, random_state=self._seed).fit(z)
+        return KMeans(clusters, n_init=starts, random_state=self._seed).fit(z)
 
     # Training -------------------------------------------------------------------------------------
 
@@ -168,14 +231,16 @@ class _Trainer:
             losses, z, q = run(number, optimizer if number < config.epochs else None)
             assignments = q.argmax(1).cpu().numpy()
             loss, contrastive, clustering = losses
-            epoch = Epoch(number, loss, contrastive, clustering, self._score(assignments))
+            scores = self._score(assignments)
+            graded = self._modularity(assignments) if config.select == "modularity" else None
+            epoch = Epoch(number, loss, contrastive, clustering, scores, graded)
             result.epochs.append(epoch)
             worth = self._worth(epoch)
             if worth > best:
                 best = worth
                 result.selected, result.state, result.assignments = epoch, state, assignments
                 result.embeddings = z.cpu().numpy()
-            self._progress(f"seed {self._seed}: train", number, config.epochs)
+            self._tell("train", number, config.epochs)
         return result
 
     def _whole_epoch(self, number: int, optimizer: Optimizer | None) -> _Looked:
@@ -205,9 +270,8 @@ class _Trainer:
         with torch.set_grad_enabled(optimizer is not None):
             z = self._encoder(batch.x, batch.edge_index)
             q = student_t_assign(z, self._centers)
-            contrastive = pamc_loss(
-                z, batch.pairs, None, q.argmax(1), self._clusters, config.tau or 1.0, config.mode
-            )
+            of = q.argmax(1)
+            contrastive = self._objective(self._encoder, batch, z, of)
             clustering = dec_kl(target_distribution(q, totals), q)
             loss = (config.alpha or 0.0) * contrastive + (config.beta or 0.0) * clustering
         if optimizer is not None:
@@ -217,10 +281,18 @@ class _Trainer:
         return [part.item() for part in (loss, contrastive, clustering)], z.detach(), q.detach()
 
     def _score(self, assignments: NDArray[np.int64]) -> dict[str, float]:
-        labels = self._graph.labels
+        labels = self._task.graph.labels
         return {} if labels is None else cluster_scores(labels, assignments)
 
+    def _modularity(self, assignments: NDArray[np.int64]) -> float:
+        return modularity(self._task.graph.data.edge_index.numpy(), assignments)
+
     def _worth(self, epoch: Epoch) -> float:
-        if self._config.select == "last":
-            return epoch.number
-        return epoch.scores["acc"] if self._config.select == "labels" else -epoch.loss
+        worth = {
+            "loss": -epoch.loss,
+            "modularity": epoch.modularity,
+            "last": epoch.number,
+            "labels": epoch.scores.get("acc"),
+        }[self._config.select]
+        assert worth is not None
+        return worth

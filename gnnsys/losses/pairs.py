@@ -79,6 +79,16 @@ class PositivePairs:
         self.own = torch.from_numpy(own)  # (N,): weights of pairs of a node with itself
         self._weight = torch.from_numpy(both.data.view(weight.dtype).reshape(-1, 2))
 
+    def rows(self) -> Tensor:
+        """(E',): row i of each pair that is kept."""
+        return torch.arange(self.num_nodes).repeat_interleave(self.indptr.diff())
+
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """(2, M) int64 and (M,): pairs and weights, each pair and each node with itself once."""
+        nodes = torch.arange(self.num_nodes)
+        row, column = torch.cat([self.rows(), nodes]), torch.cat([self.other, nodes])
+        return torch.stack([row, column]), torch.cat([self._weight[:, 0], self.own])
+
     def weights(self, dtype: torch.dtype) -> Tensor:
         """(E', 2): of each pair that is kept, and of the same two nodes the other way round."""
         return self._weight.to(dtype)
@@ -111,8 +121,7 @@ def positive_sums(u: Tensor, pairs: PositivePairs, tau: float) -> Tensor:
 
 def _sums_by_torch(u: Tensor, pairs: PositivePairs, tau: float) -> Tensor:
     """What ``positive_sums`` gives, by (E, d) products."""
-    counts = pairs.indptr.diff().to(u.device)
-    row = torch.arange(len(u), device=u.device).repeat_interleave(counts)
+    row = pairs.rows().to(u.device)
     column = pairs.other.to(u.device).long()
     weight = pairs.weights(u.dtype)[:, 0].to(u.device)
     terms = weight * torch.exp(tau * (u[row] * u[column]).sum(1))

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from gnnsys.dataset_folder import open_dataset
 from gnnsys.generate import generate_community
 
 SMALL = ["--hidden", "32", "16", "--dim", "4", "--pretrain-epochs", "4", "--epochs", "8"]
+SMALL += ["--warm-epochs", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,8 @@ def test_communities_are_found(graph: str, capsys, encoder: str, batches: list[s
 
 def test_files_hold_what_is_told_and_new_nodes_are_clustered(graph, capsys, tmp_path) -> None:
     run, picture = tmp_path / "run", tmp_path / "picture.png"
-    result = cluster(
-        capsys, graph, *SMALL, "--seeds", "2", "--out", str(run), "--plot", str(picture)
-    )
+    options = [*SMALL, "--seeds", "2", "--starts", "2", "--normalize", "l2", "--out", str(run)]
+    result = cluster(capsys, graph, *options, "--plot", str(picture))
     assert json.loads((run / "result.json").read_text()) == result
     dataset = open_dataset(graph)
     assignments = np.load(run / "assignments.npy")
@@ -77,6 +78,40 @@ def test_the_same_seed_gives_the_same_losses(graph: str, capsys) -> None:
         assert first == second
 
 
+def test_the_unit_of_features_does_not_count(tmp_path: Path, capsys) -> None:
+    options = {"nodes": 200, "classes": 3, "features": 9, "degree": 6, "signal": 2.0}
+    folder = generate_community(tmp_path / "graph", **options)
+    losses = []
+    for factor in (1, 2**-12):
+        np.load(folder / "features.npy", mmap_mode="r+")[:] *= np.float32(factor)
+        losses.append(cluster(capsys, str(folder), *SMALL)["seeds"][0]["losses"])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("batches", [[], ["--batch-size", "200", "--fanout", "5"]])
+@pytest.mark.parametrize("loss", ["pamc", "scgc", "grace", "cca-ssg"])
+def test_any_contrastive_loss_may_come_first(graph: str, capsys, loss: str, batches) -> None:
+    options = [graph, *SMALL, "--loss", loss, *batches]
+    without = cluster(capsys, *options, "--warm-epochs", "0")
+    result = cluster(capsys, *options, "--warm-epochs", "40", "--warm-clusters", "6")
+    (seed,), (start,) = result["seeds"], without["seeds"]
+    assert seed["selected"]["acc"] > 0.5  # the largest class has 0.34
+    assert seed["contrastive"][0] < start["contrastive"][0]
+    assert np.isfinite(seed["losses"]).all()
+
+
+def test_batches_may_have_fewer_nodes_than_clusters(graph: str, capsys) -> None:
+    options = ["--k", "60", "--batch-size", "20", "--fanout", "1", "--epochs", "2"]
+    result = cluster(capsys, graph, *SMALL, *options)
+    assert np.isfinite(result["seeds"][0]["losses"]).all()
+
+
+def test_the_dense_form_is_the_exact_mode(graph: str, capsys) -> None:
+    forms = ["--loss", "scgc"], ["--mode", "exact"]
+    first, second = (cluster(capsys, graph, *SMALL, *form)["seeds"][0]["losses"] for form in forms)
+    assert first == pytest.approx(second, rel=1e-4)
+
+
 def test_epochs_may_be_selected_by_labels_or_be_the_last(graph: str, capsys) -> None:
     (by_labels,) = cluster(capsys, graph, *SMALL, "--select", "labels")["seeds"]
     assert by_labels["selected"]["acc"] == max(by_labels["acc"])
@@ -84,9 +119,23 @@ def test_epochs_may_be_selected_by_labels_or_be_the_last(graph: str, capsys) -> 
     assert last["selected"] == last["last"]
 
 
+def test_epochs_may_be_selected_by_modularity(graph: str, capsys, tmp_path) -> None:
+    out = tmp_path / "run"
+    options = ["--select", "modularity", "--out", str(out)]
+    (seed,) = cluster(capsys, graph, *SMALL, *options)["seeds"]
+    assert seed["selected"]["modularity"] >= seed["last"]["modularity"]
+    clusters = np.load(out / "assignments.npy")
+    sources, targets = open_dataset(graph).to_data(device="cpu").edge_index.tolist()
+    network = nx.MultiGraph(zip(sources, targets, strict=True))
+    parts = [set(np.flatnonzero(clusters == k)) & set(network) for k in range(3)]
+    wanted = nx.community.modularity(network, parts)
+    assert seed["selected"]["modularity"] == pytest.approx(wanted, rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["acm", "dblp", "citeseer"])
 def test_graphs_of_the_literature_are_read_by_name(real_graphs: Path, capsys, name: str) -> None:
     options = ["--hidden", "8", "--dim", "3", "--epochs", "1", "--pretrain-epochs", "1"]
+    options += ["--warm-epochs", "1"]
     result = cluster(capsys, name, "--root", str(real_graphs), *options)
     wanted = {"acm": (3025, 26256, 3), "dblp": (4057, 7056, 4), "citeseer": (3327, 9104, 6)}[name]
     assert (result["nodes"], result["edges"], result["clusters"]) == wanted
@@ -104,6 +153,10 @@ def test_a_table_tells_mean_and_deviation(graph: str, capsys) -> None:
     ("options", "message"),
     [
         (["--k", "501"], r"--k 501 > 500 nodes"),
+        (["--warm-clusters", "501"], r"--warm-clusters 501 > 500 nodes"),
+        (["--encoder", "gcn", "--normalize", "l2"], r"--normalize l2: goes with --encoder mlp"),
+        (["--augment", "1"], r"--augment 1.0: expected 0 up to 1"),
+        (["--warm-epochs", "-1"], r"--warm-epochs -1: expected at least 0"),
         (["--k", "0"], r"--k 0: expected at least 1"),
         (["--tau", "0"], r"--tau 0.0: expected above 0"),
         (["--alpha", "0", "--beta", "0"], r"expected a loss to train"),
@@ -112,7 +165,7 @@ def test_a_table_tells_mean_and_deviation(graph: str, capsys) -> None:
         (["--plot", "no/where.png"], r"--plot no/where.png: cannot be written"),
         (["--order", "5", "--max-pairs", "1000"], r"order\(5\): .* has \d+ entries, more than"),
         (["--run", "run"], r"--run: goes with --assign"),
-        (["--lr", "1e30"], r"--lr 1e+30: reconstruction diverged".replace("+", r"\+")),
+        (["--lr", "1e30"], r"--lr 1e+30: training diverged".replace("+", r"\+")),
     ],
 )
 def test_bad_options_are_refused(graph: str, capsys, tmp_path, options, message: str) -> None:

@@ -155,19 +155,9 @@ class ClusterConfig:
     """Print one JSON object as the last line of standard output."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "dim",
-            "k",
-            "order",
-            "max_pairs",
-            "epochs",
-            "batch_size",
-            "fanout",
-            "seeds",
-            "starts",
-        ):
+        least_one = "dim k warm_clusters order max_pairs epochs starts batch_size fanout seeds"
+        for name in least_one.split():
             check_least(name.replace("_", "-"), getattr(self, name), 1)
-        check_least("warm-clusters", self.warm_clusters, 1)
         for name in ("pretrain_epochs", "warm_epochs", "threads"):
             check_least(name.replace("_", "-"), getattr(self, name), 0)
         if not 0 <= self.augment < 1:

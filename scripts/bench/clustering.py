@@ -45,6 +45,7 @@ WWW 2020)."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "3 starts": {"starts": 3},
+    "beta=0.2, 50 warm clusters": {"beta": 0.2, "warm_clusters": 50},
     "no warm-up": {"warm_epochs": 0},
     "no reconstruction": {"pretrain_epochs": 0},
     "no contrastive loss": {"alpha": 0.0, "warm_epochs": 0},

@@ -119,9 +119,10 @@ def test_epochs_may_be_selected_by_labels_or_be_the_last(graph: str, capsys) -> 
     assert last["selected"] == last["last"]
 
 
-def test_epochs_may_be_selected_by_modularity(graph: str, capsys, tmp_path) -> None:
+@pytest.mark.parametrize("batches", [[], ["--batch-size", "200", "--fanout", "5"]])
+def test_epochs_may_be_selected_by_modularity(graph: str, capsys, tmp_path, batches) -> None:
     out = tmp_path / "run"
-    options = ["--select", "modularity", "--out", str(out)]
+    options = ["--select", "modularity", "--starts", "2", "--out", str(out), *batches]
     (seed,) = cluster(capsys, graph, *SMALL, *options)["seeds"]
     assert seed["selected"]["modularity"] >= seed["last"]["modularity"]
     clusters = np.load(out / "assignments.npy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -301,8 +302,9 @@ before = peak(); step(); print((peak() - before) / 1024)
 """
 
 
-def test_the_exact_mode_needs_the_memory_of_some_tiles() -> None:
-    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True)
+def test_the_exact_mode_needs_the_memory_of_some_tiles(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _PEAK]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 60
 

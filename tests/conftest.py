@@ -13,6 +13,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+import torch
 
 _DATA = "GNNSYS_TEST_DATA"
 
@@ -24,6 +25,15 @@ def real_graphs() -> Path:
     if not (folder / "Cora" / "raw").is_dir():
         pytest.skip(f"no real graphs at {folder}: name their folder in {_DATA}")
     return folder.resolve()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Losses are the same for a fixed number of torch's threads only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

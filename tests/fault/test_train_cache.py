@@ -8,14 +8,13 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from gnnsys.checkpoint import load_checkpoint
 from gnnsys.config import TrainConfig
@@ -40,15 +39,6 @@ def folder(tmp_path: Path) -> Path:
     return generate_community(
         tmp_path / "g", nodes=1000, classes=4, features=16, degree=8, signal=0.2
     )
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Losses are the same for a fixed number of torch's threads only."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from gnnsys.cli import main
 from gnnsys.generate import generate_community
@@ -58,15 +57,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
                     child.kill()
                 process.kill()
             process.communicate()
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As each of the ranks has: losses are the same for a fixed number of torch's threads only."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], run: Path) -> None:

@@ -176,7 +176,7 @@ LIMITED = """
 
 @pytest.mark.slow
 def test_out_of_core_equals_in_memory_below_one_layers_activations(
-    memory_group: Any, tmp_path: Path
+    memory_group: Any, one_thread: None, tmp_path: Path
 ) -> None:
     from gnnsys.generate import generate_community
 
@@ -199,7 +199,6 @@ def test_out_of_core_equals_in_memory_below_one_layers_activations(
     print(f"peak {memory_group.peak_bytes():,} of {limit:,}, a layer has {layer_bytes:,}")
     assert memory_group.peak_bytes() <= limit < layer_bytes
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     model = GraphSAGE(16, hidden, num_layers=2, out_channels=8).eval()
     in_memory = gnnsys.inference(model, gnnsys.open_dataset(folder), block_bytes=8 << 20, threads=1)
     assert torch.equal(gnnsys.unified(tmp_path / "limited.npy").materialize(), in_memory)

@@ -21,7 +21,7 @@ from typing import Any
 
 from environment import describe_environment
 from harness import BenchError, check_json, run_entry
-from options import positive
+from options import make_parser, positive
 from report import write_json
 
 from gnnsys.cli import main as gnnsys_command
@@ -125,12 +125,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="accuracy.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("accuracy.py", __doc__, _EXAMPLES)
     add = parser.add_argument
     add("--pubmed", type=Path, metavar="ROOT", help="folder of the datasets; trains on PubMed too")
     add("--seeds", type=positive, default=10, help="runs of each side, at least 2; default 10")

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from harness import run_entry
-from options import positive
+from options import make_parser, positive
+from report import read_lines
 
 from gnnsys.clustering.runs import run_clustering
 from gnnsys.clustering.scores import SCORES
@@ -91,7 +92,7 @@ def train(job: dict[str, Any], root: Path, device: str, threads: int) -> dict[st
 def run(options: argparse.Namespace) -> None:
     """Does the runs that are not in the file yet, or prints its table."""
     if options.table:
-        print_table(_lines(options.out))
+        print_table(read_lines(options.out))
         return
     jobs = [
         {"dataset": dataset, "variant": variant, "seed": seed, "epochs": options.epochs}
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
         for variant in options.variants
         for dataset in options.datasets
     ]
-    done = [{name: line[name] for name in jobs[0]} for line in _lines(options.out)]
+    done = [{name: line[name] for name in jobs[0]} for line in read_lines(options.out)]
     threads = max(1, (os.cpu_count() or 1) // options.processes)
     work = functools.partial(train, root=options.root, device=options.device, threads=threads)
     left = [job for job in jobs if job not in done]
@@ -108,10 +109,6 @@ def run(options: argparse.Namespace) -> None:
             with options.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
@@ -140,12 +137,7 @@ def _told(rows: list[dict[str, Any]], which: str, score: str) -> str:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="clustering.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("clustering.py", __doc__, _EXAMPLES)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE", help="lines of finished runs")
     add("--table", action="store_true", help="print the table of FILE, and train nothing")

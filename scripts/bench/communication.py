@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from environment import describe_environment
 from harness import BenchError, check_json, run_entry
-from options import positive
+from options import make_parser, positive
 from report import write_json
 from torch_geometric.data import Data
 
@@ -238,12 +238,7 @@ def _summary(cases: list[dict[str, Any]], split: str, kind: str) -> dict[str, fl
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="communication.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("communication.py", __doc__, _EXAMPLES)
     add = parser.add_argument
     add("--root", type=Path, required=True, help="folder of the graphs")
     add("--ranks", type=positive, default=8, help="default 8")

@@ -26,7 +26,7 @@ import torch
 from environment import describe_environment
 from harness import BenchError, check_json, run_entry
 from matplotlib.figure import Figure
-from options import positive, positive_list
+from options import make_parser, positive, positive_list
 from report import write_json
 from torch import Tensor
 
@@ -341,12 +341,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="contrastive.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("contrastive.py", __doc__, _EXAMPLES)
     add = parser.add_argument
     parts = ("scaling", "step", "datasets")
     add(

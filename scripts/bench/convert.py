@@ -33,7 +33,7 @@ from harness import (
     run_benchmark,
     run_entry,
 )
-from options import positive
+from options import make_parser, positive
 
 _EXAMPLES = """examples:
   python scripts/bench/convert.py --json convert.json
@@ -174,12 +174,7 @@ def make_cases(work: Workload, notes: dict[str, Any]) -> Iterator[Case]:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="convert.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("convert.py", __doc__, _EXAMPLES)
     parser.add_argument("--edges", type=positive, default=10**8, help="default 10^8")
     parser.add_argument("--memory", default="2GB", help="of gnnsys convert; default 2GB")
     parser.add_argument("--folder", type=Path, help="scratch; default a temporary one")

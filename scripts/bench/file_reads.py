@@ -33,7 +33,7 @@ from harness import (
     timed,
 )
 from numpy.typing import NDArray
-from options import positive, positive_list
+from options import make_parser, positive, positive_list
 
 from gnnsys.machine import mount_of, queue_of, read_text
 from gnnsys.memory import FileStore
@@ -238,12 +238,7 @@ def describe_disk(path: Path) -> dict[str, Any]:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="file_reads.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("file_reads.py", __doc__, _EXAMPLES)
     parser.add_argument(
         "--folder", type=Path, required=True, help="on the disk; the file goes there, for the run"
     )

@@ -25,7 +25,7 @@ from harness import (
     run_entry,
     timed,
 )
-from options import positive, positive_list
+from options import make_parser, positive, positive_list
 from reference_loop import ReferenceLoop
 from torch import Tensor
 
@@ -187,12 +187,7 @@ def make_cases(
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="gather.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("gather.py", __doc__, _EXAMPLES)
     parser.add_argument("--table-mib", type=positive, default=4096, help="default 4096")
     parser.add_argument(
         "--payload-mib", type=positive, default=512, help="gathered by a run; default 512"

@@ -17,7 +17,7 @@ import torch
 from environment import describe_environment
 from harness import BenchError, check_json, run_entry
 from numpy.typing import NDArray
-from options import positive, positive_list
+from options import make_parser, positive, positive_list
 from report import write_json
 
 import gnnsys
@@ -137,12 +137,7 @@ def _judge(case: dict[str, Any]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the comparison from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="hit_ratio.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("hit_ratio.py", __doc__, _EXAMPLES)
     parser.add_argument("graphs", nargs="+", metavar="GRAPH")
     parser.add_argument("--fanouts", type=_fanouts, default=[10, 5], help="default 10,5")
     parser.add_argument("--batch", type=positive, default=1024, help="seeds; default 1024")

@@ -17,7 +17,7 @@ from harness import Case, CheckError, Implementation, Rate, run_benchmark, run_e
 from loader_memory import measure_memory, memory_line
 from minibatch import check_workload_options, find_graph, start_peers
 from numpy.typing import NDArray
-from options import positive_list
+from options import make_parser, positive_list
 from passes import (
     CACHE_STATE,
     DIM,
@@ -165,12 +165,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="loading.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("loading.py", __doc__, _EXAMPLES)
     add_pass_options(parser, batches=40)
     parser.add_argument(
         "--windows",

@@ -1,10 +1,20 @@
-"""Parsers of option values that benchmarks share."""
+"""Parsers of command lines and of option values that benchmarks share."""
 
 from __future__ import annotations
 
 import argparse
 
-__all__ = ["positive", "positive_list"]
+__all__ = ["make_parser", "positive", "positive_list"]
+
+
+def make_parser(name: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """A parser of an entry, whose help keeps the lines of its description and its examples."""
+    return argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def positive(text: str) -> int:

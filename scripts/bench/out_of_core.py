@@ -33,7 +33,7 @@ from harness import (
 from memory_group import ask_limited
 from minibatch import add_graph_options, check_workload_options, interpreter
 from numpy.typing import NDArray
-from options import positive
+from options import make_parser, positive
 
 from gnnsys.cache.planner import Planner
 
@@ -229,12 +229,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="out_of_core.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("out_of_core.py", __doc__, _EXAMPLES)
     add = parser.add_argument
     add("table", type=Path, metavar="TABLE", help="folder of the table; made if it does not exist")
     add("--dim", type=positive, default=512, help="float32 of a row to make; default 512")

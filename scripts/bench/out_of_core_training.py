@@ -31,7 +31,7 @@ from harness import (
     run_entry,
 )
 from memory_group import ask_limited
-from options import positive
+from options import make_parser, positive
 
 import gnnsys
 from gnnsys.errors import GnnsysError
@@ -190,12 +190,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="out_of_core_training.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("out_of_core_training.py", __doc__, _EXAMPLES)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="a dataset folder")
     add("--cache", default="512MiB", help="of 'cached', in bytes; default 512MiB")

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from harness import BenchError, run_entry
-from options import positive
+from options import make_parser, positive
+from report import read_lines
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -148,11 +149,11 @@ def jobs_of(options: argparse.Namespace) -> list[dict[str, Any]]:
 def run(options: argparse.Namespace) -> None:
     """Does the runs that are not in the file yet, or prints its table."""
     if options.table:
-        print_table(_lines(options.out))
+        print_table(read_lines(options.out))
         return
     torch.set_num_threads(options.threads)
     keys = set(jobs_of(options)[0])
-    done = [{key: line[key] for key in keys} for line in _lines(options.out)]
+    done = [{key: line[key] for key in keys} for line in read_lines(options.out)]
     given = {
         name: value
         for name in ("lr", "dropout", "decay", "alpha", "theta")
@@ -165,10 +166,6 @@ def run(options: argparse.Namespace) -> None:
         with options.out.open("a") as file:
             file.write(json.dumps({**line, **given}) + "\n")
         print(json.dumps(line), flush=True)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
@@ -209,12 +206,7 @@ _error = _of_several(lambda values: statistics.stdev(values) / math.sqrt(len(val
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline_accuracy.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("pipeline_accuracy.py", __doc__, _EXAMPLES)
     add = parser.add_argument
     add("--root", type=Path, help="folder of the datasets")
     add("--datasets", nargs="+", choices=list(SEEDS), default=list(SEEDS), help="default: all")

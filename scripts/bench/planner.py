@@ -22,7 +22,7 @@ from harness import (
     timed,
 )
 from numpy.typing import NDArray
-from options import positive, positive_list
+from options import make_parser, positive, positive_list
 
 from gnnsys.cache.plan import POLICIES
 from gnnsys.cache.planner import Planner
@@ -114,12 +114,7 @@ def _policies(text: str) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="planner.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("planner.py", __doc__, _EXAMPLES)
     parser.add_argument(
         "--scales", type=positive_list, default=[20, 22, 24, 26], help="log2 of the tables' rows"
     )

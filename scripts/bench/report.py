@@ -17,7 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from harness import Measured, Rate
 
-__all__ = ["print_case", "print_head", "print_peers", "write_json"]
+__all__ = ["print_case", "print_head", "print_peers", "read_lines", "write_json"]
 
 _PLAIN_WIDTH = 160  # of what goes to a file or a pipe, where lines must not be broken
 
@@ -90,6 +90,11 @@ def _ratio(ratios: dict[str, Any], base: str) -> str:
         return "-"
     found = ratios[base]
     return f"{found['median_of_ratios']:.2f} ({found['ratio_of_medians']:.2f})"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none if it is not there yet."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def write_json(path: Path, described: dict[str, Any]) -> None:

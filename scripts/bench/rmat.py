@@ -8,7 +8,6 @@ nothing of its degree. An edge may occur several times.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ import numba
 import numpy as np
 from harness import BenchError
 from numpy.typing import NDArray
-from options import positive
+from options import make_parser, positive
 
 __all__ = ["RmatGraph", "RmatSpec", "make_rmat", "open_rmat"]
 
@@ -223,12 +222,7 @@ def _read_spec(folder: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Makes a graph from the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="rmat.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("rmat.py", __doc__, _EXAMPLES)
     parser.add_argument("folder", type=Path, help="to write; must not exist")
     parser.add_argument("--scale", type=positive, default=20, help="log2 of nodes; default 20")
     parser.add_argument("--degree", type=positive, default=16, help="edges per node; default 16")

@@ -25,6 +25,7 @@ from minibatch import (
     find_graph,
     start_peers,
 )
+from options import make_parser
 from peers import Peer
 from sample_check import check_all_nodes_expanded, check_new_nodes_expanded
 
@@ -180,12 +181,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="sampling.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("sampling.py", __doc__, _EXAMPLES)
     add_workload_options(parser, batches=20, fanouts=[[15, 10, 5]])
     parser.add_argument(
         "--least-seconds",

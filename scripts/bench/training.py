@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from harness import Case, CheckError, Implementation, Rate, run_benchmark, run_entry
 from minibatch import check_workload_options, find_graph, start_peers
+from options import make_parser
 from passes import (
     CACHE_STATE,
     DIM,
@@ -269,12 +270,7 @@ def run(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        prog="training.py",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("training.py", __doc__, _EXAMPLES)
     add_pass_options(parser, batches=10)
     parser.add_argument(
         "--bf16-labor",

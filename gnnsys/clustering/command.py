@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gnnsys.clustering.assign import write_clusters
 from gnnsys.clustering.runs import run_clustering
-from gnnsys.clustering.scores import SCORES
+from gnnsys.clustering.scores import MEASURES
 from gnnsys.config_cluster import ClusterConfig
 from gnnsys.progress import work_progress
 
@@ -55,7 +55,7 @@ def _table(result: dict[str, Any]) -> Table:
     title = f"{result['clusters']} clusters of {result['dataset']}"
     title += f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
     table = Table("", f"epoch by {result['options']['select']}", "last epoch", title=title)
-    for name in ("modularity", *SCORES):
+    for name in MEASURES:
         if name in summary["last"]:
             table.add_row(name.upper(), *(_percent(summary[which][name]) for which in _WHICH))
     for name, form in (("loss", "{:.4f}"), ("epoch", "{:.0f}")):

@@ -13,8 +13,15 @@ import safetensors.torch
 from gnnsys.clustering.batches import make_batches
 from gnnsys.clustering.graph import ClusterGraph, open_graph
 from gnnsys.clustering.picture import write_picture
-from gnnsys.clustering.scores import SCORES
-from gnnsys.clustering.trainer import Epoch, Progress, SeedResult, Task, train_seed
+from gnnsys.clustering.scores import MEASURES
+from gnnsys.clustering.trainer import (
+    Epoch,
+    Progress,
+    SeedResult,
+    Task,
+    scale_of_features,
+    train_seed,
+)
 from gnnsys.config_cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.files import as_storage_error, check_folder_of, replace_file, replace_npy
@@ -66,7 +73,8 @@ def _run(
     clusters = _check(config, graph)
     device = choose_device(config.device)
     batches = make_batches(graph, config, device)
-    task = Task(config, graph, batches, clusters, device, progress)
+    scale = scale_of_features(batches, graph.num_nodes, config.normalize or "none")
+    task = Task(config, graph, batches, clusters, device, progress, scale)
     first: SeedResult | None = None
     seeds = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -140,7 +148,7 @@ def _epoch(epoch: Epoch) -> dict[str, Any]:
 def _summary(seeds: list[dict[str, Any]], which: str) -> dict[str, Any]:
     """Mean and deviation over seeds."""
     told = {}
-    for name in ("modularity", *SCORES):
+    for name in MEASURES:
         values = [seed[which][name] for seed in seeds if name in seed[which]]
         if values:
             deviation = statistics.stdev(values) if len(values) > 1 else None

@@ -11,9 +11,11 @@ from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_inf
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["SCORES", "cluster_scores", "modularity"]
+__all__ = ["MEASURES", "SCORES", "cluster_scores", "modularity"]
 
 SCORES = ("acc", "nmi", "ari", "f1")
+MEASURES = ("modularity", *SCORES)
+"""All that is told of clusters."""
 
 
 def cluster_scores(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[str, float]:

@@ -33,7 +33,7 @@ from gnnsys.config_cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.losses import dec_kl, student_t_assign, target_distribution
 
-__all__ = ["Epoch", "SeedResult", "Task", "train_seed"]
+__all__ = ["Epoch", "SeedResult", "Task", "scale_of_features", "train_seed"]
 
 _RECONSTRUCTED = 256  # nodes of a batch
 _STARTS = 20  # of k-means
@@ -100,6 +100,22 @@ class Task:
 
     progress: Progress
 
+    scale: float
+    """Of features; ``scale_of_features``."""
+
+
+def scale_of_features(batches: Batches, num_nodes: int, normalize: str) -> float:
+    """What brings the root of their mean square to 1, whatever unit they are in.
+
+    Without it, the gradients of small features vanish beside what Adam adds to its divisor.
+    """
+    nodes = torch.arange(num_nodes)
+    if num_nodes > _SCALED_BY:
+        draw = torch.Generator().manual_seed(0)
+        nodes = torch.randint(num_nodes, (_SCALED_BY,), generator=draw)
+    square = normalize_rows(batches.rows(nodes), normalize).square().mean().item()
+    return 1 / math.sqrt(square) if square > 0 else 1.0
+
 
 def train_seed(task: Task, seed: int) -> SeedResult:
     """Trains one seed.
@@ -121,22 +137,8 @@ class _Trainer:
     def __init__(self, task: Task, seed: int) -> None:
         self._task, self._config, self._batches, self._seed = task, task.config, task.batches, seed
         self._objective = make_objective(task.config)
-        self._scale = self._scale_of_features()
         self._encoder: Encoder
         self._centers: nn.Parameter
-
-    def _scale_of_features(self) -> float:
-        """What brings the root of their mean square to 1, whatever unit they are in.
-
-        Without it, the gradients of small features vanish beside what Adam adds to its divisor.
-        """
-        nodes = torch.arange(self._task.graph.num_nodes)
-        if len(nodes) > _SCALED_BY:
-            draw = torch.Generator().manual_seed(0)
-            nodes = torch.randint(len(nodes), (_SCALED_BY,), generator=draw)
-        rows = normalize_rows(self._batches.rows(nodes), self._config.normalize or "none")
-        square = rows.square().mean().item()
-        return 1 / math.sqrt(square) if square > 0 else 1.0
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self._task.progress(f"seed {self._seed}: {what}", done, total)
@@ -161,14 +163,16 @@ class _Trainer:
         """A new encoder, trained to keep what features can be made of again."""
         config, device = self._config, self._task.device
         shape = config.encoder, self._task.graph.data.x.shape[1], config.hidden, config.dim
-        encoder = make_encoder(*shape, config.normalize or "none", self._scale).to(device)
+        encoder = make_encoder(*shape, config.normalize or "none", self._task.scale).to(device)
         decoder = make_decoder(*shape).to(device)
         parameters = [*encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.Adam(parameters, config.lr)
         for epoch in range(config.pretrain_epochs):
             for x, z in self._embedded(encoder, epoch):
                 optimizer.zero_grad()
-                wanted = encoder.prepare(x) if isinstance(encoder, MlpEncoder) else x * self._scale
+                wanted = (
+                    encoder.prepare(x) if isinstance(encoder, MlpEncoder) else x * self._task.scale
+                )
                 F.mse_loss(decoder(z), wanted).backward()
                 optimizer.step()
             self._tell(f"reconstruct{self._of(start)}", epoch + 1, config.pretrain_epochs)

@@ -23,10 +23,10 @@ from torch import Tensor
 from gnnsys.cache.executor import Executor
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.cache.stats import CacheStats
-from gnnsys.cache.tickets import Ticket, Tickets
+from gnnsys.cache.tickets import Ticket, Tickets, is_aside
 from gnnsys.counters import Counters
 from gnnsys.memory.reads import PendingRows, StagedRows
-from gnnsys.memory.store import row_index_error
+from gnnsys.memory.store import check_bounds
 
 __all__ = ["CacheSource", "Engine"]
 
@@ -81,7 +81,9 @@ class Engine:
         self._window, self._prefetch, self._staging_bytes = window, prefetch, staging_bytes
         self._counters, self._record = counters, record
         self._planner = make_planner(True)
+        self._name = name
         self._tickets = Tickets(name)
+        self._told_aside = False
         self._filled = False
         self._resident = 0
         self._stats = CacheStats(capacity=executor.capacity, victim_cells=executor.cells)
@@ -108,12 +110,28 @@ class Engine:
         """See ``CachedStore.announce``."""
         self._retract_abandoned()
         with self._planning:
-            self._tickets.check_owner(owner)
+            if not self._tickets.admits(owner):
+                check_bounds(ids, self._source.shape[0])
+                self._tell_aside()
+                return self._tickets.make_aside(ids, owner)
             ticket = Ticket(ids, self._planner.announce(ids.numpy()))
             self._tickets.add(ticket, owner)
             while self._planner.planned + self._window < self._planner.announced:
                 self._plan_next()
             return ticket
+
+    def _tell_aside(self) -> None:
+        """Says once that somebody is served slowly, and why."""
+        if not self._told_aside:
+            self._told_aside = True
+            _log.warning(
+                "%s: batches of another loader wait to be gathered; until they are, those of the "
+                "second are served without looking ahead, from the cache as it is or from the "
+                "file, and leave the cache unchanged. For speed end the other iteration first "
+                "(`del batches`, or leave its loop), or give the second a cache of its own with "
+                "another gnnsys.unified(path, cache=…)",
+                self._name,
+            )
 
     def retract(self, ticket: Any) -> None:
         """See ``CachedStore.retract``."""
@@ -147,14 +165,14 @@ class Engine:
         """
         with self._executing:
             self._prefill()
-            if ticket is not None:
-                rows = self._gather_announced(ids, out, ticket)
+            if ticket is None:
+                rows = self._gather_in_pieces(ids, out)
+            elif is_aside(ticket):
+                self._tickets.check_turn(ticket, ids)
+                rows = self._gather_in_pieces(ids, out)
+                self._tickets.redeem(ticket)
             else:
-                rows = self._new_output(len(ids)) if out is None else out
-                step = max(1, self._staging_bytes // (self._source.row_bytes + _PAGE))
-                for first in range(0, max(1, len(ids)), step):
-                    piece = slice(first, first + step)
-                    self._gather_unannounced(ids[piece], rows[piece])
+                rows = self._gather_announced(ids, out, ticket)
         with self._counting:
             self._stats.batches += 1
         return rows
@@ -180,9 +198,17 @@ class Engine:
             self._executor.execute(ticket.plan, staged, rows)
             with self._planning:
                 self._planner.commit(ticket.number)
-                self._tickets.redeem()
+                self._tickets.redeem(ticket)
         self._count(ticket.plan)
         self._record(ids.numpy())
+        return rows
+
+    def _gather_in_pieces(self, ids: Tensor, out: Tensor | None) -> Tensor:
+        rows = self._new_output(len(ids)) if out is None else out
+        step = max(1, self._staging_bytes // (self._source.row_bytes + _PAGE))
+        for first in range(0, max(1, len(ids)), step):
+            piece = slice(first, first + step)
+            self._gather_unannounced(ids[piece], rows[piece])
         return rows
 
     def _gather_unannounced(self, ids: Tensor, out: Tensor) -> None:
@@ -211,11 +237,9 @@ class Engine:
 
     def _plan_aside(self, ids: Tensor) -> BatchPlan:
         """A plan that changes nothing: from the slots as they are, the rest is bypassed."""
+        check_bounds(ids, self._source.shape[0])
         wanted = ids.numpy()
         unique, first, inverse = np.unique(wanted, return_index=True, return_inverse=True)
-        outside = (wanted < 0) | (wanted >= self._source.shape[0])
-        if outside.any():
-            raise row_index_error(ids, int(outside.argmax()), self._source.shape[0])
         slots = self._planner.committed_slots(unique)
         hit = slots >= 0
         missed = first[~hit]

@@ -61,7 +61,8 @@ class ResidentRows:
         with self._lock:
             if self._tickets.is_abandoned():
                 self._tickets.drop_from(self._tickets[0])
-            self._tickets.check_owner(owner)
+            if not self._tickets.admits(owner):
+                return self._tickets.make_aside(ids, owner)
             ticket = Ticket(ids, self._given)
             self._tickets.add(ticket, owner)
             self._given += 1
@@ -82,7 +83,7 @@ class ResidentRows:
             assert self._reader is not None
             rows = self._reader.gather(ids, out)
             if ticket is not None:
-                self._tickets.redeem()
+                self._tickets.redeem(ticket)
             self._stats.batches += 1
             self._stats.rows += len(ids)
             self._stats.hits += len(ids)

@@ -163,16 +163,15 @@ class CachedStore:
 
         Args:
             ids: (n,) int32 or int64 on the CPU, not changed before the batch is gathered.
-            owner: who announces. One owner at a time: another one has to wait until all tickets
-                are gathered or retracted. The tickets of an owner that no longer exists are
-                retracted.
+            owner: who announces. The batches of one owner are planned ahead at a time: while its
+                tickets wait, those of another are served as if they had not been announced, which
+                is logged once. The tickets of an owner that no longer exists are retracted.
 
         Returns:
             The ticket for ``gather``.
 
         Raises:
             RowIndexError: an id is outside the rows.
-            ArgumentError: another owner's tickets wait.
         """
         if self._reads_through():
             return None
@@ -204,7 +203,7 @@ class CachedStore:
         return rows if self.dtype == self.source.stored else rows.to(self.dtype)
 
     def retract(self, ticket: Any) -> None:
-        """Takes back this ticket and all that were given after it; one that is gone is ignored."""
+        """Takes back this ticket and all its owner was given after it; ignores one that is gone."""
         if not self._reads_through():
             self._engine().retract(ticket)
 
@@ -401,4 +400,7 @@ def _as_scores(scores: Any, rows: int) -> NDArray[np.uint16] | None:
     values = scores.numpy() if isinstance(scores, Tensor) else np.asarray(scores)
     if values.shape != (rows,):
         raise ArgumentError(f"scores: shape {values.shape}, expected {(rows,)}, one for each row")
-    return values if values.dtype == np.uint16 else rank_normalised(values)
+    if values.dtype != np.uint16:
+        return rank_normalised(values)
+    # A copy of a tensor's, which share_memory_() may move while the planner reads them.
+    return values.copy() if isinstance(scores, Tensor) else values

@@ -17,7 +17,7 @@ from torch import Tensor
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.errors import ArgumentError
 
-__all__ = ["Ticket", "Tickets"]
+__all__ = ["Ticket", "Tickets", "is_aside"]
 
 
 class _Anonymous:
@@ -36,13 +36,16 @@ class Ticket:
     """(n,) ids as they were announced."""
 
     number: int
-    """Of the batch, as the planner counts."""
+    """Of the batch, as the planner counts; -1 for one that is not planned ahead."""
 
     plan: BatchPlan | None = None
     """Once it is made."""
 
     pending: Any = None
     """The plan's reads (``PendingRows``), from when they are started to when they are there."""
+
+    aside: Callable[[], Any] | None = None
+    """Who announced a batch that is planned when it is gathered; None for one planned ahead."""
 
     def cancel(self) -> None:
         """Lets go of the plan and of its reads."""
@@ -55,7 +58,11 @@ class Ticket:
 
 
 class Tickets:
-    """The tickets that were given and not redeemed, in order, all of one owner."""
+    """The tickets that were given and not redeemed, in order, all of one owner.
+
+    Who announces while another owner's tickets wait gets tickets aside: they are in no order, and
+    only who holds one knows of it.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name  # of the store, in errors
@@ -75,32 +82,31 @@ class Tickets:
         """Whether there are tickets whose owner no longer exists."""
         return bool(self._waiting) and self._owner() is None
 
-    def check_owner(self, owner: Any) -> None:
-        """Raises ArgumentError while somebody else's tickets wait."""
-        if owner is None:
-            owner = _ANONYMOUS
-        if self._waiting and self._owner() is not owner:
-            raise ArgumentError(
-                f"{self._name}: {len(self._waiting)} announced batches of {self._owner()!r} wait "
-                f"to be gathered, and {owner!r} announces, too; one at a time can: end the other "
-                "iteration first (`del batches`, or leave its loop), or give this one a cache of "
-                "its own with another gnnsys.unified(path, cache=…)"
-            )
+    def admits(self, owner: Any) -> bool:
+        """Whether nobody else's tickets wait."""
+        return not self._waiting or self._owner() is (_ANONYMOUS if owner is None else owner)
 
     def add(self, ticket: Ticket, owner: Any) -> None:
-        """Appends a ticket that ``check_owner`` let pass."""
+        """Appends a ticket of an owner whom ``admits`` let pass."""
         self._owner = _refer(owner)
         self._waiting.append(ticket)
 
+    def make_aside(self, ids: Tensor, owner: Any) -> Ticket:
+        """A ticket for an owner whom ``admits`` did not let pass."""
+        return Ticket(ids, -1, aside=_refer(owner))
+
     def check_turn(self, ticket: Any, ids: Tensor) -> None:
-        """Raises ArgumentError unless ``ticket`` is the next, and ``ids`` are those announced."""
-        if not self._waiting or self._waiting[0] is not ticket:
+        """Raises ArgumentError unless ``ticket`` is the next, and ``ids`` are those announced.
+
+        It is always the turn of one that is aside.
+        """
+        if not is_aside(ticket) and (not self._waiting or self._waiting[0] is not ticket):
             due = f"the next is {self._waiting[0]!r}" if self._waiting else "none waits"
             raise ArgumentError(
                 f"ticket: {ticket!r}, but {due} in {self._name}; tickets are gathered once, in the "
                 "order they were given, unless they were retracted"
             )
-        announced = self._waiting[0].ids
+        announced = ticket.ids
         same = ids.data_ptr() == announced.data_ptr() and len(ids) == len(announced)
         if not (same and ids.dtype == announced.dtype) and not _equal(ids, announced):
             raise ArgumentError(
@@ -108,19 +114,31 @@ class Tickets:
                 "for; gather what was announced"
             )
 
-    def redeem(self) -> None:
-        """Removes the next ticket."""
-        self._waiting.popleft()
+    def redeem(self, ticket: Ticket) -> None:
+        """Removes a ticket whose turn it is."""
+        if is_aside(ticket):
+            ticket.aside = None
+        else:
+            self._waiting.popleft()
 
     def drop_from(self, ticket: Any) -> list[Ticket]:
-        """Removes ``ticket`` and those after it; none where it does not wait."""
-        place = next((i for i, other in enumerate(self._waiting) if other is ticket), None)
-        if place is None:
-            return []
+        """Removes ``ticket`` and those that its owner was given after it; none where it is gone."""
+        if is_aside(ticket):
+            # Its owner had no ticket in the queue when it was given: those there are came later.
+            owner, ticket.aside = ticket.aside(), None
+            place = 0 if self._owner() is owner else len(self._waiting)
+        else:
+            places = (i for i, other in enumerate(self._waiting) if other is ticket)
+            place = next(places, len(self._waiting))
         dropped = list(self._waiting)[place:]
         for _ in dropped:
             self._waiting.pop().cancel()
         return dropped
+
+
+def is_aside(ticket: Any) -> bool:
+    """Whether a ticket's batch is planned when it is gathered."""
+    return isinstance(ticket, Ticket) and ticket.aside is not None
 
 
 def _equal(ids: Tensor, announced: Tensor) -> bool:

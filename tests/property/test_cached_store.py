@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from gnnsys.cache.store import CachedStore
 from gnnsys.errors import UnsupportedError
 from gnnsys.memory import FileStore
 
+OWNERS = 3
 FOLDER = Path(tempfile.mkdtemp(prefix="gnnsys-cached-store-"))
+
+
+class Owner:
+    """Who announces."""
 
 
 def table(rows: int, width: int) -> torch.Tensor:
@@ -46,13 +52,14 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     rows = draw(st.sampled_from([1, 2, 17, 40]))
     capacity = draw(st.sampled_from([0, 1, rows // 3, rows - 1, rows, rows + 5]))
     scores = draw(st.none() | st.lists(st.integers(0, 9), min_size=rows, max_size=rows))
-    batch = batches(rows)
+    batch, owner = batches(rows), st.integers(0, OWNERS - 1)
     step = st.one_of(
-        st.tuples(st.just("announce"), batch),
-        st.tuples(st.just("announce"), batch),
-        st.tuples(st.just("redeem"), st.just(None)),
-        st.tuples(st.just("gather"), batch),
-        st.tuples(st.just("retract"), st.integers(0, 5)),
+        st.tuples(st.just("announce"), owner, batch),
+        st.tuples(st.just("announce"), owner, batch),
+        st.tuples(st.just("redeem"), owner, st.none()),
+        st.tuples(st.just("gather"), st.none(), batch),
+        st.tuples(st.just("retract"), owner, st.integers(0, 5)),
+        st.tuples(st.just("forget"), owner, st.none()),
     )
     return {
         "rows": rows,
@@ -79,7 +86,8 @@ def test_rows_equal_fancy_indexing_and_counters_add_up_whatever_happens(run: Any
     expected = table(run["rows"], run["width"]).to(run["dtype"])
     source = open_table(run["rows"], run["width"], run["storage"])
     store = CachedStore(source, **run["options"]).with_dtype(run["dtype"])
-    waiting: list[tuple[Any, torch.Tensor]] = []
+    owners = [Owner() for _ in range(OWNERS)]
+    queues: list[list[tuple[Any, torch.Tensor]]] = [[] for _ in owners]
     asked = 0
 
     def gather(ids: torch.Tensor, ticket: Any = None) -> int:
@@ -87,19 +95,21 @@ def test_rows_equal_fancy_indexing_and_counters_add_up_whatever_happens(run: Any
         assert torch.equal(store.gather(ids, out, ticket=ticket), expected[ids])
         return len(ids)
 
-    for what, value in run["steps"]:
+    for what, who, value in run["steps"]:
         ids = torch.tensor(value if isinstance(value, list) else [], dtype=torch.int64)
         if what == "announce":
-            waiting.append((store.announce(ids), ids))
+            queues[who].append((store.announce(ids, owners[who]), ids))
         elif what == "gather":
             asked += gather(ids)
-        elif what == "redeem" and waiting:
-            ticket, ids = waiting.pop(0)
+        elif what == "redeem" and queues[who]:
+            ticket, ids = queues[who].pop(0)
             asked += gather(ids, ticket)
-        elif what == "retract" and value < len(waiting):
-            store.retract(waiting[value][0])
-            del waiting[value:]
-    for ticket, ids in waiting:
+        elif what == "retract" and value < len(queues[who]):
+            store.retract(queues[who][value][0])
+            del queues[who][value:]
+        elif what == "forget":
+            owners[who], queues[who] = Owner(), []
+    for ticket, ids in [entry for queue in queues for entry in queue]:
         asked += gather(ids, ticket)
     stats = store.stats
     assert stats.rows == asked == stats.hits + stats.victim_hits + stats.reads + stats.copies
@@ -110,8 +120,9 @@ def test_rows_equal_fancy_indexing_and_counters_add_up_whatever_happens(run: Any
     source.close()
 
 
+@pytest.mark.parametrize("others", [0, 1, 2], ids="{} other owners".format)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_announced_batches_are_served_as_the_reference_plans_them(policy: Any) -> None:
+def test_announced_batches_are_served_as_the_reference_plans_them(policy: Any, others: int) -> None:
     draw = np.random.default_rng(7)
     trace = [torch.from_numpy(draw.zipf(1.4, 60) % 300) for _ in range(40)]
     options: dict[str, Any] = {"policy": policy, "window": 4}
@@ -121,16 +132,23 @@ def test_announced_batches_are_served_as_the_reference_plans_them(policy: Any) -
     )
     planner = ReferencePlanner(300, 50, victim_cells=10, scores=scores, **options)
     expected = table(300, 16)
-    tickets = [store.announce(ids) for ids in trace]
-    for ids, ticket in zip(trace, tickets, strict=True):
+    owner, counts = Owner(), Counter[str]()
+    tickets = [store.announce(ids, owner) for ids in trace]
+    for ids, other, ticket in zip(trace, reversed(trace), tickets, strict=True):
+        for _ in range(others):
+            rows = store.gather(other, ticket=store.announce(other, Owner()))
+            assert torch.equal(rows, expected[other])
+        before = store.stats
         assert torch.equal(store.gather(ids, ticket=ticket), expected[ids])
+        counts.update((store.stats - before).as_dict())
     for ids in trace:
         planner.announce(ids.numpy())
     plans = [planner.plan() for _ in trace]
+    assert counts["reads"] == sum(len(plan.reads) for plan in plans)
+    assert counts["hits"] == sum(len(plan.hits) for plan in plans)
+    assert counts["victim_hits"] == sum(len(plan.victim_in) for plan in plans)
+    assert counts["evictions"] == sum(plan.evictions for plan in plans)
+    assert counts["rows"] - counts["copies"] == sum(len(ids.unique()) for ids in trace)
     stats = store.stats
-    assert stats.reads == sum(len(plan.reads) for plan in plans)
-    assert stats.hits == sum(len(plan.hits) for plan in plans)
-    assert stats.victim_hits == sum(len(plan.victim_in) for plan in plans)
-    assert stats.evictions == sum(plan.evictions for plan in plans)
-    assert stats.rows - stats.copies == sum(len(ids.unique()) for ids in trace)
+    assert stats.rows == stats.hits + stats.victim_hits + stats.reads + stats.copies
     assert stats.resident == 50

@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import gnnsys
 from gnnsys.cache.engine import Engine
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.store import CachedStore
+from gnnsys.cache.tickets import is_aside
 from gnnsys.cache.trace import read_trace
 from gnnsys.errors import (
     ArgumentError,
     DTypeError,
     ReadOnlyError,
     RowIndexError,
+    StorageError,
     TooLargeError,
 )
 from gnnsys.memory import FileStore
@@ -165,15 +168,19 @@ def test_tickets_of_a_store_that_holds_all_rows_obey_the_same_rules(
     store = CachedStore(source, cache=cache)
     one, other = Owner(), Owner()
     tickets = [store.announce(ids_of(5, seed), one) for seed in range(3)]
-    with pytest.raises(ArgumentError, match="one at a time"):
-        store.announce(ids_of(5), other)
+    aside = store.announce(ids_of(7), other)
     with pytest.raises(ArgumentError, match="in the order"):
         store.gather(ids_of(5, 1), ticket=tickets[1])
+    with pytest.raises(ArgumentError, match="not the 7 that"):
+        store.gather(ids_of(5), ticket=aside)
+    assert torch.equal(store.gather(ids_of(7), ticket=aside), table[ids_of(7)])
+    with pytest.raises(ArgumentError, match="gathered once"):
+        store.gather(ids_of(7), ticket=aside)
     assert torch.equal(store.gather(ids_of(5), ticket=tickets[0]), table[ids_of(5)])
     store.retract(tickets[1])
-    store.announce(ids_of(5), other)
+    assert not is_aside(store.announce(ids_of(5), other))
     del other
-    store.announce(ids_of(5), one)  # the tickets of who is gone are, too
+    assert not is_aside(store.announce(ids_of(5), one))  # the tickets of who is gone are, too
 
 
 @pytest.mark.parametrize("cache", [20, 1.0])
@@ -211,6 +218,184 @@ def test_a_gather_without_ticket_changes_nothing_while_tickets_wait(
     assert disturbed.resident == undisturbed.resident
     assert disturbed.evictions == undisturbed.evictions
     assert (stores[1].stats - disturbed).rows == 0
+
+
+# Several owners -----------------------------------------------------------------------------------
+
+
+def counts_of(store: CachedStore, gather: Any) -> dict[str, int]:
+    """What a gather adds to the counters, times and pages left out."""
+    before = store.stats
+    gather()
+    since = (store.stats - before).as_dict()
+    kept = ("rows", "hits", "victim_hits", "reads", "copies", "bypasses", "evictions", "drops")
+    return {name: since[name] for name in (*kept, "resident")}
+
+
+@pytest.mark.parametrize("policy", ["hybrid", "lru", "hybrid-pvp"])
+@pytest.mark.parametrize(("window", "prefetch"), [(0, 0), (1, 2), (4, 0), (4, 2)])
+def test_a_second_owner_gets_its_rows_and_leaves_the_plans_of_the_first(
+    source: FileStore, table: Tensor, policy: Any, window: int, prefetch: int
+) -> None:
+    options: dict[str, Any] = {"cache": 30, "victim_buffer": 5, "policy": policy}
+    alone, shared = (
+        CachedStore(source, window=window, prefetch=prefetch, **options) for _ in range(2)
+    )
+    one, other = Owner(), Owner()
+    batches = [ids_of(25, seed) for seed in range(8)]
+    expected = [alone.announce(ids, one) for ids in batches]
+    tickets = [shared.announce(ids, one) for ids in batches]
+    for number, ids in enumerate(batches):
+        theirs = [ids_of(40, 100 + 3 * number + more) for more in range(3)]
+        aside = [shared.announce(each, other) for each in theirs]
+        for each, ticket in zip(theirs, aside, strict=True):
+            assert torch.equal(shared.gather(each, ticket=ticket), table[each])
+        found, right = (
+            counts_of(store, partial(store.gather, ids, ticket=queue[number]))
+            for store, queue in ((shared, tickets), (alone, expected))
+        )
+        assert found == right
+    stats = shared.stats
+    assert stats.batches == 4 * len(batches)
+    assert stats.rows == len(batches) * (25 + 3 * 40)
+    assert stats.rows == stats.hits + stats.victim_hits + stats.reads + stats.copies
+
+
+def test_a_second_owner_is_told_of_once_and_not_where_nothing_is_slow(
+    source: FileStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other, third = Owner(), Owner(), Owner()
+    resident, store = CachedStore(source, cache=1.0), CachedStore(source, cache=20)
+    for each in (resident, store, store.with_dtype(torch.float64)):
+        for seed, owner in enumerate((one, other, third, other)):
+            each.announce(ids_of(5, seed), owner)
+    (said,) = caplog.records
+    assert said.levelname == "WARNING"
+    for part in ("x.npy", "without looking ahead", "end the other iteration", "gnnsys.unified"):
+        assert part in said.getMessage()
+
+
+@pytest.mark.parametrize("cache", [20, 1.0])
+def test_a_second_owner_has_tickets_in_order_once_the_first_is_done(
+    source: FileStore, table: Tensor, cache: Any
+) -> None:
+    store = CachedStore(source, cache=cache, window=1)
+    one, other, third = Owner(), Owner(), Owner()
+    first = store.announce(ids_of(5), one)
+    early = store.announce(ids_of(6, 1), other)
+    assert is_aside(early)
+    store.gather(ids_of(5), ticket=first)
+    late = [store.announce(ids_of(7, seed), other) for seed in (2, 3)]
+    assert not any(map(is_aside, late))
+    again = [store.announce(ids_of(8, 4), owner) for owner in (one, third)]
+    assert all(map(is_aside, again))
+    for ticket, ids in [(again[1], ids_of(8, 4)), (early, ids_of(6, 1)), (late[0], ids_of(7, 2))]:
+        assert torch.equal(store.gather(ids, ticket=ticket), table[ids])
+    store.retract(late[1])
+    assert not is_aside(store.announce(ids_of(5), third))
+    assert torch.equal(store.gather(ids_of(8, 4), ticket=again[0]), table[ids_of(8, 4)])
+
+
+@pytest.mark.parametrize("cache", [20, 1.0])
+def test_a_ticket_aside_that_is_taken_back_takes_those_after_it_along(
+    source: FileStore, table: Tensor, cache: Any
+) -> None:
+    store = CachedStore(source, cache=cache)
+    one, other = Owner(), Owner()
+    first = store.announce(ids_of(5), one)
+    aside = [store.announce(ids_of(5, seed), other) for seed in (1, 2)]
+    store.retract(aside[1])  # leaves what is not its owner's
+    with pytest.raises(ArgumentError, match="gathered once"):
+        store.gather(ids_of(5, 2), ticket=aside[1])
+    assert torch.equal(store.gather(ids_of(5), ticket=first), table[ids_of(5)])
+    late = store.announce(ids_of(5, 3), other)
+    store.retract(aside[0])
+    with pytest.raises(ArgumentError, match="none waits"):
+        store.gather(ids_of(5, 3), ticket=late)
+    store.retract(aside[0])  # gone already
+    assert not is_aside(store.announce(ids_of(5), one))
+
+
+def test_tickets_aside_outlive_the_owner_that_was_in_their_way(
+    source: FileStore, table: Tensor
+) -> None:
+    store = CachedStore(source, cache=20, window=2)
+    one, other = Owner(), Owner()
+    for seed in range(4):
+        store.announce(ids_of(25, seed), one)
+    aside = store.announce(ids_of(25, 9), other)
+    del one
+    ahead = store.announce(ids_of(25, 10), other)
+    assert not is_aside(ahead)
+    assert torch.equal(store.gather(ids_of(25, 9), ticket=aside), table[ids_of(25, 9)])
+    assert torch.equal(store.gather(ids_of(25, 10), ticket=ahead), table[ids_of(25, 10)])
+    assert store.stats.rows == 50
+
+
+def test_a_ticket_aside_whose_reads_fail_stays_good_and_harms_no_plan(
+    source: FileStore, table: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, shared = (CachedStore(source, cache=30, window=2) for _ in range(2))
+    one, other = Owner(), Owner()
+    batches = [ids_of(25, seed) for seed in range(5)]
+    queues = [[store.announce(ids, one) for ids in batches] for store in (alone, shared)]
+    aside = shared.announce(ids_of(40, 9), other)
+
+    def fail(ids: Tensor) -> Any:
+        raise StorageError("no disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "start_reads", fail)
+        with pytest.raises(StorageError, match="no disk"):
+            shared.gather(ids_of(40, 9), ticket=aside)
+    with pytest.raises(RowIndexError, match=f"{ROWS} at position 1"):
+        shared.announce(torch.tensor([1, ROWS]), other)
+    for number, ids in enumerate(batches):
+        found, right = (
+            counts_of(store, partial(store.gather, ids, ticket=queue[number]))
+            for store, queue in zip((shared, alone), queues[::-1], strict=True)
+        )
+        assert found == right
+    assert torch.equal(shared.gather(ids_of(40, 9), ticket=aside), table[ids_of(40, 9)])
+
+
+@pytest.mark.parametrize("cache", [60, 1.0])
+def test_owners_in_threads_that_announce_gather_and_take_back_all_get_their_rows(
+    source: FileStore, table: Tensor, cache: Any
+) -> None:
+    store = CachedStore(source, cache=cache, window=2, victim_buffer=10)
+    wrong: list[Any] = []
+    gathered: list[int] = []
+
+    def iterate(place: int) -> None:
+        try:
+            for epoch in range(12):
+                owner, batches = Owner(), [ids_of(20 + place, 50 * place + k) for k in range(6)]
+                tickets = [store.announce(ids, owner) for ids in batches]
+                last = 3 if epoch % 3 == 2 else 6
+                for ids, ticket in zip(batches[:last], tickets, strict=False):
+                    if not torch.equal(store.gather(ids, ticket=ticket), table[ids]):
+                        wrong.append((place, epoch))
+                    gathered.append(len(ids))
+                if last < 6:
+                    store.retract(tickets[last])
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=iterate, args=(place,), daemon=True) for place in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert wrong == []
+    stats = store.stats
+    assert stats.rows == sum(gathered)
+    assert stats.rows == stats.hits + stats.victim_hits + stats.reads + stats.copies
+    assert not is_aside(store.announce(ids_of(5), Owner()))
+
+
+# Reading ahead ------------------------------------------------------------------------------------
 
 
 def test_reads_are_under_way_while_the_consumer_works(source: FileStore) -> None:

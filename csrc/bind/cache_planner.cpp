@@ -41,7 +41,10 @@ nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> to_table(std::vector<int32_t>&& val
 // Calls from several threads take turns, with the interpreter free meanwhile.
 class BoundPlanner {
  public:
-  explicit BoundPlanner(const CacheSetting& setting) : planner_(setting) {}
+  using Scores = std::optional<Vector<const uint16_t>>;
+
+  BoundPlanner(CacheSetting setting, Scores scores)
+      : scores_(std::move(scores)), planner_(with_scores(std::move(setting), scores_)) {}
 
   template <class F>
   auto call(F&& f) {
@@ -51,7 +54,13 @@ class BoundPlanner {
   }
 
  private:
+  static CacheSetting with_scores(CacheSetting setting, const Scores& scores) {
+    setting.scores = scores ? scores->data() : nullptr;
+    return setting;
+  }
+
   std::mutex mutex_;
+  const Scores scores_;  // the planner reads them
   CachePlanner planner_;
 };
 
@@ -95,16 +104,16 @@ void bind_cache_planner(nb::module_& m) {
   planner.def(
       "__init__",
       [](BoundPlanner* self, int64_t num_rows, int64_t capacity, const std::string& policy,
-         int64_t window, std::optional<Vector<const uint16_t>> scores, int64_t victim_cells,
-         bool prefill) {
+         int64_t window, BoundPlanner::Scores scores, int64_t victim_cells, bool prefill) {
         if (scores && static_cast<int64_t>(scores->size()) != num_rows) {
           throw std::invalid_argument("CachePlanner: not one score a row");
         }
-        new (self) BoundPlanner({num_rows, capacity, parse_cache_policy(policy), window,
-                                 scores ? scores->data() : nullptr, victim_cells, prefill});
+        new (self) BoundPlanner({num_rows, capacity, parse_cache_policy(policy), window, nullptr,
+                                 victim_cells, prefill},
+                                std::move(scores));
       },
       "num_rows"_a, "capacity"_a, "policy"_a, "window"_a, "scores"_a.none(), "victim_cells"_a,
-      "prefill"_a, nb::keep_alive<1, 6>());
+      "prefill"_a);
   bind_ids<int32_t>(planner);
   bind_ids<int64_t>(planner);
   planner

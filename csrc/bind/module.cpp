@@ -1,12 +1,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "bind.hpp"
@@ -66,40 +70,49 @@ class Gatherer {
   std::shared_ptr<BufferPool> pool_;
 };
 
-template <class Index>
-CscGraph view_csc(const Vector<const int64_t>& indptr, const Vector<const Index>& indices) {
+using Indptr = Vector<const int64_t>;
+using Indices = std::variant<Vector<const int32_t>, Vector<const int64_t>>;
+
+CscGraph view_csc(const Indptr& indptr, const Indices& indices) {
   if (indptr.size() == 0)
     throw std::invalid_argument("indptr is empty: it needs nodes + 1 entries");
-  return {indptr.data(), indices.data(), sizeof(Index) == 8,
-          static_cast<int64_t>(indptr.size()) - 1, static_cast<int64_t>(indices.size())};
-}
-
-template <class Index>
-void bind_sampler_init(nb::class_<Sampler>& sampler) {
-  sampler.def(
-      "__init__",
-      [](Sampler* self, Vector<const int64_t> indptr, Vector<const Index> indices, int threads,
-         const std::string& isa) {
-        new (self) Sampler(view_csc(indptr, indices), threads, parse_isa(isa));
+  return std::visit(
+      [&](const auto& array) -> CscGraph {
+        return {indptr.data(), array.data(), indices.index() == 1,
+                static_cast<int64_t>(indptr.size()) - 1, static_cast<int64_t>(array.size())};
       },
-      "indptr"_a, "indices"_a, "threads"_a = 1, "isa"_a = "auto", nb::keep_alive<1, 2>(),
-      nb::keep_alive<1, 3>());
+      indices);
 }
 
-nb::tuple sample(Sampler& self, Vector<const int64_t> seeds, std::vector<int64_t> fanouts,
-                 bool replace, uint64_t seed, uint64_t epoch, uint64_t group) {
-  SampleRequest request{
-      seeds.data(), static_cast<int64_t>(seeds.size()), std::move(fanouts), replace, seed, epoch,
-      group};
-  SampledBatch batch;
-  {
-    nb::gil_scoped_release release;
-    batch = self.sample(request);
+// The native sampler together with the arrays that it reads: those it was given, or what the
+// conversion of an argument made of them.
+class PlainSampler {
+ public:
+  PlainSampler(Indptr indptr, Indices indices, int threads, const std::string& isa)
+      : indptr_(std::move(indptr)),
+        indices_(std::move(indices)),
+        sampler_(view_csc(indptr_, indices_), threads, parse_isa(isa)) {}
+
+  nb::tuple sample(Vector<const int64_t> seeds, std::vector<int64_t> fanouts, bool replace,
+                   uint64_t seed, uint64_t epoch, uint64_t group) {
+    const SampleRequest request{
+        seeds.data(), static_cast<int64_t>(seeds.size()), std::move(fanouts), replace, seed, epoch,
+        group};
+    SampledBatch batch;
+    {
+      nb::gil_scoped_release release;
+      batch = sampler_.sample(request);
+    }
+    return nb::make_tuple(to_numpy(std::move(batch.node)), to_numpy(std::move(batch.row)),
+                          to_numpy(std::move(batch.col)), to_numpy(std::move(batch.edge)),
+                          batch.nodes_per_hop, batch.edges_per_hop);
   }
-  return nb::make_tuple(to_numpy(std::move(batch.node)), to_numpy(std::move(batch.row)),
-                        to_numpy(std::move(batch.col)), to_numpy(std::move(batch.edge)),
-                        batch.nodes_per_hop, batch.edges_per_hop);
-}
+
+ private:
+  Indptr indptr_;
+  Indices indices_;
+  Sampler sampler_;
+};
 
 template <class Index>
 void bind_coo_to_csc(nb::module_& m) {
@@ -155,17 +168,17 @@ NB_MODULE(_core, m) {
       .def_prop_ro("isa", &Gatherer::isa)
       .def_prop_ro("retained", &Gatherer::retained, "Unused bytes that wait for the next output.");
 
-  nb::class_<Sampler> sampler(m, "Sampler", "Uniform neighbour sampling over CSC.");
-  bind_sampler_init<int32_t>(sampler);
-  bind_sampler_init<int64_t>(sampler);
-  sampler.def("sample", &sample, "seeds"_a, "fanouts"_a, "replace"_a, "seed"_a, "epoch"_a,
-              "group"_a,
-              nb::sig("def sample(self, seeds: numpy.typing.NDArray[numpy.int64], fanouts: "
-                      "list[int], replace: bool, seed: int, epoch: int, group: int) -> "
-                      "tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
-                      "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
-                      "list[int], list[int]]"),
-              "node, row, col, edge, nodes per hop, edges per hop of one batch.");
+  nb::class_<PlainSampler>(m, "Sampler", "Uniform neighbour sampling over CSC.")
+      .def(nb::init<Indptr, Indices, int, const std::string&>(), "indptr"_a, "indices"_a,
+           "threads"_a = 1, "isa"_a = "auto", "The arrays are kept, not copied.")
+      .def("sample", &PlainSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "seed"_a,
+           "epoch"_a, "group"_a,
+           nb::sig("def sample(self, seeds: numpy.typing.NDArray[numpy.int64], fanouts: "
+                   "list[int], replace: bool, seed: int, epoch: int, group: int) -> "
+                   "tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
+                   "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
+                   "list[int], list[int]]"),
+           "node, row, col, edge, nodes per hop, edges per hop of one batch.");
 
   bind_aggregate(m);
   bind_cache_planner(m);

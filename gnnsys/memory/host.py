@@ -63,6 +63,7 @@ class HostStore:
         self.row_bytes = math.prod(self.shape[1:]) * self.source.element_size()
         self.counters = Counters()
         self._options: dict[str, Any] = {"threads": threads, "writable": writable, "isa": isa}
+        self._needed_bytes = _bytes_until_end(self.source)
         self._reader = self._make_reader(threads, isa)
 
     def _make_reader(self, threads: int, isa: str) -> RowReader | None:
@@ -83,13 +84,25 @@ class HostStore:
         del stream
         ids = check_ids(ids)
         if self._reader is not None:
-            self._reader.address = self.source.data_ptr()  # share_memory_() moves a tensor
-            rows = self._reader.gather(ids, out)
+            rows = self._gather(self._reader, ids, out)
         else:
             _log_scattered_rows()
             rows = gather_by_torch(self.source, self.dtype, ids, out)
         self.counters.add(self.tier, len(ids), len(ids) * self.row_bytes)
         return rows
+
+    def _gather(self, reader: RowReader, ids: Tensor, out: Tensor | None) -> Tensor:
+        """Rows from where the source lies now: share_memory_() moves a tensor's memory."""
+        while True:
+            reader.address = address = self.source.data_ptr()
+            if self.source.untyped_storage().nbytes() < self._needed_bytes:
+                raise ArgumentError(
+                    f"source: its storage has {self.source.untyped_storage().nbytes()} bytes left "
+                    f"of the {self._needed_bytes} that its {len(self.source)} rows took"
+                )
+            rows = reader.gather(ids, out)
+            if self.source.data_ptr() == address:
+                return rows
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Overwrites rows ``ids`` of the source; see ``Store.write``."""
@@ -143,7 +156,8 @@ def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:
     if source.requires_grad:
         raise ArgumentError("source: requires grad, but gathers are not recorded; use .detach()")
     check_dtype(source.dtype, "source")
-    return source.resolve_conj().resolve_neg()
+    # A tensor object of its own: set_() and the like, called on the one given, change that alone.
+    return source.detach().resolve_conj().resolve_neg()
 
 
 def _view_numpy(source: NDArray[Any]) -> Tensor:
@@ -159,6 +173,15 @@ def _view_numpy(source: NDArray[Any]) -> Tensor:
             f"source: torch cannot view the numpy array of dtype {source.dtype} and strides "
             f"{source.strides} ({error}); use numpy.ascontiguousarray"
         ) from error
+
+
+def _bytes_until_end(source: Tensor) -> int:
+    """Bytes of a tensor's storage up to its last element."""
+    if source.numel() == 0:
+        return 0
+    steps = zip(source.shape, source.stride(), strict=True)
+    last = int(source.storage_offset()) + sum((size - 1) * stride for size, stride in steps)
+    return (last + 1) * source.element_size()
 
 
 def _rows_are_dense(source: Tensor) -> bool:

@@ -5,7 +5,6 @@ unified tensor's stores, never models or the command line. Invariant: a batch de
 the seeds and (seed, epoch, batch number) alone, not on threads, workers or where features lie.
 """
 
-from gnnsys.loaders.csr import CSCEdgeIndex, with_csr
 from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader
 from gnnsys.loaders.neighbor_loader import NeighborLoader
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
@@ -13,9 +12,7 @@ from gnnsys.loaders.topology import CSC
 
 __all__ = [
     "CSC",
-    "CSCEdgeIndex",
     "LinkNeighborLoader",
     "NeighborLoader",
     "NeighborSampler",
-    "with_csr",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 from torch_geometric.sampler.base import NumNeighbors
@@ -40,29 +41,34 @@ def fanouts_by_relation(
     unknown = [key.to_tuple() for key in values if key not in known]
     if unknown:
         raise ArgumentError(
-            f"num_neighbors: {unknown[0]} is no edge type of the graph, which has "
-            f"{list(known.values())}"
+            "num_neighbors: Not all edge types specified in 'num_neighbors' exist in the graph: "
+            f"{unknown[0]} is no edge type of the graph, which has {list(known.values())}"
         )
     missing = [edge_type for key, edge_type in known.items() if key not in values]
     if missing and default is None:
         raise ArgumentError(
-            f"num_neighbors: no entry for the edge type {missing[0]}; add one ([0, ...] samples "
-            "none), or give NumNeighbors(values, default=[...])"
+            f"num_neighbors: Missing number of neighbors for edge type '{missing[0]}': no entry "
+            f"for the edge type {missing[0]}; add one ([0, ...] samples none), or give "
+            "NumNeighbors(values, default=[...])"
         )
     fanouts = [_check_fanouts(values.get(key, default)) for key in known]
     hops = sorted({len(part) for part in fanouts})
     if len(hops) > 1:
         raise ArgumentError(
-            f"num_neighbors: {hops[0]} hops for one edge type, {hops[-1]} for another; give all "
-            "the same number, with 0 where a hop samples none"
+            "num_neighbors: Number of hops must be the same across all edge types, but it is "
+            f"{hops[0]} hops for one edge type, {hops[-1]} for another; give 0 where a hop samples "
+            "none"
         )
     return fanouts
 
 
 def _check_fanouts(values: Any) -> list[int]:
-    if not isinstance(values, Iterable):
-        raise ArgumentError(f"num_neighbors: {values!r}, expected a list with one number for a hop")
-    fanouts = [int(fanout) for fanout in values]
+    try:
+        fanouts = [operator.index(fanout) for fanout in values]
+    except TypeError as error:
+        raise ArgumentError(
+            f"num_neighbors: {values!r}, expected a list with one whole number for a hop"
+        ) from error
     if any(fanout < -1 for fanout in fanouts):
         raise ArgumentError(f"num_neighbors: {fanouts}; each is -1 (all neighbours) or at least 0")
     return fanouts

@@ -12,7 +12,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.sampler.base import DataType
 from torch_geometric.typing import EdgeType, NodeType
 
-from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError, UnsupportedError
 from gnnsys.loaders.graph_stores import read_stores
 from gnnsys.loaders.topology import CSC
 from gnnsys.loaders.typed_graph import Relation, TypedGraph
@@ -48,6 +48,12 @@ def read_graph(
         ArgumentError, DTypeError: an attribute that does not exist or fit, or a bad graph.
         UnsupportedError: weights of edges in a store.
     """
+    for name, value in (("time_attr", time_attr), ("weight_attr", weight_attr)):
+        if value is not None and not isinstance(value, str):
+            raise DTypeError(
+                f"{name}: a {type(value).__name__}, expected the name of an attribute, the same "
+                "for all types"
+            )
     if isinstance(data, CSC):
         for name, value in (("time_attr", time_attr), ("weight_attr", weight_attr)):
             if value is not None:
@@ -63,7 +69,7 @@ def read_graph(
     except ValueError as error:
         raise ArgumentError(
             f"data: a {type(data).__name__}; expected Data, HeteroData, CSC or "
-            "(FeatureStore, GraphStore)"
+            f"(FeatureStore, GraphStore): {error}"
         ) from error
     if kind == DataType.homogeneous:
         held = _read_data(data, time_attr, weight_attr, is_sorted)
@@ -72,7 +78,8 @@ def read_graph(
     else:
         if weight_attr is not None:
             raise UnsupportedError(
-                "weight_attr: not offered for (FeatureStore, GraphStore); give Data or HeteroData"
+                "weight_attr: 'weight_attr' argument not yet supported within 'NeighborSampler' "
+                "for '(FeatureStore, GraphStore)' inputs; give Data or HeteroData"
             )
         held = read_stores(data[0], data[1], time_attr, backward)
     return kind, held.build(backward)
@@ -97,8 +104,9 @@ def _read_data(
             edges.time = as_times(time_attr, data[time_attr], edges.count)
         else:
             raise ArgumentError(
-                f"time_attr: data has no {time_attr!r} with one time for each of its {num_nodes} "
-                f"nodes or {edges.count} edges"
+                f"time_attr: The time attribute '{time_attr}' is neither a node-level or "
+                f"edge-level attribute: data has no {time_attr!r} with one time for each of its "
+                f"{num_nodes} nodes or {edges.count} edges"
             )
     return held
 

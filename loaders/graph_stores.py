@@ -52,13 +52,14 @@ def read_stores(
 def _check_time_order(attr: EdgeAttr) -> None:
     if attr.layout == EdgeLayout.CSR:
         raise ArgumentError(
-            f"GraphStore: the edges {attr.edge_type} are stored in CSR layout; temporal sampling "
-            "needs COO or CSC"
+            f"GraphStore: the edges {attr.edge_type} are stored in CSR layout: Temporal sampling "
+            "requires that edges are stored in either COO or CSC layout"
         )
     if not attr.is_sorted:
         raise ArgumentError(
-            f"GraphStore: the edges {attr.edge_type} are not sorted (is_sorted=False); temporal "
-            "sampling needs them sorted by target, and by time within a target"
+            f"GraphStore: the edges {attr.edge_type} are not sorted (is_sorted=False): Temporal "
+            "sampling requires that edges are sorted by destination, and by source time within "
+            "local neighborhoods"
         )
 
 
@@ -107,7 +108,10 @@ def _read_stored_times(features: FeatureStore, held: UserGraph, time_attr: str) 
         copy.copy(attr) for attr in features.get_all_tensor_attrs() if attr.attr_name == time_attr
     ]
     if not attrs:
-        raise ArgumentError(f"time_attr: FeatureStore has no {time_attr!r}")
+        raise ArgumentError(
+            "time_attr: Temporal sampling specified but did not find any temporal data: "
+            f"FeatureStore has no {time_attr!r}"
+        )
     times: dict[Any, Any] = {}
     for attr in attrs:
         attr.index = None  # all rows

@@ -5,30 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch_geometric.loader
 from torch import Tensor
 from torch_geometric.loader import LinkLoader
 from torch_geometric.sampler import BaseSampler
 
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.edge_layouts import Layout
+from gnnsys.loaders.loader_inputs import check_joined, seed_links, seed_negatives
 from gnnsys.loaders.lookahead_loader import (
-    Layout,
     LookaheadLoader,
     LookaheadOptions,
     check_batching,
 )
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
+from gnnsys.loaders.stored_features import check_stored, joining_features_of_nodes
 
 __all__ = ["LinkNeighborLoader"]
 
 
-class LinkNeighborLoader(LookaheadLoader, LinkLoader):
+class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoader):
     """Mini-batches around links: PyG's ``LinkNeighborLoader``, made ahead in threads.
 
     Takes the arguments of ``torch_geometric.loader.LinkNeighborLoader`` and yields the same
     attributes: beside those of the nodes and edges ``edge_label_index`` and ``edge_label``, or with
     triplets ``src_index``, ``dst_pos_index`` and ``dst_neg_index``. Negative links are drawn at
     random and may be links of the graph; like everything else in a batch they depend on the data,
-    ``seed``, the epoch and the batch's number alone. See ``NeighborLoader`` for how batches are
+    ``seed``, the epoch and the batch's number alone. Where nodes have times, they are drawn among
+    those that are not newer than their link. See ``NeighborLoader`` for how batches are
     made and for the arguments that are not described here.
 
     Args:
@@ -54,7 +58,7 @@ class LinkNeighborLoader(LookaheadLoader, LinkLoader):
     [1.0, 1.0, 0.0, 0.0]
     """
 
-    _join = LinkLoader.filter_fn
+    _join = joining_features_of_nodes(LinkLoader.filter_fn)
 
     def __init__(
         self,
@@ -84,10 +88,10 @@ class LinkNeighborLoader(LookaheadLoader, LinkLoader):
         threads: int = 0,
         window: int = 4,
         window_bytes: int | str = 0,
-        layout: Layout = "csr",
+        layout: Layout = "coo",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
-        keep_freed_memory: bool = True,
+        keep_freed_memory: bool = False,
         **kwargs: Any,
     ) -> None:
         options = LookaheadOptions(
@@ -102,7 +106,13 @@ class LinkNeighborLoader(LookaheadLoader, LinkLoader):
         check_batching(kwargs)
         if (edge_label_time is None) != (time_attr is None):
             given, lacking = ("edge_label_time", "time_attr")[:: 1 if time_attr is None else -1]
-            raise ArgumentError(f"{given}: given, but {lacking} is not; temporal links need both")
+            raise ArgumentError(
+                f"{given}: Received conflicting 'edge_label_time' and 'time_attr' arguments: "
+                f"'{given}' is set while '{lacking}' is not set. Both arguments must be provided "
+                "for temporal sampling"
+            )
+        check_joined(data)
+        neg_sampling = seed_negatives(neg_sampling, neg_sampling_ratio, edge_label)
         if neighbor_sampler is None:
             neighbor_sampler = NeighborSampler(
                 data,
@@ -125,22 +135,23 @@ class LinkNeighborLoader(LookaheadLoader, LinkLoader):
         # As they are given, so that a loader can be made anew from its attributes.
         self.edge_label, self.edge_label_time = edge_label, edge_label_time
         self.input_id = input_id
+        check_stored(data, neighbor_sampler)
+        links = seed_links(
+            data, neighbor_sampler, edge_label_index, edge_label, edge_label_time, input_id
+        )
         LinkLoader.__init__(
             self,
             data=data,
             link_sampler=neighbor_sampler,
-            edge_label_index=edge_label_index,
-            edge_label=edge_label,
-            edge_label_time=edge_label_time,
+            **links,
             neg_sampling=neg_sampling,
-            neg_sampling_ratio=neg_sampling_ratio,
             transform=transform,
             transform_sampler_output=transform_sampler_output,
             filter_per_worker=filter_per_worker,
             custom_cls=custom_cls,
-            input_id=input_id,
             **kwargs,
         )
+        self.edge_label_index = edge_label_index
         self._init_lookahead(options, kwargs)
 
     def _the_sampler(self) -> Any:

@@ -1,4 +1,4 @@
-"""Sampling around links: which are legal, their negative nodes, and the trees of each."""
+"""Sampling around links: which are legal, and the trees of each."""
 
 from __future__ import annotations
 
@@ -6,82 +6,43 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 
-from gnnsys import rng
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.user_graph import as_times
 
 if TYPE_CHECKING:
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
 
-__all__ = ["KeyedNegatives", "WeightSums", "check_links", "trees_by_link"]
+__all__ = ["as_negative_sampling", "check_links", "flatten_links", "trees_by_link"]
 
 
-class WeightSums:
-    """Running sums of the weights of negative nodes, made once for each tensor of weights."""
+def as_negative_sampling(asked: Any, argument: str = "neg_sampling") -> NegativeSampling | None:
+    """What a user may give for negatives, as PyG's class.
 
-    def __init__(self) -> None:
-        self._made: dict[str, tuple[Tensor, int, NDArray[np.float64]]] = {}
-
-    def of(self, endpoint: str, weight: Tensor) -> NDArray[np.float64]:
-        """(nodes,) running sums.
-
-        Raises:
-            ArgumentError: weights that are negative or not finite, or all zero.
-        """
-        made = self._made.get(endpoint)
-        if made is None or made[0] is not weight or made[1] != weight._version:
-            made = (weight, weight._version, _running_sums(f"{endpoint}_weight", weight))
-            self._made[endpoint] = made  # threads that meet here store equal entries
-        return made[2]
-
-
-class KeyedNegatives(NegativeSampling):
-    """The negative sampling of one batch: a pure function of (seed, epoch, group).
-
-    Stands in for the user's ``NegativeSampling`` within PyG's ``edge_sample``, which decides how
-    many nodes are drawn and which are rejected for their time. A node is drawn uniformly, or with
-    a probability proportional to its weight by inverting the weights' running sum.
-
-    Args:
-        asked: what the user asked for.
-        seed, epoch, group: of the batch.
-        sums: the sampler's running sums.
+    Raises:
+        ArgumentError: an unknown mode, or an amount that is none.
     """
+    try:
+        return NegativeSampling.cast(asked)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{argument}: {error}; give 'binary', 'triplet' or a NegativeSampling"
+        ) from error
 
-    def __init__(
-        self, asked: NegativeSampling, seed: int, epoch: int, group: int, sums: WeightSums
-    ) -> None:
-        super().__init__(asked.mode, asked.amount, asked.src_weight, asked.dst_weight)
-        self._batch = seed, epoch, group
-        self._sums = sums
-        self._calls = 0
 
-    def sample(self, num_samples: int, endpoint: Any, num_nodes: int | None = None) -> Tensor:
-        """(num_samples,) int64 node ids; each call in a batch draws anew."""
-        key = rng.negatives_key(*self._batch, self._calls)
-        self._calls += 1
-        weight = self.src_weight if endpoint == "src" else self.dst_weight
-        if weight is None:
-            if not num_nodes:
-                raise ArgumentError("neg_sampling: there are no nodes to draw negatives from")
-            return torch.from_numpy(rng.integers(key, num_samples, num_nodes))
-        if num_nodes is not None and weight.shape != (num_nodes,):
-            raise ArgumentError(
-                f"neg_sampling: {endpoint}_weight has the shape {tuple(weight.shape)}, expected "
-                f"one weight for each of the {num_nodes} nodes"
-            )
-        sums = self._sums.of(endpoint, weight)
-        # A number below the total falls among the weights: the first sum above it is its node's.
-        # Among denormal numbers it may round up to the total, which is the last node's.
-        drawn = rng.uniforms(key, num_samples) * sums[-1]
-        nodes = np.searchsorted(sums, drawn, side="right")
-        return torch.from_numpy(np.minimum(nodes, np.searchsorted(sums, sums[-1])))
+def flatten_links(inputs: EdgeSamplerInput) -> EdgeSamplerInput:
+    """Links of one dimension: a loader that is called with positions of more gives them as many."""
+    if inputs.row.dim() == 1:
+        return inputs
+    return EdgeSamplerInput(
+        None if inputs.input_id is None else inputs.input_id.flatten(),
+        inputs.row.flatten(),
+        inputs.col.flatten(),
+        None if inputs.label is None else inputs.label.flatten(0, inputs.row.dim() - 1),
+        None if inputs.time is None else inputs.time.flatten(),
+        inputs.input_type,
+    )
 
 
 def check_links(
@@ -90,6 +51,15 @@ def check_links(
     """Raises ArgumentError for links, times and labels that do not fit together."""
     if len(inputs.row) == 0:
         raise ArgumentError("links: none, expected at least one in a batch")
+    if len(inputs.row) != len(inputs.col):
+        raise ArgumentError(
+            f"links: {len(inputs.row)} sources (row) and {len(inputs.col)} targets (col), expected "
+            "as many"
+        )
+    if inputs.label is not None and len(inputs.label) != len(inputs.row):
+        raise ArgumentError(
+            f"label: {len(inputs.label)} labels for {len(inputs.row)} links, expected one for each"
+        )
     if inputs.time is not None:
         as_times("times of the links", inputs.time, len(inputs.row))
         if not sampler.disjoint:
@@ -102,7 +72,10 @@ def check_links(
             "edge_label_time"
         )
     if neg_sampling is not None and neg_sampling.is_triplet() and inputs.label is not None:
-        raise ArgumentError("label: links of triplets have no labels (edge_label)")
+        raise ArgumentError(
+            "label: links of triplets have no labels: 'edge_label' needs to be undefined for "
+            "'triplet'-based negative sampling"
+        )
 
 
 def trees_by_link(
@@ -125,17 +98,3 @@ def trees_by_link(
         return out
 
     return sample_numbered
-
-
-def _running_sums(name: str, weight: Tensor) -> NDArray[np.float64]:
-    values = weight.detach().to("cpu", torch.float64).numpy()
-    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
-    if len(wrong):
-        raise ArgumentError(
-            f"neg_sampling: {name} of node {wrong[0]} is {values[wrong[0]]}; weights are finite "
-            "and not negative"
-        )
-    sums = np.cumsum(values)
-    if len(sums) == 0 or sums[-1] == 0 or not np.isfinite(sums[-1]):
-        raise ArgumentError(f"neg_sampling: {name} sums to {sums[-1:].sum()}, expected above 0")
-    return sums

@@ -12,6 +12,7 @@ The items themselves are drawn in the consumer's thread, one for each that is ta
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -23,7 +24,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Lookahead", "Work"]
+__all__ = ["Lookahead", "Work", "stages_paused"]
 
 _log = logging.getLogger(__name__)
 _RELEASE_SECONDS = 0.02
@@ -49,7 +50,7 @@ class Lookahead(Iterator[Any]):
     An exception in a stage is raised in the consumer, at the item that it is about: of the same
     type where one can be made from a text, with the item and the stage in the text, and with the
     original as its cause. The iteration then ends. It also ends when this object is closed, let go
-    of or collected, and when the interpreter exits.
+    of or collected, and when the interpreter exits. Threads may share it: each result goes to one.
 
     Args:
         items: what to work on; ``str(item)`` names one in an error.
@@ -84,15 +85,21 @@ class Lookahead(Iterator[Any]):
         self._stages = _Stages(work, threads=self._ahead)
         # Not __del__: it would not run at exit. The threads know the stages, never this object.
         self._finish = weakref.finalize(self, self._stages.close)
+        self._turn = threading.RLock()  # consumers may be several threads
 
     def __next__(self) -> Any:
-        if not self._finish.alive:
-            raise StopIteration
-        try:
-            return self._take_ahead() if self._ahead else self._take_now()
-        except BaseException:  # StopIteration too
-            self.close()
-            raise
+        if self._ahead and self._finish.alive:
+            self._stages.check_process()  # a fork may have copied the lock while it was held
+        with self._turn:
+            if not self._finish.alive:
+                raise StopIteration
+            try:
+                return self._take_ahead() if self._ahead else self._take_now()
+            except BaseException as error:  # StopIteration too
+                if isinstance(error, Exception) and not self._finish.alive:
+                    raise StopIteration from None  # another thread closed it meanwhile
+                self.close()
+                raise
 
     def close(self) -> None:
         """Ends the iteration: waits for the stages to finish what they are doing."""
@@ -102,7 +109,6 @@ class Lookahead(Iterator[Any]):
         return self._stages.run(next(self._items))
 
     def _take_ahead(self) -> Any:
-        self._stages.check_process()
         self._feed()
         if not self._stages.in_flight:
             raise StopIteration
@@ -291,11 +297,13 @@ def _retold(error: Exception, origin: str) -> Exception:
     return again
 
 
-# Forks ------------------------------------------------------------------------------------------
-# A child has only the thread that forked. What another thread holds at that moment, such as a lock
-# in C++, would stay held in the child for ever: so stages stand still while the process forks.
+# Standing still --------------------------------------------------------------------------------
+# A forked child has only the thread that forked. What another thread holds at that moment, such as
+# a lock in C++, would stay held in the child for ever: so stages stand still while the process
+# forks. They also do while torch moves tensors into shared memory, which they may be reading.
 
 _FORK_PATIENCE = 5.0  # seconds to wait for a stage, so that no fork waits for ever
+_MOVE_PATIENCE = 300.0
 
 _here = threading.local()
 _running: weakref.WeakValueDictionary[int, _Stages] = weakref.WeakValueDictionary()
@@ -305,16 +313,47 @@ def _enter(stages: int) -> None:
     _here.stages = stages
 
 
-def _pause() -> None:
+@contextlib.contextmanager
+def stages_paused() -> Iterator[None]:
+    """In the body, no stage of any iteration in this process is at work.
+
+    Raises:
+        RuntimeError: one does not come to its end.
+    """
+    gates = _gates()
+    held = _hold(gates, _MOVE_PATIENCE)
+    try:
+        if len(held) < len(gates):
+            raise RuntimeError(
+                f"a batch is still being made after {_MOVE_PATIENCE:.0f} s, and tensors that it "
+                "may read cannot be moved to shared memory: end the iteration before sharing"
+            )
+        yield
+    finally:
+        _release(held)
+
+
+def _gates() -> list[threading.RLock]:
     running = [found for ref in _running.valuerefs() if (found := ref()) is not None]
-    gates = [gate for stages in running for gate in stages.gates]
-    _here.paused = [gate for gate in gates if gate.acquire(timeout=_FORK_PATIENCE)]
+    return [gate for stages in running for gate in stages.gates]
 
 
-def _resume() -> None:
-    for gate in _here.paused:
+def _hold(gates: Sequence[threading.RLock], patience: float) -> list[threading.RLock]:
+    return [gate for gate in gates if gate.acquire(timeout=patience)]
+
+
+def _release(gates: Sequence[threading.RLock]) -> None:
+    for gate in gates:
         gate.release()
+
+
+def _before_fork() -> None:
+    _here.paused = _hold(_gates(), _FORK_PATIENCE)
+
+
+def _after_fork() -> None:
+    _release(_here.paused)
     del _here.paused
 
 
-os.register_at_fork(before=_pause, after_in_parent=_resume, after_in_child=_resume)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

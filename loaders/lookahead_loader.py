@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +24,13 @@ from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from gnnsys.errors import ArgumentError
-from gnnsys.loaders.csr import with_csr
-from gnnsys.loaders.lookahead import Lookahead
+from gnnsys.loaders.edge_layouts import Layout, lay_out
+from gnnsys.loaders.lookahead import Lookahead, stages_paused
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.loaders.row_tables import RowTables, Tickets
 from gnnsys.loaders.seed_batches import (
     Epochs,
+    GeneratedSeeds,
     SeedBatch,
     SequentialSeeds,
     ShuffledSeeds,
@@ -36,11 +39,9 @@ from gnnsys.loaders.seed_batches import (
 from gnnsys.memory import available_memory, keep_freed_memory
 from gnnsys.sizes import parse_bytes
 
-__all__ = ["Layout", "LookaheadLoader", "LookaheadOptions", "check_batching"]
+__all__ = ["LookaheadLoader", "LookaheadOptions", "check_batching"]
 
 _log = logging.getLogger(__name__)
-
-Layout = Literal["csr", "coo"]
 
 _LEAST_SAMPLED = 64 << 20  # bytes
 
@@ -75,8 +76,8 @@ class LookaheadOptions:
             raise ArgumentError(f"window_bytes: {self.window_bytes} < 0; give bytes, or 0")
         if self.threads < 0:
             raise ArgumentError(f"threads: {self.threads} < 0; give 0 for all cores or a number")
-        if self.layout not in ("csr", "coo"):
-            raise ArgumentError(f"layout: {self.layout!r}, expected 'csr' or 'coo'")
+        if self.layout not in ("coo", "csr"):
+            raise ArgumentError(f"layout: {self.layout!r}, expected 'coo' or 'csr'")
 
     def _parse_window_bytes(self) -> int:
         given = self.window_bytes
@@ -147,13 +148,16 @@ class LookaheadLoader(DataLoader[Any]):
             _log_workers()
 
     def _order_seeds(self, shuffle: bool) -> None:
-        """Puts an order that knows the epoch in the place of DataLoader's own."""
+        """Puts an order that knows the epoch in the place of DataLoader's own; one that is drawn
+        from a ``generator`` knows none."""
         num_seeds = len(self.dataset)  # type: ignore[arg-type]
-        order: SequentialSeeds | ShuffledSeeds = (
-            ShuffledSeeds(num_seeds, self._epochs, self.seed)
-            if shuffle
-            else SequentialSeeds(num_seeds, self._epochs)
-        )
+        order: SequentialSeeds | ShuffledSeeds | GeneratedSeeds
+        if not shuffle:
+            order = SequentialSeeds(num_seeds, self._epochs)
+        elif self.generator is None:
+            order = ShuffledSeeds(num_seeds, self._epochs, self.seed)
+        else:
+            order = GeneratedSeeds(num_seeds, self.generator)
         assert self.batch_size is not None
         # DataLoader lets neither be set once it is made.
         self.__dict__["sampler"] = order
@@ -182,7 +186,10 @@ class LookaheadLoader(DataLoader[Any]):
         """The batch of a sampler's output: nodes joined with their features, and transformed."""
         if self.transform_sampler_output:
             out = self.transform_sampler_output(out)
-        return self._transformed(self._make_batch(out, self._tables.view(self.data).data))
+        view = self._tables.view(self.data)
+        batch = self._make_batch(out, view.data)
+        view.bring_late_rows(batch)
+        return self._transformed(batch)
 
     def _make_batch(self, out: Any, data: Any) -> Any:
         reader = SimpleNamespace(
@@ -199,19 +206,44 @@ class LookaheadLoader(DataLoader[Any]):
         for store in batch.stores:
             # What PyG knows of attributes, which a copy of the data shares with it.
             store.__dict__.pop("_cached_attr", None)
-        return with_csr(batch) if self.layout == "csr" else batch
+        return lay_out(batch, self.layout)
 
     def _transformed(self, batch: Any) -> Any:
         return batch if self.transform is None else self.transform(batch)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": RowTables(self.threads)}
+        state = {**self.__dict__, "_tables": RowTables(self.threads)}
+        read = {name: state.pop(name) for name in _READ_BY_STAGES if name in state}
+        return {"still": _Still(read), **state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        still = state.pop("still")
+        self.__dict__.update(still.value, **state)
         self._epochs = copy.copy(self._epochs)  # a copy counts its own
         if isinstance(self.sampler, (SequentialSeeds, ShuffledSeeds)):
             self._order_seeds(isinstance(self.sampler, ShuffledSeeds))
+
+
+_READ_BY_STAGES = ("data", "input_data", "input_id", "edge_label", "edge_label_time")
+
+
+@dataclass(frozen=True, slots=True)
+class _Still:
+    """What is sent to another process while no stage is at work: see ``stages_paused``."""
+
+    value: Any
+
+
+def _reduce_still(still: _Still) -> Any:
+    with stages_paused():
+        return _load_still, (bytes(ForkingPickler.dumps(still.value)),)
+
+
+def _load_still(pickled: bytes) -> _Still:
+    return _Still(pickle.loads(pickled))
+
+
+ForkingPickler.register(_Still, _reduce_still)
 
 
 class _Batches(Lookahead):
@@ -219,7 +251,7 @@ class _Batches(Lookahead):
 
     def __init__(self, loader: LookaheadLoader) -> None:
         self._loader = loader
-        work = _Batching(loader)
+        self._work = work = _Batching(loader)
         super().__init__(
             number_batches(loader.batch_sampler, loader._epochs),  # type: ignore[arg-type]
             work,
@@ -229,10 +261,8 @@ class _Batches(Lookahead):
 
     def __next__(self) -> Any:
         batch = super().__next__()
-        if self._loader.filter_per_worker:
-            return batch
         try:
-            return self._loader._transformed(batch)
+            return self._work.hand_over(batch)
         except BaseException:
             self.close()
             raise
@@ -255,6 +285,8 @@ class _Batching:
         self._view = loader._tables.view(loader.data)
         self._draws_by_place = isinstance(loader._the_sampler(), NeighborSampler)
         self._pins = bool(loader.pin_memory) and _can_pin()
+        # A transform sees whole batches only.
+        self._transforms_ahead = loader.filter_per_worker and not self._view.has_late_rows
         self._largest = 0  # bytes of a sampled batch
 
     def window(self) -> int:
@@ -277,9 +309,14 @@ class _Batching:
     def fetch(self, sampled: _Sampled) -> Any:
         loader = self._loader
         batch = loader._make_batch(sampled.out, self._view.redeem(sampled.tickets))
-        if loader.filter_per_worker:
+        if self._transforms_ahead:
             batch = loader._transformed(batch)
         return pin_memory(batch) if self._pins else batch
+
+    def hand_over(self, batch: Any) -> Any:
+        """What is left to do in the consumer's thread."""
+        self._view.bring_late_rows(batch)
+        return batch if self._transforms_ahead else self._loader._transformed(batch)
 
     def discard(self, sampled: Sequence[_Sampled]) -> None:
         self._view.retract([batch.tickets for batch in sampled])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ class NativeSamplers:
     """The native samplers of a graph, each made when it is first used, by whichever thread.
 
     A homogeneous graph without weights has two: the plain one is faster, the typed one knows
-    options. Several threads may sample at once.
+    options. Several threads may sample at once. A native sampler holds on to the arrays that it
+    was made over; where the graph has got other ones, or torch has moved them, one is made anew.
     """
 
     def __init__(self, graph: TypedGraph, threads: int, isa: str) -> None:
@@ -47,27 +48,32 @@ class NativeSamplers:
         self._threads = threads
         self._isa = isa
         self._making = threading.Lock()
-        self._made_plain: core.Sampler | None = None
-        self._made_typed: core.GraphSampler | None = None
+        self._made: dict[str, tuple[Any, list[int]]] = {}
 
     def plain(self) -> core.Sampler:
         """The sampler of a homogeneous graph, uniform and without options."""
-        if self._made_plain is None:  # what is made needs no lock, which a fork might copy locked
-            with self._making:
-                if self._made_plain is None:
-                    graph = self._graph.relations[0].graph
-                    self._made_plain = core.Sampler(
-                        graph.indptr.numpy(), graph.indices.numpy(), self._threads, self._isa
-                    )
-        return self._made_plain
+        return self._get("plain", self._make_plain)
 
     def typed(self) -> core.GraphSampler:
         """The sampler of a typed graph with all options."""
-        if self._made_typed is None:
+        return self._get("typed", lambda: self._graph.native(self._threads, self._isa))
+
+    def _make_plain(self) -> core.Sampler:
+        graph = self._graph.relations[0].graph
+        return core.Sampler(graph.indptr.numpy(), graph.indices.numpy(), self._threads, self._isa)
+
+    def _get(self, kind: str, make: Callable[[], Any]) -> Any:
+        made = self._made.get(kind)  # what is made needs no lock, which a fork might copy locked
+        if made is None or made[1] != self._addresses():
             with self._making:
-                if self._made_typed is None:
-                    self._made_typed = self._graph.native(self._threads, self._isa)
-        return self._made_typed
+                addresses = self._addresses()
+                made = self._made.get(kind)
+                if made is None or made[1] != addresses:
+                    made = self._made[kind] = (make(), addresses)
+        return made[0]
+
+    def _addresses(self) -> list[int]:
+        return [array.data_ptr() for array in self._graph.arrays()]
 
     def sample_plain(self, seeds: Tensor, fanouts: list[int], draws: Draws) -> SamplerOutput:
         """One batch of the plain sampler; of ``draws`` only ``replace`` and the words count.

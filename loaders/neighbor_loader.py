@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch_geometric.loader
 from torch import Tensor
 from torch_geometric.loader import NodeLoader
 from torch_geometric.sampler import BaseSampler
 
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.edge_layouts import Layout
+from gnnsys.loaders.loader_inputs import check_joined, seed_nodes
 from gnnsys.loaders.lookahead_loader import (
-    Layout,
     LookaheadLoader,
     LookaheadOptions,
     check_batching,
 )
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
+from gnnsys.loaders.stored_features import check_stored, joining_features_of_nodes
 
 __all__ = ["NeighborLoader"]
 
 
-class NeighborLoader(LookaheadLoader, NodeLoader):
+class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
     """Mini-batches of sampled neighbourhoods: PyG's ``NeighborLoader``, made ahead in threads.
 
     Takes the arguments of ``torch_geometric.loader.NeighborLoader`` and yields the same attributes:
@@ -60,19 +63,21 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         directed: deprecated by PyG; False means ``subgraph_type="induced"``.
         custom_cls: class of batches for ``(FeatureStore, GraphStore)``.
         input_id: (n,) names for the seeds, instead of their positions.
-        seed: of the draws and of the order of shuffled seeds.
+        seed: of the draws and of the order of shuffled seeds; with DataLoader's ``generator`` the
+            order comes from that instead, as in torch.
         threads: that sample, and that gather; 0 for all cores this process may use.
         window: batches sampled ahead, and more where a cached unified tensor asks for it; 0 does
             everything in the consumer's thread, for debugging.
         window_bytes: of sampled batches that may wait for a cache's sake, as a number or a text
             ("256MB"); 0 for a 32nd of the available memory, and at least 64 MiB.
-        layout: "csr" makes ``edge_index`` an ``EdgeIndex`` that is sorted by target and knows where
-            each target's edges begin, on which message passing is fast; "coo" a plain tensor.
+        layout: "coo" for an ``edge_index`` that is a plain tensor, as PyG's loaders hand out;
+            "csr" for PyG's ``EdgeIndex`` over the same edges, of which nothing is claimed.
         sampling: "uniform", or "labor": LABOR-0, fewer distinct nodes for the same fanouts (Balin
             and Çatalyürek, NeurIPS 2023).
         dependent_batches: consecutive batches that share their draws (Balin et al., "Cooperative
             Minibatching in Graph Neural Networks", TMLR 2025).
-        keep_freed_memory: whether to call ``gnnsys.keep_freed_memory``, which is for the process.
+        keep_freed_memory: whether to call ``gnnsys.keep_freed_memory``, which makes training steps
+            on the CPU faster and is a setting of the whole process.
         **kwargs: of ``torch.utils.data.DataLoader``, such as ``batch_size`` or ``shuffle``.
 
     Raises:
@@ -86,7 +91,7 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
     ([0, 1, 2], 2)
     """
 
-    _join = NodeLoader.filter_fn
+    _join = joining_features_of_nodes(NodeLoader.filter_fn)
 
     def __init__(
         self,
@@ -113,10 +118,10 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         threads: int = 0,
         window: int = 4,
         window_bytes: int | str = 0,
-        layout: Layout = "csr",
+        layout: Layout = "coo",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
-        keep_freed_memory: bool = True,
+        keep_freed_memory: bool = False,
         **kwargs: Any,
     ) -> None:
         options = LookaheadOptions(
@@ -130,7 +135,11 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
         )
         check_batching(kwargs)
         if input_time is not None and time_attr is None:
-            raise ArgumentError("input_time: given, but time_attr is not; name the times it is of")
+            raise ArgumentError(
+                "input_time: Received conflicting 'input_time' and 'time_attr' arguments: "
+                "'input_time' is set while 'time_attr' is not set. Name the times it is of"
+            )
+        check_joined(data)
         if neighbor_sampler is None:
             neighbor_sampler = NeighborSampler(
                 data,
@@ -150,19 +159,20 @@ class NeighborLoader(LookaheadLoader, NodeLoader):
             )
         self.num_neighbors, self.time_attr = num_neighbors, time_attr
         self.neighbor_sampler = neighbor_sampler
+        check_stored(data, neighbor_sampler)
+        seeds = seed_nodes(data, neighbor_sampler, input_nodes, input_time, input_id)
         NodeLoader.__init__(
             self,
             data=data,
             node_sampler=neighbor_sampler,
-            input_nodes=input_nodes,
-            input_time=input_time,
+            **seeds,
             transform=transform,
             transform_sampler_output=transform_sampler_output,
             filter_per_worker=filter_per_worker,
             custom_cls=custom_cls,
-            input_id=input_id,
             **kwargs,
         )
+        self.input_nodes = input_nodes  # as it is given; see _init_lookahead
         self._init_lookahead(options, kwargs)
 
     def _the_sampler(self) -> Any:

@@ -25,10 +25,17 @@ from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys import rng
 from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.loaders.bidirectional import GraphEdges, make_bidirectional
 from gnnsys.loaders.fanouts import fanouts_by_relation
 from gnnsys.loaders.graph_inputs import read_graph
-from gnnsys.loaders.links import KeyedNegatives, WeightSums, check_links, trees_by_link
+from gnnsys.loaders.links import (
+    as_negative_sampling,
+    check_links,
+    flatten_links,
+    trees_by_link,
+)
 from gnnsys.loaders.native_samplers import Draws, NativeSamplers
+from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
 from gnnsys.loaders.sampler_checks import (
     check_counts,
     check_input_type,
@@ -120,7 +127,10 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         if not directed:
             subgraph_type = SubgraphType.induced
             warnings.warn(
-                "'directed' is deprecated: use subgraph_type='induced'", FutureWarning, stacklevel=2
+                f"The usage of the 'directed' argument in '{type(self).__name__}' is deprecated. "
+                "Use `subgraph_type='induced'` instead.",
+                FutureWarning,
+                stacklevel=2,
             )
         check_counts(threads, dependent_batches)
         self.subgraph_type = SubgraphType(choice("subgraph_type", subgraph_type))
@@ -133,10 +143,15 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.threads = threads or len(os.sched_getaffinity(0))
         self.isa = isa
         self.dependent_batches = dependent_batches
+        self.time_attr = time_attr
+        self.stored_of_edges: dict[tuple[Any, str], bool] = {}  # see stored_features
         self.epoch: int | None = None
         self._first_group: int | None = None
         if time_attr is not None and self._is_backward:
-            raise UnsupportedError("time_attr: not offered with sample_direction='backward'")
+            raise UnsupportedError(
+                "time_attr: Temporal Sampling not yet supported for backward sampling "
+                "(sample_direction='backward')"
+            )
         self.data_type, self._typed_graph = read_graph(
             data,
             time_attr=time_attr,
@@ -146,28 +161,45 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         )
         if share_memory:
             self._typed_graph.share_memory()
-        self._describe_graph()
         self.disjoint = disjoint
         self.num_neighbors = num_neighbors
         check_options(self)
         self._make_natives()
 
-    # What PyG's inherited parts read ----------------------------------------------------------
+    # What PyG's inherited parts read: tensors where the graph is homogeneous, otherwise dicts ----
 
-    def _describe_graph(self) -> None:
-        """Sets PyG's attributes: tensors where the graph is homogeneous, otherwise dicts."""
+    @property
+    def node_types(self) -> list[NodeType | None]:
+        """Names of the node types."""
+        return self._typed_graph.node_types
+
+    @property
+    def edge_types(self) -> list[EdgeType | None]:
+        """Names of the edge types."""
+        return self._typed_graph.edge_types
+
+    @property
+    def num_nodes(self) -> Any:
+        """Number of nodes, by type if there are any."""
         graph = self._typed_graph
-        self.node_types, self.edge_types = graph.node_types, graph.edge_types
-        self.node_time = self._per_type(graph.node_types, graph.node_time)
-        times = [part.time for part in graph.relations]
-        weights = [part.weight for part in graph.relations]
-        self.edge_time = self._per_type(graph.edge_types, times)
-        self.edge_weight = self._per_type(graph.edge_types, weights)
-        self.num_nodes = (
-            dict(zip(graph.node_types, graph.num_nodes, strict=True))
-            if self.is_hetero
-            else graph.num_nodes[0]
-        )
+        if not self.is_hetero:
+            return graph.num_nodes[0]
+        return dict(zip(graph.node_types, graph.num_nodes, strict=True))
+
+    @property
+    def node_time(self) -> Any:
+        """Times of nodes: a tensor, or a dict by type if there are any; None without times."""
+        return self._per_type(self.node_types, self._typed_graph.node_time)
+
+    @property
+    def edge_time(self) -> Any:
+        """Times of edges in the order of the CSC, as those of nodes."""
+        return self._per_type(self.edge_types, [p.time for p in self._typed_graph.relations])
+
+    @property
+    def edge_weight(self) -> Any:
+        """Weights of edges in the order of the CSC, as those of nodes."""
+        return self._per_type(self.edge_types, [p.weight for p in self._typed_graph.relations])
 
     def _per_type(self, types: list[Any], values: list[Tensor | None]) -> Any:
         if not self.is_hetero:
@@ -262,7 +294,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         check_input_type(self, inputs.input_type)
         ids = inputs.node if inputs.input_id is None else inputs.input_id
         group, epoch = self._batch_number(ids, group, epoch)
-        return self._finish(node_sample(inputs, self._sampling(group, epoch)))
+        return self._finish(node_sample(inputs, self._sampling(group, epoch)), inputs.time)
 
     def sample_from_edges(
         self,
@@ -275,7 +307,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         """One batch around the ends of seed links and of negative ones.
 
         Labels, and how many negatives are drawn for what, are PyG's; negatives come from the
-        counter-based stream of the batch.
+        counter-based stream of the batch, and are no newer than their link where nodes have times.
 
         Args:
             inputs: links with, optionally, their labels, times and edge type.
@@ -284,30 +316,38 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             epoch: number of the epoch; that of ``set_epoch`` without it.
 
         Raises:
-            ArgumentError: nodes outside the graph, no links, labels beside triplets, or times
-                where there are none or the reverse.
+            ArgumentError: nodes outside the graph, no links, labels beside triplets, times where
+                there are none or the reverse, or a link older than all nodes.
         """
         check_input_type(self, inputs.input_type)
-        if neg_sampling is not None:
-            neg_sampling = NegativeSampling.cast(neg_sampling)
+        neg_sampling = as_negative_sampling(neg_sampling)
+        inputs = flatten_links(inputs)
         check_links(self, inputs, neg_sampling)
         ids = torch.cat([inputs.row, inputs.col]) if inputs.input_id is None else inputs.input_id
         group, epoch = self._batch_number(ids, group, epoch)
         if neg_sampling is not None:
-            neg_sampling = KeyedNegatives(neg_sampling, self.seed, epoch, group, self._weight_sums)
+            neg_sampling = KeyedNegatives(
+                neg_sampling,
+                inputs,
+                self._negative_nodes,
+                seed=self.seed,
+                epoch=epoch,
+                group=group,
+            )
         sample = self._sampling(group, epoch)
         if self.disjoint:
             sample = trees_by_link(sample, len(inputs.row), neg_sampling)
-        return self._finish(
-            edge_sample(inputs, sample, self.num_nodes, self.disjoint, self.node_time, neg_sampling)
-        )
+        # Without the times of nodes, which PyG compares with those of negatives already drawn.
+        out = edge_sample(inputs, sample, self.num_nodes, self.disjoint, None, neg_sampling)
+        return self._finish(out, inputs.time)
 
     def _sampling(self, group: int, epoch: int) -> Callable[..., Any]:
         return partial(self._sample, group=group, epoch=epoch)
 
-    def _finish(self, out: Any) -> Any:
+    def _finish(self, out: Any, seed_time: Tensor | None = None) -> Any:
         if self.subgraph_type == SubgraphType.bidirectional:
-            return out.to_bidirectional(keep_orig_edges=self.keep_orig_edges)
+            edges = GraphEdges(self._typed_graph, self._natives, self._is_backward, seed_time)
+            return make_bidirectional(out, edges, self.keep_orig_edges)
         return out
 
     def _batch_number(self, ids: Tensor, group: int | None, epoch: int | None) -> tuple[int, int]:
@@ -381,7 +421,10 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
 
     def _make_natives(self) -> None:
         self._natives = NativeSamplers(self._typed_graph, self.threads, self.isa)
-        self._weight_sums = WeightSums()
+        graph = self._typed_graph
+        self._negative_nodes = NegativeNodes(
+            dict(zip(graph.node_types, graph.node_time, strict=True))
+        )
         # What the options need is made at once, so that its errors are raised here.
         if self._is_plain:
             self._natives.plain()
@@ -389,7 +432,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             self._natives.typed()
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_natives", "_weight_sums")
+        made = ("_natives", "_negative_nodes")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

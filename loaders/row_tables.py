@@ -16,7 +16,10 @@ Such a store may have ``lookahead``: how many batches it wants announced ahead.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,13 +30,24 @@ from torch_geometric.data import Data, HeteroData, TensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, NodeStorage
 
 from gnnsys.feature_store import FeatureStore
+from gnnsys.memory import HostStore
 from gnnsys.memory.store import SUPPORTED_DTYPES
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["AnnouncedStore", "RowTables", "TableView", "Tickets"]
 
+_log = logging.getLogger(__name__)
 _LEAST_BYTES = 1 << 20
 """Smaller tables stay in the caches, where torch's ``index_select`` has less to do than a store."""
+
+
+@lru_cache
+def _log_late_rows(attribute: str) -> None:
+    _log.warning(
+        "%s: requires grad, so its rows are gathered when a batch is handed over, not ahead: they "
+        "are those of the last update",
+        attribute,
+    )
 
 
 @runtime_checkable
@@ -85,29 +99,63 @@ class RowTables:
             return TableView(data, _announced_features(data))
         view = copy.copy(data)
         tables: dict[tuple[Any, str], tuple[Tensor, UnifiedTensor]] = {}
+        late: dict[tuple[Any, str], LateRows] = {}
         for store, own in zip(data.stores, view.stores, strict=True):
             for key, value in list(store.items()):
-                if _is_filtered(store, key) and _is_table(data, store, key, value):
-                    place = (store._key, key)
+                if not _is_filtered(store, key):
+                    continue
+                place = (store._key, key)
+                if isinstance(value, Tensor) and value.requires_grad:
+                    _log_late_rows(key)
+                    late[place] = LateRows(value, data.__cat_dim__(key, value, store))
+                    own[key] = torch.arange(value.size(late[place].dim))
+                elif _is_table(data, store, key, value):
                     known = self._tables.get(place)
-                    if known is None or known[0] is not value:
+                    if known is None or not _is_over(known, value):
                         known = value, unified(value, device="cpu", threads=self._threads)
                     tables[place] = known
                     own[key] = known[1]
             own.__dict__.pop("_cached_attr", None)  # what PyG knows of attributes, shared by a copy
         self._tables = tables
-        return TableView(view, _announced_attributes(view))
+        return TableView(view, _announced_attributes(view), late)
+
+
+@dataclass(frozen=True, slots=True)
+class LateRows:
+    """An attribute that may be learnt: its rows are gathered when a batch is handed over."""
+
+    value: Tensor
+    dim: int
 
 
 class TableView:
     """Data whose batches can be announced; what ``RowTables.view`` returns.
 
-    ``data`` is what PyG's filter functions read where nothing is announced.
+    ``data`` is what PyG's filter functions read where nothing is announced. In it, the positions of
+    rows stand for those of an attribute that requires grad: ``bring_late_rows`` puts these there.
     """
 
-    def __init__(self, data: Any, announced: dict[tuple[Any, str], UnifiedTensor]) -> None:
+    def __init__(
+        self,
+        data: Any,
+        announced: dict[tuple[Any, str], UnifiedTensor],
+        late: dict[tuple[Any, str], LateRows] | None = None,
+    ) -> None:
         self.data = data
         self._announced = announced
+        self._late = late or {}
+
+    @property
+    def has_late_rows(self) -> bool:
+        """Whether a batch is not whole before ``bring_late_rows``."""
+        return bool(self._late)
+
+    def bring_late_rows(self, batch: Any) -> None:
+        """Gathers what must not be older than the training step before: called by the consumer."""
+        for (group, key), rows in self._late.items():
+            store = batch._store if group is None else batch[group]
+            if key in store:
+                store[key] = rows.value.index_select(rows.dim, store[key])
 
     @property
     def lookahead(self) -> int:
@@ -175,8 +223,21 @@ def _is_table(data: Any, store: BaseStorage, key: str, value: Any) -> bool:
         and value.dtype in SUPPORTED_DTYPES
         and value.numel() * value.element_size() >= _LEAST_BYTES
         and value[0].is_contiguous()
-        and not (value.requires_grad or value.is_conj() or value.is_neg())
+        and not (value.is_conj() or value.is_neg())
         and data.__cat_dim__(key, value, store) == 0
+    )
+
+
+def _is_over(known: tuple[Tensor, UnifiedTensor], value: Tensor) -> bool:
+    """Whether a table reads this tensor as it is, which set_() may have given other memory."""
+    store = known[1].store
+    return (
+        known[0] is value
+        and isinstance(store, HostStore)
+        and store.source.data_ptr() == value.data_ptr()
+        and store.source.shape == value.shape
+        and store.source.stride() == value.stride()
+        and store.source.dtype == value.dtype
     )
 
 

@@ -44,8 +44,9 @@ def check_options(sampler: NeighborSampler) -> None:
         raise UnsupportedError("weight_attr: not offered together with time_attr")
     if sampler.subgraph_type == SubgraphType.induced and sampler.disjoint:
         raise ArgumentError(
-            "subgraph_type: 'induced' excludes disjoint and time_attr, whose trees share no "
-            "edges; use 'directional' or 'bidirectional'"
+            "subgraph_type: 'disjoint' sampling not supported for neighbor sampling with "
+            "`subgraph_type='induced'`: 'induced' excludes disjoint and time_attr, whose trees "
+            "share no edges; use 'directional' or 'bidirectional'"
         )
     if sampler.sampling == "labor":
         excluded = {

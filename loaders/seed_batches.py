@@ -1,7 +1,7 @@
 """Which seeds make up which batch of which epoch.
 
 Owns the order of seeds and the numbers of batches. Imports ``rng`` and torch. Invariant: without a
-sampler of the user, the order is a function of (seed, epoch) alone.
+sampler or a generator of the user, the order is a function of (seed, epoch) alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from gnnsys import rng
 
-__all__ = ["Epochs", "SeedBatch", "SequentialSeeds", "ShuffledSeeds", "number_batches"]
+__all__ = [
+    "Epochs",
+    "GeneratedSeeds",
+    "SeedBatch",
+    "SequentialSeeds",
+    "ShuffledSeeds",
+    "number_batches",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,18 @@ class ShuffledSeeds(RandomSampler):
 
     def __iter__(self) -> Iterator[int]:
         yield from self.order(self.epochs.next).tolist()
+
+
+class GeneratedSeeds(RandomSampler):
+    """The seeds in the orders that torch's ``DataLoader`` takes from a generator."""
+
+    def __init__(self, num_seeds: int, generator: torch.Generator) -> None:
+        super().__init__(range(num_seeds), generator=generator)
+
+    def __iter__(self) -> Iterator[int]:
+        # DataLoader draws a seed for its workers first, whether it has any or not.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        yield from super().__iter__()
 
 
 def number_batches(batches: Iterable[list[int]], epochs: Epochs) -> Iterator[SeedBatch]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.files import map_npy
 from gnnsys.memory.alloc import empty, view_array
 
-__all__ = ["CSC", "check_ids", "check_times_ascend"]
+__all__ = ["CSC", "check_ids", "check_times_ascend", "reduce_shared", "share"]
 
 _INT32_NODES = 1 << 31
 
@@ -56,9 +58,10 @@ class CSC:
                 f"indptr: entry {fault} is {int(indptr[fault])}; expected entries that ascend from "
                 f"0 to the {len(indices)} edges"
             )
-        self.indptr = indptr
-        self.indices = indices
-        self.perm = perm
+        # Tensor objects of its own: set_() and the like, called on those given, change those alone.
+        self.indptr = indptr.detach()
+        self.indices = indices.detach()
+        self.perm = None if perm is None else perm.detach()
         self.num_sources = len(indptr) - 1 if num_sources is None else num_sources
 
     @property
@@ -162,6 +165,33 @@ class CSC:
         if self.perm is not None:
             graph.perm = self.perm[graph.perm]
         return graph
+
+    def share_memory(self) -> None:
+        """Takes copies in memory that processes share in the place of arrays that are not there.
+
+        The arrays themselves are not moved: a sampler may be reading them in another thread.
+        """
+        self.indptr, self.indices = share(self.indptr), share(self.indices)
+        self.perm = None if self.perm is None else share(self.perm)
+
+
+def share(array: Tensor) -> Tensor:
+    """The array, or a copy of it, in memory that processes share."""
+    if array.is_shared():
+        return array
+    return torch.empty_like(array).share_memory_().copy_(array)
+
+
+def reduce_shared(graph: Any) -> Any:
+    """How what holds arrays is sent to another process, which then has them in common with this.
+
+    torch would move the arrays themselves into shared memory, and free what a sampler reads.
+    """
+    graph.share_memory()
+    return graph.__reduce_ex__(2)
+
+
+ForkingPickler.register(CSC, reduce_shared)
 
 
 def check_ids(what: str, ids: Tensor, num_nodes: int) -> None:

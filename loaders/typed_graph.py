@@ -5,7 +5,8 @@ A homogeneous graph is the case of one node type and one relation, both named ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys._extension import core
 from gnnsys.errors import ArgumentError
-from gnnsys.loaders.topology import CSC
+from gnnsys.loaders.topology import CSC, reduce_shared, share
 
 __all__ = ["Relation", "TypedGraph"]
 
@@ -72,12 +73,20 @@ class TypedGraph:
         """Whether any edge has a weight."""
         return any(relation.weight is not None for relation in self.relations)
 
+    def arrays(self) -> list[Tensor]:
+        """All that a native sampler reads."""
+        found: list[Tensor | None] = list(self.node_time)
+        for part in self.relations:
+            found += [part.graph.indptr, part.graph.indices, part.time, part.weight]
+        return [array for array in found if array is not None]
+
     def share_memory(self) -> None:
-        """Moves the topology to memory that processes share."""
-        for relation in self.relations:
-            for part in (relation.graph.indptr, relation.graph.indices, relation.graph.perm):
-                if part is not None:
-                    part.share_memory_()
+        """Takes copies in memory that processes share in the place of arrays that are not there."""
+        self.node_time = [None if time is None else share(time) for time in self.node_time]
+        for number, part in enumerate(self.relations):
+            part.graph.share_memory()
+            time, weight = (None if x is None else share(x) for x in (part.time, part.weight))
+            self.relations[number] = replace(part, time=time, weight=weight)
 
     def native(self, threads: int, isa: str) -> core.GraphSampler:
         """The sampler over this graph; it holds on to the arrays.
@@ -101,6 +110,9 @@ class TypedGraph:
             )
         except (IndexError, ValueError, RuntimeError) as error:
             raise ArgumentError(str(error)) from error
+
+
+ForkingPickler.register(TypedGraph, reduce_shared)
 
 
 def _array(value: Tensor | None) -> NDArray[Any] | None:

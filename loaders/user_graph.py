@@ -18,7 +18,14 @@ from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.loaders.topology import CSC, check_ids, check_times_ascend
 from gnnsys.loaders.typed_graph import Relation, TypedGraph
 
-__all__ = ["UserEdges", "UserGraph", "as_times", "as_weights", "check_one_kind_of_time"]
+__all__ = [
+    "UserEdges",
+    "UserGraph",
+    "as_times",
+    "as_weights",
+    "check_ids_dtype",
+    "check_one_kind_of_time",
+]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,17 +75,19 @@ class UserGraph:
         return TypedGraph(
             node_types=list(self.num_nodes),
             num_nodes=list(self.num_nodes.values()),
-            node_time=[self.node_time.get(node_type) for node_type in self.num_nodes],
+            node_time=[_own(self.node_time.get(node_type)) for node_type in self.num_nodes],
             relations=[self._relation(edges, backward) for edges in self.edges],
         )
 
     def _relation(self, edges: UserEdges, backward: bool) -> Relation:
         try:
+            edges.source = check_ids_dtype("edge_index", edges.source, "node ids")
+            edges.target = check_ids_dtype("edge_index", edges.target, "node ids")
             graph = self._csc(edges, backward)
-        except ArgumentError as error:
+        except (ArgumentError, DTypeError) as error:
             if edges.edge_type is None:
                 raise
-            raise ArgumentError(f"{edges.edge_type}: {error}") from error
+            raise type(error)(f"{edges.edge_type}: {error}") from error
         first, last = edges.ends[::-1] if backward else edges.ends
         order = list(self.num_nodes)
         return Relation(
@@ -132,6 +141,19 @@ def as_times(name: str, value: Any, count: int | None = None) -> Tensor:
     return _check_shape(name, time, count).to("cpu", torch.int64).contiguous()
 
 
+def check_ids_dtype(name: str, ids: Tensor, expected: str) -> Tensor:
+    """The ids; where there are none, whose type may be any, of int64.
+
+    Raises:
+        DTypeError: ids that are not integers.
+    """
+    if ids.numel() == 0:
+        return ids.to(torch.int64)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise DTypeError(f"{name}: dtype {ids.dtype}, expected {expected} (integers)")
+    return ids
+
+
 def as_weights(name: str, value: Any, count: int) -> Tensor:
     """Weights as (count,) float64.
 
@@ -156,15 +178,24 @@ def check_one_kind_of_time(
     """Raises ArgumentError unless either node types or edge types have the attribute."""
     if nodes and edges:
         raise ArgumentError(
-            f"time_attr: {time_attr!r} is an attribute of the nodes {nodes[0]!r} and of the edges "
+            f"time_attr: The time attribute '{time_attr}' holds both node-level and edge-level "
+            f"information: it is an attribute of the nodes {nodes[0]!r} and of the edges "
             f"{edges[0]}; rename one, times are those of nodes or of edges"
         )
     if not nodes and not edges:
-        raise ArgumentError(f"time_attr: no node type and no edge type has {time_attr!r}")
+        raise ArgumentError(
+            f"time_attr: The time attribute '{time_attr}' is neither a node-level or edge-level "
+            f"attribute: no node type and no edge type has {time_attr!r}"
+        )
 
 
 def _permute(value: Tensor | None, perm: Tensor | None) -> Tensor | None:
-    return value if value is None or perm is None else value[perm]
+    return _own(value) if value is None or perm is None else value[perm]
+
+
+def _own(value: Tensor | None) -> Tensor | None:
+    """A copy, which neither moves nor changes when the user's tensor does."""
+    return None if value is None else value.clone()
 
 
 def _pad(indptr: Tensor, num_nodes: int) -> Tensor:

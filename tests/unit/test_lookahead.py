@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,59 @@ def test_several_iterations_at_once_do_not_disturb_each_other() -> None:
     for expected in range(30):
         assert [next(ahead) for ahead in many] == [10 * expected] * len(many)
     assert [list(ahead) for ahead in many] == [[]] * len(many)
+
+
+def consume(ahead: Iterator[Any], threads: int) -> list[list[Any]]:
+    """What each of several threads got, or the exception that it ended with."""
+    found: list[list[Any]] = [[] for _ in range(threads)]
+
+    def run(mine: list[Any]) -> None:
+        try:
+            mine.extend(ahead)
+        except Exception as error:
+            mine.append(error)
+
+    consumers = [threading.Thread(target=run, args=(mine,)) for mine in found]
+    for consumer in consumers:
+        consumer.start()
+    for consumer in consumers:
+        consumer.join(timeout=30)
+        assert not consumer.is_alive(), "a consumer hangs"
+    return found
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_threads_that_share_an_iterator_get_each_result_once_and_in_order(window: int) -> None:
+    work = Log(seconds=0.0002)
+    found = consume(Lookahead(iter(range(300)), work, window=window), threads=4)
+    assert all(mine == sorted(mine) for mine in found)
+    assert sorted(chain(*found)) == [10 * item for item in range(300)]
+    assert work.sampled == work.fetched == list(range(300))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("stage", ["sample", "fetch"])
+def test_an_error_ends_an_iterator_that_threads_share_and_is_told_to_one(
+    stage: str, window: int
+) -> None:
+    work = Log(seconds=0.0002, fails={(stage, 60): KeyError("broken")})
+    found = list(chain(*consume(Lookahead(range(300), work, window=window), threads=4)))
+    errors = [result for result in found if isinstance(result, Exception)]
+    assert [type(error) for error in errors] == [KeyError]
+    results = [result for result in found if not isinstance(result, Exception)]
+    assert sorted(results) == [10 * item for item in range(60)]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_one_thread_may_close_what_another_waits_for(window: int) -> None:
+    for _ in range(20):
+        ahead = Lookahead(range(10_000), Log(seconds=0.0005), window=window)
+        closer = threading.Timer(0.01, ahead.close)
+        closer.start()
+        found = list(chain(*consume(ahead, threads=2)))
+        closer.join()
+        assert not any(isinstance(result, Exception) for result in found)
+        assert sorted(found) == [10 * item for item in range(len(found))]
 
 
 def run_in_fork(body: Any) -> int:

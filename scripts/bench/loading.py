@@ -30,7 +30,6 @@ from passes import (
 )
 from peers import Peer
 from sample_check import check_new_nodes_expanded
-from torch import Tensor
 from torch_geometric.data import Data
 
 _PIPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -90,7 +89,7 @@ def implement_ours(data: Data, work: PassWork, threads: int) -> Implementation:
 
     def check() -> None:
         batch = loading.first_batch()
-        row, col = batch.edge_index.as_subclass(Tensor)
+        row, col = batch.edge_index
         tensors = {"node": batch.n_id, "row": row, "col": col, "edge": batch.e_id, "x": batch.x}
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         arrays["nodes_per_hop"] = np.asarray(batch.num_sampled_nodes)

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from workers.sage import FORWARDS, make_sage, make_step
 
+import gnnsys
 from gnnsys.models import NodeClassifier
 
 _CLASSES = 16
@@ -61,12 +62,15 @@ train one model:
 
   gnnsys stock    PyG's GraphSAGE unchanged, on the batches of gnnsys.NeighborLoader
   gnnsys trimmed  the same, given PyG's own arguments num_sampled_nodes_per_hop and ..edges..
+  gnnsys fused, gnnsys trimmed+fused   these two after gnnsys.fuse(model)
   gnnsys          gnnsys.models.NodeClassifier, which computes in each layer what later ones need
   gnnsys bf16+labor   that under autocast to bfloat16, on LABOR-sampled batches: other arithmetic
                   and other batches, not for comparisons at equal work (--bf16-labor)
   DGL             dgl.nn.SAGEConv on the blocks of GraphBolt's data pipe, ids of int32
   PyG plain, PyG trimmed   as above, on the batches of PyG's NeighborLoader
   PyG CSR         the same model trimmed by hand, aggregating with torch's sparse matrices
+
+With --keep-freed-memory this process, not the peers', calls gnnsys.keep_freed_memory() first.
 
 Peers are found by the python of the environment that holds them (scripts/bench/peer_env makes such
 environments); without --dgl and --pyg gnnsys runs alone.
@@ -98,7 +102,6 @@ class Checker:
     def _expected(self) -> dict[str, Tensor]:
         exact = copy.copy(self._batch)
         exact.x = self._batch.x.double()
-        exact.edge_index = self._batch.edge_index.as_subclass(Tensor)
         return _outputs(make_model(self._layers).double(), FORWARDS["plain"], exact)
 
     def check(self, model: torch.nn.Module, forward: Forward, tolerance: float) -> None:
@@ -134,6 +137,11 @@ def make_model(layers: int) -> torch.nn.Module:
     return make_sage(DIM, _HIDDEN, _CLASSES, layers)
 
 
+def make_fused(layers: int) -> torch.nn.Module:
+    """The same with fused layers."""
+    return gnnsys.fuse(make_model(layers))
+
+
 def make_classifier(layers: int) -> NodeClassifier:
     """gnnsys' model with the weights of ``make_model``."""
     model = NodeClassifier(
@@ -156,6 +164,9 @@ def implement_ours(loading: LoaderPass, checker: Checker, layers: int) -> Iterat
     """The models of one loader's batches."""
     yield implement("gnnsys stock", loading, checker, make_model(layers), FORWARDS["plain"])
     yield implement("gnnsys trimmed", loading, checker, make_model(layers), FORWARDS["trimmed"])
+    yield implement("gnnsys fused", loading, checker, make_fused(layers), FORWARDS["plain"])
+    fused, forward = make_fused(layers), FORWARDS["trimmed"]
+    yield implement("gnnsys trimmed+fused", loading, checker, fused, forward)
     yield implement("gnnsys", loading, checker, make_classifier(layers), _classify)
 
 
@@ -236,6 +247,8 @@ def make_case(
 
 def run(options: argparse.Namespace) -> None:
     """Measures what the options say."""
+    if options.keep_freed_memory:
+        gnnsys.keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder, graph = find_graph(options, Path(scratch), DIM)
         draw = np.random.default_rng((options.seed, 2))
@@ -263,6 +276,7 @@ def run(options: argparse.Namespace) -> None:
                 "hidden": _HIDDEN,
                 "classes": _CLASSES,
                 "learning_rate": _LEARNING_RATE,
+                "keep_freed_memory": options.keep_freed_memory,
             },
             peers=records,
         )
@@ -276,6 +290,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         "--bf16-labor",
         action="store_true",
         help="measure gnnsys with autocast to bfloat16 and LABOR sampling too",
+    )
+    parser.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="let gnnsys' process keep freed memory, as gnnsys train does",
     )
     options = parser.parse_args(arguments)
     check_workload_options(options)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gnnsys.loaders.neighbor_loader import NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
     from gnnsys.memory.alloc import keep_freed_memory
+    from gnnsys.message_passing.fused_layers import fuse
     from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "NeighborSampler",
     "UnifiedTensor",
     "__version__",
+    "fuse",
     "inference",
     "keep_freed_memory",
     "open_dataset",
@@ -43,6 +45,7 @@ _HOME = {
     "NeighborSampler": "gnnsys.loaders.neighbor_sampler",
     "UnifiedTensor": "gnnsys.unified_tensor",
     "__version__": "gnnsys._version",
+    "fuse": "gnnsys.message_passing.fused_layers",
     "inference": "gnnsys.layerwise",
     "keep_freed_memory": "gnnsys.memory.alloc",
     "open_dataset": "gnnsys.dataset_folder",

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_geometric import EdgeIndex
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.errors import ArgumentError
+from gnnsys.message_passing import fuse
 
 __all__ = ["NodeClassifier"]
 
@@ -62,8 +62,8 @@ class NodeClassifier(torch.nn.Module):
         self.can_trim = model != "gcn"
         # Layers whose result depends on edges one hop further out than their number.
         self.extra_hops = 0 if self.can_trim else 1
-        self.gnn = _MODELS[model](
-            in_channels, hidden, layers, out_channels, dropout=dropout, **more
+        self.gnn = fuse(
+            _MODELS[model](in_channels, hidden, layers, out_channels, dropout=dropout, **more)
         )
 
     def forward(
@@ -90,16 +90,10 @@ class NodeClassifier(torch.nn.Module):
             hops = self.gnn.num_layers - 1 - number
             sources = sum(num_sampled_nodes[: hops + 2])
             targets = sum(num_sampled_nodes[: hops + 1])
-            edges = _first_edges(edge_index, sum(num_sampled_edges[: hops + 1]), sources, targets)
-            x = conv((x[:sources], x[:targets]), edges)
+            edges = sum(num_sampled_edges[: hops + 1])
+            if edges < edge_index.size(1):
+                edge_index = edge_index[:, :edges]
+            x = conv((x[:sources], x[:targets]), edge_index)
             if hops > 0:
                 x = self.gnn.dropout(torch.relu_(x))  # no layer keeps its output for backward
         return x
-
-
-def _first_edges(edge_index: Tensor, edges: int, sources: int, targets: int) -> Tensor:
-    """The edges of the hops nearest the seeds, from ``sources`` nodes to ``targets`` nodes."""
-    first = edge_index[:, :edges]
-    if isinstance(first, EdgeIndex):
-        first.sparse_resize_(sources, targets)
-    return first

@@ -14,6 +14,7 @@ from rich.table import Table
 from gnnsys import report_text as text
 from gnnsys.config import TrainConfig
 from gnnsys.feature_stats import FeatureStats, live_line, stats_rows
+from gnnsys.memory import keep_freed_memory
 from gnnsys.progress import bar_on_demand
 from gnnsys.ranks import rank_of_process
 from gnnsys.train import EpochRecord, TrainResult, run_training
@@ -25,6 +26,8 @@ INTERRUPTED = 130
 
 def run_command(config: TrainConfig) -> int:
     """Trains and tells; the exit code is 130 where the run was interrupted."""
+    if not config.full_batch:
+        keep_freed_memory()  # the process is this command's: its training steps gain from it
     if rank_of_process() > 0:  # the first rank tells
         return INTERRUPTED if run_training(config).reason == "interrupted" else 0
     with _progress(config) as callbacks:

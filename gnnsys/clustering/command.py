@@ -15,6 +15,7 @@ from gnnsys.clustering.assign import write_clusters
 from gnnsys.clustering.runs import run_clustering
 from gnnsys.clustering.scores import MEASURES
 from gnnsys.config_cluster import ClusterConfig
+from gnnsys.memory import keep_freed_memory
 from gnnsys.progress import work_progress
 
 __all__ = ["run_command"]
@@ -26,6 +27,8 @@ def run_command(config: ClusterConfig) -> int:
     """Clusters, and tells how well."""
     if config.assign is not None:
         return _assign(config)
+    if config.batch_size is not None:
+        keep_freed_memory()  # as gnnsys train does
     with work_progress() as progress:
         result = run_clustering(config, progress)
     if config.json:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.models import GCN, GraphSAGE
 
+from gnnsys.message_passing import fuse
+
 __all__ = ["Encoder", "MlpEncoder", "make_decoder", "make_encoder", "normalize_rows"]
 
 Encoder = nn.Module
@@ -66,7 +68,7 @@ def make_encoder(
     if kind == "mlp":
         return MlpEncoder([in_channels, *hidden, dim], normalize, scale)
     model = GraphSAGE if kind == "sage" else GCN
-    return model(in_channels, hidden[0], num_layers=2, out_channels=dim)
+    return fuse(model(in_channels, hidden[0], num_layers=2, out_channels=dim))
 
 
 def make_decoder(kind: str, in_channels: int, hidden: Sequence[int], dim: int) -> nn.Module:

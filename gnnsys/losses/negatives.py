@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gnnsys.loaders.aggregate import Neighbors, sum_neighbors
 from gnnsys.losses.pairs import unit_rows
 from gnnsys.losses.tiles import all_pair_sums, cluster_sums
+from gnnsys.message_passing import sum_neighbors
 
 __all__ = ["EPSILON", "NEGATIVES", "Clusters", "moment_blocks"]
 
@@ -56,8 +56,8 @@ class Clusters:
             return self.assign.t() @ rows
         if rows.device.type != "cpu":
             return rows.new_zeros(len(self.sizes), rows.shape[1]).index_add(0, self.assign, rows)
-        nodes = torch.arange(len(rows))
-        return sum_neighbors(rows, Neighbors(nodes, self.assign), num_targets=len(self.sizes))
+        edge_index = torch.stack([torch.arange(len(rows)), self.assign])
+        return sum_neighbors(rows, edge_index, num_nodes=len(self.sizes))
 
     def overlaps(self, of: Tensor | None = None) -> Tensor:
         """(K, K): ``sum_i of_i a_ik a_il``; ``of`` (N,) is 1 by default."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import pickle
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, multiprocessing
 
 from gnnsys._core import Aggregator, RowArrays, group_edges, isas
 from gnnsys.errors import RowIndexError
-from gnnsys.loaders.aggregate import Neighbors, sum_neighbors
+from gnnsys.message_passing import Neighbors, neighbors, neighbors_of, sum_neighbors
 
 ISAS = isas()
 
@@ -25,40 +28,37 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def random_edges(
-    generator: np.random.Generator, sources: int, targets: int, edges: int
-) -> tuple[Tensor, Tensor]:
-    """With hubs on both sides and nodes without edges."""
+def random_edges(generator: np.random.Generator, sources: int, targets: int, edges: int) -> Tensor:
+    """(2, edges), with hubs on both sides and nodes without edges."""
     source = (sources * generator.random(edges) ** 3).astype(np.int64)
     target = (targets * generator.random(edges) ** 3).astype(np.int64)
-    return torch.from_numpy(source), torch.from_numpy(target)
+    return torch.from_numpy(np.stack([source, target]))
 
 
-def by_target(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    order = target.argsort(stable=True)
-    return source[order], target[order]
+def by_target(edge_index: Tensor) -> Tensor:
+    return edge_index[:, edge_index[1].argsort(stable=True)]
 
 
 def sum_edge_by_edge(
     x: Tensor,
-    source: Tensor,
-    target: Tensor,
-    num_targets: int,
+    edge_index: Tensor,
+    num_nodes: int,
     weight: Tensor | None = None,
     mean: bool = False,
 ) -> Tensor:
     """Sums in float32 for bfloat16, rounded once; each sum in the order of its edges."""
+    source, target = edge_index
     wide = x.dtype if x.dtype != torch.bfloat16 else torch.float32
     rows = x.to(wide)[source]
     if weight is not None:
         factors = weight.to(wide)
         rows = rows * (factors.unsqueeze(-1) if x.dim() == 3 else factors)
-    sums = torch.zeros(num_targets, *x.shape[1:], dtype=wide).numpy()
+    sums = torch.zeros(num_nodes, *x.shape[1:], dtype=wide).numpy()
     for row, node in zip(rows.numpy(), target.tolist(), strict=True):
         sums[node] += row
     out = torch.from_numpy(sums)
     if mean:
-        degree = target.bincount(minlength=num_targets).clamp(min=1).to(wide)
+        degree = target.bincount(minlength=num_nodes).clamp(min=1).to(wide)
         out = out / degree.view(-1, *(1,) * (x.dim() - 1))
     return out.to(x.dtype)
 
@@ -72,18 +72,18 @@ def test_sums_equal_those_made_edge_by_edge_bit_for_bit(seed: int, dtype: torch.
         sources, targets = generator.integers(1, 60, 2).tolist()
         edges = int(generator.choice([0, 1, 7, 400]))
         heads = int(generator.choice([1, 2, 5]))
-        source, target = random_edges(generator, sources, targets, edges)
+        edge_index = random_edges(generator, sources, targets, edges)
         if seed % 2:
-            source, target = by_target(source, target)
+            edge_index = by_target(edge_index)
         shape = (sources, heads, width) if heads > 1 else (sources, width)
         x = torch.randn(shape, dtype=torch.float64).to(dtype)
         weight = torch.randn(edges, heads, dtype=torch.float64).to(dtype)
-        neighbors = Neighbors(source, target)
-        for w in (None, weight):
-            for mean in (False, True):
-                found = sum_neighbors(x, neighbors, w, num_targets=targets, mean=mean)
-                expected = sum_edge_by_edge(x, source, target, targets, w, mean)
-                assert torch.equal(found, expected), (seed, shape, edges, w is None, mean)
+        for w, mean in itertools.product((None, weight), (False, True)):
+            found = sum_neighbors(x, edge_index, w, num_nodes=targets, mean=mean)
+            expected = sum_edge_by_edge(x, edge_index, targets, w, mean)
+            assert torch.equal(found, expected), (seed, shape, edges, w is None, mean)
+            back = sum_neighbors(x, edge_index.flip(0), w, num_nodes=targets, to=0, mean=mean)
+            assert torch.equal(back, expected), (seed, shape, edges, w is None, mean)
 
 
 @pytest.mark.parametrize("channels", [1, 8, 16, 32, 45, 300])
@@ -94,11 +94,11 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(
     generator = np.random.default_rng(channels)
     torch.manual_seed(channels)
     heads, sources, targets, edges = 3, 90, 70, 2000
-    neighbors = Neighbors(*random_edges(generator, sources, targets, edges))
-    groups = neighbors.by_target
+    grouped = Neighbors(random_edges(generator, sources, targets, edges))
+    arrays = grouped.groups(1).arrays()
     kind = getattr(torch, dtype)
     x = torch.randn(sources, heads, channels).to(kind)
-    y = torch.randn(neighbors.num_targets, heads, channels).to(kind)
+    y = torch.randn(grouped.counts[1], heads, channels).to(kind)
     weight = torch.randn(edges, heads).to(kind)
     rows = RowArrays(dtype, x.data_ptr(), sources, heads, channels, weight.data_ptr(), 0, mean=True)
     results = []
@@ -106,8 +106,8 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(
         for count in (1, 2, 3):
             aggregator = Aggregator(count, isa)
             sums, dots = torch.empty_like(y), torch.empty_like(weight)
-            assert aggregator.sum(groups.arrays, rows, sums.data_ptr()) == -1
-            assert aggregator.dot(groups.arrays, rows, y.data_ptr(), dots.data_ptr()) == -1
+            assert aggregator.sum(arrays, rows, sums.data_ptr()) == -1
+            assert aggregator.dot(arrays, rows, y.data_ptr(), dots.data_ptr()) == -1
             results.append((sums, dots))
     for sums, dots in results[1:]:
         assert torch.equal(sums, results[0][0])
@@ -117,26 +117,26 @@ def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(
 @pytest.mark.parametrize("channels", [1, 7, 8, 16, 32, 70])
 def test_derivatives_by_weights_are_dot_products(channels: int) -> None:
     torch.manual_seed(channels)
-    source, target = random_edges(np.random.default_rng(channels), 20, 30, 200)
+    edge_index = random_edges(np.random.default_rng(channels), 20, 30, 200)
     x, y = torch.randn(20, 4, channels).double(), torch.randn(30, 4, channels).double()
     weight = torch.ones(200, 4).double().requires_grad_()
-    out = sum_neighbors(x, Neighbors(source, target), weight, num_targets=30)
+    out = sum_neighbors(x, edge_index, weight, num_nodes=30)
     (found,) = torch.autograd.grad(out, weight, y)
-    expected = (x[source] * y[target]).sum(-1)
+    expected = (x[edge_index[0]] * y[edge_index[1]]).sum(-1)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("to", [0, 1])
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("heads", [0, 1, 3])
 @pytest.mark.parametrize("is_sorted", [False, True])
 def test_first_and_second_derivatives_are_those_of_finite_differences(
-    is_sorted: bool, heads: int, mean: bool
+    is_sorted: bool, heads: int, mean: bool, to: int
 ) -> None:
     torch.manual_seed(0)
-    source, target = random_edges(np.random.default_rng(heads), 4, 5, 9)
+    edge_index = random_edges(np.random.default_rng(heads), 4, 5, 9)
     if is_sorted:
-        source, target = by_target(source, target)
-    neighbors = Neighbors(source, target)
+        edge_index = by_target(edge_index)
     shape = (5, heads, 2) if heads > 1 else (5, 2)  # a row that no edge reads
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     inputs = [x]
@@ -145,7 +145,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(
 
     def f(*inputs: Tensor) -> Tensor:
         x, *weight = inputs
-        return sum_neighbors(x, neighbors, *weight, num_targets=7, mean=mean)
+        return sum_neighbors(x, edge_index, *weight, num_nodes=7, mean=mean, to=to)
 
     assert torch.autograd.gradcheck(f, inputs)
     assert torch.autograd.gradgradcheck(f, inputs)
@@ -154,13 +154,14 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(
 def test_derivatives_do_not_depend_on_threads(threads: int) -> None:
     def grad(count: int) -> tuple[Tensor, ...]:
         torch.set_num_threads(count)
-        return torch.autograd.grad(sum_neighbors(x, neighbors, weight, mean=True), (x, weight), y)
+        out = sum_neighbors(x, edge_index, weight, num_nodes=2000, mean=True)
+        return torch.autograd.grad(out, (x, weight), y)
 
     torch.manual_seed(1)
-    neighbors = Neighbors(*random_edges(np.random.default_rng(1), 3000, 2000, 20_000))
+    edge_index = random_edges(np.random.default_rng(1), 3000, 2000, 20_000)
     x = torch.randn(3000, 40, requires_grad=True)
     weight = torch.randn(20_000, 1, requires_grad=True)
-    y = torch.randn(neighbors.num_targets, 40)
+    y = torch.randn(2000, 40)
     for one, other in zip(grad(1), grad(threads), strict=True):
         assert torch.equal(one, other)
 
@@ -169,7 +170,8 @@ def test_a_hub_and_many_nodes_without_edges_are_summed_right(threads: int) -> No
     source = torch.arange(50_000) % 700
     target = torch.full((50_000,), 3).index_fill_(0, torch.tensor([49_998, 49_999]), 90_000)
     x = torch.arange(700.0).view(-1, 1).expand(-1, 24).contiguous()
-    found = sum_neighbors(x.double(), Neighbors(source, target), num_targets=100_000)
+    edge_index = torch.stack([source, target])
+    found = sum_neighbors(x.double(), edge_index, num_nodes=100_000)
     assert found[3].unique().tolist() == [source[:-2].sum().item()]
     assert found[90_000].unique().tolist() == [source[-2:].sum().item()]
     assert found.count_nonzero() == 48
@@ -177,9 +179,9 @@ def test_a_hub_and_many_nodes_without_edges_are_summed_right(threads: int) -> No
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (3, 2, 0)])
 def test_nothing_to_sum_gives_zeros(shape: tuple[int, ...]) -> None:
-    edges = torch.zeros(5 if shape[0] else 0, dtype=torch.int64)
+    edge_index = torch.zeros(2, 5 if shape[0] else 0, dtype=torch.int64)
     x = torch.randn(shape, requires_grad=True)
-    out = sum_neighbors(x, Neighbors(edges, edges), num_targets=2)
+    out = sum_neighbors(x, edge_index, num_nodes=2)
     out.sum().backward()
     assert out.shape == (2, *shape[1:])
     assert not out.any()
@@ -188,25 +190,25 @@ def test_nothing_to_sum_gives_zeros(shape: tuple[int, ...]) -> None:
 
 
 def test_rows_that_do_not_lie_densely_are_summed_as_they_are() -> None:
-    source, target = torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1])
+    edge_index = torch.tensor([[1, 0], [0, 0], [1, 1]]).t()  # whose rows are not dense, either
     x = torch.arange(12.0).view(4, 3).t()  # (3, 4)
-    neighbors = Neighbors(source, target)
-    assert torch.equal(sum_neighbors(x, neighbors), torch.stack([x[0] + x[1], x[1]]))
+    found = sum_neighbors(x, edge_index, num_nodes=2)
+    assert torch.equal(found, torch.stack([x[0] + x[1], x[1]]))
     grad = torch.ones(1, 1).expand(2, 4)
     leaf = x.clone().requires_grad_()
-    (found,) = torch.autograd.grad(sum_neighbors(leaf, neighbors), leaf, grad)
+    (found,) = torch.autograd.grad(sum_neighbors(leaf, edge_index, num_nodes=2), leaf, grad)
     assert found[:, 0].tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_grouping_equals_a_stable_sort(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    source, target = random_edges(generator, 30, 40, int(generator.integers(0, 300)))
-    neighbors = Neighbors(source, target)
-    for groups, key, other in (
-        (neighbors.by_target, target, source),
-        (neighbors.by_source, source, target),
-    ):
+    edge_index = random_edges(generator, 30, 40, int(generator.integers(0, 300)))
+    if seed % 2:
+        edge_index = by_target(edge_index)
+    grouped = Neighbors(edge_index)
+    for end in (0, 1):
+        groups, key, other = grouped.groups(end), edge_index[end], edge_index[1 - end]
         order = key.argsort(stable=True)
         assert torch.equal(groups.other.long(), other[order])
         assert torch.equal(groups.indptr.diff(), key.bincount())
@@ -231,8 +233,8 @@ def test_edges_are_counted_in_int64_where_int32_would_not_hold_the_nodes() -> No
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ([0, 3], [0, 1], "nodes up to 3 and 1, expected below 3 and 2"),
-        ([0, 1], [0, 2], "nodes up to 1 and 2, expected below 3 and 2"),
+        ([0, 3], [0, 1], "sources up to 3 and targets up to 1, expected below 3 and 2"),
+        ([0, 1], [0, 2], "sources up to 1 and targets up to 2, expected below 3 and 2"),
         ([0, -1], [0, 1], "least source is -1"),
         ([0, 1], [-5, 1], "least target -5"),
     ],
@@ -241,16 +243,91 @@ def test_nodes_without_a_row_are_refused(
     source: list[int], target: list[int], message: str
 ) -> None:
     with pytest.raises(RowIndexError, match=message):
-        sum_neighbors(
-            torch.ones(3, 1),
-            Neighbors(torch.tensor(source), torch.tensor(target)),
-            num_targets=2,
-        )
+        sum_neighbors(torch.ones(3, 1), torch.tensor([source, target]), num_nodes=2)
 
 
-def test_an_edge_that_changed_after_it_was_grouped_is_refused_not_followed() -> None:
-    source = torch.tensor([0, 1])
-    neighbors: Any = Neighbors(source, torch.tensor([0, 1]))
-    source[1] = 1 << 40
+def test_an_edge_that_changes_unseen_is_refused_not_followed() -> None:
+    edge_index = torch.tensor([[0, 1], [0, 1]])
+    neighbors_of(edge_index)
+    edge_index.numpy()[0, 1] = 1 << 40  # past the counter of changes
     with pytest.raises(RowIndexError, match="edge 1 changed"):
-        sum_neighbors(torch.ones(2, 1), neighbors)
+        sum_neighbors(torch.ones(2, 1), edge_index, num_nodes=2)
+
+
+# What is known of edges ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda edges: edges.add_(1),
+        lambda edges: edges[0].fill_(0),
+        lambda edges: edges.set_(torch.tensor([[1], [1]])),
+        lambda edges: edges.resize_(2, 1),
+        lambda edges: edges.share_memory_(),
+        lambda edges: edges.t_(),
+    ],
+)
+def test_edges_that_changed_or_moved_are_grouped_anew(change: Callable[[Tensor], Any]) -> None:
+    edge_index = torch.tensor([[2, 1], [0, 1]])
+    before = neighbors_of(edge_index)
+    assert neighbors_of(edge_index) is before
+    change(edge_index)
+    after = neighbors_of(edge_index)
+    assert after is not before
+    x = torch.arange(4.0).view(4, 1)
+    found = sum_neighbors(x, edge_index, num_nodes=4)
+    assert torch.equal(found, sum_edge_by_edge(x, edge_index, 4))
+
+
+def test_edges_put_into_shared_memory_are_read_where_they_are_now() -> None:
+    edge_index = random_edges(np.random.default_rng(0), 1000, 1000, 400_000)
+    x = torch.randn(1000, 3, requires_grad=True)
+    for edges in (by_target(edge_index), edge_index):
+        out = sum_neighbors(x, edges, num_nodes=1000)
+        edges.share_memory_()  # before the backward pass
+        (found,) = torch.autograd.grad(out.sum(), x)
+        assert torch.equal(found[:, 0], edges[0].bincount(minlength=1000).float())
+
+
+def test_what_is_known_of_edges_goes_with_them() -> None:
+    edge_index = torch.tensor([[0, 1], [0, 1]])
+    neighbors_of(edge_index)
+    known = len(neighbors._known)
+    assert neighbors_of(edge_index.clone()) is not neighbors_of(edge_index)
+    assert vars(pickle.loads(pickle.dumps(edge_index))) == vars(edge_index) == {}
+    held = weakref.ref(neighbors_of(edge_index))
+    del edge_index
+    assert held() is None
+    assert len(neighbors._known) == known - 1
+    with torch.inference_mode():
+        edge_index = torch.tensor([[0, 1], [0, 1]])
+        assert neighbors_of(edge_index) is not neighbors_of(edge_index)
+
+
+def test_a_queue_carries_edges_without_what_is_known() -> None:
+    edge_index = torch.tensor([[0, 1], [0, 1]])
+    neighbors_of(edge_index)
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    queue.put(edge_index)  # which moves it
+    x = torch.ones(2, 1)
+    assert sum_neighbors(x, queue.get(), num_nodes=2).tolist() == [[1.0], [1.0]]
+    assert sum_neighbors(x, edge_index, num_nodes=2).tolist() == [[1.0], [1.0]]
+
+
+# As operators of torch ----------------------------------------------------------------------------
+
+
+def test_the_operators_pass_the_checks_of_torch() -> None:
+    edge_index = random_edges(np.random.default_rng(3), 6, 5, 20)
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(6, 2, 3, dtype=dtype, requires_grad=True)
+        y = torch.randn(5, 2, 3, dtype=dtype, requires_grad=True)
+        weight = torch.rand(20, 2, dtype=dtype, requires_grad=True)
+        for over in (-1, 0, 1):
+            torch.library.opcheck(
+                torch.ops.gnnsys.sum_neighbors, (x, edge_index, weight, 1, over, 5)
+            )
+            torch.library.opcheck(torch.ops.gnnsys.dot_neighbors, (x, y, edge_index, 1, over, 2))
+        torch.library.opcheck(torch.ops.gnnsys.sum_neighbors, (x, edge_index, None, 0, -1, 6))

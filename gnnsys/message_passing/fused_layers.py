@@ -1,0 +1,296 @@
+"""``fuse``: layers of PyG that sum their neighbours' rows without writing a message for each edge.
+
+A layer whose ``message`` is ``x_j`` or ``weight * x_j`` and whose aggregation is a sum or a mean
+gets a class of its own, derived from the one it had, in which ``propagate`` does both at once. It
+remains an instance of its class, with its parameters, hooks and name; where a call is not one that
+the operator takes, that class's own ``propagate`` is used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Module, Parameter
+from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
+
+from gnnsys.errors import DTypeError, RowIndexError
+from gnnsys.message_passing.derived import Derived, derive
+from gnnsys.message_passing.linear import skip_zero_rows, zero_rows
+from gnnsys.message_passing.messages import Message, read_message
+from gnnsys.message_passing.neighbors import neighbors_of
+from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
+
+__all__ = ["FuseReport", "FusedLayer", "fuse"]
+
+_Model = TypeVar("_Model", bound=Module)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """What ``fuse`` made of one message-passing layer."""
+
+    name: str
+    """Of the layer in its model; "" for the model itself."""
+
+    kind: str
+    """Name of its class."""
+
+    reason: str
+    """Why it was left alone; "" where it was fused."""
+
+
+@dataclass(frozen=True, slots=True)
+class FuseReport:
+    """The message-passing layers of a model; ``print`` shows them as a table."""
+
+    layers: tuple[FusedLayer, ...]
+
+    @property
+    def fused(self) -> tuple[FusedLayer, ...]:
+        """The layers that are fused."""
+        return tuple(layer for layer in self.layers if not layer.reason)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.fused)} of {len(self.layers)} message-passing layers are fused"]
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        for layer in self.layers:
+            told = f"left alone: {layer.reason}" if layer.reason else "fused"
+            lines.append(f"  {layer.name:<{width}}  {layer.kind}: {told}")
+        return "\n".join(lines)
+
+
+class _Fuse:
+    """What ``gnnsys.fuse`` is: a function that has another one, ``report``."""
+
+    def __call__(self, model: _Model) -> _Model:
+        """Makes layers sum their neighbours' rows directly, in place.
+
+        Knows layers whose message is the source's row or a weight of the edge times it, summed or
+        averaged over each target: SAGEConv, GINConv, GraphConv, GCNConv, GATConv, GATv2Conv and
+        others of PyG, and layers of your own whose ``message`` says so literally. Leaves all other
+        layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the same
+        up to the rounding of sums. Works on any ``edge_index`` on the CPU and under torch.compile;
+        finds what a loader of gnnsys knows of the edges of its batches.
+
+        Args:
+            model: with layers of ``torch_geometric.nn.MessagePassing`` in it, or one itself.
+
+        Returns:
+            The same model. Its parameters, ``state_dict`` and hooks are as they were; pickling it
+            whole needs gnnsys to read it again.
+
+        Raises:
+            DTypeError: not a ``torch.nn.Module``.
+
+        >>> from torch_geometric.nn import GraphSAGE
+        >>> model = fuse(GraphSAGE(8, 16, num_layers=2, out_channels=4))
+        >>> model(torch.ones(3, 8), torch.tensor([[0, 1], [1, 2]])).shape
+        torch.Size([3, 4])
+        """
+        for _, layer in _layers(model):
+            if not _reason(layer):
+                derive(layer, _Fused)
+                skip_zero_rows(layer)
+        return model
+
+    def report(self, model: Module) -> FuseReport:
+        """Which layers of a model are fused, and why the others are not.
+
+        Says of a model that was not fused yet what ``fuse`` will leave alone.
+
+        Raises:
+            DTypeError: not a ``torch.nn.Module``.
+
+        >>> from torch_geometric.nn import GAT
+        >>> print(fuse.report(fuse(GAT(8, 16, num_layers=1))))
+        1 of 1 message-passing layers are fused
+          convs.0  GATConv: fused
+        """
+        return FuseReport(
+            tuple(
+                FusedLayer(name, type(layer).__name__, _standing(layer))
+                for name, layer in _layers(model)
+            )
+        )
+
+
+fuse = _Fuse()
+
+
+def _layers(model: Module) -> Iterator[tuple[str, MessagePassing]]:
+    if not isinstance(model, Module):
+        raise DTypeError(f"model: a {type(model).__name__}, expected a torch.nn.Module")
+    for name, module in model.named_modules():
+        if isinstance(module, MessagePassing):
+            yield name, module
+
+
+def _standing(layer: MessagePassing) -> str:
+    return "" if isinstance(layer, _Fused) else _reason(layer) or "not asked for yet"
+
+
+def _reason(layer: MessagePassing) -> str:
+    """Why a layer is not to be fused; "" where it is."""
+    if isinstance(layer, _Fused):
+        return "is fused already"
+    kind: Any = type(layer)
+    if type(layer.aggr_module) not in (SumAggregation, MeanAggregation):
+        return f"aggregates by {layer.aggr}, neither sum nor mean"
+    for name in ("propagate", "message", "aggregate", "update"):
+        if name in layer.__dict__:
+            return f"has a {name} of its own, not of its class"
+    for name in ("aggregate", "update"):
+        if getattr(kind, name) is not getattr(MessagePassing, name):
+            return f"has its own {name}"
+    if not _propagates_as_pyg(kind):
+        return "has its own propagate"
+    if _message_of(kind) is None:
+        return "its message is not literally x_j, or a weight times x_j"
+    return ""
+
+
+def _propagates_as_pyg(kind: Any) -> bool:
+    """Whether PyG wrote ``propagate``: by hand, or from a template for the class."""
+    return all(
+        base is MessagePassing
+        or "propagate" not in base.__dict__
+        or base.propagate.__module__.startswith(f"{base.__module__}_{base.__name__}_propagate")
+        for base in kind.__mro__
+    )
+
+
+@functools.cache
+def _message_of(kind: Any) -> Message | None:
+    return read_message(kind.message)
+
+
+# The fused layer ---------------------------------------------------------------------------------
+
+
+class _Fused(Derived):
+    _message: Message
+
+    @classmethod
+    def _members(cls, kind: Any) -> dict[str, Any]:
+        # In the class itself, lest PyG writes one from its template when a layer is unpickled.
+        # Under the other name PyG looks for it when it stops explaining a layer.
+        propagate = cls.propagate
+        return {
+            "_message": _message_of(kind),
+            "propagate": propagate,
+            "_jinja_propagate": propagate,
+        }
+
+    def propagate(self: Any, edge_index: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """See ``MessagePassing.propagate``."""
+        if not args and type(edge_index) is Tensor and not _has_hooks(self):
+            found = _propagate(self, self._message, edge_index, **kwargs)
+            if found is not None:
+                return found
+        kind = self._base
+        if self._explain or self._decomposed_layers != 1:
+            propagate = getattr(kind, "_orig_propagate", kind.propagate)
+        else:
+            propagate = kind.propagate
+        result: Tensor = propagate(self, edge_index, *args, **kwargs)
+        return result
+
+
+def _has_hooks(layer: MessagePassing) -> bool:
+    """Whether someone wants to see or change what a fused layer does not have: messages."""
+    return bool(
+        layer._explain
+        or layer._decomposed_layers != 1
+        or layer._propagate_forward_pre_hooks
+        or layer._propagate_forward_hooks
+        or layer._message_forward_pre_hooks
+        or layer._message_forward_hooks
+        or layer._aggregate_forward_pre_hooks
+        or layer._aggregate_forward_hooks
+        or layer.aggr_module._forward_pre_hooks
+        or layer.aggr_module._forward_hooks
+    )
+
+
+def _propagate(
+    layer: MessagePassing, message: Message, edge_index: Tensor, size: Any = None, **kwargs: Any
+) -> Tensor | None:
+    """What ``propagate`` gives, or None for inputs that the operator does not take."""
+    source, target = (0, 1) if layer.flow == "source_to_target" else (1, 0)
+    sizes = layer._check_input(edge_index, size)
+    x: Any = kwargs.get(message.rows)
+    if isinstance(x, (tuple, list)):
+        if target != 1 and x[0] is not x[1]:
+            return None  # PyG itself has two opinions on which of the pair is gathered
+        if isinstance(x[1], Tensor):
+            layer._set_size(sizes, 1, x[1])
+        x = x[0]
+    if not _is_plain(x) or edge_index.dtype != torch.int64 or edge_index.device.type != "cpu":
+        return None
+    if x.dim() not in (2, 3) or layer.node_dim not in (0, -x.dim()):
+        return None
+    layer._set_size(sizes, source, x)
+    num_nodes = sizes[target] if sizes[target] is not None else sizes[source]
+    weight = kwargs.get(message.weight) if message.weight is not None else None
+    if weight is not None:
+        weight = _as_weight(message, weight, x, edge_index.size(1))
+        if weight is None:
+            return None
+        dtype = torch.promote_types(weight.dtype, x.dtype)
+        x, weight = x.to(dtype), weight.to(dtype)
+    elif message.weight is not None and not message.optional:
+        return None
+    if x.dtype not in SUMMED_DTYPES:
+        return None
+    mean = type(layer.aggr_module) is MeanAggregation
+    if not mean and type(layer.aggr_module) is not SumAggregation:
+        return None
+    if torch.compiler.is_compiling():
+        return sum_neighbors(x, edge_index, weight, num_nodes=num_nodes, to=target, mean=mean)
+    counts = None if _is_transformed() else _counts(edge_index)
+    if counts is None or counts[target] > num_nodes or counts[source] > x.size(0):
+        return None  # of edges that leave the rows, PyG tells in its own words
+    sums = sum_neighbors(x, edge_index, weight, num_nodes=num_nodes, to=target, mean=mean)
+    if counts[target] < num_nodes:
+        zero_rows.remember(sums, counts[target])
+    return sums
+
+
+def _is_plain(x: Any) -> bool:
+    return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.layout == torch.strided
+
+
+def _as_weight(message: Message, weight: Any, x: Tensor, edges: int) -> Tensor | None:
+    """(E, 1) or (E, H), or None where weights multiply rows in another way than by their heads."""
+    if not _is_plain(weight):
+        return None
+    factor = message.factor(weight)
+    if factor.dim() != x.dim() or factor.size(0) != edges or factor.size(-1) != 1:
+        return None
+    if factor.dim() == 3 and factor.size(1) not in (1, x.size(1)):
+        return None
+    return factor.reshape(edges, factor.size(1) if factor.dim() == 3 else 1)
+
+
+def _counts(edge_index: Tensor) -> tuple[int, int] | None:
+    """Sources and targets up to the last that has an edge; None where one is negative."""
+    try:
+        return neighbors_of(edge_index).counts
+    except RowIndexError:
+        return None
+
+
+def _is_transformed() -> bool:
+    """Whether torch transforms functions, in ways for which the operators have no rule."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -66,62 +66,71 @@ class FuseReport:
         return "\n".join(lines)
 
 
-class _Fuse:
-    """What ``gnnsys.fuse`` is: a function that has another one, ``report``."""
+class _Fuse(Protocol):
+    """A function that has another one, ``report``."""
 
-    def __call__(self, model: _Model) -> _Model:
-        """Makes layers sum their neighbours' rows directly, in place.
+    def __call__(self, model: _Model) -> _Model: ...
 
-        Knows layers whose message is the source's row or a weight of the edge times it, summed or
-        averaged over each target: SAGEConv, GINConv, GraphConv, GCNConv, GATConv, GATv2Conv and
-        others of PyG, and layers of your own whose ``message`` says so literally. Leaves all other
-        layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the same
-        up to the rounding of sums. Works on any ``edge_index`` on the CPU and under torch.compile;
-        finds what a loader of gnnsys knows of the edges of its batches.
+    def report(self, model: Module) -> FuseReport: ...
 
-        Args:
-            model: with layers of ``torch_geometric.nn.MessagePassing`` in it, or one itself.
 
-        Returns:
-            The same model. Its parameters, ``state_dict`` and hooks are as they were; pickling it
-            whole needs gnnsys to read it again.
+def fuse_report(model: Module) -> FuseReport:
+    """Which layers of a model are fused, and why the others are not.
 
-        Raises:
-            DTypeError: not a ``torch.nn.Module``.
+    Says of a model that was not fused yet what ``fuse`` will leave alone.
 
-        >>> from torch_geometric.nn import GraphSAGE
-        >>> model = fuse(GraphSAGE(8, 16, num_layers=2, out_channels=4))
-        >>> model(torch.ones(3, 8), torch.tensor([[0, 1], [1, 2]])).shape
-        torch.Size([3, 4])
-        """
-        for _, layer in _layers(model):
-            if not _reason(layer):
-                derive(layer, _Fused)
-                skip_zero_rows(layer)
-        return model
+    Raises:
+        DTypeError: not a ``torch.nn.Module``.
 
-    def report(self, model: Module) -> FuseReport:
-        """Which layers of a model are fused, and why the others are not.
-
-        Says of a model that was not fused yet what ``fuse`` will leave alone.
-
-        Raises:
-            DTypeError: not a ``torch.nn.Module``.
-
-        >>> from torch_geometric.nn import GAT
-        >>> print(fuse.report(fuse(GAT(8, 16, num_layers=1))))
-        1 of 1 message-passing layers are fused
-          convs.0  GATConv: fused
-        """
-        return FuseReport(
-            tuple(
-                FusedLayer(name, type(layer).__name__, _standing(layer))
-                for name, layer in _layers(model)
-            )
+    >>> from torch_geometric.nn import GAT
+    >>> print(fuse.report(fuse(GAT(8, 16, num_layers=1))))
+    1 of 1 message-passing layers are fused
+      convs.0  GATConv: fused
+    """
+    return FuseReport(
+        tuple(
+            FusedLayer(name, type(layer).__name__, _standing(layer))
+            for name, layer in _layers(model)
         )
+    )
 
 
-fuse = _Fuse()
+def _with_report(function: Any) -> _Fuse:
+    function.report = fuse_report
+    return cast(_Fuse, function)
+
+
+@_with_report
+def fuse(model: _Model) -> _Model:
+    """Makes layers sum their neighbours' rows directly, in place.
+
+    Knows layers whose message is the source's row or a weight of the edge times it, summed or
+    averaged over each target: SAGEConv, GINConv, GraphConv, GCNConv, GATConv, GATv2Conv and
+    others of PyG, and layers of your own whose ``message`` says so literally. Leaves all other
+    layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the same
+    up to the rounding of sums. Works on any ``edge_index`` on the CPU and under torch.compile;
+    finds what a loader of gnnsys knows of the edges of its batches.
+
+    Args:
+        model: with layers of ``torch_geometric.nn.MessagePassing`` in it, or one itself.
+
+    Returns:
+        The same model. Its parameters, ``state_dict`` and hooks are as they were; pickling it
+        whole needs gnnsys to read it again.
+
+    Raises:
+        DTypeError: not a ``torch.nn.Module``.
+
+    >>> from torch_geometric.nn import GraphSAGE
+    >>> model = fuse(GraphSAGE(8, 16, num_layers=2, out_channels=4))
+    >>> model(torch.ones(3, 8), torch.tensor([[0, 1], [1, 2]])).shape
+    torch.Size([3, 4])
+    """
+    for _, layer in _layers(model):
+        if not _reason(layer):
+            derive(layer, _Fused)
+            skip_zero_rows(layer)
+    return model
 
 
 def _layers(model: Module) -> Iterator[tuple[str, MessagePassing]]:

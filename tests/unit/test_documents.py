@@ -41,13 +41,14 @@ def test_readme_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'rows': {'host':" in capsys.readouterr().out
 
 
-def test_examples_of_the_loaders_page_run() -> None:
-    (example,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "loaders.md").read_text(), re.DOTALL
-    )
+def test_examples_of_the_loaders_page_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "loaders.md").read_text()
+    batches, fused = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(example, "loaders.md", "exec"), names)
+    exec(compile(batches, "loaders.md", "exec"), names)
     assert names["out"].shape == (5000 % 512, 8)
+    exec(compile(fused, "loaders.md", "exec"), {})
+    assert f"```\n{capsys.readouterr().out}```" in text
 
 
 def test_the_example_of_the_feature_caches_page_runs(

@@ -7,7 +7,6 @@ blocks are computed wherever the rows lie, so results do not depend on that.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,24 +17,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.nn import (
-    BatchNorm,
-    EdgeConv,
-    GATConv,
-    GATv2Conv,
-    GCNConv,
-    GINConv,
-    LayerNorm,
-    SAGEConv,
-)
+from torch_geometric.data import HeteroData
+from torch_geometric.nn import GCNConv, MessagePassing, aggr
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.dataset_folder import Dataset
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.folder_writer import Progress
+from gnnsys.layer_checks import (
+    BIPARTITE,
+    aggregations_of,
+    check_cached,
+    check_edge_values,
+    check_parts,
+    edge_chunks,
+    find_gnn,
+    flow_of,
+    in_evaluation,
+    orient,
+    unwrap,
+)
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.memory import FileStore, HostStore, empty
-from gnnsys.models import NodeClassifier
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["Block", "Layer", "inference", "model_layers", "run_layers"]
@@ -61,9 +64,7 @@ class Block:
 Layer = Callable[[Block], Tensor]
 """Computes the outputs (targets, …) of a block."""
 
-_BIPARTITE = (SAGEConv, GATConv, GATv2Conv, GINConv, EdgeConv)  # take (sources, targets)
 _BLOCK_BYTES = 64 << 20
-_LOOP_EDGES = 1 << 22  # looked at at a time for self loops
 
 
 def inference(
@@ -76,12 +77,14 @@ def inference(
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> Tensor:
-    """The model's outputs for all nodes, exactly, layer by layer.
+    """The model's outputs for all nodes, ``model(x, edge_index)``, exactly, layer by layer.
 
     Args:
-        model: of PyG's BasicGNN family (GraphSAGE, GCN, GAT, GIN, …) or of ``gnnsys train``; put
-            into evaluation mode for the call. Its device is where layers are computed.
+        model: of PyG's BasicGNN family (GraphSAGE, GCN, GAT, GIN, …) or of ``gnnsys train``, also
+            behind ``torch.compile`` or a data-parallel wrapper; put into evaluation mode for the
+            call. Its device is where layers are computed.
         data: PyG ``Data`` with x and edge_index, or a homogeneous ``Dataset``; x may be unified.
+            For messages that flow from target to source, edges are reversed in memory.
         out: a .npy file for the result; the layers in between then lie in files beside it, too,
             and are removed. None keeps all in memory.
         layers: the model taken apart, for other models than the above.
@@ -94,7 +97,10 @@ def inference(
         (nodes, channels): an ordinary tensor, or a unified one over ``out``.
 
     Raises:
-        UnsupportedError: a model that cannot be taken apart, or a heterogeneous graph.
+        UnsupportedError: a model with a part that blocks of nodes may not compute as the whole
+            graph does, edges with weights or features that the model would take, or a
+            heterogeneous graph.
+        ArgumentError: data or options that cannot be used.
         StorageError: ``out`` cannot be written.
 
     >>> from torch_geometric.data import Data
@@ -105,10 +111,16 @@ def inference(
     True
     """
     x, graph = _take_apart(data, threads)
-    was_training = model.training
-    model.eval()
-    try:
-        chain = list(layers) if layers is not None else model_layers(model, graph)
+    with in_evaluation(model):
+        if layers is not None:
+            chain = list(layers)
+        else:
+            gnn = find_gnn(model)
+            if unwrap(model) is gnn:  # that of gnnsys train never takes values of edges
+                check_edge_values(gnn, data)
+            if flow_of(gnn) == "target_to_source":
+                graph = _reverse(graph)
+            chain = model_layers(model, graph)
         if not chain:
             raise ArgumentError("layers: empty, expected at least one")
         *_, result = run_layers(
@@ -116,8 +128,6 @@ def inference(
             threads=threads, progress=progress,
         )  # fmt: skip
         return result
-    finally:
-        model.train(was_training)
 
 
 def _take_apart(data: Any, threads: int) -> tuple[Tensor, CSC]:
@@ -125,11 +135,27 @@ def _take_apart(data: Any, threads: int) -> tuple[Tensor, CSC]:
         if data.heterogeneous:
             raise UnsupportedError(f"{data.path}: heterogeneous; inference takes one node type")
         return data.features(threads=threads, device="cpu"), data.graph()
-    if getattr(data, "x", None) is None or getattr(data, "edge_index", None) is None:
-        raise ArgumentError(
-            f"data: a {type(data).__name__} without x and edge_index; give PyG Data or a Dataset"
+    if isinstance(data, HeteroData):
+        raise UnsupportedError(
+            "data: a HeteroData; inference takes one node type: Data, or data.to_homogeneous()"
         )
-    return data.x, CSC.from_edge_index(data.edge_index, data.num_nodes)
+    edge_index = getattr(data, "edge_index", None)
+    if getattr(data, "x", None) is None or not isinstance(edge_index, Tensor):
+        raise ArgumentError(
+            f"data: a {type(data).__name__} without x and edge_index; give PyG Data or a Dataset "
+            "(torch_geometric.utils.to_edge_index makes an edge_index of adj_t.t())"
+        )
+    if edge_index.layout != torch.strided:
+        raise ArgumentError(
+            f"edge_index: a {edge_index.layout} tensor, expected (2, edges) node ids; "
+            "torch_geometric.utils.to_edge_index makes these of it"
+        )
+    return data.x, CSC.from_edge_index(edge_index, data.num_nodes)
+
+
+def _reverse(graph: CSC) -> CSC:
+    target = torch.repeat_interleave(graph.indptr.diff())
+    return CSC.from_edges(target, graph.indices, graph.num_nodes, graph.num_nodes)
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:
@@ -270,65 +296,78 @@ def _blocks(graph: CSC, rows: Tensor, block_bytes: int) -> Iterator[tuple[int, i
 
 # Models taken apart -------------------------------------------------------------------------------
 
+_QUANTILES = (aggr.QuantileAggregation, aggr.MedianAggregation)
+
 
 def model_layers(model: torch.nn.Module, graph: CSC) -> list[Layer]:
     """One function for each graph convolution, with what follows it.
 
+    Args:
+        model: see ``inference``.
+        graph: that the blocks will be of; with its edges reversed where the model's messages flow
+            from target to source.
+
     Raises:
-        UnsupportedError: a model of another family, or one that joins its layers' outputs.
+        UnsupportedError: a model of another family, one that joins its layers' outputs, or one with
+            a part that blocks of nodes may not compute as the whole graph does.
     """
-    gnn = model.gnn if isinstance(model, NodeClassifier) else model
-    if not isinstance(gnn, BasicGNN) or gnn.jk_mode not in (None, "last"):
-        raise UnsupportedError(
-            f"model: a {type(model).__name__} cannot be taken apart; expected a GraphSAGE, GCN, "
-            "GAT, GIN, … of torch_geometric.nn.models without jumping knowledge, or give layers="
-        )
-    for norm in gnn.norms or ():
-        if not _is_nodewise(norm):
-            raise UnsupportedError(
-                f"model: {norm} normalises over all nodes at once, which blocks of nodes cannot; "
-                "use batch_norm or a LayerNorm of mode='node', or give layers="
-            )
-    return [_make_layer(gnn, number, graph) for number in range(gnn.num_layers)]
-
-
-def _is_nodewise(norm: torch.nn.Module) -> bool:
-    """Whether a normalisation of PyG, in evaluation, treats each node by itself."""
-    if isinstance(norm, LayerNorm):
-        return bool(norm.mode == "node")
-    return isinstance(norm, (BatchNorm, torch.nn.Identity, torch.nn.LayerNorm))
+    gnn = find_gnn(model)
+    check_parts(model, gnn)
+    return [_make_layer(gnn, number, graph) for number in range(len(gnn.convs))]
 
 
 def _make_layer(gnn: BasicGNN, number: int, graph: CSC) -> Layer:
-    conv = gnn.convs[number]
+    convolve = _make_convolution(gnn.convs[number], f"convs.{number}", graph)
+    return lambda block: _finish(gnn, number, convolve(block))
+
+
+def _finish(gnn: BasicGNN, number: int, x: Tensor) -> Tensor:
+    """What ``BasicGNN.forward`` does behind a convolution, in evaluation."""
+    is_last = number == gnn.num_layers - 1
+    if not is_last or gnn.jk_mode is not None:
+        if gnn.act is not None and gnn.act_first:
+            x = gnn.act(x)
+        x = gnn.norms[number](x)
+        if gnn.act is not None and not gnn.act_first:
+            x = gnn.act(x)
+    return gnn.lin(x) if is_last and hasattr(gnn, "lin") else x
+
+
+def _make_convolution(conv: MessagePassing, name: str, graph: CSC) -> Layer:
     if isinstance(conv, GCNConv) and conv.normalize:
-        return _make_gcn_layer(gnn, number, conv, graph)
-    if not isinstance(conv, _BIPARTITE):
-        return lambda block: gnn.inference_per_layer(
-            number, block.inputs, block.edge_index, block.targets
-        )
-
-    def run(block: Block) -> Tensor:
-        pair = (block.inputs, block.inputs[: block.targets])
-        return gnn.inference_per_layer(number, pair, block.edge_index, block.targets)
-
-    return run
+        convolve = _make_gcn(conv, name, graph)
+    else:
+        convolve = partial(_convolve, conv)
+    kinds = {type(each) for each in aggregations_of(conv.aggr_module)}
+    return partial(_convolve_led, convolve) if kinds & {*_QUANTILES} else convolve
 
 
-class _WeightedGCN(torch.nn.Module):
-    """A GCNConv whose normalised edge weights are set from outside."""
-
-    def __init__(self, conv: GCNConv) -> None:
-        super().__init__()
-        self.conv = copy.copy(conv)
-        self.conv.normalize = False
-        self.weight: Tensor | None = None
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.conv(x, edge_index, self.weight)
+def _convolve(conv: MessagePassing, block: Block) -> Tensor:
+    edge_index = orient(conv, block.edge_index)
+    if isinstance(conv, BIPARTITE) and conv.flow == "source_to_target":
+        out: Tensor = conv((block.inputs, block.inputs[: block.targets]), edge_index)
+        return out
+    # The other way round, PyG has roles for the two of a pair that differ from layer to layer.
+    return conv(block.inputs, edge_index)[: block.targets]
 
 
-def _make_gcn_layer(gnn: BasicGNN, number: int, conv: GCNConv, graph: CSC) -> Layer:
+def _convolve_led(convolve: Layer, block: Block) -> Tensor:
+    """With one more target, the first and with two edges.
+
+    PyG's quantiles of a node without edges look at the message before its place, of which there has
+    to be one.
+    """
+    first = torch.zeros((2, 2), dtype=torch.int64, device=block.edge_index.device)
+    led = Block(
+        inputs=torch.cat([block.inputs[:1], block.inputs]),
+        edge_index=torch.cat([first, block.edge_index + 1], 1),
+        nodes=torch.cat([block.nodes[:1], block.nodes]),
+        targets=block.targets + 1,
+    )
+    return convolve(led)[1:]
+
+
+def _make_gcn(conv: GCNConv, name: str, graph: CSC) -> Layer:
     """A GCN weighs an edge by the degrees of both ends (Kipf and Welling, ICLR 2017, eq. 2).
 
     A block knows those of its targets only: they are counted over the whole graph before. Each node
@@ -338,12 +377,10 @@ def _make_gcn_layer(gnn: BasicGNN, number: int, conv: GCNConv, graph: CSC) -> La
     if conv.add_self_loops:
         degree += 1 - _count_loops(graph)
     scale = torch.where(degree > 0, degree.rsqrt(), 0.0)
-    weighted = _WeightedGCN(conv)
-    view = copy.copy(gnn)
-    view.__dict__["_modules"] = dict(gnn._modules)
-    view.convs = torch.nn.ModuleList(
-        weighted if place == number else other for place, other in enumerate(gnn.convs)
-    )
+    if conv.cached and conv._cached_edge_index is not None:
+        check_cached(conv, name, graph, scale)
+    weighted = object.__new__(type(conv))  # the same layer, but for one option
+    weighted.__dict__ = {**conv.__dict__, "normalize": False}
 
     def run(block: Block) -> Tensor:
         ends = scale[block.nodes.cpu()].to(block.inputs)
@@ -354,9 +391,9 @@ def _make_gcn_layer(gnn: BasicGNN, number: int, conv: GCNConv, graph: CSC) -> La
             own = torch.arange(block.targets, device=source.device)
             source, target = torch.cat([source[kept], own]), torch.cat([target[kept], own])
             weights = [weights[0][kept], ends[: block.targets].square()]
-        weighted.weight = torch.cat(weights)
-        edge_index = torch.stack([source, target])
-        return view.inference_per_layer(number, block.inputs, edge_index, block.targets)
+        edge_index = orient(conv, torch.stack([source, target]))
+        out: Tensor = weighted(block.inputs, edge_index, torch.cat(weights))[: block.targets]
+        return out
 
     return run
 
@@ -364,9 +401,6 @@ def _make_gcn_layer(gnn: BasicGNN, number: int, conv: GCNConv, graph: CSC) -> La
 def _count_loops(graph: CSC) -> Tensor:
     """(nodes,) int64 number of self loops at each node."""
     loops = torch.zeros(graph.num_nodes, dtype=torch.int64)
-    for start in range(0, graph.num_edges, _LOOP_EDGES):
-        source = graph.indices[start : start + _LOOP_EDGES].long()
-        place = torch.arange(start, start + len(source))
-        target = torch.searchsorted(graph.indptr, place, right=True) - 1
+    for source, target in edge_chunks(graph):
         loops += torch.bincount(target[source == target], minlength=graph.num_nodes)
     return loops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -12,8 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn import (
+    ARMAConv,
+    DiffGroupNorm,
+    GraphConv,
+    GraphNorm,
+    GraphSizeNorm,
+    LEConv,
+    MeanSubtractionNorm,
+    ResGatedGraphConv,
+    SAGEConv,
+    TAGConv,
+    TransformerConv,
+    aggr,
+)
 from torch_geometric.nn.models import GAT, GCN, GIN, PNA, EdgeCNN, GraphSAGE
+from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 import gnnsys
 from gnnsys.errors import ArgumentError, StorageError, UnsupportedError
@@ -40,28 +57,167 @@ def make(kind: Any, **options: Any) -> torch.nn.Module:
     return kind(12, 8, 3, 5, dropout=0.4, **options).double().eval()
 
 
+@pytest.fixture(scope="module")
+def small() -> Data:
+    """Fewer nodes of the same kind."""
+    draw = torch.Generator().manual_seed(0)
+    edge_index = torch.randint(45, (2, 300), generator=draw)
+    edge_index[:, :20] = torch.arange(20)
+    edge_index[:, 20:30] = edge_index[:, 40:50]
+    x = torch.randn(55, 12, generator=draw, dtype=torch.float64)
+    return Data(x=x, edge_index=edge_index, num_nodes=55)
+
+
+def assert_equals_the_whole(model: torch.nn.Module, data: Data) -> None:
+    with torch.no_grad():
+        expected = model(data.x, data.edge_index)
+    for block_bytes in (700, 3000, 1 << 30):  # a few nodes at a time, more, and all
+        found = gnnsys.inference(model, data, block_bytes=block_bytes)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+PNA_OPTIONS: dict[str, Any] = {
+    "aggregators": ["mean", "max", "std"],
+    "scalers": ["identity", "amplification", "attenuation", "linear", "inverse_linear"],
+    "deg": torch.arange(20),
+}
 MODELS = [
     (GraphSAGE, {}),
     (GraphSAGE, {"jk": "last", "norm": "layer_norm", "norm_kwargs": {"mode": "node"}}),
+    (GraphSAGE, {"project": True, "normalize": True}),
+    (GraphSAGE, {"root_weight": False, "act": "prelu", "act_kwargs": {"num_parameters": 8}}),
+    (GraphSAGE, {"norm": "instance_norm", "norm_kwargs": {"track_running_stats": True}}),
+    (GraphSAGE, {"act": torch.nn.Softmax(dim=-1), "act_first": True, "norm": "batch_norm"}),
+    (GraphSAGE, {"act": lambda rows: rows.clamp(min=-1), "jk": "last"}),
+    (GraphSAGE, {"act": None, "norm": DiffGroupNorm(8, groups=2)}),
+    *((GraphSAGE, {"aggr": name}) for name in ("sum", "max", "min", "mul", "var", "std")),
+    *((GraphSAGE, {"aggr": name}) for name in ("median", "softmax", "powermean")),
+    (GraphSAGE, {"aggr": ["mean", "std", "median"]}),
+    (GraphSAGE, {"aggr": aggr.SoftmaxAggregation(learn=True)}),
+    (GraphSAGE, {"aggr": aggr.MultiAggregation(["min", "max"], mode="sum")}),
+    (GraphSAGE, {"aggr": aggr.VariancePreservingAggregation()}),
     (GCN, {}),
-    (GCN, {"improved": True}),
+    (GCN, {"improved": True, "cached": True}),
     (GCN, {"add_self_loops": False}),
     (GCN, {"normalize": False, "act_first": True}),
+    (GCN, {"aggr": "max", "decomposed_layers": 2}),
+    (GCN, {"aggr": "median", "add_self_loops": False}),
     (GAT, {"heads": 2}),
+    (GAT, {"heads": 2, "add_self_loops": False, "residual": True}),
+    (GAT, {"heads": 3, "concat": False, "edge_dim": 4, "norm": "batch_norm"}),
     (GAT, {"heads": 4, "v2": True}),
+    (GAT, {"heads": 2, "v2": True, "share_weights": True, "edge_dim": 4}),
+    (GAT, {"v2": True, "add_self_loops": False, "residual": True, "aggr": "median"}),
     (GIN, {"norm": "batch_norm"}),
+    (GIN, {"eps": 0.3, "train_eps": True, "aggr": "std", "jk": "last"}),
     (EdgeCNN, {}),
-    (PNA, {"aggregators": ["mean", "max"], "scalers": ["identity"], "deg": torch.ones(20).long()}),
+    (EdgeCNN, {"aggr": "median", "norm": "batch_norm"}),
+    (PNA, PNA_OPTIONS),
+    (PNA, {**PNA_OPTIONS, "towers": 2, "divide_input": True, "train_norm": True}),
 ]
+FLOWS = ["source_to_target", "target_to_source"]
 
 
+@pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize(("kind", "options"), MODELS, ids=lambda v: getattr(v, "__name__", ""))
-def test_outputs_equal_the_model_on_the_whole_graph(kind: Any, options: Any, data: Data) -> None:
-    model = make(kind, **options)
+def test_outputs_equal_the_model_on_the_whole_graph(
+    kind: Any, options: Any, flow: str, small: Data
+) -> None:
+    torch.manual_seed(1)
+    width = {} if "train_norm" in options else {"out_channels": 5}  # of towers that divide it
+    model = kind(12, 8, num_layers=2, dropout=0.4, flow=flow, **width, **copy.deepcopy(options))
+    assert_equals_the_whole(model.double().eval(), small)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("kind", [GraphSAGE, GAT])
+def test_other_weights_for_sources_and_targets_have_the_roles_that_pyg_gives_them(
+    kind: Any, flow: str, small: Data
+) -> None:
+    model = kind((12, 12), 8, num_layers=2, out_channels=5, flow=flow).double().eval()
+    assert_equals_the_whole(model, small)
+
+
+@pytest.mark.parametrize("kind", [GraphSAGE, GCN, GAT])
+def test_lazy_layers_get_their_widths(kind: Any, small: Data) -> None:
+    model = kind(-1, 8, num_layers=2, out_channels=5).double()
+    found = gnnsys.inference(model, small, block_bytes=3000)
     with torch.no_grad():
-        expected = model(data.x, data.edge_index)
-    found = gnnsys.inference(model, data, block_bytes=SMALL)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, model.eval()(small.x, small.edge_index))
+
+
+@pytest.mark.parametrize("conv", [GraphConv, TransformerConv, ResGatedGraphConv])
+@pytest.mark.parametrize("flow", FLOWS)
+def test_other_layers_of_pyg_that_need_neighbours_alone_are_taken_apart(
+    conv: Any, flow: str, small: Data
+) -> None:
+    assert_equals_the_whole(model_of(conv, flow=flow), small)
+
+
+def model_of(conv: Any, **options: Any) -> BasicGNN:
+    """Two layers of a kind."""
+
+    class Model(BasicGNN):
+        supports_edge_weight = supports_edge_attr = False
+
+        def init_conv(self, width: Any, out: int, **more: Any) -> Any:
+            return conv(width, out, **more)
+
+    torch.manual_seed(1)
+    return Model(12, 8, 2, 5, **options).double().eval()
+
+
+def test_a_wrapped_model_is_the_one_within(small: Data) -> None:
+    model = make(GCN)
+    with torch.no_grad():
+        expected = model(small.x, small.edge_index)
+    for wrapped in (
+        torch.compile(model, backend="eager"),
+        torch.nn.DataParallel(model),
+        torch.nn.DataParallel(torch.compile(model, backend="eager")),
+    ):
+        found = gnnsys.inference(wrapped, small, block_bytes=3000)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_every_part_has_its_mode_again_even_after_an_error(small: Data) -> None:
+    model = make(GraphSAGE, norm="batch_norm").train()
+    model.norms[1].eval()  # one that was frozen
+    before = [part.training for part in model.modules()]
+    gnnsys.inference(model, small)
+    assert [part.training for part in model.modules()] == before
+    with pytest.raises(ArgumentError, match="layers: empty"):
+        gnnsys.inference(model, small, layers=[])
+    assert [part.training for part in model.modules()] == before
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("loops", [True, False])
+def test_what_a_cached_layer_holds_has_to_be_of_the_same_graph(
+    flow: str, loops: bool, small: Data
+) -> None:
+    def make_cached() -> torch.nn.Module:
+        return make(GCN, cached=True, add_self_loops=loops, flow=flow)
+
+    fresh = make_cached()
+    gnnsys.inference(fresh, small, block_bytes=3000)
+    assert all(conv._cached_edge_index is None for conv in fresh.convs)
+    same = small.edge_index[:, torch.randperm(small.num_edges)]
+    model = make_cached()
+    with torch.no_grad():
+        model(small.x, same)
+    assert_equals_the_whole(model, small)
+    for edge_index, weight in [
+        (small.edge_index[:, 1:], None),
+        (small.edge_index.flip(0), None),
+        (small.edge_index, torch.rand(small.num_edges, dtype=torch.float64)),
+        (torch.cat([small.edge_index, torch.tensor([[60], [3]])], 1), None),
+    ]:
+        model, x = make_cached(), torch.cat([small.x, small.x])
+        with torch.no_grad():
+            model(x, edge_index, weight)
+        with pytest.raises(UnsupportedError, match=r"convs\.0 has cached=True.*cached=False"):
+            gnnsys.inference(model, small)
 
 
 @pytest.mark.parametrize("kind", [GraphSAGE, GCN, GAT])
@@ -124,17 +280,214 @@ def test_layers_of_ones_own_see_whole_neighbourhoods(data: Data) -> None:
     torch.testing.assert_close(found, adjacency @ (adjacency @ data.x))
 
 
+# What is refused ----------------------------------------------------------------------------------
+
+
 def test_what_cannot_be_taken_apart_is_refused(data: Data, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="Linear cannot be taken apart"):
         gnnsys.inference(torch.nn.Linear(12, 2), data)
-    with pytest.raises(UnsupportedError, match="jumping knowledge"):
-        gnnsys.inference(make(GraphSAGE, jk="cat"), data)
-    with pytest.raises(UnsupportedError, match="normalises over all nodes at once"):
-        gnnsys.inference(make(GraphSAGE, norm="layer_norm"), data)
-    with pytest.raises(ArgumentError, match="without x and edge_index"):
-        gnnsys.inference(make(GraphSAGE), Data(num_nodes=3))
+    for jk in ("cat", "max", "lstm"):
+        with pytest.raises(UnsupportedError, match="jumping knowledge"):
+            gnnsys.inference(make(GraphSAGE, jk=jk), data)
     with pytest.raises(StorageError, match=r"h\.npy"):
         gnnsys.inference(make(GraphSAGE), data, out=tmp_path / "missing" / "h.npy")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+def test_data_without_an_edge_list_are_refused(data: Data) -> None:
+    model, x = make(GraphSAGE), data.x
+    with pytest.raises(ArgumentError, match="without x and edge_index"):
+        gnnsys.inference(model, Data(num_nodes=3))
+    adjacency = torch.sparse_coo_tensor(data.edge_index.flip(0), torch.ones(3000), (NODES, NODES))
+    with pytest.raises(ArgumentError, match=r"without x and edge_index.*adj_t"):
+        gnnsys.inference(model, Data(x=x, adj_t=adjacency.to_sparse_csr()))
+    with pytest.raises(ArgumentError, match=r"edge_index: a torch\.sparse_csr tensor"):
+        gnnsys.inference(model, Data(x=x, edge_index=adjacency.to_sparse_csr()))
+    with pytest.raises(UnsupportedError, match="HeteroData"):
+        gnnsys.inference(model, HeteroData(node={"x": x}))
+    with pytest.raises(ArgumentError, match="target 300, outside"):
+        gnnsys.inference(model, Data(x=x, edge_index=torch.tensor([[0], [300]]), num_nodes=NODES))
+
+
+def test_an_edge_index_may_be_one_of_pygs(small: Data) -> None:
+    model = make(GCN)
+    edge_index = EdgeIndex(small.edge_index, sparse_size=(55, 55))
+    found = gnnsys.inference(model, Data(x=small.x, edge_index=edge_index), block_bytes=3000)
+    assert torch.equal(found, gnnsys.inference(model, small, block_bytes=3000))
+
+
+class Noisy(torch.nn.Module):
+    """An activation that looks at the largest of all rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"norm": "layer_norm"}, r"norms\.0, LayerNorm"),
+        ({"norm": "graph_norm"}, r"norms\.0, GraphNorm"),
+        ({"norm": "pair_norm"}, r"norms\.0, PairNorm"),
+        ({"norm": "instance_norm"}, r"norms\.0, InstanceNorm"),
+        ({"norm": GraphSizeNorm()}, r"norms\.0, GraphSizeNorm"),
+        ({"norm": MeanSubtractionNorm()}, r"norms\.0, MeanSubtractionNorm"),
+        ({"norm": "batch_norm", "norm_kwargs": {"track_running_stats": False}}, "BatchNorm"),
+        ({"act": torch.nn.Softmax(dim=0)}, r"act, Softmax\(dim=0\)"),
+        ({"act": Noisy()}, "act, Noisy"),
+        ({"act": lambda x: x - x.mean(0)}, "act, <function"),
+    ],
+)
+@pytest.mark.parametrize("kind", [GraphSAGE, GIN, EdgeCNN])
+def test_what_mixes_the_rows_of_all_nodes_is_refused(
+    kind: Any, options: Any, part: str, small: Data
+) -> None:
+    with pytest.raises(UnsupportedError, match=f"{part}.*all nodes at once.*layers="):
+        gnnsys.inference(make(kind, **options), small)
+
+
+def test_networks_within_layers_are_looked_at(small: Data) -> None:
+    model = make(GIN)
+    model.convs[1].nn = torch.nn.Sequential(torch.nn.Linear(8, 8), GraphNorm(8)).double()
+    with pytest.raises(UnsupportedError, match=r"convs\.1\.nn.*all nodes at once"):
+        gnnsys.inference(model, small)
+    model.convs[1].nn = torch.nn.ReLU()
+    with pytest.raises(UnsupportedError, match=r"convs\.1\.nn.*how many columns"):
+        gnnsys.inference(model, small)
+    with pytest.raises(UnsupportedError, match=r"convs\.0\.nn has no weights yet"):
+        gnnsys.inference(GIN(-1, 8, 2), small)
+
+
+class LoudSAGE(SAGEConv):
+    """A layer of PyG with other messages."""
+
+    def message(self, x_j: torch.Tensor) -> torch.Tensor:
+        return x_j - x_j.mean(0)
+
+
+class WaySAGE(SAGEConv):
+    """A layer of PyG that propagates otherwise."""
+
+    def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> torch.Tensor:
+        return 2 * super().propagate(edge_index, size=size, **kwargs)
+
+
+class SameSAGE(SAGEConv):
+    """A layer of PyG under another name."""
+
+
+class OwnSum(aggr.SumAggregation):
+    """An aggregation of one's own."""
+
+
+@pytest.mark.parametrize("conv", [LoudSAGE, WaySAGE, ARMAConv, TAGConv, LEConv])
+def test_layers_that_are_not_known_are_refused(conv: Any, small: Data) -> None:
+    with pytest.raises(UnsupportedError, match=rf"convs\.0, {conv.__name__}.*not known.*layers="):
+        gnnsys.inference(model_of(conv), small)
+    assert_equals_the_whole(model_of(SameSAGE), small)
+
+
+@pytest.mark.parametrize("kind", ["lstm", OwnSum(), ["mean", "lstm"]])
+def test_aggregations_that_are_not_known_are_refused(kind: Any, small: Data) -> None:
+    more = {"aggr_kwargs": {"aggrs_kwargs": [{}, {"in_channels": 12, "out_channels": 12}]}}
+    model = make(GraphSAGE, aggr=kind, **(more if isinstance(kind, list) else {}))
+    with pytest.raises(UnsupportedError, match=r"convs\.0.*aggregates by (LSTM|OwnSum).*layers="):
+        gnnsys.inference(model, small)
+
+
+def test_a_forward_of_ones_own_and_mixed_flows_are_refused(small: Data) -> None:
+    class Doubled(GraphSAGE):
+        def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x, edge_index)
+
+    class Rooted(NodeClassifier):
+        def forward(self, *args: Any) -> torch.Tensor:
+            return super().forward(*args).sqrt()
+
+    patched, mixed = make(GraphSAGE), make(GraphSAGE)
+    patched.forward = lambda x, edge_index: x
+    rooted = Rooted("gcn", in_channels=12, hidden=8, out_channels=3, layers=2)
+    for model in (Doubled(12, 8, 2), patched, rooted):
+        with pytest.raises(UnsupportedError, match=r"forward of its own.*layers="):
+            gnnsys.inference(model, small)
+    mixed.convs[1].flow = "target_to_source"
+    with pytest.raises(UnsupportedError, match="expected one flow"):
+        gnnsys.inference(mixed, small)
+
+
+def test_hooks_of_a_user_are_refused_and_those_of_torch_are_not(small: Data) -> None:
+    def double(*args: Any) -> Any:
+        return 2 * args[-1]
+
+    model = make(GraphSAGE)
+    for register in (
+        model.register_forward_hook,
+        model.convs[1].register_forward_pre_hook,
+        model.convs[1].lin_l.register_forward_hook,
+        model.convs[0].register_message_forward_hook,
+    ):
+        handle = register(double)
+        for hooked in (model, torch.nn.DataParallel(model)):
+            with pytest.raises(UnsupportedError, match="has a forward hook"):
+                gnnsys.inference(hooked, small)
+        handle.remove()
+    classifier = NodeClassifier("gcn", in_channels=12, hidden=8, out_channels=3, layers=2)
+    classifier.register_forward_hook(double)
+    with pytest.raises(UnsupportedError, match="NodeClassifier has a forward hook"):
+        gnnsys.inference(classifier, small)
+    torch.nn.utils.spectral_norm(model.convs[0].lin_l)
+    assert_equals_the_whole(model.eval(), small)
+
+
+# Edges with values --------------------------------------------------------------------------------
+
+
+def with_edges(data: Data, **values: torch.Tensor) -> Data:
+    return Data(x=data.x, edge_index=data.edge_index, num_nodes=data.num_nodes, **values)
+
+
+def test_values_of_edges_that_the_model_would_take_are_refused(small: Data) -> None:
+    weight, attr = torch.rand(300).double(), torch.rand(300, 4).double()
+    for model, values, name in [
+        (make(GCN), {"edge_weight": weight}, "edge_weight"),
+        (make(GCN), {"edge_attr": weight}, "edge_attr"),  # as PyG's GDC leaves it
+        (make(GAT, edge_dim=4), {"edge_attr": attr}, "edge_attr"),
+        (make(GAT, edge_dim=1, v2=True), {"edge_attr": weight}, "edge_attr"),
+        (make(PNA, **PNA_OPTIONS, edge_dim=4), {"edge_attr": attr}, "edge_attr"),
+    ]:
+        with pytest.raises(UnsupportedError, match=f"has {name}.*edge_index=….*layers="):
+            gnnsys.inference(model, with_edges(small, **values))
+    with pytest.raises(UnsupportedError, match=r"needs edge_attr.*edge_dim"):
+        gnnsys.inference(make(PNA, **PNA_OPTIONS, edge_dim=4), small)
+
+
+def test_values_of_edges_that_the_model_does_not_take_change_nothing(small: Data) -> None:
+    weight, attr = torch.rand(300).double(), torch.rand(300, 4).double()
+    classifier = NodeClassifier("gcn", in_channels=12, hidden=8, out_channels=3, layers=2).double()
+    for model in (make(GraphSAGE), make(GAT), make(GIN), classifier.eval()):
+        both = with_edges(small, edge_weight=weight, edge_attr=attr)
+        assert_equals_the_whole(model, both)
+    assert_equals_the_whole(make(GCN), with_edges(small, edge_attr=attr))
+
+
+def test_weights_of_edges_in_a_dataset_folder_are_refused(small: Data, tmp_path: Path) -> None:
+    from gnnsys.convert.common import ConvertOptions
+    from gnnsys.convert.pyg import convert_pyg
+
+    weighted = with_edges(small, edge_weight=torch.rand(300))
+    weighted.x = small.x.float()
+    convert_pyg(weighted, tmp_path / "g", ConvertOptions(), name="g")
+    dataset = gnnsys.open_dataset(tmp_path / "g")
+    with pytest.raises(UnsupportedError, match="has edge_weight"):
+        gnnsys.inference(make(GCN).float(), dataset)
+    model = make(GraphSAGE, flow="target_to_source").float()
+    with torch.no_grad():
+        expected = model(weighted.x, small.edge_index)
+    found = gnnsys.inference(model, dataset, block_bytes=3000)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# Files --------------------------------------------------------------------------------------------
 
 
 def test_a_layer_that_fails_leaves_no_file(data: Data, tmp_path: Path) -> None:

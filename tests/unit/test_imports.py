@@ -33,6 +33,7 @@ LAYERS = [
         for part in ["", "_cache", "_checks", "_cluster", "_data", "_doctor", "_parallel"]
     },
     {"gnnsys.dataset_folder"},
+    {"gnnsys.layer_checks"},
     {"gnnsys.layerwise", "gnnsys.scores", "gnnsys.sampled_ids", "gnnsys.static_scores"},
     {"gnnsys.progress", "gnnsys.info", "gnnsys.report_text"},
     {f"gnnsys.{name}" for name in ["convert", "dataset", "feature_setup", "generate"]},

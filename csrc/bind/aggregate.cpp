@@ -154,6 +154,14 @@ void bind_aggregate(nb::module_& m) {
         count_sorted(target.data(), static_cast<int64_t>(edges), targets, indptr.data());
       },
       "target"_a, "indptr"_a, "Fills indptr for targets that ascend.");
+  m.def(
+      "count_until_zeros",
+      [](uintptr_t rows, int64_t num_rows, int64_t row_bytes) {
+        nb::gil_scoped_release release;
+        return count_until_zeros(at<const void>(rows), num_rows, row_bytes);
+      },
+      "rows"_a, "num_rows"_a, "row_bytes"_a,
+      "Rows at an address up to the last that is not all zero bits.");
   bind_group_edges<int32_t>(m);
   bind_group_edges<int64_t>(m);
 }

@@ -102,6 +102,21 @@ int64_t group_edges(const int64_t* key, const int64_t* value, int64_t num_edges,
   return -1;
 }
 
+int64_t count_until_zeros(const void* rows, int64_t num_rows, int64_t row_bytes) {
+  const char* const first = static_cast<const char*>(rows);
+  int64_t left = num_rows * row_bytes;  // bytes that are not known to be zeros
+  constexpr int64_t kWords = 8;
+  uint64_t words[kWords];
+  constexpr int64_t kStep = sizeof(words);
+  for (uint64_t any = 0; left >= kStep; left -= kStep) {
+    std::memcpy(words, first + left - kStep, kStep);
+    for (uint64_t word : words) any |= word;
+    if (any != 0) break;
+  }
+  while (left > 0 && first[left - 1] == 0) --left;
+  return row_bytes > 0 ? (left + row_bytes - 1) / row_bytes : 0;
+}
+
 #define GNNSYS_INSTANTIATE(Value, Id)                                                              \
   template int64_t sum_neighbors<Value, Id>(const Neighbors<Id>&, const Coefficients<Value>&,      \
                                             const Rows<Value>&, Value*, ThreadPool&, Isa);         \

@@ -15,14 +15,13 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Module, Parameter
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
 from gnnsys.errors import DTypeError, RowIndexError
 from gnnsys.message_passing.derived import Derived, derive
-from gnnsys.message_passing.linear import skip_zero_rows, zero_rows
+from gnnsys.message_passing.linear import is_transformed, skip_zero_rows, zero_rows
 from gnnsys.message_passing.messages import Message, read_message
 from gnnsys.message_passing.neighbors import neighbors_of
 from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
@@ -263,7 +262,7 @@ def _propagate(
         return None
     if torch.compiler.is_compiling():
         return sum_neighbors(x, edge_index, weight, num_nodes=num_nodes, to=target, mean=mean)
-    counts = None if _is_transformed() else _counts(edge_index)
+    counts = None if is_transformed() else _counts(edge_index)
     if counts is None or counts[target] > num_nodes or counts[source] > x.size(0):
         return None  # of edges that leave the rows, PyG tells in its own words
     sums = sum_neighbors(x, edge_index, weight, num_nodes=num_nodes, to=target, mean=mean)
@@ -294,12 +293,3 @@ def _counts(edge_index: Tensor) -> tuple[int, int] | None:
         return neighbors_of(edge_index).counts
     except RowIndexError:
         return None
-
-
-def _is_transformed() -> bool:
-    """Whether torch transforms functions, in ways for which the operators have no rule."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )

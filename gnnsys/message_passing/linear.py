@@ -1,7 +1,8 @@
-"""Linear layers that do not multiply rows which are known to be zero.
+"""Linear layers that do not multiply rows which are zero.
 
 In a batch of sampled neighbours the nodes of the last hop, more than half of all, have no edges:
-their sums are zero, and a linear layer makes its bias of them.
+their sums are zero, and a linear layer makes its bias of them. Backward, nodes that lie further
+from the seeds than there are layers left have no gradient.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Module
+from torch.autograd import Function, forward_ad
+from torch.nn import Module, Parameter
 from torch_geometric.nn import Linear
 
+from gnnsys._extension import core
 from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.known import KnownOf
 
-__all__ = ["skip_zero_rows", "zero_rows"]
+__all__ = ["is_transformed", "skip_zero_rows", "zero_rows"]
 
 _LINEAR: tuple[type[Module], ...] = (torch.nn.Linear, Linear)
 
@@ -35,13 +38,68 @@ def skip_zero_rows(layer: Module) -> None:
 class _Skipping(Derived):
     def forward(self: Any, x: Tensor) -> Tensor:
         """See ``torch.nn.Linear``."""
-        multiply = self._base.forward
-        first = None if torch.compiler.is_compiling() else zero_rows.of(x)
         result: Tensor
-        if first is None:
-            result = multiply(self, x)
+        if not _can_skip(x, self.weight):
+            result = self._base.forward(self, x)
             return result
-        top = multiply(self, x[:first])
+        first = zero_rows.of(x)
+        if first is None:
+            result = _Product.apply(x, self.weight, self.bias)
+            return result
+        top = _Product.apply(x[:first], self.weight, self.bias)
         if self.bias is None:
             return F.pad(top, (0, 0, 0, x.size(0) - first))
         return torch.cat([top, self.bias.to(top.dtype).expand(x.size(0) - first, -1)])
+
+
+def _can_skip(x: Any, weight: Any) -> bool:
+    """Whether these are tensors whose rows are looked at, in a call that nothing else sees."""
+    if torch.compiler.is_compiling() or is_transformed() or torch.is_autocast_enabled("cpu"):
+        return False
+    plain = type(x) in (Tensor, Parameter) and type(weight) in (Tensor, Parameter)
+    return plain and x.dim() == 2 and x.device.type == "cpu" and x.layout == torch.strided
+
+
+class _Product(Function):
+    """``x @ weight.t() + bias``, whose derivatives leave out the last rows where they are zero.
+
+    In a batch of sampled neighbours the loss depends on the seeds alone, so that fewer and fewer
+    nodes have a gradient the nearer a layer is to the output.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = _rows_with_gradients(grad)
+        top = grad[:rows]
+        grad_x = top @ weight if needs_x else None
+        if grad_x is not None and rows < len(grad):
+            grad_x = F.pad(grad_x, (0, 0, 0, len(grad) - rows))
+        grad_weight = top.t() @ x[:rows] if needs_weight else None
+        return grad_x, grad_weight, top.sum(0) if needs_bias else None
+
+
+def _rows_with_gradients(grad: Tensor) -> int:
+    if torch.is_grad_enabled():  # of a zero, too, there may be derivatives
+        return len(grad)
+    if not grad.is_contiguous() or type(grad) is not Tensor or grad.is_neg():
+        return len(grad)
+    row_bytes = grad.size(1) * grad.element_size()
+    found: int = core.count_until_zeros(grad.data_ptr(), len(grad), row_bytes)
+    return found
+
+
+def is_transformed() -> bool:
+    """Whether torch transforms functions, in ways for which operators of ours have no rule."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )

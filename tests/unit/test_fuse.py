@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -36,6 +37,7 @@ from torch_geometric.nn import (
 )
 
 import gnnsys
+from gnnsys._core import count_until_zeros
 from gnnsys.errors import DTypeError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.message_passing import fused_layers, linear
@@ -277,6 +279,40 @@ def test_rows_are_no_longer_taken_for_zero_once_they_were_changed() -> None:
     x, edges = torch.randn(NODES, CHANNELS, requires_grad=True), random_edges()[:, :100]
     assert_same(Shifted(CHANNELS, 5), lambda layer: layer(x, edges), [x])
     assert linear.zero_rows.of(torch.zeros(3, 2)) is None
+
+
+@pytest.mark.parametrize("kind", [SAGEConv, GraphConv])
+def test_backward_multiplies_no_more_rows_than_have_gradients(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(16)
+    batch, edges = sampled()
+    x = torch.randn(len(batch.node), CHANNELS, requires_grad=True)
+    layer = kind(CHANNELS, 5)
+    assert_same(layer, lambda layer: layer(x, edges)[:10], [x])
+    rows = []
+    count = linear._rows_with_gradients
+    monkeypatch.setattr(
+        linear,
+        "_rows_with_gradients",
+        lambda grad: rows.append((count(grad), len(grad))) or rows[-1][0],
+    )
+    layer(x, edges)[:10].sum().backward()
+    assert sorted(rows) == [(10, int(batch.col.max()) + 1), (10, len(x))]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_up_to_the_last_that_is_not_zero_are_counted(dtype: Any) -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        rows, width = draw.integers(0, 30), draw.integers(1, 40)
+        values = np.zeros((rows, width), dtype)
+        last = draw.integers(-1, rows) if rows else -1
+        if last >= 0:
+            values[last, draw.integers(width)] = draw.choice([1.0, -0.0, np.nan, 5e-324])
+        bits = values.view(np.uint8).any(1)
+        expected = int(np.flatnonzero(bits).max(initial=-1)) + 1
+        assert count_until_zeros(values.ctypes.data, rows, values.strides[0]) == expected
 
 
 def test_bfloat16_autocast_agrees_to_its_rounding(native: list[Any]) -> None:
@@ -740,4 +776,5 @@ def test_gradients_of_gradients_are_right() -> None:
     sage = gnnsys.fuse(SAGEConv(2, 2).double())
     graph = gnnsys.fuse(GraphConv(2, 2, aggr="mean").double())
     assert torch.autograd.gradgradcheck(lambda x: sage(x, edges), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: sage(x, edges)[:2], (x,))
     assert torch.autograd.gradgradcheck(lambda x, w: graph(x, edges, w), (x, weight))

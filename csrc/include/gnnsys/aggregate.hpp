@@ -75,4 +75,7 @@ template <class Id>
 int64_t group_edges(const int64_t* key, const int64_t* value, int64_t num_edges, int64_t num_keys,
                     int64_t* indptr, Id* value_out, Id* order_out);
 
+// Rows up to the last one that has a bit set: behind it all are zeros.
+int64_t count_until_zeros(const void* rows, int64_t num_rows, int64_t row_bytes);
+
 }  // namespace gnnsys

@@ -6,7 +6,7 @@ indexing bit for bit, and are ordinary tensors in memory that is used again once
 A store whose rows have to be brought nearer first has ``announce``: it is told the node ids of a
 batch as soon as they are sampled, and answers with a ticket that goes with the gather. ::
 
-    ticket = store.announce(ids, owner)  # one owner at a time
+    ticket = store.announce(ids, owner)  # the batches of one owner are planned ahead at a time
     rows = store.gather(ids, ticket=ticket)
     store.retract(ticket)  # instead: neither this batch nor any announced after it will come
 
@@ -155,7 +155,8 @@ class TableView:
         for (group, key), rows in self._late.items():
             store = batch._store if group is None else batch[group]
             if key in store:
-                store[key] = rows.value.index_select(rows.dim, store[key])
+                places = store[key].to(rows.value.device)
+                store[key] = rows.value.index_select(rows.dim, places)
 
     @property
     def lookahead(self) -> int:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import NodeLoader
@@ -245,18 +248,34 @@ def test_threads_may_send_a_loader_while_others_iterate(edges: Tensor) -> None:
     assert not failures
 
 
-def work(rank: int, loader: Any, found: Any) -> None:
-    found.put(next(iter(loader)).n_id.tolist())
+_SPAWN = """
+    import torch
+    import torch.multiprocessing as mp
+    from torch_geometric.data import Data
+    import gnnsys
+
+    def work(rank, loader, found):
+        found.put(next(iter(loader)).n_id.tolist())
+
+    if __name__ == "__main__":
+        edges = torch.randint(2_000_000, (2, 4_000_000))
+        data = Data(edge_index=edges, num_nodes=2_000_000)
+        loader = gnnsys.NeighborLoader(data, [3, 3], batch_size=64)
+        expected = next(iter(loader)).n_id.tolist()
+        loader.set_epoch(0)
+        found = mp.get_context("spawn").SimpleQueue()
+        mp.spawn(work, args=(loader, found), nprocs=1)
+        assert found.get() == expected
+        assert next(iter(loader)).n_id.tolist() == expected
+"""
 
 
-def test_a_spawned_process_and_its_parent_read_the_same_batches(edges: Tensor) -> None:
-    loader = loader_of(edges)
-    expected = next(iter(loader)).n_id
-    loader.set_epoch(0)
-    found = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(work, args=(loader, found), nprocs=1)
-    assert found.get() == expected.tolist()
-    assert torch.equal(next(iter(loader)).n_id, expected)
+def test_a_spawned_process_and_its_parent_read_the_same_batches(tmp_path: Path) -> None:
+    (tmp_path / "spawn.py").write_text(dedent(_SPAWN))  # a spawned process imports it again
+    done = subprocess.run(
+        [sys.executable, "spawn.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stock_loader_with_workers_shares_the_samplers_memory(edges: Tensor) -> None:

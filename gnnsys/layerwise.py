@@ -119,7 +119,7 @@ def inference(
             if unwrap(model) is gnn:  # that of gnnsys train never takes values of edges
                 check_edge_values(gnn, data)
             if flow_of(gnn) == "target_to_source":
-                graph = _reverse(graph)
+                graph = graph.reversed()
             chain = model_layers(model, graph)
         if not chain:
             raise ArgumentError("layers: empty, expected at least one")
@@ -151,11 +151,6 @@ def _take_apart(data: Any, threads: int) -> tuple[Tensor, CSC]:
             "torch_geometric.utils.to_edge_index makes these of it"
         )
     return data.x, CSC.from_edge_index(edge_index, data.num_nodes)
-
-
-def _reverse(graph: CSC) -> CSC:
-    target = torch.repeat_interleave(graph.indptr.diff())
-    return CSC.from_edges(target, graph.indices, graph.num_nodes, graph.num_nodes)
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:

@@ -21,10 +21,10 @@ from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
 from gnnsys.errors import DTypeError, RowIndexError
 from gnnsys.message_passing.derived import Derived, derive
-from gnnsys.message_passing.linear import is_transformed, skip_zero_rows, zero_rows
+from gnnsys.message_passing.linear import skip_zero_rows, zero_rows
 from gnnsys.message_passing.messages import Message, read_message
 from gnnsys.message_passing.neighbors import neighbors_of
-from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
+from gnnsys.message_passing.sums import SUMMED_DTYPES, is_transformed, sum_neighbors
 
 __all__ = ["FuseReport", "FusedLayer", "fuse"]
 

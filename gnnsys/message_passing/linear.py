@@ -12,15 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn import Module, Parameter
 from torch_geometric.nn import Linear
 
 from gnnsys._extension import core
 from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.known import KnownOf
+from gnnsys.message_passing.sums import is_transformed
 
-__all__ = ["is_transformed", "skip_zero_rows", "zero_rows"]
+__all__ = ["skip_zero_rows", "zero_rows"]
 
 _LINEAR: tuple[type[Module], ...] = (torch.nn.Linear, Linear)
 
@@ -94,12 +95,3 @@ def _rows_with_gradients(grad: Tensor) -> int:
     row_bytes = grad.size(1) * grad.element_size()
     found: int = core.count_until_zeros(grad.data_ptr(), len(grad), row_bytes)
     return found
-
-
-def is_transformed() -> bool:
-    """Whether torch transforms functions, in ways for which operators of ours have no rule."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )

@@ -126,7 +126,7 @@ def _read_choice(test: ast.expr, yes: ast.expr, no: ast.expr) -> Message | None:
 
 
 def _read_rows(value: ast.expr) -> str | None:
-    """ "x" for the name ``x_j``."""
+    """The name of the rows: x for ``x_j``."""
     is_rows = isinstance(value, ast.Name) and value.id.endswith("_j") and len(value.id) > 2
     return value.id[:-2] if is_rows else None  # type: ignore[attr-defined]
 

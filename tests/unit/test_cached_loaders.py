@@ -85,14 +85,22 @@ def test_an_epoch_that_is_broken_off_and_begun_again_yields_the_same_batches(
     assert_same(loader, loader_of(data))
 
 
-def test_links_node_types_and_an_arena_are_served_too(tmp_path: Path) -> None:
-    draw = torch.Generator().manual_seed(2)
+def tables_of_an_arena(
+    tmp_path: Path, draw: torch.Generator
+) -> tuple[HeteroData, HeteroData, gnnsys.CacheArena]:
+    """Papers and authors in memory, and the same in files behind one arena."""
     plain, ahead = HeteroData(), HeteroData()
     arena = gnnsys.CacheArena(60 * 3 * 4 + 40)
     for name, rows, width in [("paper", 200, 3), ("author", 90, 5)]:
         plain[name].x = torch.randn(rows, width, generator=draw)
         np.save(tmp_path / f"{name}.npy", plain[name].x.numpy())
         ahead[name].x = gnnsys.unified(tmp_path / f"{name}.npy", cache=arena, device="cpu")
+    return plain, ahead, arena
+
+
+def test_links_node_types_and_an_arena_are_served_too(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(2)
+    plain, ahead, arena = tables_of_an_arena(tmp_path, draw)
     writes = torch.stack([torch.randint(90, (900,), generator=draw), torch.arange(900) % 200])
     for data in (plain, ahead):
         data["author", "writes", "paper"].edge_index = writes
@@ -296,13 +304,7 @@ def test_a_second_loader_that_fails_or_is_left_keeps_nobody_waiting(tmp_path: Pa
 
 
 def test_tables_of_an_arena_serve_two_loaders(tmp_path: Path) -> None:
-    draw = torch.Generator().manual_seed(2)
-    plain, ahead = HeteroData(), HeteroData()
-    arena = gnnsys.CacheArena(60 * 3 * 4 + 40)
-    for name, rows, width in [("paper", 200, 3), ("author", 90, 5)]:
-        plain[name].x = torch.randn(rows, width, generator=draw)
-        np.save(tmp_path / f"{name}.npy", plain[name].x.numpy())
-        ahead[name].x = gnnsys.unified(tmp_path / f"{name}.npy", cache=arena, device="cpu")
+    plain, ahead, _ = tables_of_an_arena(tmp_path, torch.Generator().manual_seed(2))
     for data in (plain, ahead):
         data["author", "writes", "paper"].edge_index = torch.stack(
             [torch.arange(900) % 90, torch.arange(900) * 7 % 200]

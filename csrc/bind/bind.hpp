@@ -17,14 +17,14 @@ inline nanobind::capsule hold(std::shared_ptr<char> area) {
                            [](void* p) noexcept { delete static_cast<std::shared_ptr<char>*>(p); });
 }
 
-void bind_aggregate(nanobind::module_& m);
-void bind_cache_planner(nanobind::module_& m);
-void bind_edge_sort(nanobind::module_& m);
-void bind_execute_plan(nanobind::module_& m);
-void bind_file_reader(nanobind::module_& m);
-void bind_graph_sampler(nanobind::module_& m);
-void bind_keyed_dropout(nanobind::module_& m);
-void bind_pair_sums(nanobind::module_& m);
-void bind_rmat(nanobind::module_& m);
+template <class Value>
+using Matrix =
+    nanobind::ndarray<Value, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
+
+void bind_cache(nanobind::module_& m);
+void bind_graph(nanobind::module_& m);
+void bind_io(nanobind::module_& m);
+void bind_rows(nanobind::module_& m);
+void bind_sampler(nanobind::module_& m);
 
 }  // namespace gnnsys

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "gnnsys/aggregate.hpp"
+#include "gnnsys/graph/aggregate.hpp"
 
 // What sums of values are held in.
 namespace gnnsys {

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "check.hpp"
-#include "gnnsys/edge_sort.hpp"
-#include "gnnsys/gather.hpp"
-#include "gnnsys/sampler.hpp"
-#include "gnnsys/topology.hpp"
+#include "gnnsys/graph/edge_sort.hpp"
+#include "gnnsys/rows/gather.hpp"
+#include "gnnsys/sampler/sampler.hpp"
+#include "gnnsys/graph/topology.hpp"
 #include "tests.hpp"
 
 namespace gnnsys::test {

@@ -1,4 +1,4 @@
-"""The C loop of csrc/tests/gather_reference.c, built for this machine when it is needed."""
+"""The C loop of csrc/tests/rows/gather_reference.c, built for this machine when it is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["ReferenceLoop"]
 
-_SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "tests" / "gather_reference.c"
+_SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "tests" / "rows" / "gather_reference.c"
 _FLAGS = ("-O3", "-march=native", "-pthread", "-shared", "-fPIC")
 
 

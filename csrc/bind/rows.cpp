@@ -1,0 +1,101 @@
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "bind.hpp"
+#include "gnnsys/buffer_pool.hpp"
+#include "gnnsys/isa.hpp"
+#include "gnnsys/rows/gather.hpp"
+#include "gnnsys/rows/keyed_dropout.hpp"
+#include "gnnsys/thread_pool.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace gnnsys {
+namespace {
+
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+// Gathers rows into pooled or given memory. Addresses come as integers: the Python stores check
+// what they point to, and rows may be of any dtype, also of those no array protocol knows.
+class Gatherer {
+ public:
+  Gatherer(int threads, const std::string& isa, std::size_t retain)
+      : threads_(threads), isa_(parse_isa(isa)), pool_(BufferPool::create(retain)) {}
+
+  Bytes empty(std::size_t bytes) {
+    std::shared_ptr<char> area = pool_->acquire(bytes);
+    char* const data = area.get();
+    return Bytes(data, 1, &bytes, hold(std::move(area)));
+  }
+
+  int64_t gather(uintptr_t rows, int64_t num_rows, int64_t row_bytes, int64_t stride, uintptr_t ids,
+                 int id_bytes, int64_t n, uintptr_t out) {
+    const RowTable table{reinterpret_cast<const char*>(rows), num_rows, row_bytes, stride};
+    char* const to = reinterpret_cast<char*>(out);
+    nb::gil_scoped_release release;
+    if (id_bytes == 4) {
+      return gather_rows(table, reinterpret_cast<const int32_t*>(ids), n, to, threads_, isa_);
+    }
+    return gather_rows(table, reinterpret_cast<const int64_t*>(ids), n, to, threads_, isa_);
+  }
+
+  int threads() const { return threads_.size(); }
+  std::string isa() const { return isa_name(isa_); }
+  std::size_t retained() const { return pool_->retained(); }
+
+ private:
+  ThreadPool threads_;
+  const Isa isa_;
+  std::shared_ptr<BufferPool> pool_;
+};
+
+constexpr int64_t kMaxWidth = int64_t{1} << 26;  // block numbers above are those of retries
+
+template <class Value>
+void bind_keyed_dropout(nb::module_& m) {
+  m.def(
+      "keyed_dropout",
+      [](uint64_t key, uint32_t least, Value scale, Vector<const int64_t> vertices,
+         Matrix<const Value> x, Matrix<Value> out, const std::string& isa) {
+        if (x.shape(0) != vertices.size() || x.shape(0) != out.shape(0) ||
+            x.shape(1) != out.shape(1)) {
+          throw std::invalid_argument("keyed_dropout: arrays of different lengths");
+        }
+        if (static_cast<int64_t>(x.shape(1)) > kMaxWidth) {
+          throw std::invalid_argument("keyed_dropout: rows of more than 2**26 columns");
+        }
+        const Isa chosen = parse_isa(isa);
+        nb::gil_scoped_release release;
+        keyed_dropout<Value>({key, least}, vertices.data(), static_cast<int64_t>(x.shape(0)),
+                             static_cast<int64_t>(x.shape(1)), scale, x.data(), out.data(), chosen);
+      },
+      "key"_a, "least"_a, "scale"_a, "vertices"_a.noconvert(), "x"_a.noconvert(),
+      "out"_a.noconvert(), "isa"_a = "auto",
+      "Writes scale * x where a value's random word is at least `least`, else 0.");
+}
+
+}  // namespace
+
+void bind_rows(nb::module_& m) {
+  nb::class_<Gatherer>(m, "Gatherer", "Gathers rows on a set of threads of its own.")
+      .def(nb::init<int, const std::string&, std::size_t>(), "threads"_a, "isa"_a = "auto",
+           "retain"_a = std::size_t{512} << 20)
+      .def("empty", &Gatherer::empty, "nbytes"_a,
+           "Uninitialised bytes at a 64-byte boundary, used again once they are let go.")
+      .def("gather", &Gatherer::gather, "rows"_a, "num_rows"_a, "row_bytes"_a, "stride"_a, "ids"_a,
+           "id_bytes"_a, "n"_a, "out"_a,
+           "Copies rows to `out`; returns -1 or the first position whose id is outside the table.")
+      .def_prop_ro("threads", &Gatherer::threads)
+      .def_prop_ro("isa", &Gatherer::isa)
+      .def_prop_ro("retained", &Gatherer::retained, "Unused bytes that wait for the next output.");
+  bind_keyed_dropout<float>(m);
+  bind_keyed_dropout<double>(m);
+}
+
+}  // namespace gnnsys

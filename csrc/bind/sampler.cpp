@@ -1,0 +1,260 @@
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "bind.hpp"
+#include "gnnsys/sampler/graph_sampler.hpp"
+#include "gnnsys/sampler/sampler.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace gnnsys {
+namespace {
+
+using Ids = Vector<const int64_t>;
+using Indices = std::variant<Vector<const int32_t>, Vector<const int64_t>>;
+using RelationArrays = std::tuple<int, int, Ids, Indices>;
+using Times = std::vector<std::optional<Ids>>;
+using Weights = std::vector<std::optional<Vector<const double>>>;
+using Seeds = std::tuple<int, Ids, std::optional<Ids>>;
+using NumpyIds = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
+using NumpyEdgeIndex = nb::ndarray<nb::numpy, int64_t, nb::shape<2, -1>>;
+
+void check_size(const char* what, std::size_t number, int64_t size, int64_t expected) {
+  if (size == expected) return;
+  throw std::invalid_argument(std::string(what) + " " + std::to_string(number) + " has " +
+                              std::to_string(size) + " entries, expected " +
+                              std::to_string(expected));
+}
+
+void check_count(const char* what, std::size_t count, int64_t expected, const char* of) {
+  if (static_cast<int64_t>(count) == expected) return;
+  throw std::invalid_argument(std::string(what) + " has " + std::to_string(count) +
+                              " entries for " + std::to_string(expected) + " " + of);
+}
+
+// An array without entries may have no address, and null stands for no array.
+template <class T>
+const T* address(const std::optional<Vector<const T>>& array) {
+  static const T empty{};
+  if (!array) return nullptr;
+  return array->size() ? array->data() : &empty;
+}
+
+template <class T>
+const T* checked(const char* what, const std::vector<std::optional<Vector<const T>>>& arrays,
+                 std::size_t number, int64_t expected) {
+  if (arrays[number]) {
+    check_size(what, number, static_cast<int64_t>(arrays[number]->size()), expected);
+  }
+  return address(arrays[number]);
+}
+
+// The native sampler together with the arrays that it reads.
+class BoundSampler {
+ public:
+  BoundSampler(std::vector<int64_t> num_nodes, std::vector<RelationArrays> relations,
+               Times node_time, Times edge_time, Weights edge_weight, int threads,
+               const std::string& isa)
+      : relations_(std::move(relations)),
+        node_time_(std::move(node_time)),
+        edge_time_(std::move(edge_time)),
+        edge_weight_(std::move(edge_weight)),
+        sampler_(view(std::move(num_nodes)), threads, parse_isa(isa)) {}
+
+  nb::tuple sample(const std::vector<Seeds>& seeds, std::vector<std::vector<int64_t>> fanouts,
+                   bool replace, bool disjoint, bool last, bool labor, uint64_t seed,
+                   uint64_t epoch, uint64_t group) {
+    GraphSampleRequest request{
+        {}, std::move(fanouts), replace, disjoint, last, labor, seed, epoch, group};
+    for (const auto& [type, ids, times] : seeds) {
+      if (times) {
+        check_size("times of seeds of type", type, static_cast<int64_t>(times->size()),
+                   static_cast<int64_t>(ids.size()));
+      }
+      request.seeds.push_back({type, ids.data(), static_cast<int64_t>(ids.size()), address(times)});
+    }
+    TypedBatch batch;
+    {
+      nb::gil_scoped_release release;
+      batch = sampler_.sample(request);
+    }
+    return nb::make_tuple(list_ids(batch.node),
+                          disjoint ? nb::object(list_ids(batch.batch)) : nb::none(),
+                          list_edges(batch.edge_index), list_ids(batch.edge), batch.nodes_per_hop,
+                          batch.edges_per_hop);
+  }
+
+  nb::tuple induce(const std::vector<Ids>& nodes) {
+    std::vector<std::span<const int64_t>> spans;
+    for (const Ids& ids : nodes) spans.emplace_back(ids.data(), ids.size());
+    InducedEdges induced;
+    {
+      nb::gil_scoped_release release;
+      induced = sampler_.induce(spans);
+    }
+    return nb::make_tuple(list_edges(induced.edge_index), list_ids(induced.edge));
+  }
+
+ private:
+  TypedGraph view(std::vector<int64_t> num_nodes) const {
+    const auto types = static_cast<int64_t>(num_nodes.size());
+    const auto relations = static_cast<int64_t>(relations_.size());
+    check_count("node_time", node_time_.size(), types, "node types");
+    check_count("edge_time", edge_time_.size(), relations, "relations");
+    check_count("edge_weight", edge_weight_.size(), relations, "relations");
+    TypedGraph graph{std::move(num_nodes), {}, {}};
+    for (std::size_t t = 0; t < node_time_.size(); ++t) {
+      graph.node_time.push_back(checked("node_time", node_time_, t, graph.num_nodes[t]));
+    }
+    for (std::size_t r = 0; r < relations_.size(); ++r) {
+      const auto& [source, target, indptr, indices] = relations_[r];
+      if (target >= 0 && target < types) {
+        check_size("indptr of relation", r, static_cast<int64_t>(indptr.size()),
+                   graph.num_nodes[target] + 1);
+      }
+      const bool wide = indices.index() == 1;
+      const auto [data, edges] = std::visit(
+          [](const auto& array) -> std::pair<const void*, int64_t> {
+            return {array.data(), static_cast<int64_t>(array.size())};
+          },
+          indices);
+      graph.relations.push_back({source, target, indptr.data(), data, wide, edges,
+                                 checked("edge_time", edge_time_, r, edges),
+                                 checked("edge_weight", edge_weight_, r, edges)});
+    }
+    return graph;
+  }
+
+  static nb::list list_ids(std::vector<IdArray>& arrays) {
+    nb::list list;
+    for (IdArray& array : arrays) {
+      const std::size_t shape[1] = {static_cast<std::size_t>(array.size)};
+      int64_t* const data = array.data();
+      list.append(NumpyIds(data, 1, shape, hold(std::move(array.area))));
+    }
+    return list;
+  }
+
+  static nb::list list_edges(std::vector<EdgeIndex>& arrays) {
+    nb::list list;
+    for (EdgeIndex& array : arrays) {
+      const std::size_t shape[2] = {2, static_cast<std::size_t>(array.size / 2)};
+      int64_t* const data = array.data();
+      list.append(NumpyEdgeIndex(data, 2, shape, hold(std::move(array.area))));
+    }
+    return list;
+  }
+
+  std::vector<RelationArrays> relations_;
+  Times node_time_, edge_time_;
+  Weights edge_weight_;
+  GraphSampler sampler_;
+};
+
+NumpyIds to_numpy(IdArray&& array) {
+  int64_t* const data = array.data();
+  const std::size_t shape[1] = {static_cast<std::size_t>(array.size)};
+  return NumpyIds(data, 1, shape, hold(std::move(array.area)));
+}
+
+CscGraph view_csc(const Ids& indptr, const Indices& indices) {
+  if (indptr.size() == 0)
+    throw std::invalid_argument("indptr is empty: it needs nodes + 1 entries");
+  return std::visit(
+      [&](const auto& array) -> CscGraph {
+        return {indptr.data(), array.data(), indices.index() == 1,
+                static_cast<int64_t>(indptr.size()) - 1, static_cast<int64_t>(array.size())};
+      },
+      indices);
+}
+
+// The native sampler together with the arrays that it reads: those it was given, or what the
+// conversion of an argument made of them.
+class PlainSampler {
+ public:
+  PlainSampler(Ids indptr, Indices indices, int threads, const std::string& isa)
+      : indptr_(std::move(indptr)),
+        indices_(std::move(indices)),
+        sampler_(view_csc(indptr_, indices_), threads, parse_isa(isa)) {}
+
+  nb::tuple sample(Vector<const int64_t> seeds, std::vector<int64_t> fanouts, bool replace,
+                   uint64_t seed, uint64_t epoch, uint64_t group) {
+    const SampleRequest request{
+        seeds.data(), static_cast<int64_t>(seeds.size()), std::move(fanouts), replace, seed, epoch,
+        group};
+    SampledBatch batch;
+    {
+      nb::gil_scoped_release release;
+      batch = sampler_.sample(request);
+    }
+    return nb::make_tuple(to_numpy(std::move(batch.node)), to_numpy(std::move(batch.row)),
+                          to_numpy(std::move(batch.col)), to_numpy(std::move(batch.edge)),
+                          batch.nodes_per_hop, batch.edges_per_hop);
+  }
+
+ private:
+  Ids indptr_;
+  Indices indices_;
+  Sampler sampler_;
+};
+
+}  // namespace
+
+void bind_sampler(nb::module_& m) {
+  nb::class_<BoundSampler>(m, "GraphSampler",
+                           "Neighbour sampling over typed graphs with times and weights.")
+      .def(nb::init<std::vector<int64_t>, std::vector<RelationArrays>, Times, Times, Weights, int,
+                    const std::string&>(),
+           "num_nodes"_a, "relations"_a, "node_time"_a, "edge_time"_a, "edge_weight"_a,
+           "threads"_a = 1, "isa"_a = "auto",
+           "Relations are (source type, target type, indptr, indices): a CSC of the targets' "
+           "in-neighbours. Times of nodes are given per type, times and weights of edges per "
+           "relation, by position in the CSC. The arrays are kept, not copied.")
+      .def("sample", &BoundSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "disjoint"_a,
+           "last"_a, "labor"_a, "seed"_a, "epoch"_a, "group"_a,
+           nb::sig("def sample(self, seeds: collections.abc.Sequence[tuple[int, "
+                   "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64] | None]], "
+                   "fanouts: collections.abc.Sequence[collections.abc.Sequence[int]], replace: "
+                   "bool, disjoint: bool, last: bool, labor: bool, seed: int, epoch: int, group: "
+                   "int) -> tuple[list[numpy.typing.NDArray[numpy.int64]], "
+                   "list[numpy.typing.NDArray[numpy.int64]] | None, "
+                   "list[numpy.typing.NDArray[numpy.int64]], "
+                   "list[numpy.typing.NDArray[numpy.int64]], list[list[int]], list[list[int]]]"),
+           "node and batch per type, edge_index (2, edges) and edge per relation, nodes per type "
+           "and hop, edges per relation and hop. Seeds are (type, ids, times), fanouts per "
+           "relation and hop.")
+      .def("induce", &BoundSampler::induce, "node"_a,
+           nb::sig("def induce(self, node: "
+                   "collections.abc.Sequence[numpy.typing.NDArray[numpy.int64]]) -> "
+                   "tuple[list[numpy.typing.NDArray[numpy.int64]], "
+                   "list[numpy.typing.NDArray[numpy.int64]]]"),
+           "edge_index and edge per relation: all edges between the nodes, given per type.");
+  nb::class_<PlainSampler>(m, "Sampler", "Uniform neighbour sampling over CSC.")
+      .def(nb::init<Ids, Indices, int, const std::string&>(), "indptr"_a, "indices"_a,
+           "threads"_a = 1, "isa"_a = "auto", "The arrays are kept, not copied.")
+      .def("sample", &PlainSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "seed"_a,
+           "epoch"_a, "group"_a,
+           nb::sig("def sample(self, seeds: numpy.typing.NDArray[numpy.int64], fanouts: "
+                   "list[int], replace: bool, seed: int, epoch: int, group: int) -> "
+                   "tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
+                   "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
+                   "list[int], list[int]]"),
+           "node, row, col, edge, nodes per hop, edges per hop of one batch.");
+}
+
+}  // namespace gnnsys

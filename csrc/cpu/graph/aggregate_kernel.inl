@@ -1,0 +1,117 @@
+// The loops over edges, compiled once for each instruction set: aggregate.cpp includes this with
+// GNNSYS_NAMESPACE and GNNSYS_TARGET set. Every function carries the target, so that none of them
+// can stand in for another instruction set's when the linker merges templates.
+
+namespace GNNSYS_NAMESPACE {
+
+#include "rows/row_kernel.inl"
+
+template <class Value, class Id>
+GNNSYS_TARGET inline void prefetch_row(const Job<Value, Id>& job, int64_t edge, int64_t last) {
+  if (edge >= last) return;
+  const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value));
+  const uintptr_t row =
+      reinterpret_cast<uintptr_t>(job.x.data) +
+      static_cast<uint64_t>(job.edges.source[edge]) * static_cast<uint64_t>(row_bytes);
+  for (int64_t b = 0; b < std::min(row_bytes, kPrefetchBytes); b += kLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(row + static_cast<uintptr_t>(b)), 0, 3);
+  }
+}
+
+// Adds columns [first, first + n) of one edge's row.
+template <class Value, class Id>
+GNNSYS_TARGET inline void add_edge(const Job<Value, Id>& job, int64_t edge, int64_t source,
+                                   int64_t first, int64_t n, Wide<Value>* sum) {
+  const Value* const row = job.x.data + source * job.width() + first;
+  const Wide<Value> scale = job.factors.scale ? widen(job.factors.scale[source]) : Wide<Value>(1);
+  if (!job.factors.weight) {
+    add_multiple(sum, row, scale, n);
+    return;
+  }
+  const int64_t place = job.edges.order ? static_cast<int64_t>(job.edges.order[edge]) : edge;
+  const Value* const weights = job.factors.weight + place * job.x.heads;
+  for (int64_t head = first / job.x.channels, at = 0; at < n; ++head) {
+    const int64_t stop = std::min(n, (head + 1) * job.x.channels - first);
+    add_multiple(sum + at, row + at, scale * widen(weights[head]), stop - at);
+    at = stop;
+  }
+}
+
+template <class Value, class Id>
+GNNSYS_TARGET int64_t sum_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
+  const int64_t* const indptr = job.edges.indptr;
+  const int64_t width = job.width();
+  const int64_t last = indptr[end];
+  Wide<Value> sum[kBlock];
+  for (int64_t target = begin; target < end; ++target) {
+    const int64_t from = indptr[target], to = indptr[target + 1];
+    Value* const out = job.out + target * width;
+    if (from == to) {
+      std::memset(static_cast<void*>(out), 0, width * sizeof(Value));
+      continue;
+    }
+    for (int64_t first = 0; first < width; first += kBlock) {
+      const int64_t n = std::min(kBlock, width - first);
+      std::fill(sum, sum + n, Wide<Value>(0));
+      for (int64_t edge = from; edge < to; ++edge) {
+        if (first == 0) prefetch_row(job, edge + kPrefetchEdges, last);
+        const int64_t source = static_cast<int64_t>(job.edges.source[edge]);
+        if (static_cast<uint64_t>(source) >= static_cast<uint64_t>(job.x.num_rows)) return edge;
+        add_edge(job, edge, source, first, n, sum);
+      }
+      if (job.factors.mean) {
+        for (int64_t i = 0; i < n; ++i) sum[i] /= static_cast<Wide<Value>>(to - from);
+      }
+      for (int64_t i = 0; i < n; ++i) narrow(sum[i], out[first + i]);
+    }
+  }
+  return -1;
+}
+
+// For numbers of channels so small that a loop over them would cost more than they do.
+template <int64_t Channels, class Value>
+GNNSYS_TARGET inline void dot_heads(const Value* x, const Value* y, Wide<Value> factor,
+                                    int64_t heads, Value* out) {
+  for (int64_t head = 0, at = 0; head < heads; ++head, at += Channels) {
+    narrow(factor * dot(x + at, y + at, Channels), out[head]);
+  }
+}
+
+template <class Value, class Id>
+GNNSYS_TARGET int64_t dot_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
+  const int64_t* const indptr = job.edges.indptr;
+  const int64_t heads = job.x.heads, channels = job.x.channels;
+  const int64_t last = indptr[end];
+  for (int64_t target = begin; target < end; ++target) {
+    const int64_t from = indptr[target], to = indptr[target + 1];
+    const Value* const y = job.y + target * job.width();
+    for (int64_t edge = from; edge < to; ++edge) {
+      prefetch_row(job, edge + kPrefetchEdges, last);
+      const int64_t source = static_cast<int64_t>(job.edges.source[edge]);
+      if (static_cast<uint64_t>(source) >= static_cast<uint64_t>(job.x.num_rows)) return edge;
+      Wide<Value> factor = job.factors.scale ? widen(job.factors.scale[source]) : Wide<Value>(1);
+      if (job.factors.mean) factor /= static_cast<Wide<Value>>(to - from);
+      const int64_t place = job.edges.order ? static_cast<int64_t>(job.edges.order[edge]) : edge;
+      const Value* const x = job.x.data + source * job.width();
+      Value* const out = job.out + place * heads;
+      switch (channels) {
+        case 8:
+          dot_heads<8>(x, y, factor, heads, out);
+          break;
+        case 16:
+          dot_heads<16>(x, y, factor, heads, out);
+          break;
+        case 32:
+          dot_heads<32>(x, y, factor, heads, out);
+          break;
+        default:
+          for (int64_t head = 0, at = 0; head < heads; ++head, at += channels) {
+            narrow(factor * dot(x + at, y + at, channels), out[head]);
+          }
+      }
+    }
+  }
+  return -1;
+}
+
+}  // namespace GNNSYS_NAMESPACE

@@ -1,0 +1,142 @@
+#include "gnnsys/rows/gather.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace gnnsys {
+namespace {
+
+// Outputs larger than this leave the caches before they are read again, so they are written past
+// them: that saves reading each line of the output in before it is overwritten.
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
+constexpr int64_t kLine = 64;
+// The hardware prefetcher follows a row by itself once its first lines are on their way.
+constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kShareBytes = int64_t{256} << 10;  // a smaller share is not worth a thread
+// Shares for each thread, so that one whose core is busy with other work does not hold all up.
+constexpr int64_t kSharesPerThread = 8;
+
+constexpr int64_t prefetch_distance(int64_t row_bytes) { return row_bytes < 1024 ? 16 : 4; }
+
+struct Job {
+  const RowTable& table;
+  char* out;
+};
+
+struct AnyCopy {
+  int64_t bytes;
+  void operator()(char* to, const char* from) const {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
+};
+
+template <int Bytes>
+struct FixedCopy {
+  int64_t bytes;
+  void operator()(char* to, const char* from) const { std::memcpy(to, from, Bytes); }
+};
+
+#if defined(__x86_64__)
+
+#define GNNSYS_NAMESPACE generic
+#define GNNSYS_TARGET [[gnu::target("sse2")]]
+#define GNNSYS_VECTOR __m128i
+#define GNNSYS_LOAD _mm_loadu_si128
+#define GNNSYS_STREAM _mm_stream_si128
+#include "rows/gather_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+#undef GNNSYS_VECTOR
+#undef GNNSYS_LOAD
+#undef GNNSYS_STREAM
+
+#define GNNSYS_NAMESPACE avx2
+#define GNNSYS_TARGET [[gnu::target("avx2")]]
+#define GNNSYS_VECTOR __m256i
+#define GNNSYS_LOAD _mm256_loadu_si256
+#define GNNSYS_STREAM _mm256_stream_si256
+#include "rows/gather_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+#undef GNNSYS_VECTOR
+#undef GNNSYS_LOAD
+#undef GNNSYS_STREAM
+
+#define GNNSYS_NAMESPACE avx512
+#define GNNSYS_TARGET [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")]]
+#define GNNSYS_VECTOR __m512i
+#define GNNSYS_LOAD _mm512_loadu_si512
+#define GNNSYS_STREAM _mm512_stream_si512
+#include "rows/gather_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+#undef GNNSYS_VECTOR
+#undef GNNSYS_LOAD
+#undef GNNSYS_STREAM
+
+#else
+
+#define GNNSYS_NAMESPACE generic
+#define GNNSYS_TARGET
+#include "rows/gather_kernel.inl"
+#undef GNNSYS_NAMESPACE
+#undef GNNSYS_TARGET
+
+#endif
+
+template <class Id>
+using Kernel = int64_t (*)(const Job&, const Id*, int64_t, int64_t);
+
+template <class Id>
+Kernel<Id> choose_kernel(const RowTable& table, int64_t n, const char* out, Isa isa) {
+#if defined(__x86_64__)
+  const bool lines = table.row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;
+  const bool stream = lines && n * table.row_bytes >= kStreamBytes;
+  switch (isa) {
+    case Isa::avx512:
+      return stream ? avx512::stream_rows<Id> : avx512::plain_rows<Id>;
+    case Isa::avx2:
+      return stream ? avx2::stream_rows<Id> : avx2::plain_rows<Id>;
+    case Isa::generic:
+      break;
+  }
+  return stream ? generic::stream_rows<Id> : generic::plain_rows<Id>;
+#else
+  (void)table, (void)n, (void)out, (void)isa;
+  return generic::plain_rows<Id>;
+#endif
+}
+
+}  // namespace
+
+template <class Id>
+int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out, ThreadPool& pool,
+                    Isa isa) {
+  const Kernel<Id> kernel = choose_kernel<Id>(table, n, out, isa);
+  const Job job{table, out};
+  const int64_t cost = n * (table.row_bytes + kLine);
+  const int64_t pieces = std::clamp<int64_t>(cost / kShareBytes, 1, kSharesPerThread * pool.size());
+  const int64_t grain = std::max<int64_t>(1, (n + pieces - 1) / pieces);
+  std::atomic<int64_t> first_bad{n};
+  parallel_for(pool, n, grain, [&](int64_t begin, int64_t end) {
+    const int64_t bad = kernel(job, ids, begin, end);
+    if (bad < 0) return;
+    int64_t known = first_bad.load(std::memory_order_relaxed);
+    while (bad < known && !first_bad.compare_exchange_weak(known, bad)) {
+    }
+  });
+  const int64_t bad = first_bad.load();
+  return bad == n ? -1 : bad;
+}
+
+template int64_t gather_rows<int32_t>(const RowTable&, const int32_t*, int64_t, char*, ThreadPool&,
+                                      Isa);
+template int64_t gather_rows<int64_t>(const RowTable&, const int64_t*, int64_t, char*, ThreadPool&,
+                                      Isa);
+
+}  // namespace gnnsys

@@ -1,0 +1,246 @@
+// GraphSampler against the brute force of typed_reference.cpp, and its answers to bad input.
+#include "gnnsys/sampler/graph_sampler.hpp"
+
+#include <cmath>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "check.hpp"
+#include "gnnsys/sampler/sampler.hpp"
+#include "tests.hpp"
+#include "sampler/typed_reference.hpp"
+
+namespace gnnsys::test {
+namespace {
+
+std::vector<int64_t> list_of(const IdArray& array) {
+  return {array.data(), array.data() + array.size};
+}
+
+std::vector<int64_t> row_of(const EdgeIndex& array) {
+  return {array.data(), array.data() + array.size / 2};
+}
+
+std::vector<int64_t> col_of(const EdgeIndex& array) {
+  return {array.data() + array.size / 2, array.data() + array.size};
+}
+
+void check_equal(const TypedBatch& batch, const SlowBatch& expected, bool disjoint) {
+  CHECK(batch.batch.size() == (disjoint ? expected.batch.size() : 0));
+  for (std::size_t t = 0; t < expected.node.size(); ++t) {
+    CHECK(list_of(batch.node[t]) == expected.node[t]);
+    CHECK(!disjoint || list_of(batch.batch[t]) == expected.batch[t]);
+  }
+  for (std::size_t r = 0; r < expected.edge.size(); ++r) {
+    CHECK(row_of(batch.edge_index[r]) == expected.row[r]);
+    CHECK(col_of(batch.edge_index[r]) == expected.col[r]);
+    CHECK(list_of(batch.edge[r]) == expected.edge[r]);
+  }
+  CHECK(batch.nodes_per_hop == expected.nodes_per_hop);
+  CHECK(batch.edges_per_hop == expected.edges_per_hop);
+}
+
+void batches_equal_the_reference() {
+  std::mt19937_64 random(1);
+  for (int round = 0; round < 25; ++round) {
+    for (Kind kind : {Kind::plain, Kind::weight, Kind::node_time, Kind::edge_time}) {
+      const SmallGraph graph = random_graph(random, kind);
+      for (Isa isa : supported_isas()) {
+        GraphSampler sampler(graph.view(), 1 + round % 3, isa);
+        for (bool labor : {false, true}) {
+          if (labor && kind == Kind::weight) continue;
+          const SmallRequest request = random_request(random, graph, kind, labor);
+          check_equal(sampler.sample(request.view()), sample_slowly(graph, request),
+                      request.options.disjoint);
+        }
+      }
+    }
+  }
+}
+
+// All edges between nodes, by looking at each edge.
+void induced_edges_are_those_between_the_nodes() {
+  std::mt19937_64 random(2);
+  for (int round = 0; round < 30; ++round) {
+    const SmallGraph graph = random_graph(random, Kind::plain);
+    std::vector<std::vector<int64_t>> nodes(3);
+    std::vector<std::span<const int64_t>> view;
+    for (int t = 0; t < 3; ++t) {
+      for (uint64_t i = graph.num_nodes[t] ? random() % 200 : 0; i > 0; --i) {
+        nodes[t].push_back(static_cast<int64_t>(random() % graph.num_nodes[t]));
+      }
+      view.emplace_back(nodes[t]);
+    }
+    GraphSampler sampler(graph.view(), 1 + round % 2, supported_isas().back());
+    const InducedEdges induced = sampler.induce(view);
+    for (std::size_t r = 0; r < graph.relations.size(); ++r) {
+      const SmallRelation& relation = graph.relations[r];
+      const auto& sources = nodes[relation.source_type];
+      const auto& targets = nodes[relation.target_type];
+      std::map<int64_t, int64_t> place;
+      for (std::size_t i = 0; i < sources.size(); ++i) {
+        place.insert({sources[i], static_cast<int64_t>(i)});
+      }
+      std::vector<int64_t> row, col, edge;
+      for (std::size_t i = 0; i < targets.size(); ++i) {
+        for (int64_t e = relation.indptr[targets[i]]; e < relation.indptr[targets[i] + 1]; ++e) {
+          const auto found = place.find(relation.indices[e]);
+          if (found == place.end()) continue;
+          row.push_back(found->second);
+          col.push_back(static_cast<int64_t>(i));
+          edge.push_back(e);
+        }
+      }
+      CHECK(row_of(induced.edge_index[r]) == row);
+      CHECK(col_of(induced.edge_index[r]) == col);
+      CHECK(list_of(induced.edge[r]) == edge);
+    }
+  }
+}
+
+// Nodes 0 … nodes - 1, each with `degree` random in-neighbours.
+SmallGraph regular_graph(int64_t nodes, int64_t degree) {
+  std::mt19937_64 random(3);
+  SmallRelation relation{0, 0, {0}, {}, {}, {}, {}, true, false, false};
+  for (int64_t v = 0; v < nodes; ++v) {
+    for (int64_t e = 0; e < degree; ++e) {
+      relation.indices.push_back(static_cast<int64_t>(random() % nodes));
+    }
+    relation.indptr.push_back(static_cast<int64_t>(relation.indices.size()));
+  }
+  return {{nodes}, {{}}, {false}, {relation}};
+}
+
+GraphSampleRequest request_for(const std::vector<int64_t>& ids, std::vector<int64_t> fanouts) {
+  return {{{0, ids.data(), static_cast<int64_t>(ids.size()), nullptr}},
+          {std::move(fanouts)},
+          false,
+          false,
+          false,
+          false,
+          1,
+          2,
+          3};
+}
+
+void one_relation_gives_what_the_plain_sampler_gives() {
+  const SmallGraph graph = regular_graph(3000, 70);
+  const SmallRelation& relation = graph.relations[0];
+  std::vector<int64_t> seeds;
+  for (int64_t v = 0; v < 3000; v += 5) seeds.push_back(v);
+  for (Isa isa : supported_isas()) {
+    Sampler plain({relation.indptr.data(), relation.indices.data(), true, 3000, 3000 * 70}, 2, isa);
+    GraphSampler typed(graph.view(), 2, isa);
+    for (bool replace : {false, true}) {
+      GraphSampleRequest request = request_for(seeds, {10, -1});
+      request.replace = replace;
+      const TypedBatch found = typed.sample(request);
+      const SampledBatch expected = plain.sample(
+          {seeds.data(), static_cast<int64_t>(seeds.size()), {10, -1}, replace, 1, 2, 3});
+      CHECK(list_of(found.node[0]) == list_of(expected.node));
+      CHECK(row_of(found.edge_index[0]) == list_of(expected.row));
+      CHECK(col_of(found.edge_index[0]) == list_of(expected.col));
+      CHECK(list_of(found.edge[0]) == list_of(expected.edge));
+      CHECK(found.nodes_per_hop[0] == expected.nodes_per_hop);
+      CHECK(found.edges_per_hop[0] == expected.edges_per_hop);
+    }
+  }
+}
+
+void threads_change_nothing() {
+  const SmallGraph graph = regular_graph(3000, 30);
+  std::vector<int64_t> seeds(1500);
+  for (std::size_t i = 0; i < seeds.size(); ++i) seeds[i] = static_cast<int64_t>(2 * i);
+  GraphSampler alone(graph.view(), 1, supported_isas().back());
+  GraphSampler shared(graph.view(), 4, supported_isas().back());
+  for (int option = 0; option < 3; ++option) {
+    GraphSampleRequest request = request_for(seeds, {5, 5});
+    request.disjoint = option == 1;
+    request.labor = option == 2;
+    const TypedBatch expected = alone.sample(request), found = shared.sample(request);
+    CHECK(list_of(found.node[0]) == list_of(expected.node[0]));
+    CHECK(row_of(found.edge_index[0]) == row_of(expected.edge_index[0]));
+    CHECK(list_of(found.edge[0]) == list_of(expected.edge[0]));
+  }
+}
+
+void bad_graphs_are_refused() {
+  const Isa isa = supported_isas().back();
+  const std::vector<int64_t> seeds{0, 1, 2};
+  SmallGraph graph = regular_graph(3, 4);
+  for (int64_t bad : {int64_t{-1}, int64_t{3}, INT64_MIN, INT64_MAX}) {
+    SmallGraph other = graph;
+    other.relations[0].indices[7] = bad;
+    GraphSampler sampler(other.view(), 2, isa);
+    for (bool labor : {false, true}) {
+      GraphSampleRequest request = request_for(seeds, {-1});
+      request.labor = labor;
+      CHECK(contains(message_of<std::runtime_error>([&] { sampler.sample(request); }),
+                     "at position 7"));
+    }
+    CHECK(contains(message_of<std::runtime_error>([&] { sampler.induce({seeds}); }),
+                   "at position 7"));
+  }
+  for (int64_t bad : {int64_t{-1}, int64_t{9}, int64_t{13}, INT64_MIN, INT64_MAX}) {
+    SmallGraph other = graph;
+    other.relations[0].indptr[1] = bad;
+    GraphSampler sampler(other.view(), 1, isa);
+    for (bool labor : {false, true}) {
+      GraphSampleRequest request = request_for(seeds, {2});
+      request.labor = labor;
+      message_of<std::runtime_error>([&] { sampler.sample(request); });
+    }
+    message_of<std::runtime_error>([&] { sampler.induce({seeds}); });
+    other.relations[0].weighted = true;
+    other.relations[0].weight.assign(12, 1.0);
+    message_of<std::invalid_argument>([&] { GraphSampler(other.view(), 1, isa); });
+  }
+  graph.relations[0].weighted = true;
+  for (double bad : {-1.0, std::nan(""), HUGE_VAL, 1.7e308}) {
+    graph.relations[0].weight.assign(12, 1.7e308 / 4);
+    graph.relations[0].weight[5] = bad;
+    CHECK(contains(message_of<std::invalid_argument>([&] { GraphSampler(graph.view(), 1, isa); }),
+                   "relation 0: the weight at position"));
+  }
+}
+
+void bad_requests_are_refused() {
+  const SmallGraph graph = regular_graph(3, 4);
+  GraphSampler sampler(graph.view(), 1, supported_isas().back());
+  for (int64_t bad : {int64_t{-1}, int64_t{3}, INT64_MIN, INT64_MAX}) {
+    const std::vector<int64_t> seeds{0, bad};
+    CHECK(contains(message_of<std::out_of_range>([&] { sampler.sample(request_for(seeds, {1})); }),
+                   "at position 1 is outside the nodes of type 0"));
+    message_of<std::out_of_range>([&] { sampler.induce({seeds}); });
+  }
+  const std::vector<int64_t> seeds{0, 1};
+  for (int64_t bad : {int64_t{-2}, int64_t{1} << 24, INT64_MIN, INT64_MAX}) {
+    message_of<std::invalid_argument>([&] { sampler.sample(request_for(seeds, {1, bad})); });
+  }
+  GraphSampleRequest request = request_for(seeds, {1});
+  request.fanouts.push_back({1});
+  message_of<std::invalid_argument>([&] { sampler.sample(request); });
+  request = request_for(seeds, {1});
+  request.seeds[0].type = 1;
+  message_of<std::invalid_argument>([&] { sampler.sample(request); });
+  request = request_for(seeds, {1});
+  request.seeds[0].times = seeds.data();
+  request.disjoint = true;
+  message_of<std::invalid_argument>([&] { sampler.sample(request); });
+  CHECK(list_of(sampler.sample(request_for(seeds, {0})).node[0]) == seeds);
+}
+
+}  // namespace
+
+void test_graph_sampler() {
+  batches_equal_the_reference();
+  induced_edges_are_those_between_the_nodes();
+  one_relation_gives_what_the_plain_sampler_gives();
+  threads_change_nothing();
+  bad_graphs_are_refused();
+  bad_requests_are_refused();
+}
+
+}  // namespace gnnsys::test

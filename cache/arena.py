@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.errors import ArgumentError, DTypeError
-from gnnsys.sizes import parse_bytes
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["ArenaShare", "CacheArena", "Table", "rows_of"]
 

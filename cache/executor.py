@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys._extension import core
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.errors import TooLargeError
 from gnnsys.memory import empty
 from gnnsys.memory.reads import StagedRows
+from gnnsys.system.extension import core
 
 __all__ = ["Executor"]
 

@@ -105,7 +105,7 @@ def check_planner(
     if scores.dtype != np.uint16:
         raise DTypeError(
             f"scores: dtype {scores.dtype}, expected uint16; "
-            "gnnsys.cache.scores.rank_normalised makes them from any values"
+            "gnnsys.cache.importance.rank_normalised makes them from any values"
         )
     if scores.shape != (num_rows,):
         raise ArgumentError(f"scores: shape {scores.shape}, expected one a row, ({num_rows},)")

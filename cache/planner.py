@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys._extension import core
 from gnnsys.cache.plan import (
     BatchPlan,
     Policy,
@@ -21,6 +20,7 @@ from gnnsys.cache.plan import (
     raise_row_index,
 )
 from gnnsys.errors import ArgumentError
+from gnnsys.system.extension import core
 
 __all__ = ["Planner"]
 

@@ -20,10 +20,10 @@ from torch.utils.data import get_worker_info
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
 from gnnsys.cache.engine import CacheSource, Engine
 from gnnsys.cache.executor import Executor
+from gnnsys.cache.importance import rank_normalised
 from gnnsys.cache.plan import POLICIES, Policy
 from gnnsys.cache.planner import Planner
 from gnnsys.cache.resident import ResidentRows
-from gnnsys.cache.scores import rank_normalised
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.counters import Counters

@@ -41,7 +41,7 @@ from gnnsys.errors import (
     RowIndexError,
     StorageError,
 )
-from gnnsys.files import as_storage_error, sync, write_whole
+from gnnsys.system.files import as_storage_error, sync, write_whole
 
 __all__ = ["Trace", "TraceWriter", "read_trace"]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gnnsys._version import __version__
     from gnnsys.cache.arena import CacheArena
-    from gnnsys.dataset_folder import Dataset, open_dataset
+    from gnnsys.dataset.folder import Dataset, open_dataset
     from gnnsys.feature_store import FeatureStore
-    from gnnsys.layerwise import inference
     from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader
     from gnnsys.loaders.neighbor_loader import NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
     from gnnsys.memory.alloc import keep_freed_memory
     from gnnsys.message_passing.fused_layers import fuse
+    from gnnsys.training.exact_inference import inference
     from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 
 _HOME = {
     "CacheArena": "gnnsys.cache.arena",
-    "Dataset": "gnnsys.dataset_folder",
+    "Dataset": "gnnsys.dataset.folder",
     "FeatureStore": "gnnsys.feature_store",
     "LinkNeighborLoader": "gnnsys.loaders.link_neighbor_loader",
     "NeighborLoader": "gnnsys.loaders.neighbor_loader",
@@ -46,9 +46,9 @@ _HOME = {
     "UnifiedTensor": "gnnsys.unified_tensor",
     "__version__": "gnnsys._version",
     "fuse": "gnnsys.message_passing.fused_layers",
-    "inference": "gnnsys.layerwise",
+    "inference": "gnnsys.training.exact_inference",
     "keep_freed_memory": "gnnsys.memory.alloc",
-    "open_dataset": "gnnsys.dataset_folder",
+    "open_dataset": "gnnsys.dataset.folder",
     "unified": "gnnsys.unified_tensor",
 }
 
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'gnnsys' has no attribute {name!r}")
     if name != "__version__":
-        import_module("gnnsys._extension")  # a checkout that is not built says so first
+        import_module("gnnsys.system.extension")  # a checkout that is not built says so first
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -1,6 +1,6 @@
 """``python -m gnnsys`` is the ``gnnsys`` command."""
 
-from gnnsys.cli import main
+from gnnsys.commands.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -37,7 +37,7 @@ from gnnsys.loaders.seed_batches import (
     number_batches,
 )
 from gnnsys.memory import available_memory, keep_freed_memory
-from gnnsys.sizes import parse_bytes
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["LookaheadLoader", "LookaheadOptions", "check_batching"]
 

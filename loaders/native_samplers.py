@@ -12,10 +12,10 @@ from torch import Tensor
 from torch_geometric.sampler import HeteroSamplerOutput, SamplerOutput
 from torch_geometric.typing import NodeType
 
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.loaders.typed_graph import TypedGraph
 from gnnsys.loaders.user_graph import as_times
+from gnnsys.system.extension import core
 
 __all__ = ["Draws", "NativeSamplers"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError, DTypeError
-from gnnsys.files import map_npy
 from gnnsys.memory.alloc import empty, view_array
+from gnnsys.system.extension import core
+from gnnsys.system.files import map_npy
 
 __all__ = ["CSC", "check_ids", "check_times_ascend", "reduce_shared", "share"]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.typing import EdgeType, NodeType
 
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.topology import CSC, reduce_shared, share
+from gnnsys.system.extension import core
 
 __all__ = ["Relation", "TypedGraph"]
 

@@ -17,8 +17,8 @@ from gnnsys.pipeline.layer_info import LayerInfo
 from gnnsys.pipeline.rank import PipelineRank
 from gnnsys.pipeline.stage import Stage
 from gnnsys.pipeline.stages import boundary_before
-from gnnsys.pipeline.transport import Transport
 from gnnsys.pipeline.way_graph import WayGraph, check_ways
+from gnnsys.ranks.transport import Transport
 
 __all__ = ["build_rank", "check_data", "check_options"]
 

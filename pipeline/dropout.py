@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError
 from gnnsys.rng import dropout_key
+from gnnsys.system.extension import core
 
 __all__ = ["DropoutContext", "KeyedDropout", "set_dropout_context"]
 

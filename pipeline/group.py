@@ -9,10 +9,10 @@ from typing import Any
 import torch.distributed as dist
 
 from gnnsys.errors import ArgumentError
-from gnnsys.pipeline.distributed import DistributedTransport
-from gnnsys.pipeline.local_hub import LocalHub
 from gnnsys.pipeline.rank import PipelineRank
-from gnnsys.pipeline.transport import Transport, Work, all_gather_objects
+from gnnsys.ranks.distributed import DistributedTransport
+from gnnsys.ranks.local_hub import LocalHub
+from gnnsys.ranks.transport import Transport, Work, all_gather_objects
 
 __all__ = ["RankGroup"]
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gnnsys.pipeline.layers import Shared
-from gnnsys.pipeline.ring import ring_all_reduce
 from gnnsys.pipeline.schedule import Event, Kind, epoch_actions
 from gnnsys.pipeline.stage import Stage
 from gnnsys.pipeline.stages import Boundary
-from gnnsys.pipeline.transport import Receipt, Transport, Work
+from gnnsys.ranks.ring import ring_all_reduce
+from gnnsys.ranks.transport import Receipt, Transport, Work
 
 __all__ = ["PipelineRank"]
 

@@ -16,8 +16,8 @@ from gnnsys.pipeline.dropout import DropoutContext
 from gnnsys.pipeline.entry import Entry, Exit, run_backward
 from gnnsys.pipeline.history import Reads, RowHistory, reads_in_order
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
-from gnnsys.pipeline.transport import Transport, Work
 from gnnsys.pipeline.way_graph import WayGraph
+from gnnsys.ranks.transport import Transport, Work
 
 __all__ = ["Stage"]
 

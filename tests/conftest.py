@@ -80,9 +80,9 @@ def memory_group() -> Iterator[MemoryGroup]:
 _KILLED = """
     import os, random, shutil, signal, sys, threading
     from pathlib import Path
-    from gnnsys.config import TrainConfig
-    from gnnsys.config_file import resumed_config
-    from gnnsys.train import run_training
+    from gnnsys.config.train import TrainConfig
+    from gnnsys.config.file import resumed_config
+    from gnnsys.training.loop import run_training
     import torch.utils.tensorboard   # what a child needs is there before it is forked
 
     folder, out, seed, options = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])

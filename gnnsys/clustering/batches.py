@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gnnsys.clustering.encoders import Encoder
 from gnnsys.clustering.graph import ClusterGraph
-from gnnsys.config_cluster import ClusterConfig
-from gnnsys.layerwise import inference
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.loaders.neighbor_loader import NeighborLoader
 from gnnsys.losses import PositivePairs, influence_adjacency
+from gnnsys.training.exact_inference import inference
 
 __all__ = ["Batch", "Batches", "make_batches"]
 

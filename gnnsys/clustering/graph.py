@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch_geometric.data import Data
 
-from gnnsys.config_cluster import ClusterConfig
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
 from gnnsys.convert.pyg import NAMES, convert_pyg_name
-from gnnsys.dataset_folder import Dataset, open_dataset
+from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.errors import ArgumentError, MissingFileError
 
 __all__ = ["ClusterGraph", "open_graph"]

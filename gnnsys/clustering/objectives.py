@@ -9,7 +9,7 @@ from torch_geometric.utils import dropout_edge, mask_feature
 
 from gnnsys.clustering.batches import Batch
 from gnnsys.clustering.encoders import Encoder
-from gnnsys.config_cluster import ClusterConfig
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.losses import cca_ssg_loss, dense_contrastive_loss, info_nce_loss, pamc_loss
 
 __all__ = ["Objective", "make_objective"]

@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 
 from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.clustering.trainer import SeedResult
-from gnnsys.files import replace_file
+from gnnsys.system.files import replace_file
 
 __all__ = ["write_picture"]
 

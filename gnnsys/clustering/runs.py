@@ -12,8 +12,8 @@ import safetensors.torch
 
 from gnnsys.clustering.batches import make_batches
 from gnnsys.clustering.graph import ClusterGraph, open_graph
+from gnnsys.clustering.metrics import MEASURES
 from gnnsys.clustering.picture import write_picture
-from gnnsys.clustering.scores import MEASURES
 from gnnsys.clustering.trainer import (
     Epoch,
     Progress,
@@ -22,10 +22,10 @@ from gnnsys.clustering.trainer import (
     scale_of_features,
     train_seed,
 )
-from gnnsys.config_cluster import ClusterConfig
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
-from gnnsys.files import as_storage_error, check_folder_of, replace_file, replace_npy
-from gnnsys.train import choose_device
+from gnnsys.system.device import choose_device
+from gnnsys.system.files import as_storage_error, check_folder_of, replace_file, replace_npy
 
 __all__ = ["ENCODER", "ENCODER_OPTIONS", "WEIGHTS", "run_clustering"]
 

@@ -27,9 +27,9 @@ from gnnsys.clustering.encoders import (
     normalize_rows,
 )
 from gnnsys.clustering.graph import ClusterGraph
+from gnnsys.clustering.metrics import cluster_scores, modularity
 from gnnsys.clustering.objectives import make_objective
-from gnnsys.clustering.scores import cluster_scores, modularity
-from gnnsys.config_cluster import ClusterConfig
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.losses import dec_kl, student_t_assign, target_distribution
 

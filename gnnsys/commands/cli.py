@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import sys
@@ -11,19 +10,16 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from gnnsys.config import TrainConfig
-from gnnsys.config_cache import PlanConfig, ScoreConfig
-from gnnsys.config_cluster import ClusterConfig
-from gnnsys.config_data import (
-    ConvertConfig,
-    GenerateConfig,
-    InfoConfig,
-    PredictConfig,
-    ReportConfig,
-    RmatConfig,
-    parse_bytes,
-)
-from gnnsys.config_doctor import DoctorConfig
+from gnnsys.config.cluster import ClusterConfig
+from gnnsys.config.convert import ConvertConfig
+from gnnsys.config.doctor import DoctorConfig
+from gnnsys.config.generate import GenerateConfig
+from gnnsys.config.info import InfoConfig
+from gnnsys.config.plan import PlanConfig
+from gnnsys.config.predict import PredictConfig
+from gnnsys.config.report import ReportConfig
+from gnnsys.config.score import ScoreConfig
+from gnnsys.config.train import TrainConfig
 from gnnsys.errors import (
     ArgumentError,
     FileFormatError,
@@ -119,7 +115,7 @@ def _train_default(arguments: list[str]) -> TrainConfig | None:
         return None
     if run is not None and file is not None:
         raise ArgumentError("--resume and --config exclude each other: a run has its options")
-    from gnnsys.config_file import read_config, resumed_config
+    from gnnsys.config.file import read_config, resumed_config
 
     return resumed_config(run) if run is not None else read_config(file or "")
 
@@ -136,55 +132,44 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
 def _run(config: Any, arguments: list[str]) -> int:
     if isinstance(config, TrainConfig):
         if config.ranks is not None and "RANK" not in os.environ:
-            from gnnsys.launch import run_ranks
+            from gnnsys.ranks.launch import run_ranks
 
             return run_ranks(arguments, config.ranks)
-        from gnnsys.train_command import run_command as train
+        from gnnsys.commands.train import run_command as train
 
         return train(config)
     if isinstance(config, ConvertConfig):
-        from gnnsys.convert.command import run_command as convert
+        from gnnsys.commands.convert import run_command as convert
 
         return convert(config)
     if isinstance(config, GenerateConfig):
-        return _generate(config)
+        from gnnsys.commands.generate import run_command as generate
+
+        return generate(config)
     if isinstance(config, InfoConfig):
-        from gnnsys.info import run_command as info
+        from gnnsys.commands.info import run_command as info
 
         return info(config)
     if isinstance(config, PredictConfig):
-        from gnnsys.predict import run_command as predict
+        from gnnsys.commands.predict import run_command as predict
 
         return predict(config)
     if isinstance(config, ReportConfig):
-        from gnnsys.report import run_command as report
+        from gnnsys.commands.report import run_command as report
 
         return report(config.run, config.out)
     if isinstance(config, ScoreConfig):
-        from gnnsys.score_command import run_command as score
+        from gnnsys.commands.score import run_command as score
 
         return score(config)
     if isinstance(config, PlanConfig):
-        from gnnsys.plan_command import run_command as plan
+        from gnnsys.commands.plan import run_command as plan
 
         return plan(config)
     if isinstance(config, ClusterConfig):
-        from gnnsys.clustering.command import run_command as cluster
+        from gnnsys.commands.cluster import run_command as cluster
 
         return cluster(config)
-    from gnnsys.doctor import main as doctor
+    from gnnsys.commands.doctor import main as doctor
 
     return doctor(config.path, config.json, config.probe)
-
-
-def _generate(config: GenerateConfig) -> int:
-    from gnnsys.generate import generate_community, generate_rmat
-    from gnnsys.progress import work_progress
-
-    options = dataclasses.asdict(config.graph)
-    path = options.pop("out")
-    options["memory"] = parse_bytes(options["memory"], "--memory")
-    make = generate_rmat if isinstance(config.graph, RmatConfig) else generate_community
-    with work_progress() as progress:
-        print(make(path, progress=progress, **options))
-    return 0

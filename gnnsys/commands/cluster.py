@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from gnnsys.clustering.assign import write_clusters
+from gnnsys.clustering.metrics import MEASURES
 from gnnsys.clustering.runs import run_clustering
-from gnnsys.clustering.scores import MEASURES
-from gnnsys.config_cluster import ClusterConfig
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.memory import keep_freed_memory
-from gnnsys.progress import work_progress
+from gnnsys.system.progress import work_progress
 
 __all__ = ["run_command"]
 

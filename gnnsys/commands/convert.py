@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gnnsys.config_data import ConvertConfig, parse_bytes
+from gnnsys.commands.info import describe, print_tables
+from gnnsys.config.convert import ConvertConfig
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
 from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
@@ -16,10 +17,10 @@ from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
-from gnnsys.dataset_folder import open_dataset
+from gnnsys.dataset.folder import open_dataset
 from gnnsys.errors import ArgumentError, MissingFileError
-from gnnsys.info import describe, print_tables
-from gnnsys.progress import work_progress
+from gnnsys.system.progress import work_progress
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["run_command"]
 

@@ -28,17 +28,19 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
 
-from gnnsys.machine import (
+from gnnsys.system.machine import (
     available_memory,
+    cpu_flags,
+    cpu_model,
     cpu_quota,
     memory_limit,
     mount_of,
     queue_of,
     read_text,
-    size_text,
 )
+from gnnsys.system.sizes import size_text
 
-__all__ = ["Finding", "cpu_model", "examine", "main", "report"]
+__all__ = ["Finding", "examine", "main", "report"]
 
 State = Literal["ok", "missing", "warning", "broken"]
 _Answer = tuple[State, str, str]  # state, found, effect
@@ -285,7 +287,7 @@ def _disk(path: str | os.PathLike[str]) -> _Answer:
 
 
 def _disk_speed(path: str | os.PathLike[str], probe: bool) -> _Answer:
-    from gnnsys import disk_probe
+    from gnnsys.system import disk_probe
 
     if probe:
         profile = disk_probe.measure_folder(path)
@@ -392,21 +394,6 @@ def _optional(module: str, effect: str) -> _Answer:
         return "missing", "not installed", effect
     owners = importlib.metadata.packages_distributions().get(module, [])
     return "ok", ", ".join(map(importlib.metadata.version, owners)) or "version unknown", effect
-
-
-def cpu_model() -> str:
-    """Name of the processor, as well as this system knows it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def cpu_flags() -> list[str]:
-    """What the processor can do, in the kernel's words; empty where the kernel does not say."""
-    return (_cpuinfo("flags") or _cpuinfo("Features")).split()
-
-
-def _cpuinfo(key: str) -> str:
-    found = re.search(rf"^{key}\s*:\s*(.*)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
-    return found[1] if found else ""
 
 
 def _said(error: Exception) -> str:

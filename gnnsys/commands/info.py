@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from gnnsys.config_data import InfoConfig
-from gnnsys.dataset_folder import Dataset, open_dataset
-from gnnsys.folder_format import EdgeType, Table
-from gnnsys.folder_scores import SCORE_TABLE
-from gnnsys.progress import work_progress
+from gnnsys.config.info import InfoConfig
+from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.format import EdgeType, Table
+from gnnsys.dataset.importance import SCORE_TABLE
+from gnnsys.system.progress import work_progress
 
 __all__ = ["describe", "print_tables", "run_command"]
 

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gnnsys.cache.trace import Trace, TraceWriter, read_trace
-from gnnsys.cache_plans import Workload, count_touched, plan_budgets, run_cases
-from gnnsys.config_cache import PlanConfig, parse_fanouts
-from gnnsys.config_data import parse_bytes
-from gnnsys.dataset_folder import Dataset, open_dataset
+from gnnsys.config.checks import parse_fanouts
+from gnnsys.config.plan import PlanConfig
+from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError, UnsupportedError
-from gnnsys.folder_format import NODE_TYPE
-from gnnsys.folder_writer import Progress
-from gnnsys.hardware import Hardware, measure_hardware, read_hardware
-from gnnsys.plan_text import case_facts, notes_on, print_plan
-from gnnsys.progress import work_progress
-from gnnsys.sampled_ids import sampled_ids, training_seeds
-from gnnsys.static_scores import importance, scores_of
+from gnnsys.features.importance import importance, scores_of
+from gnnsys.features.replay import sampled_ids, training_seeds
+from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
+from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
+from gnnsys.plan.text import case_facts, notes_on, print_plan
+from gnnsys.system.progress import Progress, work_progress
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["make_plan", "run_command"]
 
@@ -37,13 +37,13 @@ _BATCHES = 200
 def run_command(config: PlanConfig) -> int:
     """Plans and tells."""
     if config.parallel is not None:
-        from gnnsys.parallel_command import run_parallel_plan
+        from gnnsys.commands.plan_splits import run_parallel_plan
 
         return run_parallel_plan(config)
     with work_progress() as progress:
         plan = make_plan(config, progress)
     if config.picture is not None:
-        from gnnsys.plan_picture import write_picture
+        from gnnsys.plan.picture import write_picture
 
         write_picture(plan, Path(config.picture))
     if config.json:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gnnsys.config_cache import PlanConfig
-from gnnsys.files import check_folder_of
-from gnnsys.parallel_plan import make_parallel_plan
-from gnnsys.parallel_text import describe_plan, print_parallel_plan, split_cells
-from gnnsys.progress import work_progress
-from gnnsys.timeline_picture import write_timelines
+from gnnsys.config.plan import PlanConfig
+from gnnsys.plan.splits import make_parallel_plan
+from gnnsys.plan.splits_text import describe_plan, print_parallel_plan, split_cells
+from gnnsys.system.files import check_folder_of
+from gnnsys.system.progress import work_progress
+from gnnsys.training.timeline import write_timelines
 
 __all__ = ["run_parallel_plan"]
 

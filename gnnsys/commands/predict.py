@@ -16,21 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.checkpoint import load_weights
-from gnnsys.config import TrainConfig
-from gnnsys.config_data import PredictConfig
-from gnnsys.config_file import resumed_config
+from gnnsys.config.file import resumed_config
+from gnnsys.config.predict import PredictConfig
+from gnnsys.config.train import TrainConfig
 from gnnsys.convert.arrays import open_array
-from gnnsys.dataset import NodeDataset, load_dataset
 from gnnsys.errors import ArgumentError, FileFormatError
-from gnnsys.feature_options import FeatureOptions
-from gnnsys.files import as_storage_error, npy_header
-from gnnsys.folder_writer import Progress
-from gnnsys.layerwise import model_layers, run_layers
+from gnnsys.features.options import FeatureOptions
 from gnnsys.pipeline import DeepModel
-from gnnsys.progress import work_progress
-from gnnsys.steps import activation_folder
-from gnnsys.train import make_model
+from gnnsys.system.files import as_storage_error, npy_header
+from gnnsys.system.progress import Progress, work_progress
+from gnnsys.training.checkpoint import load_weights
+from gnnsys.training.exact_inference import model_layers, run_layers
+from gnnsys.training.models import make_model
+from gnnsys.training.steps import activation_folder
+from gnnsys.training.task import NodeDataset, load_dataset
 
 __all__ = ["predict", "run_command"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gnnsys.errors import StorageError
-from gnnsys.files import replace_file
-from gnnsys.report_reader import read_run
+from gnnsys.report.reader import read_run
+from gnnsys.system.files import replace_file
 
 __all__ = ["run_command", "write_report"]
 
@@ -40,8 +40,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     content = read_run(folder)
 
     # matplotlib is large: it is imported when a report is made, and not when an input is wrong.
-    from gnnsys.report_charts import draw_charts
-    from gnnsys.report_page import make_page
+    from gnnsys.report.charts import draw_charts
+    from gnnsys.report.page import make_page
 
     page = make_page(content, draw_charts(content))
     path = folder / "report.html" if out is None else Path(out)

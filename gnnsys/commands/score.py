@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnnsys.config_cache import ScoreConfig, parse_fanouts
-from gnnsys.dataset_folder import open_dataset
+from gnnsys.config.checks import parse_fanouts
+from gnnsys.config.score import ScoreConfig
+from gnnsys.dataset.folder import open_dataset
+from gnnsys.dataset.importance import store_score
 from gnnsys.errors import UnsupportedError
-from gnnsys.folder_scores import store_score
-from gnnsys.progress import work_progress
-from gnnsys.sampled_ids import training_seeds
-from gnnsys.static_scores import importance, scores_of
+from gnnsys.features.importance import importance, scores_of
+from gnnsys.features.replay import training_seeds
+from gnnsys.system.progress import work_progress
 
 __all__ = ["run_command"]
 

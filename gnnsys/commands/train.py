@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gnnsys import report_text as text
-from gnnsys.config import TrainConfig
-from gnnsys.feature_stats import FeatureStats, live_line, stats_rows
+from gnnsys.config.train import TrainConfig
+from gnnsys.features.statistics import FeatureStats, live_line, stats_rows
 from gnnsys.memory import keep_freed_memory
-from gnnsys.progress import bar_on_demand
-from gnnsys.ranks import rank_of_process
-from gnnsys.train import EpochRecord, TrainResult, run_training
+from gnnsys.pages import numbers as text
+from gnnsys.ranks.environment import rank_of_process
+from gnnsys.system.progress import bar_on_demand
+from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 
 __all__ = ["run_command"]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["check_least"]
+__all__ = ["FIRST_FANOUTS", "check_least", "check_sampling", "parse_fanouts"]
+
+FIRST_FANOUTS = (15, 10, 5)
+"""Default fanouts of the first hops; further hops take the last."""
 
 
 def check_least(name: str, value: int | None, least: int) -> None:
@@ -14,3 +17,28 @@ def check_least(name: str, value: int | None, least: int) -> None:
     """
     if value is not None and value < least:
         raise ArgumentError(f"--{name} {value}: expected at least {least}")
+
+
+def parse_fanouts(words: tuple[str, ...]) -> list[int]:
+    """Fanouts as they stand on the command line, between spaces or commas.
+
+    >>> parse_fanouts(("15,10", "5"))
+    [15, 10, 5]
+    """
+    text = ",".join(words)
+    try:
+        fanouts = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ArgumentError(
+            f"--fanouts {text}: expected numbers, one for each hop, such as 15,10,5"
+        ) from None
+    if any(fanout < -1 or fanout == 0 for fanout in fanouts):
+        raise ArgumentError(f"--fanouts {text}: each is -1 (all neighbours) or at least 1")
+    return fanouts
+
+
+def check_sampling(batch_size: int, batches: int | None, threads: int) -> None:
+    """Raises ArgumentError for counts that no sampling can have."""
+    check_least("batch-size", batch_size, 1)
+    check_least("batches", batches, 1)
+    check_least("threads", threads, 0)

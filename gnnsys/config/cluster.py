@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gnnsys.config_checks import check_least
+from gnnsys.config.checks import check_least
 from gnnsys.errors import ArgumentError
 
 __all__ = ["ClusterConfig"]

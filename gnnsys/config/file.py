@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from gnnsys.config import TrainConfig
+from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 
 if sys.version_info >= (3, 11):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from gnnsys.config_checks import check_least
+from gnnsys.config.checks import check_least
 from gnnsys.errors import ArgumentError
+from gnnsys.ranks.environment import world_around
 
 if TYPE_CHECKING:
-    from gnnsys.config import TrainConfig
+    from gnnsys.config.train import TrainConfig
 
-__all__ = ["check_parallel", "is_deep", "split_of", "world_around", "world_of"]
+__all__ = ["check_parallel", "check_world", "is_deep", "split_of", "world_of"]
 
 _DEEP = ("gcnii", "resgcn")
 _LAYER_LISTS = ("gcn", "sage", *_DEEP)
@@ -21,11 +21,6 @@ _DEFAULT_RANKS = 4
 def is_deep(config: TrainConfig) -> bool:
     """Whether the model is a list of layers with an encoder and a decoder."""
     return config.parallel is not None or config.model in _DEEP
-
-
-def world_around() -> int | None:
-    """The number of ranks that torchrun or ``--ranks`` started; None for a process by itself."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else None
 
 
 def world_of(config: TrainConfig) -> int | None:
@@ -40,6 +35,17 @@ def world_of(config: TrainConfig) -> int | None:
             f"--ranks {config.ranks} != world size({around}): leave it out under torchrun"
         )
     return around or config.ranks
+
+
+def check_world(config: TrainConfig) -> None:
+    """Raises ArgumentError where a run does not fit the ranks that were started for it."""
+    world = world_around() or 1
+    if world > 1 and config.parallel is None:
+        raise ArgumentError(
+            f"{world} ranks train one model with --parallel pipeline, graph or hybrid only; give "
+            "it, or start one process"
+        )
+    split_of(config)
 
 
 def check_parallel(config: TrainConfig) -> None:

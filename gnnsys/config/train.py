@@ -12,15 +12,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gnnsys.config_checks import check_least
-from gnnsys.config_parallel import check_parallel, split_of
+from gnnsys.config.checks import FIRST_FANOUTS, check_least
+from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
-from gnnsys.feature_options import FeatureOptions, Policy, Score, Storage, Window
+from gnnsys.features.options import FeatureOptions, Policy, Score, Storage, Window
 
 __all__ = ["TrainConfig"]
-
-FIRST_FANOUTS = (15, 10, 5)
-"""Default fanouts of the first hops; further hops take the last."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.files import NPY_FAULTS, map_npy
+from gnnsys.system.files import NPY_FAULTS, map_npy
 
 __all__ = [
     "ArraySource",

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import ArraySource
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
+from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import FileFormatError, MissingFileError
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
-from gnnsys.folder_writer import DatasetWriter, Progress, cut_rows
+from gnnsys.system.progress import Progress
 
 __all__ = [
     "ConvertOptions",

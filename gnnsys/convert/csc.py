@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys._extension import core
+from gnnsys.dataset.format import EDGE_TYPE, EdgeType
+from gnnsys.dataset.writer import DatasetWriter, RowReader, cut_rows
 from gnnsys.errors import FileFormatError, StorageError
-from gnnsys.files import append_file, read_file, write_at
-from gnnsys.folder_format import EDGE_TYPE, EdgeType
-from gnnsys.folder_writer import DatasetWriter, RowReader, cut_rows
+from gnnsys.system.extension import core
+from gnnsys.system.files import append_file, read_file, write_at
 
 __all__ = ["EdgeReader", "permute_rows", "write_csc"]
 

@@ -26,7 +26,7 @@ from gnnsys.convert.csc import EdgeReader
 from gnnsys.convert.names import Names
 from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.files import write_at
+from gnnsys.system.files import write_at
 
 __all__ = ["EdgeFile", "open_edges", "spool_array"]
 

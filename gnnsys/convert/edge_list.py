@@ -23,8 +23,8 @@ from gnnsys.convert.common import (
 from gnnsys.convert.csc import write_csc
 from gnnsys.convert.edge_files import EdgeFile, open_edges
 from gnnsys.convert.node_table import NodeTable, write_names
+from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError
-from gnnsys.folder_writer import DatasetWriter, cut_rows
 
 __all__ = ["EdgeListSpec", "convert_edge_list"]
 

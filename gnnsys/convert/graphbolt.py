@@ -27,9 +27,9 @@ from gnnsys.convert.graphbolt_task import (
     is_same,
     labels_of,
 )
+from gnnsys.dataset.format import EdgeType
+from gnnsys.dataset.writer import DatasetWriter, RowReader
 from gnnsys.errors import ArgumentError, FileFormatError
-from gnnsys.folder_format import EdgeType
-from gnnsys.folder_writer import DatasetWriter, RowReader
 
 __all__ = ["convert_graphbolt", "is_graphbolt"]
 

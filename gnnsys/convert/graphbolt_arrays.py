@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from gnnsys.convert.csc import EdgeReader
 from gnnsys.convert.graphbolt_metadata import Entry
 from gnnsys.convert.text import TextTable
+from gnnsys.dataset.writer import RowReader, cut_rows
 from gnnsys.errors import FileFormatError
-from gnnsys.files import map_npy
-from gnnsys.folder_writer import RowReader, cut_rows
+from gnnsys.system.files import map_npy
 
 __all__ = ["EntryArray", "cut_edges", "open_entry", "read_csv_edges"]
 

@@ -30,12 +30,13 @@ from gnnsys.convert.graphbolt_files import (
     write_csv,
 )
 from gnnsys.convert.graphbolt_metadata import METADATA, Record, require_yaml
-from gnnsys.dataset_folder import Dataset, open_dataset
+from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.format import EdgeType, Table, edge_folder, node_folder
+from gnnsys.dataset.importance import SCORE_TABLE
+from gnnsys.dataset.writer import cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
-from gnnsys.files import as_storage_error, sync
-from gnnsys.folder_format import EdgeType, Table, edge_folder, node_folder
-from gnnsys.folder_scores import SCORE_TABLE
-from gnnsys.folder_writer import Progress, cut_rows
+from gnnsys.system.files import as_storage_error, sync
+from gnnsys.system.progress import Progress
 
 __all__ = ["export_graphbolt"]
 

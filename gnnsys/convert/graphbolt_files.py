@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.common import encode
 from gnnsys.convert.text import require_pyarrow
-from gnnsys.dataset_folder import Dataset
+from gnnsys.dataset.folder import Dataset
+from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import StorageError
-from gnnsys.files import as_storage_error, write_whole
-from gnnsys.folder_format import EdgeType
+from gnnsys.system.files import as_storage_error, write_whole
 
 __all__ = ["BLOCK_BYTES", "Blocks", "Edges", "cast", "take", "write_array", "write_csv"]
 

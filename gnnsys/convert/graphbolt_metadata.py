@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
 from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType
 
 __all__ = [
     "METADATA",

@@ -24,8 +24,8 @@ from gnnsys.convert.text import (
     is_number,
     require_pyarrow,
 )
+from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.folder_writer import DatasetWriter, cut_rows
 
 __all__ = ["NodeTable", "write_names"]
 

@@ -38,10 +38,10 @@ from gnnsys.convert.ogb_raw import (
     read_type_counts,
     text_edges,
 )
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
+from gnnsys.dataset.writer import DatasetWriter
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.files import write_at
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType
-from gnnsys.folder_writer import DatasetWriter
+from gnnsys.system.files import write_at
 
 __all__ = ["NAMES", "convert_ogb", "is_ogb"]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from gnnsys.convert.arrays import NpzMember
 from gnnsys.convert.csc import EdgeReader
 from gnnsys.convert.text import TextTable
+from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import FileFormatError, MissingFileError
-from gnnsys.folder_format import EdgeType
 
 __all__ = [
     "binary_edges",

@@ -16,7 +16,7 @@ from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, Unsu
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
-    from gnnsys.dataset import _Source
+    from gnnsys.dataset.named import NamedDataset
 
 __all__ = ["NAMES", "convert_pyg", "convert_pyg_file", "convert_pyg_name", "is_pyg"]
 
@@ -158,12 +158,12 @@ def convert_pyg_name(
         raise ArgumentError(
             f"dataset {name!r} is unknown: expected one of {', '.join(NAMES)} or pyg:CLASS/NAME"
         )
-    from gnnsys.dataset import _SOURCES, _find_folder, _load_raw
+    from gnnsys.dataset.named import NAMED, find_folder, load_raw
 
-    source = _dblp() if name == "dblp" else _SOURCES[name]
-    raw = _find_folder(name, source, root) / "raw"
+    source = _dblp() if name == "dblp" else NAMED[name]
+    raw = find_folder(name, source, root) / "raw"
     return convert_pyg(
-        _load_raw(name, source, root),
+        load_raw(name, source, root),
         path,
         options,
         name=name,
@@ -173,16 +173,16 @@ def convert_pyg_name(
     )
 
 
-def _dblp() -> _Source:
+def _dblp() -> NamedDataset:
     from torch_geometric.datasets import DBLP
 
-    from gnnsys.dataset import _Source
+    from gnnsys.dataset.named import NamedDataset
 
     files = (
         "adjM.npz", "features_0.npz", "features_1.npz", "features_2.npy", "labels.npy",
         "node_types.npy", "train_val_test_idx.npz",
     )  # fmt: skip
-    return _Source(("DBLP_hetero", "DBLP"), files, lambda folder: DBLP(str(folder)))
+    return NamedDataset(("DBLP_hetero", "DBLP"), files, lambda folder: DBLP(str(folder)))
 
 
 def _construct(name: str, root: Path) -> Data | HeteroData:

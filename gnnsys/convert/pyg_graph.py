@@ -22,9 +22,9 @@ from gnnsys.convert.common import (
     write_node_table,
 )
 from gnnsys.convert.csc import write_csc
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
+from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType
-from gnnsys.folder_writer import DatasetWriter, cut_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

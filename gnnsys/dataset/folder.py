@@ -15,10 +15,7 @@ from torch import Tensor
 from torch_geometric.data import Data, EdgeAttr, GraphStore
 from torch_geometric.data.graph_store import EdgeLayout
 
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.feature_store import FeatureStore
-from gnnsys.files import map_npy
-from gnnsys.folder_format import (
+from gnnsys.dataset.format import (
     CHECKSUM_CHUNK,
     EDGE_TYPE,
     NODE_TYPE,
@@ -31,10 +28,13 @@ from gnnsys.folder_format import (
     Task,
     read_manifest,
 )
-from gnnsys.folder_scores import SCORE_TABLE
-from gnnsys.folder_writer import Progress
+from gnnsys.dataset.importance import SCORE_TABLE
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
+from gnnsys.system.files import map_npy
+from gnnsys.system.progress import Progress
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["Dataset", "open_dataset"]

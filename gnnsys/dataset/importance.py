@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.errors import ArgumentError, UnsupportedError
-from gnnsys.files import as_storage_error, npy_header, replace_file, sync
-from gnnsys.folder_format import (
+from gnnsys.dataset.format import (
     CHECKSUM_CHUNK,
     NODE_TYPE,
     Encoding,
@@ -30,6 +28,8 @@ from gnnsys.folder_format import (
     Table,
     read_manifest,
 )
+from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.system.files import as_storage_error, npy_header, replace_file, sync
 
 __all__ = ["SCORE_TABLE", "store_score", "without_score"]
 

@@ -24,16 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.errors import ArgumentError, DTypeError
-from gnnsys.files import (
-    as_storage_error,
-    lock_file,
-    npy_header,
-    replace_file,
-    sync,
-    write_whole,
-)
-from gnnsys.folder_format import (
+from gnnsys.dataset.format import (
     CHECKSUM_CHUNK,
     EDGE_TYPE,
     NODE_TYPE,
@@ -49,14 +40,21 @@ from gnnsys.folder_format import (
     is_dtype,
     node_folder,
 )
+from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.system.files import (
+    as_storage_error,
+    lock_file,
+    npy_header,
+    replace_file,
+    sync,
+    write_whole,
+)
+from gnnsys.system.progress import Progress
 
-__all__ = ["DatasetWriter", "Progress", "RowReader", "cut_rows"]
+__all__ = ["DatasetWriter", "RowReader", "cut_rows"]
 
 RowReader = Callable[[int], Iterator[NDArray[Any]]]
 """Given the first row wanted, yields the rows from there on in blocks of any length."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and the total."""
 
 _SAVE_BYTES = 64 << 20  # of a table between two notes of how far it is
 _BLOCK_BYTES = 8 << 20

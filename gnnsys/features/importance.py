@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.cache.scores import out_degree, rank_normalised, reverse_pagerank
+from gnnsys.cache.importance import out_degree, rank_normalised, reverse_pagerank
 from gnnsys.errors import ArgumentError
-from gnnsys.folder_writer import Progress
+from gnnsys.features.replay import sampled_ids
 from gnnsys.loaders import CSC
-from gnnsys.sampled_ids import sampled_ids
+from gnnsys.system.progress import Progress
 
 __all__ = ["PRESAMPLE_BATCHES", "ScoreKind", "importance", "scores_of"]
 

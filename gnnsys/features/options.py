@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gnnsys.errors import ArgumentError
-from gnnsys.sizes import parse_bytes
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["FeatureOptions", "Policy", "Score", "Storage", "Window", "parse_cache"]
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.dataset_folder import Dataset
+from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds

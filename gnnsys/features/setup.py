@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.dataset_folder import Dataset
+from gnnsys.dataset.folder import Dataset
+from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import StorageError
-from gnnsys.feature_options import FeatureOptions, Storage, parse_cache
-from gnnsys.folder_format import NODE_TYPE
+from gnnsys.features.importance import importance, scores_of
+from gnnsys.features.options import FeatureOptions, Storage, parse_cache
 from gnnsys.memory import available_memory
-from gnnsys.static_scores import importance, scores_of
 
 __all__ = ["choose_cache", "setup_features"]
 

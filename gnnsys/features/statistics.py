@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gnnsys import report_text as text
+from gnnsys.pages import numbers as text
 
 __all__ = ["DiskWatch", "FeatureStats", "add_counts", "live_line", "read_counts", "stats_rows"]
 

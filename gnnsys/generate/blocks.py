@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys._extension import core
 from gnnsys.convert.common import encode
 from gnnsys.convert.csc import EdgeReader, write_csc
-from gnnsys.folder_format import NODE_TYPE, Task
-from gnnsys.folder_writer import DatasetWriter, Progress, RowReader
+from gnnsys.dataset.format import NODE_TYPE, Task
+from gnnsys.dataset.writer import DatasetWriter, RowReader
 from gnnsys.generate.arguments import FeatureType
 from gnnsys.rng import stream_key
+from gnnsys.system.extension import core
+from gnnsys.system.progress import Progress
 
 __all__ = [
     "DrawRows",

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.errors import ArgumentError
-from gnnsys.folder_writer import Progress
 from gnnsys.generate.arguments import (
     INT32_NODES,
     MAX_WIDTH,
@@ -35,6 +34,7 @@ from gnnsys.generate.blocks import (
     write_labels,
     write_split,
 )
+from gnnsys.system.progress import Progress
 
 __all__ = ["generate_community"]
 

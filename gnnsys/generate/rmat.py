@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys._extension import core
 from gnnsys.convert.csc import EdgeReader
 from gnnsys.errors import ArgumentError
-from gnnsys.folder_writer import Progress
 from gnnsys.generate.arguments import (
     INT32_NODES,
     MAX_WIDTH,
@@ -35,6 +33,8 @@ from gnnsys.generate.blocks import (
     write_labels,
     write_split,
 )
+from gnnsys.system.extension import core
+from gnnsys.system.progress import Progress
 
 __all__ = ["generate_rmat"]
 

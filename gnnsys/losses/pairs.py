@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
+from gnnsys.system.extension import core
 
 __all__ = ["PositivePairs", "positive_sums", "unit_rows"]
 

@@ -6,12 +6,12 @@ tensor. Invariant: whatever the store, ``store.gather(ids)`` equals ``features[i
 and every row served is counted by tier.
 """
 
-from gnnsys.machine import available_memory
 from gnnsys.memory.alloc import empty, keep_freed_memory
 from gnnsys.memory.file import FileStore
 from gnnsys.memory.host import HostStore
 from gnnsys.memory.reads import PendingRows, ReadStats, StagedRows, Storage
 from gnnsys.memory.store import Store
+from gnnsys.system.machine import available_memory
 
 __all__ = [
     "FileStore",

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys import disk_probe
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError
 from gnnsys.memory.reads import ReadStats
 from gnnsys.memory.store import RowReader, row_index_error
 from gnnsys.memory.table_file import TableFile, read_error
+from gnnsys.system import disk_probe
+from gnnsys.system.extension import core
 
 __all__ = ["DirectRows", "uring_refusal"]
 

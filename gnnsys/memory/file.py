@@ -18,8 +18,6 @@ from torch import Tensor
 
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
-from gnnsys.files import as_storage_error, npy_header
-from gnnsys.machine import available_memory
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
 from gnnsys.memory.mapped_rows import MappedRows
@@ -27,6 +25,8 @@ from gnnsys.memory.reads import PendingRows, ReadStats, Storage
 from gnnsys.memory.row_writer import open_writer
 from gnnsys.memory.store import check_bounds, check_dtype, check_ids, check_out, is_dense
 from gnnsys.memory.table_file import Shard, TableFile
+from gnnsys.system.files import as_storage_error, npy_header
+from gnnsys.system.machine import available_memory
 
 __all__ = ["FileStore"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.errors import StorageError
-from gnnsys.files import as_storage_error
 from gnnsys.memory.table_file import Shard
+from gnnsys.system.files import as_storage_error
 
 __all__ = ["RowWriter", "open_writer"]
 

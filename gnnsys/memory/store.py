@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gnnsys._extension import core
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
+from gnnsys.system.extension import core
 
 __all__ = ["SUPPORTED_DTYPES", "RowReader", "Store"]
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from gnnsys.errors import ArgumentError, DTypeError, FileFormatError, MissingFileError, StorageError
-from gnnsys.files import NPY_FAULTS
 from gnnsys.memory.store import check_dtype
+from gnnsys.system.files import NPY_FAULTS
 
 __all__ = ["Shard", "TableFile", "read_error"]
 

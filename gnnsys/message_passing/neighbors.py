@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnnsys._extension import core
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.known import KnownOf
+from gnnsys.system.extension import core
 
 __all__ = ["Neighbors", "neighbors_of"]
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gnnsys._extension import core
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
+from gnnsys.system.extension import core
 
 __all__ = ["SUMMED_DTYPES", "is_transformed", "sum_neighbors"]
 

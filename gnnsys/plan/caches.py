@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from gnnsys.cache.plan import Policy
 from gnnsys.cache.simulator import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
-from gnnsys.config_data import parse_bytes
 from gnnsys.errors import ArgumentError
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["Budget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gnnsys.hardware import Hardware
+from gnnsys.plan.hardware import Hardware
 
 __all__ = ["Estimate", "Traffic", "estimate_epoch"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from gnnsys import disk_probe
-from gnnsys.config_data import parse_bytes
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
+from gnnsys.system import disk_probe
+from gnnsys.system.sizes import parse_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from gnnsys import report_text as text
-from gnnsys.files import check_folder_of, replace_file
-from gnnsys.plan_text import precisions, reading
-from gnnsys.report_drawing import inline_svg, style
-from gnnsys.report_style import html_page, numbers_table, page_header
+from gnnsys.pages import numbers as text
+from gnnsys.pages.drawing import inline_svg, style
+from gnnsys.pages.style import html_page, numbers_table, page_header
+from gnnsys.plan.text import precisions, reading
+from gnnsys.system.files import check_folder_of, replace_file
 
 __all__ = ["write_picture"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gnnsys.hardware import Cluster
 from gnnsys.pipeline.costs import Split
 from gnnsys.pipeline.layer_info import LayerInfo
 from gnnsys.pipeline.partition import Partition
 from gnnsys.pipeline.schedule import Action, Kind
 from gnnsys.pipeline.stages import boundary_before
+from gnnsys.plan.hardware import Cluster
 
 __all__ = ["SplitTimes"]
 

@@ -9,12 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnsys.config_cache import PlanConfig
-from gnnsys.dataset import NodeDataset, load_dataset
+from gnnsys.config.plan import PlanConfig
 from gnnsys.errors import ArgumentError
-from gnnsys.folder_writer import Progress
-from gnnsys.hardware import Cluster, read_cluster
-from gnnsys.parallel_text import notes_on
 from gnnsys.pipeline.costs import Split, estimate_costs
 from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
 from gnnsys.pipeline.layers import as_layers
@@ -24,7 +20,11 @@ from gnnsys.pipeline.schedule import Event, Kind, default_chunks, slot_order
 from gnnsys.pipeline.stages import split_layers
 from gnnsys.pipeline.timeline import idle_share, simulate
 from gnnsys.pipeline.way_graph import halo_sizes
-from gnnsys.split_times import SplitTimes
+from gnnsys.plan.hardware import Cluster, read_cluster
+from gnnsys.plan.split_times import SplitTimes
+from gnnsys.plan.splits_text import notes_on
+from gnnsys.system.progress import Progress
+from gnnsys.training.task import NodeDataset, load_dataset
 
 __all__ = ["make_parallel_plan"]
 

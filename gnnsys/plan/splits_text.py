@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnnsys import report_text as text
+from gnnsys.pages import numbers as text
 
 __all__ = ["describe_plan", "notes_on", "print_parallel_plan", "split_cells"]
 

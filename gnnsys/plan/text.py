@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnnsys import report_text as text
 from gnnsys.cache.simulator import SimulationResult
-from gnnsys.cache_plans import Case
-from gnnsys.estimate import Traffic, estimate_epoch
-from gnnsys.hardware import Hardware
+from gnnsys.pages import numbers as text
+from gnnsys.plan.caches import Case
+from gnnsys.plan.estimate import Traffic, estimate_epoch
+from gnnsys.plan.hardware import Hardware
 
 __all__ = ["case_facts", "notes_on", "precisions", "print_plan", "reading"]
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gnnsys.errors import RankFailedError
-from gnnsys.pipeline.liveness import Liveness
-from gnnsys.pipeline.transport import Ledger, Receipt, Work
+from gnnsys.ranks.liveness import Liveness
+from gnnsys.ranks.transport import Ledger, Receipt, Work
 
 __all__ = ["DistributedTransport", "watch_ranks"]
 

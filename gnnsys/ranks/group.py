@@ -1,4 +1,4 @@
-"""The ranks of a training run: which one this process is, and their process group."""
+"""The process group of a run: joining it, and doing something on one rank for all."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from gnnsys.config import TrainConfig
-from gnnsys.config_parallel import split_of, world_around
-from gnnsys.errors import ArgumentError, GnnsysError, RankFailedError
-from gnnsys.pipeline.distributed import DistributedTransport, watch_ranks
-from gnnsys.pipeline.transport import all_gather_objects
+from gnnsys.errors import GnnsysError, RankFailedError
+from gnnsys.ranks.distributed import DistributedTransport, watch_ranks
+from gnnsys.ranks.environment import rank_of_process, world_around
+from gnnsys.ranks.transport import all_gather_objects
 
-__all__ = ["join_ranks", "on_first_rank", "rank_of_process"]
+__all__ = ["join_ranks", "on_first_rank"]
 
 T = TypeVar("T")
 
@@ -24,31 +23,23 @@ _MEET = datetime.timedelta(seconds=60)
 _WORK = datetime.timedelta(days=30)  # who is alive is watched otherwise
 
 
-def rank_of_process() -> int:
-    """The number that torchrun or ``--ranks`` gave this process; 0 without them."""
-    return int(os.environ.get("RANK", "0"))
+def join_ranks(device: str) -> None:
+    """Joins the process group of all ranks; does nothing for a process by itself.
 
-
-def join_ranks(config: TrainConfig) -> None:
-    """Joins the ranks of a run; does nothing for a run of one process.
+    Args:
+        device: what a rank computes on: cpu, cuda, or auto for cuda where there is one.
 
     Raises:
-        ArgumentError: options that do not fit the number of ranks.
         RankFailedError: ranks that do not come.
     """
     world = world_around() or 1
     if world == 1:
         return
-    if config.parallel is None:
-        raise ArgumentError(
-            f"{world} ranks train one model with --parallel pipeline, graph or hybrid only; give "
-            "it, or start one process"
-        )
-    split_of(config)
-    if torch.cuda.is_available() and config.device != "cpu":
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if _on_gpu(config) else "gloo", timeout=_MEET)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_MEET)
         watch_ranks()
     except RuntimeError as error:
         raise RankFailedError(
@@ -76,7 +67,3 @@ def on_first_rank(work: Callable[[], T]) -> T | None:
     if error is not None:
         raise error
     return result
-
-
-def _on_gpu(config: TrainConfig) -> bool:
-    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())

@@ -19,7 +19,7 @@ _GRACE = 35.0  # those that a verdict waits for need less
 _TOLD = (2, 130)  # bad input and an interrupt, of which the first rank tells in its own words
 _LOOK = 0.1
 # The package is the installed one, whatever lies in the folder that the command works in.
-_COMMAND = "import sys; sys.path.remove(''); from gnnsys.cli import main; sys.exit(main())"
+_COMMAND = "import sys; sys.path.remove(''); from gnnsys.commands.cli import main; sys.exit(main())"
 
 
 def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> int:

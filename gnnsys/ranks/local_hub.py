@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gnnsys.errors import GnnsysError
-from gnnsys.pipeline.transport import Ledger, Receipt, Work
+from gnnsys.ranks.transport import Ledger, Receipt, Work
 
 __all__ = ["LocalHub"]
 

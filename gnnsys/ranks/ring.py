@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gnnsys.pipeline.transport import Transport, Work
+from gnnsys.ranks.transport import Transport, Work
 
 __all__ = ["ring_all_reduce"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from gnnsys import report_text as text
-from gnnsys.report_drawing import Chart, Drawing, style
-from gnnsys.report_run import Epoch, Run, Sample
+from gnnsys.pages import numbers as text
+from gnnsys.pages.drawing import Chart, Drawing, style
+from gnnsys.report.run import Epoch, Run, Sample
 
 __all__ = ["draw_charts"]
 

@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 from html import escape
 from typing import Any, TypeGuard
 
-from gnnsys import report_text as text
-from gnnsys.feature_stats import FeatureStats, stats_rows
-from gnnsys.report_drawing import Chart, Key
-from gnnsys.report_run import Run, as_object
-from gnnsys.report_style import html_page, numbers_table
+from gnnsys.features.statistics import FeatureStats, stats_rows
+from gnnsys.pages import numbers as text
+from gnnsys.pages.drawing import Chart, Key
+from gnnsys.pages.style import html_page, numbers_table
+from gnnsys.report.run import Run, as_object
 
 __all__ = ["make_page"]
 

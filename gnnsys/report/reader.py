@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gnnsys.errors import FileFormatError, MissingFileError
-from gnnsys.report_run import Epoch, Resume, Run, Sample, as_object
+from gnnsys.report.run import Epoch, Resume, Run, Sample, as_object
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError, GnnsysError
-from gnnsys.files import replace_file
-from gnnsys.machine import mount_of, queue_of, read_text
+from gnnsys.system.extension import core
+from gnnsys.system.files import replace_file
+from gnnsys.system.machine import mount_of, queue_of, read_text
 
 __all__ = ["LEAST_BYTES", "DiskProfile", "load", "measure", "measure_folder", "save"]
 

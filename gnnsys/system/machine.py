@@ -7,6 +7,7 @@ kernel does not say is None or "".
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,12 +15,13 @@ from pathlib import Path
 __all__ = [
     "available_memory",
     "cgroup_values",
+    "cpu_flags",
+    "cpu_model",
     "cpu_quota",
     "memory_limit",
     "mount_of",
     "queue_of",
     "read_text",
-    "size_text",
 ]
 
 _CGROUP = Path("/proc/self/cgroup")
@@ -62,6 +64,21 @@ def cgroup_values(
     return [" ".join(read_text(folder / name) for name in files) for folder in folders]
 
 
+def cpu_model() -> str:
+    """Name of the processor, as well as this system knows it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> list[str]:
+    """What the processor can do, in the kernel's words; empty where the kernel does not say."""
+    return (_cpuinfo("flags") or _cpuinfo("Features")).split()
+
+
+def _cpuinfo(key: str) -> str:
+    found = re.search(rf"^{key}\s*:\s*(.*)$", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
+    return found[1] if found else ""
+
+
 def mount_of(path: str | os.PathLike[str]) -> tuple[str, str]:
     """The type of the file system that holds `path`, and the device or share it is on."""
     real, found = Path(path).resolve(strict=True), ("", "unknown", "unknown")
@@ -97,19 +114,6 @@ def read_text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def size_text(count: float) -> str:
-    """A number of bytes in words.
-
-    >>> size_text(3 << 20)
-    '3 MiB'
-    """
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"
 
 
 def _meminfo(key: str) -> int:

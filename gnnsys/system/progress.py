@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import rich.progress
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     TaskID,
     TextColumn,
@@ -18,13 +18,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from gnnsys.folder_writer import Progress as Report
+__all__ = ["BarWithLine", "Progress", "bar_on_demand", "work_progress"]
 
-__all__ = ["BarWithLine", "bar_on_demand", "work_progress"]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and the total."""
 
 
 @contextmanager
-def work_progress() -> Iterator[Report]:
+def work_progress() -> Iterator[Progress]:
     """Gives a function ``(what, done, total)``; each ``what`` has a bar of its own.
 
     A ``total`` of 0 stands for one that is not known.
@@ -48,7 +49,7 @@ def work_progress() -> Iterator[Report]:
         yield report
 
 
-class BarWithLine(Progress):
+class BarWithLine(rich.progress.Progress):
     """A bar with a text below it, which is not shown while it is empty."""
 
     line: str = ""

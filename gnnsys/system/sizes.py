@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["parse_bytes"]
+__all__ = ["parse_bytes", "size_text"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -22,3 +22,16 @@ def parse_bytes(text: str, option: str) -> int:
     if found is None:
         raise ArgumentError(f"{option} {text}: expected a number of bytes, such as 500MB or 2GB")
     return int(Fraction(found.group(1)) * _UNITS[found.group(2)])
+
+
+def size_text(count: float) -> str:
+    """A number of bytes in words.
+
+    >>> size_text(3 << 20)
+    '3 MiB'
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

@@ -17,7 +17,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.files import replace_file
+from gnnsys.system.files import replace_file
 
 __all__ = [
     "Checkpoint",

@@ -21,10 +21,12 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn import GCNConv, MessagePassing, aggr
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
-from gnnsys.dataset_folder import Dataset
+from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError, UnsupportedError
-from gnnsys.folder_writer import Progress
-from gnnsys.layer_checks import (
+from gnnsys.loaders import CSC, NeighborSampler
+from gnnsys.memory import FileStore, HostStore, empty
+from gnnsys.system.progress import Progress
+from gnnsys.training.layer_checks import (
     BIPARTITE,
     aggregations_of,
     check_cached,
@@ -37,8 +39,6 @@ from gnnsys.layer_checks import (
     orient,
     unwrap,
 )
-from gnnsys.loaders import CSC, NeighborSampler
-from gnnsys.memory import FileStore, HostStore, empty
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["Block", "Layer", "inference", "model_layers", "run_layers"]

@@ -30,11 +30,11 @@ from torch_geometric.nn import (
 )
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
-from gnnsys.dataset_folder import Dataset
+from gnnsys.dataset.folder import Dataset
+from gnnsys.dataset.format import EDGE_TYPE
 from gnnsys.errors import UnsupportedError
-from gnnsys.folder_format import EDGE_TYPE
 from gnnsys.loaders import CSC
-from gnnsys.models import NodeClassifier
+from gnnsys.training.models import NodeClassifier
 
 __all__ = [
     "BIPARTITE",

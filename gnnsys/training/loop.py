@@ -15,7 +15,21 @@ import psutil
 import torch
 
 from gnnsys.cache.store import CachedStore
-from gnnsys.checkpoint import (
+from gnnsys.config.file import check_resumed, config_to_toml
+from gnnsys.config.parallel import check_world
+from gnnsys.config.train import TrainConfig
+from gnnsys.counters import Counters
+from gnnsys.errors import ArgumentError, StorageError
+from gnnsys.features.options import FeatureOptions
+from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
+from gnnsys.pipeline import DeepModel
+from gnnsys.ranks.environment import rank_of_process
+from gnnsys.ranks.group import join_ranks, on_first_rank
+from gnnsys.system.device import choose_device
+from gnnsys.system.disk_probe import load as load_disk_profile
+from gnnsys.system.files import as_storage_error, check_folder_of, replace_file
+from gnnsys.system.interrupts import on_signals
+from gnnsys.training.checkpoint import (
     CHECKPOINT,
     Checkpoint,
     RunState,
@@ -26,28 +40,16 @@ from gnnsys.checkpoint import (
     save_checkpoint,
     save_snapshot,
 )
-from gnnsys.config import TrainConfig
-from gnnsys.config_file import check_resumed, config_to_toml
-from gnnsys.config_parallel import is_deep
-from gnnsys.counters import Counters
-from gnnsys.dataset import NodeDataset, load_dataset
-from gnnsys.disk_probe import load as load_disk_profile
-from gnnsys.errors import ArgumentError, StorageError
-from gnnsys.feature_options import FeatureOptions
-from gnnsys.feature_stats import DiskWatch, FeatureStats, add_counts, read_counts
-from gnnsys.files import as_storage_error, check_folder_of, replace_file
-from gnnsys.interrupts import on_signals
-from gnnsys.models import NodeClassifier
-from gnnsys.pipeline import DeepModel, deep_layers
-from gnnsys.pipeline_steps import PipelineSteps
-from gnnsys.ranks import join_ranks, on_first_rank, rank_of_process
-from gnnsys.run_log import RunLog
-from gnnsys.scores import check_metric, score
-from gnnsys.staleness import StalenessWatch
-from gnnsys.steps import FullBatch, MiniBatch, Steps
-from gnnsys.train_result import EpochRecord, TrainResult, machine, versions
+from gnnsys.training.metrics import check_metric, score
+from gnnsys.training.models import NodeClassifier, make_model
+from gnnsys.training.pipeline_steps import PipelineSteps
+from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
+from gnnsys.training.run_log import RunLog
+from gnnsys.training.staleness import StalenessWatch
+from gnnsys.training.steps import FullBatch, MiniBatch, Steps
+from gnnsys.training.task import NodeDataset, load_dataset
 
-__all__ = ["EpochRecord", "TrainResult", "choose_device", "make_model", "run_training"]
+__all__ = ["EpochRecord", "TrainResult", "run_training"]
 
 _log = logging.getLogger(__name__)
 # Options that a resumed run may change, but not without changing what comes.
@@ -79,7 +81,8 @@ def run_training(
         check_resumed(config)
     if not config.dataset:
         raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
-    join_ranks(config)
+    check_world(config)
+    join_ranks(config.device)
     config = config.filled_in()
     device = choose_device(config.device)
     features = FeatureOptions.of(config)
@@ -102,29 +105,6 @@ def run_training(
         trainer = _Trainer(config, dataset, device, run)
         with on_signals(trainer.interrupt):
             return trainer.fit(on_epoch, on_batch, on_stats)
-
-
-def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier | DeepModel:
-    """The model that a filled-in config describes, in one process."""
-    if is_deep(config):
-        return DeepModel(
-            deep_layers(
-                config.model,
-                in_channels=dataset.features.shape[1],
-                hidden=config.hidden or 0,
-                out_channels=dataset.num_classes,
-                layers=config.layers,
-                dropout=config.dropout,
-            )
-        )
-    return NodeClassifier(
-        config.model,
-        in_channels=dataset.features.shape[1],
-        hidden=config.hidden or 0,
-        out_channels=dataset.num_classes,
-        layers=config.layers,
-        dropout=config.dropout,
-    )
 
 
 def _make_steps(
@@ -349,7 +329,7 @@ class _Trainer:
             return
         events = self._pipeline.events()
         if self._is_first:
-            from gnnsys.timeline_picture import write_run_timeline
+            from gnnsys.training.timeline import write_run_timeline
 
             write_run_timeline(Path(self._config.timeline), self._config, events)
 
@@ -524,16 +504,3 @@ def _describe(config: TrainConfig) -> dict[str, Any]:
     """The options as JSON and a checkpoint hold them."""
     values = dataclasses.asdict(config)
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-
-def choose_device(device: str) -> torch.device:
-    """The device that ``--device`` stands for.
-
-    Raises:
-        ArgumentError: cuda, where there is none.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("--device cuda: torch finds no CUDA device; use --device cpu")
-    return torch.device(device)

@@ -10,10 +10,14 @@ from torch import Tensor
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from gnnsys.config.parallel import is_deep
+from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.message_passing import fuse
+from gnnsys.pipeline import DeepModel, deep_layers
+from gnnsys.training.task import NodeDataset
 
-__all__ = ["NodeClassifier"]
+__all__ = ["NodeClassifier", "make_model"]
 
 _MODELS: dict[str, type[BasicGNN]] = {"sage": GraphSAGE, "gcn": GCN, "gat": GAT, "gin": GIN}
 _GAT_HEADS = 8
@@ -97,3 +101,26 @@ class NodeClassifier(torch.nn.Module):
             if hops > 0:
                 x = self.gnn.dropout(torch.relu_(x))  # no layer keeps its output for backward
         return x
+
+
+def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier | DeepModel:
+    """The model that a filled-in config describes, in one process."""
+    if is_deep(config):
+        return DeepModel(
+            deep_layers(
+                config.model,
+                in_channels=dataset.features.shape[1],
+                hidden=config.hidden or 0,
+                out_channels=dataset.num_classes,
+                layers=config.layers,
+                dropout=config.dropout,
+            )
+        )
+    return NodeClassifier(
+        config.model,
+        in_channels=dataset.features.shape[1],
+        hidden=config.hidden or 0,
+        out_channels=dataset.num_classes,
+        layers=config.layers,
+        dropout=config.dropout,
+    )

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnnsys.config import TrainConfig
-from gnnsys.config_parallel import split_of
-from gnnsys.dataset import NodeDataset
+from gnnsys.config.parallel import split_of
+from gnnsys.config.train import TrainConfig
 from gnnsys.pipeline import DeepModel, GNNPipe
 from gnnsys.pipeline.schedule import Event, bubble, num_slots
-from gnnsys.steps import WholeGraph
+from gnnsys.training.steps import WholeGraph
+from gnnsys.training.task import NodeDataset
 
 __all__ = ["PipelineSteps"]
 

@@ -15,9 +15,9 @@ import torch
 import torch_geometric
 
 from gnnsys._version import __version__
-from gnnsys.config import TrainConfig
+from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.doctor import cpu_model
+from gnnsys.system.machine import cpu_model
 
 __all__ = ["EpochRecord", "TrainResult", "machine", "versions"]
 
@@ -72,7 +72,7 @@ class TrainResult:
     """Feature rows and bytes served, by tier."""
 
     reads: dict[str, float]
-    """Counts of the cache and its reads, as ``gnnsys.feature_stats.read_counts`` names them."""
+    """Counts of the cache and its reads; ``gnnsys.features.statistics.read_counts`` names them."""
 
     parallel: dict[str, Any] | None = None
     """Of deep models: stages, ways, chunks; bytes sent by kind, by all ranks and by each; seconds

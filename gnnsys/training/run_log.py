@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gnnsys.files import as_storage_error
+from gnnsys.system.files import as_storage_error
 
 __all__ = ["RunLog"]
 

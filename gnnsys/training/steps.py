@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from gnnsys.config import TrainConfig
+from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.dataset import NodeDataset
-from gnnsys.doctor import cpu_flags, cpu_model
 from gnnsys.errors import StorageError
-from gnnsys.layerwise import model_layers, run_layers
 from gnnsys.loaders import NeighborLoader, NeighborSampler
-from gnnsys.models import NodeClassifier
-from gnnsys.scores import loss_of
+from gnnsys.system.machine import cpu_flags, cpu_model
+from gnnsys.training.exact_inference import model_layers, run_layers
+from gnnsys.training.metrics import loss_of
+from gnnsys.training.models import NodeClassifier
+from gnnsys.training.task import NodeDataset
 
 __all__ = ["FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
 

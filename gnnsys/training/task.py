@@ -5,29 +5,26 @@ Owns ``NodeDataset`` and ``load_dataset``. Invariant: nothing is written into th
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.transforms import NormalizeFeatures
 
-from gnnsys.dataset_folder import Dataset, open_dataset
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.feature_options import FeatureOptions
-from gnnsys.feature_setup import setup_features
-from gnnsys.folder_scores import without_score
+from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.importance import without_score
+from gnnsys.dataset.named import NAMED, load_raw
+from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
+from gnnsys.features.options import FeatureOptions
+from gnnsys.features.setup import setup_features
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.unified_tensor import UnifiedTensor, unified
@@ -114,62 +111,6 @@ class NodeDataset:
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """One named dataset of PyG."""
-
-    folders: tuple[str, ...]
-    """Where its ``raw`` folder may lie under the root."""
-
-    files: tuple[str, ...]
-
-    load: Callable[[Path], Any]
-    """Given the folder that holds ``raw``, the PyG dataset."""
-
-    metric: str = "accuracy"
-
-
-def _planetoid(name: str) -> _Source:
-    def load(folder: Path) -> Any:
-        from torch_geometric.datasets import Planetoid
-
-        # Rows of bags of words sum to 1, as in Kipf and Welling (ICLR 2017).
-        return Planetoid(str(folder.parent), folder.name, transform=NormalizeFeatures())
-
-    parts = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
-    return _Source((name,), tuple(f"ind.{name.lower()}.{part}" for part in parts), load)
-
-
-def _heterophilous(name: str) -> _Source:
-    def load(folder: Path) -> Any:
-        from torch_geometric.datasets import HeterophilousGraphDataset
-
-        return HeterophilousGraphDataset(str(folder.parent), folder.name)
-
-    return _Source((f"HeterophilousGraph/{name}", name), (f"{name}.npz",), load, "rocauc")
-
-
-def _actor() -> _Source:
-    def load(folder: Path) -> Any:
-        from torch_geometric.datasets import Actor
-
-        return Actor(str(folder))
-
-    splits = tuple(f"film_split_0.6_0.2_{i}.npz" for i in range(10))
-    files = ("out1_node_feature_label.txt", "out1_graph_edges.txt", *splits)
-    return _Source(("Actor", "actor", "."), files, load)
-
-
-_SOURCES = {
-    "cora": _planetoid("Cora"),
-    "citeseer": _planetoid("CiteSeer"),
-    "pubmed": _planetoid("PubMed"),
-    "actor": _actor(),
-    "tolokers": _heterophilous("tolokers"),
-    "minesweeper": _heterophilous("minesweeper"),
-}
-
-
 def load_dataset(
     name: str,
     root: str = "data",
@@ -202,7 +143,7 @@ def load_dataset(
         FileFormatError: raw files that cannot be read, or labels that do not fit the nodes.
     """
     options = options or FeatureOptions()
-    if name not in _SOURCES:
+    if name not in NAMED:
 
         def setup(dataset: Dataset) -> dict[str, Any]:
             return setup_features(
@@ -214,17 +155,17 @@ def load_dataset(
         if os.sep in name or os.path.isdir(name):
             return _open_folder(Path(name), threads, device, setup)
         raise ArgumentError(
-            f"dataset {name!r} is unknown: expected one of {', '.join([*_SOURCES, 'demo'])}, or "
+            f"dataset {name!r} is unknown: expected one of {', '.join([*NAMED, 'demo'])}, or "
             "the path of a dataset folder"
         )
     options.check_without_file(f"{name} has its in memory")
-    data = _load_raw(name, _SOURCES[name], Path(root))
+    data = load_raw(name, NAMED[name], Path(root))
     _check_labels(name, data)
     train, val, test = (
         _split_ids(name, data[f"{part}_mask"], split) for part in ("train", "val", "test")
     )
     x = unified(data.x.contiguous(), threads=threads, device=device)
-    return _from_memory(name, x, data.edge_index, data.y, train, val, test, _SOURCES[name].metric)
+    return _from_memory(name, x, data.edge_index, data.y, train, val, test, NAMED[name].metric)
 
 
 def _from_memory(
@@ -292,36 +233,6 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         val=dataset.split("val"),
         test=dataset.split("test"),
         metric=dataset.task.metric,
-    )
-
-
-def _load_raw(name: str, source: _Source, root: Path) -> Data:
-    folder = _find_folder(name, source, root)
-    # PyG writes what it has processed beside the raw files; it gets a folder of its own for that.
-    with tempfile.TemporaryDirectory(prefix="gnnsys-") as scratch:
-        place = Path(scratch) / (folder.name or name)
-        place.mkdir()
-        (place / "raw").symlink_to((folder / "raw").resolve())
-        try:
-            with redirect_stderr(io.StringIO()):  # PyG tells there that it is processing
-                return source.load(place)[0]
-        except (OSError, LookupError, ValueError, EOFError, RuntimeError, PickleError) as error:
-            raise FileFormatError(
-                f"{folder / 'raw'}: PyG cannot read the raw files of {name} ({error}); "
-                "fetch them again"
-            ) from error
-
-
-def _find_folder(name: str, source: _Source, root: Path) -> Path:
-    candidates = [root / folder for folder in source.folders]
-    for folder in candidates:
-        if all((folder / "raw" / file).is_file() for file in source.files):
-            return folder
-    missing = [file for file in source.files if not (candidates[0] / "raw" / file).is_file()]
-    raise MissingFileError(
-        f"{candidates[0] / 'raw'}: no {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; "
-        f"give --root the folder that holds {source.folders[0]}/raw, or let PyG's dataset class "
-        f"download {name} there"
     )
 
 

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from gnnsys.config import TrainConfig
-from gnnsys.files import replace_file
+from gnnsys.config.train import TrainConfig
+from gnnsys.pages.drawing import inline_svg, style
+from gnnsys.pages.style import html_page, numbers_table, page_header
 from gnnsys.pipeline.schedule import Event, Kind
 from gnnsys.pipeline.timeline import idle_share
-from gnnsys.report_drawing import inline_svg, style
-from gnnsys.report_style import html_page, numbers_table, page_header
+from gnnsys.system.files import replace_file
 
 __all__ = ["write_run_timeline", "write_timelines"]
 

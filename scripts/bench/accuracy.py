@@ -24,7 +24,7 @@ from harness import BenchError, check_json, run_entry
 from options import make_parser, positive
 from report import write_json
 
-from gnnsys.cli import main as gnnsys_command
+from gnnsys.commands.cli import main as gnnsys_command
 
 _COMMUNITY = ["--nodes", "20000"]
 _PUBMED_TRAINING = ["--epochs", "50", "--eval-every", "5"]

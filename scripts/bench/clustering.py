@@ -21,9 +21,9 @@ from harness import run_entry
 from options import make_parser, positive
 from report import read_lines
 
+from gnnsys.clustering.metrics import SCORES
 from gnnsys.clustering.runs import run_clustering
-from gnnsys.clustering.scores import SCORES
-from gnnsys.config_cluster import ClusterConfig
+from gnnsys.config.cluster import ClusterConfig
 
 _EXAMPLES = """
 ROOT holds the datasets as gnnsys cluster reads them. Finished runs are lines of the --out file; a

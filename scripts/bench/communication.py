@@ -29,7 +29,6 @@ from options import make_parser, positive
 from report import write_json
 from torch_geometric.data import Data
 
-from gnnsys.dataset import load_dataset
 from gnnsys.pipeline import GNNPipe, deep_layers, partition_graph
 from gnnsys.pipeline.costs import Split, estimate_costs
 from gnnsys.pipeline.layer_info import describe_layers
@@ -38,6 +37,7 @@ from gnnsys.pipeline.models import DEEP_MODELS
 from gnnsys.pipeline.partition import Partition
 from gnnsys.pipeline.schedule import default_chunks
 from gnnsys.pipeline.way_graph import halo_sizes
+from gnnsys.training.task import load_dataset
 
 _EXAMPLES = """
 ROOT holds the datasets as PyG downloads them, and any folders of .npz files with src, dst and

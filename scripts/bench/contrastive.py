@@ -32,7 +32,7 @@ from torch import Tensor
 
 from gnnsys.clustering.encoders import make_encoder
 from gnnsys.clustering.graph import open_graph
-from gnnsys.config_cluster import ClusterConfig
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.losses import PositivePairs, dense_contrastive_loss, influence_adjacency, pamc_loss
 
 _EXAMPLES = """

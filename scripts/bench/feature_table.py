@@ -22,7 +22,7 @@ from harness import BenchError
 from minibatch import Workload, find_graph
 from numpy.typing import NDArray
 
-from gnnsys.cache.scores import out_degree, rank_normalised
+from gnnsys.cache.importance import out_degree, rank_normalised
 from gnnsys.loaders import CSC, NeighborSampler
 
 __all__ = ["FeatureTable", "find_table", "make_table", "open_table", "score_rows"]

@@ -35,9 +35,9 @@ from harness import (
 from numpy.typing import NDArray
 from options import make_parser, positive, positive_list
 
-from gnnsys.machine import mount_of, queue_of, read_text
 from gnnsys.memory import FileStore
 from gnnsys.memory.direct_rows import uring_refusal
+from gnnsys.system.machine import mount_of, queue_of, read_text
 
 _PAGE = 4096
 _FIO = "fio"

@@ -22,10 +22,10 @@ from report import write_json
 
 import gnnsys
 from gnnsys.cache.simulator import simulate
+from gnnsys.features.importance import scores_of
+from gnnsys.features.replay import sampled_ids
 from gnnsys.generate import generate_community, generate_rmat
 from gnnsys.loaders import CSC
-from gnnsys.sampled_ids import sampled_ids
-from gnnsys.static_scores import scores_of
 
 _BASELINES = ["lru", "lfu", "static", "sieve", "s3fifo"]
 _WIDE = 64

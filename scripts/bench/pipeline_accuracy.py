@@ -25,9 +25,9 @@ from report import read_lines
 from torch import Tensor
 from torch_geometric.data import Data
 
-from gnnsys.dataset import NodeDataset, load_dataset
 from gnnsys.pipeline import GNNPipe, deep_layers
-from gnnsys.scores import score
+from gnnsys.training.metrics import score
+from gnnsys.training.task import NodeDataset, load_dataset
 
 _EXAMPLES = """
 ROOT holds the datasets as PyG downloads them (gnnsys train --help). Finished runs are lines of the

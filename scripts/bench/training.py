@@ -37,7 +37,7 @@ from torch_geometric.data import Data
 from workers.sage import FORWARDS, make_sage, make_step
 
 import gnnsys
-from gnnsys.models import NodeClassifier
+from gnnsys.training.models import NodeClassifier
 
 _CLASSES = 16
 _HIDDEN = 128
@@ -63,7 +63,7 @@ train one model:
   gnnsys stock    PyG's GraphSAGE unchanged, on the batches of gnnsys.NeighborLoader
   gnnsys trimmed  the same, given PyG's own arguments num_sampled_nodes_per_hop and ..edges..
   gnnsys fused, gnnsys trimmed+fused   these two after gnnsys.fuse(model)
-  gnnsys          gnnsys.models.NodeClassifier, which computes in each layer what later ones need
+  gnnsys          gnnsys.training.models.NodeClassifier: a layer computes what later ones need
   gnnsys bf16+labor   that under autocast to bfloat16, on LABOR-sampled batches: other arithmetic
                   and other batches, not for comparisons at equal work (--bf16-labor)
   DGL             dgl.nn.SAGEConv on the blocks of GraphBolt's data pipe, ids of int32

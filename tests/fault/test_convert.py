@@ -582,7 +582,7 @@ def test_nan_are_kept_counted_and_told(place: Path, capsys: pytest.CaptureFixtur
     delivered = found.features(device="cpu")[torch.arange(10)].numpy()
     assert np.array_equal(delivered, values, equal_nan=True)
     assert found.manifest.source["nan"] == {"features": 3}
-    from gnnsys.cli import main
+    from gnnsys.commands.cli import main
 
     assert main(["info", str(folder)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "NaN" in line]

@@ -176,7 +176,7 @@ def test_scratch_that_something_else_changed_is_one_error(
 SERVER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
-from gnnsys import folder_writer
+from gnnsys.dataset import writer as folder_writer
 from gnnsys.convert import arrays, csc, edge_files, text
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list

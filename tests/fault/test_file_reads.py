@@ -19,7 +19,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from gnnsys._extension import core
 from gnnsys.errors import (
     ArgumentError,
     FileFormatError,
@@ -30,6 +29,7 @@ from gnnsys.errors import (
 from gnnsys.memory import FileStore, StagedRows, direct_rows
 from gnnsys.memory.direct_rows import DirectRows, uring_refusal
 from gnnsys.memory.table_file import Shard, TableFile
+from gnnsys.system.extension import core
 
 DIRECT = ["pread"] + ([] if uring_refusal() else ["uring"])
 MODES = ["mmap", *DIRECT]

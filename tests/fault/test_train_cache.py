@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gnnsys.checkpoint import load_checkpoint
-from gnnsys.config import TrainConfig
-from gnnsys.config_file import resumed_config
+from gnnsys.config.file import resumed_config
+from gnnsys.config.train import TrainConfig
 from gnnsys.errors import FileFormatError, StorageError
 from gnnsys.generate import generate_community
-from gnnsys.train import TrainResult, run_training
+from gnnsys.training.checkpoint import load_checkpoint
+from gnnsys.training.loop import TrainResult, run_training
 
 OPTIONS: dict[str, Any] = {
     "epochs": 3,
@@ -169,8 +169,8 @@ if prctl(no_new_privileges, 1, 0, 0, 0) or prctl(set_seccomp, by_filter, ctypes.
 
 LIMITED = """
 import sys
-from gnnsys.cli import main
-import gnnsys.train_command, torch
+from gnnsys.commands.cli import main
+import gnnsys.commands.train, torch
 torch.set_num_threads(1)
 # Libraries are in memory by now: the limit counts what comes on top of them.
 open(sys.argv[1] + "/cgroup.procs", "w").write("0")

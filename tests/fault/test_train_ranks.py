@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gnnsys.cli import main
+from gnnsys.commands.cli import main
 from gnnsys.generate import generate_community
 
 TRAINING = ["--full-batch", "--model", "gcn", "--layers", "4", "--hidden", "8", "--seed", "3"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnnsys.cli import main
+from gnnsys.commands.cli import main
 from gnnsys.generate import generate_community
 from gnnsys.losses import (
     PositivePairs,

@@ -15,9 +15,9 @@ import torch
 from matplotlib.image import imread
 from sklearn.metrics import f1_score
 
-from gnnsys.cli import main
-from gnnsys.clustering.scores import cluster_scores
-from gnnsys.dataset_folder import open_dataset
+from gnnsys.clustering.metrics import cluster_scores
+from gnnsys.commands.cli import main
+from gnnsys.dataset.folder import open_dataset
 from gnnsys.generate import generate_community
 
 SMALL = ["--hidden", "32", "16", "--dim", "4", "--pretrain-epochs", "4", "--epochs", "8"]

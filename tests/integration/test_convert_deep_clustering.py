@@ -13,8 +13,8 @@ import scipy.sparse
 
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, read_manifest
 from gnnsys.errors import ArgumentError, FileFormatError, GnnsysError, MissingFileError
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, read_manifest
 
 OPTIONS = ConvertOptions(threads=1)
 # Of PROVENANCE.txt: nodes, features, classes; edges there are of one direction, except for usps.

@@ -24,7 +24,7 @@ from gnnsys.convert import arrays, edge_files, text
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.csc import write_csc
 from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
-from gnnsys.folder_writer import DatasetWriter
+from gnnsys.dataset.writer import DatasetWriter
 
 pa = pytest.importorskip("pyarrow", reason="text and Parquet are read through pyarrow")
 pytest.importorskip("pyarrow.parquet")

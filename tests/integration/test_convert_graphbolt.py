@@ -22,6 +22,7 @@ from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.pyg import convert_pyg, convert_pyg_name
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Table, read_manifest
 from gnnsys.errors import (
     ArgumentError,
     FileFormatError,
@@ -30,7 +31,6 @@ from gnnsys.errors import (
     StorageError,
     UnsupportedError,
 )
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType, Table, read_manifest
 
 OPTIONS = ConvertOptions(threads=1)
 DGL = "GNNSYS_TEST_DGL"

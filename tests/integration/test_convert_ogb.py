@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.ogb import NAMES, convert_ogb, is_ogb
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, read_manifest
 from gnnsys.errors import ArgumentError, FileFormatError, GnnsysError, MissingFileError
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType, read_manifest
 
 OPTIONS = ConvertOptions(threads=1)
 NODES, EDGES = 40, 300

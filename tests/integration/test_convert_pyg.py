@@ -20,9 +20,9 @@ from gnnsys.convert.pyg import (
     convert_pyg_name,
     is_pyg,
 )
-from gnnsys.dataset import _SOURCES, _load_raw
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Manifest, read_manifest
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, EdgeType, Manifest, read_manifest
+from gnnsys.training.task import _SOURCES, _load_raw
 
 OPTIONS = ConvertOptions(threads=1)
 GRAPHS = ["cora", "pubmed", "actor", "tolokers", "dblp"]

@@ -18,12 +18,12 @@ from torch_geometric.data.graph_store import EdgeLayout
 from torch_geometric.loader import NodeLoader
 
 import gnnsys
-from gnnsys.cli import main
+from gnnsys.commands.cli import main
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
+from gnnsys.dataset.format import Task
+from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.folder_format import Task
-from gnnsys.folder_writer import DatasetWriter, cut_rows
 
 NODES, EDGES, CLASSES = 300, 2000, 4
 DRAW = np.random.default_rng(11)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from gnnsys._extension import core
+from gnnsys.dataset.format import read_manifest
 from gnnsys.errors import ArgumentError
-from gnnsys.folder_format import read_manifest
 from gnnsys.generate import blocks, community, generate_community, generate_rmat, rmat
 from gnnsys.generate.rmat import _alias_table
 from gnnsys.rng import stream_key
+from gnnsys.system.extension import core
 
 RMAT = {"scale": 10, "edge_factor": 16, "features": 8, "classes": 5, "seed": 3}
 COMMUNITY = {"nodes": 3001, "classes": 7, "degree": 9, "features": 20, "seed": 3}
@@ -299,10 +299,10 @@ def test_what_cannot_be_used_is_an_error_that_names_it(tmp_path, write, name, va
 
 _KILLED = """
 import os, signal, sys
-import gnnsys.folder_writer
+import gnnsys.dataset.writer
 from gnnsys.generate import *
 
-gnnsys.folder_writer._SAVE_BYTES = 1 << 16  # tables of this test are small
+gnnsys.dataset.writer._SAVE_BYTES = 1 << 16  # tables of this test are small
 seen = set()
 
 def progress(what, done, total):

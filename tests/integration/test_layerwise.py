@@ -34,8 +34,8 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 import gnnsys
 from gnnsys.errors import ArgumentError, StorageError, UnsupportedError
-from gnnsys.layerwise import Block
-from gnnsys.models import NodeClassifier
+from gnnsys.training.exact_inference import Block
+from gnnsys.training.models import NodeClassifier
 
 NODES = 300
 SMALL = 1 << 14  # bytes of a block: some forty blocks a layer

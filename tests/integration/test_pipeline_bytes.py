@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from gnnsys.cli import main
-from gnnsys.dataset import load_dataset
+from gnnsys.commands.cli import main
 from gnnsys.pipeline import GNNPipe, deep_layers
 from gnnsys.pipeline.models import DEEP_MODELS
 from gnnsys.pipeline.schedule import Kind, epoch_actions, num_slots
 from gnnsys.pipeline.timeline import idle_share, simulate
+from gnnsys.training.task import load_dataset
 
 LAYERS, HIDDEN = 8, 4
 SPLITS = {"pipeline": (4, 1, 7), "graph": (1, 7, 7), "hybrid": (2, 3, 9)}

@@ -12,21 +12,21 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from gnnsys import disk_probe
-from gnnsys.cache.scores import rank_normalised
+from gnnsys.cache.importance import rank_normalised
 from gnnsys.cache.simulator import simulate
 from gnnsys.cache.trace import TraceWriter
-from gnnsys.cli import main
-from gnnsys.config_cache import PlanConfig
-from gnnsys.dataset_folder import open_dataset
-from gnnsys.disk_probe import DiskProfile
+from gnnsys.commands.cli import main
+from gnnsys.config.plan import PlanConfig
+from gnnsys.dataset.folder import open_dataset
+from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
-from gnnsys.estimate import Traffic, estimate_epoch
-from gnnsys.folder_writer import DatasetWriter, cut_rows
+from gnnsys.features.importance import importance
+from gnnsys.features.replay import sampled_ids
 from gnnsys.generate import generate_rmat
-from gnnsys.hardware import Hardware, measure_hardware, read_hardware
-from gnnsys.sampled_ids import sampled_ids
-from gnnsys.static_scores import importance
+from gnnsys.plan.estimate import Traffic, estimate_epoch
+from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
+from gnnsys.system import disk_probe
+from gnnsys.system.disk_probe import DiskProfile
 
 NODES, COLUMNS = 512, 96  # rows of 384 bytes: some lie on two pages
 ROW = COLUMNS * 4

@@ -1,4 +1,4 @@
-"""``gnnsys.report``: the page that is made of a training run's folder."""
+"""``gnnsys.commands.report``: the page that is made of a training run's folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import matplotlib as mpl
 import matplotlib.image
 import pytest
 
+from gnnsys.commands.report import run_command, write_report
 from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, StorageError
-from gnnsys.report import run_command, write_report
 
 Records = list[dict[str, Any]]
 TIERS = {"device": 0.5, "host": 0.3, "file": 0.2}
@@ -512,7 +512,7 @@ def test_the_command_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_matplotlib_is_imported_when_a_report_is_made(tmp_path: Path) -> None:
-    check = "import sys, gnnsys.report; assert 'matplotlib' not in sys.modules"
+    check = "import sys, gnnsys.commands.report; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 

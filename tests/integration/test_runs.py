@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file
 
 import gnnsys
-from gnnsys.checkpoint import load_checkpoint
-from gnnsys.cli import main
-from gnnsys.config import TrainConfig
-from gnnsys.config_file import read_config, resumed_config
+from gnnsys.commands.cli import main
+from gnnsys.config.file import read_config, resumed_config
+from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
-from gnnsys.models import NodeClassifier
-from gnnsys.train import TrainResult, run_training
+from gnnsys.training.checkpoint import load_checkpoint
+from gnnsys.training.loop import TrainResult, run_training
+from gnnsys.training.models import NodeClassifier
 
 OPTIONS: dict[str, Any] = {
     "epochs": 4,

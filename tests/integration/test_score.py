@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gnnsys.cli import main
-from gnnsys.config_cache import ScoreConfig
-from gnnsys.dataset import load_dataset
-from gnnsys.dataset_folder import open_dataset
+from gnnsys.commands.cli import main
+from gnnsys.config.score import ScoreConfig
+from gnnsys.dataset.folder import open_dataset
+from gnnsys.dataset.format import read_manifest
+from gnnsys.dataset.importance import store_score, without_score
+from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, StorageError
-from gnnsys.folder_format import read_manifest
-from gnnsys.folder_scores import store_score, without_score
-from gnnsys.folder_writer import DatasetWriter, cut_rows
+from gnnsys.features.importance import importance
 from gnnsys.generate import generate_rmat
-from gnnsys.static_scores import importance
+from gnnsys.training.task import load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_score_changes_neither_the_training_data_nor_whether_a_run_fits(folder
 def test_a_kill_before_the_end_leaves_the_old_score(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gnnsys import folder_scores
+    from gnnsys.dataset import importance as folder_scores
 
     first, second = (np.full(512, value, np.uint16) for value in (1, 2))
     store_score(folder, first, "degree")

@@ -17,12 +17,12 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from gnnsys.cli import main
-from gnnsys.config import TrainConfig
-from gnnsys.dataset import load_dataset
-from gnnsys.doctor import cpu_flags
+from gnnsys.commands.cli import main
+from gnnsys.config.train import TrainConfig
 from gnnsys.errors import FileFormatError
-from gnnsys.train import TrainResult, run_training
+from gnnsys.system.machine import cpu_flags
+from gnnsys.training.loop import TrainResult, run_training
+from gnnsys.training.task import load_dataset
 
 
 def train(dataset: str, **options: Any) -> TrainResult:

@@ -15,17 +15,17 @@ import torch
 import gnnsys
 from gnnsys.cache.plan import Policy as PlannedPolicy
 from gnnsys.cache.trace import read_trace
-from gnnsys.checkpoint import load_checkpoint
-from gnnsys.cli import main
-from gnnsys.config import TrainConfig
-from gnnsys.config_file import resumed_config
+from gnnsys.commands.cli import main
+from gnnsys.commands.report import write_report
+from gnnsys.config.file import resumed_config
+from gnnsys.config.train import TrainConfig
+from gnnsys.dataset.importance import store_score
 from gnnsys.errors import GnnsysError
-from gnnsys.feature_options import FeatureOptions, Policy
-from gnnsys.feature_setup import choose_cache
-from gnnsys.folder_scores import store_score
+from gnnsys.features.options import FeatureOptions, Policy
+from gnnsys.features.setup import choose_cache
 from gnnsys.generate import generate_community
-from gnnsys.report import write_report
-from gnnsys.train import TrainResult, run_training
+from gnnsys.training.checkpoint import load_checkpoint
+from gnnsys.training.loop import TrainResult, run_training
 
 OPTIONS: dict[str, Any] = {
     "epochs": 2,
@@ -146,7 +146,7 @@ def test_the_stored_score_is_used_and_a_missing_one_computed(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = generate_community(tmp_path / "g", nodes=500, classes=2, features=4, degree=4)
-    caplog.set_level(logging.INFO, logger="gnnsys.feature_setup")
+    caplog.set_level(logging.INFO, logger="gnnsys.features.setup")
     train(other, cache="50", epochs=1)
     assert "--score auto: computed in" in caplog.text
     store_score(other, np.arange(500, dtype=np.uint16), "presample")

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch_geometric.data import Data
 
-from gnnsys.cli import main
-from gnnsys.dataset import load_dataset
+from gnnsys.commands.cli import main
 from gnnsys.pipeline import DeepModel, GNNPipe, deep_layers
+from gnnsys.training.task import load_dataset
 
 TRAINING = ["--full-batch", "--layers", "6", "--hidden", "16", "--epochs", "6", "--seed", "3"]
 

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnnsys._extension import core
 from gnnsys.errors import ReadOnlyError, RowIndexError
 from gnnsys.memory import FileStore, HostStore
 from gnnsys.memory.store import SUPPORTED_DTYPES
+from gnnsys.system.extension import core
 
 ROW_BYTES = [*range(1, 140), 255, 256, 257, 511, 512, 513, 1000, 4095, 4096, 4097, 9000]
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gnnsys._extension import core
 from gnnsys.losses import PositivePairs, dense_contrastive_loss, pamc_loss, tiles
 from gnnsys.losses.negatives import NEGATIVES, Clusters, moment_blocks
 from gnnsys.losses.pairs import _sums_by_torch, positive_sums, unit_rows
+from gnnsys.system.extension import core
 
 MODES = sorted(NEGATIVES)
 LINEAR = [mode for mode in MODES if mode != "exact"]

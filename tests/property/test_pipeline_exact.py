@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN2Conv, GCNConv, SAGEConv
 
-from gnnsys.dataset import load_dataset
 from gnnsys.pipeline import GNNPipe, Partition, deep_layers
 from gnnsys.pipeline.layers import GraphLayer, Share, as_layers
 from gnnsys.pipeline.models import DEEP_MODELS, ResGCNLayer
 from gnnsys.pipeline.partition import partition_graph
 from gnnsys.pipeline.schedule import slot_order
+from gnnsys.training.task import load_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_reference import Reference

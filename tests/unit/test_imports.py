@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -12,43 +13,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-REPORT = ["", "_charts", "_page", "_reader", "_run"]
-
-# Layers from the bottom: a module imports from its own layer and from those below.
-LAYERS = [
-    {f"gnnsys.{name}" for name in ["errors", "counters", "rng", "_version", "_extension", "_core"]},
-    {"gnnsys.machine"},
-    {"gnnsys.files", "gnnsys.sizes"},
-    {"gnnsys.disk_probe"},
-    {"gnnsys.memory"},
-    {"gnnsys.cache"},
-    {"gnnsys.indexing", "gnnsys.unified_tensor", "gnnsys.feature_store"},
-    {"gnnsys.message_passing"},
-    {"gnnsys.loaders"},
-    {"gnnsys.pipeline", "gnnsys.losses"},
-    {"gnnsys.folder_format", "gnnsys.folder_writer", "gnnsys.folder_scores"},
-    {"gnnsys.models", "gnnsys.doctor", "gnnsys.feature_options"}
-    | {
-        f"gnnsys.config{part}"
-        for part in ["", "_cache", "_checks", "_cluster", "_data", "_doctor", "_parallel"]
-    },
-    {"gnnsys.dataset_folder"},
-    {"gnnsys.layer_checks"},
-    {"gnnsys.layerwise", "gnnsys.scores", "gnnsys.sampled_ids", "gnnsys.static_scores"},
-    {"gnnsys.progress", "gnnsys.info", "gnnsys.report_text"},
-    {f"gnnsys.{name}" for name in ["convert", "dataset", "feature_setup", "generate"]},
-    {f"gnnsys.{name}" for name in ["checkpoint", "config_file", "feature_stats", "interrupts"]}
-    | {f"gnnsys.{name}" for name in ["pipeline_steps", "ranks", "run_log", "staleness", "steps"]},
-    {"gnnsys.hardware", "gnnsys.split_times", "gnnsys.parallel_text", "gnnsys.launch"},
-    {"gnnsys.train", "gnnsys.train_result", "gnnsys.parallel_plan", "gnnsys.parallel_command"}
-    | {"gnnsys.timeline_picture", "gnnsys.report_drawing", "gnnsys.report_style"},
-    {f"gnnsys.{name}" for name in ["train_command", "predict", "score_command", "clustering"]}
-    | {f"gnnsys.{name}" for name in ["estimate", "cache_plans"]}
-    | {f"gnnsys.plan_{part}" for part in ["command", "picture", "text"]}
-    | {f"gnnsys.report{part}" for part in REPORT},
-    {"gnnsys.cli"},
+# Rooms from the bottom: folders, and the modules beside them. A room imports those above its line
+# in this list, and of its own line.
+FLOORS = [
+    ["errors", "counters", "rng", "_version", "_core", "compat"],
+    ["system"],
+    ["memory", "ranks", "pages"],
+    ["cache"],
+    ["indexing", "unified_tensor", "feature_store"],
+    ["message_passing"],
+    ["loaders", "losses", "pipeline"],
+    ["dataset"],
+    ["features", "convert", "generate"],
+    ["config"],
+    ["training"],
+    ["clustering", "plan", "report"],
+    ["commands"],
 ]
-PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng", "gnnsys.machine"}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+FACE = {"gnnsys", "gnnsys.__main__"}
+PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng", "gnnsys.system.machine"}
 
 
 def modules() -> dict[str, Path]:
@@ -74,24 +58,46 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def layer(name: str) -> int | None:
-    for place, members in enumerate(LAYERS):
-        if any(name == member or name.startswith(f"{member}.") for member in members):
-            return place
-    return None
+def room(name: str) -> str:
+    return name.split(".")[1]
 
 
-def test_every_module_has_a_layer_and_imports_only_downwards() -> None:
+def arrows() -> dict[str, set[str]]:
+    """Which rooms each room imports, in functions and for type checkers, too."""
+    found: dict[str, set[str]] = {}
     for name, path in modules().items():
-        if name in {"gnnsys", "gnnsys.__main__"}:
-            continue
-        own = layer(name)
-        assert own is not None, f"{name} stands in no layer"
+        if name not in FACE:
+            ours = (each for each in imports(path) if each.startswith("gnnsys."))
+            found.setdefault(room(name), set()).update(map(room, ours))
+    return found
+
+
+def test_rooms_import_only_what_stands_below() -> None:
+    for name, imported in arrows().items():
+        assert name in FLOOR, f"gnnsys.{name} stands on no floor"
+        for other in imported:
+            assert other in FLOOR, f"gnnsys.{name} imports {other} from the lazy package"
+            assert FLOOR[other] <= FLOOR[name], f"gnnsys.{name} imports {other}, above it"
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    order = TopologicalSorter({name: found - {name} for name, found in arrows().items()})
+    assert [*order.static_order()]  # raises CycleError, which names the circle
+
+
+def test_gnnsys_has_few_rooms() -> None:
+    inside = {path.name for path in (ROOT / "gnnsys").iterdir()}
+    assert len(inside - {"__pycache__", "py.typed"}) <= 26
+
+
+def test_no_private_name_is_imported_from_another_module() -> None:
+    for name, path in modules().items():
         for imported in imports(path):
-            if imported.startswith("gnnsys"):
-                below = layer(imported)
-                assert below is not None, f"{name} imports {imported} from the lazy package"
-                assert below <= own, f"{name} imports {imported}, which stands above it"
+            last = imported.rsplit(".", 1)[-1]
+            private = last.startswith("_") and not last.startswith("__")
+            assert not (imported.startswith("gnnsys.") and private and last != "_core"), (
+                f"{name} imports {imported}"
+            )
 
 
 @pytest.mark.parametrize("name", sorted(PURE))
@@ -102,11 +108,8 @@ def test_leaves_import_only_the_standard_library_and_numpy(name: str) -> None:
 
 
 def test_the_pipeline_imports_no_loader_and_no_cache() -> None:
-    allowed = ("gnnsys.pipeline", "gnnsys.errors", "gnnsys.rng", "gnnsys._extension")
-    for name, path in modules().items():
-        if f"{name}.".startswith("gnnsys.pipeline."):
-            ours = [each for each in imports(path) if each.startswith("gnnsys")]
-            assert all(each.startswith(allowed) for each in ours), f"{name} imports {ours}"
+    allowed = {"pipeline", "ranks", "system", "errors", "rng"}
+    assert arrows()["pipeline"] <= allowed
 
 
 def test_no_public_function_has_the_name_of_a_module() -> None:
@@ -127,7 +130,7 @@ def test_a_package_hands_on_all_its_public_names(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["import gnnsys", "from gnnsys.cli import main; main(['--version'])"]
+    "command", ["import gnnsys", "from gnnsys.commands.cli import main; main(['--version'])"]
 )
 def test_torch_is_not_imported_before_it_is_needed(command: str) -> None:
     check = f"import sys; {command}; assert 'torch' not in sys.modules, 'torch was imported'"
@@ -136,7 +139,7 @@ def test_torch_is_not_imported_before_it_is_needed(command: str) -> None:
 
 def test_help_imports_no_torch() -> None:
     check = (
-        "import sys\nfrom gnnsys.cli import main\n"
+        "import sys\nfrom gnnsys.commands.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"
         "assert 'torch' not in sys.modules"
     )
@@ -150,7 +153,7 @@ def test_a_checkout_that_was_not_built_says_what_to_run() -> None:
     check = (
         "import importlib.machinery, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from gnnsys._extension import core"
+        "from gnnsys.system.extension import core"
     )
     done = subprocess.run([sys.executable, "-S", "-c", check], capture_output=True, text=True)
     assert done.returncode != 0

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from protocol import Clock, open_channel, serve
 
 import gnnsys
-from gnnsys.cache.scores import out_degree
-from gnnsys.models import NodeClassifier
+from gnnsys.cache.importance import out_degree
+from gnnsys.training.models import NodeClassifier
 
 _LR = 0.01
 

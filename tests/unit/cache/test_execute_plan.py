@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnnsys._extension import core
+from gnnsys.system.extension import core
 
 Array = NDArray[Any]
 TABLES = ("hits", "victim_in", "fills", "copies", "victim_out")

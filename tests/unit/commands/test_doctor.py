@@ -24,9 +24,9 @@ import psutil
 import pytest
 import torch
 
-import gnnsys.doctor as doctor
-from gnnsys import disk_probe, machine
-from gnnsys.doctor import Finding, examine, report
+import gnnsys.commands.doctor as doctor
+from gnnsys.commands.doctor import Finding, examine, report
+from gnnsys.system import disk_probe, machine
 
 NAMES = [
     "Python", "gnnsys._core", "torch", "torch_geometric", "numpy", "processor", "cores", "memory",
@@ -136,7 +136,7 @@ def test_importing_the_doctor_imports_only_the_standard_library() -> None:
     script = """
 import sys
 before = set(sys.modules)
-import gnnsys.doctor
+import gnnsys.commands.doctor
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(new - sys.stdlib_module_names))
 """
@@ -162,7 +162,7 @@ def test_the_command_prints_everything_when_the_install_is_broken(folder: Path) 
 import sys
 for module in {REQUIRED}:
     sys.modules[module] = None
-from gnnsys.doctor import main
+from gnnsys.commands.doctor import main
 sys.exit(main(sys.argv[1], json=True))
 """
     ran = run_python(script, str(folder))
@@ -228,7 +228,9 @@ def test_without_rich_a_terminal_gets_the_plain_lines() -> None:
 
 def on_terminal(before: str, width: int) -> str:
     """What `report` prints on a terminal of that many columns."""
-    script = f"import sys\nfrom gnnsys.doctor import *\n{before}\nsys.exit(report({SAMPLE}))"
+    script = (
+        f"import sys\nfrom gnnsys.commands.doctor import *\n{before}\nsys.exit(report({SAMPLE}))"
+    )
     main_end, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     environment = {
@@ -298,7 +300,7 @@ def test_affinity_lowers_the_allowed_cores() -> None:
     script = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from gnnsys import doctor
+from gnnsys.commands import doctor
 print(doctor._cores())
 """
     assert "1 allowed by affinity" in run_python(script).stdout
@@ -497,7 +499,7 @@ def test_another_direct_io_error_is_a_warning_and_leaves_nothing_behind(tmp_path
         pytest.skip("the number of pwrite64 is not known here")
     script = """
 from functools import partial
-from gnnsys import doctor
+from gnnsys.commands import doctor
 print(doctor._ask("storage", "O_DIRECT", partial(doctor._direct_io, sys.argv[1])))
 """
     answer = run_denied(deny(pwrite, errno.EIO), script, str(tmp_path))
@@ -566,7 +568,7 @@ def test_hidden_gpus_are_not_found() -> None:
     script = """
 import os
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-from gnnsys import doctor
+from gnnsys.commands import doctor
 print(doctor._gpus())
 """
     ran = run_python(script)

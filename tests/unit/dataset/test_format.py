@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, UnsupportedError
-from gnnsys.folder_format import (
+from gnnsys.dataset.format import (
     CHECKSUM_CHUNK,
     EDGE_TYPE,
     NODE_TYPE,
@@ -31,6 +30,7 @@ from gnnsys.folder_format import (
     node_folder,
     read_manifest,
 )
+from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, UnsupportedError
 
 PROPERTY = settings(deadline=None, print_blob=True)
 NAMES = st.text(min_size=1, max_size=6) | st.sampled_from(["_", "__", "a_", "a__b", ".", "..", "/"])

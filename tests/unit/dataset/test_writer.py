@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gnnsys import folder_writer
+from gnnsys.dataset import writer as folder_writer
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, read_manifest
+from gnnsys.dataset.writer import DatasetWriter, RowReader, cut_rows
 from gnnsys.errors import ArgumentError, DTypeError, GnnsysError, StorageError
-from gnnsys.files import lock_file
-from gnnsys.folder_format import EDGE_TYPE, NODE_TYPE, read_manifest
-from gnnsys.folder_writer import DatasetWriter, RowReader, cut_rows
+from gnnsys.system.files import lock_file
 
 PROPERTY = settings(deadline=None, print_blob=True, max_examples=25)
 ROWS = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)

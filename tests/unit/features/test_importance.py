@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch_geometric.data import Data
 
 from gnnsys.cache import scores
-from gnnsys.cache.scores import HIGHEST, out_degree, rank_normalised, reverse_pagerank
+from gnnsys.cache.importance import HIGHEST, out_degree, rank_normalised, reverse_pagerank
 from gnnsys.errors import ArgumentError, RowIndexError
+from gnnsys.features.importance import importance
+from gnnsys.features.replay import sampled_ids
 from gnnsys.loaders import CSC, NeighborLoader
-from gnnsys.sampled_ids import sampled_ids
-from gnnsys.static_scores import importance
 
 PROPERTY = settings(deadline=None, max_examples=60)
 

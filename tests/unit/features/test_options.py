@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gnnsys.config import TrainConfig
-from gnnsys.config_file import MAY_CHANGE, check_resumed, config_to_toml, read_config
+from gnnsys.config.file import MAY_CHANGE, check_resumed, config_to_toml, read_config
+from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
-from gnnsys.feature_options import FeatureOptions, parse_cache
+from gnnsys.features.options import FeatureOptions, parse_cache
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnnsys.feature_stats import (
+from gnnsys.features.statistics import (
     DiskWatch,
     FeatureStats,
     add_counts,

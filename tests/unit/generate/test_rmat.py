@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gnnsys import rng
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError
 from gnnsys.generate.rmat import _alias_table
+from gnnsys.system.extension import core
 
 GRAPH500 = (0.57, 0.19, 0.19)
 SKEWED = (0.9, 0.05, 0.049)

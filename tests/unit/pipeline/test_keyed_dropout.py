@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gnnsys._extension import core
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline import KeyedDropout
 from gnnsys.pipeline.dropout import _keeps, set_dropout_context
 from gnnsys.rng import dropout_key, keeps
+from gnnsys.system.extension import core
 
 VERTICES = torch.randint(0, 2**40, (203,), generator=torch.Generator().manual_seed(0))
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gnnsys.errors import GnnsysError
-from gnnsys.pipeline.local_hub import LocalHub
-from gnnsys.pipeline.ring import ring_all_reduce
-from gnnsys.pipeline.transport import all_gather_objects
+from gnnsys.ranks.local_hub import LocalHub
+from gnnsys.ranks.ring import ring_all_reduce
+from gnnsys.ranks.transport import all_gather_objects
 
 
 @pytest.mark.parametrize("world", range(1, 9))

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gnnsys.machine import available_memory
+from gnnsys.system.machine import available_memory
 
 
 def test_available_memory_is_that_of_the_machine_without_a_limit(tmp_path: Path) -> None:

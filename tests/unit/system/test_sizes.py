@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gnnsys.config_data import parse_bytes
 from gnnsys.errors import ArgumentError
+from gnnsys.system.sizes import parse_bytes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics
 
 from gnnsys.errors import ArgumentError
-from gnnsys.scores import check_metric, loss_of, score
+from gnnsys.training.metrics import check_metric, loss_of, score
 
 DRAW = torch.Generator().manual_seed(3)
 

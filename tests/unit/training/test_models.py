@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders import CSC, NeighborSampler
-from gnnsys.models import NodeClassifier
+from gnnsys.training.models import NodeClassifier
 
 NODES, SEEDS = 300, 12
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gnnsys.staleness import StalenessWatch
+from gnnsys.training.staleness import StalenessWatch
 
 
 def notes(losses: list[float], staleness: list[float]) -> list[int]:

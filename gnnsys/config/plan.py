@@ -1,0 +1,137 @@
+"""Options of ``gnnsys plan``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from gnnsys.config.checks import FIRST_FANOUTS, check_least, check_sampling, parse_fanouts
+from gnnsys.errors import ArgumentError
+
+__all__ = ["PlanConfig"]
+
+_FANOUTS = tuple(str(fanout) for fanout in FIRST_FANOUTS[:2])
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanConfig:
+    """Tell how well a cache of the features would do, and how long an epoch would take.
+
+    Samples the batches of a training run, or replays recorded ones, and plans them for each budget
+    as a cache would, without reading a feature.
+
+    Examples:
+        gnnsys plan my-graph --fanouts 15,10,5 --budget 1GB,2GB,4GB
+        gnnsys plan my-graph --budget 10% --hardware server.toml --json
+        gnnsys plan my-graph --trace run1.trace --picture plan.html
+        gnnsys plan my-graph --parallel all --ranks 8 --model gcnii --layers 32 --hidden 1000
+        gnnsys plan cora --root data --parallel pipeline --ranks 4 --picture schedule.png
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A dataset folder; with --parallel also cora, citeseer, pubmed, actor, tolokers, minesweeper
+    or demo."""
+
+    parallel: Literal["pipeline", "graph", "hybrid", "all"] | None = None
+    """Instead of a cache, plan full-graph training of a deep model on several ranks: bytes sent,
+    slots, idle time and memory of the pipeline, of graph parallelism and of each hybrid. Graph
+    parallelism is always told, to compare with. Nothing is trained."""
+
+    ranks: int | None = None
+    """Of --parallel, S * W. Default: 8."""
+
+    stages: int | None = None
+    """Of --parallel: only splits of so many stages, S."""
+
+    ways: int | None = None
+    """Of --parallel: only splits of so many ways, W."""
+
+    chunks: int | None = None
+    """Of --parallel: parts of the graph, K. Default: 4 for each rank; graph parallelism one for
+    each way, which is exact."""
+
+    model: Literal["gcn", "sage", "gcnii", "resgcn"] = "gcnii"
+    """Of --parallel."""
+
+    layers: int = 32
+    """Graph convolutions, of --parallel."""
+
+    hidden: int = 64
+    """Width of all rows between encoder and decoder, of --parallel."""
+
+    root: str = "data"
+    """Folder of the named datasets, as for gnnsys train."""
+
+    budget: tuple[str, ...] = ("1%", "5%", "10%", "25%")
+    """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
+    features (10%)."""
+
+    fanouts: tuple[str, ...] = _FANOUTS
+    """Neighbours to sample per node for each hop, nearest the seeds first; -1 takes all."""
+
+    batch_size: int = 1024
+    """Seed nodes of a batch."""
+
+    batches: int | None = None
+    """Batches to sample, over as many epochs as it takes, or to replay. Default: 200, or all of
+    --trace."""
+
+    trace: str | None = None
+    """A recording by gnnsys train --trace FILE, to replay instead of sampling."""
+
+    policy: Literal[
+        "hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"
+    ] = "hybrid"
+    """Which rows leave first: see docs/planning.md."""
+
+    window: int = 64
+    """Batches that are known ahead."""
+
+    score: Literal["auto", "none", "degree", "pagerank", "presample"] = "auto"
+    """Static score that fills the cache before the first batch. auto: the one that gnnsys score
+    stored, else degree. presample: of as many batches as are planned, but others."""
+
+    victim_buffer: str = "0"
+    """Bytes of host memory for rows that left the cache and are needed again soon."""
+
+    hardware: str = "this"
+    """A TOML file that describes the disk and the memory, see docs/planning.md; this: measured
+    here, on the disk that holds the features. With --parallel: a file that describes computing,
+    memory and the network, for the time of an epoch; this: without times."""
+
+    step_time: float = 0.0
+    """Milliseconds of computing for a batch, to compare reading with; 0 leaves it out."""
+
+    seed: int = 0
+    """Of the order of seeds and of sampling."""
+
+    threads: int = 0
+    """Threads that sample and plan; 0 for all cores."""
+
+    picture: str | None = None
+    """File for a picture of the result: .png, or .html for a page with tables."""
+
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+    def __post_init__(self) -> None:
+        check_sampling(self.batch_size, self.batches, self.threads)
+        parse_fanouts(self.fanouts)
+        if self.window < 0:
+            raise ArgumentError(f"--window {self.window}: expected at least 0")
+        if not 0 <= self.step_time < math.inf:
+            raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
+        counts = ("ranks", "stages", "ways", "chunks", "layers", "hidden")
+        for name in counts:
+            check_least(name, getattr(self, name), 1)
+        if self.parallel is None:
+            for name in counts[:4]:
+                if getattr(self, name) is not None:
+                    raise ArgumentError(
+                        f"--{name}: goes with --parallel pipeline, graph, hybrid or all"
+                    )
+        if self.picture is not None and not self.picture.endswith((".png", ".html")):
+            raise ArgumentError(f"--picture {self.picture}: expected a name in .png or .html")

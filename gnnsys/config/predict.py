@@ -1,0 +1,53 @@
+"""Options of ``gnnsys predict``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from gnnsys.features.options import Storage, parse_cache
+
+__all__ = ["PredictConfig"]
+
+
+@dataclass(kw_only=True, slots=True)
+class PredictConfig:
+    """Classify nodes with the best weights of a run, exactly, layer by layer.
+
+    Examples:
+        gnnsys predict run1
+        gnnsys predict run1 --nodes ids.npy --dataset newer-graph
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder that gnnsys train --out made."""
+
+    nodes: str | None = None
+    """File of node ids (.npy, .csv, .txt). Default: all nodes."""
+
+    dataset: str | None = None
+    """Dataset to classify, with the same features. Default: that of the run."""
+
+    root: str | None = None
+    """Folder of named datasets. Default: that of the run."""
+
+    out: str | None = None
+    """Folder for predictions.npy (classes, or 0 and 1 for several labels), scores.npy,
+    embeddings.npy (inputs of the last layer) and nodes.npy. Default: RUN/predictions."""
+
+    cache: str = "auto"
+    """Memory for rows of the features, as of gnnsys train: bytes, rows, a share, none or auto."""
+
+    storage: Storage = "auto"
+    """How rows are read, as of gnnsys train."""
+
+    threads: int = 0
+    """0 for all cores."""
+
+    json: bool = False
+    """Print the paths and shapes as one JSON object."""
+
+    def __post_init__(self) -> None:
+        parse_cache(self.cache)

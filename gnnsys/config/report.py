@@ -1,0 +1,25 @@
+"""Options of ``gnnsys report``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+__all__ = ["ReportConfig"]
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportConfig:
+    """Make one HTML page of a run: curves, throughput, bytes by tier, configuration.
+
+    Examples:
+        gnnsys report run1
+    """
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder that gnnsys train --out made; the run may still be going on."""
+
+    out: str | None = None
+    """The page. Default: RUN/report.html."""

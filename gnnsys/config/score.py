@@ -1,0 +1,60 @@
+"""Options of ``gnnsys score``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from gnnsys.config.checks import FIRST_FANOUTS, check_sampling, parse_fanouts
+
+__all__ = ["ScoreConfig"]
+
+_FANOUTS = tuple(str(fanout) for fanout in FIRST_FANOUTS[:2])
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreConfig:
+    """Score the nodes of a dataset by how often their features will be asked for.
+
+    The score is stored with the dataset. A cache is filled by it before training begins, and keeps
+    the rows with the higher score where it knows nothing better.
+
+    Examples:
+        gnnsys score my-graph --fanouts 15,10,5
+        gnnsys score my-graph --score degree
+    """
+
+    dataset: Annotated[str, tyro.conf.Positional]
+    """A dataset folder."""
+
+    score: Literal["presample", "degree", "pagerank"] = "presample"
+    """presample: in how many batches of a short run of the sampler a node occurs, with the training
+    nodes and --fanouts. degree: in how many lists of neighbours it stands. pagerank: how often a
+    walk is there that follows edges backwards. presample is the best where few nodes are trained
+    on; where none are named it takes all."""
+
+    fanouts: tuple[str, ...] = _FANOUTS
+    """For presample: neighbours to sample per node for each hop, nearest the seeds first; -1 takes
+    all. As in the training to come, like the next options."""
+
+    batch_size: int = 1024
+    """Seed nodes of a batch."""
+
+    batches: int = 200
+    """Batches to sample, over as many epochs as it takes."""
+
+    seed: int = 0
+    """Of the order of seeds and of sampling. With that of the training to come, the batches are the
+    first of that training."""
+
+    threads: int = 0
+    """Threads that sample; 0 for all cores."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def __post_init__(self) -> None:
+        check_sampling(self.batch_size, self.batches, self.threads)
+        parse_fanouts(self.fanouts)

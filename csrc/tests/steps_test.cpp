@@ -9,9 +9,9 @@
 
 #include "check.hpp"
 #include "gnnsys/graph/edge_sort.hpp"
+#include "gnnsys/graph/topology.hpp"
 #include "gnnsys/rows/gather.hpp"
 #include "gnnsys/sampler/sampler.hpp"
-#include "gnnsys/graph/topology.hpp"
 #include "tests.hpp"
 
 namespace gnnsys::test {

@@ -8,8 +8,8 @@
 #include <thread>
 #include <vector>
 
-#include "gnnsys/io/file_reader.hpp"
 #include "gnnsys/io/backend.hpp"
+#include "gnnsys/io/file_reader.hpp"
 
 namespace gnnsys {
 

@@ -4,8 +4,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "sampler/batch_arrays.hpp"
 #include "draws.hpp"
+#include "sampler/batch_arrays.hpp"
 
 namespace gnnsys {
 namespace {

@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "sampler/batch_arrays.hpp"
 #include "draws.hpp"
+#include "sampler/batch_arrays.hpp"
 #include "sampler/checks.hpp"
 #include "sampler/chunks.hpp"
 #include "sampler/expand.hpp"

@@ -6,9 +6,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "sampler/batch_arrays.hpp"
 #include "draws.hpp"
 #include "gnnsys/philox.hpp"
+#include "sampler/batch_arrays.hpp"
 
 namespace gnnsys {
 namespace {

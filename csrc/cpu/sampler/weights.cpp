@@ -6,8 +6,8 @@
 #include <string>
 
 #include "gnnsys/buffer_pool.hpp"
-#include "gnnsys/philox.hpp"
 #include "gnnsys/graph/topology.hpp"
+#include "gnnsys/philox.hpp"
 
 namespace gnnsys {
 namespace {

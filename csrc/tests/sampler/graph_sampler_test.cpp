@@ -9,8 +9,8 @@
 
 #include "check.hpp"
 #include "gnnsys/sampler/sampler.hpp"
-#include "tests.hpp"
 #include "sampler/typed_reference.hpp"
+#include "tests.hpp"
 
 namespace gnnsys::test {
 namespace {

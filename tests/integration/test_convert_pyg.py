@@ -21,8 +21,8 @@ from gnnsys.convert.pyg import (
     is_pyg,
 )
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Manifest, read_manifest
+from gnnsys.dataset.named import NAMED, load_raw
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
-from gnnsys.training.task import _SOURCES, _load_raw
 
 OPTIONS = ConvertOptions(threads=1)
 GRAPHS = ["cora", "pubmed", "actor", "tolokers", "dblp"]
@@ -80,7 +80,7 @@ def random_data(seed: int = 3) -> Data:
 
 def load_by_name(name: str, root: Path) -> Any:
     if name != "dblp":
-        return _load_raw(name, _SOURCES[name], root)
+        return load_raw(name, NAMED[name], root)
     from torch_geometric.datasets import DBLP
 
     return DBLP(str(root / "DBLP_hetero"))[0]
@@ -89,7 +89,7 @@ def load_by_name(name: str, root: Path) -> Any:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_named_datasets_come_back_exactly(name: str, real_graphs: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    copied = ["DBLP_hetero"] if name == "dblp" else _SOURCES[name].folders[:1]
+    copied = ["DBLP_hetero"] if name == "dblp" else NAMED[name].folders[:1]
     for place in copied:
         shutil.copytree(real_graphs / place, root / place)
         (root / place).chmod(0o755)
@@ -124,7 +124,7 @@ def test_named_datasets_come_back_exactly(name: str, real_graphs: Path, tmp_path
 
 
 def test_the_list_of_names_is_that_of_the_loaders() -> None:
-    assert set(NAMES) == {*_SOURCES, "dblp"}
+    assert set(NAMES) == {*NAMED, "dblp"}
 
 
 def test_every_tensor_of_data_comes_back(tmp_path: Path) -> None:

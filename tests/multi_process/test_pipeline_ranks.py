@@ -69,7 +69,7 @@ IN_MANY = (
 ENDLESS = (
     PIPELINE
     + """
-    from gnnsys.pipeline import liveness
+    from gnnsys.ranks import liveness
     liveness.Liveness.__init__.__defaults__ = (0.3, 4.0, 30.0)
     dist.init_process_group("gloo")
     {before}

@@ -486,7 +486,7 @@ def test_refused_direct_io_is_missing_and_leaves_nothing_behind(tmp_path: Path) 
     openat = {"x86_64": 257, "aarch64": 56}.get(platform.machine())
     if openat is None:
         pytest.skip("the number of openat is not known here")
-    script = "from gnnsys import doctor\nprint(doctor._direct_io(sys.argv[1]))"
+    script = "from gnnsys.commands import doctor\nprint(doctor._direct_io(sys.argv[1]))"
     denial = deny(openat, errno.EINVAL, argument=2, mask=os.O_DIRECT)
     answer = run_denied(denial, script, str(tmp_path))
     assert answer.startswith("('missing', 'refused: Invalid argument'")
@@ -533,7 +533,7 @@ def test_io_uring_agrees_with_the_kernel_settings(findings: dict[str, Finding]) 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
 def test_refused_io_uring_gives_the_reason(code: int) -> None:
-    script = "from gnnsys import doctor\nprint(doctor._io_uring())"
+    script = "from gnnsys.commands import doctor\nprint(doctor._io_uring())"
     answer = run_denied(deny(425, code), script)
     assert answer.startswith(f"('missing', '{errno.errorcode[code]}: {os.strerror(code)}")
 

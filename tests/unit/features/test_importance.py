@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch_geometric.data import Data
 
-from gnnsys.cache import scores
+import gnnsys.cache.importance as ranking
 from gnnsys.cache.importance import HIGHEST, out_degree, rank_normalised, reverse_pagerank
 from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.features.importance import importance
@@ -21,9 +21,9 @@ from gnnsys.loaders import CSC, NeighborLoader
 PROPERTY = settings(deadline=None, max_examples=60)
 
 
-@pytest.fixture(params=[3, scores._BLOCK], ids=["small blocks", "one block"])
+@pytest.fixture(params=[3, ranking._BLOCK], ids=["small blocks", "one block"])
 def _block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "_BLOCK", request.param)
+    monkeypatch.setattr(ranking, "_BLOCK", request.param)
 
 
 def random_csc(seed: int, nodes: int, edges: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -80,7 +80,7 @@ def test_out_degree_counts_the_edges_that_leave_a_node(seed: int) -> None:
 
 
 def test_progress_ends_at_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "_BLOCK", 4)
+    monkeypatch.setattr(ranking, "_BLOCK", 4)
     indptr, indices = random_csc(0, 10, 30)
     told: list[tuple[int, int]] = []
     out_degree(indices, 10, lambda *each: told.append(each))

@@ -14,6 +14,7 @@ __all__ = [
     "MissingFileError",
     "RankFailedError",
     "ReadOnlyError",
+    "ResourceError",
     "RowIndexError",
     "StorageError",
     "TooLargeError",
@@ -47,6 +48,10 @@ class FileFormatError(GnnsysError, ValueError):
 
 class StorageError(GnnsysError, OSError):
     """A file or folder cannot be written: no permission, no room, or something is in the way."""
+
+
+class ResourceError(GnnsysError, OSError):
+    """The system refuses a thread, an open file or a queue: one of its limits is reached."""
 
 
 class ReadOnlyError(GnnsysError, RuntimeError):

@@ -250,7 +250,7 @@ void bind_group_edges(nb::module_& m) {
       "Groups edges by key, stably; returns -1 or the first edge whose key lies outside.");
 }
 
-// Sums on a set of threads of its own.
+// Sums on threads of the process.
 class PairSums {
  public:
   PairSums(int threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
@@ -336,7 +336,7 @@ void bind_graph(nb::module_& m) {
       .def(
           nb::init<std::string, uintptr_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, bool>(),
           "dtype"_a, "x"_a, "num_rows"_a, "heads"_a, "channels"_a, "weight"_a, "scale"_a, "mean"_a);
-  nb::class_<Aggregator>(m, "Aggregator", "Sums over neighbours on a set of threads of its own.")
+  nb::class_<Aggregator>(m, "Aggregator", "Sums over neighbours on threads of the process.")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("sum", &Aggregator::sum, "edges"_a, "rows"_a, "out"_a,
            "Sums rows over each target's edges; returns -1 or an edge whose source is no row.")

@@ -1,5 +1,4 @@
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -7,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -25,6 +25,21 @@ using Fault = std::optional<std::tuple<int, int64_t, int>>;  // file, byte, errn
 Fault to_tuple(const std::optional<ReadFault>& fault) {
   if (!fault) return std::nullopt;
   return std::make_tuple(fault->part, fault->offset, fault->code);
+}
+
+// f() with the interpreter free meanwhile; what the user should know of it afterwards is logged.
+template <class F>
+auto told(const F& f) {
+  auto result = [&] {
+    nb::gil_scoped_release release;
+    return f();
+  }();
+  if (const std::string notice = take_notice(); !notice.empty()) {
+    nb::module_::import_("logging")
+        .attr("getLogger")("gnnsys.memory")
+        .attr("warning")(notice.c_str());
+  }
+  return result;
 }
 
 // A job as Python holds it: let go of, it is cancelled.
@@ -77,22 +92,23 @@ class Reader {
   }
 
   Job start(Vector<const int64_t> ids) {
-    nb::gil_scoped_release release;
-    return {reader_, reader_->start(ids.data(), static_cast<int64_t>(ids.size()))};
+    return told([&]() -> Job {
+      return {reader_, reader_->start(ids.data(), static_cast<int64_t>(ids.size()))};
+    });
   }
 
   std::tuple<int64_t, Fault> gather(uintptr_t ids, int id_bytes, int64_t n, uintptr_t out) {
-    nb::gil_scoped_release release;
     char* const to = reinterpret_cast<char*>(out);
-    const auto outcome = id_bytes == 4
-                             ? reader_->gather(reinterpret_cast<const int32_t*>(ids), n, to)
-                             : reader_->gather(reinterpret_cast<const int64_t*>(ids), n, to);
+    const auto outcome = told([&] {
+      return id_bytes == 4 ? reader_->gather(reinterpret_cast<const int32_t*>(ids), n, to)
+                           : reader_->gather(reinterpret_cast<const int64_t*>(ids), n, to);
+    });
     return {outcome.bad, to_tuple(outcome.fault)};
   }
 
   Fault read_range(int64_t first, int64_t count, uintptr_t out) {
-    nb::gil_scoped_release release;
-    return to_tuple(reader_->read_range(first, count, reinterpret_cast<char*>(out)));
+    return to_tuple(
+        told([&] { return reader_->read_range(first, count, reinterpret_cast<char*>(out)); }));
   }
 
   std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> counts() {

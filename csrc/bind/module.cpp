@@ -1,13 +1,40 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <exception>
 #include <string>
 #include <vector>
 
 #include "bind.hpp"
+#include "gnnsys/buffer_pool.hpp"
 #include "gnnsys/isa.hpp"
+#include "gnnsys/resource_error.hpp"
 
 namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+void translate(const std::exception_ptr& thrown, void*) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const gnnsys::ResourceError& found) {
+    nb::object error = nb::module_::import_("gnnsys.errors").attr("ResourceError")(found.what());
+    error.attr("errno") = found.code();
+    PyErr_SetObject(error.type().ptr(), error.ptr());
+  }
+}
+
+nb::dict runtime_bytes() {
+  const auto found = gnnsys::BufferPool::shared()->bytes();
+  nb::dict named;
+  named["outputs"] = found.outputs;
+  named["staging"] = found.staging;
+  named["retained"] = found.retained;
+  return named;
+}
+
+}  // namespace
 
 NB_MODULE(_core, m) {
   using namespace gnnsys;
@@ -27,6 +54,16 @@ NB_MODULE(_core, m) {
         return names;
       },
       "The instruction sets that this processor runs, slowest first.");
+
+  nb::register_exception_translator(translate);
+  m.def("runtime_bytes", &runtime_bytes, nb::sig("def runtime_bytes() -> dict[str, int]"),
+        "Bytes of this process's pooled memory. outputs: handed out to gathered rows and sampled "
+        "batches; staging: handed out for reads of files; retained: unused, for the next of both.");
+  m.def(
+      "set_retention",
+      [](std::size_t bytes) { gnnsys::BufferPool::shared()->set_retention(bytes); }, "bytes"_a,
+      nb::call_guard<nb::gil_scoped_release>(),
+      "Keeps at most so many unused bytes of pooled memory from now on (512 MiB at first).");
 
   bind_cache(m);
   bind_graph(m);

@@ -21,15 +21,15 @@ namespace {
 
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
-// Gathers rows into pooled or given memory. Addresses come as integers: the Python stores check
-// what they point to, and rows may be of any dtype, also of those no array protocol knows.
+// Gathers rows into the process's pooled memory or given one. Addresses come as integers: the
+// Python stores check what they point to, and rows may be of any dtype, also of those no array
+// protocol knows.
 class Gatherer {
  public:
-  Gatherer(int threads, const std::string& isa, std::size_t retain)
-      : threads_(threads), isa_(parse_isa(isa)), pool_(BufferPool::create(retain)) {}
+  Gatherer(int threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
 
   Bytes empty(std::size_t bytes) {
-    std::shared_ptr<char> area = pool_->acquire(bytes);
+    std::shared_ptr<char> area = BufferPool::shared()->acquire(bytes);
     char* const data = area.get();
     return Bytes(data, 1, &bytes, hold(std::move(area)));
   }
@@ -47,12 +47,10 @@ class Gatherer {
 
   int threads() const { return threads_.size(); }
   std::string isa() const { return isa_name(isa_); }
-  std::size_t retained() const { return pool_->retained(); }
 
  private:
   ThreadPool threads_;
   const Isa isa_;
-  std::shared_ptr<BufferPool> pool_;
 };
 
 constexpr int64_t kMaxWidth = int64_t{1} << 26;  // block numbers above are those of retries
@@ -83,17 +81,15 @@ void bind_keyed_dropout(nb::module_& m) {
 }  // namespace
 
 void bind_rows(nb::module_& m) {
-  nb::class_<Gatherer>(m, "Gatherer", "Gathers rows on a set of threads of its own.")
-      .def(nb::init<int, const std::string&, std::size_t>(), "threads"_a, "isa"_a = "auto",
-           "retain"_a = std::size_t{512} << 20)
+  nb::class_<Gatherer>(m, "Gatherer", "Gathers rows on threads of the process.")
+      .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("empty", &Gatherer::empty, "nbytes"_a,
            "Uninitialised bytes at a 64-byte boundary, used again once they are let go.")
       .def("gather", &Gatherer::gather, "rows"_a, "num_rows"_a, "row_bytes"_a, "stride"_a, "ids"_a,
            "id_bytes"_a, "n"_a, "out"_a,
            "Copies rows to `out`; returns -1 or the first position whose id is outside the table.")
       .def_prop_ro("threads", &Gatherer::threads)
-      .def_prop_ro("isa", &Gatherer::isa)
-      .def_prop_ro("retained", &Gatherer::retained, "Unused bytes that wait for the next output.");
+      .def_prop_ro("isa", &Gatherer::isa);
   bind_keyed_dropout<float>(m);
   bind_keyed_dropout<double>(m);
 }

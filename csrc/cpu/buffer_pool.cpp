@@ -2,9 +2,12 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <iterator>
+#include <map>
+#include <mutex>
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -19,6 +22,7 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kPage = 4096;
+constexpr std::size_t kRetained = std::size_t{512} << 20;
 
 // Four capacities an octave: little memory lost to rounding, few distinct sizes to keep.
 std::size_t capacity_for(std::size_t bytes) {
@@ -48,70 +52,152 @@ char* map_area(std::size_t capacity) {
 
 }  // namespace
 
+// The unused areas of one process, and how many bytes are in use.
+class BufferPool::Areas {
+ public:
+  ~Areas() {
+    for (auto& [capacity, area] : free_) munmap(area.start, capacity);
+  }
+
+  // An unused area of at least `capacity` bytes, and how large it is; null where there is none.
+  char* take(std::size_t& capacity) {
+    char* outgrown = nullptr;
+    std::size_t outgrown_capacity = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      // Batches differ in size. What is up to twice too large serves; what is too small gives way
+      // to what is mapped in its place. So areas are never more than those in use at once.
+      const auto larger = free_.lower_bound(capacity);
+      if (larger != free_.end() && larger->first <= 2 * capacity) {
+        capacity = larger->first;
+        return remove(larger);
+      }
+      if (larger != free_.begin() && std::prev(larger)->first >= capacity / 2) {
+        outgrown_capacity = std::prev(larger)->first;
+        outgrown = remove(std::prev(larger));
+      }
+    }
+    if (outgrown) munmap(outgrown, outgrown_capacity);
+    return nullptr;
+  }
+
+  // False where there is no memory to keep account of it.
+  bool put(char* start, std::size_t capacity) {
+    const std::lock_guard lock(mutex_);
+    try {
+      free_.emplace_hint(free_.lower_bound(capacity), capacity, Area{start, clock_++});
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    retained_ += capacity;
+    return true;
+  }
+
+  // Unmaps what was let go first, until at most `retain` bytes are left.
+  void trim(std::size_t retain) {
+    for (;;) {
+      std::size_t capacity;
+      char* start;
+      {
+        const std::lock_guard lock(mutex_);
+        if (retained_ <= retain) return;
+        const auto oldest = std::min_element(
+            free_.begin(), free_.end(),
+            [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
+        capacity = oldest->first;
+        start = remove(oldest);
+      }
+      munmap(start, capacity);
+    }
+  }
+
+  std::size_t retained() {
+    const std::lock_guard lock(mutex_);
+    return retained_;
+  }
+
+  std::atomic<std::size_t> in_use[2]{};  // bytes, by use
+
+ private:
+  struct Area {
+    char* start;
+    std::uint64_t since;
+  };
+  using FreeAreas = std::multimap<std::size_t, Area>;  // by capacity
+
+  char* remove(FreeAreas::iterator found) {
+    char* const start = found->second.start;
+    retained_ -= found->first;
+    free_.erase(found);
+    return start;
+  }
+
+  std::mutex mutex_;
+  std::size_t retained_ = 0;
+  std::uint64_t clock_ = 0;
+  FreeAreas free_;
+};
+
+BufferPool::BufferPool(std::size_t retain) : retain_(retain) {}
+
+BufferPool::~BufferPool() = default;
+
 std::shared_ptr<BufferPool> BufferPool::create(std::size_t retain) {
   return std::shared_ptr<BufferPool>(new BufferPool(retain));
 }
 
-BufferPool::~BufferPool() {
-  for (auto& [capacity, areas] : free_) {
-    for (char* area : areas) munmap(area, capacity);
-  }
+const std::shared_ptr<BufferPool>& BufferPool::shared() {
+  static auto& pool = *new auto(create(kRetained));  // threads let go of areas until the very end
+  return pool;
 }
 
-std::shared_ptr<char> BufferPool::acquire(std::size_t bytes) {
+BufferPool::Areas& BufferPool::areas() {
+  return areas_.get([] { return std::make_unique<Areas>(); });
+}
+
+std::shared_ptr<char> BufferPool::acquire(std::size_t bytes, Use use) {
+  Areas& mine = areas();
   std::size_t capacity = capacity_for(bytes);
-  char* area = nullptr;
-  char* outgrown = nullptr;
-  std::size_t outgrown_capacity = 0;
-  {
-    std::lock_guard lock(mutex_);
-    // Batches differ in size. What is up to twice too large serves; what is too small gives way to
-    // what is mapped in its place. So the areas are never more than the outputs alive at once.
-    auto larger = free_.lower_bound(capacity);
-    if (larger != free_.end() && larger->first <= 2 * capacity) {
-      capacity = larger->first;
-      area = take(larger);
-    } else if (larger != free_.begin() && std::prev(larger)->first >= capacity / 2) {
-      outgrown_capacity = std::prev(larger)->first;
-      outgrown = take(std::prev(larger));
-    }
-  }
-  if (outgrown) munmap(outgrown, outgrown_capacity);
+  char* area = mine.take(capacity);
   if (!area) area = map_area(capacity);
+  mine.in_use[static_cast<int>(use)] += capacity;
   // Under AddressSanitizer, what was not asked for is an error to touch.
   ASAN_POISON_MEMORY_REGION(area + bytes, capacity - bytes);
-  return {area, [pool = shared_from_this(), capacity](char* p) { pool->release(p, capacity); }};
+  return {area, [pool = shared_from_this(), capacity, use, owner = getpid()](char* p) {
+            ASAN_UNPOISON_MEMORY_REGION(p, capacity);
+            if (owner == getpid()) {
+              pool->release(p, capacity, use);
+            } else {
+              munmap(p, capacity);  // inherited, and so no area of this process
+            }
+          }};
 }
 
-char* BufferPool::take(FreeAreas::iterator found) {
-  char* const area = found->second.back();
-  found->second.pop_back();
-  retained_ -= found->first;
-  if (found->second.empty()) free_.erase(found);
-  return area;
+void BufferPool::release(char* area, std::size_t capacity, Use use) {
+  Areas& mine = areas();
+  const std::size_t retain = retain_;
+  mine.in_use[static_cast<int>(use)] -= capacity;
+  if (capacity > retain || !mine.put(area, capacity)) {
+    munmap(area, capacity);
+  } else {
+    mine.trim(retain);
+  }
+}
+
+void BufferPool::set_retention(std::size_t retain) {
+  retain_ = retain;
+  areas().trim(retain);
+}
+
+BufferPool::Bytes BufferPool::bytes() const {
+  Areas* const mine = areas_.find();
+  if (!mine) return {0, 0, 0};
+  return {mine->in_use[0], mine->in_use[1], mine->retained()};
 }
 
 std::shared_ptr<char> map_zeros(std::size_t bytes) {
   const std::size_t capacity = (bytes + kPage) / kPage * kPage;
   return {map_area(capacity), [capacity](char* p) { munmap(p, capacity); }};
-}
-
-std::size_t BufferPool::retained() const {
-  std::lock_guard lock(mutex_);
-  return retained_;
-}
-
-void BufferPool::release(char* area, std::size_t capacity) {
-  ASAN_UNPOISON_MEMORY_REGION(area, capacity);
-  {
-    std::lock_guard lock(mutex_);
-    if (retained_ + capacity <= retain_) {
-      free_[capacity].push_back(area);
-      retained_ += capacity;
-      return;
-    }
-  }
-  munmap(area, capacity);
 }
 
 }  // namespace gnnsys

@@ -1,12 +1,17 @@
 #include "gnnsys/thread_pool.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <system_error>
 #include <thread>
-#include <vector>
+#include <utility>
+
+#include "gnnsys/per_process.hpp"
+#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {
@@ -14,6 +19,10 @@ namespace {
 // A batch is a train of short parallel phases, a few microseconds apart: a thread that polls this
 // long before it sleeps is there when the next one starts.
 constexpr int kPolls = 4000;
+
+// Calls of the largest size for which threads are made: loaders sample in one call and gather in
+// another. Further ones at the same time make do with what is left.
+constexpr int kCalls = 4;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -23,8 +32,7 @@ inline void relax() {
 #endif
 }
 
-template <class T>
-void wait_while_equal(std::atomic<T>& value, T old) {
+void wait_while_equal(std::atomic<uint32_t>& value, uint32_t old) {
   for (int i = 0; i < kPolls; ++i) {
     if (value.load(std::memory_order_acquire) != old) return;
     relax();
@@ -32,69 +40,129 @@ void wait_while_equal(std::atomic<T>& value, T old) {
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
-}  // namespace
-
-struct ThreadPool::Workers {
-  explicit Workers(int count) : owner(getpid()) {
-    for (int i = 1; i <= count; ++i) threads.emplace_back([this, i] { loop(i); });
+// A thread and what it is to do; never destroyed.
+class alignas(64) Worker {
+ public:
+  void start() {
+    std::thread([this] { serve(); }).detach();
   }
 
-  ~Workers() {
-    stop = true;
-    ticket.fetch_add(1, std::memory_order_release);
-    ticket.notify_all();
-    for (auto& thread : threads) thread.join();
+  void begin(const std::function<void(int)>& body, int index) {
+    body_ = &body;
+    index_ = index;
+    busy_.store(1, std::memory_order_release);
+    busy_.notify_one();
   }
 
-  void loop(int index) {
-    for (uint32_t seen = 0;;) {
-      wait_while_equal(ticket, seen);
-      ++seen;
-      if (stop) return;
-      (*body)(index);
-      if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
+  // Waits until it is done; what its body threw, or null.
+  std::exception_ptr finish() {
+    wait_while_equal(busy_, 1);
+    return std::exchange(error_, nullptr);
+  }
+
+  Worker* next = nullptr;  // of those that wait, or of those that one call has borrowed
+
+ private:
+  void serve() {
+    for (;;) {
+      wait_while_equal(busy_, 0);
+      try {
+        (*body_)(index_);
+      } catch (...) {
+        error_ = std::current_exception();
+      }
+      busy_.store(0, std::memory_order_release);
+      busy_.notify_one();
     }
   }
 
-  void run(const std::function<void(int)>& work) {
-    body = &work;
-    pending.store(static_cast<int>(threads.size()), std::memory_order_relaxed);
-    ticket.fetch_add(1, std::memory_order_release);
-    ticket.notify_all();
-    work(0);
-    for (int left = pending.load(std::memory_order_acquire); left != 0;
-         left = pending.load(std::memory_order_acquire)) {
-      wait_while_equal(pending, left);
-    }
-  }
-
-  const pid_t owner;
-  bool stop = false;
-  const std::function<void(int)>* body = nullptr;
-  std::atomic<uint32_t> ticket{0};
-  std::atomic<int> pending{0};
-  std::vector<std::thread> threads;
+  std::atomic<uint32_t> busy_{0};
+  int index_ = 0;
+  const std::function<void(int)>* body_ = nullptr;
+  std::exception_ptr error_;
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(std::max(1, threads)) {}
-
-ThreadPool::~ThreadPool() {
-  // A forked child owns no threads to join: what it copied of the parent's is let go unjoined.
-  if (workers_ && workers_->owner != getpid()) (void)workers_.release();
-}
-
-void ThreadPool::run(const std::function<void(int)>& body) {
-  std::unique_lock lock(busy_, std::try_to_lock);
-  if (threads_ == 1 || !lock.owns_lock()) {
-    body(0);
-    return;
+// The threads of this process.
+class Workers {
+ public:
+  // A list of up to `wanted`, of those that waited the shortest: they may poll still.
+  Worker* borrow(int wanted) {
+    const std::lock_guard lock(mutex_);
+    Worker* borrowed = nullptr;
+    for (int got = 0; got < wanted; ++got) {
+      if (!waiting_ && made_ >= kCalls * wanted) break;
+      if (!waiting_) {
+        try {
+          start_one();
+        } catch (const std::system_error& error) {
+          put_back(borrowed);
+          throw too_few_threads(wanted, got, error.code().value());
+        } catch (...) {
+          put_back(borrowed);
+          throw;
+        }
+      }
+      Worker* const worker = std::exchange(waiting_, waiting_->next);
+      worker->next = borrowed;
+      borrowed = worker;
+    }
+    return borrowed;
   }
-  if (workers_ && workers_->owner != getpid()) (void)workers_.release();
-  if (!workers_) workers_ = std::make_unique<Workers>(threads_ - 1);
-  workers_->run(body);
+
+  void give_back(Worker* borrowed) {
+    const std::lock_guard lock(mutex_);
+    put_back(borrowed);
+  }
+
+ private:
+  void start_one() {
+    auto worker = std::make_unique<Worker>();
+    worker->start();
+    waiting_ = worker.release();
+    ++made_;
+  }
+
+  void put_back(Worker* borrowed) {
+    while (borrowed) {
+      Worker* const worker = std::exchange(borrowed, borrowed->next);
+      worker->next = waiting_;
+      waiting_ = worker;
+    }
+  }
+
+  std::mutex mutex_;
+  Worker* waiting_ = nullptr;
+  int made_ = 0;
+};
+
+Workers& workers() {
+  static auto& all = *new PerProcess<Workers>;  // threads outlive static objects
+  return all.get([] { return std::make_unique<Workers>(); });
 }
 
-void parallel_for(ThreadPool& pool, long n, long grain,
+}  // namespace
+
+void ThreadPool::run(const std::function<void(int)>& body) const {
+  if (threads_ == 1) return body(0);
+  Workers& all = workers();
+  Worker* const borrowed = all.borrow(threads_ - 1);
+  int index = 0;
+  for (Worker* worker = borrowed; worker; worker = worker->next) worker->begin(body, ++index);
+  std::exception_ptr error;
+  try {
+    body(0);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  for (Worker* worker = borrowed; worker; worker = worker->next) {
+    std::exception_ptr other = worker->finish();
+    if (!error) error = std::move(other);
+  }
+  all.give_back(borrowed);
+  if (error) std::rethrow_exception(error);
+}
+
+void parallel_for(const ThreadPool& pool, long n, long grain,
                   const std::function<void(long, long)>& body) {
   if (n <= grain || pool.size() == 1) {
     if (n > 0) body(0, n);
@@ -102,10 +170,15 @@ void parallel_for(ThreadPool& pool, long n, long grain,
   }
   std::atomic<long> next{0};
   pool.run([&](int) {
-    for (;;) {
-      const long begin = next.fetch_add(grain, std::memory_order_relaxed);
-      if (begin >= n) return;
-      body(begin, std::min(n, begin + grain));
+    try {
+      for (;;) {
+        const long begin = next.fetch_add(grain, std::memory_order_relaxed);
+        if (begin >= n) return;
+        body(begin, std::min(n, begin + grain));
+      }
+    } catch (...) {
+      next.store(n, std::memory_order_relaxed);
+      throw;
     }
   });
 }

@@ -4,8 +4,10 @@
 #include "tests.hpp"
 
 int main() {
+  gnnsys::test::test_buffer_pool();
   gnnsys::test::test_cache_planner();
   gnnsys::test::test_steps();
+  gnnsys::test::test_thread_pool();
   gnnsys::test::test_keyed_dropout();
   gnnsys::test::test_pair_sums();
   gnnsys::test::test_file_reader();

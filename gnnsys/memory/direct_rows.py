@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, ResourceError
 from gnnsys.memory.reads import ReadStats
 from gnnsys.memory.store import RowReader, row_index_error
 from gnnsys.memory.table_file import TableFile, read_error
@@ -124,6 +124,12 @@ class DirectRows(RowReader):
         shard = self._table.shards[part]
         if code == 0 and shard.handle >= 0:
             shard.check_size()
+        if code == errno.ECANCELED:
+            raise ResourceError(
+                f"{shard.path}: cannot be read at byte {place}: io_uring could not start a thread "
+                "of the kernel; raise the limit of threads (pids.max of the control group, "
+                "ulimit -u)"
+            )
         raise read_error(shard.path, place, code or errno.EIO)
 
     @property

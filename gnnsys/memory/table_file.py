@@ -6,7 +6,8 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -14,11 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gnnsys.errors import ArgumentError, DTypeError, FileFormatError, MissingFileError, StorageError
+from gnnsys.errors import (
+    ArgumentError,
+    DTypeError,
+    FileFormatError,
+    MissingFileError,
+    ResourceError,
+    StorageError,
+)
 from gnnsys.memory.store import check_dtype
 from gnnsys.system.files import NPY_FAULTS
 
 __all__ = ["Shard", "TableFile", "read_error"]
+
+_NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 
 _TORCH_DTYPES = {
     np.dtype(name): getattr(torch, name)
@@ -103,7 +113,8 @@ class Shard:
         """Maps the file, for reads at random; returns the address of the first row, or 0."""
         if os.fstat(self.handle).st_size == 0:
             return 0  # an empty raw table: nothing to map
-        self.area = mmap.mmap(self.handle, 0, access=mmap.ACCESS_READ)
+        with _taking_handles(self.path):
+            self.area = mmap.mmap(self.handle, 0, access=mmap.ACCESS_READ)
         self.area.madvise(mmap.MADV_RANDOM)
         return int(np.frombuffer(self.area, np.uint8).ctypes.data) + self.offset
 
@@ -198,7 +209,7 @@ class TableFile:
 def _open_shard(
     path: str, encoding: torch.dtype | None, shape: Sequence[int] | None, offset: int
 ) -> Shard:
-    with _open(path) as file:
+    with _taking_handles(path), _open(path) as file:
         if shape is None:
             full, in_file, offset = _read_npy_header(file, path)
             stored = _stored_dtype(in_file, encoding, path)
@@ -210,6 +221,20 @@ def _open_shard(
     return shard
 
 
+@contextmanager
+def _taking_handles(path: str) -> Iterator[None]:
+    """Turns the OSError where there are no more open files into one that tells the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_HANDLES:
+            raise
+        raise ResourceError(
+            f"{path}: cannot be opened ({error.strerror}); raise the number of open files "
+            "(ulimit -n), or close stores that are not needed"
+        ) from error
+
+
 def _open(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
@@ -218,6 +243,8 @@ def _open(path: str) -> BinaryIO:
     except IsADirectoryError as error:
         raise FileFormatError(f"{path}: a folder, expected a .npy file") from error
     except OSError as error:
+        if error.errno in _NO_HANDLES:
+            raise
         raise FileFormatError(f"{path}: cannot be opened ({error.strerror})") from error
 
 

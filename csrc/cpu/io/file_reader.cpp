@@ -20,21 +20,20 @@ namespace {
 constexpr int64_t kPage = 4096;
 constexpr int64_t kPieceBytes = int64_t{16} << 20;  // staged at a time by gather and read_range
 constexpr int64_t kScanRequest = int64_t{1} << 20;  // of a sequential read
-constexpr std::size_t kRetained = std::size_t{128} << 20;  // unused staging memory that is kept
-constexpr int64_t kCopyBytes = int64_t{256} << 10;         // a smaller share is not worth a thread
+constexpr int64_t kCopyBytes = int64_t{256} << 10;  // a smaller share is not worth a thread
 
 int64_t page_down(int64_t byte) { return byte / kPage * kPage; }
 int64_t page_up(int64_t byte) { return (byte + kPage - 1) / kPage * kPage; }
 
 }  // namespace
 
-ReadJob::ReadJob(ReadPlan plan, std::shared_ptr<char> staging)
-    : owner_(getpid()), plan_(std::move(plan)), staging_(std::move(staging)) {}
-
-ReadJob::~ReadJob() {
-  // In a forked child the pool's lock may be held for ever: what it copied is left.
-  if (owner_ != getpid()) (void)new std::shared_ptr<char>(std::move(staging_));
-}
+ReadJob::ReadJob(ReadPlan plan, std::shared_ptr<char> staging, std::shared_ptr<FileHandles> files,
+                 std::shared_ptr<ReadTotals> totals)
+    : owner_(getpid()),
+      plan_(std::move(plan)),
+      staging_(std::move(staging)),
+      files_(std::move(files)),
+      totals_(std::move(totals)) {}
 
 void ReadJob::finish() {
   std::lock_guard lock(mutex_);
@@ -51,17 +50,10 @@ std::optional<ReadFault> ReadJob::wait() {
   return fault_;
 }
 
-// What one process reads with. It holds locks and a thread, of which a forked child has no use.
+// What one process reads with.
 struct FileReader::Process {
-  Process(std::shared_ptr<FileHandles> files, const BackendFactory& backend, int depth)
-      : pool(BufferPool::create(kRetained)), queue(std::move(files), backend, depth) {}
-
-  const pid_t owner = getpid();
-  std::shared_ptr<BufferPool> pool;
-  ReadQueue queue;
-  std::atomic<int64_t> rows{0};
-  std::atomic<int64_t> pages{0};
-  std::atomic<int64_t> waited{0};
+  std::shared_ptr<ReadQueue> queue;
+  std::shared_ptr<ReadTotals> totals;
 };
 
 FileReader::FileReader(std::vector<FilePart> parts, int64_t row_bytes, ReaderOptions options,
@@ -75,7 +67,6 @@ FileReader::FileReader(std::vector<FilePart> parts, int64_t row_bytes, ReaderOpt
     throw std::invalid_argument("FileReader: no files, or sizes that are too small");
   }
   std::vector<int> handles;
-  std::vector<dev_t> devices;
   for (const FilePart& part : parts_) {
     if (part.num_rows < 0 || part.offset < 0) {
       throw std::invalid_argument("FileReader: a file with less than no rows");
@@ -84,30 +75,24 @@ FileReader::FileReader(std::vector<FilePart> parts, int64_t row_bytes, ReaderOpt
     if (fstat(part.handle, &status) != 0) {
       throw std::system_error(errno, std::generic_category(), "fstat");
     }
-    const auto known = std::find(devices.begin(), devices.end(), status.st_dev);
-    device_.push_back(static_cast<int>(known - devices.begin()));
-    if (known == devices.end()) devices.push_back(status.st_dev);
+    const auto known = std::find(devices_.begin(), devices_.end(), status.st_dev);
+    device_.push_back(static_cast<int>(known - devices_.begin()));
+    if (known == devices_.end()) devices_.push_back(status.st_dev);
     handles.push_back(part.handle);
     first_row_.push_back(num_rows_);
     num_rows_ += part.num_rows;
   }
   first_row_.push_back(num_rows_);
-  num_devices_ = static_cast<int>(devices.size());
   files_ = std::make_shared<FileHandles>(handles);
 }
 
-FileReader::~FileReader() {
-  Process* const mine = process_.load();
-  if (mine && mine->owner == getpid()) delete mine;
-}
+FileReader::~FileReader() = default;
 
 FileReader::Process& FileReader::process() {
-  Process* known = process_.load(std::memory_order_acquire);
-  if (known && known->owner == getpid()) return *known;
-  auto made = std::make_unique<Process>(files_, backend_, options_.depth * num_devices_);
-  // Of several threads that come here first, one's is taken.
-  if (process_.compare_exchange_strong(known, made.get())) return *made.release();
-  return *known;
+  return process_.get([this] {
+    return std::make_unique<Process>(
+        Process{share_queue(backend_, options_.depth, devices_), std::make_shared<ReadTotals>()});
+  });
 }
 
 ReadPlan FileReader::plan_rows(const int64_t* ids, int64_t n) const {
@@ -160,8 +145,8 @@ void FileReader::plan_bytes(int part, int64_t begin, int64_t end, int64_t larges
 
 // Lets the disks take turns, so that all of them are busy.
 void FileReader::spread(ReadPlan& plan) const {
-  if (num_devices_ == 1) return;
-  std::vector<int64_t> turn(static_cast<std::size_t>(num_devices_), 0);
+  if (devices_.size() == 1) return;
+  std::vector<int64_t> turn(devices_.size(), 0);
   std::vector<std::pair<int64_t, ReadRequest>> order;
   order.reserve(plan.requests.size());
   for (const ReadRequest& request : plan.requests) {
@@ -175,12 +160,12 @@ void FileReader::spread(ReadPlan& plan) const {
 
 std::shared_ptr<ReadJob> FileReader::start_plan(ReadPlan plan, int64_t rows) {
   Process& mine = process();
-  mine.rows.fetch_add(rows, std::memory_order_relaxed);
-  mine.pages.fetch_add(plan.pages, std::memory_order_relaxed);
+  mine.totals->rows.fetch_add(rows, std::memory_order_relaxed);
+  mine.totals->pages.fetch_add(plan.pages, std::memory_order_relaxed);
   const auto bytes = static_cast<std::size_t>(std::max<int64_t>(plan.staging_bytes, 1));
-  auto staging = mine.pool->acquire(bytes);
-  auto job = std::make_shared<ReadJob>(std::move(plan), std::move(staging));
-  mine.queue.add(job);
+  auto staging = BufferPool::shared()->acquire(bytes, BufferPool::Use::staging);
+  auto job = std::make_shared<ReadJob>(std::move(plan), std::move(staging), files_, mine.totals);
+  mine.queue->add(job);
   return job;
 }
 
@@ -189,7 +174,7 @@ std::shared_ptr<ReadJob> FileReader::start(const int64_t* ids, int64_t n) {
 }
 
 void FileReader::add_wait(int64_t nanoseconds) {
-  process().waited.fetch_add(nanoseconds, std::memory_order_relaxed);
+  process().totals->nanoseconds_waited.fetch_add(nanoseconds, std::memory_order_relaxed);
 }
 
 std::optional<ReadFault> FileReader::wait(ReadJob& job) {
@@ -277,15 +262,15 @@ std::optional<ReadFault> FileReader::read_range(int64_t first, int64_t count, ch
   for (Piece& piece : under_way) {
     if (auto fault = take(piece)) return fault;
   }
-  process().rows.fetch_add(count, std::memory_order_relaxed);
+  process().totals->rows.fetch_add(count, std::memory_order_relaxed);
   return std::nullopt;
 }
 
 ReadCounts FileReader::counts() {
-  const Process* const mine = process_.load();
-  if (!mine || mine->owner != getpid()) return {};
-  return {mine->rows, mine->queue.totals().requests, mine->pages, mine->queue.totals().bytes,
-          mine->waited};
+  const Process* const mine = process_.find();
+  if (!mine) return {};
+  const ReadTotals& totals = *mine->totals;
+  return {totals.rows, totals.requests, totals.pages, totals.bytes, totals.nanoseconds_waited};
 }
 
 std::vector<bool> FileReader::direct() const {

@@ -3,16 +3,20 @@
 
 #include <cerrno>
 #include <string>
-#include <system_error>
 
 #include "gnnsys/io/backend.hpp"
+#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {
 
 int duplicate(int handle) {
   const int copy = fcntl(handle, F_DUPFD_CLOEXEC, 0);
-  if (copy < 0) throw std::system_error(errno, std::generic_category(), "a file handle");
+  if (copy < 0) {
+    throw ResourceError("a file is opened twice more to be read past the page cache", errno,
+                        "raise the number of open files (ulimit -n), or keep fewer open: one file "
+                        "takes three");
+  }
   return copy;
 }
 

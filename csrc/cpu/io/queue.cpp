@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <future>
+#include <new>
 #include <system_error>
 #include <utility>
+
+#include "gnnsys/per_process.hpp"
+#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {
@@ -14,21 +18,26 @@ constexpr int kTries = 10000;  // of one read that the kernel is too busy for
 
 }  // namespace
 
-ReadQueue::ReadQueue(std::shared_ptr<FileHandles> files, const BackendFactory& backend, int depth)
-    : files_(std::move(files)), slots_(static_cast<std::size_t>(depth)) {
+ReadQueue::ReadQueue(const BackendFactory& backend, int depth)
+    : slots_(static_cast<std::size_t>(depth)) {
   for (std::size_t slot = slots_.size(); slot-- > 0;) idle_.push_back(slot);
   std::promise<void> ready;
-  thread_ = std::thread([&, this] {
+  const auto work = [&, this] {
     std::unique_ptr<ReadBackend> made;
     try {
-      made = backend(files_->all(), depth);
+      made = backend(depth);
     } catch (...) {
       ready.set_exception(std::current_exception());
       return;
     }
     ready.set_value();
     serve(*made);
-  });
+  };
+  try {
+    thread_ = std::thread(work);
+  } catch (const std::system_error& error) {
+    throw too_few_threads(1, 0, error.code().value());
+  }
   try {
     ready.get_future().get();
   } catch (...) {
@@ -78,6 +87,8 @@ void ReadQueue::serve(ReadBackend& backend) {
     }
   } catch (const std::system_error& error) {
     fail_all(error.code().value());
+  } catch (const std::bad_alloc&) {
+    fail_all(ENOMEM);
   }
 }
 
@@ -100,9 +111,9 @@ bool ReadQueue::begin(ReadBackend& backend) {
   const uint64_t tag = idle_.back();
   idle_.pop_back();
   const ReadRequest& request = current_->plan_.requests[current_->next_++];
-  slots_[tag] = {current_, &request, 0, 0, files_->direct(request.part)};
+  slots_[tag] = {current_, &request, 0, 0, current_->files_->direct(request.part)};
   ++current_->in_flight_;
-  totals_.requests.fetch_add(1, std::memory_order_relaxed);
+  current_->totals_->requests.fetch_add(1, std::memory_order_relaxed);
   push(backend, tag);
   return true;
 }
@@ -110,8 +121,9 @@ bool ReadQueue::begin(ReadBackend& backend) {
 void ReadQueue::push(ReadBackend& backend, uint64_t tag) {
   const Slot& slot = slots_[tag];
   const ReadRequest& request = *slot.request;
-  const int file = slot.direct ? files_->past_cache(request.part) : files_->cached(request.part);
-  backend.push({file, slot.job->staging_.get() + request.staging + slot.done,
+  const FileHandles& files = *slot.job->files_;
+  const int handle = slot.direct ? files.past_cache(request.part) : files.cached(request.part);
+  backend.push({handle, slot.job->staging_.get() + request.staging + slot.done,
                 request.length - slot.done, request.offset + slot.done, tag});
 }
 
@@ -122,14 +134,14 @@ void ReadQueue::handle(ReadBackend& backend, const DiskReadDone& done) {
   const bool busy = done.result == -EINTR || done.result == -EAGAIN;
   if (busy && ++slot.tries < kTries) return push(backend, done.tag);
   if (slot.direct && (done.result == -EINVAL || done.result == -EOPNOTSUPP)) {
-    files_->refuse_direct(request.part);
+    slot.job->files_->refuse_direct(request.part);
     slot.direct = false;
     return push(backend, done.tag);
   }
   if (done.result <= 0) return end(done.tag, here);  // 0: the file ended before what was needed
   slot.done += done.result;
   slot.job->bytes_read_ += done.result;
-  totals_.bytes.fetch_add(done.result, std::memory_order_relaxed);
+  slot.job->totals_->bytes.fetch_add(done.result, std::memory_order_relaxed);
   if (slot.done >= request.need) return end(done.tag, std::nullopt);
   // Past the page cache reads start at whole pages.
   if (slot.done % kPage != 0) slot.direct = false;
@@ -153,22 +165,65 @@ void ReadQueue::end(uint64_t tag, std::optional<ReadFault> fault) {
 // No reads can be made any more. What is under way may still be written to: its memory stays, in
 // the slots, until the backend is gone.
 void ReadQueue::fail_all(int code) {
+  broken_ = true;
   for (Slot& slot : slots_) {
     if (!slot.job) continue;
     if (!slot.job->fault_) slot.job->fault_ = {slot.request->part, slot.request->offset, code};
     slot.job->finish();
   }
+  const auto fail = [code](ReadJob& job) {
+    if (!job.fault_) job.fault_ = {0, 0, code};
+    job.finish();
+  };
+  if (const auto job = std::move(current_)) fail(*job);
   std::unique_lock lock(mutex_);
   for (;;) {
-    if (current_) jobs_.push_front(std::move(current_));
-    for (auto& job : jobs_) {
-      if (!job->fault_) job->fault_ = {0, 0, code};
-      job->finish();
-    }
+    for (auto& job : jobs_) fail(*job);
     jobs_.clear();
     if (stop_) return;
     added_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
   }
+}
+
+namespace {
+
+// The queues of one process. They belong to their readers.
+struct Queues {
+  struct Entry {
+    BackendFactory backend;
+    int depth;
+    std::vector<dev_t> disks;
+    std::weak_ptr<ReadQueue> queue;
+  };
+  std::mutex mutex;
+  std::vector<Entry> all;
+};
+
+using Maker = std::unique_ptr<ReadBackend> (*)(int);
+
+bool same(const BackendFactory& a, const BackendFactory& b) {
+  const Maker* const one = a.target<Maker>();
+  const Maker* const other = b.target<Maker>();
+  return one && other && *one == *other;
+}
+
+}  // namespace
+
+std::shared_ptr<ReadQueue> share_queue(const BackendFactory& backend, int depth,
+                                       const std::vector<dev_t>& disks) {
+  static auto& queues = *new PerProcess<Queues>;
+  Queues& known = queues.get([] { return std::make_unique<Queues>(); });
+  const std::lock_guard lock(known.mutex);
+  std::erase_if(known.all, [](const auto& entry) { return entry.queue.expired(); });
+  for (const auto& entry : known.all) {
+    if (entry.depth != depth || entry.disks != disks || !same(entry.backend, backend)) continue;
+    // Another thread may just be closing its last reader.
+    if (auto queue = entry.queue.lock(); queue && !queue->broken()) return queue;
+  }
+  const int reads = depth * static_cast<int>(disks.size());
+  auto queue = std::make_shared<ReadQueue>(backend, reads);
+  known.all.push_back({backend, depth, disks, queue});
+  return queue;
 }
 
 }  // namespace gnnsys

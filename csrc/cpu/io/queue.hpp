@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -18,17 +20,15 @@ namespace gnnsys {
 // system that refuses O_DIRECT gets its reads through the page cache from then on.
 class ReadQueue {
  public:
-  ReadQueue(std::shared_ptr<FileHandles> files, const BackendFactory& backend, int depth);
+  // Throws ResourceError where the thread or what it reads with cannot be had.
+  ReadQueue(const BackendFactory& backend, int depth);
   // Waits for the reads under way only.
   ~ReadQueue();
 
   void add(std::shared_ptr<ReadJob> job);
 
-  struct Totals {
-    std::atomic<int64_t> requests{0};
-    std::atomic<int64_t> bytes{0};
-  };
-  const Totals& totals() const { return totals_; }
+  // Whether no reads can be made any more.
+  bool broken() const { return broken_; }
 
  private:
   struct Slot {
@@ -46,17 +46,21 @@ class ReadQueue {
   void end(uint64_t tag, std::optional<ReadFault> fault);
   void fail_all(int code);
 
-  const std::shared_ptr<FileHandles> files_;
   std::vector<Slot> slots_;
   std::vector<uint64_t> idle_;  // slots
   std::shared_ptr<ReadJob> current_;
-  Totals totals_;
 
   std::mutex mutex_;
   std::condition_variable added_;
   std::deque<std::shared_ptr<ReadJob>> jobs_;
   std::atomic<bool> stop_{false};
+  std::atomic<bool> broken_{false};
   std::thread thread_;
 };
+
+// The queue of this process for tables on these disks, made where there is none: `depth` reads
+// under way on each disk. A backend that is not a plain function gets a queue of its own.
+std::shared_ptr<ReadQueue> share_queue(const BackendFactory& backend, int depth,
+                                       const std::vector<dev_t>& disks);
 
 }  // namespace gnnsys

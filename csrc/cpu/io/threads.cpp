@@ -1,20 +1,57 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <mutex>
+#include <new>
+#include <set>
+#include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "gnnsys/io/backend.hpp"
+#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {
 
+constexpr int kMaxThreads = 128;  // as many reads saturate the disks that were measured
+
+std::mutex notices_mutex;
+std::set<std::string>& notices_told = *new std::set<std::string>;
+std::string& notice = *new std::string;
+
+void add_notice(std::string text) {
+  const std::lock_guard lock(notices_mutex);
+  if (notices_told.insert(text).second) notice += (notice.empty() ? "" : "; ") + text;
+}
+
 class ThreadBackend final : public ReadBackend {
  public:
-  ThreadBackend(const std::vector<int>& handles, int depth) : handles_(handles) {
-    for (int i = 0; i < depth; ++i) threads_.emplace_back([this] { loop(); });
+  explicit ThreadBackend(int depth) {
+    const int wanted = std::min(depth, kMaxThreads);
+    done_.reserve(static_cast<std::size_t>(depth));  // what the threads add to it always fits
+    threads_.reserve(static_cast<std::size_t>(wanted));
+    int code = 0;
+    try {
+      for (int i = 0; i < wanted; ++i) threads_.emplace_back([this] { loop(); });
+    } catch (const std::system_error& error) {
+      code = error.code().value();
+    } catch (const std::bad_alloc&) {
+      code = ENOMEM;
+    }
+    const int made = static_cast<int>(threads_.size());
+    if (made == 0) throw too_few_threads(wanted, made, code);
+    if (made < depth) {
+      add_notice("depth: " + std::to_string(depth) + ", but files are read by " +
+                 std::to_string(made) + " threads (" +
+                 (code ? std::strerror(code) : "no more are made") + ")");
+    }
   }
 
   ~ThreadBackend() override {
@@ -51,8 +88,8 @@ class ThreadBackend final : public ReadBackend {
       const DiskRead read = reads_.front();
       reads_.pop_front();
       lock.unlock();
-      const ssize_t got = pread(handles_[static_cast<std::size_t>(read.file)], read.to,
-                                static_cast<std::size_t>(read.length), read.offset);
+      const ssize_t got =
+          pread(read.handle, read.to, static_cast<std::size_t>(read.length), read.offset);
       const int64_t result = got < 0 ? -errno : got;
       lock.lock();
       done_.push_back({read.tag, result});
@@ -60,7 +97,6 @@ class ThreadBackend final : public ReadBackend {
     }
   }
 
-  const std::vector<int> handles_;
   std::mutex mutex_;
   std::condition_variable queued_;
   std::condition_variable finished_;
@@ -73,8 +109,13 @@ class ThreadBackend final : public ReadBackend {
 
 }  // namespace
 
-std::unique_ptr<ReadBackend> make_thread_backend(const std::vector<int>& handles, int depth) {
-  return std::make_unique<ThreadBackend>(handles, depth);
+std::unique_ptr<ReadBackend> make_thread_backend(int depth) {
+  return std::make_unique<ThreadBackend>(depth);
+}
+
+std::string take_notice() {
+  const std::lock_guard lock(notices_mutex);
+  return std::exchange(notice, {});
 }
 
 }  // namespace gnnsys

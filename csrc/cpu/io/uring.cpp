@@ -1,7 +1,9 @@
 #include <cerrno>
+#include <string>
 #include <system_error>
 
 #include "gnnsys/io/backend.hpp"
+#include "gnnsys/resource_error.hpp"
 
 #ifdef GNNSYS_URING
 #include <liburing.h>
@@ -33,22 +35,22 @@ int make_ring(io_uring& ring, int depth) {
 
 class UringBackend final : public ReadBackend {
  public:
-  UringBackend(const std::vector<int>& handles, int depth) : handles_(handles) {
+  explicit UringBackend(int depth) : done_(2 * static_cast<std::size_t>(depth)) {
     const int code = make_ring(ring_, depth);
-    if (code < 0) throw std::system_error(-code, std::generic_category(), "io_uring_queue_init");
-    registered_ = io_uring_register_files(&ring_, handles_.data(),
-                                          static_cast<unsigned>(handles_.size())) == 0;
-    done_.resize(2 * static_cast<std::size_t>(depth));
+    if (code < 0) {
+      throw ResourceError("an io_uring queue of depth " + std::to_string(depth) + " was asked for",
+                          -code,
+                          "raise the number of open files (ulimit -n) or of locked memory (ulimit "
+                          "-l), or read with threads (storage='pread')");
+    }
   }
 
   ~UringBackend() override { io_uring_queue_exit(&ring_); }
 
   void push(const DiskRead& read) override {
     io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
-    const int handle = registered_ ? read.file : handles_[static_cast<std::size_t>(read.file)];
-    io_uring_prep_read(entry, handle, read.to, static_cast<unsigned>(read.length),
+    io_uring_prep_read(entry, read.handle, read.to, static_cast<unsigned>(read.length),
                        static_cast<uint64_t>(read.offset));
-    if (registered_) io_uring_sqe_set_flags(entry, IOSQE_FIXED_FILE);
     entry->user_data = read.tag;
   }
 
@@ -68,16 +70,14 @@ class UringBackend final : public ReadBackend {
   }
 
  private:
-  const std::vector<int> handles_;
   io_uring ring_{};
-  bool registered_ = false;
   std::vector<io_uring_cqe*> done_;
 };
 
 }  // namespace
 
-std::unique_ptr<ReadBackend> make_uring_backend(const std::vector<int>& handles, int depth) {
-  return std::make_unique<UringBackend>(handles, depth);
+std::unique_ptr<ReadBackend> make_uring_backend(int depth) {
+  return std::make_unique<UringBackend>(depth);
 }
 
 bool has_uring() { return true; }
@@ -96,8 +96,8 @@ int find_uring_fault(int depth) {
 
 #else
 
-std::unique_ptr<ReadBackend> make_uring_backend(const std::vector<int>&, int) {
-  throw std::system_error(ENOSYS, std::generic_category(), "built without liburing");
+std::unique_ptr<ReadBackend> make_uring_backend(int) {
+  throw ResourceError("io_uring was asked for", ENOSYS, "install liburing-dev and build again");
 }
 
 bool has_uring() { return false; }

@@ -14,7 +14,6 @@ namespace gnnsys {
 // The arrays of a batch in the making.
 
 inline constexpr int64_t kMaxNodes = (int64_t{1} << 32) - (int64_t{1} << 24);  // that a map labels
-inline constexpr std::size_t kRetain = std::size_t{512} << 20;
 
 // A pooled array that grows; a batch is about as large as the one before it, so `hint` saves moves.
 struct GrowingArray {

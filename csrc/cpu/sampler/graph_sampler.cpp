@@ -282,7 +282,7 @@ struct GraphSampler::Run {
 };
 
 GraphSampler::GraphSampler(TypedGraph graph, int threads, Isa isa)
-    : graph_(std::move(graph)), isa_(isa), threads_(threads), pool_(BufferPool::create(kRetain)) {
+    : graph_(std::move(graph)), isa_(isa), threads_(threads), pool_(BufferPool::shared()) {
   check_graph(graph_);
   timed_ = has_times(graph_);
   for (std::size_t r = 0; r < graph_.relations.size(); ++r) {

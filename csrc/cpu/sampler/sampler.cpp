@@ -90,7 +90,7 @@ struct Sampler::Context {
 };
 
 Sampler::Sampler(CscGraph graph, int threads, Isa isa)
-    : graph_(graph), isa_(isa), threads_(threads), pool_(BufferPool::create(kRetain)) {
+    : graph_(graph), isa_(isa), threads_(threads), pool_(BufferPool::shared()) {
   if (graph.num_nodes >= kMaxNodes) {
     throw std::length_error("the graph has " + std::to_string(graph.num_nodes) +
                             " nodes, the sampler takes less than " + std::to_string(kMaxNodes));

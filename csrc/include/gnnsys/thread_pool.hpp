@@ -1,36 +1,34 @@
 #pragma once
 
+#include <algorithm>
 #include <functional>
-#include <memory>
-#include <mutex>
 
 namespace gnnsys {
 
-// A fixed set of threads that run one function at a time. The threads start with the first run, so
-// that an object made before fork() costs nothing there; a forked child starts its own.
+// How many threads work on one call. The threads themselves belong to the process: a call borrows
+// them from all that wait, so that tables, samplers and files have none of their own. They start
+// when they are first needed and wait for work until the process ends; a forked child starts its
+// own.
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);
-  ~ThreadPool();
-  ThreadPool(const ThreadPool&) = delete;
-  ThreadPool& operator=(const ThreadPool&) = delete;
+  explicit ThreadPool(int threads) : threads_(std::max(1, threads)) {}
 
   int size() const { return threads_; }
 
-  // Calls body(0) here and body(1) … body(size() - 1) on the pool's threads; returns when all have.
-  // While another caller is inside run, only body(0) is called: a body must share out its work so
-  // that any number of calls completes it. A body must not throw.
-  void run(const std::function<void(int)>& body);
+  // Calls body(0) here and body(1), body(2) … up to body(size() - 1) on borrowed threads; returns
+  // when all have. Where other calls have borrowed so many that there are too few left, the last
+  // ones are not called: a body must share out its work so that any number of calls completes it.
+  // Of exceptions in bodies one is thrown on, once all have returned. Throws ResourceError where
+  // a thread cannot be started; the body is not called then.
+  void run(const std::function<void(int)>& body) const;
 
  private:
-  struct Workers;
   int threads_;
-  std::mutex busy_;
-  std::unique_ptr<Workers> workers_;
 };
 
-// Hands out [0, n) in pieces of `grain` to the pool's threads: body(begin, end).
-void parallel_for(ThreadPool& pool, long n, long grain,
+// Hands out [0, n) in pieces of `grain` to the pool's threads: body(begin, end). After an exception
+// no further pieces are begun.
+void parallel_for(const ThreadPool& pool, long n, long grain,
                   const std::function<void(long, long)>& body);
 
 }  // namespace gnnsys

@@ -1,12 +1,15 @@
 // Reads of files through backends that fail, stop short or are busy, and through the real ones.
 #include "gnnsys/io/file_reader.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <set>
 #include <stdexcept>
@@ -57,20 +60,21 @@ using Spoil = std::function<int64_t(int64_t number, const DiskRead& read, int64_
 // that is changed leaves memory as it was beyond it. `reversed` tells of the last read first.
 class SpoiltBackend final : public ReadBackend {
  public:
-  SpoiltBackend(const std::vector<int>& handles, Spoil spoil, bool reversed)
-      : handles_(handles), spoil_(std::move(spoil)), reversed_(reversed) {}
+  SpoiltBackend(Spoil spoil, bool reversed) : spoil_(std::move(spoil)), reversed_(reversed) {}
 
   void push(const DiskRead& read) override { reads_.push_back(read); }
 
   void finish(int least, std::vector<DiskReadDone>& done) override {
     CHECK(static_cast<std::size_t>(least) <= reads_.size());
     for (const DiskRead& read : reads_) {
-      std::vector<char> data(static_cast<std::size_t>(read.length));
-      const int64_t got =
-          pread(handles_[static_cast<std::size_t>(read.file) % (handles_.size() / 2)], data.data(),
-                data.size(), read.offset);
+      const auto length = static_cast<std::size_t>(read.length);
+      // At a page's boundary, as direct reads ask for.
+      const std::unique_ptr<char, decltype(&std::free)> data(
+          static_cast<char*>(std::aligned_alloc(kPage, (length + kPage - 1) / kPage * kPage)),
+          std::free);
+      const int64_t got = pread(read.handle, data.get(), length, read.offset);
       const int64_t result = spoil_(number_++, read, got);
-      if (result > 0) std::memcpy(read.to, data.data(), static_cast<std::size_t>(result));
+      if (result > 0) std::memcpy(read.to, data.get(), static_cast<std::size_t>(result));
       done.push_back({read.tag, result});
     }
     reads_.clear();
@@ -78,7 +82,6 @@ class SpoiltBackend final : public ReadBackend {
   }
 
  private:
-  const std::vector<int> handles_;
   const Spoil spoil_;
   const bool reversed_;
   int64_t number_ = 0;
@@ -86,9 +89,7 @@ class SpoiltBackend final : public ReadBackend {
 };
 
 BackendFactory spoilt(Spoil spoil, bool reversed = false) {
-  return [spoil, reversed](const std::vector<int>& handles, int) {
-    return std::make_unique<SpoiltBackend>(handles, spoil, reversed);
-  };
+  return [spoil, reversed](int) { return std::make_unique<SpoiltBackend>(spoil, reversed); };
 }
 
 std::vector<int64_t> some_ids(int64_t step) {
@@ -164,7 +165,7 @@ void check_spoilt_reads() {
   };
   // A file system may open a file for direct reads and then refuse them.
   const auto refused = [](int64_t, const DiskRead& read, int64_t result) -> int64_t {
-    return read.file >= 1 ? -EINVAL : result;
+    return fcntl(read.handle, F_GETFL) & O_DIRECT ? -EINVAL : result;
   };
   for (const Spoil& spoil : std::vector<Spoil>{as_it_is, short_reads, short_pages, busy, refused}) {
     check_reads(spoilt(spoil), 500, 7);
@@ -256,6 +257,67 @@ void check_parts_and_cancelling() {
   CHECK(!left->wait());  // cancelled, or read to its end
 }
 
+// Threads of this process, and the rings that it has open.
+struct Held {
+  int threads = 0;
+  int rings = 0;
+};
+
+Held held() {
+  Held found;
+  for ([[maybe_unused]] const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    ++found.threads;
+  }
+  for (const auto& handle : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;  // the handle that lists them
+    const auto target = std::filesystem::read_symlink(handle.path(), gone).string();
+    found.rings += contains(target, "io_uring");
+  }
+  return found;
+}
+
+// Many tables have one queue, which goes with the last; one that closes leaves the others alone.
+void check_shared_queue(const BackendFactory& backend, int depth) {
+  constexpr int64_t kRowBytes = 1000;
+  const TableFile file(kRowBytes);
+  const auto open = [&] {
+    return std::make_unique<FileReader>(std::vector<FilePart>{{file.handle(), kRows, kOffset}},
+                                        kRowBytes, ReaderOptions{depth, 2, 4 * kPage}, backend);
+  };
+  const auto ids = some_ids(9);
+  const auto n = static_cast<int64_t>(ids.size());
+  const Held before = held();
+  std::vector<std::unique_ptr<FileReader>> readers;
+  readers.push_back(open());
+  CHECK(!readers[0]->start(ids.data(), n)->wait());
+  const Held one = held();
+  CHECK(one.threads > before.threads);
+  for (int i = 0; i < 63; ++i) {
+    readers.push_back(open());
+    CHECK(!readers.back()->start(ids.data(), n)->wait());
+    CHECK(readers.back()->counts().requests == readers[0]->counts().requests);
+  }
+  CHECK(held().threads == one.threads && held().rings == one.rings);
+  // Each thread reads through one table and closes another in the middle of its reads.
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (std::size_t round = 0; round < 15; ++round) {
+        std::unique_ptr<FileReader>& closed = readers[4 + 15 * t + round];
+        const auto other = closed->start(ids.data(), n);
+        const auto job = readers[t]->start(ids.data(), n);
+        closed = nullptr;
+        CHECK(!job->wait() && !other->wait());
+        check_rows(*job, ids, kRowBytes);
+        check_rows(*other, ids, kRowBytes);
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  readers.clear();
+  CHECK(held().threads == before.threads && held().rings == before.rings);
+}
+
 }  // namespace
 
 void test_file_reader() {
@@ -266,6 +328,8 @@ void test_file_reader() {
   check_spoilt_reads();
   check_faults();
   check_parts_and_cancelling();
+  check_shared_queue(make_thread_backend, 5);
+  if (find_uring_fault(16) == 0) check_shared_queue(make_uring_backend, 16);
 }
 
 }  // namespace gnnsys::test

@@ -2,13 +2,15 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace gnnsys {
 
 struct DiskRead {
-  int file;  // its place in the handles that the backend was made with
+  int handle;
   char* to;
   int64_t length;
   int64_t offset;
@@ -33,11 +35,18 @@ class ReadBackend {
   virtual void finish(int least, std::vector<DiskReadDone>& done) = 0;
 };
 
-// A pool of threads, one for each read in flight.
-std::unique_ptr<ReadBackend> make_thread_backend(const std::vector<int>& handles, int depth);
+// Makes what reads, on the thread that will use it, for at most `depth` reads under way.
+using BackendFactory = std::function<std::unique_ptr<ReadBackend>(int depth)>;
 
-// io_uring. Throws std::system_error where the kernel refuses it.
-std::unique_ptr<ReadBackend> make_uring_backend(const std::vector<int>& handles, int depth);
+// A pool of threads: one for each read in flight, but no more than 128. Where fewer can be started,
+// those read, and take_notice tells of it. Throws ResourceError where there is none.
+std::unique_ptr<ReadBackend> make_thread_backend(int depth);
+
+// io_uring. Throws ResourceError where the kernel refuses it.
+std::unique_ptr<ReadBackend> make_uring_backend(int depth);
+
+// What a user should know of the backends made so far and was not told yet; else "".
+std::string take_notice();
 
 // Whether io_uring was compiled in.
 bool has_uring();
@@ -48,23 +57,20 @@ int find_uring_fault(int depth);
 // The files of a table, each open twice: through the page cache and past it.
 class FileHandles {
  public:
-  // Duplicates the handles. Throws std::system_error.
+  // Duplicates the handles. Throws ResourceError.
   explicit FileHandles(const std::vector<int>& handles);
   ~FileHandles();
   FileHandles(const FileHandles&) = delete;
   FileHandles& operator=(const FileHandles&) = delete;
 
-  // The handles for a backend: through the cache for each file, then past it, as there are.
-  const std::vector<int>& all() const { return all_; }
-
   int size() const { return static_cast<int>(direct_.size()); }
-  int cached(int file) const { return file; }
-  int past_cache(int file) const { return size() + file; }
+  int cached(int file) const { return all_[static_cast<std::size_t>(file)]; }
+  int past_cache(int file) const { return all_[static_cast<std::size_t>(size() + file)]; }
   bool direct(int file) const { return direct_[static_cast<std::size_t>(file)]; }
   void refuse_direct(int file) { direct_[static_cast<std::size_t>(file)] = false; }
 
  private:
-  std::vector<int> all_;
+  std::vector<int> all_;  // (2 * files) through the cache for each file, then past it
   std::vector<std::atomic<bool>> direct_;
 };
 

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,6 +12,7 @@
 
 #include "gnnsys/buffer_pool.hpp"
 #include "gnnsys/io/backend.hpp"
+#include "gnnsys/per_process.hpp"
 #include "gnnsys/thread_pool.hpp"
 
 // Rows of a table that lies in files, read past the page cache, many at once.
@@ -49,11 +49,20 @@ struct ReadFault {
   int code;
 };
 
+// What one process has read of a table.
+struct ReadTotals {
+  std::atomic<int64_t> rows{0};
+  std::atomic<int64_t> requests{0};
+  std::atomic<int64_t> pages{0};
+  std::atomic<int64_t> bytes{0};
+  std::atomic<int64_t> nanoseconds_waited{0};
+};
+
 // Rows that are being read. Its memory returns to the pool with the last reference.
 class ReadJob {
  public:
-  ReadJob(ReadPlan plan, std::shared_ptr<char> staging);
-  ~ReadJob();
+  ReadJob(ReadPlan plan, std::shared_ptr<char> staging, std::shared_ptr<FileHandles> files,
+          std::shared_ptr<ReadTotals> totals);
 
   // Blocks until all reads are done, or one has failed and none is under way. Throws
   // std::logic_error in a process other than the one that started it.
@@ -73,7 +82,9 @@ class ReadJob {
 
   const pid_t owner_;
   const ReadPlan plan_;
-  std::shared_ptr<char> staging_;
+  const std::shared_ptr<char> staging_;
+  const std::shared_ptr<FileHandles> files_;
+  const std::shared_ptr<ReadTotals> totals_;
   std::atomic<bool> cancelled_{false};
   // Of the thread that reads, until the job is done.
   std::size_t next_ = 0;
@@ -101,22 +112,20 @@ struct ReaderOptions {
   int64_t largest_request = int64_t{64} << 10;  // bytes to which neighbouring pages are merged
 };
 
-// Makes what reads, on the thread that will use it: from the open files and the reads in flight.
-using BackendFactory =
-    std::function<std::unique_ptr<ReadBackend>(const std::vector<int>& handles, int depth)>;
-
-// Reads rows of one table. A forked child reads with a queue of its own, made when it first reads.
-// All calls may come from several threads.
+// Reads rows of one table. Tables on the same disks that are read alike share one queue in each
+// process, which is made when the first of them reads and goes with the last. All calls may come
+// from several threads.
 class FileReader {
  public:
   FileReader(std::vector<FilePart> parts, int64_t row_bytes, ReaderOptions options,
              BackendFactory backend);
-  ~FileReader();
+  ~FileReader();  // of those that share a queue, the last waits for what is being read
   FileReader(const FileReader&) = delete;
   FileReader& operator=(const FileReader&) = delete;
 
   // Begins to read rows, whose ids ascend strictly within the table; jobs are served in the order
-  // in which they start. Throws std::invalid_argument for ids that do not.
+  // in which they start. Throws std::invalid_argument for ids that do not, ResourceError where
+  // nothing can be started that reads.
   std::shared_ptr<ReadJob> start(const int64_t* ids, int64_t n);
 
   struct Outcome {
@@ -150,15 +159,15 @@ class FileReader {
 
   std::vector<FilePart> parts_;
   std::vector<int64_t> first_row_;  // (parts + 1)
+  std::vector<dev_t> devices_;      // the disks
   std::vector<int> device_;         // (parts) number of the disk of each
-  int num_devices_ = 1;
   const int64_t row_bytes_;
   const ReaderOptions options_;
   const BackendFactory backend_;
   int64_t num_rows_ = 0;
   std::shared_ptr<FileHandles> files_;
   ThreadPool threads_;
-  std::atomic<Process*> process_{nullptr};
+  PerProcess<Process> process_;
 };
 
 }  // namespace gnnsys

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace gnnsys {
+
+// A limit of the system is in the way. The text says what was asked for, what the system answered
+// and the way out; Python sees a gnnsys.errors.ResourceError.
+class ResourceError : public std::runtime_error {
+ public:
+  ResourceError(const std::string& wanted, int code, const std::string& way_out)
+      : std::runtime_error(wanted + " (" + std::strerror(code) + "); " + way_out), code_(code) {}
+
+  int code() const { return code_; }
+
+ private:
+  int code_;
+};
+
+inline ResourceError too_few_threads(int wanted, int made, int code) {
+  return {std::to_string(wanted) + (wanted == 1 ? " thread was" : " threads were") +
+              " asked for and " + std::to_string(made) + " could be started",
+          code,
+          "give fewer (threads=1 starts none), or raise the limit that is reached: pids.max of the "
+          "control group, ulimit -u, or ulimit -v"};
+}
+
+}  // namespace gnnsys

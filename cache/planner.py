@@ -30,9 +30,9 @@ class Planner:
 
     A pure function of its arguments and of the calls: plans depend on no clock, thread or device.
     Batches are numbered from 0 in the order announced, and ``committed <= planned <= announced``.
-    Methods may be called from several threads, which take turns. ``gnnsys.cache.reference`` says in
-    plain Python what is planned; the rule for ``hybrid`` is that of LSM-GNN (Park et al., 2024)
-    where it combines static scores with known next uses.
+    Methods may be called from several threads, which take turns. A reference in plain Python beside
+    the property tests says what is planned; the rule for ``hybrid`` is that of LSM-GNN (Park et
+    al., 2024) where it combines static scores with known next uses.
 
     Example:
         >>> import numpy as np

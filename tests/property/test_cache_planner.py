@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 
 from gnnsys.cache.plan import POLICIES, BatchPlan
 from gnnsys.cache.planner import Planner
-from gnnsys.cache.reference import ReferencePlanner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from planner_reference import ReferencePlanner
 
 PROPERTY = settings(deadline=None, print_blob=True, max_examples=60)
 Ids = NDArray[Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnnsys.cache.plan import POLICIES
-from gnnsys.cache.reference import ReferencePlanner
 from gnnsys.cache.store import CachedStore
 from gnnsys.errors import UnsupportedError
 from gnnsys.memory import FileStore
+
+sys.path.insert(0, str(Path(__file__).parent))
+from planner_reference import ReferencePlanner
 
 OWNERS = 3
 FOLDER = Path(tempfile.mkdtemp(prefix="gnnsys-cached-store-"))

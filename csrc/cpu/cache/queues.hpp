@@ -32,7 +32,8 @@ class Journal {
   std::vector<Entry> entries_;
 };
 
-// A cache that is fed row by row: LRU, LFU, SIEVE or S3-FIFO (papers: cache/reference_queues.py).
+// A cache that is fed row by row: LRU, LFU, SIEVE or S3-FIFO. tests/property/planner_queues.py names
+// their papers.
 class CacheQueue {
  public:
   virtual ~CacheQueue() = default;

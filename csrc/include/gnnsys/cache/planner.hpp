@@ -8,7 +8,8 @@
 namespace gnnsys {
 
 // Plans of a software cache that knows the next batches; cache/plan.py says what a plan holds and
-// cache/reference.py defines it. The planner moves no rows: it knows ids, slots and cells only.
+// tests/property/planner_reference.py defines it. The planner moves no rows: it knows ids, slots
+// and cells only.
 
 enum class CachePolicy { kHybrid, kLookahead, kHybridPvp, kStatic, kLru, kLfu, kSieve, kS3Fifo };
 

@@ -7,7 +7,9 @@ C++; tests hold the two together.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from gnnsys.cache.plan import (
     check_planner,
     raise_row_index,
 )
-from gnnsys.cache.reference_queues import QUEUES, Queue
 from gnnsys.errors import ArgumentError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from planner_queues import QUEUES, Queue
 
 __all__ = ["ReferencePlanner"]
 

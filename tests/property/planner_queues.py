@@ -1,6 +1,6 @@
 """The caches that are fed row by row, in plain Python: LRU, LFU, SIEVE and S3-FIFO.
 
-This module owns the definition of these baselines; ``gnnsys.cache.reference`` makes plans of them.
+This module owns the definition of these baselines; ``planner_reference`` makes plans of them.
 """
 
 from __future__ import annotations

@@ -1,31 +1,18 @@
-"""Trace files: the ids of every batch, in order, for the simulator to replay.
+"""Traces: the ids of every batch, in order, for the simulator to replay.
 
-Owns ``TraceWriter``, ``Trace`` and ``read_trace``. Imports numpy, ``files`` and ``errors``. A file
-is a header of 64 bytes, then the ids of all batches one after another (int32 where every row
-number fits, else int64), zeros up to a multiple of 8 bytes, and where each batch begins among the
-ids (batches + 1 times int64). All numbers are little-endian:
-
-====== ====== ==============================
-offset  type   what
-====== ====== ==============================
-0      8 byte ``gnntrace``
-8      uint32 version, 1
-12     uint32 bytes of an id, 4 or 8
-16     int64  rows of the table
-24     int64  batches
-32     int64  ids of all batches together
-40     24 byte zero
-====== ====== ==============================
+Owns ``TraceWriter``, ``Trace`` and ``read_trace``. Imports numpy, ``files`` and ``errors``. A trace
+is a folder of .npy files: ``ids.npy``, the ids of all batches one after another (int32 where every
+row number fits, else int64); ``offsets.npy``, where each batch begins among them, and their number;
+``rows.npy``, the rows of the table.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
+import shutil
 from array import array
-from collections.abc import Sequence
-from io import FileIO
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import overload
@@ -41,30 +28,40 @@ from gnnsys.errors import (
     RowIndexError,
     StorageError,
 )
-from gnnsys.system.files import as_storage_error, sync, write_whole
+from gnnsys.system.files import (
+    HEADER_BYTES,
+    as_storage_error,
+    check_folder_of,
+    lock_file,
+    map_npy,
+    npy_header,
+    replace_npy,
+    sync,
+    write_at,
+)
 
 __all__ = ["Trace", "TraceWriter", "read_trace"]
 
-_HEADER = struct.Struct("<8sIIqqq24x")
-_MAGIC = b"gnntrace"
-_VERSION = 1
+_IDS, _OFFSETS, _ROWS = "ids.npy", "offsets.npy", "rows.npy"
+_LOCK = "lock"
 _SMALL_IDS = 1 << 31  # rows of a table up to which an id fits into int32
 
 
 class TraceWriter:
-    """Records the ids of batches; the file appears under its name when it is closed.
+    """Records the ids of batches; the trace appears under its name when it is closed.
 
     Until then it grows as ``NAME.new``, which a kill leaves behind and the next recording to the
     same name begins anew. Memory taken: 8 bytes a batch. In a ``with`` statement an error inside
     removes what was recorded.
 
     Args:
-        path: of the file; one that exists is replaced.
+        path: of the trace; a trace or a file that exists is replaced.
         num_rows: rows of the table that ids point into.
 
     Raises:
         ArgumentError: ``num_rows`` below 0.
-        StorageError: the file cannot be written, or another writer records to the same name.
+        StorageError: the trace cannot be written, a folder of something else has its name, or
+            another writer records to it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "epoch.trace"
@@ -80,14 +77,20 @@ class TraceWriter:
             raise ArgumentError(f"num_rows: {num_rows}, expected at least 0")
         self.path = Path(path).absolute()
         self.num_rows = num_rows
-        self._partial = self.path.with_name(self.path.name + ".new")
+        self._new = self.path.with_name(self.path.name + ".new")
         self._dtype = np.dtype("<i4" if num_rows <= _SMALL_IDS else "<i8")
-        self._starts = array("q", [0])
+        self._offsets = array("q", [0])
+        check_folder_of(self.path)
+        if self.path.is_dir() and not (self.path / _ROWS).is_file():
+            raise StorageError(f"{self.path}: a folder that is no trace; choose another name")
         with as_storage_error(self.path):
-            if self.path.is_dir():
-                raise IsADirectoryError(None, "it is a folder")
-            self._file: FileIO | None = _open_alone(self._partial)
-            write_whole(self._file, bytes(_HEADER.size))
+            lock = lock_file(self._new / _LOCK)
+            if lock is None:
+                raise StorageError(
+                    f"{self.path}: another writer records a trace there; wait, or give another name"
+                )
+            self._lock = lock
+            (self._new / _IDS).unlink(missing_ok=True)
 
     def add(self, ids: ArrayLike) -> None:
         """Appends a batch.
@@ -100,7 +103,7 @@ class TraceWriter:
             ArgumentError, DTypeError: not a list of integers, or the writer is closed.
             StorageError: the disk is full.
         """
-        if self._file is None:
+        if self._lock.closed:
             raise ArgumentError(f"{self.path}: the trace is closed; make another writer")
         batch = np.asarray(ids)
         if batch.ndim != 1:
@@ -110,42 +113,42 @@ class TraceWriter:
         wrong = _outside(batch, self.num_rows)
         if wrong is not None:
             raise RowIndexError(f"ids: {wrong} is outside [0, {self.num_rows})")
-        try:
-            with as_storage_error(self.path):
-                data = np.ascontiguousarray(batch, self._dtype)
-                write_whole(self._file, data.view(np.uint8).data)
-        except StorageError:
-            self.discard()  # half a batch may be written
-            raise
-        self._starts.append(self._starts[-1] + len(batch))
+        with self._all_or_nothing():
+            place = HEADER_BYTES + self._offsets[-1] * self._dtype.itemsize
+            write_at(self._new / _IDS, place, batch.astype(self._dtype))
+        self._offsets.append(self._offsets[-1] + len(batch))
 
     def close(self) -> None:
-        """Completes the file and gives it its name. Closing again does nothing."""
-        if self._file is None:
+        """Completes the trace and gives it its name. Closing again does nothing."""
+        if self._lock.closed:
             return
-        batches, ids = len(self._starts) - 1, self._starts[-1]
-        header = _HEADER.pack(_MAGIC, _VERSION, self._dtype.itemsize, self.num_rows, batches, ids)
+        with self._all_or_nothing():
+            header = npy_header((self._offsets[-1],), self._dtype)
+            write_at(self._new / _IDS, 0, np.frombuffer(header, np.uint8))
+            sync(self._new / _IDS)
+            replace_npy(self._new / _OFFSETS, np.asarray(self._offsets, "<i8"))
+            replace_npy(self._new / _ROWS, np.array(self.num_rows, "<i8"))
+            (self._new / _LOCK).unlink()
+            _remove(self.path)
+            os.replace(self._new, self.path)
+            sync(self.path.parent)
+        self._lock.close()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """What cannot be written leaves nothing: half a batch may be there."""
         try:
             with as_storage_error(self.path):
-                write_whole(self._file, bytes(-ids * self._dtype.itemsize % 8))
-                write_whole(self._file, np.asarray(self._starts, "<i8").view(np.uint8).data)
-                self._file.seek(0)
-                write_whole(self._file, header)
-                os.fsync(self._file.fileno())
-                os.replace(self._partial, self.path)
-                sync(self.path.parent)
+                yield
         except StorageError:
             self.discard()
             raise
-        self._file.close()
-        self._file = None
 
     def discard(self) -> None:
         """Removes what was recorded."""
-        if self._file is not None:
-            self._partial.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
+        if not self._lock.closed:
+            _remove(self._new)
+            self._lock.close()
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -213,56 +216,31 @@ class Trace(Sequence[NDArray[np.int64]]):
 
 
 def read_trace(path: str | os.PathLike[str]) -> Trace:
-    """Opens a trace file without loading it.
+    """Opens a trace without loading it.
 
     Raises:
-        MissingFileError: there is no such file.
-        FileFormatError: it is no trace, a newer version's, or cut short.
+        MissingFileError: there is no such trace.
+        FileFormatError: it is no trace, that of an older version, or damaged.
     """
     place = Path(path)
-    try:
-        size = place.stat().st_size
-        with open(place, "rb") as file:
-            header = file.read(_HEADER.size)
-    except FileNotFoundError:
+    if not place.exists():
         raise MissingFileError(
             f"{place}: no such file; a trace is recorded by gnnsys train --trace FILE"
-        ) from None
-    except OSError as error:
-        raise FileFormatError(f"{place}: cannot be read ({error.strerror})") from error
-    if header[: len(_MAGIC)] != _MAGIC or len(header) < _HEADER.size:
-        raise FileFormatError(
-            f"{place}: begins with {header[: len(_MAGIC)]!r}, expected {_MAGIC!r} and a header of "
-            f"{_HEADER.size} bytes: not a trace; record one by gnnsys train --trace FILE"
         )
-    _, version, itemsize, num_rows, batches, num_ids = _HEADER.unpack(header)
-    if version != _VERSION:
+    if not (place / _ROWS).is_file():
         raise FileFormatError(
-            f"{place}: version {version}, this gnnsys reads {_VERSION}; upgrade gnnsys or record "
-            "the trace again"
+            f"{place}: not a trace, which is a folder with {_IDS}, {_OFFSETS} and {_ROWS} (older "
+            "versions wrote one file); record one by gnnsys train --trace FILE"
         )
-    if itemsize not in (4, 8) or min(num_rows, batches, num_ids) < 0:
-        raise FileFormatError(f"{place}: its header is damaged; record the trace again")
-    ids_end = _HEADER.size + -(-num_ids * itemsize // 8) * 8
-    expected = ids_end + (batches + 1) * 8
-    if size != expected:
+    ids, starts, rows = (map_npy(place / name) for name in (_IDS, _OFFSETS, _ROWS))
+    integers = all(array.dtype in ("<i4", "<i8") for array in (ids, starts, rows))
+    ends = integers and starts.ndim == 1 and [*starts[:1], *starts[-1:]] == [0, *ids.shape]
+    if not ends or (np.diff(starts) < 0).any() or rows.ndim or rows < 0:
         raise FileFormatError(
-            f"{place}: {size} bytes, expected {expected} for {batches} batches of {num_ids} ids: "
-            f"{'cut short' if size < expected else 'something follows'}; record the trace again"
+            f"{place}: damaged: {_OFFSETS} does not ascend from 0 to the length of {_IDS}, or one "
+            "of its arrays is of another kind; record the trace again"
         )
-    starts = np.fromfile(place, "<i8", count=batches + 1, offset=ids_end)
-    if starts[0] != 0 or starts[-1] != num_ids or (np.diff(starts) < 0).any():
-        raise FileFormatError(
-            f"{place}: where its batches begin does not ascend from 0 to {num_ids}: the file is "
-            "damaged; record the trace again"
-        )
-    dtype = np.dtype(f"<i{itemsize}")
-    ids = (
-        np.memmap(place, dtype, mode="r", offset=_HEADER.size, shape=(num_ids,))
-        if num_ids
-        else np.empty(0, dtype)  # nothing cannot be mapped
-    )
-    return Trace(ids, starts, num_rows, place)
+    return Trace(ids, starts, int(rows), place)
 
 
 def _outside(ids: NDArray[np.integer], num_rows: int) -> int | None:
@@ -272,18 +250,8 @@ def _outside(ids: NDArray[np.integer], num_rows: int) -> int | None:
     return int(ids[(ids < 0) | (ids >= num_rows)][0])
 
 
-def _open_alone(path: Path) -> FileIO:
-    """Opens an empty file that no other writer has."""
-    while True:
-        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise StorageError(
-                f"{path}: another writer records a trace there; wait, or give another name"
-            ) from None
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            file.truncate(0)
-            return file
-        file.close()  # the writer that had it gave it its name meanwhile
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)

@@ -32,8 +32,7 @@ class Journal {
   std::vector<Entry> entries_;
 };
 
-// A cache that is fed row by row: LRU, LFU, SIEVE or S3-FIFO. tests/property/planner_queues.py names
-// their papers.
+// A cache that is fed row by row: LRU, LFU, SIEVE or S3-FIFO (papers: planner_queues.py of tests).
 class CacheQueue {
  public:
   virtual ~CacheQueue() = default;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ def test_the_largest_ids_of_either_width_are_kept(tmp_path: Path) -> None:
 
 def test_an_id_takes_four_bytes_where_it_fits(tmp_path: Path) -> None:
     ids = np.arange(1000)
-    small, large = (record(tmp_path / "t", [ids], n).stat().st_size for n in (1 << 31, 1 << 32))
-    assert large - small == 4 * len(ids)
+    for rows, itemsize in ((1 << 31, 4), (1 << 32, 8)):
+        path = record(tmp_path / "t", [ids], rows)
+        found = np.load(path / "ids.npy", mmap_mode="r")
+        assert (found.itemsize, found.tolist()) == (itemsize, ids.tolist())
+        assert np.load(path / "offsets.npy").tolist() == [0, len(ids)]
 
 
 def test_nothing_has_the_name_before_the_end(tmp_path: Path) -> None:
@@ -82,8 +86,23 @@ def test_an_error_while_recording_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_is_begun_anew(tmp_path: Path) -> None:
-    (tmp_path / "t.new").write_bytes(b"x" * 10_000)
+    (tmp_path / "t.new").mkdir()
+    (tmp_path / "t.new" / "ids.npy").write_bytes(b"x" * 10_000)
+    (tmp_path / "t.new" / "lock").touch()
     assert len(read_trace(record(tmp_path / "t", [], 5))) == 0
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "ids.npy", "offsets.npy", "rows.npy", "t",
+    ]  # fmt: skip
+
+
+def test_a_file_of_the_name_makes_room_and_another_folder_does_not(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"gnntrace")
+    assert len(read_trace(record(tmp_path / "t", [[1]], 5))) == 1
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "ids.npy").touch()
+    with pytest.raises(StorageError, match="mine: a folder that is no trace"):
+        TraceWriter(tmp_path / "mine", 5)
+    assert (tmp_path / "mine" / "ids.npy").exists()
 
 
 def test_two_writers_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -119,35 +138,50 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 
 def test_other_and_damaged_files_are_refused(tmp_path: Path) -> None:
-    path = record(tmp_path / "t", [[1, 2], [3]], 5)
-    whole = path.read_bytes()
     with pytest.raises(MissingFileError, match="no such file"):
         read_trace(tmp_path / "none")
-    with pytest.raises(FileFormatError, match="cannot be read"):
-        read_trace(tmp_path)
-
-    def put(place: int, value: int, size: int = 8) -> bytes:
-        return whole[:place] + value.to_bytes(size, "little") + whole[place + size :]
-
-    first_id, first_start = 64, 64 + 16  # three ids of 4 bytes, filled up to a multiple of 8
-    cases = {
-        "begins with": b"\x93NUMPY" + whole,
-        "a header of": whole[:40],
-        "version 2": put(8, 2, 4),
-        "header is damaged": put(12, 5, 4),
-        "cut short": whole[:-1],
-        "something follows": whole + b"\0",
-        "does not ascend": put(first_start + 8, 4),
-    }
-    for message, content in cases.items():
-        path.write_bytes(content)
-        with pytest.raises(FileFormatError, match=message):
+    (tmp_path / "old").write_bytes(b"gnntrace\1\0\0\0" + bytes(60))
+    for place in (tmp_path, tmp_path / "old"):
+        with pytest.raises(FileFormatError, match=r"not a trace.*older versions.*--trace FILE"):
+            read_trace(place)
+    path = record(tmp_path / "t", [[1, 2], [3]], 5)
+    whole = (path / "ids.npy").read_bytes()
+    (path / "ids.npy").write_bytes(whole[:-1])
+    with pytest.raises(FileFormatError, match=r"ids\.npy: not a whole \.npy array"):
+        read_trace(path)
+    (path / "ids.npy").write_bytes(whole)
+    offsets = path / "offsets.npy"
+    for wrong in ([0, 4, 3], [0, 2], [1, 2, 3], [], [0.0, 2.0, 3.0], [[0, 2, 3]]):
+        np.save(offsets, np.array(wrong))
+        with pytest.raises(FileFormatError, match=r"offsets\.npy does not ascend from 0"):
             read_trace(path)
-    path.write_bytes(put(first_id, 5, 4))
+    np.save(offsets, np.array([0, 2, 3]))
+    for rows in (-1, [5]):
+        np.save(path / "rows.npy", np.array(rows))
+        with pytest.raises(FileFormatError, match="damaged"):
+            read_trace(path)
+    np.save(path / "rows.npy", np.array(2))
     trace = read_trace(path)
-    with pytest.raises(FileFormatError, match="batch 0 holds the id 5"):
+    with pytest.raises(FileFormatError, match="batch 0 holds the id 2, outside"):
         trace[0]
-    assert trace[1].tolist() == [3]
+    (path / "offsets.npy").unlink()
+    with pytest.raises(MissingFileError, match="offsets"):
+        read_trace(path)
+
+
+def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = TraceWriter(tmp_path / "t", 5)
+    writer.add([4])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"t.new/ids.npy: cannot be written"):
+            writer.add([4])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ArgumentError, match="closed"):
+        writer.add([4])
 
 
 def test_a_trace_is_a_sequence() -> None:

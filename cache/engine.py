@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,27 +25,17 @@ from gnnsys.cache.plan import BatchPlan
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import Ticket, Tickets, is_aside
 from gnnsys.counters import Counters
-from gnnsys.memory.reads import PendingRows, StagedRows
-from gnnsys.memory.store import check_bounds
+from gnnsys.memory.ids import RowIds, check_bounds
+from gnnsys.memory.reads import PendingRows, Reads, StagedRows
+from gnnsys.memory.store import Store
 
-__all__ = ["CacheSource", "Engine"]
+__all__ = ["Engine"]
 
 _log = logging.getLogger(__name__)
 
 _PAGE = 4096  # a scattered row brings one with it
 _PREFILL_BYTES = 32 << 20
 _PREFILL_LOG_SECONDS = 10.0
-
-
-class CacheSource(Protocol):
-    """A store that a cache can stand before: ``FileStore``."""
-
-    shape: torch.Size
-    stored: torch.dtype
-    row_bytes: int
-
-    def start_reads(self, ids: Tensor) -> PendingRows:
-        """Begins to read the rows of (n,) ascending int64 ids."""
 
 
 class Engine:
@@ -66,7 +56,7 @@ class Engine:
 
     def __init__(
         self,
-        source: CacheSource,
+        source: Store,
         name: str,
         make_planner: Callable[[bool], Any],
         executor: Executor,
@@ -106,7 +96,7 @@ class Engine:
 
     # Announcing ----------------------------------------------------------------------------------
 
-    def announce(self, ids: Tensor, owner: Any) -> Ticket:
+    def announce(self, ids: RowIds, owner: Any) -> Ticket:
         """See ``CachedStore.announce``."""
         self._retract_abandoned()
         with self._planning:
@@ -155,9 +145,15 @@ class Engine:
         plan = self._planner.plan()
         self._tickets[plan.batch - self._tickets[0].number].plan = plan
 
+    def close(self) -> None:
+        """Lets go of the reads that were started ahead."""
+        with self._executing, self._planning:
+            for ticket in self._tickets:
+                ticket.cancel()
+
     # Gathering -----------------------------------------------------------------------------------
 
-    def gather(self, ids: Tensor, out: Tensor | None, ticket: Any) -> Tensor:
+    def gather(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
         """Rows ``ids`` as they are stored, in ``out`` (dense, of the stored type) or pooled memory.
 
         Returns:
@@ -178,12 +174,12 @@ class Engine:
         return rows
 
     def _new_output(self, rows: int) -> Tensor:
-        flat = self._executor.new_output(rows)
+        flat, stored = self._executor.new_output(rows), self._source.encoding.stored
         if flat.numel() == 0:
-            return torch.empty((rows, *self._source.shape[1:]), dtype=self._source.stored)
-        return flat.view(-1).view(self._source.stored).view(rows, *self._source.shape[1:])
+            return torch.empty((rows, *self._source.shape[1:]), dtype=stored)
+        return flat.view(-1).view(stored).view(rows, *self._source.shape[1:])
 
-    def _gather_announced(self, ids: Tensor, out: Tensor | None, ticket: Any) -> Tensor:
+    def _gather_announced(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
         with self._planning:
             self._tickets.check_turn(ticket, ids)
             # What is announced has to do where the window is not full: at an epoch's ends.
@@ -196,22 +192,22 @@ class Engine:
         rows = self._new_output(len(ids)) if out is None else out
         with self._whole_or_nothing():
             self._executor.execute(ticket.plan, staged, rows)
+            self._record(ids.numpy())
             with self._planning:
                 self._planner.commit(ticket.number)
                 self._tickets.redeem(ticket)
         self._count(ticket.plan)
-        self._record(ids.numpy())
         return rows
 
-    def _gather_in_pieces(self, ids: Tensor, out: Tensor | None) -> Tensor:
+    def _gather_in_pieces(self, ids: RowIds, out: Tensor | None) -> Tensor:
         rows = self._new_output(len(ids)) if out is None else out
         step = max(1, self._staging_bytes // (self._source.row_bytes + _PAGE))
         for first in range(0, max(1, len(ids)), step):
             piece = slice(first, first + step)
-            self._gather_unannounced(ids[piece], rows[piece])
+            self._gather_unannounced(RowIds(ids[piece]), rows[piece])
         return rows
 
-    def _gather_unannounced(self, ids: Tensor, out: Tensor) -> None:
+    def _gather_unannounced(self, ids: RowIds, out: Tensor) -> None:
         with self._planning:
             own = None if self._tickets else Ticket(ids, self._planner.announce(ids.numpy()))
             plan = self._plan_aside(ids) if own is None else self._planner.plan()
@@ -227,15 +223,16 @@ class Engine:
             raise
         if own is None:
             self._executor.execute(plan, staged, out)
+            self._record(ids.numpy())
         else:
             with self._whole_or_nothing():
                 self._executor.execute(plan, staged, out)
+                self._record(ids.numpy())
                 with self._planning:
                     self._planner.commit(own.number)
         self._count(plan)
-        self._record(ids.numpy())
 
-    def _plan_aside(self, ids: Tensor) -> BatchPlan:
+    def _plan_aside(self, ids: RowIds) -> BatchPlan:
         """A plan that changes nothing: from the slots as they are, the rest is bypassed."""
         check_bounds(ids, self._source.shape[0])
         wanted = ids.numpy()
@@ -274,7 +271,8 @@ class Engine:
             if place and staging > self._staging_bytes:
                 return
             if ticket.pending is None and len(ticket.plan.reads):
-                ticket.pending = self._source.start_reads(torch.from_numpy(ticket.plan.reads))
+                reads = Reads(ticket.plan.reads, ticket.plan.batch)
+                ticket.pending = self._source.start_reads(reads)
 
     def _await(self, ticket: Ticket) -> StagedRows | None:
         """The rows that a plan reads; after a failure they can be started again."""
@@ -306,11 +304,11 @@ class Engine:
         said = began = time.monotonic()
         coming: PendingRows | None = None
         for number, slots in enumerate(pieces):
-            pending = coming or self._source.start_reads(torch.from_numpy(ids[slots]))
+            pending = coming or self._source.start_reads(Reads(ids[slots]))
             coming = None
             try:
                 if number + 1 < len(pieces):
-                    coming = self._source.start_reads(torch.from_numpy(ids[pieces[number + 1]]))
+                    coming = self._source.start_reads(Reads(ids[pieces[number + 1]]))
                 self._executor.fill(slots, pending.wait())
             except BaseException:
                 for left in (pending, coming):
@@ -356,7 +354,7 @@ class Engine:
             stats.victim_hits += victims
             stats.reads += reads
             stats.copies += len(plan.copies)
-            stats.bypasses += int((plan.fills[:, 2] < 0).sum())
+            stats.bypasses += plan.bypasses
             stats.evictions += plan.evictions
             stats.drops += plan.drops
             self._resident += entered - plan.evictions

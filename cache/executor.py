@@ -1,12 +1,13 @@
 """The memory of a cache and the moves of its plans.
 
-Owns ``Executor``: slots, cells of the victim buffer, pooled outputs. Decides nothing and reads no
-file by itself. One thread at a time.
+Owns the ``Executor`` protocol, and ``CpuExecutor``: slots, cells of the victim buffer, pooled
+outputs. Decides nothing and reads no file by itself. One thread at a time.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,15 +20,37 @@ from gnnsys.memory import empty
 from gnnsys.memory.reads import StagedRows
 from gnnsys.system.extension import core
 
-__all__ = ["Executor"]
+__all__ = ["CpuExecutor", "Executor"]
 
 _NO_ROWS = np.empty(0, np.int64)
 
 
-class Executor:
-    """Slots and cells for rows of ``row_bytes`` bytes, on huge pages, and who moves rows there.
+class Executor(Protocol):
+    """Slots and cells for rows, and who moves rows there, as plans say."""
 
-    Memory is taken as slots are filled.
+    capacity: int
+    """Number of slots."""
+
+    cells: int
+    """Number of cells."""
+
+    def new_output(self, rows: int) -> Tensor:
+        """(rows, row_bytes) uint8 in memory that is used again once it is let go."""
+
+    def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
+        """Gathers a batch into ``out`` and leaves slots and cells as the plan says.
+
+        Args:
+            staged: the rows of ``plan.reads``; None where there are none.
+            out: (plan.rows, …) dense, with the element type of the store.
+        """
+
+    def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:
+        """Copies staged row k to slot ``slots[k]``."""
+
+
+class CpuExecutor(Executor):
+    """Slots and cells in host memory, on huge pages, which is taken as they are filled.
 
     Args:
         capacity, cells: numbers of slots and of cells.
@@ -46,19 +69,14 @@ class Executor:
         self._pool = core.Gatherer(1)  # for the memory of outputs alone
 
     def new_output(self, rows: int) -> Tensor:
-        """(rows, row_bytes) uint8 in memory that is used again once it is let go."""
+        """See ``Executor.new_output``."""
         nbytes = rows * self.row_bytes
         if nbytes == 0:
             return torch.empty((rows, self.row_bytes), dtype=torch.uint8)
         return torch.from_numpy(self._pool.empty(nbytes)).view(rows, self.row_bytes)
 
     def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
-        """Gathers a batch into ``out`` and leaves slots and cells as the plan says.
-
-        Args:
-            staged: the rows of ``plan.reads``; None where there are none.
-            out: (plan.rows, …) dense, with the element type of the store.
-        """
+        """See ``Executor.execute``."""
         if self.row_bytes == 0:
             return
         self._mover.execute(
@@ -79,7 +97,7 @@ class Executor:
         )
 
     def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:
-        """Copies staged row k to slot ``slots[k]``."""
+        """See ``Executor.fill``."""
         targets = self._slots.data_ptr() + slots * self.row_bytes
         self._mover.move(staged.address + staged.offsets, targets, self.row_bytes)
 

@@ -75,6 +75,11 @@ class BatchPlan:
     evictions: int
     """Rows that left the cache, whether or not the victim buffer took them."""
 
+    @property
+    def bypasses(self) -> int:
+        """Rows that are read and not placed in the cache."""
+        return int((self.fills[:, 2] < 0).sum())
+
 
 def check_planner(
     num_rows: int,
@@ -85,18 +90,17 @@ def check_planner(
     victim_cells: int,
 ) -> None:
     """Raises ArgumentError or DTypeError for what no planner can use."""
-    for name, value, most in [
-        ("num_rows", num_rows, MAX_ROWS),
-        ("capacity", capacity, None),
-        ("window", window, None),
-        ("victim_cells", victim_cells, MAX_ROWS),
+    for name, value, way_out in [
+        ("num_rows", num_rows, "read the table without a cache (leave cache= out)"),
+        ("capacity", capacity, ""),
+        ("window", window, ""),
+        ("victim_cells", victim_cells, "give a smaller victim_buffer="),
     ]:
         if value < 0:
             raise ArgumentError(f"{name}={value}: expected at least 0")
-        if most is not None and value > most:
+        if way_out and value > MAX_ROWS:
             raise ArgumentError(
-                f"{name}={value} > {most}: the planner numbers them in int32; "
-                "split the table into several stores"
+                f"{name}={value} > {MAX_ROWS}: plans number rows and cells in int32; {way_out}"
             )
     if policy not in POLICIES:
         raise ArgumentError(f"policy={policy!r}: expected one of {', '.join(POLICIES)}")

@@ -20,7 +20,9 @@ from gnnsys.cache.tickets import Ticket, Tickets
 from gnnsys.counters import Counters
 from gnnsys.errors import TooLargeError
 from gnnsys.memory import empty
-from gnnsys.memory.store import RowReader
+from gnnsys.memory.encoding import Encoding
+from gnnsys.memory.ids import RowIds
+from gnnsys.memory.store import RowReader, Store
 
 __all__ = ["ResidentRows"]
 
@@ -34,7 +36,7 @@ class ResidentRows:
 
     def __init__(
         self,
-        source: Any,
+        source: Store,
         name: str,
         *,
         threads: int,
@@ -42,6 +44,7 @@ class ResidentRows:
         record: Callable[[NDArray[Any]], None] = lambda ids: None,
     ) -> None:
         self._source, self._threads = source, threads
+        self._encoding = Encoding(source.encoding.stored, source.encoding.stored)
         self._counters, self._record = counters, record
         self._rows: Tensor | None = None
         self._reader: RowReader | None = None
@@ -56,7 +59,7 @@ class ResidentRows:
         with self._lock:
             return dataclasses.replace(self._stats)
 
-    def announce(self, ids: Tensor, owner: Any) -> Ticket:
+    def announce(self, ids: RowIds, owner: Any) -> Ticket:
         """See ``CachedStore.announce``."""
         with self._lock:
             if self._tickets.is_abandoned():
@@ -73,7 +76,10 @@ class ResidentRows:
         with self._lock:
             self._given -= len(self._tickets.drop_from(ticket))
 
-    def gather(self, ids: Tensor, out: Tensor | None, ticket: Any) -> Tensor:
+    def close(self) -> None:
+        """Nothing is under way between two gathers."""
+
+    def gather(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
         """See ``Engine.gather``."""
         with self._lock:
             if ticket is not None:
@@ -81,20 +87,20 @@ class ResidentRows:
             if self._reader is None:
                 self._load()
             assert self._reader is not None
-            rows = self._reader.gather(ids, out)
+            rows = self._reader.gather(ids, self._encoding, out)
+            self._record(ids.numpy())
             if ticket is not None:
                 self._tickets.redeem(ticket)
             self._stats.batches += 1
             self._stats.rows += len(ids)
             self._stats.hits += len(ids)
         self._counters.add("cache", len(ids), len(ids) * self._source.row_bytes)
-        self._record(ids.numpy())
         return rows
 
     def _load(self) -> None:
         source, began = self._source, time.monotonic()
         try:
-            self._rows = empty(source.shape, source.stored)
+            self._rows = empty(source.shape, self._encoding.stored)
         except (MemoryError, OSError) as error:
             raise TooLargeError(
                 f"cache: the system refuses memory for all {source.shape[0]} rows ({error}); give "
@@ -104,8 +110,7 @@ class ResidentRows:
         self._reader = RowReader(
             self._rows.data_ptr(),
             source.shape,
-            source.stored,
-            source.stored,
+            self._encoding.stored,
             source.row_bytes,
             self._threads,
         )

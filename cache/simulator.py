@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gnnsys.cache.plan import BatchPlan, Policy
 from gnnsys.cache.planner import Planner
+from gnnsys.cache.stats import hit_ratio
 from gnnsys.cache.trace import Trace, read_trace
 from gnnsys.errors import ArgumentError
 
@@ -47,7 +48,7 @@ class SimulationResult:
     misses: int = 0
     """Rows read."""
     bypasses: int = 0
-    """Rows served, read or from the victim buffer, that the cache did not take."""
+    """Rows that were read and not placed in the cache."""
     evictions: int = 0
     victims_saved: int = 0
     """Rows that the victim buffer took."""
@@ -60,9 +61,8 @@ class SimulationResult:
 
     @property
     def hit_ratio(self) -> float:
-        """Share of the distinct rows of the batches that the cache held; 0 without rows."""
-        distinct = self.rows - self.copies
-        return self.hits / distinct if distinct else 0.0
+        """See ``gnnsys.cache.stats.hit_ratio``."""
+        return hit_ratio(self.rows, self.copies, self.misses)
 
     def as_dict(self) -> dict[str, Any]:
         """All counts, and the hit ratio, for JSON."""
@@ -76,7 +76,7 @@ class SimulationResult:
         self.hits += len(plan.hits)
         self.victim_hits += len(plan.victim_in)
         self.misses += len(plan.fills)
-        self.bypasses += int((plan.fills[:, 2] < 0).sum() + (plan.victim_in[:, 2] < 0).sum())
+        self.bypasses += plan.bypasses
         self.evictions += plan.evictions
         self.victims_saved += len(plan.victim_out)
         self.drops += plan.drops

@@ -6,9 +6,22 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CacheStats"]
+__all__ = ["CacheStats", "hit_ratio"]
 
 _STATE = ("capacity", "victim_cells", "resident")  # how things stand, not counts
+
+
+def hit_ratio(rows: int, copies: int, reads: int) -> float:
+    """Share of the distinct rows of batches that nobody had to read: they came from the cache's
+    slots or from the victim buffer. 0 without rows.
+
+    Args:
+        rows: asked for.
+        copies: of them those asked for again in the same batch.
+        reads: of them those that were read.
+    """
+    distinct = rows - copies
+    return (distinct - reads) / distinct if distinct else 0.0
 
 
 @dataclass(slots=True)
@@ -74,9 +87,8 @@ class CacheStats:
 
     @property
     def hit_ratio(self) -> float:
-        """Share of the distinct rows that came from slots and victim buffer; 0 without any."""
-        distinct = self.rows - self.copies
-        return (self.hits + self.victim_hits) / distinct if distinct else 0.0
+        """See ``gnnsys.cache.stats.hit_ratio``."""
+        return hit_ratio(self.rows, self.copies, self.reads)
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and ``hit_ratio``, for JSON."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
-from gnnsys.cache.engine import CacheSource, Engine
-from gnnsys.cache.executor import Executor
+from gnnsys.cache.engine import Engine
+from gnnsys.cache.executor import CpuExecutor
 from gnnsys.cache.importance import rank_normalised
 from gnnsys.cache.plan import POLICIES, Policy
 from gnnsys.cache.planner import Planner
@@ -29,7 +29,10 @@ from gnnsys.cache.trace import TraceWriter
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, ReadOnlyError, TooLargeError
 from gnnsys.memory import available_memory
-from gnnsys.memory.store import check_dtype, check_ids, check_out, is_dense
+from gnnsys.memory.gate import Gate
+from gnnsys.memory.ids import check_ids
+from gnnsys.memory.reads import PendingRows, Reads
+from gnnsys.memory.store import AnnouncedStore, Store, check_out
 
 __all__ = ["CachedStore"]
 
@@ -41,7 +44,7 @@ _LEAST_STAGING, _MOST_STAGING = 32 << 20, 256 << 20
 """Bytes for rows that are read ahead: an eighth of what is available, within these bounds."""
 
 
-class CachedStore:
+class CachedStore(AnnouncedStore):
     """Rows of a slower store, the hottest of them in memory; rows are bit for bit the source's.
 
     A batch that was announced is gathered as it was planned, its rows having been read while the
@@ -49,7 +52,7 @@ class CachedStore:
     is served, too: it is planned for itself where no ticket waits, and otherwise changes nothing.
 
     Args:
-        source: a ``FileStore``, or what has its ``start_reads`` and ``read_range``.
+        source: the slower store, such as a ``FileStore``; it delivers rows as they are stored.
         cache: rows to hold, as a number of rows, a share of all (a float up to 1.0), bytes as a
             text ("8GB"), or a ``CacheArena`` or a share of one. The planner takes some bytes for
             every row of the table besides.
@@ -89,7 +92,7 @@ class CachedStore:
 
     def __init__(
         self,
-        source: Any,
+        source: Store,
         *,
         cache: int | float | str | CacheArena | ArenaShare,
         policy: Policy = "hybrid",
@@ -103,13 +106,13 @@ class CachedStore:
     ) -> None:
         _check(source, policy, window, prefetch, threads)
         self.source: Any = source
-        self.shape: torch.Size = source.shape
-        self.dtype: torch.dtype = source.stored
-        self.row_bytes: int = source.row_bytes
+        self.shape, self.encoding = source.shape, source.encoding
+        self.path, self.depth = source.path, source.depth
         self.policy: Policy = policy
         self.window = _AUTO_WINDOW if window == "auto" else window
         self.counters = Counters()
-        self._name = str(getattr(source, "path", "the source"))
+        self._name = source.path or "the source"
+        self._gate = Gate(self._name)
         rows = self.shape[0]
         self.victim_cells = rows_of(victim_buffer, rows, self.row_bytes, "victim_buffer")
         self._options = _Options(
@@ -175,7 +178,8 @@ class CachedStore:
         """
         if self._reads_through():
             return None
-        return self._engine().announce(check_ids(ids), owner)
+        with self._gate:
+            return self._engine().announce(check_ids(ids), owner)
 
     def gather(
         self, ids: Tensor, out: Tensor | None = None, stream: Any = None, *, ticket: Any = None
@@ -191,21 +195,21 @@ class CachedStore:
                 may be retracted.
         """
         del stream
-        ids = check_ids(ids)
+        wanted = check_ids(ids)
         if out is not None:
-            check_out(out, len(ids), self.shape, self.dtype)
-        if self._reads_through():
-            return self._read_through(ids, out)
-        direct = out is not None and self.dtype == self.source.stored and is_dense(out)
-        rows = self._engine().gather(ids, out if direct else None, ticket)
-        if out is not None:
-            return out if direct else out.copy_(rows)
-        return rows if self.dtype == self.source.stored else rows.to(self.dtype)
+            check_out(out, len(wanted), self.shape, self.dtype)
+        with self._gate:
+            if self._reads_through():
+                self.counters.add("file", len(wanted), len(wanted) * self.row_bytes)
+                return self.source.with_dtype(self.dtype).gather(wanted, out)
+            rows = self._engine().gather(wanted, self.encoding.target(out), ticket)
+        return self.encoding.decode(rows, out)
 
     def retract(self, ticket: Any) -> None:
         """Takes back this ticket and all its owner was given after it; ignores one that is gone."""
         if not self._reads_through():
-            self._engine().retract(ticket)
+            with self._gate:
+                self._engine().retract(ticket)
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Raises ReadOnlyError."""
@@ -214,46 +218,29 @@ class CachedStore:
             "gnnsys.memory.FileStore(path, writable=True) and open it anew"
         )
 
-    def with_dtype(self, dtype: torch.dtype) -> CachedStore:
-        """The same rows from the same cache, delivered as ``dtype``."""
-        check_dtype(dtype, "dtype")
-        other = CachedStore.__new__(CachedStore)
-        other.__dict__.update(self.__dict__, dtype=dtype)
-        return other
+    def start_reads(self, batch: Reads) -> PendingRows:
+        """See ``Store.start_reads``; rows are read from the source."""
+        with self._gate:
+            return self.source.start_reads(batch)
 
     def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
-        """Rows ``[first, last)``, read from the source in one sequential pass."""
-        if out is not None:
-            check_out(out, last - first, self.shape, self.dtype)
-        same = self.dtype == self.source.stored
-        rows: Tensor = self.source.read_range(first, last, out if same else None)
+        """See ``Store.read_range``; rows are read from the source."""
+        with self._gate:
+            rows: Tensor = self.source.with_dtype(self.dtype).read_range(first, last, out)
         self.counters.add("file", last - first, (last - first) * self.row_bytes)
-        if same:
-            return rows
-        return rows.to(self.dtype) if out is None else out.copy_(rows)
-
-    def whole(self) -> Tensor:
-        """All rows, read from the source in one sequential pass."""
-        return self.read_range(0, self.shape[0])
+        return rows
 
     def close(self) -> None:
-        """Lets go of cache, trace and source; gathering afterwards raises ArgumentError."""
-        self._engine.close(self._name)
-        if self._trace is not None:
-            self._trace.close()
-        self.source.close()
+        """See ``Store.close``; the source and the trace are closed, too."""
+        if self._gate.close():
+            self._engine.close()
+            if self._trace is not None:
+                self._trace.close()
+            self.source.close()
 
     def _reads_through(self) -> bool:
         """Whether this is a process that the cache was not made for: it has no share in it."""
         return get_worker_info() is not None or self._engine.is_foreign()
-
-    def _read_through(self, ids: Tensor, out: Tensor | None) -> Tensor:
-        direct = self.dtype == self.source.stored
-        rows: Tensor = self.source.gather(ids, out if direct else None)
-        self.counters.add("file", len(ids), len(ids) * self.row_bytes)
-        if direct:
-            return rows
-        return rows.to(self.dtype) if out is None else out.copy_(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         options = {f.name: getattr(self._options, f.name) for f in dataclasses.fields(_Options)}
@@ -280,7 +267,7 @@ class _Options:
 
 
 def _make_engine(
-    source: Any,
+    source: Store,
     name: str,
     capacity_of: Callable[[], int],
     options: _Options,
@@ -314,7 +301,7 @@ def _make_engine(
         source,
         name,
         make_planner,
-        Executor(capacity, cells, source.row_bytes, options.threads),
+        CpuExecutor(capacity, cells, source.row_bytes, options.threads),
         window=options.window,
         prefetch=options.prefetch,
         staging_bytes=min(_MOST_STAGING, max(_LEAST_STAGING, free // 8)),
@@ -346,15 +333,12 @@ class _Once:
     def __init__(self, make: Callable[[], Engine | ResidentRows]) -> None:
         self._make = make
         self._value: Engine | ResidentRows | None = None
-        self._closed = ""
         self._process = 0
         self._lock = threading.Lock()
 
     def __call__(self) -> Engine | ResidentRows:
         if self._value is None:
             with self._lock:
-                if self._closed:
-                    raise ArgumentError(f"{self._closed}: this store was closed")
                 if self._value is None:
                     self._process = os.getpid()
                     self._value = self._make()
@@ -363,12 +347,13 @@ class _Once:
     def is_foreign(self) -> bool:
         return self._value is not None and self._process != os.getpid()
 
-    def close(self, name: str) -> None:
-        with self._lock:
-            self._closed, self._value = name, None
+    def close(self) -> None:
+        value, self._value = self._value, None
+        if value is not None and self._process == os.getpid():
+            value.close()
 
 
-def _rebuild(source: CacheSource, dtype: torch.dtype, options: dict[str, Any]) -> CachedStore:
+def _rebuild(source: Store, dtype: torch.dtype, options: dict[str, Any]) -> CachedStore:
     return CachedStore(source, **options).with_dtype(dtype)
 
 
@@ -376,13 +361,13 @@ def _ignore(ids: NDArray[Any]) -> None:
     pass
 
 
-def _check(source: Any, policy: str, window: int | str, prefetch: int, threads: int) -> None:
+def _check(source: Store, policy: str, window: int | str, prefetch: int, threads: int) -> None:
     if getattr(source, "writable", False):
         raise ArgumentError("source: is writable, and a cache would not see changes; open it anew")
-    if source.dtype != source.stored:
+    if source.dtype != source.encoding.stored:
         raise ArgumentError(
-            f"source: delivers {source.dtype} of stored {source.stored}; give the dtype to "
-            "with_dtype of the cached store instead"
+            f"source: delivers {source.dtype} of stored {source.encoding.stored}; give the dtype "
+            "to with_dtype of the cached store instead"
         )
     if policy not in POLICIES:
         raise ArgumentError(f"policy: {policy!r}, expected one of {', '.join(POLICIES)}")

@@ -1,6 +1,6 @@
 """Batches that were announced and are not gathered: who announced them, in which order.
 
-Owns ``Ticket`` and ``Tickets``. Imports the errors, no memory and no file. Not safe to use from
+Owns ``Ticket`` and ``Tickets``. Moves no row and reads no file. Not safe to use from
 several threads: who owns it has a lock.
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.errors import ArgumentError
+from gnnsys.memory.ids import RowIds
+from gnnsys.memory.reads import PendingRows
 
 __all__ = ["Ticket", "Tickets", "is_aside"]
 
@@ -32,8 +32,8 @@ _ANONYMOUS = _Anonymous()
 class Ticket:
     """An announced batch; what ``CachedStore.announce`` returns."""
 
-    ids: Tensor
-    """(n,) ids as they were announced."""
+    ids: RowIds
+    """Ids as they were announced."""
 
     number: int
     """Of the batch, as the planner counts; -1 for one that is not planned ahead."""
@@ -41,8 +41,8 @@ class Ticket:
     plan: BatchPlan | None = None
     """Once it is made."""
 
-    pending: Any = None
-    """The plan's reads (``PendingRows``), from when they are started to when they are there."""
+    pending: PendingRows | None = None
+    """The plan's reads, from when they are started to when they are there."""
 
     aside: Callable[[], Any] | None = None
     """Who announced a batch that is planned when it is gathered; None for one planned ahead."""
@@ -91,11 +91,11 @@ class Tickets:
         self._owner = _refer(owner)
         self._waiting.append(ticket)
 
-    def make_aside(self, ids: Tensor, owner: Any) -> Ticket:
+    def make_aside(self, ids: RowIds, owner: Any) -> Ticket:
         """A ticket for an owner whom ``admits`` did not let pass."""
         return Ticket(ids, -1, aside=_refer(owner))
 
-    def check_turn(self, ticket: Any, ids: Tensor) -> None:
+    def check_turn(self, ticket: Any, ids: RowIds) -> None:
         """Raises ArgumentError unless ``ticket`` is the next, and ``ids`` are those announced.
 
         It is always the turn of one that is aside.
@@ -141,7 +141,7 @@ def is_aside(ticket: Any) -> bool:
     return isinstance(ticket, Ticket) and ticket.aside is not None
 
 
-def _equal(ids: Tensor, announced: Tensor) -> bool:
+def _equal(ids: RowIds, announced: RowIds) -> bool:
     return ids.shape == announced.shape and bool((ids == announced).all())
 
 

@@ -3,14 +3,8 @@
 Owns ``RowTables``. Invariants: the user's data is not changed; a batch's rows equal torch's
 indexing bit for bit, and are ordinary tensors in memory that is used again once they are let go.
 
-A store whose rows have to be brought nearer first has ``announce``: it is told the node ids of a
-batch as soon as they are sampled, and answers with a ticket that goes with the gather. ::
-
-    ticket = store.announce(ids, owner)  # the batches of one owner are planned ahead at a time
-    rows = store.gather(ids, ticket=ticket)
-    store.retract(ticket)  # instead: neither this batch nor any announced after it will come
-
-Such a store may have ``lookahead``: how many batches it wants announced ahead.
+An ``AnnouncedStore`` is told the node ids of a batch as soon as they are sampled, and answers with
+a ticket that goes with the gather.
 """
 
 from __future__ import annotations
@@ -21,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch_geometric.data
@@ -30,11 +24,11 @@ from torch_geometric.data import Data, HeteroData, TensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, NodeStorage
 
 from gnnsys.feature_store import FeatureStore
-from gnnsys.memory import HostStore
-from gnnsys.memory.store import SUPPORTED_DTYPES
+from gnnsys.memory.encoding import SUPPORTED_DTYPES
+from gnnsys.memory.store import BatchRows, is_announced
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["AnnouncedStore", "RowTables", "TableView", "Tickets"]
+__all__ = ["RowTables", "TableView", "Tickets"]
 
 _log = logging.getLogger(__name__)
 _LEAST_BYTES = 1 << 20
@@ -50,35 +44,7 @@ def _log_late_rows(attribute: str) -> None:
     )
 
 
-@runtime_checkable
-class AnnouncedStore(Protocol):
-    """A ``gnnsys.memory.Store`` that is told ahead which rows will be asked for."""
-
-    def announce(self, ids: Tensor, owner: Any = None) -> Any:
-        """Takes note of the (n,) int64 ids of a batch to come; returns its ticket."""
-
-    def gather(self, ids: Tensor, out: Tensor | None = None, *, ticket: Any = None) -> Tensor:
-        """Rows of the batch announced; tickets are redeemed in the order they were given."""
-
-    def retract(self, ticket: Any) -> None:
-        """Takes back this ticket and all that were given after it."""
-
-
-class _TicketStore:
-    """The rows of a store for one announced batch."""
-
-    def __init__(self, store: Any, ticket: Any) -> None:
-        self.shape, self.dtype = store.shape, store.dtype
-        self.store, self.ticket = store, ticket
-        self.redeemed = False
-
-    def gather(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
-        rows: Tensor = self.store.gather(ids, out, ticket=self.ticket)
-        self.redeemed = True
-        return rows
-
-
-Tickets = Sequence[_TicketStore]
+Tickets = Sequence[BatchRows]
 """One for each table that is announced."""
 
 
@@ -161,22 +127,22 @@ class TableView:
     @property
     def lookahead(self) -> int:
         """Batches that the stores want announced ahead of the one they serve."""
-        stores: Iterator[Any] = (table.store for table in self._announced.values())
-        return max((getattr(store, "lookahead", 0) for store in stores), default=0)
+        stores = (table.store for table in self._announced.values())
+        return max((store.lookahead for store in stores if is_announced(store)), default=0)
 
     def announce(self, node: Any) -> Tickets:
         """Announces a batch: (n,) node ids, or a dict of them by node type; returns tickets.
 
         This view is the owner of what it announces.
         """
-        tickets: list[_TicketStore] = []
+        tickets: list[BatchRows] = []
         try:
             for (group, _), table in self._announced.items():
                 ids = node.get(group) if isinstance(node, dict) else node
                 if ids is None:
                     ids = torch.empty(0, dtype=torch.int64)
                 store: Any = table.store
-                tickets.append(_TicketStore(store, store.announce(ids, self)))
+                tickets.append(BatchRows(store, store.announce(ids, self)))
         except BaseException:
             self.retract([tickets])
             raise
@@ -194,7 +160,7 @@ class TableView:
         if not self._announced:
             return self.data
         tables = {
-            place: UnifiedTensor(ticket, table.device)  # type: ignore[arg-type]
+            place: UnifiedTensor(ticket, table.device)
             for (place, table), ticket in zip(self._announced.items(), tickets, strict=True)
         }
         if not isinstance(self.data, (Data, HeteroData)):
@@ -231,14 +197,14 @@ def _is_table(data: Any, store: BaseStorage, key: str, value: Any) -> bool:
 
 def _is_over(known: tuple[Tensor, UnifiedTensor], value: Tensor) -> bool:
     """Whether a table reads this tensor as it is, which set_() may have given other memory."""
-    store = known[1].store
+    rows = known[1].store.resident
     return (
         known[0] is value
-        and isinstance(store, HostStore)
-        and store.source.data_ptr() == value.data_ptr()
-        and store.source.shape == value.shape
-        and store.source.stride() == value.stride()
-        and store.source.dtype == value.dtype
+        and rows is not None
+        and rows.data_ptr() == value.data_ptr()
+        and rows.shape == value.shape
+        and rows.stride() == value.stride()
+        and rows.dtype == value.dtype
     )
 
 
@@ -268,7 +234,7 @@ def _tables_of(features: FeatureStore) -> Iterator[tuple[tuple[Any, str], Unifie
 
 
 def _is_announced(value: Any) -> bool:
-    return isinstance(value, UnifiedTensor) and isinstance(value.store, AnnouncedStore)
+    return isinstance(value, UnifiedTensor) and is_announced(value.store)
 
 
 class _TicketFeatures(torch_geometric.data.FeatureStore):

@@ -17,7 +17,7 @@ from torch_geometric.data import TensorAttr
 from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
-from gnnsys.loaders.row_tables import AnnouncedStore
+from gnnsys.memory.store import is_announced
 
 __all__ = ["check_stored", "joining_features_of_nodes"]
 
@@ -39,9 +39,7 @@ def joining_features_of_nodes(join: Callable[[Any, Any], Any]) -> Any:
 def check_stored(data: Any, sampler: Any) -> None:
     """Raises UnsupportedError for features of edges in a store that is told node ids ahead."""
     for group, name in _edge_features(data, sampler):
-        if isinstance(data[0], FeatureStore) and isinstance(
-            data[0].table(group, name).store, AnnouncedStore
-        ):
+        if isinstance(data[0], FeatureStore) and is_announced(data[0].table(group, name).store):
             raise UnsupportedError(
                 f"FeatureStore: {name!r} has a row for each edge and a cache, which serves rows by "
                 "node; put it without one"

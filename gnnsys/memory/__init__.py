@@ -9,7 +9,7 @@ and every row served is counted by tier.
 from gnnsys.memory.alloc import empty, keep_freed_memory
 from gnnsys.memory.file import FileStore
 from gnnsys.memory.host import HostStore
-from gnnsys.memory.reads import PendingRows, ReadStats, StagedRows, Storage
+from gnnsys.memory.reads import PendingRows, Reads, ReadStats, StagedRows, Storage
 from gnnsys.memory.store import Store
 from gnnsys.system.machine import available_memory
 
@@ -18,6 +18,7 @@ __all__ = [
     "HostStore",
     "PendingRows",
     "ReadStats",
+    "Reads",
     "StagedRows",
     "Storage",
     "Store",

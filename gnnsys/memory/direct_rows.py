@@ -10,13 +10,14 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, ResourceError
-from gnnsys.memory.reads import ReadStats
-from gnnsys.memory.store import RowReader, row_index_error
+from gnnsys.memory.encoding import Encoding
+from gnnsys.memory.ids import RowIds, check_ascending, row_index_error
+from gnnsys.memory.reads import Reads, ReadStats
+from gnnsys.memory.store import RowReader
 from gnnsys.memory.table_file import TableFile, read_error
 from gnnsys.system import disk_probe
 from gnnsys.system.extension import core
@@ -53,7 +54,6 @@ class DirectRows(RowReader):
 
     Args:
         table: the files.
-        delivered: element type of what is gathered.
         mode: by io_uring, or by a pool of threads.
         depth: reads in flight at once, for each disk.
         threads: that copy rows; 0 for all cores this process may use.
@@ -65,13 +65,12 @@ class DirectRows(RowReader):
     def __init__(
         self,
         table: TableFile,
-        delivered: torch.dtype,
         mode: Literal["uring", "pread"],
         depth: int = DEPTH,
         threads: int = 0,
         isa: str = "auto",
     ) -> None:
-        super().__init__(0, table.shape, table.stored, delivered, table.row_bytes, threads, isa)
+        super().__init__(0, table.shape, table.stored, table.row_bytes, threads, isa)
         self.mode = mode
         self.depth = depth
         self._table = table
@@ -91,14 +90,18 @@ class DirectRows(RowReader):
         rows, requests, pages, nbytes, nanoseconds = self._files.counts()
         return ReadStats(rows, requests, pages, nbytes, nanoseconds * 1e-9)
 
-    def start(self, ids: NDArray[np.int64]) -> DirectPending:
-        """Begins to read rows ``ids``, strictly ascending and within the table."""
-        return DirectPending(self, self._core.start(ids))
+    def start(self, batch: Reads) -> DirectPending:
+        """See ``Store.start_reads``."""
+        try:
+            return DirectPending(self, self._core.start(batch.ids))
+        except ValueError:
+            check_ascending(batch.ids, self.shape[0])
+            raise
 
-    def gather(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+    def gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None = None) -> Tensor:
         """See ``Store.gather``."""
         self.check_size()
-        rows = super().gather(ids, out)
+        rows = super().gather(ids, encoding, out)
         self._look_at_direct()
         return rows
 
@@ -138,7 +141,7 @@ class DirectRows(RowReader):
             raise ArgumentError(f"{self._table.shards[0].path}: this store was closed")
         return self._files
 
-    def _copy_rows(self, ids: Tensor, out: Tensor) -> None:
+    def _copy_rows(self, ids: RowIds, out: Tensor) -> None:
         bad, fault = self._core.gather(ids.data_ptr(), ids.element_size(), len(ids), out.data_ptr())
         if bad >= 0:
             raise row_index_error(ids, bad, self.shape[0])

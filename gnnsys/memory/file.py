@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, UnsupportedError
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
+from gnnsys.memory.encoding import Encoding, check_dtype
+from gnnsys.memory.gate import Gate
+from gnnsys.memory.ids import check_ids
 from gnnsys.memory.mapped_rows import MappedRows
-from gnnsys.memory.reads import PendingRows, ReadStats, Storage
+from gnnsys.memory.reads import PendingRows, Reads, ReadStats, Storage
 from gnnsys.memory.row_writer import open_writer
-from gnnsys.memory.store import check_bounds, check_dtype, check_ids, check_out, is_dense
+from gnnsys.memory.store import Store, check_out, check_range, check_write
 from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.machine import available_memory
@@ -34,7 +37,7 @@ _log = logging.getLogger(__name__)
 _MAX_DEPTH = 4096
 
 
-class FileStore:
+class FileStore(Store):
     """Rows of a ``.npy`` file (C order), of several one after another, or of a raw file.
 
     Only the pages of the rows asked for are read.
@@ -98,13 +101,13 @@ class FileStore:
             "depth": depth,
         }
         self._table = TableFile(self.paths, encoding, shape, offset)
-        self.shape, self.stored = self._table.shape, self._table.stored
-        self.row_bytes = self._table.row_bytes
-        self.dtype = dtype or self.stored
-        check_dtype(self.dtype, "dtype")
+        self.path = self.paths[0]
+        self.shape = self._table.shape
+        self.encoding = Encoding(self._table.stored, dtype or self._table.stored)
         self.counters = Counters()
-        self._closed = False
+        self._gate = Gate(self.path)
         self._reader = self._open_reader(storage, depth, threads, isa)
+        self.depth = self._reader.depth
 
     def _open_reader(
         self, storage: Storage, depth: int, threads: int, isa: str
@@ -117,7 +120,7 @@ class FileStore:
             raise ArgumentError(f"depth: {depth}, expected 1 to {_MAX_DEPTH}, or 0 for the default")
         fits = 4 * self._table.nbytes <= available_memory()
         if storage == "mmap" or (storage == "auto" and fits):
-            return MappedRows(self._table, self.dtype, threads, isa)
+            return MappedRows(self._table, threads, isa)
         depth = depth or best_depth(self._table)
         refusal = uring_refusal(depth) if storage != "pread" else ""
         if refusal and storage == "uring":
@@ -127,22 +130,12 @@ class FileStore:
         if refusal:
             _log_refusal(refusal)
         mode: Literal["uring", "pread"] = "pread" if refusal or storage == "pread" else "uring"
-        return DirectRows(self._table, self.dtype, mode, depth, threads, isa)
-
-    @property
-    def path(self) -> str:
-        """Of the file, or of the first one."""
-        return self.paths[0]
+        return DirectRows(self._table, mode, depth, threads, isa)
 
     @property
     def storage(self) -> str:
         """How the file is read: "uring", "pread" or "mmap"."""
         return self._reader.mode
-
-    @property
-    def depth(self) -> int:
-        """Reads that may be in flight at once, for each disk; 0 in mmap mode."""
-        return getattr(self._reader, "depth", 0)
 
     @property
     def writable(self) -> bool:
@@ -162,41 +155,23 @@ class FileStore:
             StorageError: the disk failed; the message names the file and the place.
         """
         del stream
-        self._check_open()
-        rows = self._reader.gather(check_ids(ids), out)
-        self.counters.add(self.tier, len(ids), len(ids) * self.row_bytes)
+        with self._gate:
+            rows = self._reader.gather(check_ids(ids), self.encoding, out)
+        self.counters.add(self.tier, len(rows), len(rows) * self.row_bytes)
         return rows
 
-    def start_reads(self, ids: Tensor) -> PendingRows:
-        """Begins to read rows and returns at once; what was started first is read first.
-
-        The rows are not counted as served: whoever hands them on counts them.
-
-        Args:
-            ids: (n,) int32 or int64 on the CPU, strictly ascending, each in ``[0, rows)``.
-
-        Raises:
-            RowIndexError: an id is outside the rows.
-            ArgumentError: the ids do not ascend.
+    def start_reads(self, batch: Reads) -> PendingRows:
+        """See ``Store.start_reads``.
 
         >>> import ctypes, os, tempfile
         >>> path = os.path.join(tempfile.mkdtemp(), "features.npy")
         >>> np.save(path, np.arange(6, dtype=np.uint8).reshape(3, 2))
-        >>> staged = FileStore(path).start_reads(torch.tensor([0, 2])).wait()
+        >>> staged = FileStore(path).start_reads(Reads(np.array([0, 2]))).wait()
         >>> [list(ctypes.string_at(staged.address + at, 2)) for at in staged.offsets.tolist()]
         [[0, 1], [4, 5]]
         """
-        self._check_open()
-        wanted = check_ids(ids).long()
-        falling = torch.nonzero(wanted[1:] <= wanted[:-1])
-        if len(falling):
-            place = int(falling[0])
-            raise ArgumentError(
-                f"ids: id {int(wanted[place + 1])} at position {place + 1} follows "
-                f"{int(wanted[place])}; expected strictly ascending ids"
-            )
-        check_bounds(wanted, self.shape[0])
-        return self._reader.start(wanted.numpy())
+        with self._gate:
+            return self._reader.start(batch)
 
     @classmethod
     def create(
@@ -239,38 +214,25 @@ class FileStore:
         return cls(path, encoding=encoding, threads=threads, writable=True, storage=storage)
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
-        """Overwrites rows ``ids`` of the file; of an id that is there twice, the last row stays.
+        """See ``Store.write``.
 
         What is written shows in every store of the file at once. Rows that follow one another are
         written past the page cache where the file is read so.
 
-        Args:
-            ids: (n,) int32 or int64 on the CPU, each in ``[0, rows)``.
-            rows: (n, …) on the CPU; cast to the element type of the file.
-
         Raises:
-            ReadOnlyError: the store was not made with ``writable=True``.
-            RowIndexError: an id is outside the rows; nothing is written.
-            DTypeError, ArgumentError: ids or rows of a wrong type or shape.
             FileFormatError: the file became shorter.
             StorageError: the disk is full, or the file cannot be written.
         """
-        if not self._options["writable"]:
+        if not self.writable:
             raise ReadOnlyError(f"{self.path}: opened read-only; open it with writable=True")
-        self._check_open()
-        self._table.check_size()
-        ids = check_ids(ids).long()
-        if rows.shape != (len(ids), *self.shape[1:]) or rows.device.type != "cpu":
-            raise ArgumentError(
-                f"rows: shape {tuple(rows.shape)} on {rows.device}, expected "
-                f"{(len(ids), *self.shape[1:])} on the CPU, a row for each id"
-            )
-        check_bounds(ids, self.shape[0])
-        dense = rows.detach().to(self.stored).resolve_conj().resolve_neg().contiguous()
-        data = dense.reshape(-1).view(torch.uint8).numpy().reshape(len(ids), self.row_bytes)
-        for shard in self._table.shards:
-            inside = (ids >= shard.first) & (ids < shard.first + shard.rows)
-            self._write_shard(shard, ids[inside] - shard.first, data[inside.numpy()])
+        with self._gate:
+            self._table.check_size()
+            wanted, dense = check_write(ids, rows, self.shape, self.encoding.stored)
+            data = dense.reshape(-1).view(torch.uint8).numpy()
+            data = data.reshape(len(wanted), self.row_bytes)
+            for shard in self._table.shards:
+                inside = (wanted >= shard.first) & (wanted < shard.first + shard.rows)
+                self._write_shard(shard, wanted[inside] - shard.first, data[inside.numpy()])
 
     def _write_shard(self, shard: Shard, ids: Tensor, data: NDArray[np.uint8]) -> None:
         # Rows that follow one another go to the file together.
@@ -281,53 +243,30 @@ class FileStore:
                     place = shard.offset + int(ids[first]) * self.row_bytes
                     writer.write(place, data[first:last].reshape(-1))
 
-    def with_dtype(self, dtype: torch.dtype) -> FileStore:
-        """The same rows delivered as ``dtype``, and counted together with this store's."""
-        other = FileStore(self.paths, dtype=dtype, **self._options)
-        other.counters = self.counters
-        return other
-
     def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
-        """Rows ``[first, last)`` in one sequential pass.
-
-        Args:
-            first, last: numbers of the first row and of the one after the last.
-            out: (last - first, …) of the delivered dtype to write to; None for new memory.
+        """See ``Store.read_range``.
 
         Raises:
-            RowIndexError: the range is not within the rows.
             FileFormatError, StorageError: as of ``gather``.
         """
-        self._check_open()
-        if not 0 <= first <= last <= self.shape[0]:
-            raise RowIndexError(f"rows [{first}, {last}) are not within [0, {self.shape[0]})")
-        shape = (last - first, *self.shape[1:])
+        check_range(first, last, self.shape[0])
         if out is not None:
             check_out(out, last - first, self.shape, self.dtype)
-        plain = out is not None and self.dtype == self.stored and is_dense(out)
-        rows = out if out is not None and plain else empty(shape, self.stored)
-        self._reader.check_size()
-        if rows.numel():
-            # As bytes: numpy does not know every element type, and conj and neg are views.
-            self._reader.read_into(first, rows.view(-1).view(torch.uint8).numpy())
+        rows = self.encoding.target(out)
+        if rows is None:
+            rows = empty((last - first, *self.shape[1:]), self.encoding.stored)
+        with self._gate:
+            self._reader.check_size()
+            if rows.numel():
+                # As bytes: numpy does not know every element type, and conj and neg are views.
+                self._reader.read_into(first, rows.view(-1).view(torch.uint8).numpy())
         self.counters.add(self.tier, last - first, (last - first) * self.row_bytes)
-        if plain:
-            return rows
-        return rows.to(self.dtype) if out is None else out.copy_(rows)
-
-    def whole(self) -> Tensor:
-        """All rows, read in one sequential pass into memory of their own."""
-        return self.read_range(0, self.shape[0])
+        return self.encoding.decode(rows, out)
 
     def close(self) -> None:
-        """Lets go of the file; gathering afterwards raises ArgumentError."""
-        if not self._closed:
-            self._closed = True
+        """See ``Store.close``."""
+        if self._gate.close():
             self._reader.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ArgumentError(f"{self.path}: this store was closed")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.paths, self.dtype, self._options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -15,14 +15,24 @@ from torch import Tensor
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError
 from gnnsys.memory.alloc import view_array
-from gnnsys.memory.store import RowReader, check_dtype, check_ids, gather_by_torch
+from gnnsys.memory.encoding import Encoding, check_dtype
+from gnnsys.memory.ids import RowIds, check_ascending, check_ids
+from gnnsys.memory.reads import PendingRows, Reads
+from gnnsys.memory.store import (
+    RowReader,
+    Store,
+    check_out,
+    check_range,
+    check_write,
+    gather_by_torch,
+)
 
 __all__ = ["HostStore"]
 
 _log = logging.getLogger(__name__)
 
 
-class HostStore:
+class HostStore(Store):
     """An existing CPU tensor or numpy array, gathered in C++ without being copied.
 
     Args:
@@ -58,67 +68,77 @@ class HostStore:
     ) -> None:
         self.source = _as_tensor(source)
         self.shape = self.source.shape
-        self.dtype = dtype or self.source.dtype
-        check_dtype(self.dtype, "dtype")
-        self.row_bytes = math.prod(self.shape[1:]) * self.source.element_size()
+        self.encoding = Encoding(self.source.dtype, dtype or self.source.dtype)
         self.counters = Counters()
         self._options: dict[str, Any] = {"threads": threads, "writable": writable, "isa": isa}
+        self._layout = _layout_of(self.source)
         self._needed_bytes = _bytes_until_end(self.source)
-        self._reader = self._make_reader(threads, isa)
+        self._reader: RowReader | None = None
+        if _rows_are_dense(self.source):
+            stride = self.source.stride(0) * self.source.element_size()
+            address = self.source.data_ptr()
+            self._reader = RowReader(address, self.shape, self.source.dtype, stride, threads, isa)
 
-    def _make_reader(self, threads: int, isa: str) -> RowReader | None:
-        if not _rows_are_dense(self.source):
-            return None
-        return RowReader(
-            self.source.data_ptr(),
-            self.shape,
-            self.source.dtype,
-            self.dtype,
-            self.source.stride(0) * self.source.element_size(),
-            threads,
-            isa,
-        )
+    @property
+    def resident(self) -> Tensor:
+        """See ``Store.resident``."""
+        return self.source
 
     def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
         """See ``Store.gather``."""
         del stream
-        ids = check_ids(ids)
-        if self._reader is not None:
-            rows = self._gather(self._reader, ids, out)
-        else:
-            _log_scattered_rows()
-            rows = gather_by_torch(self.source, self.dtype, ids, out)
-        self.counters.add(self.tier, len(ids), len(ids) * self.row_bytes)
+        rows = self._gather(check_ids(ids), self.encoding, out)
+        self.counters.add(self.tier, len(rows), len(rows) * self.row_bytes)
         return rows
 
-    def _gather(self, reader: RowReader, ids: Tensor, out: Tensor | None) -> Tensor:
-        """Rows from where the source lies now: share_memory_() moves a tensor's memory."""
-        while True:
-            reader.address = address = self.source.data_ptr()
-            if self.source.untyped_storage().nbytes() < self._needed_bytes:
-                raise ArgumentError(
-                    f"source: its storage has {self.source.untyped_storage().nbytes()} bytes left "
-                    f"of the {self._needed_bytes} that its {len(self.source)} rows took"
-                )
-            rows = reader.gather(ids, out)
+    def _gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None) -> Tensor:
+        if self._reader is None:
+            _log_scattered_rows()
+            return gather_by_torch(self.source, encoding, ids, out)
+        while True:  # share_memory_() moves a tensor's memory
+            self._reader.address = address = self.source.data_ptr()
+            self._check_source()
+            rows = self._reader.gather(ids, encoding, out)
             if self.source.data_ptr() == address:
                 return rows
 
+    def _check_source(self) -> None:
+        if _layout_of(self.source) != self._layout:
+            raise ArgumentError(
+                f"source: has shape {tuple(self.source.shape)} and strides {self.source.stride()} "
+                f"now, was given with {tuple(self.shape)} and {self._layout[1]}; make another store"
+            )
+        found = self.source.untyped_storage().nbytes()
+        if found < self._needed_bytes:
+            raise ArgumentError(
+                f"source: its storage has {found} bytes left of the {self._needed_bytes} that its "
+                f"{self.shape[0]} rows took"
+            )
+
+    def start_reads(self, batch: Reads) -> PendingRows:
+        """See ``Store.start_reads``; rows are copied when they are waited for."""
+        check_ascending(batch.ids, self.shape[0])
+        return _CopiedRows(self, batch.ids)
+
+    def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """See ``Store.read_range``."""
+        check_range(first, last, self.shape[0])
+        if out is not None:
+            check_out(out, last - first, self.shape, self.dtype)
+        self._check_source()
+        rows = self.source[first:last]
+        self.counters.add(self.tier, last - first, (last - first) * self.row_bytes)
+        if out is None and self.encoding.stored == self.dtype:
+            return rows.clone(memory_format=torch.contiguous_format)
+        return self.encoding.decode(rows, out)
+
     def write(self, ids: Tensor, rows: Tensor) -> None:
-        """Overwrites rows ``ids`` of the source; see ``Store.write``."""
+        """See ``Store.write``; the source is changed."""
         if not self._options["writable"]:
             raise ReadOnlyError("this HostStore is read-only: make it with writable=True")
-        self.source[check_ids(ids).long()] = rows.to(self.source.dtype)
-
-    def with_dtype(self, dtype: torch.dtype) -> HostStore:
-        """The same rows delivered as ``dtype``, and counted together with this store's."""
-        other = HostStore(self.source, dtype=dtype, **self._options)
-        other.counters = self.counters
-        return other
-
-    def whole(self) -> Tensor:
-        """All rows: the source itself where the delivered dtype is the stored one."""
-        return self.source.to(self.dtype)
+        self._check_source()
+        wanted, values = check_write(ids, rows, self.shape, self.encoding.stored)
+        self.source[wanted] = values
 
     def close(self) -> None:
         """Nothing to let go of: the memory is the source's."""
@@ -128,6 +148,34 @@ class HostStore:
 
     def __repr__(self) -> str:
         return f"HostStore(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+
+@dataclass(slots=True)
+class _CopiedRows:
+    """Rows of host memory: pending, and staged once they are copied."""
+
+    store: HostStore
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64] = field(init=False)
+    rows: Tensor = field(init=False)
+    requests: int = 0
+    pages: int = 0
+    bytes_read: int = 0
+
+    @property
+    def address(self) -> int:
+        return self.rows.data_ptr()
+
+    def wait(self) -> _CopiedRows:
+        """See ``PendingRows.wait``."""
+        stored = self.store.encoding.stored
+        ids = RowIds(torch.from_numpy(self.ids))
+        self.rows = self.store._gather(ids, Encoding(stored, stored), None)
+        self.offsets = np.arange(len(ids)) * self.store.row_bytes
+        return self
+
+    def cancel(self) -> None:
+        """See ``PendingRows.cancel``."""
 
 
 @lru_cache
@@ -173,6 +221,10 @@ def _view_numpy(source: NDArray[Any]) -> Tensor:
             f"source: torch cannot view the numpy array of dtype {source.dtype} and strides "
             f"{source.strides} ({error}); use numpy.ascontiguousarray"
         ) from error
+
+
+def _layout_of(source: Tensor) -> tuple[torch.Size, tuple[int, ...], int]:
+    return source.shape, source.stride(), int(source.storage_offset())
 
 
 def _bytes_until_end(source: Tensor) -> int:

@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.memory.reads import ReadStats
-from gnnsys.memory.store import RowReader, check_bounds
-from gnnsys.memory.table_file import TableFile
+from gnnsys.memory.encoding import Encoding
+from gnnsys.memory.ids import RowIds, check_ascending, check_bounds
+from gnnsys.memory.reads import Reads, ReadStats
+from gnnsys.memory.store import RowReader
+from gnnsys.memory.table_file import Shard, TableFile
 
 __all__ = ["MappedRows"]
 
@@ -21,39 +23,33 @@ class MappedRows(RowReader):
 
     mode = "mmap"
 
-    def __init__(
-        self, table: TableFile, delivered: torch.dtype, threads: int = 0, isa: str = "auto"
-    ) -> None:
+    depth = 0
+
+    def __init__(self, table: TableFile, threads: int = 0, isa: str = "auto") -> None:
         self._table = table
         # (shards,) where the first row of each lies, and its number
         self._addresses = np.array([shard.map() for shard in table.shards], np.int64)
         self._first = np.array([shard.first for shard in table.shards], np.int64)
         self._base = int(self._addresses.min())
         self._rows = 0
-        super().__init__(
-            int(self._addresses[0]),
-            table.shape,
-            table.stored,
-            delivered,
-            table.row_bytes,
-            threads,
-            isa,
-        )
+        address = int(self._addresses[0])
+        super().__init__(address, table.shape, table.stored, table.row_bytes, threads, isa)
 
     @property
     def stats(self) -> ReadStats:
         """What was read so far."""
         return ReadStats(rows=self._rows)
 
-    def start(self, ids: NDArray[np.int64]) -> MappedPending:
-        """Rows ``ids``, ascending; nothing is read before they are touched."""
-        self._rows += len(ids)
-        return MappedPending(self, self._base, self._offsets(ids))
+    def start(self, batch: Reads) -> MappedPending:
+        """See ``Store.start_reads``; nothing is read before it is touched."""
+        check_ascending(batch.ids, self.shape[0])
+        self._rows += len(batch.ids)
+        return MappedPending(self._table.shards, self._base, self._offsets(batch.ids))
 
-    def gather(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+    def gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None = None) -> Tensor:
         """See ``Store.gather``."""
         self.check_size()
-        return super().gather(ids, out)
+        return super().gather(ids, encoding, out)
 
     def check_size(self) -> None:
         """Reading a mapping past the end of its file kills the process, so look before."""
@@ -64,10 +60,10 @@ class MappedRows(RowReader):
         self._table.read_into(first, out)
 
     def close(self) -> None:
-        """Lets go of the mappings."""
-        self._table.close()
+        """Lets go of the files and mappings; rows that were started keep theirs."""
+        self._table.shards = []
 
-    def _copy_rows(self, ids: Tensor, out: Tensor) -> None:
+    def _copy_rows(self, ids: RowIds, out: Tensor) -> None:
         self._rows += len(ids)
         if len(self._addresses) == 1:
             super()._copy_rows(ids, out)
@@ -84,7 +80,9 @@ class MappedRows(RowReader):
 class MappedPending:
     """Rows where the mapping has them: pending and staged in one."""
 
-    reader: MappedRows
+    shards: list[Shard]
+    """What keeps the memory."""
+
     address: int
     offsets: NDArray[np.int64]
     requests: int = 0
@@ -93,7 +91,8 @@ class MappedPending:
 
     def wait(self) -> MappedPending:
         """See ``PendingRows.wait``."""
-        self.reader.check_size()
+        for shard in self.shards:
+            shard.check_size()
         return self
 
     def cancel(self) -> None:

@@ -8,10 +8,21 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PendingRows", "ReadStats", "StagedRows", "Storage"]
+__all__ = ["PendingRows", "ReadStats", "Reads", "StagedRows", "Storage"]
 
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reads:
+    """The rows that a batch needs of a store."""
+
+    ids: NDArray[np.int64]
+    """(n,) strictly ascending."""
+
+    batch: int = -1
+    """Number of the batch, as its planner counts; -1 where it is none of them."""
 
 
 class StagedRows(Protocol):

@@ -1,50 +1,69 @@
-"""The ``Store`` protocol and what every store does with ids and outputs."""
+"""The ``Store`` contract, which every tier fulfils, and what stores do alike."""
 
 from __future__ import annotations
 
-import math
 import os
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
+from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
+from gnnsys.memory.encoding import Encoding
+from gnnsys.memory.ids import RowIds, check_bounds, check_ids, row_index_error
+from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.system.extension import core
 
-__all__ = ["SUPPORTED_DTYPES", "RowReader", "Store"]
+__all__ = ["AnnouncedStore", "BatchRows", "RowReader", "Store", "is_announced"]
 
-SUPPORTED_DTYPES = (
-    torch.float64,
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.complex128,
-    torch.complex64,
-    torch.int64,
-    torch.int32,
-    torch.int16,
-    torch.int8,
-    torch.uint8,
-    torch.bool,
-)
-"""Element types that a store can hold and deliver."""
+S = TypeVar("S", bound="Store")
 
 
-@runtime_checkable
 class Store(Protocol):
     """Rows of one feature matrix in one kind of memory.
 
-    ``shape`` is (rows, …), ``dtype`` the delivered element type, ``row_bytes`` the size of a row
-    as it is stored.
+    What every tier gives, so that nobody asks what kind of store there is. Methods may be called
+    from several threads.
     """
 
     tier: str
+    """Under which the rows it serves are counted."""
+
     shape: torch.Size
-    dtype: torch.dtype
-    row_bytes: int
+    """(rows, …)"""
+
+    encoding: Encoding
+    """How rows are stored, and as what they are delivered."""
+
     counters: Counters
+    """Rows and bytes served so far, by tier."""
+
+    device: torch.device = torch.device("cpu")
+    """Where gathered rows appear."""
+
+    path: str = ""
+    """Of the file that rows are read from, or the first one; "" without a file."""
+
+    depth: int = 0
+    """Reads of that file that may be in flight at once; 0 where no disk is asked for rows."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The delivered element type."""
+        return self.encoding.delivered
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as it is stored."""
+        return self.encoding.row_bytes(self.shape)
+
+    @property
+    def resident(self) -> Tensor | None:
+        """(rows, …) all rows as they are stored, where host memory holds them and they may be read
+        in place; else None."""
+        return None
 
     def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
         """Rows ``ids`` in their order, ``features[ids]`` bit for bit.
@@ -60,11 +79,112 @@ class Store(Protocol):
             DTypeError, ArgumentError: ids or out of a wrong type or shape.
         """
 
+    def start_reads(self, batch: Reads) -> PendingRows:
+        """Begins to bring rows of a batch nearer; what was started first is read first.
+
+        The rows are not counted as served: whoever hands them on counts them.
+
+        Raises:
+            RowIndexError: an id is outside the rows.
+            ArgumentError: the ids do not ascend.
+        """
+        raise UnsupportedError(f"{self.tier}: rows of this store are not read ahead; gather them")
+
+    def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """Rows ``[first, last)`` in one sequential pass, in memory of their own.
+
+        Args:
+            first, last: numbers of the first row and of the one after the last.
+            out: (last - first, …) of the delivered dtype to write to; None for new memory.
+
+        Raises:
+            RowIndexError: the range is not within the rows.
+        """
+
     def write(self, ids: Tensor, rows: Tensor) -> None:
-        """Overwrites rows ``ids``; raises ReadOnlyError where the store is not writable."""
+        """Overwrites rows ``ids``; of an id that is there twice, the last row stays.
+
+        Args:
+            ids: (n,) int32 or int64 on the CPU, each in ``[0, rows)``.
+            rows: (n, …) on the CPU; cast to the stored element type.
+
+        Raises:
+            ReadOnlyError: the store is not writable.
+            RowIndexError: an id is outside the rows; nothing is written.
+            DTypeError, ArgumentError: ids or rows of a wrong type or shape.
+        """
+        raise ReadOnlyError(f"{self.tier}: this store is read-only")
+
+    def with_dtype(self: S, dtype: torch.dtype) -> S:
+        """The same rows delivered as ``dtype``: of the same memory or open file, and counted
+        together. Closing one closes both.
+
+        Raises:
+            DTypeError: no store delivers that type.
+        """
+        other: S = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, encoding=Encoding(self.encoding.stored, dtype))
+        return other
 
     def close(self) -> None:
-        """Lets go of memory and files; what was gathered stays valid."""
+        """Lets go of memory and files, after the gathers under way have ended.
+
+        Gathering afterwards raises ArgumentError, where there was something to let go of. What was
+        gathered stays valid, and so do staged rows as long as somebody has them.
+        """
+
+
+class AnnouncedStore(Store, Protocol):
+    """A store that is told ahead which rows will be asked for. ::
+
+    ticket = store.announce(ids, owner)  # one owner's batches are planned ahead at a time
+    rows = store.gather(ids, ticket=ticket)
+    store.retract(ticket)  # instead: neither this batch nor any announced after it will come
+    """
+
+    @property
+    def lookahead(self) -> int:
+        """Batches that it wants announced ahead of the one it serves."""
+        return 0
+
+    def announce(self, ids: Tensor, owner: Any = None) -> Any:
+        """Takes note of the (n,) ids of a batch to come; returns its ticket."""
+
+    def gather(
+        self, ids: Tensor, out: Tensor | None = None, stream: Any = None, *, ticket: Any = None
+    ) -> Tensor:
+        """Rows of the batch announced; tickets are redeemed in the order they were given."""
+
+    def retract(self, ticket: Any) -> None:
+        """Takes back this ticket and all that its owner was given after it."""
+
+
+def is_announced(store: Store) -> TypeGuard[AnnouncedStore]:
+    """Whether a store is to be told ahead."""
+    return hasattr(store, "announce")
+
+
+class BatchRows(Store):
+    """The rows of an announced batch, as ``store`` serves them for its ticket, once."""
+
+    def __init__(self, store: AnnouncedStore, ticket: Any) -> None:
+        self.tier, self.shape, self.encoding = store.tier, store.shape, store.encoding
+        self.counters = store.counters
+        self.store, self.ticket = store, ticket
+        self.redeemed = False
+
+    def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
+        """See ``AnnouncedStore.gather``."""
+        rows = self.store.gather(ids, out, ticket=self.ticket)
+        self.redeemed = True
+        return rows
+
+    def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """See ``Store.read_range``."""
+        return self.store.read_range(first, last, out)
+
+    def close(self) -> None:
+        """Leaves the store open."""
 
 
 class RowReader:
@@ -74,7 +194,6 @@ class RowReader:
         address: of the first row.
         shape: (rows, …) of the table.
         stored: element type in memory.
-        delivered: element type of what is gathered.
         stride: bytes from a row to the next.
         threads: that gather; 0 for all cores this process may use.
         isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
@@ -88,7 +207,6 @@ class RowReader:
         address: int,
         shape: torch.Size,
         stored: torch.dtype,
-        delivered: torch.dtype,
         stride: int,
         threads: int = 0,
         isa: str = "auto",
@@ -98,23 +216,20 @@ class RowReader:
         self.address = address
         self.shape = shape
         self.stored = stored
-        self.delivered = delivered
         self.stride = stride
-        self.row_bytes = math.prod(shape[1:]) * stored.itemsize
+        self.row_bytes = Encoding(stored, stored).row_bytes(shape)
         self._gatherer = core.Gatherer(threads or len(os.sched_getaffinity(0)), isa)
 
-    def gather(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
-        """See ``Store.gather``."""
+    def gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None = None) -> Tensor:
+        """See ``Store.gather``; rows are delivered as ``encoding`` says."""
         if out is not None:
-            check_out(out, len(ids), self.shape, self.delivered)
-        if self.delivered != self.stored:
-            return self._gather_cast(ids, out)
-        if out is None or not is_dense(out):
-            rows = self._empty(len(ids))
-            self._copy_rows(ids, rows)
-            return rows if out is None else out.copy_(rows)
-        self._copy_rows(ids, out)
-        return out
+            check_out(out, len(ids), self.shape, encoding.delivered)
+        if encoding.delivered != self.stored:
+            return self._gather_cast(ids, encoding, out)
+        target = encoding.target(out)
+        rows = self._empty(len(ids)) if target is None else target
+        self._copy_rows(ids, rows)
+        return encoding.decode(rows, out)
 
     def _empty(self, rows: int) -> Tensor:
         nbytes = rows * self.row_bytes
@@ -123,7 +238,7 @@ class RowReader:
         buffer = torch.from_numpy(self._gatherer.empty(nbytes))
         return buffer.view(self.stored).view(rows, *self.shape[1:])
 
-    def _copy_rows(self, ids: Tensor, out: Tensor) -> None:
+    def _copy_rows(self, ids: RowIds, out: Tensor) -> None:
         """Writes rows ``ids`` as they are stored to ``out``, dense memory of as many rows."""
         bad = self._gatherer.gather(
             self.address,
@@ -157,46 +272,24 @@ class RowReader:
             out.data_ptr(),
         )
 
-    def _gather_cast(self, ids: Tensor, out: Tensor | None) -> Tensor:
+    def _gather_cast(self, ids: RowIds, encoding: Encoding, out: Tensor | None) -> Tensor:
         if out is None:
-            out = torch.empty((len(ids), *self.shape[1:]), dtype=self.delivered)
+            out = torch.empty((len(ids), *self.shape[1:]), dtype=encoding.delivered)
         step = max(1, self.cast_block_bytes // max(1, self.row_bytes))
         block = self._empty(min(step, len(ids)))
         for start in range(0, len(ids), step):
-            some = ids[start : start + step]
+            some = RowIds(ids[start : start + step])
             self._copy_rows(some, block)
-            out[start : start + step] = block[: len(some)]
+            encoding.decode(block[: len(some)], out[start : start + step])
         return out
 
 
-def is_dense(out: Tensor) -> bool:
-    """Whether the elements lie in memory one after another, as they are."""
-    return out.is_contiguous() and not (out.is_conj() or out.is_neg())
-
-
-def row_index_error(ids: Tensor, position: int, rows: int) -> RowIndexError:
-    """The error for the id at ``position`` of ``ids``."""
-    return RowIndexError(
-        f"ids: id {int(ids[position])} at position {position} is outside the rows [0, {rows})"
-    )
-
-
-def check_bounds(ids: Tensor, rows: int) -> None:
-    """Raises RowIndexError for the first id that is outside the rows."""
-    outside = torch.nonzero((ids < 0) | (ids >= rows))
-    if len(outside):
-        raise row_index_error(ids, int(outside[0]), rows)
-
-
-def gather_by_torch(
-    source: Tensor, delivered: torch.dtype, ids: Tensor, out: Tensor | None
-) -> Tensor:
+def gather_by_torch(source: Tensor, encoding: Encoding, ids: RowIds, out: Tensor | None) -> Tensor:
     """Gathers rows that no C++ loop reads; see ``Store.gather``."""
     if out is not None:
-        check_out(out, len(ids), source.shape, delivered)
+        check_out(out, len(ids), source.shape, encoding.delivered)
     check_bounds(ids, len(source))
-    rows = source.index_select(0, ids).to(delivered)
-    return rows if out is None else out.copy_(rows)
+    return encoding.decode(source.index_select(0, ids), out)
 
 
 def check_out(out: Tensor, rows: int, table: torch.Size, dtype: torch.dtype) -> None:
@@ -210,19 +303,34 @@ def check_out(out: Tensor, rows: int, table: torch.Size, dtype: torch.dtype) -> 
         raise ArgumentError(f"out: is on {out.device}; rows of this store arrive on the CPU")
 
 
-def check_ids(ids: Tensor) -> Tensor:
-    """Row ids as the C++ loops take them: one dimension, int32 or int64, dense, on the CPU."""
-    if not isinstance(ids, Tensor):
-        raise DTypeError(f"ids: a {type(ids).__name__}, expected a tensor")
-    if ids.dim() != 1:
-        raise ArgumentError(f"ids: {ids.dim()} dimensions, expected 1")
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise DTypeError(f"ids: dtype {ids.dtype}, expected torch.int64 or torch.int32")
-    return ids.cpu().contiguous()
+def check_range(first: int, last: int, rows: int) -> None:
+    """Raises RowIndexError unless ``[first, last)`` is within the rows."""
+    if not 0 <= first <= last <= rows:
+        raise RowIndexError(f"rows [{first}, {last}) are not within [0, {rows})")
 
 
-def check_dtype(dtype: torch.dtype, what: str) -> None:
-    """Raises DTypeError for an element type that no store holds."""
-    if dtype not in SUPPORTED_DTYPES:
-        names = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED_DTYPES)
-        raise DTypeError(f"{what}: dtype {dtype} is not one of {names}")
+def check_write(
+    ids: Tensor, rows: Tensor, shape: torch.Size, stored: torch.dtype
+) -> tuple[RowIds, Tensor]:
+    """What a store of ``shape`` writes: each id once, ascending, with the last of its rows.
+
+    Returns:
+        (m,) int64 ids and (m, …) rows, dense, of the stored type.
+
+    Raises:
+        RowIndexError, DTypeError, ArgumentError: see ``Store.write``.
+    """
+    wanted = check_ids(ids).long()
+    if rows.shape != (len(wanted), *shape[1:]) or rows.device.type != "cpu":
+        raise ArgumentError(
+            f"rows: shape {tuple(rows.shape)} on {rows.device}, expected "
+            f"{(len(wanted), *shape[1:])} on the CPU, a row for each id"
+        )
+    check_bounds(wanted, shape[0])
+    rows = rows.detach()
+    if not bool((wanted[1:] > wanted[:-1]).all()):
+        backwards = wanted.flip(0).numpy()
+        unique, place = np.unique(backwards, return_index=True)
+        wanted = torch.from_numpy(unique)
+        rows = rows[torch.from_numpy(len(backwards) - 1 - place)]
+    return RowIds(wanted), rows.to(stored).resolve_conj().resolve_neg().contiguous()

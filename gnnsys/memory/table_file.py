@@ -23,7 +23,7 @@ from gnnsys.errors import (
     ResourceError,
     StorageError,
 )
-from gnnsys.memory.store import check_dtype
+from gnnsys.memory.encoding import check_dtype
 from gnnsys.system.files import NPY_FAULTS
 
 __all__ = ["Shard", "TableFile", "read_error"]
@@ -50,7 +50,7 @@ _TORCH_DTYPES = {
 
 @dataclass(slots=True)
 class Shard:
-    """Consecutive rows of a table, in a file of their own, which stays open."""
+    """Consecutive rows of a table, in a file of their own, open as long as this object lives."""
 
     path: str
     handle: int

@@ -40,7 +40,7 @@ def case_facts(
     estimate = estimate_epoch(traffic, hardware, batches=epoch_batches, step_seconds=step_seconds)
     return {
         **dataclasses.asdict(case),
-        "hit_ratio": (result.hits + result.victim_hits) / max(1, result.rows - result.copies),
+        "hit_ratio": result.hit_ratio,
         "hits": result.hits,
         "victim_hits": result.victim_hits,
         "misses": result.misses,

@@ -24,7 +24,7 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders import CSC, NeighborSampler
-from gnnsys.memory import FileStore, HostStore, empty
+from gnnsys.memory import FileStore, HostStore, Store, empty
 from gnnsys.system.progress import Progress
 from gnnsys.training.layer_checks import (
     BIPARTITE,
@@ -225,7 +225,7 @@ def _run_layer(
     progress: Callable[[int, int], None],
 ) -> Tensor:
     graph = sampler.graph
-    store: HostStore | FileStore | None = None
+    store: Store | None = None
     temporary = place.with_name(place.name + ".new") if place else None
     try:
         for first, last in _blocks(graph, rows, block_bytes):
@@ -248,8 +248,8 @@ def _run_layer(
     if store is None:
         raise ArgumentError("data: a graph without nodes")
     if place is None or temporary is None:
-        assert isinstance(store, HostStore)
-        return store.source
+        assert store.resident is not None
+        return store.resident
     os.replace(temporary, place)
     encoding = torch.bfloat16 if store.dtype == torch.bfloat16 else None
     return unified(place, threads=threads, encoding=encoding, device="cpu")
@@ -258,7 +258,7 @@ def _run_layer(
 def _read_inputs(rows: UnifiedTensor, node: Tensor, first: int, last: int) -> Tensor:
     """Rows ``node``, which begin with ``first`` to ``last``: of a file those in one pass."""
     store = rows.store
-    if isinstance(store, HostStore):
+    if store.resident is not None:
         return rows[node]
     inputs = torch.empty((len(node), *store.shape[1:]), dtype=store.dtype)
     targets = last - first
@@ -269,7 +269,7 @@ def _read_inputs(rows: UnifiedTensor, node: Tensor, first: int, last: int) -> Te
 
 def _make_store(
     path: Path | None, shape: tuple[int, ...], dtype: torch.dtype, threads: int
-) -> HostStore | FileStore:
+) -> Store:
     if path is None:
         return HostStore(empty(shape, dtype), writable=True)
     return FileStore.create(path, shape, dtype, threads=threads)

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import torch
 
-from gnnsys.cache.store import CachedStore
 from gnnsys.config.file import check_resumed, config_to_toml
 from gnnsys.config.parallel import check_world
 from gnnsys.config.train import TrainConfig
@@ -143,9 +142,8 @@ class _Trainer:
         self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
         store = dataset.features.store
-        file: Any = store.source if isinstance(store, CachedStore) else store
-        self._depth: int = getattr(file, "depth", 0)
-        disk = load_disk_profile(file.path) if self._depth else None
+        self._depth = store.depth
+        disk = load_disk_profile(store.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
         self._last_step_record = 0.0
         self._last_checkpoint = time.monotonic()

@@ -35,7 +35,7 @@ from harness import (
 from numpy.typing import NDArray
 from options import make_parser, positive, positive_list
 
-from gnnsys.memory import FileStore
+from gnnsys.memory import FileStore, Reads
 from gnnsys.memory.direct_rows import uring_refusal
 from gnnsys.system.machine import mount_of, queue_of, read_text
 
@@ -142,7 +142,7 @@ def make_case(work: Workload, depth: int) -> Case:
 
 def _reads(work: Workload, store: FileStore) -> Implementation:
     def check() -> None:
-        staged = store.start_reads(torch.from_numpy(work.lists[0])).wait()
+        staged = store.start_reads(Reads(work.lists[0])).wait()
         places = (staged.address + staged.offsets).tolist()
         rows = b"".join(ctypes.string_at(place, _PAGE) for place in places)
         work.check(np.frombuffer(rows, np.uint8).reshape(-1, _PAGE))
@@ -150,7 +150,7 @@ def _reads(work: Workload, store: FileStore) -> Implementation:
     def run() -> None:
         under_way: deque[Any] = deque()
         for ids in work.lists:
-            under_way.append(store.start_reads(torch.from_numpy(ids)))
+            under_way.append(store.start_reads(Reads(ids)))
             if len(under_way) > _AHEAD:
                 under_way.popleft().wait()
         for pending in under_way:

@@ -19,7 +19,7 @@ from gnnsys.cache.engine import Engine
 from gnnsys.cache.store import CachedStore
 from gnnsys.errors import FileFormatError, StorageError
 from gnnsys.memory import FileStore
-from gnnsys.memory.reads import PendingRows, StagedRows
+from gnnsys.memory.reads import PendingRows, Reads, StagedRows
 
 ROWS = 200
 
@@ -31,9 +31,9 @@ class FaultySource(FileStore):
         super().__init__(path, storage="pread")
         self.fails, self.started, self.cancelled = fails, 0, 0
 
-    def start_reads(self, ids: Tensor) -> PendingRows:
+    def start_reads(self, batch: Reads) -> PendingRows:
         number, self.started = self.started, self.started + 1
-        return _Reads(self, super().start_reads(ids), number)
+        return _Reads(self, super().start_reads(batch), number)
 
 
 class _Reads:
@@ -128,12 +128,12 @@ def test_batches_announced_while_an_unannounced_read_fails_are_served(
     tickets: list[Any] = []
     start = source.start_reads
 
-    def announce_meanwhile(ids: Tensor) -> PendingRows:
+    def announce_meanwhile(batch: Reads) -> PendingRows:
         source.start_reads = start  # type: ignore[method-assign]
         other = threading.Thread(target=lambda: tickets.extend(map(store.announce, trace())))
         other.start()
         other.join(10)
-        return start(ids)
+        return start(batch)
 
     source.start_reads = announce_meanwhile  # type: ignore[method-assign]
     with pytest.raises(StorageError):

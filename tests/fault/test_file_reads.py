@@ -26,13 +26,16 @@ from gnnsys.errors import (
     StorageError,
     UnsupportedError,
 )
-from gnnsys.memory import FileStore, StagedRows, direct_rows
+from gnnsys.memory import FileStore, Reads, StagedRows, direct_rows
 from gnnsys.memory.direct_rows import DirectRows, uring_refusal
+from gnnsys.memory.encoding import Encoding
+from gnnsys.memory.ids import check_ids
 from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.extension import core
 
 DIRECT = ["pread"] + ([] if uring_refusal() else ["uring"])
 MODES = ["mmap", *DIRECT]
+BYTES = Encoding(torch.uint8, torch.uint8)
 VALUES = np.random.default_rng(0).integers(0, 256, (500, 1000), dtype=np.uint8)
 
 
@@ -55,7 +58,7 @@ def own_memory(offset: int, rows: int, row_bytes: int, mode: str) -> Iterator[Di
     table.shards = [Shard("/proc/self/mem", handle, shape, torch.uint8, offset)]
     table.shape, table.stored, table.row_bytes = shape, torch.uint8, row_bytes
     table.check_size = lambda: None  # type: ignore[method-assign]  # its size is said to be 0
-    reader = DirectRows(table, torch.uint8, mode, depth=4)  # type: ignore[arg-type]
+    reader = DirectRows(table, mode, depth=4)  # type: ignore[arg-type]
     yield reader
     reader.close()
 
@@ -65,8 +68,8 @@ def test_an_input_output_error_names_file_and_byte(mode: str) -> None:
     page = 4096
     with own_memory(offset=16 * page, rows=8, row_bytes=page, mode=mode) as reader:  # unmapped
         for ask in (
-            lambda: reader.start(np.array([3, 5])).wait(),
-            lambda: reader.gather(torch.tensor([5, 3])),
+            lambda: reader.start(Reads(np.array([3, 5]))).wait(),
+            lambda: reader.gather(check_ids(torch.tensor([5, 3])), BYTES),
             lambda: reader.read_into(3, np.empty(page, np.uint8)),
         ):
             with pytest.raises(StorageError, match=rf"/proc/self/mem: .* byte {19 * page} ") as one:
@@ -88,9 +91,9 @@ def test_a_file_system_without_direct_reads_is_read_and_told_of(
         caplog.at_level(logging.WARNING),
         own_memory(rows.ctypes.data, 39, 4096, mode) as reader,
     ):
-        ids = torch.tensor([38, 0, 7, 7])
-        assert np.array_equal(reader.gather(ids).numpy(), rows[ids.numpy()])
-        assert np.array_equal(reader.gather(ids).numpy(), rows[ids.numpy()])
+        ids = check_ids(torch.tensor([38, 0, 7, 7]))
+        assert np.array_equal(reader.gather(ids, BYTES).numpy(), rows[ids.numpy()])
+        assert np.array_equal(reader.gather(ids, BYTES).numpy(), rows[ids.numpy()])
     assert [record.message for record in caplog.records].count(caplog.messages[0]) == 1
     assert "/proc/self/mem: its file system refuses O_DIRECT" in caplog.messages[0]
 
@@ -103,9 +106,9 @@ def test_a_file_that_is_cut_while_open_raises_however_it_is_read(
     os.truncate(tmp_path / "x.npy", 400_000)
     for ask in (
         lambda: store.gather(torch.tensor([499])),
-        lambda: store.start_reads(torch.tensor([0, 499])).wait(),
+        lambda: store.start_reads(Reads(np.array([0, 499]))).wait(),
         lambda: store.read_range(0, 500),
-        store.whole,
+        lambda: store.read_range(100, 500),
     ):
         with pytest.raises(FileFormatError, match=r"x\.npy: truncated: .* the file at 400000"):
             ask()
@@ -117,9 +120,9 @@ def test_a_file_that_grows_while_open_is_read_on(storage: str, tmp_path: Path) -
     store = FileStore(saved(tmp_path), storage=storage)
     with (tmp_path / "x.npy").open("ab") as file:
         file.write(b"more" * 5000)
-    assert np.array_equal(store.whole().numpy(), VALUES)
+    assert np.array_equal(store.read_range(0, 500).numpy(), VALUES)
     assert np.array_equal(
-        rows_of(store.start_reads(torch.tensor([1, 499])).wait()), VALUES[[1, 499]]
+        rows_of(store.start_reads(Reads(np.array([1, 499]))).wait()), VALUES[[1, 499]]
     )
 
 
@@ -131,7 +134,7 @@ def test_a_file_that_is_replaced_while_open_stays_the_one_that_was_opened(
     np.save(tmp_path / "y.npy", VALUES[:10] + 1)
     os.replace(tmp_path / "y.npy", tmp_path / "x.npy")
     assert np.array_equal(store.gather(torch.tensor([499])).numpy(), VALUES[[499]])
-    assert np.array_equal(FileStore(tmp_path / "x.npy").whole().numpy(), VALUES[:10] + 1)
+    assert np.array_equal(FileStore(tmp_path / "x.npy").read_range(0, 10).numpy(), VALUES[:10] + 1)
 
 
 @pytest.mark.parametrize("storage", MODES)
@@ -157,7 +160,7 @@ def test_what_is_written_is_read_at_once_however_the_file_is_read(
         values[ids] = rows
         for reader in (*readers, writer):
             assert np.array_equal(reader.gather(torch.arange(300)).numpy(), values)
-            assert np.array_equal(reader.whole().numpy(), values)
+            assert np.array_equal(reader.read_range(0, 300).numpy(), values)
 
 
 @pytest.mark.parametrize("storage", MODES)
@@ -175,21 +178,21 @@ def test_reads_that_were_let_go_or_closed_say_so(storage: str, tmp_path: Path) -
     store = FileStore(saved(tmp_path), storage=storage)
     for wrong in (-1, 500):
         with pytest.raises(RowIndexError, match=f"id {wrong} at position"):
-            store.start_reads(torch.tensor(sorted([3, wrong])))
+            store.start_reads(Reads(np.array(sorted([3, wrong]))))
     with pytest.raises(ArgumentError, match="id 3 at position 2 follows 3; expected strictly"):
-        store.start_reads(torch.tensor([1, 3, 3]))
+        store.start_reads(Reads(np.array([1, 3, 3])))
     for first, last in [(-1, 3), (3, 2), (0, 501)]:
         with pytest.raises(RowIndexError, match=r"not within \[0, 500\)"):
             store.read_range(first, last)
-    pending = store.start_reads(torch.tensor([1]))
+    pending = store.start_reads(Reads(np.array([1])))
     store.close()
     store.close()
     assert store.read_stats.rows == 1
     with pytest.raises(ArgumentError, match="closed"):
-        store.start_reads(torch.tensor([1]))
+        store.start_reads(Reads(np.array([1])))
+    assert np.array_equal(rows_of(pending.wait()), VALUES[[1]])
     if storage != "mmap":
-        assert np.array_equal(rows_of(pending.wait()), VALUES[[1]])
-        pending = FileStore(saved(tmp_path), storage=storage).start_reads(torch.tensor([1]))
+        pending = FileStore(saved(tmp_path), storage=storage).start_reads(Reads(np.array([1])))
         pending.cancel()
         with pytest.raises(ArgumentError, match="cancelled"):
             pending.wait()
@@ -216,7 +219,7 @@ def _gather_in_child(store: FileStore, answers: multiprocessing.SimpleQueue) -> 
 def test_a_forked_child_gathers_through_an_inherited_store(storage: str, tmp_path: Path) -> None:
     store = FileStore(saved(tmp_path), storage=storage)
     store.gather(torch.tensor([1, 2]))  # the parent has its threads and its ring
-    pending = store.start_reads(torch.tensor([4]))
+    pending = store.start_reads(Reads(np.array([4])))
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
     child = context.Process(target=_gather_in_child, args=(store, answers))
@@ -231,7 +234,7 @@ def test_a_forked_child_gathers_through_an_inherited_store(storage: str, tmp_pat
 @pytest.mark.parametrize("storage", DIRECT)
 def test_reads_of_the_parent_are_refused_in_a_forked_child(storage: str, tmp_path: Path) -> None:
     store = FileStore(saved(tmp_path), storage=storage)
-    pending = store.start_reads(torch.tensor([4]))
+    pending = store.start_reads(Reads(np.array([4])))
     child = os.fork()
     if child == 0:
         try:
@@ -268,7 +271,7 @@ def test_a_pickled_store_reads_the_same_way(storage: str, tmp_path: Path) -> Non
     store = FileStore([saved(tmp_path), tmp_path / "y.npy"], storage=storage, depth=9)
     copy = pickle.loads(pickle.dumps(store))
     assert (copy.storage, copy.shape) == (storage, (1000, 1000))
-    assert torch.equal(copy.whole(), store.whole())
+    assert torch.equal(copy.read_range(0, 1000), store.read_range(0, 1000))
 
 
 def without_uring(code: int) -> str:

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnnsys.memory import FileStore, StagedRows
+from gnnsys.memory import FileStore, Reads, StagedRows
 from gnnsys.memory.direct_rows import uring_refusal
-from gnnsys.memory.store import SUPPORTED_DTYPES
+from gnnsys.memory.encoding import SUPPORTED_DTYPES
 
 MODES = ["mmap", "pread"] + ([] if uring_refusal() else ["uring"])
 DIRECT = MODES[1:]
@@ -63,9 +63,9 @@ def test_rows_equal_fancy_indexing_for_every_way_to_read(
         assert np.array_equal(store.gather(wanted).numpy(), values[list(ids)])
         assert np.array_equal(store.gather(wanted.int()).numpy(), values[list(ids)])
         unique = wanted.unique()
-        staged = store.start_reads(unique).wait()
+        staged = store.start_reads(Reads(unique.numpy())).wait()
         assert np.array_equal(rows_of(staged, row_bytes), values[unique.numpy()])
-    assert np.array_equal(store.whole().numpy(), values)
+    assert np.array_equal(store.read_range(0, len(values)).numpy(), values)
     for first, last in [(0, 0), (0, 1), (129, 131), (300, 301), (5, 299)]:
         assert np.array_equal(store.read_range(first, last).numpy(), values[first:last])
 
@@ -80,7 +80,7 @@ def test_raw_files_are_read_from_any_offset(storage: str, offset: int, tmp_path:
     )
     ids = torch.tensor([49, 3, 3, 0])
     assert np.array_equal(store.gather(ids).numpy(), values[ids.numpy()])
-    assert np.array_equal(store.whole().numpy(), values)
+    assert np.array_equal(store.read_range(0, len(values)).numpy(), values)
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,7 +147,7 @@ def test_each_page_that_holds_a_wanted_row_is_read_once_and_no_other(
         store = FileStore(
             path, shape=(300, row_bytes), encoding=torch.uint8, offset=offset, storage=storage
         )
-        staged = store.start_reads(torch.tensor(ordered, dtype=torch.int64)).wait()
+        staged = store.start_reads(Reads(np.array(ordered, np.int64))).wait()
         pages = pages_of(ordered, row_bytes, offset)
         assert staged.pages == len(pages)
         # What comes back is whole pages, but for the last of the file.
@@ -170,7 +170,7 @@ def test_many_reads_may_be_outstanding_and_waited_for_in_any_order(
     store = FileStore(tmp_path / "x.npy", storage=storage, depth=8)
     draw = np.random.default_rng(0)
     lists = [np.unique(draw.integers(0, 5000, 400)) for _ in range(12)]
-    pending = [store.start_reads(torch.from_numpy(ids)) for ids in lists]
+    pending = [store.start_reads(Reads(ids)) for ids in lists]
     pending[3].cancel()
     del pending[7], lists[7]  # let go without a word
     order = [place for place in draw.permutation(len(pending)) if place != 3]
@@ -189,4 +189,4 @@ def test_a_gather_larger_than_the_staging_memory_equals_fancy_indexing(
     store = FileStore(tmp_path / "x.npy", storage=storage)
     ids = np.random.default_rng(3).integers(0, 3000, 4000)
     assert np.array_equal(store.gather(torch.from_numpy(ids)).numpy(), values[ids])
-    assert np.array_equal(store.whole().numpy(), values)
+    assert np.array_equal(store.read_range(0, len(values)).numpy(), values)

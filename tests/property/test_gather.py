@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gnnsys.errors import ReadOnlyError, RowIndexError
 from gnnsys.memory import FileStore, HostStore
-from gnnsys.memory.store import SUPPORTED_DTYPES
+from gnnsys.memory.encoding import SUPPORTED_DTYPES
 from gnnsys.system.extension import core
 
 ROW_BYTES = [*range(1, 140), 255, 256, 257, 511, 512, 513, 1000, 4095, 4096, 4097, 9000]

@@ -156,7 +156,7 @@ def test_a_recorded_trace_is_replayed_from_its_file_and_part_of_it_measured(
         ({"victim_cells": -3}, ArgumentError, "victim_cells=-3"),
         ({"measure_from": -1}, ArgumentError, "measure_from=-1"),
         ({"policy": "fifo"}, ArgumentError, "'fifo'"),
-        ({"num_rows": 2**31}, ArgumentError, "split the table"),
+        ({"num_rows": 2**31}, ArgumentError, "num_rows=2147483648 > 2147483646: .*without a cache"),
         ({"scores": np.zeros(9, np.uint16)}, ArgumentError, r"\(10,\)"),
         ({"scores": np.zeros(10)}, DTypeError, "uint16"),
         ({"trace": [np.array([3, 10])]}, RowIndexError, "id 10 at position 1"),

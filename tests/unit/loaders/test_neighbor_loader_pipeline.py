@@ -239,6 +239,8 @@ def test_num_workers_is_said_once_to_be_threads(caplog: pytest.LogCaptureFixture
 class AheadStore(HostStore):
     """Host memory that holds its callers to the order of announced batches."""
 
+    lookahead = 0
+
     def __init__(self, source: Tensor, fails_at: int = -1) -> None:
         super().__init__(source)
         self.waiting: list[tuple[int, Tensor]] = []  # tickets that were given and not redeemed

@@ -1,0 +1,151 @@
+"""A tensor without elements of its own, whose rows a store gathers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from gnnsys.counters import Counters
+from gnnsys.errors import ArgumentError, RowIndexError, TooLargeError
+from gnnsys.indexing import RowIndex, split_index
+from gnnsys.memory import HostStore
+from gnnsys.memory.store import Store
+
+__all__ = ["StoredTensor", "compute_device"]
+
+_log = logging.getLogger(__name__)
+
+WHOLE_LIMIT = 1 << 30
+"""Bytes of a file up to which an operator on the whole tensor reads it all."""
+
+_ROWS_PER_ITERATION = 256  # that ``for row in x`` gathers at a time
+
+T = TypeVar("T", bound="StoredTensor")
+
+
+class StoredTensor(Tensor):
+    """What a unified tensor knows of its store: gathers, the whole, where rows are delivered."""
+
+    store: Store
+    _compute: torch.device
+
+    @staticmethod
+    def __new__(cls: type[T], store: Store, device: torch.device | None = None) -> T:
+        compute = device or torch.device("cpu")
+        self = Tensor._make_wrapper_subclass(cls, store.shape, dtype=store.dtype, device=compute)
+        self.store = store
+        self._compute = compute
+        return self
+
+    def __init__(self, store: Store, device: torch.device | None = None) -> None:
+        super().__init__()
+
+    @property
+    def counters(self) -> Counters:
+        """Rows and bytes served so far, by tier."""
+        return self.store.counters
+
+    def materialize(self) -> Tensor:
+        """An ordinary tensor with all rows, on the compute device: the explicit copy."""
+        return self.store.read_range(0, len(self)).to(self._compute)
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where rows arrive: the compute device, in a DataLoader worker the CPU."""
+        if self._compute.type != "cpu" and get_worker_info() is not None:
+            _log_worker()
+            return torch.device("cpu")
+        return self._compute
+
+    def _deliver(self, rows: Tensor) -> Tensor:
+        return rows.to(self.device)
+
+    def _whole(self, what: str) -> Tensor:
+        """All rows for an operator that needs them: host memory itself, a file's if it is small."""
+        rows = self.store.resident
+        nbytes = self.numel() * self.element_size()
+        if (rows is None or self._compute.type != "cpu") and nbytes > WHOLE_LIMIT:
+            raise TooLargeError(
+                f"{what} needs all {len(self)} rows, {nbytes} bytes > {WHOLE_LIMIT}: index rows, "
+                "take an explicit copy with .materialize(), or compute layer by layer with "
+                "gnnsys.inference(model, data)"
+            )
+        if rows is None:
+            return self._deliver(self.store.read_range(0, len(self)))
+        return self._deliver(self.store.encoding.decode(rows))
+
+    def _with(self: T, device: torch.device | None, dtype: torch.dtype | None) -> T:
+        store = self.store
+        if dtype is not None and dtype != store.dtype:
+            store = store.with_dtype(dtype)
+        return type(self)(store, self._compute if device is None else compute_device(device))
+
+    def _take(self, index: Any) -> Tensor:
+        if type(index) is Tensor and index.dim() == 1 and index.dtype in (torch.int64, torch.int32):
+            try:  # the hot path: the store checks the ids while it gathers
+                return self._deliver(self.store.gather(index))
+            except RowIndexError:
+                pass  # ids that count from the end, or an error that split_index tells
+        rows: RowIndex | None = split_index(index, self.shape)
+        if rows is None:
+            whole = self._whole("indexing without a row index")
+            found = whole[index]
+            aliased = found.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+            return found.clone() if aliased else found
+        compact = self.store.gather(rows.ids)
+        if rows.rest is not None:
+            compact = compact[rows.rest]
+        return self._deliver(compact)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, len(self), _ROWS_PER_ITERATION):
+            yield from self._take(slice(start, start + _ROWS_PER_ITERATION)).unbind(0)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return type(self), (self.store, self._compute)
+
+    def __deepcopy__(self: T, memo: dict[int, Any]) -> T:
+        store = self.store
+        if store.resident is not None:
+            store = HostStore(store.resident.clone(), dtype=store.dtype)
+        copy = type(self)(store, self._compute)
+        memo[id(self)] = copy
+        return copy
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}({self.store!r}, device={str(self._compute)!r})"
+
+
+def compute_device(device: str | torch.device | int | None) -> torch.device:
+    """Where rows are to be consumed; None for "cuda" when there is one, else "cpu"."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ArgumentError(f"device: {device!r}, expected cpu or cuda") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device: {chosen}, expected cpu or cuda")
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ArgumentError(f"device: {chosen}, but torch finds no CUDA device; use 'cpu'")
+        _log_copied_rows()
+        if ":" not in str(chosen):
+            chosen = torch.device("cuda", torch.cuda.current_device())
+    return chosen
+
+
+@lru_cache
+def _log_copied_rows() -> None:
+    _log.warning("rows are gathered by the CPU and then copied to the GPU in this version")
+
+
+@lru_cache
+def _log_worker() -> None:
+    _log.warning("rows are gathered by a DataLoader worker's CPU: num_workers=0 is faster")

@@ -129,7 +129,7 @@ class HostStore(Store):
         rows = self.source[first:last]
         self.counters.add(self.tier, last - first, (last - first) * self.row_bytes)
         if out is None and self.encoding.stored == self.dtype:
-            return rows.clone(memory_format=torch.contiguous_format)
+            return rows.clone()
         return self.encoding.decode(rows, out)
 
     def write(self, ids: Tensor, rows: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import resource
 import threading
 import weakref
 from functools import partial
@@ -19,6 +20,8 @@ from torch import Tensor
 
 import gnnsys
 from gnnsys.cache.engine import Engine
+from gnnsys.cache.plan import POLICIES
+from gnnsys.cache.simulator import simulate
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.store import CachedStore
 from gnnsys.cache.tickets import is_aside
@@ -579,3 +582,78 @@ def test_a_store_that_is_let_go_of_lets_its_memory_go(source: FileStore) -> None
         assert held() is None
     finally:
         gc.enable()
+
+
+# Counting and recording ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_cache_counts_what_the_simulator_says(
+    source: FileStore, tmp_path: Path, policy: Any
+) -> None:
+    draw = np.random.default_rng(3)
+    batches = [draw.zipf(1.3, 50) % ROWS for _ in range(30)]
+    window = 5
+    store = CachedStore(
+        source, cache=20, policy=policy, window=window, victim_buffer=15, prefetch=0
+    )
+    tickets = [store.announce(torch.from_numpy(ids)) for ids in batches]
+    for ids, ticket in zip(batches, tickets, strict=True):
+        store.gather(torch.from_numpy(ids), ticket=ticket)
+    found = store.stats
+    result = simulate(batches, policy, 20, window, num_rows=ROWS, victim_cells=15)
+    assert found.hit_ratio == result.hit_ratio
+    assert found.bypasses == result.bypasses
+    assert (found.hits, found.victim_hits) == (result.hits, result.victim_hits)
+    # From the file came, of the distinct rows, those that were no hits; a bypass is one of them.
+    distinct = sum(len(np.unique(ids)) for ids in batches)
+    assert found.hit_ratio == (distinct - found.reads) / distinct
+    assert found.bypasses <= found.reads == result.misses
+
+
+def test_rows_beyond_what_plans_can_number_are_told_with_a_way_out(tmp_path: Path) -> None:
+    with (tmp_path / "x.bin").open("wb") as file:
+        file.truncate(2**31)  # takes no room
+    raw = FileStore(tmp_path / "x.bin", shape=(2**31, 1), encoding=torch.uint8, storage="pread")
+    store = CachedStore(raw, cache=3)
+    with pytest.raises(ArgumentError, match=r"num_rows=2147483648 > .*leave cache= out"):
+        store.gather(torch.tensor([0]))
+    assert raw.gather(torch.tensor([2**31 - 1])).tolist() == [[0]]  # the way out
+
+
+@pytest.mark.parametrize("cache", [50, 1.0])
+def test_batches_are_recorded_one_at_a_time(source: FileStore, cache: Any) -> None:
+    store = CachedStore(source, cache=cache)
+    engine = store._engine()
+    lock = engine._executing if isinstance(engine, Engine) else engine._lock
+    held: list[bool] = []
+    engine._record = lambda ids: held.append(lock.locked())
+    store.gather(ids_of(3))
+    store.gather(ids_of(3), ticket=store.announce(ids_of(3)))
+    assert held == [True, True]
+
+
+@pytest.mark.parametrize("cache", [50, 1.0])
+def test_a_ticket_stays_good_where_its_trace_cannot_be_written(
+    source: FileStore, table: Tensor, tmp_path: Path, cache: Any
+) -> None:
+    store = CachedStore(source, cache=cache, window=1, trace=tmp_path / "trace")
+    batches = [ids_of(8, seed) for seed in range(4)]
+    tickets = [store.announce(ids) for ids in batches]
+    store.gather(batches[0], ticket=tickets[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            store.gather(batches[1], ticket=tickets[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert store.stats.rows == len(batches[0])
+    with pytest.raises(ArgumentError, match="the trace is closed"):
+        store.gather(batches[1], ticket=tickets[1])  # still its turn
+    store._engine()._record = lambda ids: None
+    for ids, ticket in zip(batches[1:3], tickets[1:3], strict=True):
+        assert torch.equal(store.gather(ids, ticket=ticket), table[ids])
+    store.retract(tickets[3])
+    assert torch.equal(store.gather(batches[0]), table[batches[0]])
+    assert store.stats.rows == 4 * 8

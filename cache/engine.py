@@ -12,7 +12,8 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -326,9 +327,14 @@ class Engine:
 
     # Failing -------------------------------------------------------------------------------------
 
-    def _whole_or_nothing(self) -> _OnError:
+    @contextmanager
+    def _whole_or_nothing(self) -> Iterator[None]:
         """Between the first slot written and the commit: who is interrupted starts over, empty."""
-        return _OnError(self._start_over)
+        try:
+            yield
+        except BaseException:
+            self._start_over()
+            raise
 
     def _start_over(self) -> None:
         with self._planning:
@@ -372,15 +378,3 @@ def _copies_by_tier(plan: BatchPlan) -> NDArray[np.int64]:
     for number, table in enumerate((plan.hits, plan.victim_in, plan.fills)):
         tier[table[:, 0]] = number
     return np.bincount(tier[plan.copies[:, 1]], minlength=3)
-
-
-class _OnError:
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
-            self._call()

@@ -105,7 +105,7 @@ class CachedStore(AnnouncedStore):
         threads: int = 0,
     ) -> None:
         _check(source, policy, window, prefetch, threads)
-        self.source: Any = source
+        self.source = source
         self.shape, self.encoding = source.shape, source.encoding
         self.path, self.depth = source.path, source.depth
         self.policy: Policy = policy
@@ -154,12 +154,14 @@ class CachedStore(AnnouncedStore):
     @property
     def lookahead(self) -> int:
         """Batches that a loader should have announced ahead of the one it gathers."""
-        return 0 if self._reads_through() else self._engine().lookahead
+        with self._gate:
+            return 0 if self._reads_through() else self._engine().lookahead
 
     @property
     def stats(self) -> CacheStats:
         """Counts so far; a copy, which does not change."""
-        return self._engine().stats
+        with self._gate:
+            return self._engine().stats
 
     def announce(self, ids: Tensor, owner: Any = None) -> Any:
         """Takes note of a batch to come. Never waits for the disk.
@@ -200,8 +202,9 @@ class CachedStore(AnnouncedStore):
             check_out(out, len(wanted), self.shape, self.dtype)
         with self._gate:
             if self._reads_through():
+                rows = self.source.with_dtype(self.dtype).gather(wanted, out)
                 self.counters.add("file", len(wanted), len(wanted) * self.row_bytes)
-                return self.source.with_dtype(self.dtype).gather(wanted, out)
+                return rows
             rows = self._engine().gather(wanted, self.encoding.target(out), ticket)
         return self.encoding.decode(rows, out)
 
@@ -226,7 +229,7 @@ class CachedStore(AnnouncedStore):
     def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
         """See ``Store.read_range``; rows are read from the source."""
         with self._gate:
-            rows: Tensor = self.source.with_dtype(self.dtype).read_range(first, last, out)
+            rows = self.source.with_dtype(self.dtype).read_range(first, last, out)
         self.counters.add("file", last - first, (last - first) * self.row_bytes)
         return rows
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from gnnsys.errors import ArgumentError, ResourceError
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_ascending, row_index_error
-from gnnsys.memory.reads import Reads, ReadStats
+from gnnsys.memory.reads import Reads, ReadStats, StagedRows
 from gnnsys.memory.store import RowReader
 from gnnsys.memory.table_file import TableFile, read_error
 from gnnsys.system import disk_probe
@@ -162,7 +161,7 @@ class DirectPending:
         self._reader = reader
         self._job = job
 
-    def wait(self) -> DirectStaged:
+    def wait(self) -> StagedRows:
         """See ``PendingRows.wait``."""
         try:
             fault = self._job.wait()
@@ -171,25 +170,11 @@ class DirectPending:
         if self._job.cancelled:
             raise ArgumentError("these rows were cancelled, or their store was closed")
         self._reader.check(fault)
-        job = self._job
-        return DirectStaged(job.address, job.offsets, job.requests, job.pages, job.bytes_read, job)
+        return self._job
 
     def cancel(self) -> None:
         """See ``PendingRows.cancel``."""
         self._job.cancel()
-
-
-@dataclass(frozen=True, slots=True)
-class DirectStaged:
-    """Rows in staging memory; see ``StagedRows``."""
-
-    address: int
-    offsets: NDArray[np.int64]
-    requests: int
-    pages: int
-    bytes_read: int
-    job: core.ReadJob
-    """What keeps the memory."""
 
 
 @lru_cache

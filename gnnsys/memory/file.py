@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -269,7 +269,7 @@ class FileStore(Store):
             self._reader.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.paths, self.dtype, self._options)
+        return partial(FileStore, dtype=self.dtype, **self._options), (self.paths,)
 
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
@@ -292,7 +292,3 @@ def _absolute(
 @lru_cache
 def _log_refusal(reason: str) -> None:
     _log.warning("files are read by a pool of threads instead of io_uring: %s", reason)
-
-
-def _rebuild(paths: list[str], dtype: torch.dtype, options: dict[str, Any]) -> FileStore:
-    return FileStore(paths, dtype=dtype, **options)

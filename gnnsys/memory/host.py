@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError
 from gnnsys.memory.alloc import view_array
 from gnnsys.memory.encoding import Encoding, check_dtype
 from gnnsys.memory.ids import RowIds, check_ascending, check_ids
-from gnnsys.memory.reads import PendingRows, Reads
+from gnnsys.memory.reads import Reads, RowsInPlace
 from gnnsys.memory.store import (
     RowReader,
     Store,
@@ -115,10 +114,12 @@ class HostStore(Store):
                 f"{self.shape[0]} rows took"
             )
 
-    def start_reads(self, batch: Reads) -> PendingRows:
-        """See ``Store.start_reads``; rows are copied when they are waited for."""
+    def start_reads(self, batch: Reads) -> RowsInPlace:
+        """See ``Store.start_reads``; rows are copied at once, since their memory may move."""
         check_ascending(batch.ids, self.shape[0])
-        return _CopiedRows(self, batch.ids)
+        stored, ids = self.encoding.stored, RowIds(torch.from_numpy(batch.ids))
+        rows = self._gather(ids, Encoding(stored, stored), None)
+        return RowsInPlace(rows.data_ptr(), np.arange(len(ids)) * self.row_bytes, rows)
 
     def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
         """See ``Store.read_range``."""
@@ -144,38 +145,10 @@ class HostStore(Store):
         """Nothing to let go of: the memory is the source's."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.source, self.dtype, self._options)
+        return partial(HostStore, dtype=self.dtype, **self._options), (self.source,)
 
     def __repr__(self) -> str:
         return f"HostStore(shape={tuple(self.shape)}, dtype={self.dtype})"
-
-
-@dataclass(slots=True)
-class _CopiedRows:
-    """Rows of host memory: pending, and staged once they are copied."""
-
-    store: HostStore
-    ids: NDArray[np.int64]
-    offsets: NDArray[np.int64] = field(init=False)
-    rows: Tensor = field(init=False)
-    requests: int = 0
-    pages: int = 0
-    bytes_read: int = 0
-
-    @property
-    def address(self) -> int:
-        return self.rows.data_ptr()
-
-    def wait(self) -> _CopiedRows:
-        """See ``PendingRows.wait``."""
-        stored = self.store.encoding.stored
-        ids = RowIds(torch.from_numpy(self.ids))
-        self.rows = self.store._gather(ids, Encoding(stored, stored), None)
-        self.offsets = np.arange(len(ids)) * self.store.row_bytes
-        return self
-
-    def cancel(self) -> None:
-        """See ``PendingRows.cancel``."""
 
 
 @lru_cache
@@ -184,10 +157,6 @@ def _log_scattered_rows() -> None:
         "the elements of a source's rows are not dense: torch gathers them, slower than the C++ "
         "loop; source.contiguous() avoids it"
     )
-
-
-def _rebuild(source: Tensor, dtype: torch.dtype, options: dict[str, Any]) -> HostStore:
-    return HostStore(source, dtype=dtype, **options)
 
 
 def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_ascending, check_bounds
-from gnnsys.memory.reads import Reads, ReadStats
+from gnnsys.memory.reads import Reads, ReadStats, RowsInPlace
 from gnnsys.memory.store import RowReader
 from gnnsys.memory.table_file import Shard, TableFile
 
@@ -40,11 +40,13 @@ class MappedRows(RowReader):
         """What was read so far."""
         return ReadStats(rows=self._rows)
 
-    def start(self, batch: Reads) -> MappedPending:
+    def start(self, batch: Reads) -> RowsInPlace:
         """See ``Store.start_reads``; nothing is read before it is touched."""
         check_ascending(batch.ids, self.shape[0])
         self._rows += len(batch.ids)
-        return MappedPending(self._table.shards, self._base, self._offsets(batch.ids))
+        shards = self._table.shards
+        check = partial(_check_sizes, shards)
+        return RowsInPlace(self._base, self._offsets(batch.ids), shards, check)
 
     def gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None = None) -> Tensor:
         """See ``Store.gather``."""
@@ -76,24 +78,6 @@ class MappedRows(RowReader):
         return self._addresses[place] - self._base + (ids - self._first[place]) * self.row_bytes
 
 
-@dataclass(slots=True)
-class MappedPending:
-    """Rows where the mapping has them: pending and staged in one."""
-
-    shards: list[Shard]
-    """What keeps the memory."""
-
-    address: int
-    offsets: NDArray[np.int64]
-    requests: int = 0
-    pages: int = 0
-    bytes_read: int = 0
-
-    def wait(self) -> MappedPending:
-        """See ``PendingRows.wait``."""
-        for shard in self.shards:
-            shard.check_size()
-        return self
-
-    def cancel(self) -> None:
-        """See ``PendingRows.cancel``."""
+def _check_sizes(shards: list[Shard]) -> None:
+    for shard in shards:
+        shard.check_size()

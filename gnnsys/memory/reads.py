@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PendingRows", "ReadStats", "Reads", "StagedRows", "Storage"]
+__all__ = ["PendingRows", "ReadStats", "Reads", "RowsInPlace", "StagedRows", "Storage"]
 
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
@@ -63,6 +64,32 @@ class PendingRows(Protocol):
 
     def cancel(self) -> None:
         """Lets go of the rows without waiting for them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowsInPlace:
+    """Rows that lie in memory already: pending and staged in one."""
+
+    address: int
+    offsets: NDArray[np.int64]
+
+    owner: Any
+    """What keeps the memory."""
+
+    check: Callable[[], None] = lambda: None
+    """Raises where the rows must not be touched."""
+
+    requests: int = 0
+    pages: int = 0
+    bytes_read: int = 0
+
+    def wait(self) -> RowsInPlace:
+        """See ``PendingRows.wait``."""
+        self.check()
+        return self
+
+    def cancel(self) -> None:
+        """See ``PendingRows.cancel``."""
 
 
 @dataclass(frozen=True, slots=True)

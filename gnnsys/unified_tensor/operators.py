@@ -130,10 +130,6 @@ def _same(self: StoredTensor) -> StoredTensor:
     return type(self)(self.store, self._compute)
 
 
-def _getitem(self: StoredTensor, index: Any) -> Tensor:
-    return self._take(index)
-
-
 def _setitem(self: StoredTensor, index: Any, value: Any) -> NoReturn:
     refuse_write("item assignment")
 
@@ -142,10 +138,6 @@ def _requires_grad_(self: StoredTensor, requires_grad: bool = True) -> StoredTen
     if requires_grad:
         refuse_write("requires_grad_(True)")
     return self
-
-
-def _set_requires_grad(self: StoredTensor, value: bool) -> None:
-    _requires_grad_(self, value)
 
 
 def _unchanged(self: StoredTensor, *args: Any, **kwargs: Any) -> StoredTensor:
@@ -184,10 +176,10 @@ def _data_ptr(self: StoredTensor, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 METHODS: dict[Any, Callable[..., Any]] = {
-    Tensor.__getitem__: _getitem,
+    Tensor.__getitem__: StoredTensor._take,
     Tensor.__setitem__: _setitem,
     Tensor.requires_grad_: _requires_grad_,
-    Tensor.requires_grad.__set__: _set_requires_grad,  # type: ignore[attr-defined]
+    Tensor.requires_grad.__set__: _requires_grad_,  # type: ignore[attr-defined]
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     Tensor.__dlpack__: _data_ptr,
     Tensor.pin_memory: _unchanged,

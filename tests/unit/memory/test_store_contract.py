@@ -241,6 +241,7 @@ def test_rows_stay_when_their_store_is_closed(kind: str, tmp_path: Path) -> None
             lambda: store.gather(torch.tensor([1])),
             lambda: store.read_range(0, 1),
             lambda: store.start_reads(Reads(ids)),
+            *([lambda: store.stats] if isinstance(store, CachedStore) else []),
         ):
             with pytest.raises(ArgumentError, match="this store was closed"):
                 ask()

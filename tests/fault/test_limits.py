@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,15 +76,13 @@ def run_script(script: str, folder: Path, *arguments: object) -> list[str]:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Path:
-    """A folder with ``x.npy``: (30,000, 64) float32, that others may read too."""
+def table() -> Iterator[Path]:
+    """A folder with ``x.npy``: (30,000, 64) float32, that other users may read, unlike tmp_path."""
     values = np.random.default_rng(1).standard_normal((30_000, 64), dtype=np.float32)
-    np.save(tmp_path / "x.npy", values)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == tmp_path.owner() and folder.name.startswith(("pytest-", "popen-")):
-            folder.chmod(0o755)
-    tmp_path.chmod(0o777)
-    return tmp_path
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        np.save(Path(folder) / "x.npy", values)
+        yield Path(folder)
 
 
 @pytest.fixture

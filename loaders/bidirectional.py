@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_geometric.sampler import HeteroSamplerOutput, SamplerOutput
 from torch_geometric.typing import EdgeType, NodeType
 
-from gnnsys.loaders.native_samplers import NativeSamplers
+from gnnsys.loaders.native_sampler import NativeSampler
 from gnnsys.loaders.typed_graph import TypedGraph
 
 __all__ = ["GraphEdges", "make_bidirectional"]
@@ -30,17 +30,17 @@ class GraphEdges:
 
     Args:
         graph: of the sampler.
-        natives: the samplers over it.
+        native: the sampler over it.
         backward: whether the graph's relations run from target to source.
         seed_time: (trees,) int64; edges that are newer than their tree are none. Used where edges
             have times.
     """
 
     def __init__(
-        self, graph: TypedGraph, natives: NativeSamplers, backward: bool, seed_time: Tensor | None
+        self, graph: TypedGraph, native: NativeSampler, backward: bool, seed_time: Tensor | None
     ) -> None:
         self._graph = graph
-        self._natives = natives
+        self._native = native
         self._backward = backward
         self._seed_time = seed_time
         self._among: dict[EdgeType | None, tuple[Tensor, Tensor]] | None = None
@@ -75,7 +75,7 @@ class GraphEdges:
     ) -> dict[EdgeType | None, tuple[Tensor, Tensor]]:
         """Sorted keys and positions of all edges between the batch's nodes."""
         nodes = [out.node[kind].unique() for kind in self._graph.node_types]
-        edge_index, edge = self._natives.typed().induce([ids.numpy() for ids in nodes])
+        edge_index, edge = self._native.get().induce([ids.numpy() for ids in nodes])
         among = {}
         for number, part in enumerate(self._graph.relations):
             source, target = (torch.from_numpy(ends) for ends in edge_index[number])

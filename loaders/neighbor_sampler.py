@@ -1,4 +1,4 @@
-"""``NeighborSampler``: PyG's sampler over the native ones, with draws that can be replayed."""
+"""``NeighborSampler``: PyG's sampler over the native one, with draws that can be replayed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gnnsys.loaders.links import (
     flatten_links,
     trees_by_link,
 )
-from gnnsys.loaders.native_samplers import Draws, NativeSamplers
+from gnnsys.loaders.native_sampler import Draws, NativeSampler
 from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
 from gnnsys.loaders.sampler_checks import (
     check_counts,
@@ -164,7 +164,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.disjoint = disjoint
         self.num_neighbors = num_neighbors
         check_options(self)
-        self._make_natives()
+        self._make_native()
 
     # What PyG's inherited parts read: tensors where the graph is homogeneous, otherwise dicts ----
 
@@ -346,7 +346,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
 
     def _finish(self, out: Any, seed_time: Tensor | None = None) -> Any:
         if self.subgraph_type == SubgraphType.bidirectional:
-            edges = GraphEdges(self._typed_graph, self._natives, self._is_backward, seed_time)
+            edges = GraphEdges(self._typed_graph, self._native, self._is_backward, seed_time)
             return make_bidirectional(out, edges, self.keep_orig_edges)
         return out
 
@@ -386,58 +386,36 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             epoch=epoch & _MASK64,
             group=group // self.dependent_batches & _MASK64,
         )
-        if self._is_plain:
-            out = self._natives.sample_plain(seed, self._fanouts[0], draws)
-        else:
-            out = self._sample_typed(seed, seed_time, draws)
+        if not self.is_hetero:
+            seed = {None: seed}
+            seed_time = None if seed_time is None else {None: seed_time}
+        induced = self.subgraph_type == SubgraphType.induced
+        out: Any = self._native.sample(seed, seed_time, self._fanouts, draws, induced)
+        if not self.is_hetero:
+            out = _without_types(out)
         if self._is_backward:
             out.row, out.col = out.col, out.row
         return out
-
-    def _sample_typed(
-        self, seeds: Any, times: Any, draws: Draws
-    ) -> SamplerOutput | HeteroSamplerOutput:
-        if not self.is_hetero:
-            seeds = {None: seeds}
-            times = None if times is None else {None: times}
-        induced = self.subgraph_type == SubgraphType.induced
-        out = self._natives.sample_typed(seeds, times, self._fanouts, draws, induced)
-        return out if self.is_hetero else _without_types(out)
 
     @property
     def _is_backward(self) -> bool:
         return self.sample_direction == "backward"
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the faster sampler, which knows neither types nor options, does what is asked."""
-        return not (
-            self.is_hetero
-            or self.disjoint
-            or self.sampling == "labor"
-            or self.subgraph_type == SubgraphType.induced
-            or self.edge_weight is not None
-        )
-
-    def _make_natives(self) -> None:
-        self._natives = NativeSamplers(self._typed_graph, self.threads, self.isa)
+    def _make_native(self) -> None:
+        self._native = NativeSampler(self._typed_graph, self.threads, self.isa)
         graph = self._typed_graph
         self._negative_nodes = NegativeNodes(
             dict(zip(graph.node_types, graph.node_time, strict=True))
         )
-        # What the options need is made at once, so that its errors are raised here.
-        if self._is_plain:
-            self._natives.plain()
-        else:
-            self._natives.typed()
+        self._native.get()  # at once, so that its errors are raised here
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_natives", "_negative_nodes")
+        made = ("_native", "_negative_nodes")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._make_natives()
+        self._make_native()
 
     def __repr__(self) -> str:
         graph = self._typed_graph

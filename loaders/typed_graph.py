@@ -88,7 +88,7 @@ class TypedGraph:
             time, weight = (None if x is None else share(x) for x in (part.time, part.weight))
             self.relations[number] = replace(part, time=time, weight=weight)
 
-    def native(self, threads: int, isa: str) -> core.GraphSampler:
+    def native(self, threads: int, isa: str) -> core.Sampler:
         """The sampler over this graph; it holds on to the arrays.
 
         Raises:
@@ -99,7 +99,7 @@ class TypedGraph:
             for part in self.relations
         ]
         try:
-            return core.GraphSampler(
+            return core.Sampler(
                 self.num_nodes,
                 relations,
                 [_array(time) for time in self.node_time],

@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "bind.hpp"
-#include "gnnsys/sampler/graph_sampler.hpp"
 #include "gnnsys/sampler/sampler.hpp"
 
 namespace nb = nanobind;
@@ -79,8 +78,8 @@ class BoundSampler {
   nb::tuple sample(const std::vector<Seeds>& seeds, std::vector<std::vector<int64_t>> fanouts,
                    bool replace, bool disjoint, bool last, bool labor, uint64_t seed,
                    uint64_t epoch, uint64_t group) {
-    GraphSampleRequest request{
-        {}, std::move(fanouts), replace, disjoint, last, labor, seed, epoch, group};
+    SampleRequest request{{},   std::move(fanouts), replace, disjoint, last, labor, seed, epoch,
+                          group};
     for (const auto& [type, ids, times] : seeds) {
       if (times) {
         check_size("times of seeds of type", type, static_cast<int64_t>(times->size()),
@@ -163,60 +162,13 @@ class BoundSampler {
   std::vector<RelationArrays> relations_;
   Times node_time_, edge_time_;
   Weights edge_weight_;
-  GraphSampler sampler_;
-};
-
-NumpyIds to_numpy(IdArray&& array) {
-  int64_t* const data = array.data();
-  const std::size_t shape[1] = {static_cast<std::size_t>(array.size)};
-  return NumpyIds(data, 1, shape, hold(std::move(array.area)));
-}
-
-CscGraph view_csc(const Ids& indptr, const Indices& indices) {
-  if (indptr.size() == 0)
-    throw std::invalid_argument("indptr is empty: it needs nodes + 1 entries");
-  return std::visit(
-      [&](const auto& array) -> CscGraph {
-        return {indptr.data(), array.data(), indices.index() == 1,
-                static_cast<int64_t>(indptr.size()) - 1, static_cast<int64_t>(array.size())};
-      },
-      indices);
-}
-
-// The native sampler together with the arrays that it reads: those it was given, or what the
-// conversion of an argument made of them.
-class PlainSampler {
- public:
-  PlainSampler(Ids indptr, Indices indices, int threads, const std::string& isa)
-      : indptr_(std::move(indptr)),
-        indices_(std::move(indices)),
-        sampler_(view_csc(indptr_, indices_), threads, parse_isa(isa)) {}
-
-  nb::tuple sample(Vector<const int64_t> seeds, std::vector<int64_t> fanouts, bool replace,
-                   uint64_t seed, uint64_t epoch, uint64_t group) {
-    const SampleRequest request{
-        seeds.data(), static_cast<int64_t>(seeds.size()), std::move(fanouts), replace, seed, epoch,
-        group};
-    SampledBatch batch;
-    {
-      nb::gil_scoped_release release;
-      batch = sampler_.sample(request);
-    }
-    return nb::make_tuple(to_numpy(std::move(batch.node)), to_numpy(std::move(batch.row)),
-                          to_numpy(std::move(batch.col)), to_numpy(std::move(batch.edge)),
-                          batch.nodes_per_hop, batch.edges_per_hop);
-  }
-
- private:
-  Ids indptr_;
-  Indices indices_;
   Sampler sampler_;
 };
 
 }  // namespace
 
 void bind_sampler(nb::module_& m) {
-  nb::class_<BoundSampler>(m, "GraphSampler",
+  nb::class_<BoundSampler>(m, "Sampler",
                            "Neighbour sampling over typed graphs with times and weights.")
       .def(nb::init<std::vector<int64_t>, std::vector<RelationArrays>, Times, Times, Weights, int,
                     const std::string&>(),
@@ -244,17 +196,6 @@ void bind_sampler(nb::module_& m) {
                    "tuple[list[numpy.typing.NDArray[numpy.int64]], "
                    "list[numpy.typing.NDArray[numpy.int64]]]"),
            "edge_index and edge per relation: all edges between the nodes, given per type.");
-  nb::class_<PlainSampler>(m, "Sampler", "Uniform neighbour sampling over CSC.")
-      .def(nb::init<Ids, Indices, int, const std::string&>(), "indptr"_a, "indices"_a,
-           "threads"_a = 1, "isa"_a = "auto", "The arrays are kept, not copied.")
-      .def("sample", &PlainSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "seed"_a,
-           "epoch"_a, "group"_a,
-           nb::sig("def sample(self, seeds: numpy.typing.NDArray[numpy.int64], fanouts: "
-                   "list[int], replace: bool, seed: int, epoch: int, group: int) -> "
-                   "tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
-                   "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64], "
-                   "list[int], list[int]]"),
-           "node, row, col, edge, nodes per hop, edges per hop of one batch.");
 }
 
 }  // namespace gnnsys

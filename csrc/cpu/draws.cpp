@@ -79,16 +79,6 @@ void philox_nodes(uint64_t key, const int64_t* nodes, const uint32_t* positions,
 }
 }  // namespace generic
 
-#define GNNSYS_NAMESPACE generic
-#if defined(__x86_64__)
-#define GNNSYS_TARGET [[gnu::target("sse2")]]
-#else
-#define GNNSYS_TARGET
-#endif
-#include "draws_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
 #if defined(__x86_64__)
 
 // A vector holds one counter word of several nodes, each in the low half of a 64-bit lane: what the
@@ -133,12 +123,6 @@ namespace avx2 {
 }
 }  // namespace avx2
 
-#define GNNSYS_NAMESPACE avx2
-#define GNNSYS_TARGET [[gnu::target("avx2,bmi,bmi2")]]
-#include "draws_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
 #define GNNSYS_AVX512 "avx512f,avx512dq,avx512bw,avx512vl,bmi,bmi2,prefer-vector-width=512"
 namespace avx512 {
 [[gnu::target(GNNSYS_AVX512)]] void philox_nodes(uint64_t key, const int64_t* nodes,
@@ -179,34 +163,21 @@ namespace avx512 {
 }
 }  // namespace avx512
 
-#define GNNSYS_NAMESPACE avx512
-#define GNNSYS_TARGET [[gnu::target(GNNSYS_AVX512)]]
-#include "draws_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
 #endif
+
+#define GNNSYS_KERNEL "draws_kernel.inl"
+#include "each_isa.inl"
 
 }  // namespace
 
 PhiloxNodes choose_philox_nodes(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return avx512::philox_nodes;
-  if (isa == Isa::avx2) return avx2::philox_nodes;
-#else
   (void)isa;
-#endif
-  return generic::philox_nodes;
+  return GNNSYS_CHOOSE(isa, philox_nodes);
 }
 
 PickPositions choose_pick_positions(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return avx512::pick_positions;
-  if (isa == Isa::avx2) return avx2::pick_positions;
-#else
   (void)isa;
-#endif
-  return generic::pick_positions;
+  return GNNSYS_CHOOSE(isa, pick_positions);
 }
 
 }  // namespace gnnsys

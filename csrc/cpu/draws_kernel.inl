@@ -1,5 +1,4 @@
-// Uniform picks, compiled once for each instruction set: draws.cpp includes this with
-// GNNSYS_NAMESPACE and GNNSYS_TARGET set.
+// Uniform picks: each_isa.inl compiles them for each instruction set.
 
 namespace GNNSYS_NAMESPACE {
 

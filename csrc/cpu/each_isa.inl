@@ -1,5 +1,5 @@
 // Compiles the file GNNSYS_KERNEL once for each instruction set, into a namespace of its own.
-// GNNSYS_CHOOSE(function, isa) then is one of its function templates of <Value, Id>.
+// GNNSYS_CHOOSE(isa, function) then is that function of the instruction set's namespace.
 #if defined(__x86_64__)
 
 #define GNNSYS_NAMESPACE generic
@@ -9,21 +9,22 @@
 #undef GNNSYS_TARGET
 
 #define GNNSYS_NAMESPACE avx2
-#define GNNSYS_TARGET [[gnu::target("avx2")]]
+#define GNNSYS_TARGET [[gnu::target("avx2,bmi,bmi2")]]
 #include GNNSYS_KERNEL
 #undef GNNSYS_NAMESPACE
 #undef GNNSYS_TARGET
 
 #define GNNSYS_NAMESPACE avx512
-#define GNNSYS_TARGET [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")]]
+#define GNNSYS_TARGET \
+  [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,bmi,bmi2,prefer-vector-width=512")]]
 #include GNNSYS_KERNEL
 #undef GNNSYS_NAMESPACE
 #undef GNNSYS_TARGET
 
-#define GNNSYS_CHOOSE(function, isa) \
-  ((isa) == Isa::avx512              \
-       ? avx512::function<Value, Id> \
-       : ((isa) == Isa::avx2 ? avx2::function<Value, Id> : generic::function<Value, Id>))
+#define GNNSYS_CHOOSE(isa, ...) \
+  ((isa) == Isa::avx512         \
+       ? avx512::__VA_ARGS__    \
+       : ((isa) == Isa::avx2 ? avx2::__VA_ARGS__ : generic::__VA_ARGS__))
 
 #else
 
@@ -33,6 +34,6 @@
 #undef GNNSYS_NAMESPACE
 #undef GNNSYS_TARGET
 
-#define GNNSYS_CHOOSE(function, isa) (generic::function<Value, Id>)
+#define GNNSYS_CHOOSE(isa, ...) (generic::__VA_ARGS__)
 
 #endif

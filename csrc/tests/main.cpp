@@ -6,11 +6,13 @@
 int main() {
   gnnsys::test::test_buffer_pool();
   gnnsys::test::test_cache_planner();
-  gnnsys::test::test_steps();
+  gnnsys::test::test_draws();
+  gnnsys::test::test_edges();
+  gnnsys::test::test_gather();
   gnnsys::test::test_thread_pool();
   gnnsys::test::test_keyed_dropout();
   gnnsys::test::test_pair_sums();
   gnnsys::test::test_file_reader();
-  gnnsys::test::test_graph_sampler();
+  gnnsys::test::test_sampler();
   std::puts("all checks hold");
 }

@@ -5,11 +5,13 @@ namespace gnnsys::test {
 // Each ends the program at the first check that does not hold.
 void test_buffer_pool();
 void test_cache_planner();
+void test_draws();
+void test_edges();
 void test_file_reader();
-void test_graph_sampler();
+void test_gather();
 void test_keyed_dropout();
 void test_pair_sums();
-void test_steps();
+void test_sampler();
 void test_thread_pool();
 
 }  // namespace gnnsys::test

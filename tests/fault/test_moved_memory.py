@@ -25,7 +25,7 @@ from torch_geometric.loader import NodeLoader
 from torch_geometric.testing import MyGraphStore
 
 import gnnsys
-from gnnsys._core import CachePlanner, GraphSampler, Sampler
+from gnnsys._core import CachePlanner, Sampler
 from gnnsys.cache.store import CachedStore
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders import CSC
@@ -121,10 +121,10 @@ def test_processes_have_one_copy_of_a_graph_in_common(edges: Tensor) -> None:
 
 def test_a_graph_that_was_sent_away_is_read_where_it_is_from_then_on(edges: Tensor) -> None:
     sampler = SAMPLERS["plain"](edges)
-    before = sampler._natives.plain()
-    assert sampler._natives.plain() is before
+    before = sampler._native.get()
+    assert sampler._native.get() is before
     send(sampler)
-    assert sampler._natives.plain() is not before  # which keeps the first memory
+    assert sampler._native.get() is not before  # which keeps the first memory
 
 
 def csc_of(edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,20 +370,23 @@ def test_a_loader_reads_features_anew_in_the_next_epoch(change: str, edges: Tens
 # Native objects -----------------------------------------------------------------------------------
 
 
-def test_native_samplers_hold_what_the_conversion_of_an_argument_made(edges: Tensor) -> None:
+def test_a_native_sampler_holds_what_the_conversion_of_an_argument_made(edges: Tensor) -> None:
     indptr, indices, _ = (array.numpy() for array in csc_of(edges))
     seeds = np.arange(100)
-    expected = Sampler(indptr, indices).sample(seeds, [3], False, 0, 0, 0)
-    # Neither is what the constructor takes as it is: one steps over entries, one has another type.
-    strided = np.repeat(indptr, 2)[::2]
-    sampler = Sampler(strided, indices.astype(np.int16).astype(np.int32) * 0 + indices)
-    typed = GraphSampler([NODES], [(0, 0, strided, indices)], [None], [None], [None])
-    del strided
+
+    def made(indptr: np.ndarray, indices: np.ndarray) -> Sampler:
+        return Sampler([NODES], [(0, 0, indptr, indices)], [None], [None], [None])
+
+    def batch(sampler: Sampler) -> list[np.ndarray]:
+        out = sampler.sample([(0, seeds, None)], [[3]], False, False, False, False, 0, 0, 0)
+        return [out[0][0], out[2][0], out[3][0]]
+
+    expected = batch(made(indptr, indices))
+    # Neither is what the constructor takes as it is: both step over entries.
+    sampler = made(np.repeat(indptr, 2)[::2], np.repeat(indices, 2)[::2])
     scrub()
-    for found, value in zip(sampler.sample(seeds, [3], False, 0, 0, 0), expected, strict=True):
+    for found, value in zip(batch(sampler), expected, strict=True):
         assert np.array_equal(found, value)
-    node = typed.sample([(0, seeds, None)], [[3]], False, False, False, False, 0, 0, 0)[0][0]
-    assert np.array_equal(node, expected[0])
 
 
 def test_a_planner_holds_its_scores() -> None:

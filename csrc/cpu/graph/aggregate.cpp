@@ -50,7 +50,7 @@ int64_t sum_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coe
                       const Rows<Value>& x, Value* out, ThreadPool& pool, Isa isa) {
   const Job<Value, Id> job{edges, coefficients, x, nullptr, out};
   (void)isa;
-  return run(job, GNNSYS_CHOOSE(sum_targets, isa), pool);
+  return run(job, GNNSYS_CHOOSE(isa, sum_targets<Value, Id>), pool);
 }
 
 template <class Value, class Id>
@@ -58,7 +58,7 @@ int64_t dot_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coe
                       const Rows<Value>& x, const Value* y, Value* out, ThreadPool& pool, Isa isa) {
   const Job<Value, Id> job{edges, coefficients, x, y, out};
   (void)isa;
-  return run(job, GNNSYS_CHOOSE(dot_targets, isa), pool);
+  return run(job, GNNSYS_CHOOSE(isa, dot_targets<Value, Id>), pool);
 }
 
 EdgeScan scan_edges(const int64_t* source, const int64_t* target, int64_t num_edges) {

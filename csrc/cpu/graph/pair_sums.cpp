@@ -40,7 +40,7 @@ void pair_sums(const Pairs<Value, Id>& pairs, const Value* u, int64_t width, Val
                ThreadPool& pool, Isa isa) {
   const Job<Value, Id> job{pairs, u, width, tau, nullptr, out};
   (void)isa;
-  run(job, GNNSYS_CHOOSE(sum_pairs, isa), pool);
+  run(job, GNNSYS_CHOOSE(isa, sum_pairs<Value, Id>), pool);
 }
 
 template <class Value, class Id>
@@ -48,7 +48,7 @@ void pair_sums_backward(const Pairs<Value, Id>& pairs, const Value* u, int64_t w
                         const Value* grad, Value* out, ThreadPool& pool, Isa isa) {
   const Job<Value, Id> job{pairs, u, width, tau, grad, out};
   (void)isa;
-  run(job, GNNSYS_CHOOSE(derive_pairs, isa), pool);
+  run(job, GNNSYS_CHOOSE(isa, derive_pairs<Value, Id>), pool);
 }
 
 #define GNNSYS_INSTANTIATE(Value, Id)                                                         \

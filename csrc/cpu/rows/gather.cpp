@@ -42,52 +42,33 @@ struct FixedCopy {
 };
 
 #if defined(__x86_64__)
+// What writes a vector past the caches.
+namespace generic {
+using Vector = __m128i;
+[[gnu::target("sse2"), gnu::always_inline]] inline void stream(char* to, const char* from) {
+  _mm_stream_si128(reinterpret_cast<Vector*>(to),
+                   _mm_loadu_si128(reinterpret_cast<const Vector*>(from)));
+}
+}  // namespace generic
 
-#define GNNSYS_NAMESPACE generic
-#define GNNSYS_TARGET [[gnu::target("sse2")]]
-#define GNNSYS_VECTOR __m128i
-#define GNNSYS_LOAD _mm_loadu_si128
-#define GNNSYS_STREAM _mm_stream_si128
-#include "rows/gather_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-#undef GNNSYS_VECTOR
-#undef GNNSYS_LOAD
-#undef GNNSYS_STREAM
+namespace avx2 {
+using Vector = __m256i;
+[[gnu::target("avx2"), gnu::always_inline]] inline void stream(char* to, const char* from) {
+  _mm256_stream_si256(reinterpret_cast<Vector*>(to),
+                      _mm256_loadu_si256(reinterpret_cast<const Vector*>(from)));
+}
+}  // namespace avx2
 
-#define GNNSYS_NAMESPACE avx2
-#define GNNSYS_TARGET [[gnu::target("avx2")]]
-#define GNNSYS_VECTOR __m256i
-#define GNNSYS_LOAD _mm256_loadu_si256
-#define GNNSYS_STREAM _mm256_stream_si256
-#include "rows/gather_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-#undef GNNSYS_VECTOR
-#undef GNNSYS_LOAD
-#undef GNNSYS_STREAM
-
-#define GNNSYS_NAMESPACE avx512
-#define GNNSYS_TARGET [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")]]
-#define GNNSYS_VECTOR __m512i
-#define GNNSYS_LOAD _mm512_loadu_si512
-#define GNNSYS_STREAM _mm512_stream_si512
-#include "rows/gather_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-#undef GNNSYS_VECTOR
-#undef GNNSYS_LOAD
-#undef GNNSYS_STREAM
-
-#else
-
-#define GNNSYS_NAMESPACE generic
-#define GNNSYS_TARGET
-#include "rows/gather_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
+namespace avx512 {
+using Vector = __m512i;
+[[gnu::target("avx512f"), gnu::always_inline]] inline void stream(char* to, const char* from) {
+  _mm512_stream_si512(reinterpret_cast<Vector*>(to), _mm512_loadu_si512(from));
+}
+}  // namespace avx512
 #endif
+
+#define GNNSYS_KERNEL "rows/gather_kernel.inl"
+#include "each_isa.inl"
 
 template <class Id>
 using Kernel = int64_t (*)(const Job&, const Id*, int64_t, int64_t);
@@ -97,15 +78,7 @@ Kernel<Id> choose_kernel(const RowTable& table, int64_t n, const char* out, Isa 
 #if defined(__x86_64__)
   const bool lines = table.row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;
   const bool stream = lines && n * table.row_bytes >= kStreamBytes;
-  switch (isa) {
-    case Isa::avx512:
-      return stream ? avx512::stream_rows<Id> : avx512::plain_rows<Id>;
-    case Isa::avx2:
-      return stream ? avx2::stream_rows<Id> : avx2::plain_rows<Id>;
-    case Isa::generic:
-      break;
-  }
-  return stream ? generic::stream_rows<Id> : generic::plain_rows<Id>;
+  return stream ? GNNSYS_CHOOSE(isa, stream_rows<Id>) : GNNSYS_CHOOSE(isa, plain_rows<Id>);
 #else
   (void)table, (void)n, (void)out, (void)isa;
   return generic::plain_rows<Id>;

@@ -1,5 +1,4 @@
-// The gather loop, compiled once for each instruction set: gather.cpp includes this with
-// GNNSYS_NAMESPACE and GNNSYS_TARGET set. Every function carries the target, so that none of them
+// The gather loop: each_isa.inl compiles it for each instruction set. Every function carries the target, so that none of them
 // can stand in for another instruction set's when the linker merges templates.
 
 namespace GNNSYS_NAMESPACE {
@@ -36,10 +35,7 @@ GNNSYS_TARGET int64_t copy_rows(const Job& job, const Id* ids, int64_t begin, in
 struct StreamCopy {
   int64_t bytes;
   GNNSYS_TARGET void operator()(char* to, const char* from) const {
-    for (int64_t b = 0; b < bytes; b += sizeof(GNNSYS_VECTOR)) {
-      GNNSYS_STREAM(reinterpret_cast<GNNSYS_VECTOR*>(to + b),
-                    GNNSYS_LOAD(reinterpret_cast<const GNNSYS_VECTOR*>(from + b)));
-    }
+    for (int64_t b = 0; b < bytes; b += sizeof(Vector)) stream(to + b, from + b);
   }
 };
 

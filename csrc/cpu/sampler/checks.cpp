@@ -18,12 +18,16 @@ std::string name_of(const char* what, std::size_t number) {
   return std::string(what) + " " + std::to_string(number);
 }
 
-void check_ids(int type, std::span<const int64_t> ids, int64_t num_nodes, const char* what) {
+void check_ids(const TypedGraph& graph, int type, std::span<const int64_t> ids, const char* what) {
+  const int64_t num_nodes = graph.num_nodes[type];
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= num_nodes) {
       throw std::out_of_range(std::string(what) + " " + std::to_string(ids[i]) + " at position " +
-                              std::to_string(i) + " is outside the nodes of " +
-                              name_of("type", type) + ", [0, " + std::to_string(num_nodes) + ")");
+                              std::to_string(i) + " is outside " +
+                              (graph.num_nodes.size() == 1
+                                   ? "the graph's nodes "
+                                   : "the nodes of " + name_of("type", type) + ", ") +
+                              "[0, " + std::to_string(num_nodes) + ")");
     }
   }
 }
@@ -99,7 +103,7 @@ void check_graph(const TypedGraph& graph) {
   }
 }
 
-void check_request(const TypedGraph& graph, const GraphSampleRequest& request) {
+void check_request(const TypedGraph& graph, const SampleRequest& request) {
   const bool timed = has_times(graph);
   check_fanouts(graph, request.fanouts);
   if (timed && !request.disjoint) {
@@ -114,6 +118,10 @@ void check_request(const TypedGraph& graph, const GraphSampleRequest& request) {
     }
   }
   int64_t total = 0;
+  for (const SeedGroup& seeds : request.seeds) total += seeds.count;
+  if (total >= kMaxSeeds) {
+    refuse(std::to_string(total) + " seeds, a batch takes less than 2^31");
+  }
   for (const SeedGroup& seeds : request.seeds) {
     if (seeds.type < 0 || seeds.type >= static_cast<int>(graph.num_nodes.size())) {
       refuse("seeds have the type " + std::to_string(seeds.type) + ", outside [0, " +
@@ -126,12 +134,7 @@ void check_request(const TypedGraph& graph, const GraphSampleRequest& request) {
       refuse("seeds of " + name_of("type", seeds.type) +
              " have no times, neither given nor as node_time");
     }
-    check_ids(seeds.type, {seeds.ids, static_cast<std::size_t>(seeds.count)},
-              graph.num_nodes[seeds.type], "seed");
-    total += seeds.count;
-  }
-  if (total >= kMaxSeeds) {
-    refuse(std::to_string(total) + " seeds, a batch takes less than 2^31");
+    check_ids(graph, seeds.type, {seeds.ids, static_cast<std::size_t>(seeds.count)}, "seed");
   }
 }
 
@@ -141,7 +144,7 @@ void check_nodes(const TypedGraph& graph, const std::vector<std::span<const int6
            std::to_string(graph.num_nodes.size()));
   }
   for (std::size_t t = 0; t < nodes.size(); ++t) {
-    check_ids(static_cast<int>(t), nodes[t], graph.num_nodes[t], "node");
+    check_ids(graph, static_cast<int>(t), nodes[t], "node");
   }
 }
 

@@ -29,7 +29,8 @@ void produce_in_order(ThreadPool& threads, int64_t n, int64_t grain,
   };
   const int64_t count = (n + grain - 1) / grain;
   std::vector<Piece> pieces(count);
-  std::mutex mutex;  // guards all that follows
+  spare.reserve(spare.size() + count);  // so that buffers come back without an allocation
+  std::mutex mutex;                     // guards all that follows
   int64_t started = 0, joined = 0;
   bool joining = false;
   std::exception_ptr error;

@@ -16,9 +16,7 @@ Extent read_extent(const Relation& relation, int number, int64_t target) {
   const int64_t first = relation.indptr[target];
   const int64_t end = relation.indptr[target + 1];
   if (first < 0 || end < first || end > relation.num_edges || end - first > kMaxDegree) {
-    throw std::runtime_error(name_of(number) +
-                             ": indptr is not ascending within [0, number of edges], or a node has "
-                             "2^32 edges");
+    throw_bad_indptr(number);
   }
   return {first, end - first};
 }
@@ -161,6 +159,12 @@ void pick_by_weight(const RelationHop& hop, int64_t begin, int64_t end, ExpandSc
 }
 
 }  // namespace
+
+void throw_bad_indptr(int number) {
+  throw std::runtime_error(name_of(number) +
+                           ": indptr is not ascending within [0, number of edges], or a node has "
+                           "2^32 edges");
+}
 
 void throw_bad_source(int number, int64_t position, int64_t source, int64_t num_sources) {
   throw std::runtime_error(name_of(number) + ": indices hold the node " + std::to_string(source) +

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "draws.hpp"
-#include "gnnsys/sampler/graph_sampler.hpp"
+#include "gnnsys/sampler/sampler.hpp"
 #include "sampler/weights.hpp"
 
 namespace gnnsys {
@@ -56,6 +56,7 @@ inline bool is_outside(int64_t node, int64_t num_nodes) {
   return static_cast<uint64_t>(node) >= static_cast<uint64_t>(num_nodes);
 }
 
+[[noreturn, gnu::cold]] void throw_bad_indptr(int number);
 [[noreturn, gnu::cold]] void throw_bad_source(int number, int64_t position, int64_t source,
                                               int64_t num_sources);
 

@@ -1,99 +1,389 @@
 #include "gnnsys/sampler/sampler.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "draws.hpp"
-#include "gnnsys/philox.hpp"
 #include "sampler/batch_arrays.hpp"
+#include "sampler/checks.hpp"
+#include "sampler/chunks.hpp"
+#include "sampler/expand.hpp"
+#include "sampler/labor.hpp"
+#include "sampler/trees.hpp"
+#include "sampler/uniform.hpp"
+#include "sampler/weights.hpp"
 
 namespace gnnsys {
 namespace {
 
-constexpr int64_t kChunk = 256;  // frontier nodes that one thread expands at a time
-
-// One hop; the targets are the frontier.
-struct Hop {
-  const CscGraph* graph;
-  PickPositions pick;
-  Targets targets;
-  int64_t first_local;  // of the frontier's first node in the batch
-  int64_t* first;       // what targets.first and targets.degree read
-  uint32_t* degree;
-};
-
-#define GNNSYS_NAMESPACE generic
-#if defined(__x86_64__)
-#define GNNSYS_TARGET [[gnu::target("sse2")]]
-#else
-#define GNNSYS_TARGET
-#endif
-#include "sampler/sampler_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#if defined(__x86_64__)
-
-#define GNNSYS_NAMESPACE avx2
-#define GNNSYS_TARGET [[gnu::target("avx2,bmi,bmi2")]]
-#include "sampler/sampler_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#define GNNSYS_NAMESPACE avx512
-#define GNNSYS_TARGET \
-  [[gnu::target("avx512f,avx512dq,avx512bw,avx512vl,bmi,bmi2,prefer-vector-width=512")]]
-#include "sampler/sampler_kernel.inl"
-#undef GNNSYS_NAMESPACE
-#undef GNNSYS_TARGET
-
-#endif
-
-template <class Index>
-struct Kernels {
-  int64_t (*measure)(const Hop&, int64_t, int64_t);
-  bool (*expand)(const Hop&, int64_t, int64_t, int64_t, PickScratch&, int64_t*, int64_t*, Index*);
-};
-
-template <class Index>
-Kernels<Index> choose_kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return {avx512::measure, avx512::expand<Index>};
-  if (isa == Isa::avx2) return {avx2::measure, avx2::expand<Index>};
-#else
-  (void)isa;
-#endif
-  return {generic::measure, generic::expand<Index>};
-}
+constexpr int64_t kChunk = 256;     // frontier nodes that one thread expands at a time
+constexpr int64_t kWideChunk = 32;  // where all their neighbours are read
 
 }  // namespace
 
 // What one batch in the making needs; kept from batch to batch.
 struct Sampler::Context {
-  // map[v] - base is the place of node v in the batch if map[v] >= base: raising base past all
-  // values in use empties the map without touching it.
-  std::shared_ptr<char> map_area;
-  uint64_t base = 1;
-  GrowingArray node, row, col, edge;
-  std::vector<int64_t> first;         // (frontier)
-  std::vector<uint32_t> degree;       // (frontier)
-  std::vector<int64_t> chunk_offset;  // (chunks + 1) first edge of each chunk of the hop
-  std::vector<std::atomic<bool>> expanded;
-  std::shared_ptr<char> neighbor_area;  // (edges of the hop) Index
-  std::size_t neighbor_bytes = 0;
-  std::vector<PickScratch> scratch;  // per thread
+  struct Type {
+    // map[v] - base is the place of node v in the batch if map[v] >= base: raising base past all
+    // values in use empties the map without touching it.
+    std::shared_ptr<char> map_area;
+    uint64_t base = 1;
+    TreePlaces trees;  // the places where trees are disjoint
+    CoarseDraws coarse;
+    GrowingArray node, tree;
+    int64_t nodes = 0;
+    int64_t begin = 0, end = 0;  // the frontier
 
-  uint32_t* map() const { return reinterpret_cast<uint32_t*>(map_area.get()); }
+    uint32_t* map() const { return reinterpret_cast<uint32_t*>(map_area.get()); }
+  };
+  struct Edges {
+    GrowingArray row, edge;
+    std::vector<uint32_t> count;  // edges of each target; of a uniform relation the columns instead
+                                  // lie behind the rows
+    int64_t size = 0;
+  };
+
+  std::vector<Type> types;
+  std::vector<Edges> edges;
+  std::vector<int64_t> seed_time;      // per tree
+  std::vector<ExpandScratch> scratch;  // per thread
+  std::vector<std::unique_ptr<EdgeBuffer>> spare;
+  UniformScratch uniform;
+
+  // Empties the map of a type for a batch that has at most so many places.
+  void open_map(std::size_t number, int64_t num_nodes, int64_t places) {
+    if (places >= UINT32_MAX) {
+      throw std::length_error("type " + std::to_string(number) + " may have " +
+                              std::to_string(places) +
+                              " places in the batch, the sampler takes less than 2^32 - 1");
+    }
+    Type& type = types[number];
+    if (!type.map_area) type.map_area = map_zeros(num_nodes * sizeof(uint32_t));
+    if (type.base + static_cast<uint64_t>(places) > UINT32_MAX) {
+      std::memset(type.map_area.get(), 0, num_nodes * sizeof(uint32_t));
+      type.base = 1;
+    }
+  }
 };
 
-Sampler::Sampler(CscGraph graph, int threads, Isa isa)
-    : graph_(graph), isa_(isa), threads_(threads), pool_(BufferPool::shared()) {
-  if (graph.num_nodes >= kMaxNodes) {
-    throw std::length_error("the graph has " + std::to_string(graph.num_nodes) +
-                            " nodes, the sampler takes less than " + std::to_string(kMaxNodes));
+namespace {
+
+// About how many in-edges the nodes have; what a bad indptr adds does no harm.
+int64_t count_edges(const Relation& relation, const int64_t* nodes, int64_t count) {
+  uint64_t edges = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kDistance < count) __builtin_prefetch(relation.indptr + nodes[i + kDistance]);
+    edges += static_cast<uint64_t>(relation.indptr[nodes[i] + 1]) -
+             static_cast<uint64_t>(relation.indptr[nodes[i]]);
+  }
+  return static_cast<int64_t>(edges);
+}
+
+// The two rows of an edge index in one array: `row` grew to `size` sources, targets are counted.
+EdgeIndex finish_edge_index(GrowingArray& row, const std::vector<uint32_t>& count, int64_t size,
+                            BufferPool& pool) {
+  row.reserve(pool, size, std::max<int64_t>(1, 2 * size));
+  int64_t* col = row.data() + size;
+  for (std::size_t target = 0; target < count.size(); ++target) {
+    col = std::fill_n(col, count[target], static_cast<int64_t>(target));
+  }
+  return row.finish(2 * size);
+}
+
+IdArray finish_ids(GrowingArray& array, int64_t size, BufferPool& pool) {
+  array.reserve(pool, size, std::max<int64_t>(1, size));
+  return array.finish(size);
+}
+
+}  // namespace
+
+// Draws one batch.
+struct Sampler::Run {
+  Sampler& sampler;
+  const SampleRequest& request;
+  Context& context;
+  BufferPool& pool = *sampler.pool_;
+  const TypedGraph& graph = sampler.graph_;
+  const std::size_t hops = request.fanouts.empty() ? 0 : request.fanouts[0].size();
+
+  void start() {
+    for (std::size_t t = 0; t < context.types.size(); ++t) {
+      Context::Type& type = context.types[t];
+      type.nodes = type.begin = type.end = 0;
+      if (request.disjoint) {
+        type.trees.clear();
+        continue;
+      }
+      int64_t seeds = 0;
+      for (const SeedGroup& group : request.seeds) {
+        if (group.type == static_cast<int>(t)) seeds += group.count;
+      }
+      context.open_map(t, graph.num_nodes[t], graph.num_nodes[t] + seeds);
+    }
+    for (Context::Edges& edges : context.edges) {
+      edges.size = 0;
+      edges.count.clear();
+    }
+    context.seed_time.clear();
+  }
+
+  void place_seeds() {
+    int64_t tree = 0;
+    for (const SeedGroup& seeds : request.seeds) {
+      Context::Type& type = context.types[seeds.type];
+      make_room(type, seeds.count);
+      for (int64_t i = 0; i < seeds.count; ++i, ++tree) {
+        const int64_t v = seeds.ids[i];
+        type.node.data()[type.nodes] = v;
+        if (request.disjoint) {
+          type.tree.data()[type.nodes] = tree;
+          type.trees.insert(TreePlaces::key(tree, v), type.nodes);
+        } else if (type.map()[v] < type.base) {
+          type.map()[v] = static_cast<uint32_t>(type.base + type.nodes);
+        }
+        ++type.nodes;
+        if (sampler.timed_) {
+          context.seed_time.push_back(seeds.times ? seeds.times[i]
+                                                  : graph.node_time[seeds.type][v]);
+        }
+      }
+    }
+  }
+
+  // For so many more nodes; relabel() writes one place beyond those in use.
+  void make_room(Context::Type& type, int64_t more) {
+    type.node.reserve(pool, type.nodes, type.nodes + more + 1);
+    if (!request.disjoint) return;
+    type.tree.reserve(pool, type.nodes, type.nodes + more);
+    type.trees.reserve(type.nodes + more);
+  }
+
+  RelationHop hop_of(std::size_t number, std::size_t hop) const {
+    const Relation& relation = graph.relations[number];
+    const Context::Type& target = context.types[relation.target_type];
+    const int64_t* const source_time = graph.node_time[relation.source_type];
+    const uint64_t stream = request.labor ? relation.source_type : number;
+    return {&relation,
+            static_cast<int>(number),
+            graph.num_nodes[relation.source_type],
+            sampler.cumulative_[number].get(),
+            source_time,
+            source_time || relation.edge_time ? context.seed_time.data() : nullptr,
+            target.node.data() + target.begin,
+            request.disjoint ? target.tree.data() + target.begin : nullptr,
+            stream_key(request.seed, request.epoch, request.group, hop, stream),
+            request.fanouts[number][hop],
+            request.replace,
+            request.last,
+            request.labor,
+            nullptr,
+            context.edges[number].count.data() + target.begin,
+            choose_pick_positions(sampler.isa_),
+            choose_philox_nodes(sampler.isa_)};
+  }
+
+  void run_relation(std::size_t number, std::size_t hop_number) {
+    const Relation& relation = graph.relations[number];
+    const Context::Type& target = context.types[relation.target_type];
+    Context::Type& source = context.types[relation.source_type];
+    Context::Edges& edges = context.edges[number];
+    const bool uniform = is_uniform(number);
+    if (!uniform) edges.count.resize(target.end);
+    const int64_t frontier = target.end - target.begin;
+    if (frontier == 0 || request.fanouts[number][hop_number] == 0) return;
+
+    // Where sources are of the targets' type their arrays may move as they grow: held here, the
+    // frontier stays where it is.
+    const std::shared_ptr<char> nodes = target.node.area, trees = target.tree.area;
+    RelationHop hop = hop_of(number, hop_number);
+    if (uniform) {
+      return relation.wide ? expand_uniformly<int64_t>(hop, frontier)
+                           : expand_uniformly<int32_t>(hop, frontier);
+    }
+    // Draws that belong to a tree serve nobody else.
+    if (request.labor && !request.disjoint &&
+        CoarseDraws::pays(hop.num_sources, count_edges(relation, hop.frontier, frontier))) {
+      hop.coarse = source.coarse.of(hop.key, hop.num_sources, hop.philox, sampler.threads_);
+    }
+    const bool reads_all = hop.labor || hop.fanout < 0;
+    produce_in_order(
+        sampler.threads_, frontier, reads_all ? kWideChunk : kChunk, context.spare,
+        [&](int thread, int64_t begin, int64_t end, EdgeBuffer& out) {
+          expand(hop, begin, end, context.scratch[thread], out);
+        },
+        [&](int64_t begin, int64_t end, const EdgeBuffer& found) {
+          edges.row.reserve(pool, edges.size, edges.size + found.size);
+          edges.edge.reserve(pool, edges.size, edges.size + found.size);
+          make_room(source, found.size);
+          std::copy_n(found.edge.get(), found.size, edges.edge.data() + edges.size);
+          int64_t* const row = edges.row.data() + edges.size;
+          if (request.disjoint) {
+            place_in_trees(source, hop, begin, end, found.source.get(), row);
+          } else {
+            source.nodes = relabel(found.source.get(), found.size, source.map(), source.base,
+                                   source.nodes, source.node.data(), row);
+          }
+          edges.size += found.size;
+        });
+  }
+
+  bool is_uniform(std::size_t number) const {
+    return !request.disjoint && !request.labor && !sampler.cumulative_[number];
+  }
+
+  // The extent of every frontier node, and where each chunk's edges begin; returns the hop's edges.
+  template <class Index>
+  int64_t measure(const UniformHop& hop, int number, int64_t frontier,
+                  const UniformKernels<Index>& kernels) {
+    const int64_t chunks = (frontier + kChunk - 1) / kChunk;
+    std::vector<int64_t>& offset = context.uniform.chunk_offset;
+    offset.assign(chunks + 1, 0);
+    parallel_for(sampler.threads_, chunks, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        offset[c + 1] = kernels.measure(hop, c * kChunk, std::min(frontier, (c + 1) * kChunk));
+      }
+    });
+    for (int64_t c = 0; c < chunks; ++c) {
+      if (offset[c + 1] < 0) throw_bad_indptr(number);
+      offset[c + 1] += offset[c];
+    }
+    return offset[chunks];
+  }
+
+  template <class Index>
+  void expand_uniformly(const RelationHop& relation_hop, int64_t frontier) {
+    const UniformKernels<Index> kernels = choose_uniform_kernels<Index>(sampler.isa_);
+    const Relation& relation = *relation_hop.relation;
+    Context::Type& source = context.types[relation.source_type];
+    Context::Edges& edges = context.edges[relation_hop.number];
+    UniformScratch& scratch = context.uniform;
+    if (static_cast<int64_t>(scratch.first.size()) < frontier) {
+      scratch.first.resize(frontier + frontier / 8);
+      scratch.degree.resize(frontier + frontier / 8);
+    }
+    const UniformHop hop{
+        &relation,
+        relation_hop.num_sources,
+        relation_hop.pick,
+        {relation_hop.key, relation_hop.fanout, relation_hop.replace, relation_hop.frontier,
+         nullptr, scratch.first.data(), scratch.degree.data()},
+        context.types[relation.target_type].begin,
+        scratch.first.data(),
+        scratch.degree.data()};
+    const int64_t count = measure(hop, relation_hop.number, frontier, kernels);
+    const int64_t size = edges.size + count;
+    source.node.reserve(pool, source.nodes, source.nodes + std::min(count, hop.num_sources) + 1);
+    edges.edge.reserve(pool, edges.size, size);
+    // Rows, then columns: those of the hops before make room for the rows of this one.
+    edges.row.reserve(pool, 2 * edges.size, 2 * size);
+    std::memmove(edges.row.data() + size, edges.row.data() + edges.size,
+                 edges.size * sizeof(int64_t));
+    int64_t* const row = edges.row.data() + edges.size;
+    int64_t* const col = row + size;
+    int64_t* const edge = edges.edge.data() + edges.size;
+    if (const std::size_t bytes = count * sizeof(Index); bytes > scratch.neighbor_bytes) {
+      scratch.neighbor = pool.acquire(bytes + bytes / 8);
+      scratch.neighbor_bytes = bytes + bytes / 8;
+    }
+    auto* const neighbor = reinterpret_cast<Index*>(scratch.neighbor.get());
+    const std::vector<int64_t>& offset = scratch.chunk_offset;
+    produce_in_order(
+        sampler.threads_, frontier, kChunk, context.spare,
+        [&](int thread, int64_t begin, int64_t end, EdgeBuffer&) {
+          const int64_t at = offset[begin / kChunk], found = offset[begin / kChunk + 1] - at;
+          if (kernels.expand(hop, begin, end, found, context.scratch[thread].pick, edge + at,
+                             col + at, neighbor + at)) {
+            return;
+          }
+          for (int64_t e = at; e < at + found; ++e) {
+            if (is_outside(neighbor[e], hop.num_sources)) {
+              throw_bad_source(relation_hop.number, edge[e], neighbor[e], hop.num_sources);
+            }
+          }
+        },
+        [&](int64_t begin, int64_t, const EdgeBuffer&) {
+          const int64_t at = offset[begin / kChunk], found = offset[begin / kChunk + 1] - at;
+          source.nodes = relabel(neighbor + at, found, source.map(), source.base, source.nodes,
+                                 source.node.data(), row + at);
+        });
+    edges.size = size;
+  }
+
+  // Gives the sources of the targets [begin, end) their places in the targets' trees.
+  void place_in_trees(Context::Type& type, const RelationHop& hop, int64_t begin, int64_t end,
+                      const int64_t* source, int64_t* row) const {
+    for (int64_t target = begin; target < end; ++target) {
+      const int64_t tree = hop.tree[target];
+      const int64_t count = hop.count[target];
+      for (int64_t e = 0; e < count; ++e) {
+        type.trees.prefetch(TreePlaces::key(tree, source[e]));
+      }
+      for (int64_t e = 0; e < count; ++e) {
+        row[e] = type.trees.insert(TreePlaces::key(tree, source[e]), type.nodes);
+        if (row[e] < type.nodes) continue;
+        type.node.data()[type.nodes] = source[e];
+        type.tree.data()[type.nodes] = tree;
+        ++type.nodes;
+      }
+      source += count;
+      row += count;
+    }
+  }
+
+  TypedBatch finish() {
+    TypedBatch batch;
+    for (Context::Type& type : context.types) {
+      batch.node.push_back(finish_ids(type.node, type.nodes, pool));
+      if (request.disjoint) batch.batch.push_back(finish_ids(type.tree, type.nodes, pool));
+      if (!request.disjoint) type.base += static_cast<uint64_t>(type.nodes);
+    }
+    for (std::size_t r = 0; r < context.edges.size(); ++r) {
+      Context::Edges& edges = context.edges[r];
+      batch.edge_index.push_back(is_uniform(r)
+                                     ? finish_ids(edges.row, 2 * edges.size, pool)
+                                     : finish_edge_index(edges.row, edges.count, edges.size, pool));
+      batch.edge.push_back(finish_ids(edges.edge, edges.size, pool));
+    }
+    return batch;
+  }
+
+  TypedBatch run() {
+    start();
+    place_seeds();
+    std::vector<std::vector<int64_t>> nodes_per_hop(context.types.size());
+    std::vector<std::vector<int64_t>> edges_per_hop(context.edges.size());
+    for (std::size_t hop = 0; hop <= hops; ++hop) {
+      for (std::size_t t = 0; t < context.types.size(); ++t) {
+        Context::Type& type = context.types[t];
+        type.begin = type.end;
+        type.end = type.nodes;
+        nodes_per_hop[t].push_back(type.end - type.begin);
+      }
+      if (hop == hops) break;
+      for (std::size_t r = 0; r < context.edges.size(); ++r) {
+        const int64_t before = context.edges[r].size;
+        run_relation(r, hop);
+        edges_per_hop[r].push_back(context.edges[r].size - before);
+      }
+    }
+    TypedBatch batch = finish();
+    batch.nodes_per_hop = std::move(nodes_per_hop);
+    batch.edges_per_hop = std::move(edges_per_hop);
+    return batch;
+  }
+};
+
+Sampler::Sampler(TypedGraph graph, int threads, Isa isa)
+    : graph_(std::move(graph)), isa_(isa), threads_(threads), pool_(BufferPool::shared()) {
+  check_graph(graph_);
+  timed_ = has_times(graph_);
+  for (std::size_t r = 0; r < graph_.relations.size(); ++r) {
+    const Relation& relation = graph_.relations[r];
+    const int64_t targets = graph_.num_nodes[relation.target_type];
+    cumulative_.push_back(relation.edge_weight ? sum_weights(relation, targets, static_cast<int>(r))
+                                               : nullptr);
   }
 }
 
@@ -109,7 +399,8 @@ std::unique_ptr<Sampler::Context> Sampler::take_context() {
     }
   }
   auto context = std::make_unique<Context>();
-  context->map_area = map_zeros(graph_.num_nodes * sizeof(uint32_t));
+  context->types = std::vector<Context::Type>(graph_.num_nodes.size());
+  context->edges = std::vector<Context::Edges>(graph_.relations.size());
   context->scratch.resize(threads_.size());
   return context;
 }
@@ -119,195 +410,54 @@ void Sampler::give_back(std::unique_ptr<Context> context) {
   idle_.push_back(std::move(context));
 }
 
-namespace {
-
-void check(const CscGraph& graph, const SampleRequest& request) {
-  for (int64_t i = 0; i < request.num_seeds; ++i) {
-    if (request.seeds[i] < 0 || request.seeds[i] >= graph.num_nodes) {
-      throw std::out_of_range("seed " + std::to_string(request.seeds[i]) + " at position " +
-                              std::to_string(i) + " is outside the graph's nodes [0, " +
-                              std::to_string(graph.num_nodes) + ")");
-    }
-  }
-  for (int64_t fanout : request.fanouts) {
-    if (fanout < -1 || fanout >= kMaxFanout) {
-      throw std::invalid_argument("fanout " + std::to_string(fanout) +
-                                  " is neither -1 (all neighbours) nor in [0, " +
-                                  std::to_string(kMaxFanout) + ")");
-    }
-  }
-}
-
-}  // namespace
-
-// Draws all batches of one Sampler: templated over the index type, so kept out of the header.
-template <class Index, class Context>
-struct BatchRun {
-  const CscGraph& graph;
-  const SampleRequest& request;
-  const Kernels<Index> kernels;
-  const PickPositions pick;
-  ThreadPool& threads;
-  BufferPool& pool;
-  Context& context;
-  int64_t nodes = 0;
-  int64_t edges = 0;
-
-  void place_seeds() {
-    context.node.reserve(pool, 0, request.num_seeds + 1);
-    uint32_t* const map = context.map();
-    for (int64_t i = 0; i < request.num_seeds; ++i) {
-      const int64_t v = request.seeds[i];
-      context.node.data()[i] = v;
-      if (map[v] < context.base) map[v] = static_cast<uint32_t>(context.base + i);
-    }
-    nodes = request.num_seeds;
-  }
-
-  // Every frontier node's extent, and where each chunk's edges begin; returns the hop's edges.
-  int64_t measure(const Hop& hop, int64_t frontier, int64_t chunks) {
-    context.chunk_offset.resize(chunks + 1);
-    std::atomic<bool> bad{false};
-    parallel_for(threads, chunks, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        const int64_t count =
-            kernels.measure(hop, c * kChunk, std::min(frontier, (c + 1) * kChunk));
-        if (count < 0) bad.store(true, std::memory_order_relaxed);
-        context.chunk_offset[c + 1] = count;
-      }
-    });
-    if (bad) {
-      throw std::runtime_error(
-          "indptr is not ascending within [0, number of edges], or a node has 2^32 edges");
-    }
-    context.chunk_offset[0] = 0;
-    for (int64_t c = 0; c < chunks; ++c) context.chunk_offset[c + 1] += context.chunk_offset[c];
-    return context.chunk_offset[chunks];
-  }
-
-  Index* reserve_neighbors(int64_t count) {
-    const std::size_t bytes = count * sizeof(Index);
-    if (bytes > context.neighbor_bytes) {
-      context.neighbor_area = pool.acquire(bytes + bytes / 8);
-      context.neighbor_bytes = bytes + bytes / 8;
-    }
-    return reinterpret_cast<Index*>(context.neighbor_area.get());
-  }
-
-  // Threads expand chunks in any order; whoever finishes one relabels those whose turn has come,
-  // one thread at a time and in order, so that places in the batch do not depend on the threads.
-  void expand(const Hop& hop, int64_t frontier, int64_t chunks, Index* neighbor) {
-    if (static_cast<int64_t>(context.expanded.size()) < chunks) {
-      context.expanded = std::vector<std::atomic<bool>>(chunks + chunks / 8);
-    }
-    for (int64_t c = 0; c < chunks; ++c) {
-      context.expanded[c].store(false, std::memory_order_relaxed);
-    }
-    std::atomic<int64_t> next_chunk{0};
-    std::atomic<bool> bad{false};
-    std::mutex turn;
-    int64_t relabeled = 0;  // chunks; guarded by `turn`
-    auto relabel_ready = [&] {
-      while (relabeled < chunks && context.expanded[relabeled].load(std::memory_order_acquire)) {
-        const int64_t at = context.chunk_offset[relabeled];
-        nodes = relabel(neighbor + at, context.chunk_offset[relabeled + 1] - at, context.map(),
-                        context.base, nodes, context.node.data(), context.row.data() + edges + at);
-        ++relabeled;
-      }
-    };
-    threads.run([&](int thread) {
-      for (;;) {
-        const int64_t c = next_chunk.fetch_add(1, std::memory_order_relaxed);
-        if (c >= chunks || bad.load(std::memory_order_relaxed)) return;
-        const int64_t at = context.chunk_offset[c];
-        if (!kernels.expand(hop, c * kChunk, std::min(frontier, (c + 1) * kChunk),
-                            context.chunk_offset[c + 1] - at, context.scratch[thread],
-                            context.edge.data() + edges + at, context.col.data() + edges + at,
-                            neighbor + at)) {
-          bad.store(true);
-          return;
-        }
-        context.expanded[c].store(true, std::memory_order_release);
-        if (std::unique_lock lock(turn, std::try_to_lock); lock.owns_lock()) relabel_ready();
-      }
-    });
-    if (bad) throw std::runtime_error("indices hold a node outside [0, number of nodes)");
-    relabel_ready();
-  }
-
-  void run_hop(std::size_t number, int64_t begin) {
-    const int64_t frontier = nodes - begin;
-    const int64_t chunks = (frontier + kChunk - 1) / kChunk;
-    if (static_cast<int64_t>(context.first.size()) < frontier) {
-      context.first.resize(frontier + frontier / 8);
-      context.degree.resize(frontier + frontier / 8);
-    }
-    Hop hop{&graph,
-            pick,
-            {stream_key(request.seed, request.epoch, request.group, number, 0),
-             request.fanouts[number], request.replace, context.node.data() + begin, nullptr,
-             context.first.data(), context.degree.data()},
-            begin,
-            context.first.data(),
-            context.degree.data()};
-    const int64_t count = measure(hop, frontier, chunks);
-    context.node.reserve(pool, nodes, nodes + std::min(count, graph.num_nodes) + 1);
-    hop.targets.node = context.node.data() + begin;
-    context.row.reserve(pool, edges, edges + count);
-    context.col.reserve(pool, edges, edges + count);
-    context.edge.reserve(pool, edges, edges + count);
-    expand(hop, frontier, chunks, reserve_neighbors(count));
-    edges += count;
-  }
-
-  SampledBatch run() {
-    SampledBatch batch;
-    place_seeds();
-    batch.nodes_per_hop.push_back(nodes);
-    for (std::size_t number = 0, begin = 0; number < request.fanouts.size(); ++number) {
-      const int64_t nodes_before = nodes, edges_before = edges;
-      run_hop(number, static_cast<int64_t>(begin));
-      batch.nodes_per_hop.push_back(nodes - nodes_before);
-      batch.edges_per_hop.push_back(edges - edges_before);
-      begin = static_cast<std::size_t>(nodes_before);
-    }
-    for (GrowingArray* array : {&context.row, &context.col, &context.edge}) {
-      array->reserve(pool, 0, 1);
-    }
-    batch.node = context.node.finish(nodes);
-    batch.row = context.row.finish(edges);
-    batch.col = context.col.finish(edges);
-    batch.edge = context.edge.finish(edges);
-    context.base += static_cast<uint64_t>(nodes);
-    return batch;
-  }
-};
-
-SampledBatch Sampler::sample(const SampleRequest& request) {
-  check(graph_, request);
-  std::unique_ptr<Context> context = take_context();
-  const uint64_t labels = static_cast<uint64_t>(graph_.num_nodes + request.num_seeds);
-  if (context->base + labels > UINT32_MAX) {
-    std::memset(context->map_area.get(), 0, graph_.num_nodes * sizeof(uint32_t));
-    context->base = 1;
-  }
+TypedBatch Sampler::sample(const SampleRequest& request) {
+  check_request(graph_, request);
   // A batch that throws leaves its context behind half used: it is dropped, not given back.
-  SampledBatch batch;
-  if (graph_.wide) {
-    batch =
-        BatchRun<int64_t, Context>{
-            graph_, request, choose_kernels<int64_t>(isa_), choose_pick_positions(isa_), threads_,
-            *pool_, *context}
-            .run();
-  } else {
-    batch =
-        BatchRun<int32_t, Context>{
-            graph_, request, choose_kernels<int32_t>(isa_), choose_pick_positions(isa_), threads_,
-            *pool_, *context}
-            .run();
-  }
+  std::unique_ptr<Context> context = take_context();
+  TypedBatch batch = Run{*this, request, *context}.run();
   give_back(std::move(context));
   return batch;
+}
+
+InducedEdges Sampler::induce(const std::vector<std::span<const int64_t>>& nodes) {
+  check_nodes(graph_, nodes);
+  std::unique_ptr<Context> context = take_context();
+  for (std::size_t t = 0; t < nodes.size(); ++t) {
+    Context::Type& type = context->types[t];
+    context->open_map(t, graph_.num_nodes[t], static_cast<int64_t>(nodes[t].size()));
+    for (std::size_t i = 0; i < nodes[t].size(); ++i) {
+      uint32_t& place = type.map()[nodes[t][i]];
+      if (place < type.base) place = static_cast<uint32_t>(type.base + i);
+    }
+  }
+  InducedEdges induced;
+  for (std::size_t r = 0; r < graph_.relations.size(); ++r) {
+    const Relation& relation = graph_.relations[r];
+    const Context::Type& source = context->types[relation.source_type];
+    const std::span<const int64_t> targets = nodes[relation.target_type];
+    Context::Edges& edges = context->edges[r];
+    edges.size = 0;
+    edges.count.assign(targets.size(), 0);
+    produce_in_order(
+        threads_, static_cast<int64_t>(targets.size()), kWideChunk, context->spare,
+        [&](int, int64_t begin, int64_t end, EdgeBuffer& out) {
+          expand_among(relation, static_cast<int>(r), graph_.num_nodes[relation.source_type],
+                       {source.map(), source.base}, targets.data() + begin, end - begin,
+                       edges.count.data() + begin, out);
+        },
+        [&](int64_t, int64_t, const EdgeBuffer& found) {
+          edges.row.reserve(*pool_, edges.size, edges.size + found.size);
+          edges.edge.reserve(*pool_, edges.size, edges.size + found.size);
+          std::copy_n(found.source.get(), found.size, edges.row.data() + edges.size);
+          std::copy_n(found.edge.get(), found.size, edges.edge.data() + edges.size);
+          edges.size += found.size;
+        });
+    induced.edge_index.push_back(finish_edge_index(edges.row, edges.count, edges.size, *pool_));
+    induced.edge.push_back(finish_ids(edges.edge, edges.size, *pool_));
+  }
+  for (std::size_t t = 0; t < nodes.size(); ++t) context->types[t].base += nodes[t].size();
+  give_back(std::move(context));
+  return induced;
 }
 
 }  // namespace gnnsys

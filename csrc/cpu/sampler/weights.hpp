@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "gnnsys/sampler/graph_sampler.hpp"
+#include "gnnsys/sampler/sampler.hpp"
 
 namespace gnnsys {
 

@@ -128,7 +128,7 @@ std::vector<int64_t> weighted_positions(const SlowDraws& draws, std::vector<doub
 struct SlowRun {
   const SmallGraph& graph;
   const SmallRequest& request;
-  const GraphSampleRequest& options = request.options;
+  const SampleRequest& options = request.options;
   SlowBatch batch{};
   std::vector<std::map<std::pair<int64_t, int64_t>, int64_t>> place{};  // of (tree, node)
   std::vector<int64_t> seed_time{};
@@ -287,8 +287,8 @@ SmallGraph random_graph(std::mt19937_64& random, Kind kind) {
   return graph;
 }
 
-GraphSampleRequest SmallRequest::view() const {
-  GraphSampleRequest request = options;
+SampleRequest SmallRequest::view() const {
+  SampleRequest request = options;
   for (std::size_t g = 0; g < types.size(); ++g) {
     request.seeds.push_back({types[g], ids[g].data(), static_cast<int64_t>(ids[g].size()),
                              address(times[g], timed[g])});

@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "gnnsys/sampler/graph_sampler.hpp"
+#include "gnnsys/sampler/sampler.hpp"
 
 namespace gnnsys::test {
 
@@ -38,9 +38,9 @@ struct SmallRequest {
   std::vector<int> types;
   std::vector<std::vector<int64_t>> ids, times;
   std::vector<bool> timed;
-  GraphSampleRequest options;  // without seeds
+  SampleRequest options;  // without seeds
 
-  GraphSampleRequest view() const;
+  SampleRequest view() const;
 };
 
 SmallRequest random_request(std::mt19937_64& random, const SmallGraph& graph, Kind kind,
@@ -51,7 +51,7 @@ struct SlowBatch {
   std::vector<std::vector<int64_t>> nodes_per_hop, edges_per_hop;
 };
 
-// What GraphSampler::sample promises, by the book.
+// What Sampler::sample promises, by the book.
 SlowBatch sample_slowly(const SmallGraph& graph, const SmallRequest& request);
 
 }  // namespace gnnsys::test

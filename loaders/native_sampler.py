@@ -1,15 +1,15 @@
-"""The native samplers behind PyG's outputs: one for plain requests, one for all others."""
+"""The native sampler behind PyG's outputs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.sampler import HeteroSamplerOutput, SamplerOutput
+from torch_geometric.sampler import HeteroSamplerOutput
 from torch_geometric.typing import NodeType
 
 from gnnsys.errors import ArgumentError, DTypeError
@@ -17,7 +17,7 @@ from gnnsys.loaders.typed_graph import TypedGraph
 from gnnsys.loaders.user_graph import as_times
 from gnnsys.system.extension import core
 
-__all__ = ["Draws", "NativeSamplers"]
+__all__ = ["Draws", "NativeSampler"]
 
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -35,12 +35,11 @@ class Draws:
     group: int
 
 
-class NativeSamplers:
-    """The native samplers of a graph, each made when it is first used, by whichever thread.
+class NativeSampler:
+    """The native sampler of a graph, made when it is first used, by whichever thread.
 
-    A homogeneous graph without weights has two: the plain one is faster, the typed one knows
-    options. Several threads may sample at once. A native sampler holds on to the arrays that it
-    was made over; where the graph has got other ones, or torch has moved them, one is made anew.
+    Several threads may sample at once. It holds on to the arrays that it was made over; where the
+    graph has got other ones, or torch has moved them, it is made anew.
     """
 
     def __init__(self, graph: TypedGraph, threads: int, isa: str) -> None:
@@ -48,61 +47,23 @@ class NativeSamplers:
         self._threads = threads
         self._isa = isa
         self._making = threading.Lock()
-        self._made: dict[str, tuple[Any, list[int]]] = {}
+        self._made: tuple[core.Sampler, list[int]] | None = None
 
-    def plain(self) -> core.Sampler:
-        """The sampler of a homogeneous graph, uniform and without options."""
-        return self._get("plain", self._make_plain)
-
-    def typed(self) -> core.GraphSampler:
-        """The sampler of a typed graph with all options."""
-        return self._get("typed", lambda: self._graph.native(self._threads, self._isa))
-
-    def _make_plain(self) -> core.Sampler:
-        graph = self._graph.relations[0].graph
-        return core.Sampler(graph.indptr.numpy(), graph.indices.numpy(), self._threads, self._isa)
-
-    def _get(self, kind: str, make: Callable[[], Any]) -> Any:
-        made = self._made.get(kind)  # what is made needs no lock, which a fork might copy locked
+    def get(self) -> core.Sampler:
+        """The sampler over the graph's arrays of now."""
+        made = self._made  # what is made needs no lock, which a fork might copy locked
         if made is None or made[1] != self._addresses():
             with self._making:
                 addresses = self._addresses()
-                made = self._made.get(kind)
+                made = self._made
                 if made is None or made[1] != addresses:
-                    made = self._made[kind] = (make(), addresses)
+                    made = self._made = (self._graph.native(self._threads, self._isa), addresses)
         return made[0]
 
     def _addresses(self) -> list[int]:
         return [array.data_ptr() for array in self._graph.arrays()]
 
-    def sample_plain(self, seeds: Tensor, fanouts: list[int], draws: Draws) -> SamplerOutput:
-        """One batch of the plain sampler; of ``draws`` only ``replace`` and the words count.
-
-        Raises:
-            ArgumentError, DTypeError: seeds outside the graph, or that are no integers.
-        """
-        native = self.plain()
-        try:
-            node, row, col, edge, nodes_per_hop, edges_per_hop = native.sample(
-                _as_ids("seeds", seeds).numpy(),
-                fanouts,
-                draws.replace,
-                draws.seed,
-                draws.epoch,
-                draws.group,
-            )
-        except (IndexError, ValueError, RuntimeError) as error:
-            raise ArgumentError(str(error)) from error
-        return SamplerOutput(
-            node=torch.from_numpy(node),
-            row=torch.from_numpy(row),
-            col=torch.from_numpy(col),
-            edge=torch.from_numpy(edge),
-            num_sampled_nodes=nodes_per_hop,
-            num_sampled_edges=edges_per_hop,
-        )
-
-    def sample_typed(
+    def sample(
         self,
         seeds: dict[NodeType | None, Tensor],
         times: dict[NodeType | None, Tensor] | None,
@@ -110,7 +71,7 @@ class NativeSamplers:
         draws: Draws,
         induced: bool = False,
     ) -> HeteroSamplerOutput:
-        """One batch of the typed sampler; the dicts' key is None where the graph has no types.
+        """One batch; the dicts' key is None where the graph has no types.
 
         Args:
             seeds: (n,) node ids by type.
@@ -123,9 +84,10 @@ class NativeSamplers:
 
         Raises:
             ArgumentError: seeds outside the graph or of an unknown type, or without a time.
+            DTypeError: seeds that are no integers.
         """
         given = times if times is not None and self._graph.is_temporal else {}
-        native = self.typed()
+        native = self.get()
         request = [self._seeds_of(kind, ids, given.get(kind)) for kind, ids in seeds.items()]
         try:
             node, batch, edge_index, edge, nodes_per_hop, edges_per_hop = native.sample(

@@ -1,8 +1,9 @@
-"""The typed sampler against plain Python over ``gnnsys.rng``, and the statistics of its draws."""
+"""The native sampler against plain Python over ``gnnsys.rng``, and the statistics of its draws."""
 
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Graph:
         self.edge_weight = self.edge_weight or [None] * len(self.relations)
 
     def sampler(self, threads=1, isa="auto"):
-        return _core.GraphSampler(
+        return _core.Sampler(
             self.num_nodes,
             self.relations,
             self.node_time,
@@ -268,20 +269,25 @@ def test_labor_equals_the_reference_among_very_many_sources(dtype):
 
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("dtype", INDEX_TYPES)
-def test_one_relation_gives_what_the_homogeneous_sampler_gives(dtype, replace):
+def test_uniform_hops_of_many_chunks_equal_the_reference(dtype, replace):
     draw = np.random.default_rng(4)
     indptr, indices = csc(draw, 3000, 3000, [0, 1, 3, 10, 64, 65, 200, 600, 2000], dtype)
-    typed = Graph([3000], [(0, 0, indptr, indices)]).sampler(threads=2)
-    plain = _core.Sampler(indptr, indices, 2)
+    graph = Graph([3000], [(0, 0, indptr, indices)])
+    sampler = graph.sampler(threads=2)
     for group, fanouts in enumerate([[15, 10, 5], [3, 0, 2], [40], [-1, 2], [0], []]):
         seeds = draw.integers(0, 3000, 300)
-        node, row, col, edge, *counts = plain.sample(seeds, fanouts, replace, 1, 2, group)
         request = Request([(0, seeds, None)], [fanouts], replace, seed=1, epoch=2, group=group)
-        found = request.of(typed)
-        assert np.array_equal(found[0][0], node)
-        assert np.array_equal(found[2][0], [row, col])
-        assert np.array_equal(found[3][0], edge)
-        assert [found[4][0], found[5][0]] == counts
+        assert as_lists(request.of(sampler)) == sample_slowly(graph, request)
+
+
+def test_uniform_and_weighted_relations_share_a_batch():
+    """The edges of either are put into the batch in a way of its own."""
+    draw = np.random.default_rng(9)
+    relations = [(0, 0, *csc(draw, 2000, 2000, [0, 3, 70, 300], np.int32)) for _ in range(3)]
+    weights = [None, draw.random(len(relations[1][3])), None]
+    graph = Graph([2000], relations, edge_weight=weights)
+    request = Request([(0, np.arange(0, 2000, 5), None)], [[4, 2], [3, 2], [0, 3]], seed=8)
+    assert as_lists(request.of(graph.sampler(threads=2))) == sample_slowly(graph, request)
 
 
 @pytest.mark.parametrize("options", [{}, {"disjoint": True}, {"labor": True}, {"weight": True}])
@@ -601,6 +607,14 @@ def test_a_seed_outside_its_type_is_an_error(seed):
     request = Request([(0, [0], None), (1, [0, 4, seed], None)], [[1]])
     message = rf"seed {seed} at position 2 is outside the nodes of type 1, \[0, 5\)"
     refused(star(5), request, IndexError, message)
+
+
+def test_too_many_seeds_are_an_error():
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+    seeds = np.frombuffer(mmap.mmap(-1, 2**31 * 8, flags=flags), np.int64)  # nobody reads them
+    graph = Graph([3], [(0, 0, np.zeros(4, np.int64), np.zeros(0, np.int32))])
+    message = r"2147483648 seeds, a batch takes less than 2\^31"
+    refused(graph, Request([(0, seeds, None)], [[1]]), ValueError, message)
 
 
 @pytest.mark.parametrize("number", [-1, 2])

@@ -1,14 +1,15 @@
-// GraphSampler against the brute force of typed_reference.cpp, and its answers to bad input.
-#include "gnnsys/sampler/graph_sampler.hpp"
+// Sampler against the brute force of typed_reference.cpp, and its answers to bad input.
+#include "gnnsys/sampler/sampler.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <vector>
 
 #include "check.hpp"
-#include "gnnsys/sampler/sampler.hpp"
 #include "sampler/typed_reference.hpp"
 #include "tests.hpp"
 
@@ -48,7 +49,7 @@ void batches_equal_the_reference() {
     for (Kind kind : {Kind::plain, Kind::weight, Kind::node_time, Kind::edge_time}) {
       const SmallGraph graph = random_graph(random, kind);
       for (Isa isa : supported_isas()) {
-        GraphSampler sampler(graph.view(), 1 + round % 3, isa);
+        Sampler sampler(graph.view(), 1 + round % 3, isa);
         for (bool labor : {false, true}) {
           if (labor && kind == Kind::weight) continue;
           const SmallRequest request = random_request(random, graph, kind, labor);
@@ -73,7 +74,7 @@ void induced_edges_are_those_between_the_nodes() {
       }
       view.emplace_back(nodes[t]);
     }
-    GraphSampler sampler(graph.view(), 1 + round % 2, supported_isas().back());
+    Sampler sampler(graph.view(), 1 + round % 2, supported_isas().back());
     const InducedEdges induced = sampler.induce(view);
     for (std::size_t r = 0; r < graph.relations.size(); ++r) {
       const SmallRelation& relation = graph.relations[r];
@@ -113,7 +114,7 @@ SmallGraph regular_graph(int64_t nodes, int64_t degree) {
   return {{nodes}, {{}}, {false}, {relation}};
 }
 
-GraphSampleRequest request_for(const std::vector<int64_t>& ids, std::vector<int64_t> fanouts) {
+SampleRequest request_for(const std::vector<int64_t>& ids, std::vector<int64_t> fanouts) {
   return {{{0, ids.data(), static_cast<int64_t>(ids.size()), nullptr}},
           {std::move(fanouts)},
           false,
@@ -125,26 +126,69 @@ GraphSampleRequest request_for(const std::vector<int64_t>& ids, std::vector<int6
           3};
 }
 
-void one_relation_gives_what_the_plain_sampler_gives() {
-  const SmallGraph graph = regular_graph(3000, 70);
-  const SmallRelation& relation = graph.relations[0];
-  std::vector<int64_t> seeds;
-  for (int64_t v = 0; v < 3000; v += 5) seeds.push_back(v);
+// Batches of many chunks, whose parts go straight to their places.
+void large_uniform_batches_equal_the_reference() {
+  SmallGraph graph = regular_graph(3000, 70);
+  SmallRelation& relation = graph.relations[0];
+  relation.narrow.assign(relation.indices.begin(), relation.indices.end());
+  SmallRequest request{
+      {0}, {{}}, {{}}, {false}, {{}, {{10, -1}}, false, false, false, false, 1, 2, 3}};
+  for (int64_t v = 0; v < 3000; v += 5) request.ids[0].push_back(v);
+  for (bool replace : {false, true}) {
+    request.options.replace = replace;
+    const SlowBatch expected = sample_slowly(graph, request);
+    for (Isa isa : supported_isas()) {
+      for (bool wide : {false, true}) {
+        relation.wide = wide;
+        check_equal(Sampler(graph.view(), 2, isa).sample(request.view()), expected, false);
+      }
+    }
+  }
+}
+
+// Nodes of every degree that the picks treat differently: what is sampled is a part of the
+// neighbourhood of the right size, the whole where the fanout allows.
+void samples_are_parts_of_neighbourhoods() {
+  std::mt19937_64 random(4);
+  std::vector<int64_t> indptr{0}, indices;
+  for (int64_t degree : {0, 1, 5, 20, 63, 64, 65, 511, 513, 2000}) {
+    for (int64_t e = 0; e < degree; ++e) indices.push_back(static_cast<int64_t>(random() % 10));
+    indptr.push_back(static_cast<int64_t>(indices.size()));
+  }
+  const std::vector<int32_t> narrow(indices.begin(), indices.end());
+  const auto edges = static_cast<int64_t>(indices.size());
+  const auto view = [&](const void* data, bool wide) -> TypedGraph {
+    return {{10}, {nullptr}, {{0, 0, indptr.data(), data, wide, edges, nullptr, nullptr}}};
+  };
+  std::vector<int64_t> seeds(10);
+  std::iota(seeds.begin(), seeds.end(), 0);
   for (Isa isa : supported_isas()) {
-    Sampler plain({relation.indptr.data(), relation.indices.data(), true, 3000, 3000 * 70}, 2, isa);
-    GraphSampler typed(graph.view(), 2, isa);
-    for (bool replace : {false, true}) {
-      GraphSampleRequest request = request_for(seeds, {10, -1});
-      request.replace = replace;
-      const TypedBatch found = typed.sample(request);
-      const SampledBatch expected = plain.sample(
-          {seeds.data(), static_cast<int64_t>(seeds.size()), {10, -1}, replace, 1, 2, 3});
-      CHECK(list_of(found.node[0]) == list_of(expected.node));
-      CHECK(row_of(found.edge_index[0]) == list_of(expected.row));
-      CHECK(col_of(found.edge_index[0]) == list_of(expected.col));
-      CHECK(list_of(found.edge[0]) == list_of(expected.edge));
-      CHECK(found.nodes_per_hop[0] == expected.nodes_per_hop);
-      CHECK(found.edges_per_hop[0] == expected.edges_per_hop);
+    Sampler wide(view(indices.data(), true), 2, isa);
+    Sampler sampler(view(narrow.data(), false), 2, isa);
+    for (int64_t fanout : {-1, 0, 1, 4, 8, 9, 16, 31, 32, 33, 100, 5000}) {
+      for (bool replace : {false, true}) {
+        SampleRequest request = request_for(seeds, {fanout});
+        request.replace = replace;
+        const TypedBatch batch = sampler.sample(request);
+        const std::vector<int64_t> edge = list_of(batch.edge[0]), row = row_of(batch.edge_index[0]),
+                                   col = col_of(batch.edge_index[0]);
+        CHECK(edge == list_of(wide.sample(request).edge[0]));
+        std::vector<int64_t> found(10);
+        for (std::size_t e = 0; e < edge.size(); ++e) {
+          const int64_t v = col[e], at = edge[e];
+          ++found[v];
+          CHECK(indptr[v] <= at && at < indptr[v + 1]);
+          CHECK(e == 0 || col[e - 1] != v || edge[e - 1] < at + (replace ? 1 : 0));
+          CHECK(batch.node[0].data()[row[e]] == indices[at]);
+        }
+        for (int64_t v = 0; v < 10; ++v) {
+          const int64_t degree = indptr[v + 1] - indptr[v];
+          const int64_t expected = fanout < 0              ? degree
+                                   : replace && degree > 0 ? fanout
+                                                           : std::min(fanout, degree);
+          CHECK(found[v] == expected);
+        }
+      }
     }
   }
 }
@@ -153,10 +197,10 @@ void threads_change_nothing() {
   const SmallGraph graph = regular_graph(3000, 30);
   std::vector<int64_t> seeds(1500);
   for (std::size_t i = 0; i < seeds.size(); ++i) seeds[i] = static_cast<int64_t>(2 * i);
-  GraphSampler alone(graph.view(), 1, supported_isas().back());
-  GraphSampler shared(graph.view(), 4, supported_isas().back());
+  Sampler alone(graph.view(), 1, supported_isas().back());
+  Sampler shared(graph.view(), 4, supported_isas().back());
   for (int option = 0; option < 3; ++option) {
-    GraphSampleRequest request = request_for(seeds, {5, 5});
+    SampleRequest request = request_for(seeds, {5, 5});
     request.disjoint = option == 1;
     request.labor = option == 2;
     const TypedBatch expected = alone.sample(request), found = shared.sample(request);
@@ -173,9 +217,9 @@ void bad_graphs_are_refused() {
   for (int64_t bad : {int64_t{-1}, int64_t{3}, INT64_MIN, INT64_MAX}) {
     SmallGraph other = graph;
     other.relations[0].indices[7] = bad;
-    GraphSampler sampler(other.view(), 2, isa);
+    Sampler sampler(other.view(), 2, isa);
     for (bool labor : {false, true}) {
-      GraphSampleRequest request = request_for(seeds, {-1});
+      SampleRequest request = request_for(seeds, {-1});
       request.labor = labor;
       CHECK(contains(message_of<std::runtime_error>([&] { sampler.sample(request); }),
                      "at position 7"));
@@ -186,42 +230,46 @@ void bad_graphs_are_refused() {
   for (int64_t bad : {int64_t{-1}, int64_t{9}, int64_t{13}, INT64_MIN, INT64_MAX}) {
     SmallGraph other = graph;
     other.relations[0].indptr[1] = bad;
-    GraphSampler sampler(other.view(), 1, isa);
+    Sampler sampler(other.view(), 1, isa);
     for (bool labor : {false, true}) {
-      GraphSampleRequest request = request_for(seeds, {2});
+      SampleRequest request = request_for(seeds, {2});
       request.labor = labor;
       message_of<std::runtime_error>([&] { sampler.sample(request); });
     }
     message_of<std::runtime_error>([&] { sampler.induce({seeds}); });
     other.relations[0].weighted = true;
     other.relations[0].weight.assign(12, 1.0);
-    message_of<std::invalid_argument>([&] { GraphSampler(other.view(), 1, isa); });
+    message_of<std::invalid_argument>([&] { Sampler(other.view(), 1, isa); });
   }
   graph.relations[0].weighted = true;
   for (double bad : {-1.0, std::nan(""), HUGE_VAL, 1.7e308}) {
     graph.relations[0].weight.assign(12, 1.7e308 / 4);
     graph.relations[0].weight[5] = bad;
-    CHECK(contains(message_of<std::invalid_argument>([&] { GraphSampler(graph.view(), 1, isa); }),
+    CHECK(contains(message_of<std::invalid_argument>([&] { Sampler(graph.view(), 1, isa); }),
                    "relation 0: the weight at position"));
   }
 }
 
 void bad_requests_are_refused() {
   const SmallGraph graph = regular_graph(3, 4);
-  GraphSampler sampler(graph.view(), 1, supported_isas().back());
+  Sampler sampler(graph.view(), 1, supported_isas().back());
   for (int64_t bad : {int64_t{-1}, int64_t{3}, INT64_MIN, INT64_MAX}) {
     const std::vector<int64_t> seeds{0, bad};
     CHECK(contains(message_of<std::out_of_range>([&] { sampler.sample(request_for(seeds, {1})); }),
-                   "at position 1 is outside the nodes of type 0"));
+                   "at position 1 is outside the graph's nodes [0, 3)"));
     message_of<std::out_of_range>([&] { sampler.induce({seeds}); });
   }
   const std::vector<int64_t> seeds{0, 1};
   for (int64_t bad : {int64_t{-2}, int64_t{1} << 24, INT64_MIN, INT64_MAX}) {
     message_of<std::invalid_argument>([&] { sampler.sample(request_for(seeds, {1, bad})); });
   }
-  GraphSampleRequest request = request_for(seeds, {1});
+  SampleRequest request = request_for(seeds, {1});
   request.fanouts.push_back({1});
   message_of<std::invalid_argument>([&] { sampler.sample(request); });
+  request = request_for(seeds, {1});
+  request.seeds[0].count = int64_t{1} << 31;  // refused before any is read
+  CHECK(contains(message_of<std::invalid_argument>([&] { sampler.sample(request); }),
+                 "2147483648 seeds, a batch takes less than 2^31"));
   request = request_for(seeds, {1});
   request.seeds[0].type = 1;
   message_of<std::invalid_argument>([&] { sampler.sample(request); });
@@ -234,10 +282,11 @@ void bad_requests_are_refused() {
 
 }  // namespace
 
-void test_graph_sampler() {
+void test_sampler() {
   batches_equal_the_reference();
   induced_edges_are_those_between_the_nodes();
-  one_relation_gives_what_the_plain_sampler_gives();
+  large_uniform_batches_equal_the_reference();
+  samples_are_parts_of_neighbourhoods();
   threads_change_nothing();
   bad_graphs_are_refused();
   bad_requests_are_refused();

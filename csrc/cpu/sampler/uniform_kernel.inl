@@ -1,12 +1,9 @@
-// The sampler's inner loops, compiled once for each instruction set: sampler.cpp includes this with
-// GNNSYS_NAMESPACE and GNNSYS_TARGET set.
+// The inner loops of uniform choices: each_isa.inl compiles them for each instruction set.
 
 namespace GNNSYS_NAMESPACE {
 
-// Reads the extent of each frontier node in [begin, end); returns how many edges they will sample,
-// or -1 when indptr is not ascending within [0, num_edges].
-GNNSYS_TARGET inline int64_t measure(const Hop& hop, int64_t begin, int64_t end) {
-  const int64_t* const indptr = hop.graph->indptr;
+GNNSYS_TARGET inline int64_t measure(const UniformHop& hop, int64_t begin, int64_t end) {
+  const int64_t* const indptr = hop.relation->indptr;
   int64_t total = 0;
   bool bad = false;
   for (int64_t i = begin; i < end; ++i) {
@@ -14,7 +11,7 @@ GNNSYS_TARGET inline int64_t measure(const Hop& hop, int64_t begin, int64_t end)
     if (i + kDistance < end) __builtin_prefetch(indptr + hop.targets.node[i + kDistance]);
     const int64_t first = indptr[hop.targets.node[i]];
     const int64_t degree = indptr[hop.targets.node[i] + 1] - first;
-    bad |= first < 0 || degree < 0 || first + degree > hop.graph->num_edges || degree > kMaxDegree;
+    bad |= first < 0 || degree < 0 || first + degree > hop.relation->num_edges || degree > kMaxDegree;
     hop.first[i] = first;
     hop.degree[i] = static_cast<uint32_t>(degree);
     total += sampled_edges(degree, hop.targets.fanout, hop.targets.replace);
@@ -42,7 +39,7 @@ GNNSYS_TARGET inline bool read_neighbors(const Index* indices, uint64_t num_node
 }
 
 template <class Index>
-GNNSYS_TARGET bool expand(const Hop& hop, int64_t begin, int64_t end, int64_t count,
+GNNSYS_TARGET bool expand(const UniformHop& hop, int64_t begin, int64_t end, int64_t count,
                           PickScratch& scratch, int64_t* edge, int64_t* col, Index* neighbor) {
   hop.pick(hop.targets, begin, end, scratch, edge);
   for (int64_t i = begin; i < end; ++i) {
@@ -51,8 +48,8 @@ GNNSYS_TARGET bool expand(const Hop& hop, int64_t begin, int64_t end, int64_t co
     std::fill_n(col, sampled, hop.first_local + i);
     col += sampled;
   }
-  return read_neighbors(static_cast<const Index*>(hop.graph->indices),
-                        static_cast<uint64_t>(hop.graph->num_nodes), edge, count, neighbor);
+  return read_neighbors(static_cast<const Index*>(hop.relation->indices),
+                        static_cast<uint64_t>(hop.num_sources), edge, count, neighbor);
 }
 
 }  // namespace GNNSYS_NAMESPACE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from sklearn.manifold import TSNE
 
 from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.clustering.trainer import SeedResult
+from gnnsys.pages.drawing import png
+from gnnsys.pages.style import paper_looks
 from gnnsys.system.files import replace_file
 
 __all__ = ["write_picture"]
@@ -40,17 +41,14 @@ def write_picture(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
     panels = [("clusters", result.assignments[chosen])]
     if graph.labels is not None:
         panels.append(("classes", graph.labels[chosen]))
-    with mpl.rc_context():
-        mpl.rcdefaults()
+    with paper_looks():
         figure = Figure(figsize=(6.4 * len(panels), 5.6), layout="constrained")
         for place, (name, groups) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), place + 1)
             _draw(axes, spots, groups, name)
         shown = f"{len(chosen):,} of {nodes:,} nodes" if len(chosen) < nodes else f"{nodes:,} nodes"
         figure.suptitle(f"{graph.name}: {shown}, epoch {_epoch(result)} of seed {result.seed}")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=144)
-    replace_file(path, buffer.getvalue())
+        replace_file(path, png(figure, dpi=144))
 
 
 def _epoch(result: SeedResult) -> int:

@@ -1,7 +1,7 @@
 """The command ``gnnsys report``: one HTML page about a training run, which works offline.
 
-``report_reader`` reads the run, ``report_charts`` says what the charts show, ``report_drawing``
-draws them, and ``report_page`` makes the page.
+``gnnsys.report`` reads the run (``reader``), says what the charts show (``charts``) and makes the
+texts of the page (``page``); ``gnnsys.pages`` has its template.
 """
 
 from __future__ import annotations

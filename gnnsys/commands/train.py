@@ -14,7 +14,7 @@ from rich.table import Table
 from gnnsys.config.train import TrainConfig
 from gnnsys.features.statistics import FeatureStats, live_line, stats_rows
 from gnnsys.memory import keep_freed_memory
-from gnnsys.pages import numbers as text
+from gnnsys.pages import numbers
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.progress import bar_on_demand
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
@@ -130,7 +130,7 @@ def _parallel_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
         yield f"sent: {kind}", f"{nbytes:,} bytes"
     if result.config.stats:
         for rank, ledger in enumerate(told["ranks"]):
-            sent = [f"{kind} {text.traffic(n)}" for kind, n in sorted(ledger["bytes"].items())]
+            sent = [f"{kind} {numbers.traffic(n)}" for kind, n in sorted(ledger["bytes"].items())]
             waited = sum(ledger["seconds_waited"].values())
             yield f"rank {rank}", f"sent {', '.join(sent) or 'nothing'}; waited {waited:.1f} s"
     if told["staleness"]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gnnsys.pages import numbers as text
+from gnnsys.pages import numbers
 
 __all__ = ["DiskWatch", "FeatureStats", "add_counts", "live_line", "read_counts", "stats_rows"]
 
@@ -100,13 +100,13 @@ def live_line(recent: FeatureStats) -> str:
     if rows <= 0 or seconds <= 0:
         return ""
     shares = ", ".join(f"{tier} {count / rows:.1%}" for tier, count in recent.rows.items())
-    parts = [f"features: {shares}", f"{text.rate(rows / seconds)} rows/s"]
+    parts = [f"features: {shares}", f"{numbers.rate(rows / seconds)} rows/s"]
     reads = recent.reads
     if "requests" in reads:
         parts.append(
-            f"disk {text.rate(reads['requests'] / seconds)} IOPS"
+            f"disk {numbers.rate(reads['requests'] / seconds)} IOPS"
             + (f" (depth {recent.depth})" if recent.depth else "")
-            + f", {text.traffic(reads.get('bytes_read', 0) / seconds)}/s"
+            + f", {numbers.traffic(reads.get('bytes_read', 0) / seconds)}/s"
         )
     if "io_wait_seconds" in reads:
         parts.append(f"waiting {min(1.0, reads['io_wait_seconds'] / seconds):.0%}")
@@ -122,8 +122,8 @@ def stats_rows(stats: FeatureStats) -> Iterator[tuple[str, str]]:
     total = sum(stats.rows.values())
     for tier, rows in stats.rows.items():
         share = rows / total if total else 0
-        size = text.traffic(stats.bytes.get(tier, 0))
-        yield f"served by {tier}", f"{text.count(rows)} rows ({share:.1%}), {size}"
+        size = numbers.traffic(stats.bytes.get(tier, 0))
+        yield f"served by {tier}", f"{numbers.count(rows)} rows ({share:.1%}), {size}"
     reads = stats.reads
     for name, label in (
         ("bypasses", "served without being kept"),
@@ -132,21 +132,21 @@ def stats_rows(stats: FeatureStats) -> Iterator[tuple[str, str]]:
         ("drops", "dropped by the victim buffer"),
     ):
         if name in reads:
-            yield label, f"{text.count(reads[name])} rows"
+            yield label, f"{numbers.count(reads[name])} rows"
     read = reads.get("bytes_read", 0)
     if "requests" in reads:
-        yield "disk reads", f"{text.count(reads['requests'])} requests"
-        yield "pages read", f"{text.count(reads.get('pages'))}, {text.traffic(read)}"
+        yield "disk reads", f"{numbers.count(reads['requests'])} requests"
+        yield "pages read", f"{numbers.count(reads.get('pages'))}, {numbers.traffic(read)}"
         if stats.seconds > 0:
             yield (
                 "mean disk rate",
-                f"{text.rate(reads['requests'] / stats.seconds)} IOPS, "
-                f"{text.traffic(read / stats.seconds)}/s",
+                f"{numbers.rate(reads['requests'] / stats.seconds)} IOPS, "
+                f"{numbers.traffic(read / stats.seconds)}/s",
             )
     if "io_wait_seconds" in reads:
         waited = reads["io_wait_seconds"]
         share = waited / stats.seconds if stats.seconds > 0 else 0
-        yield "waited for reads", f"{text.duration(waited)} ({share:.1%} of the time)"
+        yield "waited for reads", f"{numbers.duration(waited)} ({share:.1%} of the time)"
 
 
 class DiskWatch:

@@ -1,4 +1,4 @@
-"""What all pages and pictures share: drawing, style, numbers.
+"""What all pages and pictures share: drawing, style, numbers, templates.
 
-Imports the standard library and matplotlib. Invariant: knows nothing of what is drawn.
+Imports the standard library, matplotlib and jinja2. Invariant: knows nothing of what is drawn.
 """

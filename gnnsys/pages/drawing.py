@@ -1,7 +1,7 @@
-"""Draws one chart as inline SVG. The only module of the report that imports matplotlib.
+"""Charts as inline SVG for pages, and figures as PNG.
 
-matplotlib lays the chart out; its colours are then exchanged for variables of the page's style
-sheet, which has a light and a dark set. Legends are left to the page, where they are text.
+matplotlib lays a chart out; its colours are then exchanged for variables of the page's style sheet,
+which has a light and a dark set. Legends are left to the page, where they are text.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib as mpl
-from cycler import cycler
+from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-__all__ = ["SERIES", "Chart", "Drawing", "Key", "inline_svg", "style"]
+from gnnsys.pages.style import CARD, MUTED, SERIES, VARIABLES
 
-SERIES = 6
-"""Number of colours for series; further ones start again."""
+__all__ = ["Chart", "Drawing", "Key", "inline_svg", "line_keys", "png"]
 
 _INCHES = (6.4, 3.2)
 _MARKED_POINTS = 40
@@ -54,61 +51,12 @@ class Chart:
     """Of the y axis; empty where there was nothing to draw, like the rest."""
 
     svg: str
-    """An ``<svg>`` element; the page adds the name that a screen reader says."""
+    """An ``<svg>`` element, see ``inline_svg``."""
 
-    keys: Sequence[Key]
+    keys: Sequence[Key] = ()
 
-    summary: str
+    summary: str = ""
     """The chart's message in a few words."""
-
-
-# Colours that stand for the variables of the style sheet.
-_INK, _MUTED, _GRID, _CARD = "#123401", "#123402", "#123403", "#123404"
-_SERIES = [f"#12341{place}" for place in range(SERIES)]
-_VARIABLES = {
-    _INK: "--ink",
-    _MUTED: "--muted",
-    _GRID: "--grid",
-    _CARD: "--card",
-    **{color: f"--series-{place}" for place, color in enumerate(_SERIES, 1)},
-}
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same layout on every machine
-    "font.size": 10.5,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.formatter.use_mathtext": False,
-    "axes.prop_cycle": cycler(color=_SERIES),
-    "axes.unicode_minus": False,
-    "figure.facecolor": "none",
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
-}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Drawings are made and finished inside this; what the process had set is set again after."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        yield
 
 
 class Drawing:
@@ -163,7 +111,7 @@ class Drawing:
             linewidth=1.1 if faint else 1.8 if few else 1.3,
             marker="o" if len(points) == 1 or (few and marked and not faint) else "",
             markersize=4 if faint else 5,
-            markeredgecolor=_CARD,
+            markeredgecolor=CARD,
             markeredgewidth=0.8,
         )
         self._key(label, "faint" if faint else "line", series)
@@ -212,13 +160,15 @@ class Drawing:
     def finish(self, title: str, unit: str, summary: str) -> Chart:
         """The chart; nothing more can be drawn."""
         if not self._keys:
-            return Chart(title, "", "", (), "")
+            return Chart(title, "", "")
         for at in self._resumes:
-            self._axes.axvline(at, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            self._axes.axvline(at, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         if self._resumes:
             self._keys.append(Key("resumed", "dashed", "--muted"))
         self._set_axes()
-        return Chart(title, unit, self._svg(), tuple(self._keys), summary)
+        label = f"{title} over time, in {unit}: {summary}"
+        svg = inline_svg(self._figure, self._name, label)
+        return Chart(title, unit, svg, self._keys, summary)
 
     def _set_axes(self) -> None:
         axes = self._axes
@@ -237,30 +187,63 @@ class Drawing:
             labels = [f"epoch {ticks[0][0]}", *(str(number) for number, _ in ticks[1:])]
             upper.set_xticks([at for _, at in ticks], labels)
 
-    def _svg(self) -> str:
-        return inline_svg(self._figure, self._name)
-
     def _columns(self, points: Sequence[tuple[float, ...]]) -> list[list[float]]:
         seconds, *rest = zip(*points, strict=True)
         return [[each / self._second for each in seconds], *map(list, rest)]
 
     def _key(self, label: str, mark: str, series: int) -> None:
-        self._keys.append(Key(label, mark, _VARIABLES[_color(series)]))
+        self._keys.append(Key(label, mark, VARIABLES[_color(series)]))
 
 
-def inline_svg(figure: Figure, name: str) -> str:
-    """The ``<svg>`` of a figure, with the page's colours; all its ids begin with ``name``.
+def inline_svg(figure: Figure, name: str, label: str) -> Markup:
+    """The ``<svg>`` of a figure, with the page's colours, to be called inside ``page_looks``.
 
-    To be called inside ``style``, whose colours C0, C1, … are ``--series-1``, ``--series-2``, ….
+    Args:
+        name: unique on the page: other names give other ids in the SVG.
+        label: what a screen reader says.
     """
     target = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(target, format="svg", metadata={"Date": None})
-    return _inline(target.getvalue(), name)
+    document = target.getvalue().decode()
+    used = set(re.findall(r"(?:\"|url\()#([^\")]+)", document))
+
+    def fit(tag: re.Match[str]) -> str:
+        # HTML's parser knows namespaces by itself, and an id that nothing leads to may be repeated.
+        text = re.sub(r' id="([^"]+)"', lambda id: id[0] if id[1] in used else "", tag[0])
+        text = re.sub("#1234..", lambda color: f"var({VARIABLES[color[0]]})", text)
+        return text.replace(" xlink:href=", " href=")
+
+    inside = re.search("<svg[^>]*>(.*)</svg>", document, re.DOTALL)
+    assert inside is not None
+    drawn = re.sub(r"<(metadata|style)\b.*?</\1>", "", inside[1], flags=re.DOTALL)
+    width, height = 72 * figure.get_size_inches()
+    head = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {:g} {:g}">')
+    body = Markup(re.sub("<[^>]*>", fit, drawn))  # as matplotlib wrote it, texts escaped
+    return head.format(label, width, height) + body + Markup("</svg>")
+
+
+def line_keys(axes: Axes) -> list[Key]:
+    """The legend of axes whose lines have the colours C0, C1, … and labels."""
+    return [
+        Key(
+            str(line.get_label()),
+            "dashed" if line.get_linestyle() == "--" else "line",
+            f"--series-{int(str(line.get_color())[1:]) + 1}",
+        )
+        for line in axes.get_lines()
+    ]
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """A figure as the bytes of a PNG file, to be called inside ``paper_looks``."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=dpi)
+    return target.getvalue()
 
 
 def _color(series: int) -> str:
-    return _SERIES[series % SERIES]
+    return SERIES[series % len(SERIES)]
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:
@@ -287,45 +270,3 @@ def _epoch_ticks(epochs: Sequence[tuple[int, float]], end: float) -> list[tuple[
         if number % step == 0 and (not ticks or at - ticks[-1][1] >= room * end):
             ticks.append((number, at))
     return ticks
-
-
-def _inline(document: bytes, name: str) -> str:
-    """The ``<svg>`` of a document in HTML's notation, with the page's colours and own ids."""
-    root = ElementTree.fromstring(document)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):
-                parent.remove(child)
-    used = {_local_id for element in root.iter() for _local_id in _references(element)}
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {
-            _local(key): _own_ids(_own_colors(value), name)
-            for key, value in element.attrib.items()
-            if key != "id" or value in used
-        }
-        if "id" in element.attrib:
-            element.set("id", f"{name}-{element.attrib['id']}")
-    for size in ("width", "height", "version"):
-        root.attrib.pop(size, None)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _local(name: str) -> str:
-    """Without the namespace, which HTML's parser knows by itself."""
-    return name.rsplit("}", 1)[-1]
-
-
-def _references(element: ElementTree.Element) -> Iterator[str]:
-    for key, value in element.attrib.items():
-        if _local(key) == "href":
-            yield value.removeprefix("#")
-        yield from re.findall(r"url\(#([^)]+)\)", value)
-
-
-def _own_ids(value: str, name: str) -> str:
-    return re.sub(r"^#(?=[A-Za-z])|(?<=url\(#)", lambda found: f"{found[0]}{name}-", value)
-
-
-def _own_colors(value: str) -> str:
-    return re.sub("#1234..", lambda found: f"var({_VARIABLES[found[0]]})", value)

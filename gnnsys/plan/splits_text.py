@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnnsys.pages import numbers as text
+from gnnsys.pages import numbers
 
 __all__ = ["describe_plan", "notes_on", "print_parallel_plan", "split_cells"]
 
@@ -56,7 +56,7 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
     times = [row for row in plan["splits"] if row["time"]]
     if times:
         best = min(times, key=lambda row: row["time"]["seconds"])
-        notes.append(f"fastest here: {_name(best)}, {text.duration(best['time']['seconds'])}")
+        notes.append(f"fastest here: {_name(best)}, {numbers.duration(best['time']['seconds'])}")
     if pipeline or "hybrid" in splits:
         notes.append(
             "chunks read what others were some epochs ago: compare the accuracy with that of one "
@@ -77,18 +77,19 @@ def split_cells(plan: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         ["chunks", *(str(row["chunks"]) for row in splits)],
     ]
     for kind, label in _SENT.items():
-        rows.append([label, *(text.traffic(row["bytes"][kind]) for row in splits)])
+        rows.append([label, *(numbers.traffic(row["bytes"][kind]) for row in splits)])
     told = [f"{row['reduction']:.2f}x" if row["reduction"] else "" for row in splits]
     rows += [
         ["less than graph", *told],
         ["slots", *(str(row["slots"]) for row in splits)],
         ["bubble", *(f"{row['bubble']:.1%}" for row in splits)],
-        ["memory of a rank", *(text.memory(row["memory"]["total"]) for row in splits)],
+        ["memory of a rank", *(numbers.memory(row["memory"]["total"]) for row in splits)],
     ]
     times = [row["time"] for row in splits]
     if all(times):
         rows += [
-            [label, *(text.duration(each[key]) for each in times)] for key, label in _TIMES.items()
+            [label, *(numbers.duration(each[key]) for each in times)]
+            for key, label in _TIMES.items()
         ]
         rows.append(["idle", *(f"{each['idle']:.1%}" for each in times)])
     return ["", *(row["mode"] for row in splits)], rows

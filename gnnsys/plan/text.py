@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gnnsys.cache.simulator import SimulationResult
-from gnnsys.pages import numbers as text
+from gnnsys.pages import numbers
 from gnnsys.plan.caches import Case
 from gnnsys.plan.estimate import Traffic, estimate_epoch
 from gnnsys.plan.hardware import Hardware
@@ -91,7 +91,7 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
         )
         notes.append(
             f"The largest cache is filled once, before the first batch, in about "
-            f"{text.duration(seconds)}; epochs do not count it."
+            f"{numbers.duration(seconds)}; epochs do not count it."
         )
     if plan["trace"] is None and plan["batches"] < plan["epoch_batches"]:
         notes.append(
@@ -123,7 +123,7 @@ def _head(plan: dict[str, Any]) -> Table:
     table.add_row(
         "features",
         f"{plan['rows']:,} rows of {plan['row_bytes']:,} bytes ({plan['dtype']}), "
-        f"{text.memory(plan['feature_bytes'])}",
+        f"{numbers.memory(plan['feature_bytes'])}",
     )
     source = (
         escape(plan["trace"])
@@ -144,9 +144,9 @@ def _head(plan: dict[str, Any]) -> Table:
     table.add_row(
         "hardware",
         escape(
-            f"{machine['name']}: disk {text.rate(machine['disk_iops'])} reads/s, "
-            f"{text.traffic(machine['disk_bandwidth'])}/s, memory "
-            f"{text.traffic(machine['memory_bandwidth'])}/s"
+            f"{machine['name']}: disk {numbers.rate(machine['disk_iops'])} reads/s, "
+            f"{numbers.traffic(machine['disk_bandwidth'])}/s, memory "
+            f"{numbers.traffic(machine['memory_bandwidth'])}/s"
         ),
     )
     return table
@@ -162,7 +162,7 @@ def _budgets(plan: dict[str, Any]) -> Table:
         capacity = cases["planned"]["capacity"]
         table.add_row(
             escape(budget["budget"]),
-            text.count(capacity),
+            numbers.count(capacity),
             f"{min(1, capacity / touched):.0%}",
             *(f"{cases[role]['hit_ratio']:.1%}" for role in ("planned", "static", "belady")),
         )
@@ -196,7 +196,7 @@ def _what_if(plan: dict[str, Any]) -> Table:
             table.add_row(
                 escape(budget["budget"]),
                 case["dtype"],
-                text.count(case["capacity"]),
+                numbers.count(case["capacity"]),
                 f"{case['hit_ratio']:.1%}",
                 *reading(case)[1:],
             )
@@ -208,10 +208,10 @@ def reading(case: dict[str, Any]) -> list[str]:
     """Rows, reads and bytes from the disk in an epoch, and its time."""
     epoch = case["epoch"]
     return [
-        text.count(epoch["rows_read"]),
-        text.count(epoch["reads"]),
-        text.traffic(epoch["bytes_read"]),
-        text.duration(case["estimate"]["seconds"]),
+        numbers.count(epoch["rows_read"]),
+        numbers.count(epoch["reads"]),
+        numbers.traffic(epoch["bytes_read"]),
+        numbers.duration(case["estimate"]["seconds"]),
     ]
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from gnnsys.pages import numbers as text
-from gnnsys.pages.drawing import Chart, Drawing, style
+from gnnsys.pages import numbers
+from gnnsys.pages.drawing import Chart, Drawing
+from gnnsys.pages.style import page_looks
 from gnnsys.report.run import Epoch, Run, Sample
 
 __all__ = ["draw_charts"]
@@ -30,7 +31,7 @@ def draw_charts(run: Run) -> list[Chart]:
     """
     if not run.samples:
         return []
-    with style():
+    with page_looks():
         draw = [_loss, _scores, _throughput, _memory, _traffic, _traffic_so_far]
         if run.reads():
             draw += [_hit_ratios, _disk, _waiting]
@@ -56,7 +57,7 @@ def _loss(run: Run) -> Chart:
         drawing.use_log_scale()
         unit += ", log scale"
     ends = run.epochs or run.steps
-    summary = f"from {text.score(ends[0].loss)} to {text.score(ends[-1].loss)}"
+    summary = f"from {numbers.score(ends[0].loss)} to {numbers.score(ends[-1].loss)}"
     return drawing.finish("Loss", unit, summary)
 
 
@@ -77,7 +78,7 @@ def _scores(run: Run) -> Chart:
     summary = ""
     if best is not None and best.val is not None:
         value = best.val.get(metric, math.nan)
-        summary = f"best validation {text.score(value)} in epoch {best.epoch}"
+        summary = f"best validation {numbers.score(value)} in epoch {best.epoch}"
         drawing.ring(best.seconds, value, f"best: epoch {best.epoch}")
     return drawing.finish("Scores", metric, summary)
 
@@ -102,7 +103,7 @@ def _throughput(run: Run) -> Chart:
     epochs = _finite((epoch.seconds, rate) for epoch, rate in run.epoch_rates())
     drawing.line(_finite(_step_rates(run)), "between steps", faint=True)
     drawing.line(epochs, "mean of the epoch")
-    summary = f"{text.rate(epochs[-1][1])} seeds per second in the last epoch" if epochs else ""
+    summary = f"{numbers.rate(epochs[-1][1])} seeds per second in the last epoch" if epochs else ""
     return drawing.finish("Throughput", "seeds per second", summary)
 
 
@@ -117,10 +118,10 @@ def _step_rates(run: Run) -> Iterator[tuple[float, float]]:
 
 def _memory(run: Run) -> Chart:
     drawing = _new(run, "memory", from_zero=True)
-    unit, size = text.memory_unit(run.peak_rss)
+    unit, size = numbers.memory_unit(run.peak_rss)
     points = _finite((sample.seconds, sample.rss / size) for sample in run.samples)
     points = [group[-1] for group in _groups(points)]
-    summary = f"peak {text.memory(run.peak_rss)}"
+    summary = f"peak {numbers.memory(run.peak_rss)}"
     drawing.band([(at, 0.0, held) for at, held in points], None)
     drawing.line(points, "resident memory", marked=False)
     return drawing.finish("Memory", unit, summary)
@@ -138,11 +139,11 @@ def _traffic(run: Run) -> Chart:
         for tier in run.tier_names()
     }
     totals = [sum(each) for each in zip(*rates.values(), strict=True)]
-    unit, size = text.traffic_unit(max(totals, default=0.0))
+    unit, size = numbers.traffic_unit(max(totals, default=0.0))
     if totals:
         scaled = {tier: [rate / size for rate in each] for tier, each in rates.items()}
         drawing.stack([edge.seconds for edge in edges], scaled)
-    summary = f"at most {text.traffic(max(totals))} per second" if totals else ""
+    summary = f"at most {numbers.traffic(max(totals))} per second" if totals else ""
     unit += " per second, mean of each epoch" if by_epoch else " per second"
     return drawing.finish("Feature traffic by tier", unit, summary)
 
@@ -179,7 +180,7 @@ def _disk(run: Run) -> Chart:
     drawing.line(requests, "requests", marked=False)
     drawing.line(_rates(run, "pages"), "pages of 4 KiB", series=1, marked=False)
     most = max((value for _, value in requests), default=0.0)
-    summary = f"at most {text.rate(most)} requests per second"
+    summary = f"at most {numbers.rate(most)} requests per second"
     return drawing.finish("Disk reads", "per second", summary)
 
 
@@ -188,7 +189,7 @@ def _waiting(run: Run) -> Chart:
     points = [(at, 100 * share) for at, share in _rates(run, "io_wait_seconds")]
     drawing.band([(at, 0.0, share) for at, share in points], None)
     drawing.line(points, "waiting for reads", marked=False)
-    waited = text.duration(run.reads().get("io_wait_seconds", 0.0))
+    waited = numbers.duration(run.reads().get("io_wait_seconds", 0.0))
     return drawing.finish("Time waited for reads", "% of the time", f"{waited} in all")
 
 
@@ -213,11 +214,11 @@ def _traffic_so_far(run: Run) -> Chart:
         for tier in run.tier_names()
     }
     largest = max((value for points in served.values() for _, value in points), default=0.0)
-    unit, size = text.traffic_unit(largest)
+    unit, size = numbers.traffic_unit(largest)
     for series, (tier, points) in enumerate(served.items()):
         scaled = [(at, value / size) for at, value in points]
         drawing.line(scaled, tier, series=series, marked=False)
-    summary = f"{text.traffic(sum(run.tiers('bytes').values()))} in all" if served else ""
+    summary = f"{numbers.traffic(sum(run.tiers('bytes').values()))} in all" if served else ""
     return drawing.finish("Feature bytes served so far", unit, summary)
 
 

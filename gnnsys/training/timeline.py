@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from gnnsys.config.train import TrainConfig
-from gnnsys.pages.drawing import inline_svg, style
-from gnnsys.pages.style import html_page, numbers_table, page_header
+from gnnsys.pages.drawing import Chart, inline_svg, png
+from gnnsys.pages.style import page_looks, paper_looks
+from gnnsys.pages.templates import Table, render
 from gnnsys.pipeline.schedule import Event, Kind
 from gnnsys.pipeline.timeline import idle_share
 from gnnsys.system.files import replace_file
@@ -60,19 +58,11 @@ def write_timelines(
     if path.suffix == ".png":
         replace_file(path, _png(timelines, unit, lane))
         return
-    with style():
-        cards = "".join(
-            f'<figure class="card">\n<figcaption><h3>{escape(_heading(timeline))}</h3>'
-            f"</figcaption>\n{_svg(number, timeline, unit, lane)}\n</figure>\n"
-            for number, timeline in enumerate(timelines)
-        )
-    items = "".join(f"<li>{escape(note)}</li>\n" for note in notes)
-    body = page_header(title, about) + "\n"
-    body += f'<ul class="notices">\n{items}</ul>\n' if notes else ""
-    if table is not None:
-        body += f"<section>\n<h2>Costs</h2>\n{numbers_table(*table)}\n</section>\n"
-    body += f"<section>\n<h2>Schedule</h2>\n{cards}</section>\n"
-    replace_file(path, html_page(title, body).encode())
+    with page_looks():
+        charts = [_chart(number, *each, unit, lane) for number, each in enumerate(timelines)]
+    tables = [] if table is None else [Table("Costs", *table)]
+    page = render("schedule", title=title, about=about, notes=notes, tables=tables, charts=charts)
+    replace_file(path, page.encode())
 
 
 def write_run_timeline(path: Path, config: TrainConfig, events: Sequence[Event]) -> None:
@@ -87,8 +77,7 @@ def write_run_timeline(path: Path, config: TrainConfig, events: Sequence[Event])
     )
 
 
-def _heading(timeline: Timeline) -> str:
-    name, events = timeline
+def _heading(name: str, events: Sequence[Event]) -> str:
     return f"{name}: idle {idle_share(events):.1%}"
 
 
@@ -98,25 +87,22 @@ def _ranks(events: Sequence[Event]) -> int:
 
 def _png(timelines: Sequence[Timeline], unit: str, lane: str) -> bytes:
     heights = [_LANE * _ranks(events) + _HEAD for _, events in timelines]
-    with mpl.rc_context():
-        mpl.rcdefaults()
+    with paper_looks():
         figure = Figure((_WIDTH, sum(heights) + 0.4), layout="constrained")
         axes = figure.subplots(len(timelines), 1, squeeze=False, height_ratios=heights)
         for each, timeline in zip(axes[:, 0], timelines, strict=True):
             _draw(each, timeline[1], unit, lane)
-            each.set_title(_heading(timeline), loc="left", fontsize=11)
+            each.set_title(_heading(*timeline), loc="left", fontsize=11)
         figure.legend(handles=_legend(), loc="outside upper right", ncols=4, frameon=False)
-        target = io.BytesIO()
-        figure.savefig(target, format="png", dpi=130)
-    return target.getvalue()
+        return png(figure, dpi=130)
 
 
-def _svg(number: int, timeline: Timeline, unit: str, lane: str) -> str:
-    figure = Figure((_WIDTH, _LANE * _ranks(timeline[1]) + _HEAD), layout="constrained")
-    axes = figure.add_subplot()
-    _draw(axes, timeline[1], unit, lane)
+def _chart(number: int, name: str, events: Sequence[Event], unit: str, lane: str) -> Chart:
+    figure = Figure((_WIDTH, _LANE * _ranks(events) + _HEAD), layout="constrained")
+    _draw(figure.add_subplot(), events, unit, lane)
     figure.legend(handles=_legend(), loc="outside upper right", ncols=4, frameon=False)
-    return inline_svg(figure, f"timeline{number}")
+    heading = _heading(name, events)
+    return Chart(heading, "", inline_svg(figure, f"timeline{number}", heading))
 
 
 def _legend() -> list[Patch]:

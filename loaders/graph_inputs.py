@@ -12,6 +12,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.sampler.base import DataType
 from torch_geometric.typing import EdgeType, NodeType
 
+from gnnsys.compat import coo_indices
 from gnnsys.errors import ArgumentError, DTypeError, UnsupportedError
 from gnnsys.loaders.graph_stores import read_stores
 from gnnsys.loaders.topology import CSC
@@ -185,7 +186,7 @@ def _read_matrix(matrix: Any, name: str, edge_type: EdgeType | None) -> UserEdge
             target=matrix.crow_indices(),
             compressed=True,
         )
-    rows, columns = matrix.to_sparse_coo()._indices()
+    rows, columns = coo_indices(matrix.to_sparse_coo())
     source, target = (columns, rows) if transposed else (rows, columns)
     return UserEdges(edge_type=edge_type, source=source, target=target)
 

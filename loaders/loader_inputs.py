@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.typing import EdgeType, NodeType
 
+from gnnsys.compat import canonical_edge_type, group_of
 from gnnsys.errors import ArgumentError, DTypeError, UnsupportedError
 from gnnsys.loaders.links import as_negative_sampling
 from gnnsys.loaders.user_graph import as_times, check_ids_dtype
@@ -31,7 +32,7 @@ def check_joined(data: Any) -> None:
         for name in ("adj", "adj_t"):
             if name in store and (name == "adj" or isinstance(store[name], Tensor)):
                 kind = store[name].layout if isinstance(store[name], Tensor) else "SparseTensor"
-                where = name if isinstance(data, Data) else f"{name} of {store._key}"
+                where = name if isinstance(data, Data) else f"{name} of {group_of(store)}"
                 raise UnsupportedError(
                     f"{where}: a {kind} matrix, of which no batches can be made; give the edges as "
                     "edge_index, and apply ToSparseTensor to batches (transform=) where a model "
@@ -95,7 +96,7 @@ def seed_links(
     """
     kind, links = _split_links(data, given)
     if isinstance(data, HeteroData) and kind is not None:
-        kind = data._to_canonical(*kind)
+        kind = canonical_edge_type(data, kind)
     _check_edge_type(data, sampler, kind, links is None, given)
     if links is None and kind is None and not isinstance(data, Data):
         links = torch.stack(data[1].coo()[:2])  # which PyG asks for by type alone

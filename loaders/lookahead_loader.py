@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
-from torch.utils.data._utils.pin_memory import pin_memory
 
+from gnnsys.compat import forget_attributes, pin_memory
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.edge_layouts import Layout, lay_out
 from gnnsys.loaders.lookahead import Lookahead, stages_paused
@@ -204,8 +204,7 @@ class LookaheadLoader(DataLoader[Any]):
         )
         batch = type(self)._join(reader, out)
         for store in batch.stores:
-            # What PyG knows of attributes, which a copy of the data shares with it.
-            store.__dict__.pop("_cached_attr", None)
+            forget_attributes(store)
         return lay_out(batch, self.layout)
 
     def _transformed(self, batch: Any) -> Any:

@@ -21,6 +21,7 @@ from torch_geometric.sampler import EdgeSamplerInput, NegativeSampling
 from torch_geometric.typing import NodeType
 
 from gnnsys import rng
+from gnnsys.compat import version_of
 from gnnsys.errors import ArgumentError
 
 __all__ = ["KeyedNegatives", "NegativeNodes"]
@@ -67,10 +68,10 @@ class NegativeNodes:
         """
         place = endpoint, kind, by_age
         made = self._sums.get(place)
-        if made is None or made[0] is not weight or made[1] != weight._version:
+        if made is None or made[0] is not weight or made[1] != version_of(weight):
             order = self._ages[kind].node if by_age else slice(None)
             sums = _running_sums(f"{endpoint}_weight", weight, order)
-            made = self._sums[place] = weight, weight._version, sums
+            made = self._sums[place] = weight, version_of(weight), sums
         return made[2]
 
 

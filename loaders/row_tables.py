@@ -23,6 +23,7 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData, TensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, NodeStorage
 
+from gnnsys.compat import forget_attributes, group_of, store_of
 from gnnsys.feature_store import FeatureStore
 from gnnsys.memory.encoding import SUPPORTED_DTYPES
 from gnnsys.memory.store import BatchRows, is_announced
@@ -70,7 +71,7 @@ class RowTables:
             for key, value in list(store.items()):
                 if not _is_filtered(store, key):
                     continue
-                place = (store._key, key)
+                place = (group_of(store), key)
                 if isinstance(value, Tensor) and value.requires_grad:
                     _log_late_rows(key)
                     late[place] = LateRows(value, data.__cat_dim__(key, value, store))
@@ -81,7 +82,7 @@ class RowTables:
                         known = value, unified(value, device="cpu", threads=self._threads)
                     tables[place] = known
                     own[key] = known[1]
-            own.__dict__.pop("_cached_attr", None)  # what PyG knows of attributes, shared by a copy
+            forget_attributes(own)
         self._tables = tables
         return TableView(view, _announced_attributes(view), late)
 
@@ -119,7 +120,7 @@ class TableView:
     def bring_late_rows(self, batch: Any) -> None:
         """Gathers what must not be older than the training step before: called by the consumer."""
         for (group, key), rows in self._late.items():
-            store = batch._store if group is None else batch[group]
+            store = store_of(batch, group)
             if key in store:
                 places = store[key].to(rows.value.device)
                 store[key] = rows.value.index_select(rows.dim, places)
@@ -168,8 +169,8 @@ class TableView:
         view = copy.copy(self.data)
         for store in view.stores:
             for key in list(store.keys()):
-                if (store._key, key) in tables:
-                    store[key] = tables[store._key, key]
+                if (group_of(store), key) in tables:
+                    store[key] = tables[group_of(store), key]
         return view
 
 
@@ -210,7 +211,7 @@ def _is_over(known: tuple[Tensor, UnifiedTensor], value: Tensor) -> bool:
 
 def _announced_attributes(view: Any) -> dict[tuple[Any, str], UnifiedTensor]:
     return {
-        (store._key, key): value
+        (group_of(store), key): value
         for store in view.stores
         if isinstance(store, NodeStorage)
         for key, value in store.items()

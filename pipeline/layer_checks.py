@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn import norm as pyg_norm
 
+from gnnsys.compat import NORM_WITH_STATISTICS
 from gnnsys.errors import ArgumentError, UnsupportedError
 
 __all__ = ["check_modules"]
 
 _NORMS_OVER_VERTICES = (
-    _NormBase,
+    NORM_WITH_STATISTICS,
     pyg_norm.BatchNorm,
     pyg_norm.DiffGroupNorm,
     pyg_norm.GraphNorm,

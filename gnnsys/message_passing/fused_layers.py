@@ -19,12 +19,21 @@ from torch.nn import Module, Parameter
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
+from gnnsys.compat import (
+    TEMPLATE_PROPAGATE,
+    has_own_propagate,
+    is_transformed,
+    propagate_by_messages,
+    set_size,
+    shows_messages,
+    sizes_of,
+)
 from gnnsys.errors import DTypeError, RowIndexError
 from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.linear import skip_zero_rows, zero_rows
 from gnnsys.message_passing.messages import Message, read_message
 from gnnsys.message_passing.neighbors import neighbors_of
-from gnnsys.message_passing.sums import SUMMED_DTYPES, is_transformed, sum_neighbors
+from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
 
 __all__ = ["FuseReport", "FusedLayer", "fuse"]
 
@@ -157,21 +166,11 @@ def _reason(layer: MessagePassing) -> str:
     for name in ("aggregate", "update"):
         if getattr(kind, name) is not getattr(MessagePassing, name):
             return f"has its own {name}"
-    if not _propagates_as_pyg(kind):
+    if has_own_propagate(layer):
         return "has its own propagate"
     if _message_of(kind) is None:
         return "its message is not literally x_j, or a weight times x_j"
     return ""
-
-
-def _propagates_as_pyg(kind: Any) -> bool:
-    """Whether PyG wrote ``propagate``: by hand, or from a template for the class."""
-    return all(
-        base is MessagePassing
-        or "propagate" not in base.__dict__
-        or base.propagate.__module__.startswith(f"{base.__module__}_{base.__name__}_propagate")
-        for base in kind.__mro__
-    )
 
 
 @functools.cache
@@ -193,38 +192,17 @@ class _Fused(Derived):
         return {
             "_message": _message_of(kind),
             "propagate": propagate,
-            "_jinja_propagate": propagate,
+            TEMPLATE_PROPAGATE: propagate,
         }
 
     def propagate(self: Any, edge_index: Any, *args: Any, **kwargs: Any) -> Tensor:
         """See ``MessagePassing.propagate``."""
-        if not args and type(edge_index) is Tensor and not _has_hooks(self):
+        if not args and type(edge_index) is Tensor and not shows_messages(self):
             found = _propagate(self, self._message, edge_index, **kwargs)
             if found is not None:
                 return found
-        kind = self._base
-        if self._explain or self._decomposed_layers != 1:
-            propagate = getattr(kind, "_orig_propagate", kind.propagate)
-        else:
-            propagate = kind.propagate
-        result: Tensor = propagate(self, edge_index, *args, **kwargs)
+        result: Tensor = propagate_by_messages(self._base, self, edge_index, *args, **kwargs)
         return result
-
-
-def _has_hooks(layer: MessagePassing) -> bool:
-    """Whether someone wants to see or change what a fused layer does not have: messages."""
-    return bool(
-        layer._explain
-        or layer._decomposed_layers != 1
-        or layer._propagate_forward_pre_hooks
-        or layer._propagate_forward_hooks
-        or layer._message_forward_pre_hooks
-        or layer._message_forward_hooks
-        or layer._aggregate_forward_pre_hooks
-        or layer._aggregate_forward_hooks
-        or layer.aggr_module._forward_pre_hooks
-        or layer.aggr_module._forward_hooks
-    )
 
 
 def _propagate(
@@ -232,19 +210,19 @@ def _propagate(
 ) -> Tensor | None:
     """What ``propagate`` gives, or None for inputs that the operator does not take."""
     source, target = (0, 1) if layer.flow == "source_to_target" else (1, 0)
-    sizes = layer._check_input(edge_index, size)
+    sizes = sizes_of(layer, edge_index, size)
     x: Any = kwargs.get(message.rows)
     if isinstance(x, (tuple, list)):
         if target != 1 and x[0] is not x[1]:
             return None  # PyG itself has two opinions on which of the pair is gathered
         if isinstance(x[1], Tensor):
-            layer._set_size(sizes, 1, x[1])
+            set_size(layer, sizes, 1, x[1])
         x = x[0]
     if not _is_plain(x) or edge_index.dtype != torch.int64 or edge_index.device.type != "cpu":
         return None
     if x.dim() not in (2, 3) or layer.node_dim not in (0, -x.dim()):
         return None
-    layer._set_size(sizes, source, x)
+    set_size(layer, sizes, source, x)
     num_nodes = sizes[target] if sizes[target] is not None else sizes[source]
     weight = kwargs.get(message.weight) if message.weight is not None else None
     if weight is not None:

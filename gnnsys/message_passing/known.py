@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+
+from gnnsys.compat import WeakIdKeyDictionary, version_of
 
 __all__ = ["KnownOf"]
 
@@ -45,4 +46,4 @@ class KnownOf(Generic[_Fact]):
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride()
+    return tensor.data_ptr(), version_of(tensor), tensor.shape, tensor.stride()

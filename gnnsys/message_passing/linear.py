@@ -16,9 +16,9 @@ from torch.autograd import Function
 from torch.nn import Module, Parameter
 from torch_geometric.nn import Linear
 
+from gnnsys.compat import is_transformed
 from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.known import KnownOf
-from gnnsys.message_passing.sums import is_transformed
 from gnnsys.system.extension import core
 
 __all__ = ["skip_zero_rows", "zero_rows"]

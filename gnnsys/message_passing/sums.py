@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
 from gnnsys.system.extension import core
 
-__all__ = ["SUMMED_DTYPES", "is_transformed", "sum_neighbors"]
+__all__ = ["SUMMED_DTYPES", "sum_neighbors"]
 
 # E edges, H heads, C channels of a head. Of the two ends of an edge (0: its source, 1: its target)
 # `to` is the one whose node receives the sum; the row of the other one's node is added. R rows of
@@ -146,15 +145,6 @@ def _check(bad: int) -> None:
 @functools.lru_cache
 def _aggregator(threads: int) -> Any:
     return core.Aggregator(threads)
-
-
-def is_transformed() -> bool:
-    """Whether torch transforms functions, in ways for which operators of ours have no rule."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    )
 
 
 # Shapes and derivatives -----------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from gnnsys.compat import default_store
 from gnnsys.errors import RankFailedError
 from gnnsys.ranks.liveness import Liveness
 from gnnsys.ranks.transport import Ledger, Receipt, Work
@@ -195,7 +196,7 @@ def _exit_at_once() -> None:
 @functools.cache
 def watch_ranks() -> Liveness:
     """Begins to watch the ranks of the default process group; once, for all transports."""
-    store = dist.distributed_c10d._get_default_store()
+    store = default_store()
     liveness = Liveness(store, dist.get_rank(), dist.get_world_size())
     atexit.register(liveness.stop)
     return liveness

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from gnnsys.compat import set_group_timeout
 from gnnsys.errors import GnnsysError, RankFailedError
 from gnnsys.ranks.distributed import DistributedTransport, watch_ranks
 from gnnsys.ranks.environment import rank_of_process, world_around
@@ -45,7 +46,7 @@ def join_ranks(device: str) -> None:
         raise RankFailedError(
             f"the {world} ranks have not met, for which they have {_MEET.seconds} s ({error})", -1
         ) from error
-    dist.distributed_c10d._set_pg_timeout(_WORK)
+    set_group_timeout(_WORK)
 
 
 def on_first_rank(work: Callable[[], T]) -> T | None:

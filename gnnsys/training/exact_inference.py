@@ -372,7 +372,7 @@ def _make_gcn(conv: GCNConv, name: str, graph: CSC) -> Layer:
     if conv.add_self_loops:
         degree += 1 - _count_loops(graph)
     scale = torch.where(degree > 0, degree.rsqrt(), 0.0)
-    if conv.cached and conv._cached_edge_index is not None:
+    if conv.cached:
         check_cached(conv, name, graph, scale)
     weighted = object.__new__(type(conv))  # the same layer, but for one option
     weighted.__dict__ = {**conv.__dict__, "normalize": False}

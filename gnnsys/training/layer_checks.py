@@ -30,6 +30,13 @@ from torch_geometric.nn import (
 )
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from gnnsys.compat import (
+    cached_edges,
+    has_own_propagate,
+    is_explained,
+    is_of_library,
+    uncompiled,
+)
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EDGE_TYPE
 from gnnsys.errors import UnsupportedError
@@ -106,7 +113,7 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
+        elif (inner := uncompiled(model)) is not None:
             model = inner
         else:
             return model
@@ -172,17 +179,11 @@ def _check_hooks(model: torch.nn.Module) -> None:
             if "forward" not in kind or not kind.endswith("_hooks"):
                 continue
             for hook in hooks.values():
-                if not _is_of_library(hook):
+                if not is_of_library(hook):
                     raise UnsupportedError(
                         f"model: {name or type(model).__name__} has a forward hook, {hook}, which "
                         "would see blocks of nodes; remove it for the call, or give layers="
                     )
-
-
-def _is_of_library(thing: Any) -> bool:
-    """Whether a function, method or class is not a user's."""
-    home = str(getattr(thing, "__module__", "")).partition(".")[0]
-    return home in ("torch", "torch_geometric", "gnnsys")
 
 
 def _check_conv(conv: torch.nn.Module, name: str) -> None:
@@ -194,9 +195,9 @@ def _check_conv(conv: torch.nn.Module, name: str) -> None:
 def _problem_of(conv: torch.nn.Module) -> str:
     """Why blocks of nodes may not compute a layer as the whole graph does; "" where they do."""
     kind = next((each for each in _LAYERS if isinstance(conv, each)), None)
-    if kind is None or not _keeps(conv, kind, _METHODS) or _has_own_propagate(conv):
+    if kind is None or not _keeps(conv, kind, _METHODS) or has_own_propagate(conv):
         return f"is not known to need a node's neighbours alone, as {_names(_LAYERS)} do"
-    if conv._explain:
+    if is_explained(conv):
         return "is being explained: end that first"
     if getattr(conv, "edge_dim", None) is not None and not isinstance(conv, (GATConv, GATv2Conv)):
         return "needs edge_attr, which inference does not give it: use one without edge_dim"
@@ -204,17 +205,6 @@ def _problem_of(conv: torch.nn.Module) -> str:
         if type(each) not in _AGGREGATIONS:
             return f"aggregates by {_told(each)}: expected one of {_names(_AGGREGATIONS)}"
     return ""
-
-
-def _has_own_propagate(conv: torch.nn.Module) -> bool:
-    """Whether a user wrote one: those that PyG makes of a template live in modules of their own."""
-    if not _is_of_library(conv.__dict__.get("propagate", MessagePassing.propagate)):
-        return True
-    return any(
-        base.__dict__["propagate"].__module__ == base.__module__
-        for base in type(conv).__mro__
-        if "propagate" in base.__dict__ and not _is_of_library(base)
-    )
 
 
 def aggregations_of(module: Any) -> list[Any]:
@@ -287,7 +277,10 @@ def check_cached(conv: GCNConv, name: str, graph: CSC, scale: Tensor) -> None:
     Two lists of weighted edges are the same, up to rounding, if they give the same sums of random
     rows: the order of edges may differ.
     """
-    edge_index, weight = (part.cpu() for part in conv._cached_edge_index)
+    kept_edges = cached_edges(conv)
+    if kept_edges is None:
+        return
+    edge_index, weight = (part.cpu() for part in kept_edges)
     draw = torch.Generator().manual_seed(0)
     rows = torch.rand(graph.num_nodes, generator=draw, dtype=torch.float64)
     expected = scale * rows if conv.add_self_loops else torch.zeros_like(rows)

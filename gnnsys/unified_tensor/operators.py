@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from gnnsys.compat import TO_COPY, schema_of, tree_flatten, tree_unflatten
 from gnnsys.errors import ArgumentError, ReadOnlyError
 from gnnsys.memory import HostStore
 from gnnsys.unified_tensor.rows import StoredTensor
@@ -26,7 +26,7 @@ _aten = torch.ops.aten
 
 def refuse_writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raises ReadOnlyError where an operator would write to a stored tensor."""
-    for position, argument in enumerate(func._schema.arguments):
+    for position, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         value = kwargs.get(argument.name)
@@ -198,7 +198,7 @@ OPERATORS: dict[Any, Callable[..., Any]] = {
     _aten.index_select.default: _index_select,
     _aten.index_select.out: _index_select_out,
     _aten.embedding.default: _embedding,
-    _aten._to_copy.default: _to_copy,
+    TO_COPY: _to_copy,
     _aten.detach.default: _same,
     _aten.alias.default: _same,
 }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from gnnsys.compat import make_wrapper
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, RowIndexError, TooLargeError
 from gnnsys.indexing import RowIndex, split_index
@@ -38,7 +39,7 @@ class StoredTensor(Tensor):
     @staticmethod
     def __new__(cls: type[T], store: Store, device: torch.device | None = None) -> T:
         compute = device or torch.device("cpu")
-        self = Tensor._make_wrapper_subclass(cls, store.shape, dtype=store.dtype, device=compute)
+        self = make_wrapper(cls, store.shape, dtype=store.dtype, device=compute)
         self.store = store
         self._compute = compute
         return self

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
+from gnnsys.compat import as_plain_tensors
 from gnnsys.unified_tensor.operators import (
     METHODS,
     OPERATORS,
@@ -47,7 +46,7 @@ class UnifiedTensor(StoredTensor):
         name = getattr(func, "__name__", "")
         if name.endswith("_") and not name.endswith("__") and isinstance(args[0], UnifiedTensor):
             refuse_write(name)  # some write below the operators that torch dispatches
-        return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
+        return as_plain_tensors(func, types, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

@@ -14,8 +14,9 @@ plans depend on no clock or thread; rows served add up to rows asked for, by tie
 Public names are handed on lazily (PEP 562): the command line reads ``plan`` and imports no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gnnsys.system.lazy import hand_on
 
 if TYPE_CHECKING:
     from gnnsys.cache.arena import CacheArena
@@ -26,17 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["CacheArena", "CachedStore", "TraceWriter", "read_trace", "simulate"]
 
 _HOME = {
-    "CacheArena": "arena",
-    "CachedStore": "store",
-    "TraceWriter": "trace",
-    "read_trace": "trace",
-    "simulate": "simulator",
+    "CacheArena": "gnnsys.cache.arena",
+    "CachedStore": "gnnsys.cache.store",
+    "TraceWriter": "gnnsys.cache.trace",
+    "read_trace": "gnnsys.cache.trace",
+    "simulate": "gnnsys.cache.simulator",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'gnnsys.cache' has no attribute {name!r}")
-    value = getattr(import_module(f"gnnsys.cache.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = hand_on(__name__, _HOME)

@@ -4,8 +4,9 @@ Public names are handed on lazily (PEP 562), so that importing this package, as 
 does, imports neither torch nor anything else that is large.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gnnsys.system.lazy import hand_on
 
 if TYPE_CHECKING:
     from gnnsys._version import __version__
@@ -52,16 +53,5 @@ _HOME = {
     "unified": "gnnsys.unified_tensor",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'gnnsys' has no attribute {name!r}")
-    if name != "__version__":
-        import_module("gnnsys.system.extension")  # a checkout that is not built says so first
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# A checkout that is not built says so first.
+__getattr__, __dir__ = hand_on(__name__, _HOME, first="gnnsys.system.extension")

@@ -14,8 +14,9 @@ send is issued, and nowhere else.
 Public names are handed on lazily (PEP 562): the command line reads ``costs`` and imports no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gnnsys.system.lazy import hand_on
 
 if TYPE_CHECKING:
     from gnnsys.pipeline.deep_model import DeepModel
@@ -37,22 +38,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "DeepModel": "deep_model",
-    "GNNPipe": "engine",
-    "GraphLayer": "layers",
-    "KeyedDropout": "dropout",
-    "Partition": "partition",
-    "Share": "layers",
-    "deep_layers": "models",
-    "partition_graph": "partition",
+    "DeepModel": "gnnsys.pipeline.deep_model",
+    "GNNPipe": "gnnsys.pipeline.engine",
+    "GraphLayer": "gnnsys.pipeline.layers",
+    "KeyedDropout": "gnnsys.pipeline.dropout",
+    "Partition": "gnnsys.pipeline.partition",
+    "Share": "gnnsys.pipeline.layers",
+    "deep_layers": "gnnsys.pipeline.models",
+    "partition_graph": "gnnsys.pipeline.partition",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = hand_on(__name__, _HOME)

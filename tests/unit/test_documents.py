@@ -6,6 +6,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,40 @@ def test_paths_that_documents_name_exist(name: str) -> None:
         if path.endswith("ENTRY.py"):  # stands for any
             continue
         assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+PAGES = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(PAGES)]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_modules_and_names_that_documents_name_exist(name: str) -> None:
+    for dotted in set(re.findall(r"\bgnnsys(?:\.[A-Za-z_]\w*)+", (ROOT / name).read_text())):
+        try:
+            pkgutil.resolve_name(dotted)
+        except (ImportError, AttributeError) as error:
+            pytest.fail(f"{name} names {dotted}: {error}")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_and_commands_that_documents_name_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / name).parent / link).exists(), f"{name} links {link}"
+    folders = "gnnsys|loaders|cache|pipeline|scripts|csrc|tests"
+    for path in re.findall(rf"`((?:{folders})/[\w./]*\w/?)`", text):
+        assert (ROOT / path).exists(), f"{name} names {path}"
+    commands = {path.stem for path in (ROOT / "gnnsys" / "commands").glob("*.py")}
+    code = re.findall(r"```(?:bash)?\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
+    lines = "\n".join(part for parts in code for part in parts)
+    for command in set(re.findall(r"^gnnsys ([a-z]+)", lines, re.MULTILINE)):
+        assert command in commands, f"{name} names the command gnnsys {command}"
+
+
+def test_the_picture_of_the_architecture_shows_the_imports() -> None:
+    script = ROOT / "scripts" / "draw_architecture.py"
+    drawn = subprocess.run(
+        [sys.executable, script, "--print"], capture_output=True, text=True, check=True
+    ).stdout
+    committed = (ROOT / "docs" / "architecture.svg").read_text()
+    assert drawn == committed, "run scripts/draw_architecture.py: rooms or their imports changed"

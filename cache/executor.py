@@ -6,7 +6,6 @@ outputs. Decides nothing and reads no file by itself. One thread at a time.
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from gnnsys.errors import TooLargeError
 from gnnsys.memory import empty
 from gnnsys.memory.reads import StagedRows
 from gnnsys.system.extension import core
+from gnnsys.system.threads import num_threads
 
 __all__ = ["CpuExecutor", "Executor"]
 
@@ -65,7 +65,7 @@ class CpuExecutor(Executor):
         self.capacity, self.cells, self.row_bytes = capacity, cells, row_bytes
         self._slots = _area(capacity, row_bytes)
         self._cells = _area(cells, row_bytes)
-        self._mover = core.PlanExecutor(threads or len(os.sched_getaffinity(0)))
+        self._mover = core.PlanExecutor(num_threads(threads))
         self._pool = core.Gatherer(1)  # for the memory of outputs alone
 
     def new_output(self, rows: int) -> Tensor:

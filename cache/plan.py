@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.choices import Policy
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 
 __all__ = [
@@ -23,17 +24,6 @@ __all__ = [
     "check_planner",
     "raise_row_index",
 ]
-
-Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
-"""Who leaves the cache first.
-
-``hybrid``: rows without a known next use, the lowest static score first, then those whose next use
-is farthest. ``lookahead``: the same with all scores equal, which is Belady's rule inside the
-window. ``hybrid-pvp``: rows whose next use is more than an eighth of the window away leave first,
-because the victim buffer saves them, then the others as in ``hybrid``; without a victim buffer it
-is ``hybrid``. ``static``: the lowest score first. ``lru``, ``lfu``, ``sieve``, ``s3fifo``: the
-usual caches, which know nothing of coming batches.
-"""
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 

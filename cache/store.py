@@ -33,6 +33,7 @@ from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import check_ids
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.memory.store import AnnouncedStore, Store, check_out
+from gnnsys.system.threads import num_threads
 
 __all__ = ["CachedStore"]
 
@@ -378,8 +379,7 @@ def _check(source: Store, policy: str, window: int | str, prefetch: int, threads
         raise ArgumentError(f"window: {window!r}, expected 'auto' or a number of batches from 0")
     if prefetch < 0:
         raise ArgumentError(f"prefetch: {prefetch} < 0; give a number of batches, or 0")
-    if threads < 0:
-        raise ArgumentError(f"threads: {threads} < 0; give 0 for all cores or a number")
+    num_threads(threads)  # refuses a negative one before anything is allocated
 
 
 def _as_scores(scores: Any, rows: int) -> NDArray[np.uint16] | None:

@@ -38,6 +38,7 @@ from gnnsys.loaders.seed_batches import (
 )
 from gnnsys.memory import available_memory, keep_freed_memory
 from gnnsys.system.sizes import parse_bytes
+from gnnsys.system.threads import num_threads
 
 __all__ = ["LookaheadLoader", "LookaheadOptions", "check_batching"]
 
@@ -74,8 +75,7 @@ class LookaheadOptions:
             raise ArgumentError(f"window: {self.window} < 0; give a number of batches, or 0")
         if self._parse_window_bytes() < 0:
             raise ArgumentError(f"window_bytes: {self.window_bytes} < 0; give bytes, or 0")
-        if self.threads < 0:
-            raise ArgumentError(f"threads: {self.threads} < 0; give 0 for all cores or a number")
+        num_threads(self.threads)  # refuses a negative one
         if self.layout not in ("coo", "csr"):
             raise ArgumentError(f"layout: {self.layout!r}, expected 'coo' or 'csr'")
 

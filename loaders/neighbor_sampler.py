@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +42,7 @@ from gnnsys.loaders.sampler_checks import (
     choice,
 )
 from gnnsys.loaders.topology import CSC
+from gnnsys.system.threads import num_threads
 
 __all__ = ["NeighborSampler"]
 
@@ -140,7 +140,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.replace = replace
         self.keep_orig_edges = False
         self.seed = seed
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = num_threads(threads)
         self.isa = isa
         self.dependent_batches = dependent_batches
         self.time_attr = time_attr

@@ -31,8 +31,6 @@ def choice(name: str, value: Any) -> Any:
 
 def check_counts(threads: int, dependent_batches: int) -> None:
     """Raises ArgumentError for a number that counts nothing."""
-    if threads < 0:
-        raise ArgumentError(f"threads: {threads} < 0; give 0 for all cores or a number")
     if dependent_batches < 1:
         raise ArgumentError(f"dependent_batches: {dependent_batches}, expected at least 1")
 

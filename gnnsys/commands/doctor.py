@@ -6,7 +6,6 @@ library; torch, rich and the C++ extension are imported inside the functions tha
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import importlib
 import importlib.metadata
@@ -37,6 +36,7 @@ from gnnsys.system.machine import (
     mount_of,
     queue_of,
     read_text,
+    usable_cores,
 )
 from gnnsys.system.sizes import size_text
 
@@ -46,7 +46,7 @@ State = Literal["ok", "missing", "warning", "broken"]
 _Answer = tuple[State, str, str]  # state, found, effect
 _Probe = tuple[str, str, Callable[[], _Answer]]  # area, name, probe
 
-_IO_URING_SETUP = 425  # the same number on x86-64 and arm64
+_URING_SETTING = Path("/proc/sys/kernel/io_uring_disabled")
 _BLOCK = 4096  # bytes; satisfies O_DIRECT on disks with 512-byte and with 4 KiB sectors
 _SMALL_SHM = 1 << 30  # bytes; containers often start with 64 MiB, too little for most features
 _STYLES = {"ok": "green", "missing": "dim", "warning": "yellow", "broken": "bold red"}
@@ -215,7 +215,7 @@ def _processor() -> _Answer:
 
 
 def _cores() -> _Answer:
-    allowed, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    allowed, quota = usable_cores(), cpu_quota()
     found = f"{os.cpu_count()} logical, {allowed} allowed by affinity"
     if quota is None or quota >= allowed:
         return "ok", found, f"{allowed} threads run at once"
@@ -339,20 +339,15 @@ def _direct_round_trip(name: str) -> bool:
 
 
 def _io_uring() -> _Answer:
-    libc = ctypes.CDLL(None, use_errno=True)
-    parameters = ctypes.create_string_buffer(120)  # struct io_uring_params, all zero
-    ring = libc.syscall(ctypes.c_long(_IO_URING_SETUP), ctypes.c_long(2), parameters)
-    setting = read_text(Path("/proc/sys/kernel/io_uring_disabled")) or "absent"
-    if ring >= 0:
-        os.close(ring)
-        found = f"io_uring_setup works, io_uring_disabled: {setting}"
-        if not importlib.import_module("gnnsys._core").has_uring:
-            effect = "threads read files: install liburing-dev and build gnnsys again"
-            return "warning", f"{found}, but gnnsys was built without liburing", effect
-        return "ok", found, "reads the rows of large files"
-    code = ctypes.get_errno()
-    reason = f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
-    found = f"{reason}, io_uring_disabled: {setting}"
+    core = importlib.import_module("gnnsys._core")
+    setting = f"io_uring_disabled: {read_text(_URING_SETTING) or 'absent'}"
+    if not core.has_uring:
+        effect = "threads read files: install liburing-dev and build gnnsys again"
+        return "warning", f"gnnsys was built without liburing, {setting}", effect
+    code = core.find_uring_fault(2)
+    if code == 0:
+        return "ok", f"the kernel offers it, {setting}", "reads the rows of large files"
+    found = f"{errno.errorcode.get(code, code)}: {os.strerror(code)}, {setting}"
     return "missing", found, "threads read the rows of large files, with more work of the CPU"
 
 

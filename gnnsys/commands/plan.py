@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
 from gnnsys.plan.text import case_facts, notes_on, print_plan
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.sizes import parse_bytes
+from gnnsys.system.threads import num_threads
 
 __all__ = ["make_plan", "run_command"]
 
@@ -64,7 +64,7 @@ def make_plan(
         UnsupportedError: the graph is heterogeneous.
     """
     dataset = _open(config)
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
     hardware = _hardware(config, dataset)
     with _trace(config, dataset, progress) as trace:

@@ -1,4 +1,4 @@
-"""``gnnsys score``: computes a static score and stores it with the dataset."""
+"""``gnnsys score``: finds the importance of nodes and stores it with the dataset."""
 
 from __future__ import annotations
 

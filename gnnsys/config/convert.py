@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gnnsys.choices import FloatType
+
 __all__ = ["ConvertConfig"]
 
 
@@ -96,7 +98,7 @@ class ConvertConfig:
     """Write edge_id.npy: the number that each edge had in the source. It is written with features,
     weights or times of edges in any case."""
 
-    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    dtype: Literal["keep"] | FloatType = "keep"
     """Element type that features are stored in; float64 becomes float32 unless another is given."""
 
     memory: str = "2GB"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
+
+from gnnsys.choices import FloatType
 
 __all__ = ["CommunityConfig", "GenerateConfig", "RmatConfig"]
 
@@ -49,7 +51,7 @@ class RmatConfig:
     undirected: bool = False
     """Add the reverse of every edge."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: FloatType = "float32"
     """Element type that features are stored in."""
 
     seed: int = 0
@@ -97,7 +99,7 @@ class CommunityConfig:
     val: float = 0.25
     """Share to validate on; the rest is for the test."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: FloatType = "float32"
     """Element type that features are stored in."""
 
     seed: int = 0

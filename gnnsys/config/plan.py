@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gnnsys.choices import Policy, Score
 from gnnsys.config.checks import FIRST_FANOUTS, check_least, check_sampling, parse_fanouts
 from gnnsys.errors import ArgumentError
 
@@ -82,15 +83,13 @@ class PlanConfig:
     trace: str | None = None
     """A recording by gnnsys train --trace FILE, to replay instead of sampling."""
 
-    policy: Literal[
-        "hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"
-    ] = "hybrid"
+    policy: Policy = "hybrid"
     """Which rows leave first: see docs/planning.md."""
 
     window: int = 64
     """Batches that are known ahead."""
 
-    score: Literal["auto", "none", "degree", "pagerank", "presample"] = "auto"
+    score: Score = "auto"
     """Static score that fills the cache before the first batch. auto: the one that gnnsys score
     stored, else degree. presample: of as many batches as are planned, but others."""
 

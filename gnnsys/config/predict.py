@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from gnnsys.features.options import Storage, parse_cache
+from gnnsys.choices import Storage
+from gnnsys.features.options import parse_cache
 
 __all__ = ["PredictConfig"]
 

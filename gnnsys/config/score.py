@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from gnnsys.choices import Importance
 from gnnsys.config.checks import FIRST_FANOUTS, check_sampling, parse_fanouts
 
 __all__ = ["ScoreConfig"]
@@ -16,10 +17,10 @@ _FANOUTS = tuple(str(fanout) for fanout in FIRST_FANOUTS[:2])
 
 @dataclass(kw_only=True, slots=True)
 class ScoreConfig:
-    """Score the nodes of a dataset by how often their features will be asked for.
+    """Find the importance of a dataset's nodes: how often their features will be asked for.
 
-    The score is stored with the dataset. A cache is filled by it before training begins, and keeps
-    the rows with the higher score where it knows nothing better.
+    The importance is stored with the dataset. A cache is filled by it before training begins, and
+    keeps the more important rows where it knows nothing better.
 
     Examples:
         gnnsys score my-graph --fanouts 15,10,5
@@ -29,7 +30,7 @@ class ScoreConfig:
     dataset: Annotated[str, tyro.conf.Positional]
     """A dataset folder."""
 
-    score: Literal["presample", "degree", "pagerank"] = "presample"
+    score: Importance = "presample"
     """presample: in how many batches of a short run of the sampler a node occurs, with the training
     nodes and --fanouts. degree: in how many lists of neighbours it stands. pagerank: how often a
     walk is there that follows edges backwards. presample is the best where few nodes are trained

@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from gnnsys.choices import Policy, Precision, Score, Storage
 from gnnsys.config.checks import FIRST_FANOUTS, check_least
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
-from gnnsys.features.options import FeatureOptions, Policy, Score, Storage, Window
+from gnnsys.features.options import FeatureOptions, Window
 
 __all__ = ["TrainConfig"]
 
@@ -79,7 +80,7 @@ class TrainConfig:
     """So many batches in a row share the draws of neighbours and therefore many nodes. Above 1,
     changes the distribution of batches."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of training. bf16: torch.autocast to bfloat16; weights, the loss and evaluation
     stay float32. Faster where the processor multiplies bfloat16."""
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.choices import FloatType
 from gnnsys.convert.arrays import ArraySource
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
@@ -40,7 +41,7 @@ _MOST_CLASSES = 1 << 31
 class ConvertOptions:
     """How to convert, whatever the source."""
 
-    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    dtype: Literal["keep"] | FloatType = "keep"
     """Element type that float features are stored in."""
 
     undirected: bool = False

@@ -7,7 +7,6 @@ is, so that a killed conversion goes on there, also with other memory.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,6 +21,7 @@ from gnnsys.dataset.writer import DatasetWriter, RowReader, cut_rows
 from gnnsys.errors import FileFormatError, StorageError
 from gnnsys.system.extension import core
 from gnnsys.system.files import append_file, read_file, write_at
+from gnnsys.system.threads import num_threads
 
 __all__ = ["EdgeReader", "permute_rows", "write_csc"]
 
@@ -97,7 +97,7 @@ def write_csc(
         undirected=undirected,
         keep_order=keep_order,
         memory=memory,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=num_threads(threads),
     )
     job = _resumed(job)
     chunks = _spool(job, read)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.importance import out_degree, rank_normalised, reverse_pagerank
+from gnnsys.choices import Importance
 from gnnsys.errors import ArgumentError
 from gnnsys.features.replay import sampled_ids
 from gnnsys.loaders import CSC
 from gnnsys.system.progress import Progress
 
-__all__ = ["PRESAMPLE_BATCHES", "ScoreKind", "importance", "scores_of"]
-
-ScoreKind = Literal["degree", "pagerank", "presample"]
+__all__ = ["PRESAMPLE_BATCHES", "importance", "scores_of"]
 
 PRESAMPLE_BATCHES = 200
 """Batches that presampling draws unless told otherwise."""
 
 
 def importance(
-    kind: ScoreKind,
+    kind: Importance,
     graph: CSC,
     *,
     seeds: Tensor | None = None,
@@ -84,7 +83,7 @@ def importance(
     return counts
 
 
-def scores_of(kind: ScoreKind, values: NDArray[Any], graph: CSC) -> NDArray[np.uint16]:
+def scores_of(kind: Importance, values: NDArray[Any], graph: CSC) -> NDArray[np.uint16]:
     """(nodes,) scores that a cache takes, of what ``importance`` returned.
 
     A presampling run is short: most nodes occur in it once or never. Those that occur equally often

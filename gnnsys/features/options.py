@@ -11,14 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gnnsys.choices import Policy, Score, Storage
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
 
-__all__ = ["FeatureOptions", "Policy", "Score", "Storage", "Window", "parse_cache"]
+__all__ = ["FeatureOptions", "Window", "parse_cache"]
 
-Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
-Storage = Literal["auto", "uring", "pread", "mmap"]
-Score = Literal["auto", "none", "degree", "pagerank", "presample"]
 Window = int | Literal["auto"]
 
 _OF_THE_CACHE = ("policy", "window", "victim_buffer", "score", "trace")

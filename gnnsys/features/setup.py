@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import StorageError
 from gnnsys.features.importance import importance, scores_of
-from gnnsys.features.options import FeatureOptions, Storage, parse_cache
+from gnnsys.features.options import FeatureOptions, parse_cache
 from gnnsys.memory import available_memory
 
 __all__ = ["choose_cache", "setup_features"]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from gnnsys.choices import FloatType
 from gnnsys.errors import ArgumentError
 
 __all__ = [
     "INT32_NODES",
     "MAX_WIDTH",
-    "FeatureType",
     "check_share",
     "check_shared",
     "check_whole",
     "is_number",
 ]
-
-FeatureType = Literal["float32", "float16", "bfloat16"]
 
 MAX_WIDTH = 1 << 20
 """Features of a node."""
@@ -56,7 +54,7 @@ def check_shared(
     check_share("val", val)
     if train + val > 1:
         raise ArgumentError(f"train + val is {train} + {val} = {train + val}, expected at most 1")
-    if dtype not in get_args(FeatureType):
-        raise ArgumentError(f"dtype is {dtype!r}, expected {' or '.join(get_args(FeatureType))}")
+    if dtype not in get_args(FloatType):
+        raise ArgumentError(f"dtype is {dtype!r}, expected {' or '.join(get_args(FloatType))}")
     check_whole("memory", memory, _LEAST_MEMORY, 1 << 62)
     check_whole("threads", threads, 0, 1 << 10)

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.choices import FloatType
 from gnnsys.convert.common import encode
 from gnnsys.convert.csc import EdgeReader, write_csc
 from gnnsys.dataset.format import NODE_TYPE, Task
 from gnnsys.dataset.writer import DatasetWriter, RowReader
-from gnnsys.generate.arguments import FeatureType
 from gnnsys.rng import stream_key
 from gnnsys.system.extension import core
 from gnnsys.system.progress import Progress
@@ -26,7 +26,6 @@ from gnnsys.system.progress import Progress
 __all__ = [
     "DrawRows",
     "Job",
-    "cores",
     "draw_noise",
     "in_order",
     "open_writer",
@@ -45,11 +44,6 @@ _HOP = (1 << 64) - 2  # one that no sampler uses and not that of the shuffle: st
 _STREAMS = ("edges", "ids", "features", "labels", "split", "centres")
 
 _T = TypeVar("_T")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +137,7 @@ def write_graph(job: Job, read: EdgeReader, undirected: bool = False) -> None:
     )
 
 
-def write_features(job: Job, width: int, dtype: FeatureType, draw: DrawRows) -> None:
+def write_features(job: Job, width: int, dtype: FloatType, draw: DrawRows) -> None:
     """Writes (nodes, width) features in the element type that is asked for."""
 
     def draw_encoded(first: int, count: int) -> NDArray[Any]:

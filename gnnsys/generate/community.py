@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.choices import FloatType
 from gnnsys.errors import ArgumentError
 from gnnsys.generate.arguments import (
     INT32_NODES,
     MAX_WIDTH,
-    FeatureType,
     check_share,
     check_shared,
     check_whole,
@@ -25,7 +25,6 @@ from gnnsys.generate.arguments import (
 )
 from gnnsys.generate.blocks import (
     Job,
-    cores,
     draw_noise,
     in_order,
     open_writer,
@@ -35,6 +34,7 @@ from gnnsys.generate.blocks import (
     write_split,
 )
 from gnnsys.system.progress import Progress
+from gnnsys.system.threads import num_threads
 
 __all__ = ["generate_community"]
 
@@ -55,7 +55,7 @@ def generate_community(
     seed: int = 0,
     train: float = 0.5,
     val: float = 0.25,
-    dtype: FeatureType = "float32",
+    dtype: FloatType = "float32",
     memory: int = 2 << 30,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
@@ -123,7 +123,7 @@ def generate_community(
         "dtype": dtype,
     }
     with open_writer(path, "community", graph, progress) as writer:
-        job = Job(writer, int(seed), int(nodes), memory, threads or cores())
+        job = Job(writer, int(seed), int(nodes), memory, num_threads(threads))
         communities = _Communities(job, int(classes), int(degree), float(within))
         write_graph(job, communities.read_edges)
         rng = job.rng("centres", 0)

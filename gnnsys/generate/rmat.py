@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.choices import FloatType
 from gnnsys.convert.csc import EdgeReader
 from gnnsys.errors import ArgumentError
 from gnnsys.generate.arguments import (
     INT32_NODES,
     MAX_WIDTH,
-    FeatureType,
     check_shared,
     check_whole,
     is_number,
 )
 from gnnsys.generate.blocks import (
     Job,
-    cores,
     draw_noise,
     open_writer,
     write_features,
@@ -35,6 +34,7 @@ from gnnsys.generate.blocks import (
 )
 from gnnsys.system.extension import core
 from gnnsys.system.progress import Progress
+from gnnsys.system.threads import num_threads
 
 __all__ = ["generate_rmat"]
 
@@ -58,7 +58,7 @@ def generate_rmat(
     classes: int = 0,
     train: float = 0.6,
     val: float = 0.2,
-    dtype: FeatureType = "float32",
+    dtype: FloatType = "float32",
     undirected: bool = False,
     memory: int = 2 << 30,
     threads: int = 0,
@@ -131,7 +131,7 @@ def generate_rmat(
         "undirected": bool(undirected),
     }
     with open_writer(path, f"rmat-{scale}", graph, progress) as writer:
-        job = Job(writer, int(seed), 1 << int(scale), memory, threads or cores())
+        job = Job(writer, int(seed), 1 << int(scale), memory, num_threads(threads))
         write_graph(job, _read_rmat(job, int(scale), int(edge_factor), alias), undirected)
         if features:
             write_features(job, int(features), dtype, partial(draw_noise, job, int(features)))

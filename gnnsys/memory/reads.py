@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PendingRows", "ReadStats", "Reads", "RowsInPlace", "StagedRows", "Storage"]
+from gnnsys.choices import Storage
 
-Storage = Literal["auto", "uring", "pread", "mmap"]
-"""How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
+__all__ = ["PendingRows", "ReadStats", "Reads", "RowsInPlace", "StagedRows", "Storage"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_bounds, check_ids, row_index_error
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.system.extension import core
+from gnnsys.system.threads import num_threads
 
 __all__ = ["AnnouncedStore", "BatchRows", "RowReader", "Store", "is_announced"]
 
@@ -211,14 +211,12 @@ class RowReader:
         threads: int = 0,
         isa: str = "auto",
     ) -> None:
-        if threads < 0:
-            raise ArgumentError(f"threads: {threads} < 0; give 0 for all cores or a number")
         self.address = address
         self.shape = shape
         self.stored = stored
         self.stride = stride
         self.row_bytes = Encoding(stored, stored).row_bytes(shape)
-        self._gatherer = core.Gatherer(threads or len(os.sched_getaffinity(0)), isa)
+        self._gatherer = core.Gatherer(num_threads(threads), isa)
 
     def gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None = None) -> Tensor:
         """See ``Store.gather``; rows are delivered as ``encoding`` says."""

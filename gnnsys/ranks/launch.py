@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
+from gnnsys.system.machine import usable_cores
+
 __all__ = ["run_ranks"]
 
 _GRACE = 35.0  # those that a verdict waits for need less
@@ -44,7 +46,7 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
     }
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks)))
     # Of connections that end with another rank, whose end is told of in better words.
     environment["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -22,6 +22,7 @@ __all__ = [
     "mount_of",
     "queue_of",
     "read_text",
+    "usable_cores",
 ]
 
 _CGROUP = Path("/proc/self/cgroup")
@@ -54,6 +55,11 @@ def cpu_quota(own: Path = _CGROUP, top: Path = _CGROUPS) -> float | None:
     # no limit is "max" in v2 and -1 in v1
     quotas = [int(pair[0]) / int(pair[1]) for pair in pairs if pair and pair[0].isdigit()]
     return min(quotas, default=None)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def cgroup_values(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import resource
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch_geometric
 from gnnsys._version import __version__
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.system.machine import cpu_model
+from gnnsys.system.machine import cpu_model, usable_cores
 
 __all__ = ["EpochRecord", "TrainResult", "machine", "versions"]
 
@@ -113,7 +112,7 @@ def machine() -> dict[str, Any]:
     """Processor, cores that may be used, memory in bytes."""
     return {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "platform": platform.platform(),
     }

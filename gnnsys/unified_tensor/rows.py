@@ -14,9 +14,9 @@ from torch.utils.data import get_worker_info
 from gnnsys.compat import make_wrapper
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, RowIndexError, TooLargeError
-from gnnsys.indexing import RowIndex, split_index
 from gnnsys.memory import HostStore
 from gnnsys.memory.store import Store
+from gnnsys.unified_tensor.indexing import RowIndex, split_index
 
 __all__ = ["StoredTensor", "compute_device"]
 

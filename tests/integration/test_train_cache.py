@@ -6,14 +6,14 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 import gnnsys
-from gnnsys.cache.plan import Policy as PlannedPolicy
+from gnnsys.cache.plan import POLICIES
 from gnnsys.cache.trace import read_trace
 from gnnsys.commands.cli import main
 from gnnsys.commands.report import write_report
@@ -21,7 +21,7 @@ from gnnsys.config.file import resumed_config
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.importance import store_score
 from gnnsys.errors import GnnsysError
-from gnnsys.features.options import FeatureOptions, Policy
+from gnnsys.features.options import FeatureOptions
 from gnnsys.features.setup import choose_cache
 from gnnsys.generate import generate_community
 from gnnsys.training.checkpoint import load_checkpoint
@@ -98,7 +98,7 @@ def test_losses_are_bit_identical_whatever_serves_the_features(
 
 
 def test_every_policy_of_the_planner_can_be_chosen() -> None:
-    assert set(get_args(Policy)) == set(get_args(PlannedPolicy))
+    assert set(get_args(get_type_hints(TrainConfig)["policy"])) == set(POLICIES)
 
 
 @pytest.mark.parametrize("score", ["none", "degree", "pagerank", "presample"])

@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 # Rooms from the bottom: folders, and the modules beside them. A room imports those above its line
 # in this list, and of its own line.
 FLOORS = [
-    ["errors", "counters", "rng", "_version", "_core", "compat"],
+    ["choices", "errors", "counters", "rng", "_version", "_core", "compat"],
     ["system"],
     ["memory", "ranks", "pages"],
     ["cache"],
-    ["indexing", "unified_tensor", "feature_store"],
+    ["unified_tensor", "feature_store"],
     ["message_passing"],
     ["loaders", "losses", "pipeline"],
     ["dataset"],
@@ -32,7 +32,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FACE = {"gnnsys", "gnnsys.__main__"}
-PURE = {"gnnsys.errors", "gnnsys.counters", "gnnsys.rng", "gnnsys.system.machine"}
+PURE = {"gnnsys.choices", "gnnsys.errors", "gnnsys.counters", "gnnsys.rng", "gnnsys.system.machine"}
 
 
 def modules() -> dict[str, Path]:

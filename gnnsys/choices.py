@@ -1,0 +1,31 @@
+"""The closed sets of choices that options have. Imports nothing: the command line is made of it."""
+
+from typing import Literal
+
+__all__ = ["FloatType", "Importance", "Policy", "Precision", "Score", "Storage"]
+
+Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
+"""Who leaves the cache first.
+
+``hybrid``: rows without a known next use, the lowest static score first, then those whose next use
+is farthest. ``lookahead``: the same with all scores equal, which is Belady's rule inside the
+window. ``hybrid-pvp``: rows whose next use is more than an eighth of the window away leave first,
+because the victim buffer saves them, then the others as in ``hybrid``; without a victim buffer it
+is ``hybrid``. ``static``: the lowest score first. ``lru``, ``lfu``, ``sieve``, ``s3fifo``: the
+usual caches, which know nothing of coming batches.
+"""
+
+Storage = Literal["auto", "uring", "pread", "mmap"]
+"""How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
+
+Importance = Literal["presample", "degree", "pagerank"]
+"""How it is found out how often a node's row will be needed."""
+
+Score = Literal["auto", "none", "degree", "pagerank", "presample"]
+"""The importance that a cache goes by: one kind of it, what is stored with the dataset, or none."""
+
+Precision = Literal["fp32", "bf16"]
+"""Arithmetic of training."""
+
+FloatType = Literal["float32", "float16", "bfloat16"]
+"""Element type that features are stored in."""

@@ -88,9 +88,9 @@ class ShuffledSeeds(RandomSampler):
         """Makes ``epoch`` the next one; ``DistributedSampler`` has this method too."""
         self.epochs.next = epoch
 
-    def order(self, epoch: int) -> Tensor:
-        """(seeds,) positions of the seeds in an epoch."""
-        return torch.from_numpy(rng.permutation(len(self), self.seed, epoch))
+    def order(self, epoch: int, first: int | None = None) -> Tensor:
+        """(seeds,) positions of the seeds in an epoch, or of its ``first`` ones."""
+        return torch.from_numpy(rng.permutation(len(self), self.seed, epoch, first))
 
     def __iter__(self) -> Iterator[int]:
         yield from self.order(self.epochs.next).tolist()

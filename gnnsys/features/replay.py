@@ -66,7 +66,7 @@ def sampled_ids(
     for number in range(batches):
         epoch, group = divmod(number, per_epoch)
         if group == 0:
-            order = shuffled.order(epoch)
+            order = shuffled.order(epoch, min(len(seeds), (batches - number) * batch_size))
         positions = order[group * batch_size : (group + 1) * batch_size]
         out = sampler.sample(seeds[positions], group, epoch)
         yield out.node.numpy()

@@ -19,7 +19,6 @@ from torch.utils.data import get_worker_info
 
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
 from gnnsys.cache.engine import Engine
-from gnnsys.cache.executor import CpuExecutor
 from gnnsys.cache.importance import rank_normalised
 from gnnsys.cache.plan import POLICIES, Policy
 from gnnsys.cache.planner import Planner
@@ -28,11 +27,11 @@ from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, ReadOnlyError, TooLargeError
-from gnnsys.memory import available_memory
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import check_ids
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.memory.store import AnnouncedStore, Store, check_out
+from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
 from gnnsys.system.threads import num_threads
 
 __all__ = ["CachedStore"]
@@ -42,7 +41,7 @@ _AUTO_WINDOW = 64
 sampled batches may keep it shorter."""
 
 _LEAST_STAGING, _MOST_STAGING = 32 << 20, 256 << 20
-"""Bytes for rows that are read ahead: an eighth of what is available, within these bounds."""
+"""Bytes for rows that are read ahead: as planned, or an eighth of what is left within bounds."""
 
 
 class CachedStore(AnnouncedStore):
@@ -301,14 +300,18 @@ def _make_engine(
                 f"{name}; give a smaller cache="
             ) from error
 
+    budget = process_budget()
+    executor = CpuExecutor(capacity, cells, source.row_bytes, options.threads)
+    budget.hold(CACHE_ROWS, (capacity + cells) * source.row_bytes, executor)
+    staging = min(_MOST_STAGING, max(_LEAST_STAGING, free // 8))
     return Engine(
         source,
         name,
         make_planner,
-        CpuExecutor(capacity, cells, source.row_bytes, options.threads),
+        executor,
         window=options.window,
         prefetch=options.prefetch,
-        staging_bytes=min(_MOST_STAGING, max(_LEAST_STAGING, free // 8)),
+        staging_bytes=budget.planned(STAGING) or staging,
         counters=counters,
         record=record,
     )
@@ -316,7 +319,8 @@ def _make_engine(
 
 def _check_memory(capacity: int, cells: int, row_bytes: int) -> int:
     """Bytes that are available beside a cache; raises TooLargeError where it does not fit."""
-    needed, free = (capacity + cells) * row_bytes, available_memory()
+    budget, needed = process_budget(), (capacity + cells) * row_bytes
+    free = budget.left(CACHE_ROWS)
     if needed > free:
         raise TooLargeError(
             f"cache: {capacity} rows and a victim buffer of {cells} rows of {row_bytes} bytes take "

@@ -65,7 +65,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
 _MAX_MISSES = 8  # weighted draws in a row that meet what was drawn before
-_SHUFFLE_BLOCK = 1 << 15  # keys that are drawn at a time, an even number: what a processor's caches hold
+_SHUFFLE_BLOCK = 1 << 15  # keys that are drawn at a time, an even number: caches hold them
 # Hops that no sampler uses: for an epoch's order of seeds, for negative nodes, and for dropout.
 _SHUFFLE_HOP = _MASK64
 _NEGATIVES_HOP = _MASK64 - 1

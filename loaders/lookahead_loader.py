@@ -36,7 +36,8 @@ from gnnsys.loaders.seed_batches import (
     ShuffledSeeds,
     number_batches,
 )
-from gnnsys.memory import available_memory, keep_freed_memory
+from gnnsys.memory import keep_freed_memory
+from gnnsys.system.budget import process_budget
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 
@@ -85,7 +86,7 @@ class LookaheadOptions:
 
     def sampled_bytes(self) -> int:
         """Bytes of sampled batches that may wait where a cache asks for many."""
-        return self._parse_window_bytes() or max(_LEAST_SAMPLED, available_memory() // 32)
+        return self._parse_window_bytes() or max(_LEAST_SAMPLED, process_budget().left() // 32)
 
 
 def check_batching(kwargs: dict[str, Any]) -> None:

@@ -15,19 +15,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gnnsys.cache.trace import Trace, TraceWriter, read_trace
-from gnnsys.config.checks import parse_fanouts
+from gnnsys.config.checks import check_bytes, parse_fanouts
 from gnnsys.config.plan import PlanConfig
+from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.features.importance import importance, scores_of
+from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import sampled_ids, training_seeds
+from gnnsys.features.setup import plan_features
 from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
 from gnnsys.plan.text import case_facts, notes_on, print_plan
+from gnnsys.system.budget import process_budget
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
+from gnnsys.training.memory import plan_memory
 
 __all__ = ["make_plan", "run_command"]
 
@@ -64,6 +69,7 @@ def make_plan(
         UnsupportedError: the graph is heterogeneous.
     """
     dataset = _open(config)
+    memory = _memory(config, dataset)
     threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
     hardware = _hardware(config, dataset)
@@ -100,6 +106,7 @@ def make_plan(
         "victim_bytes": victim_bytes,
         "hardware": dataclasses.asdict(hardware),
         "step_time_ms": config.step_time,
+        "memory": memory,
         "budgets": [
             {
                 "budget": budget.text,
@@ -116,6 +123,28 @@ def make_plan(
     }
     plan["notes"] = notes_on(plan)
     return plan
+
+
+def _memory(config: PlanConfig, dataset: Dataset) -> dict[str, Any]:
+    """What a training run with these options takes by name, with ``--cache auto``."""
+    fanouts = tuple(parse_fanouts(config.fanouts))
+    run = TrainConfig(
+        dataset=config.dataset,
+        layers=len(fanouts),
+        fanouts=fanouts,
+        hidden=config.hidden,
+        batch_size=config.batch_size,
+        eval=config.eval,
+        seed=config.seed,
+    )
+    features = FeatureOptions(score="auto" if config.score == "none" else config.score)
+    with process_budget().run(check_bytes("memory", config.memory)) as budget:
+        plan_memory(run, dataset, features)
+        plan_features(dataset, features)
+        if config.memory is not None:
+            budget.check("give more --memory")
+        names = {e.name: {"planned": e.planned, "held": 0} for e in budget.table() if e.planned}
+        return {"names": names, "total": budget.total}
 
 
 def _open(config: PlanConfig) -> Dataset:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import resumed_config
 from gnnsys.config.predict import PredictConfig
 from gnnsys.config.train import TrainConfig
@@ -23,10 +24,12 @@ from gnnsys.convert.arrays import open_array
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions
 from gnnsys.pipeline import DeepModel
+from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.exact_inference import model_layers, run_layers
+from gnnsys.training.memory import plan_run
 from gnnsys.training.models import make_model
 from gnnsys.training.steps import activation_folder
 from gnnsys.training.task import NodeDataset, load_dataset
@@ -65,9 +68,19 @@ def predict(
     options = dataclasses.replace(
         options, dataset=config.dataset or options.dataset, root=config.root or options.root
     ).filled_in()
+    with process_budget().run(check_bytes("memory", config.memory)):
+        return _predict_within(config, options, progress)
+
+
+def _predict_within(
+    config: PredictConfig, options: TrainConfig, progress: Progress
+) -> dict[str, Any]:
+    run = Path(config.run)
     out = Path(config.out) if config.out else run / "predictions"
     if out.exists():
         raise ArgumentError(f"{out}: exists already; give another folder with --out, or remove it")
+    features = FeatureOptions(cache=config.cache, storage=config.storage)
+    plan_run(dataclasses.replace(options, eval="layerwise"), features)
     dataset = load_dataset(
         options.dataset,
         options.root,
@@ -75,7 +88,7 @@ def predict(
         seed=options.seed,
         threads=options.threads,
         device="cpu",
-        options=FeatureOptions(cache=config.cache, storage=config.storage),
+        options=features,
     )
     with closing(dataset):
         return _predict(config, options, dataset, out, progress)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.table import Table
 
 from gnnsys.config.train import TrainConfig
-from gnnsys.features.statistics import FeatureStats, live_line, stats_rows
+from gnnsys.features.statistics import FeatureStats, live_line, memory_rows, stats_rows
 from gnnsys.memory import keep_freed_memory
 from gnnsys.pages import numbers
 from gnnsys.ranks.environment import rank_of_process
@@ -110,7 +110,7 @@ def _result_table(result: TrainResult) -> Table:
     for name, told in _parallel_rows(result):
         table.add_row(name, told)
     if config.stats:
-        for name, told in stats_rows(_stats(result)):
+        for name, told in [*stats_rows(_stats(result)), *memory_rows(result.memory)]:
             table.add_row(name, told)
     else:
         for tier, served in result.counters.tiers().items():

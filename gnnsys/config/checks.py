@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from gnnsys.errors import ArgumentError
+from gnnsys.system.sizes import parse_bytes
 
-__all__ = ["FIRST_FANOUTS", "check_least", "check_sampling", "parse_fanouts"]
+__all__ = ["FIRST_FANOUTS", "check_bytes", "check_least", "check_sampling", "parse_fanouts"]
 
 FIRST_FANOUTS = (15, 10, 5)
 """Default fanouts of the first hops; further hops take the last."""
+
+
+def check_bytes(name: str, text: str | None) -> int | None:
+    """The bytes of an option; None where it was not given.
+
+    >>> check_bytes("memory", "2GB")
+    2147483648
+
+    Raises:
+        ArgumentError: not a number of bytes above 0.
+    """
+    if text is None:
+        return None
+    found = parse_bytes(text, f"--{name}")
+    if found == 0:
+        raise ArgumentError(f"--{name} {text}: expected more than 0 bytes, such as 10GB")
+    return found
 
 
 def check_least(name: str, value: int | None, least: int) -> None:

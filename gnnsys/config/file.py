@@ -30,6 +30,7 @@ MAY_CHANGE = {
     "eval_store",
     "history",
     "json",
+    "memory",
     "order",
     "out",
     "parallel",
@@ -56,6 +57,7 @@ MAY_CHANGE = {
 _OF_THE_CALL = {
     "config",
     "json",
+    "memory",
     "out",
     "ranks",
     "resume",
@@ -63,7 +65,7 @@ _OF_THE_CALL = {
     "timeline",
     "trace",
 }  # not part of the run
-_NUMBERS_TOO = {"cache", "victim_buffer"}  # texts that a user may write as numbers
+_NUMBERS_TOO = {"cache", "memory", "victim_buffer"}  # texts that a user may write as numbers
 
 
 def config_to_toml(config: TrainConfig) -> str:

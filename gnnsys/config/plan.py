@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 import tyro
 
 from gnnsys.choices import Policy, Score
-from gnnsys.config.checks import FIRST_FANOUTS, check_least, check_sampling, parse_fanouts
+from gnnsys.config.checks import (
+    FIRST_FANOUTS,
+    check_bytes,
+    check_least,
+    check_sampling,
+    parse_fanouts,
+)
 from gnnsys.errors import ArgumentError
 
 __all__ = ["PlanConfig"]
@@ -61,7 +67,8 @@ class PlanConfig:
     """Graph convolutions, of --parallel."""
 
     hidden: int = 64
-    """Width of all rows between encoder and decoder, of --parallel."""
+    """Width of all rows between encoder and decoder, of --parallel; of hidden layers, of
+    --memory."""
 
     root: str = "data"
     """Folder of the named datasets, as for gnnsys train."""
@@ -69,6 +76,13 @@ class PlanConfig:
     budget: tuple[str, ...] = ("1%", "5%", "10%", "25%")
     """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
     features (10%)."""
+
+    memory: str | None = None
+    """Bytes (10GB) for a training run with these options, --hidden and --eval, as of gnnsys train:
+    a table tells what for. Default: what the control group or the machine leaves."""
+
+    eval: Literal["layerwise", "sampled"] = "layerwise"
+    """Of the run that --memory is for: how it is evaluated."""
 
     fanouts: tuple[str, ...] = _FANOUTS
     """Neighbours to sample per node for each hop, nearest the seeds first; -1 takes all."""
@@ -119,6 +133,7 @@ class PlanConfig:
     def __post_init__(self) -> None:
         check_sampling(self.batch_size, self.batches, self.threads)
         parse_fanouts(self.fanouts)
+        check_bytes("memory", self.memory)
         if self.window < 0:
             raise ArgumentError(f"--window {self.window}: expected at least 0")
         if not 0 <= self.step_time < math.inf:

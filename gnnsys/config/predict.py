@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from gnnsys.choices import Storage
+from gnnsys.config.checks import check_bytes
 from gnnsys.features.options import parse_cache
 
 __all__ = ["PredictConfig"]
@@ -38,6 +39,10 @@ class PredictConfig:
     """Folder for predictions.npy (classes, or 0 and 1 for several labels), scores.npy,
     embeddings.npy (inputs of the last layer) and nodes.npy. Default: RUN/predictions."""
 
+    memory: str | None = None
+    """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
+    run that cannot fit is refused. Default: what the control group or the machine leaves."""
+
     cache: str = "auto"
     """Memory for rows of the features, as of gnnsys train: bytes, rows, a share, none or auto."""
 
@@ -51,4 +56,5 @@ class PredictConfig:
     """Print the paths and shapes as one JSON object."""
 
     def __post_init__(self) -> None:
+        check_bytes("memory", self.memory)
         parse_cache(self.cache)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gnnsys.choices import Policy, Precision, Score, Storage
-from gnnsys.config.checks import FIRST_FANOUTS, check_least
+from gnnsys.config.checks import FIRST_FANOUTS, check_bytes, check_least
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, Window
@@ -151,7 +151,7 @@ class TrainConfig:
 
     eval_store: str = "auto"
     """Where layerwise evaluation keeps activations: ram, a folder, or auto: in memory where they
-    take at most a quarter of what is available, else in a temporary folder."""
+    take at most a quarter of what is left, else in a temporary folder."""
 
     patience: int = 0
     """Stop after this many evaluations without a better validation score; 0: never."""
@@ -171,11 +171,15 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model trains. auto: cuda when there is one."""
 
+    memory: str | None = None
+    """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
+    run that cannot fit is refused. Default: what the control group or the machine leaves.
+    Like all options from here on, it changes speed, never a batch or a loss."""
+
     cache: str = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
-    rows (0.1) or none. auto: none where they fit in half of the memory available (the operating
-    system keeps them), else that half. Like all options from here on, it changes speed, never a
-    batch or a loss."""
+    rows (0.1) or none. auto: none where they fit in the memory that all else leaves (the operating
+    system keeps them), else what is left."""
 
     policy: Policy = "hybrid"
     """Which rows the cache keeps. hybrid: those that the next batches need, then those with the
@@ -192,7 +196,7 @@ class TrainConfig:
     storage: Storage = "auto"
     """How rows are read. uring: io_uring past the page cache; pread: threads that do the same;
     mmap: through the page cache. auto: mmap where the file fits in a quarter of the memory
-    available, else uring, or pread where the kernel does not offer it."""
+    left, else uring, or pread where the kernel does not offer it."""
 
     score: Score = "auto"
     """Importance of rows, by which the cache is filled before the first batch and decides where no
@@ -232,6 +236,7 @@ class TrainConfig:
             )
         if self.fanouts is not None:
             self._check_fanouts(self.fanouts)
+        check_bytes("memory", self.memory)
         self._check_features()
         if self.full_batch and (self.sampling != "uniform" or self.dependent_batches > 1):
             raise ArgumentError(

@@ -353,6 +353,12 @@ class _CscStore(GraphStore):
         """Adds the edges of a type; None where there is one type."""
         self._graphs[edge_type] = graph, (num_sources, graph.num_nodes)
 
+    def graph(self) -> CSC:
+        """The edges, of a store that has those of one type."""
+        ((graph, _),) = self._graphs.values()
+        found: CSC = graph
+        return found
+
     def _put_edge_index(self, edge_index: Any, edge_attr: EdgeAttr) -> bool:
         raise UnsupportedError("the graph of a dataset folder is read-only")
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from gnnsys.cache.importance import out_degree, rank_normalised, reverse_pagerank
 from gnnsys.choices import Importance
+from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError
+from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import sampled_ids
 from gnnsys.loaders import CSC
 from gnnsys.system.progress import Progress
 
-__all__ = ["PRESAMPLE_BATCHES", "importance", "scores_of"]
+__all__ = ["PRESAMPLE_BATCHES", "importance", "needs_importance", "scores_of"]
 
 PRESAMPLE_BATCHES = 200
 """Batches that presampling draws unless told otherwise."""
@@ -81,6 +83,14 @@ def importance(
         counts[ids] += 1  # no id stands twice in a batch
         progress("presample: batches", number, batches)
     return counts
+
+
+def needs_importance(dataset: Dataset, options: FeatureOptions) -> bool:
+    """Whether a cache with these options has its importance computed, not read of the folder."""
+    if options.cache == "none" or options.score == "none":
+        return False
+    stored = dataset.static_score()
+    return stored is None or options.score not in ("auto", stored[0])
 
 
 def scores_of(kind: Importance, values: NDArray[Any], graph: CSC) -> NDArray[np.uint16]:

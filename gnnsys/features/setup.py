@@ -15,21 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.cache.arena import rows_of
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import StorageError
-from gnnsys.features.importance import importance, scores_of
+from gnnsys.features.importance import importance, needs_importance, scores_of
 from gnnsys.features.options import FeatureOptions, parse_cache
-from gnnsys.memory import available_memory
+from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
 
-__all__ = ["choose_cache", "setup_features"]
+__all__ = ["choose_cache", "plan_features", "setup_features"]
 
 _log = logging.getLogger(__name__)
-_SHARE = 2
-"""``--cache auto`` takes one part in so many of the memory that can be spared."""
-_RESERVE = 160 << 20
-"""Bytes of memory that are not spared: batches, those sampled ahead and reads under way."""
+_SHARE = 0.9
+"""``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
+_STAGING = 32 << 20, 256 << 20
+"""Bytes for rows that are read ahead: an eighth of what is left, within these bounds."""
+_OF_A_ROW, _OF_A_SLOT = 8, 16
+"""Bytes that the planner has for each row of the table, and for each one in the cache."""
+_TOO_SMALL = (
+    "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"
+)
 _LONG = 1.0
 """Seconds from which computing a score is worth a word."""
 
@@ -59,11 +65,8 @@ def setup_features(
         ArgumentError: options that cannot be used, or ``--score presample`` without training nodes.
         StorageError: no file can be written at ``--trace``.
     """
-    cache: int | float | str | None = parse_cache(options.cache)
-    storage = options.storage
-    if cache == "auto":
-        size = dataset.manifest.nodes[NODE_TYPE].tables["features"].data_bytes
-        cache, storage = choose_cache(options, size, available_memory())
+    cache, storage = plan_features(dataset, options)
+    process_budget().check(_TOO_SMALL)
     if cache is None:
         return {"storage": storage}
     if options.trace:
@@ -81,37 +84,79 @@ def setup_features(
     }
 
 
-def choose_cache(options: FeatureOptions, size: int, available: int) -> tuple[str | None, Storage]:
+def plan_features(
+    dataset: Dataset, options: FeatureOptions
+) -> tuple[int | float | str | None, Storage]:
+    """The size of the cache and the way to the disk; both are reserved in the process's budget.
+
+    Args:
+        dataset: homogeneous, with a table "features".
+        options: as the user gave them.
+    """
+    budget = process_budget()
+    table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
+    rows, row_bytes = table.shape[0], table.encoding.row_stride
+    cache, storage = parse_cache(options.cache), options.storage
+    before = budget.left()
+    if cache is not None:
+        if needs_importance(dataset, options) or dataset.static_score() is not None:
+            budget.reserve("importance", 2 * rows)
+        budget.reserve("planner of the cache", _OF_A_ROW * rows)
+        least, most = _STAGING
+        budget.reserve(STAGING, min(most, max(least, budget.left() // 8)))
+    if cache == "auto":
+        spare = int(budget.left() * row_bytes / (row_bytes + _OF_A_SLOT))
+        # Without a cache nothing of the above is needed.
+        cache, storage = choose_cache(options, table.data_bytes, spare, before)
+    if cache is None:
+        for name in ("importance", "planner of the cache", STAGING):
+            budget.reserve(name, 0)
+    else:
+        capacity = rows_of(cache, rows, row_bytes, "cache")
+        cells = rows_of(options.victim_buffer, rows, row_bytes, "victim_buffer")
+        budget.reserve("planner of the cache", _OF_A_ROW * rows + _OF_A_SLOT * capacity)
+        budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes)
+    if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
+        storage = "mmap"
+        budget.reserve("features, mapped", table.data_bytes, mapped=True)
+    return cache, storage
+
+
+def choose_cache(
+    options: FeatureOptions, size: int, spare: int, left: int | None = None
+) -> tuple[str | None, Storage]:
     """The cache and the storage that ``--cache auto`` stands for.
 
     Args:
         options: whose ``cache`` is auto.
         size: of the features, in bytes.
-        available: memory, in bytes.
+        spare: bytes that are left beside a cache's own needs.
+        left: bytes that are left without one; None for as many.
 
     >>> choose_cache(FeatureOptions(), 1 << 30, 4 << 30)
     (None, 'mmap')
-    >>> choose_cache(FeatureOptions(), 2 << 30, _RESERVE + 1000)
-    ('500', 'auto')
+    >>> choose_cache(FeatureOptions(), 2 << 30, 1000)
+    ('900', 'auto')
     """
-    half, given = max(0, available - _RESERVE) // _SHARE, options.given()
-    if size > half:
+    given = options.given()
+    most, whole = int(spare * _SHARE), int((spare if left is None else left) * _SHARE)
+    if size > (most if given else whole):
         _log.warning(
-            "--cache auto: %d bytes, half of the %d available less %d for batches, for features of "
-            "%d bytes; --cache chooses another size", half, available, _RESERVE, size
+            "--cache auto: %d bytes, %d %% of the %d that are left, for features of %d bytes; "
+            "--cache chooses another size", most, 100 * _SHARE, spare, size
         )  # fmt: skip
-        return str(half), options.storage
+        return str(most), options.storage
     if given:
         _log.info(
-            "--cache auto: all %d bytes of the features, since %s is given and they fit in half of "
-            "the %d available less %d for batches", size, " ".join(given), available, _RESERVE
+            "--cache auto: all %d bytes of the features, since %s is given and they fit in %d %% "
+            "of the %d that are left", size, " ".join(given), 100 * _SHARE, spare
         )  # fmt: skip
         return str(size), options.storage
     # The page cache keeps all of it: reads that pass it by would go to the disk again.
     storage: Storage = "mmap" if options.storage == "auto" else options.storage
     _log.info(
-        "--cache auto: none, the features' %d bytes fit in half of the %d available less %d for "
-        "batches; they are read by --storage %s", size, available, _RESERVE, storage
+        "--cache auto: none, the features' %d bytes fit in %d %% of the %d that are left; they are "
+        "read by --storage %s", size, 100 * _SHARE, spare, storage
     )  # fmt: skip
     return None, storage
 
@@ -128,7 +173,7 @@ def _scores(
     if options.score == "none":
         return None
     stored = dataset.static_score()
-    if stored is not None and options.score in ("auto", stored[0]):
+    if stored is not None and not needs_importance(dataset, options):
         return stored[1]
     kind = "degree" if options.score == "auto" else options.score
     began = time.perf_counter()

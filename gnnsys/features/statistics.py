@@ -12,7 +12,15 @@ from typing import Any
 
 from gnnsys.pages import numbers
 
-__all__ = ["DiskWatch", "FeatureStats", "add_counts", "live_line", "read_counts", "stats_rows"]
+__all__ = [
+    "DiskWatch",
+    "FeatureStats",
+    "add_counts",
+    "live_line",
+    "memory_rows",
+    "read_counts",
+    "stats_rows",
+]
 
 _COUNTS = (
     "batches",
@@ -147,6 +155,29 @@ def stats_rows(stats: FeatureStats) -> Iterator[tuple[str, str]]:
         waited = reads["io_wait_seconds"]
         share = waited / stats.seconds if stats.seconds > 0 else 0
         yield "waited for reads", f"{numbers.duration(waited)} ({share:.1%} of the time)"
+
+
+def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The table of memory by name, name and value, with what was measured beside it.
+
+    Args:
+        memory: ``names``, each with its bytes ``planned`` and ``held``; where it was measured,
+            ``peak``, ``anonymous`` and ``file``; ``total`` where one was set. As in result.json.
+
+    >>> list(memory_rows({"names": {"labels": {"planned": 1 << 20, "held": 0}}}))
+    [('memory: labels', '1.0 MiB'), ('memory: in all', '1.0 MiB')]
+    """
+    names: Mapping[str, Mapping[str, int]] = memory.get("names") or {}
+    sizes = {name: max(entry["planned"], entry["held"]) for name, entry in names.items()}
+    if not sizes:
+        return
+    for name, size in sizes.items():
+        yield f"memory: {name}", numbers.memory(size)
+    given = f" of {numbers.memory(memory['total'])}" if memory.get("total") else ""
+    yield "memory: in all", numbers.memory(sum(sizes.values())) + given
+    if "peak" in memory:
+        now = f"{numbers.memory(memory['anonymous'])} and {numbers.memory(memory['file'])} of files now"
+        yield "memory: measured", f"{numbers.memory(memory['peak'])} at most, {now}"
 
 
 class DiskWatch:

@@ -28,8 +28,8 @@ from gnnsys.memory.reads import PendingRows, Reads, ReadStats, Storage
 from gnnsys.memory.row_writer import open_writer
 from gnnsys.memory.store import Store, check_out, check_range, check_write
 from gnnsys.memory.table_file import Shard, TableFile
+from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
-from gnnsys.system.machine import available_memory
 
 __all__ = ["FileStore"]
 
@@ -118,7 +118,7 @@ class FileStore(Store):
             )
         if depth < 0 or depth > _MAX_DEPTH:
             raise ArgumentError(f"depth: {depth}, expected 1 to {_MAX_DEPTH}, or 0 for the default")
-        fits = 4 * self._table.nbytes <= available_memory()
+        fits = 4 * self._table.nbytes <= process_budget().left()
         if storage == "mmap" or (storage == "auto" and fits):
             return MappedRows(self._table, threads, isa)
         depth = depth or best_depth(self._table)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gnnsys.cache.simulator import SimulationResult
+from gnnsys.features.statistics import memory_rows
 from gnnsys.pages import numbers
 from gnnsys.plan.caches import Case
 from gnnsys.plan.estimate import Traffic, estimate_epoch
@@ -114,6 +115,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     console.print(_epochs(plan))
     if len(precisions(plan)) > 1:
         console.print(_what_if(plan))
+    console.print(_memory(plan))
     for note in plan["notes"]:
         console.print(f"[bold]*[/] {escape(note)}", highlight=False)
 
@@ -149,6 +151,15 @@ def _head(plan: dict[str, Any]) -> Table:
             f"{numbers.traffic(machine['memory_bandwidth'])}/s"
         ),
     )
+    return table
+
+
+def _memory(plan: dict[str, Any]) -> Table:
+    table = Table(title="memory of a training run, --cache auto", title_justify="left")
+    table.add_column("for")
+    table.add_column("bytes", justify="right")
+    for name, told in memory_rows(plan["memory"]):
+        table.add_row(escape(name.removeprefix("memory: ")), told)
     return table
 
 

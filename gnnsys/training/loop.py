@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import torch
 
+from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import check_resumed, config_to_toml
 from gnnsys.config.parallel import check_world
 from gnnsys.config.train import TrainConfig
@@ -24,6 +25,7 @@ from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read
 from gnnsys.pipeline import DeepModel
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.ranks.group import join_ranks, on_first_rank
+from gnnsys.system.budget import process_budget
 from gnnsys.system.device import choose_device
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import as_storage_error, check_folder_of, replace_file
@@ -39,6 +41,7 @@ from gnnsys.training.checkpoint import (
     save_checkpoint,
     save_snapshot,
 )
+from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric, score
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import PipelineSteps
@@ -87,6 +90,19 @@ def run_training(
     features = FeatureOptions.of(config)
     if config.full_batch:  # reads them once
         features = dataclasses.replace(features, cache="none")
+    with process_budget().run(check_bytes("memory", config.memory)):
+        return _run(config, features, device, on_epoch, on_batch, on_stats)
+
+
+def _run(
+    config: TrainConfig,
+    features: FeatureOptions,
+    device: torch.device,
+    on_epoch: Callable[[EpochRecord], None],
+    on_batch: Callable[[int, int, int], None],
+    on_stats: Callable[[FeatureStats], None],
+) -> TrainResult:
+    plan_run(config, features)
     run = on_first_rank(lambda: _open_run(config))
     dataset = load_dataset(
         config.dataset,
@@ -265,6 +281,7 @@ class _Trainer:
             seconds=self._seconds(),
             counters=self._served(),
             reads=dict(self._stats().reads),
+            memory=memory_facts(),
             parallel=None if self._pipeline is None else self._pipeline.summary(),
         )
         self._checkpoint()

@@ -73,6 +73,10 @@ class TrainResult:
     reads: dict[str, float]
     """Counts of the cache and its reads; ``gnnsys.features.statistics.read_counts`` names them."""
 
+    memory: dict[str, Any]
+    """Bytes by name, as planned and as held at the end, and what was resident; see
+    ``gnnsys.training.memory.memory_facts``."""
+
     parallel: dict[str, Any] | None = None
     """Of deep models: stages, ways, chunks; bytes sent by kind, by all ranks and by each; seconds
     waited; peak memory of each process; staleness of each layer in the last epoch."""
@@ -90,6 +94,7 @@ class TrainResult:
             "seconds": self.seconds,
             **self.counters.as_dict(),
             "reads": self.reads,
+            "memory": self.memory,
             "parallel": self.parallel,
             "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "versions": versions(),

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -18,8 +17,10 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import StorageError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
+from gnnsys.system.budget import process_budget
 from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.training.exact_inference import model_layers, run_layers
+from gnnsys.training.memory import AHEAD, activation_bytes, keeps_activations
 from gnnsys.training.metrics import loss_of
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.task import NodeDataset
@@ -27,8 +28,6 @@ from gnnsys.training.task import NodeDataset
 __all__ = ["FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
 
 _log = logging.getLogger(__name__)
-_IN_MEMORY = 0.25
-"""Share of the available memory that activations may take."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
@@ -217,6 +216,7 @@ class MiniBatch(OneProcess):
             seed=self._config.seed,
             threads=self._config.threads,
             transform=partial(_note_served, self._dataset),
+            window_bytes=process_budget().planned(AHEAD),
             filter_per_worker=True,  # right after the batch's rows, in the thread that gathers
         )
 
@@ -292,14 +292,13 @@ def activation_folder(
     if config.eval_store == "ram":
         return None
     if config.eval_store == "auto":
-        width = (config.hidden or 0) + max(config.hidden or 0, dataset.num_classes)
-        needed = dataset.graph.num_nodes * width * 4
-        available = psutil.virtual_memory().available
-        if needed <= _IN_MEMORY * available:
+        needed = activation_bytes(config, dataset.graph.num_nodes, dataset.num_classes)
+        if keeps_activations(config, needed):
             return None
+        left = process_budget().left()
         _log.warning(
-            "two layers' activations take %d bytes of %d available: they are written to files in "
-            "%s; --eval-store chooses another place", needed, available, tempfile.gettempdir()
+            "two layers' activations take %d bytes, %d are left: they are written to files in "
+            "%s; --eval-store chooses another place", needed, left, tempfile.gettempdir()
         )  # fmt: skip
     place = None if config.eval_store == "auto" else config.eval_store
     try:

@@ -27,6 +27,7 @@ from gnnsys.features.options import FeatureOptions
 from gnnsys.features.setup import setup_features
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
+from gnnsys.system.budget import process_budget
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["NodeDataset", "load_dataset"]
@@ -220,13 +221,13 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         _log.warning("%s: %s holds %d NaN", path, table, count)
     features, graphs = dataset.stores(threads=threads, device=device, **setup(dataset))
     text = without_score(dataset.manifest).to_json().encode()
-    return NodeDataset(
+    found = NodeDataset(
         name=dataset.name,
         digest=f"{dataset.name}: {dataset.num_nodes()} nodes, {dataset.num_edges()} edges, crc32 "
         f"{zlib.crc32(text):08x}",
         source=(features, graphs),
         features=features.table(None, "x"),
-        graph=dataset.graph(),
+        graph=graphs.graph(),
         labels=torch.from_numpy(np.array(dataset.node_table("labels"))),
         num_classes=dataset.task.num_classes,
         train=dataset.split("train"),
@@ -234,6 +235,19 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         test=dataset.split("test"),
         metric=dataset.task.metric,
     )
+    _enter(found)
+    return found
+
+
+def _enter(dataset: NodeDataset) -> None:
+    """What lives as long as the dataset, into the process's budget."""
+    for name, tensors in (
+        ("topology: offsets", [dataset.graph.indptr]),
+        ("labels", [dataset.labels]),
+        ("ids of the splits", [dataset.train, dataset.val, dataset.test]),
+    ):
+        for tensor in tensors:
+            process_budget().hold(name, tensor.nbytes, tensor)
 
 
 def _check_labels(name: str, data: Data) -> None:

@@ -299,7 +299,7 @@ def test_where_io_uring_is_forbidden_threads_read_and_the_reason_is_told(tmp_pat
 import numpy as np, torch
 from gnnsys.errors import UnsupportedError
 from gnnsys.memory import FileStore, file
-file.available_memory = lambda: 0  # so that the file is larger than it
+budget.available_memory = lambda: 0  # so that the file is larger than it
 for _ in range(2):
     store = FileStore("x.npy")
     assert store.storage == "pread", store.storage
@@ -331,7 +331,7 @@ def test_auto_maps_what_fits_in_a_quarter_of_the_memory_and_reads_the_rest_direc
 ) -> None:
     path = saved(tmp_path)
     for available, expected in [(4 * VALUES.nbytes, "mmap"), (4 * VALUES.nbytes - 1, DIRECT[-1])]:
-        monkeypatch.setattr("gnnsys.memory.file.available_memory", lambda found=available: found)
+        monkeypatch.setattr("gnnsys.system.budget.available_memory", lambda found=available: found)
         assert FileStore(path).storage == expected
 
 

@@ -1,0 +1,183 @@
+"""What a run on sampled mini-batches of a dataset folder takes in memory, by name, beforehand.
+
+Owns ``plan_memory``: it reserves in the process's budget all but the rows of features, which
+``gnnsys.features.setup`` divides what is left for. Nothing is trained; a batch or two are sampled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gnnsys.config.train import TrainConfig
+from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE
+from gnnsys.features.importance import needs_importance
+from gnnsys.features.options import FeatureOptions
+from gnnsys.features.replay import training_seeds
+from gnnsys.loaders import NeighborSampler
+from gnnsys.system.budget import process_budget, resident_memory
+
+__all__ = [
+    "AHEAD",
+    "activation_bytes",
+    "keeps_activations",
+    "memory_facts",
+    "plan_memory",
+    "plan_run",
+]
+
+ACTIVATIONS = "activations of evaluation"
+AHEAD = "batches sampled ahead"
+_TOO_SMALL = (
+    "give more memory, fewer --fanouts, a smaller --batch-size or --hidden, or --eval sampled"
+)
+_IN_MEMORY = 0.25
+"""Share of the memory left that activations may take."""
+_LATE = 24 << 20
+"""Bytes of libraries that training brings in after the start, measured: optimizer, autograd."""
+_BLOCKS = 2 * (64 << 20)
+"""Bytes of a block of layerwise evaluation, measured: inputs and messages, and what is made of
+them. What training had stays in pools meanwhile."""
+_AT_A_TIME = 3
+"""Batches with their rows: one being trained on, one ready, one being made."""
+_IMPORTANCE = 48
+"""Bytes a node while importance is computed and ranked: counts, order, places, measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The size of a batch, as drawn."""
+
+    nodes: Sequence[int]
+    """New ones of each hop, the seeds first."""
+    edges: int
+
+    @property
+    def sampled_bytes(self) -> int:
+        return 8 * (sum(self.nodes) + 3 * self.edges)
+
+
+def plan_run(config: TrainConfig, options: FeatureOptions) -> None:
+    """``plan_memory`` for a run of ``gnnsys train``; of others than on a folder nothing is known.
+
+    A folder that cannot be trained on is left to ``load_dataset``, which says so.
+    """
+    folder = Path(config.dataset)
+    if config.full_batch or not (folder / "graph.json").is_file():
+        process_budget().reserve("libraries", resident_memory().now + _LATE)
+        return
+    dataset = open_dataset(folder)
+    if dataset.heterogeneous or dataset.task is None:
+        return
+    if dataset.has("features") and dataset.has("train"):
+        plan_memory(config, dataset, options)
+
+
+def memory_facts() -> dict[str, Any]:
+    """For JSON: ``names``, each with its bytes ``planned`` and ``held``; ``total``, if one was set;
+    and what is resident: ``anonymous`` and ``file`` now, ``peak`` of both."""
+    budget, resident = process_budget(), resident_memory()
+    return {
+        "names": {
+            entry.name: {"planned": entry.planned, "held": entry.held}
+            for entry in budget.table()
+            if entry.nbytes
+        },
+        "total": budget.total,
+        **dataclasses.asdict(resident),
+    }
+
+
+def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) -> None:
+    """Reserves what a run takes beside its features, in the budget of this process.
+
+    Args:
+        config: filled in; of mini-batches.
+        dataset: homogeneous, with features and a task.
+        options: of its features.
+
+    Raises:
+        TooLargeError: what is known before a batch was sampled does not fit.
+    """
+    budget = process_budget()
+    nodes = dataset.num_nodes()
+    tables = dataset.manifest.nodes[NODE_TYPE].tables
+    budget.reserve("libraries", resident_memory().now + _LATE)
+    budget.reserve("topology: offsets", 8 * (nodes + 1))
+    indices = dataset.manifest.edges[EDGE_TYPE].tables["indices"].data_bytes
+    budget.reserve("topology: neighbours, mapped", indices, mapped=True)
+    seeds, _ = training_seeds(dataset)
+    splits = sum(tables[name].shape[0] for name in ("train", "val", "test") if name in tables)
+    labels = tables["labels"].data_bytes if "labels" in tables else 0
+    budget.reserve("labels", labels)
+    budget.reserve("ids of the splits", 8 * splits)
+    budget.reserve("order of the seeds", 20 * len(seeds))
+    layerwise = config.eval == "layerwise"
+    budget.reserve("sampler maps", 4 * nodes * (2 if layerwise else 1))
+    budget.check(_TOO_SMALL)
+    batch = _draw(config, dataset, seeds)
+    columns = math.prod(tables["features"].shape[1:])
+    step = _step_bytes(config, batch, columns)
+    ranking = _IMPORTANCE * nodes if needs_importance(dataset, options) else 0
+    budget.reserve("batches and their steps", max(step, ranking))  # these come later, in its place
+    if layerwise:
+        budget.reserve("blocks of evaluation", _BLOCKS + 24 * nodes)
+    if config.cache != "none":
+        most = max(64 << 20, budget.left() // 32)
+        budget.reserve(AHEAD, min(most, 67 * batch.sampled_bytes))
+    if layerwise and dataset.task is not None:
+        needed = activation_bytes(config, nodes, dataset.task.num_classes)
+        budget.reserve(ACTIVATIONS, needed if _fits(config, needed) else 0)
+
+
+def activation_bytes(config: TrainConfig, nodes: int, num_classes: int) -> int:
+    """Of two layers of all nodes, which layerwise evaluation has at a time."""
+    return 4 * nodes * ((config.hidden or 0) + max(config.hidden or 0, num_classes))
+
+
+def keeps_activations(config: TrainConfig, needed: int) -> bool:
+    """Whether evaluation keeps so many bytes in memory, as was planned or as is possible now."""
+    planned = [each.planned for each in process_budget().table() if each.name == ACTIVATIONS]
+    return needed <= planned[0] if planned else _fits(config, needed)
+
+
+def _fits(config: TrainConfig, needed: int) -> bool:
+    if config.eval_store == "auto":
+        return needed <= _IN_MEMORY * process_budget().left()
+    return config.eval_store == "ram"
+
+
+def _draw(config: TrainConfig, dataset: Dataset, train: Tensor) -> _Batch:
+    """A batch of seeds from all over the training nodes."""
+    seeds = train[:: max(1, len(train) // config.batch_size)][: config.batch_size]
+    sampler = NeighborSampler(
+        dataset.graph(), list(config.fanouts or ()), seed=config.seed, sampling=config.sampling
+    )
+    out = sampler.sample(seeds, 0)
+    return _Batch(out.num_sampled_nodes, len(out.row))
+
+
+def _step_bytes(config: TrainConfig, batch: _Batch, columns: int) -> int:
+    """Of the batches under way and of what autograd keeps and makes for one of them."""
+    hidden = config.hidden or 0
+    nodes = sum(batch.nodes)
+    rows = nodes * columns * 4
+    total = _AT_A_TIME * (rows + batch.sampled_bytes)
+    total += rows + rows // 4  # inputs after dropout, and its mask
+    width = columns
+    for hops in range(config.layers - 1, -1, -1):
+        targets = sum(batch.nodes[: hops + 1])
+        messages = 0
+        if config.model in ("gat", "gcn"):  # untrimmed, or a value for each edge and head
+            targets = nodes
+            messages = batch.edges * 4 * 16
+        total += targets * 4 * (2 * width + 5 * hidden) + messages
+        width = hidden
+    return total

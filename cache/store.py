@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
 from gnnsys.cache.engine import Engine
+from gnnsys.cache.executor import CpuExecutor
 from gnnsys.cache.importance import rank_normalised
 from gnnsys.cache.plan import POLICIES, Policy
 from gnnsys.cache.planner import Planner

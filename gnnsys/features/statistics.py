@@ -176,8 +176,8 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     given = f" of {numbers.memory(memory['total'])}" if memory.get("total") else ""
     yield "memory: in all", numbers.memory(sum(sizes.values())) + given
     if "peak" in memory:
-        now = f"{numbers.memory(memory['anonymous'])} and {numbers.memory(memory['file'])} of files now"
-        yield "memory: measured", f"{numbers.memory(memory['peak'])} at most, {now}"
+        peak, own, files = (numbers.memory(memory[key]) for key in ("peak", "anonymous", "file"))
+        yield "memory: measured", f"{peak} at most, {own} and {files} of files now"
 
 
 class DiskWatch:

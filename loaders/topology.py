@@ -16,7 +16,7 @@ from gnnsys.memory.alloc import empty, view_array
 from gnnsys.system.extension import core
 from gnnsys.system.files import map_npy
 
-__all__ = ["CSC", "check_ids", "check_times_ascend", "reduce_shared", "share"]
+__all__ = ["CSC", "check_ends", "check_times_ascend", "reduce_shared", "share"]
 
 _INT32_NODES = 1 << 31
 
@@ -120,8 +120,8 @@ class CSC:
         # The native sort knows one number of nodes: it gets the larger one, and the targets that
         # do not exist are cut off. Its check names edges by their place in what it is given.
         if num_sources != num_nodes or time is not None:
-            check_ids("source", source, num_sources)
-            check_ids("target", target, num_nodes)
+            check_ends("source", source, num_sources)
+            check_ends("target", target, num_nodes)
         by_time = None
         if time is not None and not is_sorted:
             by_time = torch.sort(time, stable=True).indices
@@ -194,7 +194,7 @@ def reduce_shared(graph: Any) -> Any:
 ForkingPickler.register(CSC, reduce_shared)
 
 
-def check_ids(what: str, ids: Tensor, num_nodes: int) -> None:
+def check_ends(what: str, ids: Tensor, num_nodes: int) -> None:
     """Raises ArgumentError for an id among ``ids``, (edges,), outside ``[0, num_nodes)``."""
     wrong = ((ids < 0) | (ids >= num_nodes)).nonzero()
     if len(wrong):

@@ -15,7 +15,7 @@ from torch_geometric.index import ptr2index
 from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys.errors import ArgumentError, DTypeError
-from gnnsys.loaders.topology import CSC, check_ids, check_times_ascend
+from gnnsys.loaders.topology import CSC, check_ends, check_times_ascend
 from gnnsys.loaders.typed_graph import Relation, TypedGraph
 
 __all__ = [
@@ -104,7 +104,7 @@ class UserGraph:
         time = edges.time
         if time is None and edges.ends[0] in self.node_time:
             source = edges.source.to("cpu", torch.int64)
-            check_ids("source", source, sources)
+            check_ends("source", source, sources)
             time = self.node_time[edges.ends[0]][source]
         if edges.compressed and (time is None or edges.is_sorted):
             indptr = _pad(edges.target.to(torch.int64), targets)
@@ -119,8 +119,8 @@ class UserGraph:
         if edges.compressed:
             target = ptr2index(target)
         if backward:
-            check_ids("source", source, sources)
-            check_ids("target", target, targets)
+            check_ends("source", source, sources)
+            check_ends("target", target, targets)
             source, target, sources, targets = target, source, targets, sources
         return CSC.from_edges(source, target, sources, targets, edges.is_sorted, time)
 

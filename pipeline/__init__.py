@@ -3,13 +3,13 @@
 ``GNNPipe`` (``engine``) cuts the vertices into chunks (``partition``), gives each way its part of
 the graph (``way_graph``), each stage its layers (``layers``, ``models``), and lets every rank carry
 out a list of actions that is fixed beforehand (``schedule``, ``rank``). A ``stage`` runs its layers
-over a chunk and keeps the rows that neighbours read (``history``). Tensors move by a ``transport``,
-which counts them; ``costs`` says beforehand what it will count, ``timeline`` when.
+over a chunk and keeps the rows that neighbours read (``history``). Tensors move by a transport of
+``ranks``, which counts them; ``costs`` says beforehand what it will count, ``timeline`` when.
 
-The package may import torch, torch_geometric, pymetis, ``errors``, ``rng`` and the compiled core,
-never a loader, a cache or the unified tensor. Invariants: a run depends on the layers, the graph,
-K, W, R, gamma and the seed alone, not on S, threads or processes; every byte is counted where its
-send is issued, and nowhere else.
+The package may import torch, torch_geometric, pymetis, ``ranks``, ``errors``, ``rng`` and the
+compiled core, never a loader, a cache or the unified tensor. Invariants: a run depends on the
+layers, the graph, K, W, R, gamma and the seed alone, not on S, threads or processes; every byte is
+counted where its send is issued, and nowhere else.
 
 Public names are handed on lazily (PEP 562): the command line reads ``costs`` and imports no torch.
 """

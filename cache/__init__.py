@@ -3,7 +3,7 @@
 A cache is a store that wraps a slower store: ``CachedStore`` (``store``), which
 ``gnnsys.unified(path, cache=…)`` makes. Nothing is decided while rows are waited for: batches are
 announced as they are sampled (``tickets``), a planner compiles each into a ``BatchPlan`` (``plan``,
-``planner``; ``reference`` defines it), and an engine reads ahead and carries plans out (``engine``,
+``planner``), and an engine reads ahead and carries plans out (``engine``,
 ``executor``). ``simulator`` replays a recorded ``trace`` without moving a row; ``importance`` says
 which rows are worth caching before anything is known; ``arena`` divides a budget among tables.
 

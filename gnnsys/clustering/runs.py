@@ -23,6 +23,7 @@ from gnnsys.clustering.trainer import (
     train_seed,
 )
 from gnnsys.config.cluster import ClusterConfig
+from gnnsys.config.run_files import RESULT
 from gnnsys.errors import ArgumentError
 from gnnsys.system.device import choose_device
 from gnnsys.system.files import as_storage_error, check_folder_of, replace_file, replace_npy
@@ -170,4 +171,4 @@ def _write(
     weights = {name: tensor.cpu().contiguous() for name, tensor in first.state.items()}
     replace_file(out / WEIGHTS, safetensors.torch.save(weights))
     replace_file(out / ENCODER, json.dumps(encoder).encode())
-    replace_file(out / "result.json", json.dumps(result).encode())
+    replace_file(out / RESULT, json.dumps(result).encode())

@@ -18,6 +18,7 @@ from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
 from gnnsys.dataset.folder import open_dataset
+from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.system.progress import work_progress
 from gnnsys.system.sizes import parse_bytes
@@ -81,7 +82,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path:
 
 
 def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
-    if (source / "graph.json").is_file():
+    if (source / MANIFEST).is_file():
         raise ArgumentError(
             f"{source}: a dataset folder of gnnsys already; --to graphbolt writes it as GraphBolt's"
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from gnnsys.cache.trace import Trace, TraceWriter, read_trace
-from gnnsys.config.checks import check_bytes, parse_fanouts
+from gnnsys.config.checks import check_bytes
 from gnnsys.config.plan import PlanConfig
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
@@ -95,7 +95,7 @@ def make_plan(
         "rows_touched": touched,
         "trace": config.trace,
         "seeds": seeds_are,
-        "fanouts": None if config.trace else parse_fanouts(config.fanouts),
+        "fanouts": None if config.trace else list(config.fanouts),
         "batch_size": config.batch_size,
         "batches": len(trace),
         "ids": trace.num_ids,
@@ -200,7 +200,7 @@ def _sampled(
     return sampled_ids(
         dataset.graph(),
         training_seeds(dataset)[0],
-        parse_fanouts(config.fanouts),
+        config.fanouts,
         batch_size=config.batch_size,
         batches=batches,
         seed=seed,
@@ -224,7 +224,7 @@ def _scores(
         kind,
         graph,
         seeds=training_seeds(dataset)[0],
-        fanouts=parse_fanouts(config.fanouts),
+        fanouts=config.fanouts,
         batch_size=config.batch_size,
         batches=batches,
         seed=config.seed + 1,  # not the batches that are planned: those are yet to come

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gnnsys.config.checks import parse_fanouts
 from gnnsys.config.score import ScoreConfig
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.importance import store_score
@@ -40,7 +39,7 @@ def run_command(config: ScoreConfig) -> int:
     seeds, seeds_are = training_seeds(dataset)
     if config.score == "presample":
         about = {
-            "fanouts": parse_fanouts(config.fanouts),
+            "fanouts": list(config.fanouts),
             "batch_size": config.batch_size,
             "batches": config.batches,
             "seed": config.seed,

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+from tyro.constructors import PrimitiveConstructorSpec
+
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
 
-__all__ = ["FIRST_FANOUTS", "check_bytes", "check_least", "check_sampling", "parse_fanouts"]
+__all__ = [
+    "FANOUTS",
+    "FIRST_FANOUTS",
+    "check_bytes",
+    "check_least",
+    "check_sampling",
+    "parse_fanouts",
+]
 
 FIRST_FANOUTS = (15, 10, 5)
 """Default fanouts of the first hops; further hops take the last."""
@@ -37,22 +49,35 @@ def check_least(name: str, value: int | None, least: int) -> None:
         raise ArgumentError(f"--{name} {value}: expected at least {least}")
 
 
-def parse_fanouts(words: tuple[str, ...]) -> list[int]:
+def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:
     """Fanouts as they stand on the command line, between spaces or commas.
 
-    >>> parse_fanouts(("15,10", "5"))
-    [15, 10, 5]
+    >>> parse_fanouts(["15,10", "5"]), parse_fanouts([15, -1])
+    ((15, 10, 5), (15, -1))
     """
-    text = ",".join(words)
+    split = " ".join(map(str, words)).replace(",", " ").split()
+    text = ",".join(split)
     try:
-        fanouts = [int(word) for word in text.split(",")]
+        fanouts = tuple(map(int, split))
     except ValueError:
+        fanouts = ()
+    if not fanouts:
         raise ArgumentError(
             f"--fanouts {text}: expected numbers, one for each hop, such as 15,10,5"
-        ) from None
+        )
     if any(fanout < -1 or fanout == 0 for fanout in fanouts):
         raise ArgumentError(f"--fanouts {text}: each is -1 (all neighbours) or at least 1")
     return fanouts
+
+
+FANOUTS = PrimitiveConstructorSpec[Any](
+    nargs="*",
+    metavar="INT [INT ...]",
+    instance_from_str=parse_fanouts,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda value: [str(fanout) for fanout in value or [None]],
+)
+"""How every command takes ``--fanouts``: numbers between spaces or commas."""
 
 
 def check_sampling(batch_size: int, batches: int | None, threads: int) -> None:

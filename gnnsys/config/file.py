@@ -3,68 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
-import typing
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from gnnsys.config.checks import parse_fanouts
+from gnnsys.config.run_files import CONFIG
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.system.records import as_record
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["check_resumed", "config_to_toml", "read_config", "resumed_config"]
+__all__ = ["CHANGES_LOSSES", "check_resumed", "config_to_toml", "read_config", "resumed_config"]
 
-MAY_CHANGE = {
-    "boundary_gradient_scale",
-    "cache",
-    "checkpoint_epochs",
-    "checkpoint_minutes",
-    "chunks",
-    "config",
-    "epochs",
-    "eval_store",
-    "history",
-    "json",
-    "memory",
-    "order",
-    "out",
-    "parallel",
-    "patience",
-    "policy",
-    "ranks",
-    "resume",
-    "root",
-    "score",
-    "shuffle_factor",
-    "snapshot_period",
-    "stages",
-    "stats",
-    "storage",
-    "threads",
-    "timeline",
-    "trace",
-    "victim_buffer",
-    "ways",
-    "window",
-}
-"""Options that do not change what a run has computed so far."""
+# What a resumed run may be given anew. call: no part of the run; losses: the losses to come are
+# others; speed: nothing that was computed, and nothing that will be, is another.
+_RESUMED_WITH: dict[str, Literal["call", "losses", "speed"]] = {
+    **dict.fromkeys(
+        ("config", "json", "memory", "out", "ranks", "resume", "stats", "timeline", "trace"), "call"
+    ),
+    **dict.fromkeys(
+        ("ways", "chunks", "snapshot_period", "boundary_gradient_scale", "order", "shuffle_factor"),
+        "losses",
+    ),
+    **dict.fromkeys(
+        (
+            "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_store", "history",
+            "parallel", "patience", "policy", "root", "score", "stages", "storage", "threads",
+            "victim_buffer", "window",
+        ),
+        "speed",
+    ),
+}  # fmt: skip
+_OF_THE_CALL = {name for name, changes in _RESUMED_WITH.items() if changes == "call"}
 
-_OF_THE_CALL = {
-    "config",
-    "json",
-    "memory",
-    "out",
-    "ranks",
-    "resume",
-    "stats",
-    "timeline",
-    "trace",
-}  # not part of the run
+CHANGES_LOSSES = tuple(name for name, changes in _RESUMED_WITH.items() if changes == "losses")
+"""Options that a resumed run may change, but not without changing what comes."""
+
 _NUMBERS_TOO = {"cache", "memory", "victim_buffer"}  # texts that a user may write as numbers
 
 
@@ -92,43 +71,22 @@ def read_config(path: str | Path) -> TrainConfig:
         raise MissingFileError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FileFormatError(f"{path}: not TOML ({error})") from error
-    types = {
-        name: inspect.formatannotation(hint)
-        for name, hint in typing.get_type_hints(TrainConfig).items()
-    }
+    known = {each.name for each in dataclasses.fields(TrainConfig)} - _OF_THE_CALL
+    for key in values.keys() - known:
+        raise ArgumentError(
+            f"{path}: option {key!r} is unknown; expected one of {', '.join(sorted(known))}"
+        )
     for key in _NUMBERS_TOO & values.keys():
         if type(values[key]) in (int, float):
             values[key] = str(values[key])
-    for key, value in values.items():
-        if key not in types or key in _OF_THE_CALL:
-            known = ", ".join(sorted(set(types) - _OF_THE_CALL))
-            raise ArgumentError(f"{path}: option {key!r} is unknown; expected one of {known}")
-        _check_type(path, key, value, types[key])
-    if "fanouts" in values:
-        values["fanouts"] = tuple(values["fanouts"])
-    for key in ("lr", "weight_decay", "dropout", "checkpoint_minutes", "boundary_gradient_scale"):
-        if key in values:
-            values[key] = float(values[key])
-    return TrainConfig(**values)
-
-
-def _check_type(path: str | Path, key: str, value: Any, declared: str) -> None:
-    fits = {
-        bool: "bool" in declared,
-        int: "int" in declared or "float" in declared,
-        float: "float" in declared,
-        str: "str" in declared or "Literal" in declared,
-        list: "tuple" in declared,
-    }.get(type(value), False)
-    if "Literal" in declared and isinstance(value, str):
-        fits = any(quoted in declared for quoted in (f"'{value}'", f'"{value}"'))
-    if not fits:
-        raise ArgumentError(f"{path}: {key} is {value!r}, expected {declared}")
+    if isinstance(values.get("fanouts"), str):
+        values["fanouts"] = parse_fanouts([values["fanouts"]])
+    return as_record(values, TrainConfig, str(path), "mend it", ArgumentError)
 
 
 def resumed_config(run: str | Path) -> TrainConfig:
     """The options of the run in a folder, set to go on with it."""
-    path = Path(run) / "config.toml"
+    path = Path(run) / CONFIG
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; --resume takes a folder that --out made")
     return dataclasses.replace(read_config(path), resume=str(run))
@@ -138,7 +96,7 @@ def check_resumed(config: TrainConfig) -> None:
     """Raises ArgumentError where a resumed run is asked for other options than it had."""
     before = resumed_config(config.resume or "")
     asked, had = (dataclasses.asdict(c.filled_in()) for c in (config, before))
-    for key in asked.keys() - MAY_CHANGE:
+    for key in asked.keys() - _RESUMED_WITH.keys():
         if asked[key] != had[key]:
             option = f"--{key.replace('_', '-')}"
             raise ArgumentError(

@@ -10,6 +10,7 @@ import tyro
 
 from gnnsys.choices import Policy, Score
 from gnnsys.config.checks import (
+    FANOUTS,
     FIRST_FANOUTS,
     check_bytes,
     check_least,
@@ -19,8 +20,6 @@ from gnnsys.config.checks import (
 from gnnsys.errors import ArgumentError
 
 __all__ = ["PlanConfig"]
-
-_FANOUTS = tuple(str(fanout) for fanout in FIRST_FANOUTS[:2])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,8 +83,9 @@ class PlanConfig:
     eval: Literal["layerwise", "sampled"] = "layerwise"
     """Of the run that --memory is for: how it is evaluated."""
 
-    fanouts: tuple[str, ...] = _FANOUTS
-    """Neighbours to sample per node for each hop, nearest the seeds first; -1 takes all."""
+    fanouts: Annotated[tuple[int, ...], FANOUTS] = FIRST_FANOUTS[:2]
+    """Neighbours to sample per node for each hop, nearest the seeds first, between spaces or
+    commas; -1 takes all."""
 
     batch_size: int = 1024
     """Seed nodes of a batch."""
@@ -132,7 +132,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         check_sampling(self.batch_size, self.batches, self.threads)
-        parse_fanouts(self.fanouts)
+        self.fanouts = parse_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
         if self.window < 0:
             raise ArgumentError(f"--window {self.window}: expected at least 0")

@@ -8,11 +8,9 @@ from typing import Annotated
 import tyro
 
 from gnnsys.choices import Importance
-from gnnsys.config.checks import FIRST_FANOUTS, check_sampling, parse_fanouts
+from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_sampling, parse_fanouts
 
 __all__ = ["ScoreConfig"]
-
-_FANOUTS = tuple(str(fanout) for fanout in FIRST_FANOUTS[:2])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -36,9 +34,9 @@ class ScoreConfig:
     walk is there that follows edges backwards. presample is the best where few nodes are trained
     on; where none are named it takes all."""
 
-    fanouts: tuple[str, ...] = _FANOUTS
-    """For presample: neighbours to sample per node for each hop, nearest the seeds first; -1 takes
-    all. As in the training to come, like the next options."""
+    fanouts: Annotated[tuple[int, ...], FANOUTS] = FIRST_FANOUTS[:2]
+    """For presample: neighbours to sample per node for each hop, nearest the seeds first, between
+    spaces or commas; -1 takes all. As in the training to come, like the next options."""
 
     batch_size: int = 1024
     """Seed nodes of a batch."""
@@ -58,4 +56,4 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_sampling(self.batch_size, self.batches, self.threads)
-        parse_fanouts(self.fanouts)
+        self.fanouts = parse_fanouts(self.fanouts)

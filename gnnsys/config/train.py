@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from gnnsys.choices import Policy, Precision, Score, Storage
-from gnnsys.config.checks import FIRST_FANOUTS, check_bytes, check_least
+from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_bytes, check_least, parse_fanouts
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, Window
@@ -68,9 +68,9 @@ class TrainConfig:
     layers: int = 2
     """Number of graph convolutions."""
 
-    fanouts: tuple[int, ...] | None = None
-    """Neighbours to sample per node for each layer, nearest the seeds first; -1 takes all.
-    Default: 15 10 5 5 ..., one for each of --layers."""
+    fanouts: Annotated[tuple[int, ...] | None, FANOUTS] = None
+    """Neighbours to sample per node for each layer, nearest the seeds first, between spaces or
+    commas; -1 takes all. Default: 15 10 5 5 ..., one for each of --layers."""
 
     sampling: Literal["uniform", "labor"] = "uniform"
     """How mini-batches draw neighbours. labor: LABOR-0, where a node's draw is shared by all that
@@ -187,8 +187,8 @@ class TrainConfig:
     back and are there to compare with."""
 
     window: Window = "auto"
-    """Batches that are sampled ahead for the cache to plan with. auto: as many as fit a budget of
-    bytes for their ids."""
+    """Batches that are sampled ahead for the cache to plan with. auto: up to 64. Fewer where
+    the ids of so many take more memory than the loader gives them (see docs/feature-cache.md)."""
 
     victim_buffer: str = "0"
     """Bytes (1GB) for rows that left the cache and will be needed soon; 0: none."""
@@ -235,6 +235,7 @@ class TrainConfig:
                 "weight decay >= 0"
             )
         if self.fanouts is not None:
+            self.fanouts = parse_fanouts(self.fanouts)
             self._check_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
         self._check_features()
@@ -256,8 +257,6 @@ class TrainConfig:
                 f"--fanouts {' '.join(map(str, fanouts))}: {len(fanouts)} fanouts != "
                 f"{self.layers} layers; give one per layer or --layers {len(fanouts)}"
             )
-        if any(fanout < -1 or fanout == 0 for fanout in fanouts):
-            raise ArgumentError(f"--fanouts {fanouts}: each is -1 (all neighbours) or at least 1")
 
     def filled_in(self) -> TrainConfig:
         """The same options with every default that depends on others filled in, folders absolute.

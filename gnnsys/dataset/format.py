@@ -14,17 +14,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import numpy as np
+from msgspec import Meta
 
 from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.rng import RNG_VERSION
+from gnnsys.system.records import as_record, place_of
 
 __all__ = [
     "CHECKSUM_CHUNK",
     "EDGE_TYPE",
+    "MANIFEST",
     "NODE_TYPE",
     "VERSION",
     "EdgeSet",
@@ -47,6 +50,9 @@ VERSION = 1
 CHECKSUM_CHUNK = 16 << 20
 """Bytes of a table, after its header, that each checksum covers."""
 
+MANIFEST = "graph.json"
+"""Name of the file in a dataset folder."""
+
 EdgeType = tuple[str, str, str]
 """Source node type, relation, target node type."""
 
@@ -57,12 +63,14 @@ EDGE_TYPE: EdgeType = (NODE_TYPE, "to", NODE_TYPE)
 """The edge type of a homogeneous graph."""
 
 _FORMAT = "gnnsys dataset"
-_FILE = "graph.json"
 _OTHER_ROWS = ("train", "val", "test", "gb_")  # node tables without a row for each node
 _DTYPES = re.compile(
     "bool|u?int(8|16|32|64)|bfloat16|float(16|32|64)|complex(64|128)|S[1-9][0-9]{0,5}"
 )
-_T = TypeVar("_T")
+_WAY_OUT = "convert the source again"
+
+Count = Annotated[int, Meta(ge=0)]
+"""Of rows or bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +86,7 @@ class Encoding:
     zero: float | None = None
     """Likewise."""
 
-    row_stride: int
+    row_stride: Count
     """Bytes from a row to the next."""
 
     @classmethod
@@ -100,9 +108,9 @@ class Shard:
     path: str
     """Relative to the folder, or absolute where the shard lies on another disk."""
 
-    rows: int
+    rows: Count
 
-    bytes: int
+    bytes: Count
     """Size of the whole file."""
 
     crc32: tuple[str, ...]
@@ -113,7 +121,7 @@ class Shard:
 class Table:
     """One array of the dataset."""
 
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     encoding: Encoding
     shards: tuple[Shard, ...]
 
@@ -127,7 +135,7 @@ class Table:
 class NodeSet:
     """The nodes of one type."""
 
-    count: int
+    count: Count
     tables: dict[str, Table] = field(default_factory=dict)
     """By name: features, labels, train, val, test, time, node_id, static_score, …"""
 
@@ -136,7 +144,7 @@ class NodeSet:
 class EdgeSet:
     """The edges of one type, in CSC: the in-neighbours of each target node, ascending."""
 
-    count: int
+    count: Count
     tables: dict[str, Table] = field(default_factory=dict)
     """By name: indptr, indices, and in CSC order edge_features, edge_time, edge_weight, edge_id."""
 
@@ -146,7 +154,7 @@ class Task:
     """What is to be learnt: the classes of nodes."""
 
     node_type: str
-    num_classes: int
+    num_classes: Count
     multi_label: bool = False
     metric: str = "accuracy"
     """accuracy, rocauc or f1."""
@@ -185,6 +193,33 @@ class Manifest:
         return json.dumps(content, indent=1) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Versions:
+    version: int
+    rng: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Edges:
+    """The edges of one type as the file has them."""
+
+    type: tuple[str, ...]
+    count: Count
+    tables: dict[str, Table]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Content:
+    """``graph.json`` as it stands, before its parts are held against each other."""
+
+    name: str
+    heterogeneous: bool
+    nodes: dict[str, NodeSet]
+    edges: list[_Edges]
+    task: Task | None = None
+    source: dict[str, Any]
+
+
 def is_dtype(name: str) -> bool:
     """Whether a table can have elements of that type: numbers, or bytes of fixed width."""
     return _DTYPES.fullmatch(name) is not None
@@ -217,7 +252,7 @@ def read_manifest(folder: Path) -> Manifest:
         MissingFileError: there is no such folder, or no ``graph.json`` in it.
         FileFormatError: text that is not what ``gnnsys convert`` writes, or a newer version.
     """
-    path = folder / _FILE
+    path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -232,180 +267,128 @@ def read_manifest(folder: Path) -> Manifest:
         raise FileFormatError(
             f"{path}: not JSON ({error}); convert the source again into a new folder"
         ) from error
-    return _Reader(path).manifest(content)
+    _check_format(path, content)
+    return _Checker(path).manifest(as_record(content, _Content, str(path), _WAY_OUT))
+
+
+def _check_format(path: Path, content: Any) -> None:
+    """Raises FileFormatError for another format, or one of a newer version."""
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if found != _FORMAT:
+        raise FileFormatError(f"{path}: format is {found!r}, expected {_FORMAT!r}")
+    versions = as_record(content, _Versions, str(path), _WAY_OUT)
+    for key, newest in (("version", VERSION), ("rng", RNG_VERSION)):
+        version = getattr(versions, key)
+        if not 1 <= version <= newest:
+            raise FileFormatError(
+                f"{path}: {key} {version}, this gnnsys reads 1 to {newest}; upgrade gnnsys or "
+                "convert the source with this one"
+            )
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """Takes parsed JSON apart; every fault names its place in the file."""
+class _Checker:
+    """Makes a manifest of the file's content; every fault names its place in the file."""
 
     path: Path
 
-    def manifest(self, content: Any) -> Manifest:
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise FileFormatError(f"{self.path}: format is {found!r}, expected {_FORMAT!r}")
-        for key, newest in (("version", VERSION), ("rng", RNG_VERSION)):
-            found = self.get(content, key, int, "")
-            if not 1 <= found <= newest:
-                raise FileFormatError(
-                    f"{self.path}: {key} {found}, this gnnsys reads 1 to {newest}; upgrade gnnsys "
-                    "or convert the source with this one"
-                )
-        heterogeneous = self.get(content, "heterogeneous", bool, "")
-        nodes = {
-            node_type: self.node_set(entry, f"nodes[{node_type!r}]")
-            for node_type, entry in self.get(content, "nodes", dict, "").items()
-        }
-        edges = {}
-        for number, entry in enumerate(self.get(content, "edges", list, "")):
+    def manifest(self, content: _Content) -> Manifest:
+        for node_type, entry in content.nodes.items():
+            self.check_tables(entry, place_of(["nodes", node_type]), _per_node(entry))
+        edges: dict[EdgeType, EdgeSet] = {}
+        for number, edge_set in enumerate(content.edges):
             place = f"edges[{number}]"
-            edge_type = self.edge_type(self.get(entry, "type", list, place), nodes, place)
+            edge_type = self.edge_type(edge_set.type, content.nodes, place)
             if edge_type in edges:
-                raise FileFormatError(f"{self.path}: {place}.type is {edge_type} once more")
-            edges[edge_type] = self.edge_set(entry, nodes, edge_type, place)
-        if not heterogeneous and (list(nodes), list(edges)) != ([NODE_TYPE], [EDGE_TYPE]):
-            raise FileFormatError(
-                f"{self.path}: not heterogeneous, but has node types {list(nodes)} and edge types "
+                raise self.fault(f"{place}.type is {edge_type} once more")
+            edges[edge_type] = EdgeSet(count=edge_set.count, tables=edge_set.tables)
+            ends = {"indptr": content.nodes[edge_type[2]].count + 1, "indices": edge_set.count}
+            per_edge = {
+                name: edge_set.count for name in edge_set.tables if name.startswith("edge_")
+            }
+            self.check_tables(edge_set, place, ends | per_edge)
+        nodes, task = content.nodes, content.task
+        if not content.heterogeneous and (list(nodes), list(edges)) != ([NODE_TYPE], [EDGE_TYPE]):
+            raise self.fault(
+                f"not heterogeneous, but has node types {list(nodes)} and edge types "
                 f"{list(edges)}; expected {NODE_TYPE!r} and {EDGE_TYPE}"
             )
+        if task is not None and task.node_type not in nodes:
+            raise self.fault(f"task.node_type is {task.node_type!r}, expected one of {list(nodes)}")
         return Manifest(
-            name=self.get(content, "name", str, ""),
-            heterogeneous=heterogeneous,
+            name=content.name,
+            heterogeneous=content.heterogeneous,
             nodes=nodes,
             edges=edges,
-            task=self.task(content.get("task"), nodes),
-            source=self.get(content, "source", dict, ""),
+            task=task,
+            source=content.source,
         )
 
-    def get(self, entry: Any, key: str, kind: type[_T], place: str) -> _T:
-        where = f"{place}.{key}" if place else key
-        if not isinstance(entry, dict) or key not in entry:
-            raise FileFormatError(f"{self.path}: no {where}; convert the source again")
-        value = entry[key]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise FileFormatError(f"{self.path}: {where} is {value!r}, expected {kind.__name__}")
-        return value
+    def fault(self, what: str) -> FileFormatError:
+        return FileFormatError(f"{self.path}: {what}; {_WAY_OUT}")
 
-    def count(self, entry: Any, key: str, place: str) -> int:
-        value = self.get(entry, key, int, place)
-        if value < 0:
-            raise FileFormatError(f"{self.path}: {place}.{key} is {value}, expected at least 0")
-        return value
-
-    def node_set(self, entry: Any, place: str) -> NodeSet:
-        count, tables = self.count(entry, "count", place), self.tables(entry, place)
-        per_node = {name: count for name in tables if not name.startswith(_OTHER_ROWS)}
-        self.check_rows(tables, per_node, place)
-        return NodeSet(count=count, tables=tables)
-
-    def check_rows(self, tables: dict[str, Table], wanted: dict[str, int], place: str) -> None:
-        for name, rows in wanted.items():
-            if name not in tables:
-                raise FileFormatError(f"{self.path}: {place} has no table {name}")
-            if tables[name].shape[0] != rows:
-                raise FileFormatError(
-                    f"{self.path}: {place}.tables.{name} has {tables[name].shape[0]} rows, "
-                    f"expected {rows} by the counts"
-                )
-
-    def edge_type(self, parts: list[Any], nodes: Mapping[str, NodeSet], place: str) -> EdgeType:
-        if len(parts) != 3 or not all(isinstance(part, str) for part in parts):
-            raise FileFormatError(
-                f"{self.path}: {place}.type is {parts}, expected source, relation, target"
-            )
+    def edge_type(
+        self, parts: tuple[str, ...], nodes: Mapping[str, NodeSet], place: str
+    ) -> EdgeType:
+        if len(parts) != 3:
+            raise self.fault(f"{place}.type is {list(parts)}, expected source, relation, target")
         for end in (parts[0], parts[2]):
             if end not in nodes:
-                raise FileFormatError(
-                    f"{self.path}: {place}.type names the node type {end!r}, which is not among "
-                    f"{list(nodes)}"
+                raise self.fault(
+                    f"{place}.type names the node type {end!r}, which is not among {list(nodes)}"
                 )
         return parts[0], parts[1], parts[2]
 
-    def edge_set(
-        self, entry: Any, nodes: Mapping[str, NodeSet], edge_type: EdgeType, place: str
-    ) -> EdgeSet:
-        count, tables = self.count(entry, "count", place), self.tables(entry, place)
-        per_edge = {name: count for name in tables if name.startswith("edge_")}
-        ends = {"indptr": nodes[edge_type[2]].count + 1, "indices": count}
-        self.check_rows(tables, ends | per_edge, place)
-        return EdgeSet(count=count, tables=tables)
+    def check_tables(self, owner: NodeSet | _Edges, place: str, wanted: dict[str, int]) -> None:
+        for name, table in owner.tables.items():
+            self.check_table(table, f"{place}.{place_of(['tables', name])}")
+        for name, rows in wanted.items():
+            if name not in owner.tables:
+                raise self.fault(f"{place} has no table {name}")
+            if owner.tables[name].shape[0] != rows:
+                raise self.fault(
+                    f"{place}.tables.{name} has {owner.tables[name].shape[0]} rows, "
+                    f"expected {rows} by the counts"
+                )
 
-    def tables(self, entry: Any, place: str) -> dict[str, Table]:
-        return {
-            name: self.table(value, f"{place}.tables.{name}")
-            for name, value in self.get(entry, "tables", dict, place).items()
-        }
-
-    def table(self, entry: Any, place: str) -> Table:
-        shape = tuple(self.get(entry, "shape", list, place))
-        if not shape or not all(type(size) is int and size >= 0 for size in shape):
-            raise FileFormatError(f"{self.path}: {place}.shape is {shape}, expected (rows, …)")
-        encoding = self.encoding(self.get(entry, "encoding", dict, place), shape, place)
-        shards = tuple(
-            self.shard(value, encoding.row_stride, f"{place}.shards[{number}]")
-            for number, value in enumerate(self.get(entry, "shards", list, place))
-        )
-        if not shards or sum(shard.rows for shard in shards) != shape[0]:
-            raise FileFormatError(
-                f"{self.path}: the shards of {place} hold {sum(shard.rows for shard in shards)} "
-                f"rows, its shape says {shape[0]}"
+    def check_table(self, table: Table, place: str) -> None:
+        shape, encoding = table.shape, table.encoding
+        if not shape:
+            raise self.fault(f"{place}.shape is (), expected (rows, …)")
+        if not is_dtype(encoding.dtype):
+            raise self.fault(
+                f"{place}.encoding.dtype is {encoding.dtype!r}, expected the name that numpy has "
+                "for numbers, or S and a width"
             )
-        return Table(shape=shape, encoding=encoding, shards=shards)
-
-    def encoding(self, entry: Any, shape: tuple[int, ...], place: str) -> Encoding:
-        dtype = self.get(entry, "dtype", str, f"{place}.encoding")
-        stride = self.count(entry, "row_stride", f"{place}.encoding")
-        if not is_dtype(dtype):
-            raise FileFormatError(
-                f"{self.path}: {place}.encoding.dtype is {dtype!r}, expected the name that "
-                "numpy has for numbers, or S and a width"
-            )
-        encoding = Encoding.of(dtype, shape)
-        if entry.get("scale") is not None or entry.get("zero") is not None:
+        if encoding.scale is not None or encoding.zero is not None:
             raise UnsupportedError(
-                f"{self.path}: {place} is quantised (scale {entry.get('scale')}), which this "
-                "version does not read; convert the source without --dtype"
+                f"{self.path}: {place} is quantised (scale {encoding.scale}), which this version "
+                "does not read; convert the source without --dtype"
             )
-        if stride != encoding.row_stride:
-            raise FileFormatError(
-                f"{self.path}: {place}.encoding.row_stride is {stride}, expected "
-                f"{encoding.row_stride} bytes"
+        stride = Encoding.of(encoding.dtype, shape).row_stride
+        if encoding.row_stride != stride:
+            raise self.fault(
+                f"{place}.encoding.row_stride is {encoding.row_stride}, expected {stride} bytes"
             )
-        return encoding
+        for number, shard in enumerate(table.shards):
+            self.check_shard(shard, stride, f"{place}.shards[{number}]")
+        rows = sum(shard.rows for shard in table.shards)
+        if not table.shards or rows != shape[0]:
+            raise self.fault(f"the shards of {place} hold {rows} rows, its shape says {shape[0]}")
 
-    def shard(self, entry: Any, row_stride: int, place: str) -> Shard:
-        shard = Shard(
-            path=self.get(entry, "path", str, place),
-            rows=self.count(entry, "rows", place),
-            bytes=self.count(entry, "bytes", place),
-            crc32=tuple(str(word) for word in self.get(entry, "crc32", list, place)),
-        )
+    def check_shard(self, shard: Shard, row_stride: int, place: str) -> None:
         data = shard.rows * row_stride
         if shard.bytes < data:
-            raise FileFormatError(
-                f"{self.path}: {place}.bytes is {shard.bytes}, expected at least the {data} of "
-                f"{shard.rows} rows"
+            raise self.fault(
+                f"{place}.bytes is {shard.bytes}, expected at least the {data} of {shard.rows} rows"
             )
         chunks = -(-data // CHECKSUM_CHUNK)
         if len(shard.crc32) != chunks:
-            raise FileFormatError(
-                f"{self.path}: {place}.crc32 has {len(shard.crc32)} entries, expected {chunks}: "
-                f"one for each {CHECKSUM_CHUNK} of its {data} bytes"
+            raise self.fault(
+                f"{place}.crc32 has {len(shard.crc32)} entries, expected {chunks}: one for each "
+                f"{CHECKSUM_CHUNK} of its {data} bytes"
             )
-        return shard
 
-    def task(self, entry: Any, nodes: Mapping[str, NodeSet]) -> Task | None:
-        if entry is None:
-            return None
-        node_type = self.get(entry, "node_type", str, "task")
-        if node_type not in nodes:
-            raise FileFormatError(
-                f"{self.path}: task.node_type is {node_type!r}, expected one of {list(nodes)}"
-            )
-        return Task(
-            node_type=node_type,
-            num_classes=self.count(entry, "num_classes", "task"),
-            multi_label=self.get(entry, "multi_label", bool, "task"),
-            metric=self.get(entry, "metric", str, "task"),
-        )
+
+def _per_node(nodes: NodeSet) -> dict[str, int]:
+    return {name: nodes.count for name in nodes.tables if not name.startswith(_OTHER_ROWS)}

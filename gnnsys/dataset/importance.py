@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gnnsys.dataset.format import (
     CHECKSUM_CHUNK,
+    MANIFEST,
     NODE_TYPE,
     Encoding,
     Manifest,
@@ -78,7 +79,7 @@ def store_score(folder: Path, scores: NDArray[np.uint16], kind: str, **about: An
             },
             source=manifest.source | {SCORE_TABLE: {"kind": kind, **about}},
         )
-        replace_file(folder / "graph.json", new.to_json().encode())
+        replace_file(folder / MANIFEST, new.to_json().encode())
         with as_storage_error(folder):
             sync(folder)
             for path in used:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from gnnsys.dataset.format import (
     CHECKSUM_CHUNK,
     EDGE_TYPE,
+    MANIFEST,
     NODE_TYPE,
     EdgeSet,
     EdgeType,
@@ -245,7 +246,7 @@ class DatasetWriter:
             source=self.source | ({"nan": self.nan} if self.nan else {}),
         )
         with as_storage_error(self.partial):
-            (self._data / "graph.json").write_text(manifest.to_json(), encoding="utf-8")
+            (self._data / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             for place in (self._data, *self._data.rglob("*")):
                 sync(place)
             os.rename(self._data, self.path)

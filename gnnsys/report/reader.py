@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from gnnsys.config.run_files import CONFIG, METRICS
 from gnnsys.errors import FileFormatError, MissingFileError
 from gnnsys.report.run import Epoch, Resume, Run, Sample, as_object
+from gnnsys.system.records import as_record
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,9 +25,8 @@ else:
 
 __all__ = ["read_run"]
 
-METRICS_FILE = "metrics.jsonl"
-CONFIG_FILE = "config.toml"
 _END_OF_EPOCH = math.inf
+_T = TypeVar("_T")
 
 
 def read_run(folder: Path) -> Run:
@@ -35,7 +36,7 @@ def read_run(folder: Path) -> Run:
         MissingFileError: there is no such folder, or no metrics.jsonl in it.
         FileFormatError: a line other than a cut last one is not what ``gnnsys train`` writes.
     """
-    path = folder / METRICS_FILE
+    path = folder / METRICS
     way_out = "gnnsys train --out RUN makes the folder RUN with it"
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder, expected that of a run; {way_out}")
@@ -49,60 +50,58 @@ def read_run(folder: Path) -> Run:
     if cut:  # whatever it was to be, it came after an end
         run.cut, run.reason, run.result = True, None, {}
     recorded = as_object(run.start.get("config"))  # also options that are not set, unlike the file
-    run.options = {**recorded, **_read_options(folder / CONFIG_FILE)}
+    run.options = {**recorded, **_read_options(folder / CONFIG)}
     return run
 
 
-class _Record:
-    """One line of the file, whose fields are checked as they are read."""
+_Numbers = dict[str, float | None]  # JSON's own way to write what is not a number is null
 
-    def __init__(self, place: str, fields: dict[str, Any]) -> None:
-        self.place = place
-        self.fields = fields
 
-    def number(self, name: str) -> float:
-        return self._check_number(name, self._get(name))
+@dataclass(kw_only=True, slots=True)
+class _Resume:
+    epoch: int
+    batch: int
 
-    def integer(self, name: str) -> int:
-        value = self._get(name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self._error(name, value, "an integer")
-        return value
 
-    def numbers(self, name: str) -> dict[str, float]:
-        """Of an object whose values are numbers."""
-        value = self._get(name)
-        if not isinstance(value, dict):
-            raise self._error(name, value, "an object")
-        return {key: self._check_number(f"{name}.{key}", each) for key, each in value.items()}
+@dataclass(kw_only=True, slots=True)
+class _Counts:
+    """Of a step, and of an epoch up to its end."""
 
-    def number_list(self, name: str) -> tuple[float, ...]:
-        value = self._get(name)
-        if not isinstance(value, list):
-            raise self._error(name, value, "a list")
-        return tuple(self._check_number(f"{name}[{i}]", each) for i, each in enumerate(value))
+    epoch: int
+    loss: float | None
+    seconds: float | None
+    seeds: float | None
+    rows: _Numbers
+    bytes: _Numbers
+    rss: float | None
+    reads: _Numbers = field(default_factory=dict)
 
-    def numbers_or_none(self, name: str) -> dict[str, float] | None:
-        return None if self._get(name) is None else self.numbers(name)
 
-    def _get(self, name: str) -> Any:
-        if name not in self.fields:
-            raise FileFormatError(
-                f"{self.place}: a {self.fields['kind']!r} record without {name!r}; {_WAY_OUT}"
-            )
-        return self.fields[name]
+@dataclass(kw_only=True, slots=True)
+class _Step(_Counts):
+    batch: int
 
-    def _check_number(self, name: str, value: Any) -> float:
-        if value is None:  # JSON's own way to write what is not a number
-            return math.nan
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._error(name, value, "a number")
-        return value
 
-    def _error(self, name: str, value: Any, expected: str) -> FileFormatError:
-        return FileFormatError(
-            f"{self.place}: {name} is {value!r}, expected {expected}; {_WAY_OUT}"
-        )
+@dataclass(kw_only=True, slots=True)
+class _Epoch(_Counts):
+    val: _Numbers | None
+    test: _Numbers | None
+    best_epoch: int
+    epoch_seconds: float | None
+    eval_seconds: float | None
+    staleness: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One line of the file."""
+
+    place: str
+    fields: dict[str, Any]
+
+    def read(self, kind: type[_T]) -> _T:
+        place = f"{self.place}: a {self.fields['kind']!r} record"
+        return as_record(self.fields, kind, place, _WAY_OUT)
 
 
 _WAY_OUT = "remove the line, or train again with gnnsys train --out"
@@ -115,7 +114,7 @@ def _read(path: Path) -> bytes:
         raise FileFormatError(f"{path}: cannot be opened ({error.strerror})") from error
 
 
-def _read_records(path: Path) -> tuple[list[_Record], bool]:
+def _read_records(path: Path) -> tuple[list[_Line], bool]:
     """The records of the file, and whether its last line is cut off."""
     *lines, rest = _read(path).split(b"\n")
     records = [_parse(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
@@ -128,7 +127,7 @@ def _read_records(path: Path) -> tuple[list[_Record], bool]:
     return records, False
 
 
-def _parse(place: str, line: bytes) -> _Record:
+def _parse(place: str, line: bytes) -> _Line:
     try:
         fields = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
@@ -140,7 +139,7 @@ def _parse(place: str, line: bytes) -> _Record:
         raise FileFormatError(
             f'{place}: {_excerpt(line)}, expected an object with a "kind"; {_WAY_OUT}'
         )
-    return _Record(place, fields)
+    return _Line(place, fields)
 
 
 def _excerpt(line: bytes) -> str:
@@ -155,7 +154,7 @@ class _Builder:
         self.run = Run()
         self._resumed = False  # and no sample has come since
 
-    def add(self, record: _Record) -> None:
+    def add(self, record: _Line) -> None:
         run, fields = self.run, record.fields
         kind = fields["kind"]
         if kind in ("start", "resume", "step", "epoch"):  # after an end: the run was resumed
@@ -163,14 +162,13 @@ class _Builder:
         if kind == "start":
             run.start = fields
         elif kind == "resume":
-            run.resumes.append(
-                Resume(run.seconds, record.integer("epoch"), record.integer("batch"))
-            )
+            resume = record.read(_Resume)
+            run.resumes.append(Resume(run.seconds, resume.epoch, resume.batch))
             self._resumed = True
         elif kind == "step":
-            self._append(Sample(batch=record.integer("batch"), **_counts(record)))
+            self._append(Sample(**_values(record.read(_Step))))
         elif kind == "epoch":
-            self._append(_epoch(record))
+            self._append(Epoch(batch=_END_OF_EPOCH, **_values(record.read(_Epoch))))
         elif kind == "end":
             run.reason = str(fields.get("reason", "done"))
             run.result = as_object(fields.get("result"))
@@ -196,30 +194,19 @@ class _Builder:
         return self._resumed and earlier.seconds > sample.seconds
 
 
-def _epoch(record: _Record) -> Epoch:
-    return Epoch(
-        batch=_END_OF_EPOCH,
-        **_counts(record),
-        val=record.numbers_or_none("val"),
-        test=record.numbers_or_none("test"),
-        best_epoch=record.integer("best_epoch"),
-        epoch_seconds=record.number("epoch_seconds"),
-        eval_seconds=record.number("eval_seconds"),
-        staleness=record.number_list("staleness") if "staleness" in record.fields else (),
-    )
+def _values(record: _Counts) -> dict[str, Any]:
+    """The fields, with NaN for numbers that are none."""
 
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: known(each) for key, each in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(known, value))
+        return math.nan if value is None else value
 
-def _counts(record: _Record) -> dict[str, Any]:
-    return {
-        "epoch": record.integer("epoch"),
-        "loss": record.number("loss"),
-        "seconds": record.number("seconds"),
-        "seeds": record.number("seeds"),
-        "rows": record.numbers("rows"),
-        "bytes": record.numbers("bytes"),
-        "rss": record.number("rss"),
-        "reads": record.numbers("reads") if "reads" in record.fields else {},
-    }
+    values = {each.name: getattr(record, each.name) for each in fields(record)}
+    unset = {name for name in ("val", "test") if values.get(name, ...) is None}
+    return {name: None if name in unset else known(value) for name, value in values.items()}
 
 
 def _read_options(path: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-__all__ = ["Epoch", "Resume", "Run", "Sample", "as_object"]
+from gnnsys.config.run_files import result_name
 
-_RESULT_NAMES = {"accuracy": "acc"}
+__all__ = ["Epoch", "Resume", "Run", "Sample", "as_object"]
 
 _Otherwise = TypeVar("_Otherwise", float, None)
 
@@ -135,7 +135,7 @@ class Run:
         best = self.best
         if best is not None and best.val is not None:
             return best.val.get(self.metric), (best.test or {}).get(self.metric)
-        short = _RESULT_NAMES.get(self.metric, self.metric)
+        short = result_name(self.metric)
         val, test = (self.result.get(f"{kind}_{short}") for kind in ("val", "test"))
         return _float_or(val, None), _float_or(test, None)
 

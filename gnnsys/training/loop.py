@@ -15,8 +15,9 @@ import psutil
 import torch
 
 from gnnsys.config.checks import check_bytes
-from gnnsys.config.file import check_resumed, config_to_toml
+from gnnsys.config.file import CHANGES_LOSSES, check_resumed, config_to_toml
 from gnnsys.config.parallel import check_world
+from gnnsys.config.run_files import CONFIG, RESULT
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, StorageError
@@ -54,10 +55,6 @@ from gnnsys.training.task import NodeDataset, load_dataset
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
 
 _log = logging.getLogger(__name__)
-# Options that a resumed run may change, but not without changing what comes.
-_CHANGES_LOSSES = (
-    "ways", "chunks", "snapshot_period", "boundary_gradient_scale", "order", "shuffle_factor",
-)  # fmt: skip
 _STEP_SECONDS = 0.25
 """Least time between two records of steps."""
 
@@ -290,7 +287,7 @@ class _Trainer:
         self._log.close()
         if self._run:
             text = json.dumps(result.as_dict()) + "\n"
-            replace_file(self._run / "result.json", text.encode())
+            replace_file(self._run / RESULT, text.encode())
         return result
 
     # What is kept ---------------------------------------------------------------------------------
@@ -365,7 +362,7 @@ class _Trainer:
                 )
         changed = [
             f"{name} {had[name]} -> {asked[name]}"
-            for name in _CHANGES_LOSSES
+            for name in CHANGES_LOSSES
             if name in had and had[name] != asked[name]
         ]
         if changed and self._is_first:
@@ -507,7 +504,7 @@ def _open_run(config: TrainConfig) -> Path | None:
     with as_storage_error(run):
         run.mkdir(parents=True, exist_ok=True)
     try:
-        replace_file(run / "config.toml", config_to_toml(config).encode())
+        replace_file(run / CONFIG, config_to_toml(config).encode())
     except StorageError:
         if not any(run.iterdir()):
             run.rmdir()

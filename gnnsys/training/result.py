@@ -14,13 +14,12 @@ import torch
 import torch_geometric
 
 from gnnsys._version import __version__
+from gnnsys.config.run_files import result_name
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.system.machine import cpu_model, usable_cores
 
 __all__ = ["EpochRecord", "TrainResult", "machine", "versions"]
-
-_JSON_NAMES = {"accuracy": "acc", "rocauc": "rocauc", "f1": "f1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,8 @@ class TrainResult:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: scores, time, rows and bytes by tier, reads, memory, versions, options."""
         return {
-            **{f"test_{_JSON_NAMES[name]}": value for name, value in self.best_test.items()},
-            **{f"val_{_JSON_NAMES[name]}": value for name, value in self.best_val.items()},
+            **{f"test_{result_name(name)}": value for name, value in self.best_test.items()},
+            **{f"val_{result_name(name)}": value for name, value in self.best_val.items()},
             "metric": self.metric,
             "best_epoch": self.best_epoch,
             "epochs": len(self.history),

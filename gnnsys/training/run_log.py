@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gnnsys.config.run_files import METRICS
 from gnnsys.system.files import as_storage_error
 
 __all__ = ["RunLog"]
 
-METRICS = "metrics.jsonl"
 _log = logging.getLogger(__name__)
 
 

@@ -358,7 +358,7 @@ def test_a_line_cut_in_the_middle_of_a_character_is_left_out(tmp_path: Path) -> 
         ('{"kind": "st', r"'\{\"kind\": \"st' is not JSON .* expected one object a line"),
         ("", "is not JSON"),
         ("[1]", 'expected an object with a "kind"'),
-        ('{"kind": "resume", "epoch": 1}', "a 'resume' record without 'batch'"),
+        ('{"kind": "resume", "epoch": 1}', "a 'resume' record: no batch"),
         ('{"kind": "resume", "epoch": 1.5, "batch": 2}', "epoch is 1.5, expected an integer"),
     ],
 )
@@ -375,7 +375,7 @@ def test_a_bad_line_raises_an_error_that_names_it(line: str, says: str, tmp_path
 def test_a_count_that_is_no_number_raises(tmp_path: Path) -> None:
     made = records()
     made[1]["rows"] = {"host": "many"}
-    with pytest.raises(FileFormatError, match=r"line 2: rows\.host is 'many', expected a number"):
+    with pytest.raises(FileFormatError, match=r"line 2: .* rows\.host is 'many', expected a num"):
         report(tmp_path, made)
 
 

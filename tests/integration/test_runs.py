@@ -369,6 +369,9 @@ def test_the_configuration_of_a_run_serves_for_another(
         ("epochs = 'many'", "epochs is 'many'"),
         ("model = 'transformer'", "model is 'transformer'"),
         ("full_batch = 1", "full_batch is 1"),
+        ("fanouts = ['a', 'b']", "fanouts[0] is 'a', expected an integer"),
+        ("fanouts = [5, 0]", "--fanouts 5,0: each is -1 (all neighbours) or at least 1"),
+        ("fanouts = '5,x'", "--fanouts 5,x: expected numbers"),
         ("lr = -1.0", "expected lr > 0"),
     ],
 )

@@ -71,6 +71,8 @@ def test_without_json_a_table_shows_accuracy_rows_and_bytes() -> None:
         (["train", "demo", "--modle", "gcn"], "--modle"),
         (["train", "demo", "--fanouts", "5"], "1 fanouts != 2 layers"),
         (["train", "demo", "--fanouts", "5", "0"], "at least 1"),
+        (["train", "demo", "--fanouts", "5,0"], "at least 1"),
+        (["train", "demo", "--fanouts", "5,x"], "expected numbers"),
         (["train", "demo", "--layers", "0"], "layers"),
         (["train", "demo", "--epochs", "0"], "epochs"),
         (["train", "demo", "--dropout", "1"], "dropout"),

@@ -193,16 +193,16 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer": (lambda v: v.update(version=2), "version 2, this gnnsys reads 1 to 1; upgrade"),
     "version 0": (lambda v: v.update(version=0), "version 0, this gnnsys reads 1"),
     "newer random numbers": (lambda v: v.update(rng=99), "rng 99, this gnnsys reads 1 to"),
-    "version true": (lambda v: v.update(version=True), "version is True, expected int"),
+    "version true": (lambda v: v.update(version=True), "version is True, expected an integer"),
     "no name": (lambda v: v.pop("name"), "no name"),
-    "nodes a list": (lambda v: v.update(nodes=[]), r"nodes is \[\], expected dict"),
+    "nodes a list": (lambda v: v.update(nodes=[]), r"nodes is \[\], expected an object"),
     "a count below 0": (
         lambda v: v["nodes"]["node"].update(count=-1),
-        r"nodes\['node'\]\.count is -1, expected at least 0",
+        r"nodes\.node\.count is -1, expected at least 0",
     ),
     "rows unlike the nodes": (
         lambda v: v["nodes"]["node"].update(count=6),
-        r"nodes\['node'\]\.tables\.features has 5 rows, expected 6 by the counts",
+        r"nodes\.node\.tables\.features has 5 rows, expected 6 by the counts",
     ),
     "rows unlike the edges": (
         lambda v: v["edges"][0].update(count=8),

@@ -1,0 +1,18 @@
+"""Names of the files in a run's folder, and of the scores in them."""
+
+from __future__ import annotations
+
+__all__ = ["CONFIG", "METRICS", "RESULT", "result_name"]
+
+CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+
+
+def result_name(metric: str) -> str:
+    """How a metric is called in a run's result.
+
+    >>> f"val_{result_name('accuracy')}"
+    'val_acc'
+    """
+    return {"accuracy": "acc"}.get(metric, metric)

@@ -127,7 +127,7 @@ def make_plan(
 
 def _memory(config: PlanConfig, dataset: Dataset) -> dict[str, Any]:
     """What a training run with these options takes by name, with ``--cache auto``."""
-    fanouts = tuple(parse_fanouts(config.fanouts))
+    fanouts = config.fanouts
     run = TrainConfig(
         dataset=config.dataset,
         layers=len(fanouts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 
 from gnnsys.errors import ArgumentError
 
@@ -29,10 +30,13 @@ class Gate:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._inside = 0
         self._closed = False
-        self._change = threading.Condition()
-        self._process = os.getpid()
+        self._begin()
+        _gates.add(self)
+
+    def _begin(self) -> None:
+        self._inside = 0
+        self._change = threading.Condition(threading.Lock())
 
     def __enter__(self) -> None:
         with self._change:
@@ -43,7 +47,8 @@ class Gate:
     def __exit__(self, *error: object) -> None:
         with self._change:
             self._inside -= 1
-            self._change.notify_all()
+            if self._closed:
+                self._change.notify_all()
 
     def close(self) -> bool:
         """Waits until nobody is inside, and lets nobody in; whether it was open.
@@ -52,7 +57,15 @@ class Gate:
         """
         with self._change:
             was_open, self._closed = not self._closed, True
-            # A forked child has none of the threads that were inside when it was made.
-            if self._process == os.getpid():
-                self._change.wait_for(lambda: self._inside == 0)
+            self._change.wait_for(lambda: self._inside == 0)
         return was_open
+
+
+def _begin_anew() -> None:
+    """In a forked child, which has none of the threads that were inside or held a lock."""
+    for gate in list(_gates):
+        gate._begin()
+
+
+_gates: weakref.WeakSet[Gate] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_begin_anew)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import Data, EdgeAttr, GraphStore
 from torch_geometric.data.graph_store import EdgeLayout
 
+from gnnsys.cache.arena import CacheArena
 from gnnsys.dataset.format import (
     CHECKSUM_CHUNK,
     EDGE_TYPE,
@@ -194,9 +195,11 @@ class Dataset:
 
         Attributes are ``x`` and, where the folder has them, ``y`` and ``time``. Nothing is loaded
         but each indptr. ``options`` are those of ``gnnsys.unified`` for ``x``, such as
-        ``cache="8GB"``.
+        ``cache="8GB"``, which is for all node types together (``gnnsys.CacheArena``).
         """
         features, graphs = FeatureStore(), _CscStore()
+        if isinstance(options.get("cache"), str) and self.heterogeneous:
+            options["cache"] = CacheArena(options["cache"])
         for node_type in self.node_types:
             group = node_type if self.heterogeneous else None
             if self.has("features", node_type):

@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 from gnnsys.cache.plan import Policy
 from gnnsys.cache.simulator import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, TooLargeError
+from gnnsys.system.budget import process_budget
 from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["Budget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
 
 _Simulated = Policy | Literal["belady"]
 
+_MOST_IDS = 1 << 31
+_OF_A_ROW, _OF_AN_ID = 16, 16 * 3 + 8
+"""Bytes of a planner."""
 _SIZES = {"float32": 4, "float16": 2, "int8": 1}
 """Bytes of an element in the precisions that features may be stored in."""
 
@@ -155,9 +159,27 @@ def run_cases(
     Args:
         workload: what they serve.
         cases: the caches.
-        threads: so many at once, each with a planner's memory.
+        threads: so many at once, or fewer where their planners would not fit in memory.
         progress: is told how many are done.
+
+    Raises:
+        TooLargeError: not even one planner fits, or a trace holds more ids than one takes.
     """
+    ids = workload.trace.num_ids
+    if ids >= _MOST_IDS:
+        raise TooLargeError(
+            f"batches: {ids} ids in all, expected fewer than {_MOST_IDS}, which the bound by "
+            "belady looks ahead; plan fewer with --batches"
+        )
+    # The bound knows all batches: a record of each id, in a ring that doubles, and the id itself.
+    needed = _OF_A_ROW * workload.rows + _OF_AN_ID * ids
+    left = process_budget().left()
+    if needed > left:
+        raise TooLargeError(
+            f"batches: planning {ids} ids of {workload.rows} rows takes {needed} bytes, "
+            f"{left} are left; plan fewer with --batches"
+        )
+    threads = max(1, min(threads, left // max(1, needed)))
 
     def run(case: Case) -> SimulationResult:
         return simulate(

@@ -298,7 +298,8 @@ def test_where_io_uring_is_forbidden_threads_read_and_the_reason_is_told(tmp_pat
     script = """
 import numpy as np, torch
 from gnnsys.errors import UnsupportedError
-from gnnsys.memory import FileStore, file
+from gnnsys.memory import FileStore
+from gnnsys.system import budget
 budget.available_memory = lambda: 0  # so that the file is larger than it
 for _ in range(2):
     store = FileStore("x.npy")

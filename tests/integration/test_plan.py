@@ -198,7 +198,10 @@ def test_the_score_is_the_one_asked_for_or_stored(
     assert main(["score", str(path), "--score", "pagerank"]) == 0
     stored = planned(options, capsys)
     assert stored["score"] == "pagerank"
-    assert planned([*options, "--score", "pagerank"], capsys) == stored
+    again = planned([*options, "--score", "pagerank"], capsys)
+    for plan in (again, stored):
+        del plan["memory"]["names"]["libraries"]  # measured in this process, which goes on growing
+    assert again == stored
     degree = planned([*options, "--score", "degree"], capsys)
     assert degree["budgets"] != stored["budgets"]
     cold = planned([*options, "--score", "none"], capsys)

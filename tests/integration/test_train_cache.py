@@ -128,18 +128,18 @@ def test_a_resumed_run_may_read_in_another_way_and_its_counts_add_up(
 # What is chosen -----------------------------------------------------------------------------------
 
 
-def test_auto_takes_half_of_the_spare_memory_where_the_features_do_not_fit_in_it(
+def test_auto_takes_nine_tenths_of_what_is_left_where_the_features_do_not_fit_in_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    available = 1000 + (160 << 20)
-    assert choose_cache(FeatureOptions(), 501, available) == ("500", "auto")
+    assert choose_cache(FeatureOptions(), 901, 1000) == ("900", "auto")
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert f"500 bytes, half of the {available} available less {160 << 20}" in record.message
-    assert choose_cache(FeatureOptions(storage="pread"), 500, available) == (None, "pread")
-    assert choose_cache(FeatureOptions(), 500, available) == (None, "mmap")
-    assert choose_cache(FeatureOptions(policy="lru"), 500, available) == ("500", "auto")
-    assert choose_cache(FeatureOptions(), 501, 1000) == ("0", "auto")
+    assert "900 bytes, 90 % of the 1000 that are left" in record.message
+    assert choose_cache(FeatureOptions(storage="pread"), 900, 1000) == (None, "pread")
+    assert choose_cache(FeatureOptions(), 900, 1000) == (None, "mmap")
+    assert choose_cache(FeatureOptions(policy="lru"), 900, 1000) == ("900", "auto")
+    assert choose_cache(FeatureOptions(), 900, 500, left=1000) == (None, "mmap")
+    assert choose_cache(FeatureOptions(), 501, 0) == ("0", "auto")
 
 
 def test_the_stored_score_is_used_and_a_missing_one_computed(

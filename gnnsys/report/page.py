@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeGuard
 
-from gnnsys.features.statistics import FeatureStats, stats_rows
+from gnnsys.features.statistics import FeatureStats, memory_rows, stats_rows
 from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart
 from gnnsys.pages.templates import Table, render
@@ -34,6 +34,7 @@ def make_page(run: Run, charts: Sequence[Chart]) -> str:
         charts=charts,
         tiers=_tiers(run),
         reads=list(stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))),
+        memory=_memory(run),
         epochs=_epochs(run),
         options=_facts(run.options),
         versions=_facts(as_object(run.start.get("versions"))),
@@ -149,6 +150,11 @@ def _tiers(run: Run) -> Table:
         body.append(["in all", total, "", numbers.count(served), numbers.traffic(served), ""])
     head = ("tier", "rows", "share of rows", "bytes", "size", "share of bytes")
     return Table("Features by tier", head, body)
+
+
+def _memory(run: Run) -> list[tuple[str, str]]:
+    told = memory_rows(as_object(run.result.get("memory")))
+    return [(name.removeprefix("memory: "), value) for name, value in told]
 
 
 def _epochs(run: Run) -> Table:

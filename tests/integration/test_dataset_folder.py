@@ -503,3 +503,15 @@ def test_the_order_of_a_tensor_is_kept_through_commands(
     delivered = found.features(device="cpu")[torch.arange(NODES)]
     assert torch.equal(delivered, values.to(torch.bfloat16).float())
     assert sorted(found.edge_table("edge_id").tolist()) == list(range(EDGES))
+
+
+def test_bytes_of_a_cache_are_for_all_node_types_together(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path / "g", name="papers", heterogeneous=True) as writer:
+        for kind, count in ((PAPER, 300), (AUTHOR, 100)):
+            writer.add_nodes(count, kind)
+            rows = np.arange(count * 4, dtype=np.float32).reshape(count, 4)
+            writer.write_nodes("features", cut_rows(rows), rows.shape, "float32", kind)
+        path = writer.commit()
+    features, _ = gnnsys.open_dataset(path).stores(device="cpu", cache="1600")
+    stores = [features.table(kind, "x").store for kind in (PAPER, AUTHOR)]
+    assert [store.capacity for store in stores] == [75, 25]

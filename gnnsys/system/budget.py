@@ -93,6 +93,7 @@ class Budget:
         self._process = os.getpid()
         self.total = total
         self._planned: dict[str, int] = {}
+        self._there: dict[str, int] = {}
         self._held: dict[str, int] = {}
         self._mapped: set[str] = set()
 
@@ -100,16 +101,23 @@ class Budget:
     def run(self, total: int | None) -> Iterator[Budget]:
         """For a run: the total is set, and at the end it and what was planned are taken back."""
         before = self.total
-        self.total, self._planned = total, {}
+        self.total, self._planned, self._there = total, {}, {}
         try:
             yield self
         finally:
-            self.total, self._planned = before, {}
+            self.total, self._planned, self._there = before, {}, {}
 
-    def reserve(self, name: str, nbytes: int, *, mapped: bool = False) -> None:
-        """Plans ``nbytes`` for a name, in place of what was planned for it."""
+    def reserve(self, name: str, nbytes: int, *, there: int = 0, mapped: bool = False) -> None:
+        """Plans ``nbytes`` for a name, in place of what was planned for it.
+
+        Args:
+            name: what for.
+            nbytes: in all.
+            there: so many of them are resident already, without an owner: libraries.
+            mapped: pages of files.
+        """
         with self._lock:
-            self._planned[name] = int(nbytes)
+            self._planned[name], self._there[name] = int(nbytes), there
             if mapped:
                 self._mapped.add(name)
 
@@ -137,7 +145,10 @@ class Budget:
             names = dict.fromkeys([*self._planned, *self._held])
             return [
                 Entry(
-                    name, self._planned.get(name, 0), self._held.get(name, 0), name in self._mapped
+                    name,
+                    self._planned.get(name, 0),
+                    self._held.get(name, 0) + self._there.get(name, 0),
+                    name in self._mapped,
                 )
                 for name in names
             ]

@@ -71,13 +71,18 @@ def plan_run(config: TrainConfig, options: FeatureOptions) -> None:
     """
     folder = Path(config.dataset)
     if config.full_batch or not (folder / "graph.json").is_file():
-        process_budget().reserve("libraries", resident_memory().now + _LATE)
+        _reserve_libraries()
         return
     dataset = open_dataset(folder)
     if dataset.heterogeneous or dataset.task is None:
         return
     if dataset.has("features") and dataset.has("train"):
         plan_memory(config, dataset, options)
+
+
+def _reserve_libraries() -> None:
+    now = resident_memory().now
+    process_budget().reserve("libraries", now + _LATE, there=now)
 
 
 def memory_facts() -> dict[str, Any]:
@@ -109,7 +114,7 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     budget = process_budget()
     nodes = dataset.num_nodes()
     tables = dataset.manifest.nodes[NODE_TYPE].tables
-    budget.reserve("libraries", resident_memory().now + _LATE)
+    _reserve_libraries()
     budget.reserve("topology: offsets", 8 * (nodes + 1))
     indices = dataset.manifest.edges[EDGE_TYPE].tables["indices"].data_bytes
     budget.reserve("topology: neighbours, mapped", indices, mapped=True)
@@ -132,6 +137,12 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     if config.cache != "none":
         most = max(64 << 20, budget.left() // 32)
         budget.reserve(AHEAD, min(most, 67 * batch.sampled_bytes))
+    if dataset.task is not None:
+        scored = max(
+            (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0
+        )
+        row = 4 * dataset.task.num_classes + 2 * 8  # scores, the label and the predicted class
+        budget.reserve("scores of evaluated nodes", scored * row)
     if layerwise and dataset.task is not None:
         needed = activation_bytes(config, nodes, dataset.task.num_classes)
         budget.reserve(ACTIVATIONS, needed if _fits(config, needed) else 0)

@@ -207,7 +207,9 @@ def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
     refused = run("420MB")
     assert refused.returncode == 2
     told = " ".join(refused.stderr.split())
-    assert f"take {(420 << 20) // (features * 4) * features * 4} bytes > " in told
+    assert " MiB planned > " in told
+    assert "the control group (400 MiB) leaves; give more memory" in told
+    assert "cache rows 420 MiB" in told
     in_memory = train(
         large, epochs=1, layers=1, fanouts=(2,), cache="none", storage="mmap", eval="sampled"
     )

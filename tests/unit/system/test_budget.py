@@ -59,6 +59,8 @@ def test_without_a_total_plans_come_off_what_the_machine_leaves(
     assert budget.left() == 600
     budget.hold("rows", 400, owner)  # gone from what is available
     assert budget.left() == 1000
+    budget.reserve("libraries", 500, there=450)  # so are most of these
+    assert budget.left() == 950
     assert Budget(5000).left() == 1000
 
 

@@ -273,6 +273,7 @@ struct Sampler::Run {
         scratch.first.data(),
         scratch.degree.data()};
     const int64_t count = measure(hop, relation_hop.number, frontier, kernels);
+    if (count == 0) return;
     const int64_t size = edges.size + count;
     source.node.reserve(pool, source.nodes, source.nodes + std::min(count, hop.num_sources) + 1);
     edges.edge.reserve(pool, edges.size, size);

@@ -4,19 +4,21 @@ namespace GNNSYS_NAMESPACE {
 
 GNNSYS_TARGET inline int64_t measure(const UniformHop& hop, int64_t begin, int64_t end) {
   const int64_t* const indptr = hop.relation->indptr;
-  int64_t total = 0;
+  uint64_t total = 0;  // of a bad indptr, degrees and their sum may wrap around
   bool bad = false;
   for (int64_t i = begin; i < end; ++i) {
     // The frontier is followed by the nodes of later hops, or by slack: reading on is harmless.
     if (i + kDistance < end) __builtin_prefetch(indptr + hop.targets.node[i + kDistance]);
     const int64_t first = indptr[hop.targets.node[i]];
-    const int64_t degree = indptr[hop.targets.node[i] + 1] - first;
-    bad |= first < 0 || degree < 0 || first + degree > hop.relation->num_edges || degree > kMaxDegree;
+    const int64_t after = indptr[hop.targets.node[i] + 1];
+    const auto degree =
+        static_cast<int64_t>(static_cast<uint64_t>(after) - static_cast<uint64_t>(first));
+    bad |= first < 0 || after < first || after > hop.relation->num_edges || degree > kMaxDegree;
     hop.first[i] = first;
     hop.degree[i] = static_cast<uint32_t>(degree);
-    total += sampled_edges(degree, hop.targets.fanout, hop.targets.replace);
+    total += static_cast<uint64_t>(sampled_edges(degree, hop.targets.fanout, hop.targets.replace));
   }
-  return bad ? -1 : total;
+  return bad ? -1 : static_cast<int64_t>(total);
 }
 
 // False when a neighbour lies outside the graph.

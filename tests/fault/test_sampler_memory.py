@@ -24,12 +24,12 @@ def parts(out):
 threads, options = int(sys.argv[1]), eval(sys.argv[2])
 graph = CSC(torch.arange(0, 4001, 4), torch.arange(4000, dtype=torch.int32) % 1000)
 
-def make():
-    return NeighborSampler(graph, [4096], replace=True, threads=threads, **options)
+def make(fanout=4096):
+    return NeighborSampler(graph, [fanout], replace=True, threads=threads, **options)
 
 seeds = torch.arange(600)
+make(1).sample(seeds, group=0)  # starts the threads, which need memory of their own
 sampler = make()
-sampler.sample(torch.arange(2), group=0)
 refused = 0
 for headroom in range(0, 400 << 20, 1 << 20):
     limit(headroom)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import queue
 import sys
@@ -193,10 +192,18 @@ def _exit_at_once() -> None:
     os._exit(1)
 
 
-@functools.cache
+_watched: tuple[Any, Liveness] | None = None
+
+
 def watch_ranks() -> Liveness:
-    """Begins to watch the ranks of the default process group; once, for all transports."""
+    """Watches the ranks of the default process group, once for all transports of that group."""
+    global _watched
     store = default_store()
-    liveness = Liveness(store, dist.get_rank(), dist.get_world_size())
-    atexit.register(liveness.stop)
-    return liveness
+    if _watched is None or _watched[0] is not store:
+        if _watched is not None:
+            _watched[1].stop()
+            atexit.unregister(_watched[1].stop)
+        liveness = Liveness(store, dist.get_rank(), dist.get_world_size())
+        atexit.register(liveness.stop)
+        _watched = store, liveness
+    return _watched[1]

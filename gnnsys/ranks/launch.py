@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
 from gnnsys.system.machine import usable_cores
 
 __all__ = ["run_ranks"]
@@ -20,6 +21,7 @@ __all__ = ["run_ranks"]
 _GRACE = 35.0  # those that a verdict waits for need less
 _TOLD = (2, 130)  # bad input and an interrupt, of which the first rank tells in its own words
 _LOOK = 0.1
+_HOST = "127.0.0.1"
 # The package is the installed one, whatever lies in the folder that the command works in.
 _COMMAND = "import sys; sys.path.remove(''); from gnnsys.commands.cli import main; sys.exit(main())"
 
@@ -40,9 +42,12 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
     Returns:
         The exit status: 0, that of the first to fail, or 128 plus the number of its signal.
     """
+    # Held here on a port that the system chose: nobody can take it before the ranks come.
+    store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
     environment = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_ADDR": _HOST,
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to it, too
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
     }
@@ -137,9 +142,3 @@ def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -31,6 +31,7 @@ __all__ = [
     "read_file",
     "replace_file",
     "replace_npy",
+    "replacing",
     "sync",
     "write_at",
     "write_whole",
@@ -164,19 +165,29 @@ def read_file(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDAr
     return found
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Gives ``path`` new content at once: whoever reads it finds the old or the new one, whole."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write the new content of ``path`` to, which takes its place at the end of ``with``.
+
+    Whoever reads ``path`` finds the old or the new content, whole; after an error, the old one.
+    """
     temporary = path.with_name(path.name + ".new")
     try:
         with as_storage_error(path):
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-    except GnnsysError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Gives ``path`` new content at once; see ``replacing``."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def replace_npy(path: Path, array: NDArray[Any]) -> None:

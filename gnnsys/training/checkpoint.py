@@ -6,18 +6,16 @@ best epoch. Both are replaced whole, so that a kill at any time leaves the old o
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors.torch import load_file
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.system.files import replace_file
+from gnnsys.system.files import replacing
 
 __all__ = [
     "Checkpoint",
@@ -106,15 +104,14 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    buffer = io.BytesIO()
     parts = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
     parts["state"] = asdict(checkpoint.state)
-    torch.save({"version": VERSION, **parts}, buffer)
     weights = checkpoint.best_model or checkpoint.model
     about = {"epoch": str(checkpoint.state.best_epoch), "config": json.dumps(checkpoint.config)}
-    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    replace_file(run / WEIGHTS, save_safetensors(dense, about))
-    replace_file(run / CHECKPOINT, buffer.getvalue())
+    with replacing(run / WEIGHTS) as file:
+        _write_safetensors(file, weights, about)
+    with replacing(run / CHECKPOINT) as file:
+        torch.save({"version": VERSION, **parts}, file)
 
 
 def save_snapshot(run: Path, epoch: int, snapshot: dict[str, torch.Tensor]) -> str:
@@ -124,7 +121,8 @@ def save_snapshot(run: Path, epoch: int, snapshot: dict[str, torch.Tensor]) -> s
         StorageError: the folder cannot be written.
     """
     name = f"snapshot-{epoch}.safetensors"
-    replace_file(run / name, save_safetensors(snapshot))
+    with replacing(run / name) as file:
+        _write_safetensors(file, snapshot, {})
     return name
 
 
@@ -182,9 +180,38 @@ def load_weights(run: Path, model: torch.nn.Module) -> None:
     fit_weights(model, _load_safetensors(path), path)
 
 
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def _write_safetensors(
+    file: BinaryIO, tensors: dict[str, torch.Tensor], about: dict[str, str]
+) -> None:
+    """Writes one tensor after another. safetensors' own ``save`` makes bytes of all of them first;
+    its ``save_file`` makes a file that others may not read, and tells of no OSError."""
+    header: dict[str, Any] = {"__metadata__": about} if about else {}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # so that tensors are aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        file.write(flat.view(torch.uint8).numpy().data)
+
+
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_safetensors(path.read_bytes())
+        return load_file(path)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file; gnnsys train --out makes it") from error
     except Exception as error:  # safetensors raises a kind of its own, which is no public name

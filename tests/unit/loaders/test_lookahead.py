@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import subprocess
@@ -389,3 +390,12 @@ def test_the_interpreter_exits_while_an_iteration_is_under_way(tmp_path: Path) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split("\n")[:2] == ["0 1", "discarded True"]
+
+
+def test_an_oserror_keeps_its_number_and_its_file() -> None:
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "rows.npy")
+    ahead = Lookahead(range(3), Log(fails={("fetch", 0): error}), window=2)
+    with pytest.raises(FileNotFoundError, match=r"0, fetch.*rows\.npy") as caught:
+        next(ahead)
+    assert caught.value.errno == errno.ENOENT
+    assert caught.value.filename == "rows.npy"

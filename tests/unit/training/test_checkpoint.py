@@ -1,0 +1,107 @@
+"""Files of a run: what they hold, what writing them takes, what a full disk leaves."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from gnnsys.errors import StorageError
+from gnnsys.training.checkpoint import (
+    CHECKPOINT,
+    WEIGHTS,
+    Checkpoint,
+    RunState,
+    load_checkpoint,
+    load_snapshot,
+    save_checkpoint,
+    save_snapshot,
+)
+
+
+def checkpoint_of(model: dict[str, torch.Tensor]) -> Checkpoint:
+    return Checkpoint(
+        config={"model": "sage"},
+        dataset="none",
+        state=RunState(epoch=3, best_epoch=2),
+        model=model,
+        best_model=None,
+        optimizer={},
+        torch_rng=torch.get_rng_state(),
+        cuda_rng=[],
+    )
+
+
+def test_safetensors_reads_the_weights_as_they_were(tmp_path: Path) -> None:
+    model = {
+        "a": torch.randn(3, 5),
+        "b": torch.randn(4, 6, dtype=torch.float64).t(),
+        "c": torch.tensor(7),
+        "d": torch.randn(2, 3).bfloat16(),
+        "e": torch.tensor([True, False, True]),
+        "f": torch.empty(0, 4),
+    }
+    save_checkpoint(tmp_path, checkpoint_of(model))
+    found = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    assert found.keys() == model.keys()
+    for name, tensor in model.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    with safetensors.safe_open(tmp_path / WEIGHTS, "pt") as file:
+        assert file.metadata() == {"epoch": "2", "config": '{"model": "sage"}'}
+    again = load_checkpoint(tmp_path)
+    assert again.state == RunState(epoch=3, best_epoch=2)
+    assert all(torch.equal(again.model[name], tensor) for name, tensor in model.items())
+
+
+def test_writing_takes_no_copy_of_what_is_written(tmp_path: Path) -> None:
+    script = f"""
+import resource, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_checkpoint import checkpoint_of
+from gnnsys.training.checkpoint import save_checkpoint, save_snapshot
+run = Path({str(tmp_path)!r})
+small = {{"w": torch.ones(8)}}
+save_checkpoint(run, checkpoint_of(small))
+save_snapshot(run, 0, small)
+large = {{"w": torch.ones(64 << 20)}}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+save_checkpoint(run, checkpoint_of(large))
+save_snapshot(run, 1, large)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert int(told.stdout) < 32 << 20  # of 256 MiB that each file holds
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
+    old, new = {"w": torch.zeros(8)}, {"w": torch.ones(1 << 20)}
+    save_checkpoint(tmp_path, checkpoint_of(old))
+    save_snapshot(tmp_path, 0, old)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(StorageError, match=f"{WEIGHTS}: cannot be written"):
+            save_checkpoint(tmp_path, checkpoint_of(new))
+        few = checkpoint_of(old)
+        few.optimizer = new
+        with pytest.raises(StorageError, match=f"{CHECKPOINT}: cannot be written"):
+            save_checkpoint(tmp_path, few)
+        with pytest.raises(StorageError, match=r"snapshot-0\.safetensors: cannot be written"):
+            save_snapshot(tmp_path, 0, new)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(load_checkpoint(tmp_path).model["w"], old["w"])
+    assert torch.equal(load_snapshot(tmp_path, "snapshot-0.safetensors")["w"], old["w"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {WEIGHTS, CHECKPOINT, "snapshot-0.safetensors"}

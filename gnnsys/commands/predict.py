@@ -19,7 +19,7 @@ from torch import Tensor
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import resumed_config
 from gnnsys.config.predict import PredictConfig
-from gnnsys.config.train import TrainConfig
+from gnnsys.config.resolve import Run, resolve
 from gnnsys.convert.arrays import open_array
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions
@@ -66,21 +66,25 @@ def predict(
     run = Path(config.run)
     options = dataclasses.replace(resumed_config(run), resume=None, threads=config.threads)
     options = dataclasses.replace(
-        options, dataset=config.dataset or options.dataset, root=config.root or options.root
-    ).filled_in()
+        options,
+        dataset=config.dataset or options.dataset,
+        root=config.root or options.root,
+        device="cpu",
+        eval="layerwise",
+    )
+    features = FeatureOptions(cache=config.cache, storage=config.storage)
+    trained = dataclasses.replace(resolve(options), features=features)
     with process_budget().run(check_bytes("memory", config.memory)):
-        return _predict_within(config, options, progress)
+        return _predict_within(config, trained, progress)
 
 
-def _predict_within(
-    config: PredictConfig, options: TrainConfig, progress: Progress
-) -> dict[str, Any]:
+def _predict_within(config: PredictConfig, trained: Run, progress: Progress) -> dict[str, Any]:
     run = Path(config.run)
     out = Path(config.out) if config.out else run / "predictions"
     if out.exists():
         raise ArgumentError(f"{out}: exists already; give another folder with --out, or remove it")
-    features = FeatureOptions(cache=config.cache, storage=config.storage)
-    plan_run(dataclasses.replace(options, eval="layerwise"), features)
+    plan_run(trained)
+    options = trained.config
     dataset = load_dataset(
         options.dataset,
         options.root,
@@ -88,22 +92,22 @@ def _predict_within(
         seed=options.seed,
         threads=options.threads,
         device="cpu",
-        options=features,
+        options=trained.features,
     )
     with closing(dataset):
-        return _predict(config, options, dataset, out, progress)
+        return _predict(config, trained, dataset, out, progress)
 
 
 def _predict(
     config: PredictConfig,
-    options: TrainConfig,
+    trained: Run,
     dataset: NodeDataset,
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
     run = Path(config.run)
     nodes = _read_nodes(config.nodes, dataset)
-    model = make_model(options, dataset)
+    model = make_model(trained, dataset)
     load_weights(run, model)
     model.eval()
     folder = None
@@ -112,14 +116,14 @@ def _predict(
     else:
         layers = model_layers(model, dataset.graph)
         count = len(layers)
-        folder = activation_folder(options, dataset)
+        folder = activation_folder(trained.config, dataset)
         results = run_layers(
             layers,
             dataset.features,
             dataset.graph,
             device=torch.device("cpu"),
             out=Path(folder.name) / "out.npy" if folder else None,
-            threads=options.threads,
+            threads=trained.config.threads,
             progress=progress,
         )
     with as_storage_error(out):

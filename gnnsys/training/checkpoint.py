@@ -111,7 +111,12 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     with replacing(run / WEIGHTS) as file:
         _write_safetensors(file, weights, about)
     with replacing(run / CHECKPOINT) as file:
-        torch.save({"version": VERSION, **parts}, file)
+        try:
+            torch.save({"version": VERSION, **parts}, file)
+        except RuntimeError as error:  # of its archive, which a refused write leaves unfinished
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def save_snapshot(run: Path, epoch: int, snapshot: dict[str, torch.Tensor]) -> str:

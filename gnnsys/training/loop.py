@@ -14,22 +14,18 @@ from typing import Any
 import psutil
 import torch
 
-from gnnsys.config.checks import check_bytes
-from gnnsys.config.file import CHANGES_LOSSES, check_resumed, config_to_toml
-from gnnsys.config.parallel import check_world
-from gnnsys.config.run_files import CONFIG, RESULT
+from gnnsys.config.file import check_resumed
+from gnnsys.config.resolve import Run, resolve
+from gnnsys.config.run_files import RESULT
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, StorageError
-from gnnsys.features.options import FeatureOptions
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
 from gnnsys.pipeline import DeepModel
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.ranks.group import join_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
-from gnnsys.system.device import choose_device
 from gnnsys.system.disk_probe import load as load_disk_profile
-from gnnsys.system.files import as_storage_error, check_folder_of, replace_file
+from gnnsys.system.files import replace_file
 from gnnsys.system.interrupts import on_signals
 from gnnsys.training.checkpoint import (
     CHECKPOINT,
@@ -47,6 +43,7 @@ from gnnsys.training.metrics import check_metric, score
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import PipelineSteps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
+from gnnsys.training.run_folder import check_fits, describe, open_run
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps
@@ -78,68 +75,55 @@ def run_training(
     """
     if config.resume:
         check_resumed(config)
-    if not config.dataset:
-        raise ArgumentError("no dataset given; name one, as in gnnsys train demo")
-    check_world(config)
+    run = resolve(config)
     join_ranks(config.device)
-    config = config.filled_in()
-    device = choose_device(config.device)
-    features = FeatureOptions.of(config)
-    if config.full_batch:  # reads them once
-        features = dataclasses.replace(features, cache="none")
-    with process_budget().run(check_bytes("memory", config.memory)):
-        return _run(config, features, device, on_epoch, on_batch, on_stats)
+    with process_budget().run(run.memory):
+        return _run(run, on_epoch, on_batch, on_stats)
 
 
 def _run(
-    config: TrainConfig,
-    features: FeatureOptions,
-    device: torch.device,
+    run: Run,
     on_epoch: Callable[[EpochRecord], None],
     on_batch: Callable[[int, int, int], None],
     on_stats: Callable[[FeatureStats], None],
 ) -> TrainResult:
-    plan_run(config, features)
-    run = on_first_rank(lambda: _open_run(config))
+    config = run.config
+    plan_run(run)
+    folder = on_first_rank(lambda: open_run(config))
     dataset = load_dataset(
         config.dataset,
         config.root,
         split=config.split,
         seed=config.seed,
         threads=config.threads,
-        device=device.type,
-        options=features,
+        device=run.device.type,
+        options=run.features,
         fanouts=config.fanouts or (),
         batch_size=config.batch_size,
     )
     with closing(dataset), torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        trainer = _Trainer(config, dataset, device, run)
+        trainer = _Trainer(run, dataset, folder)
         with on_signals(trainer.interrupt):
             return trainer.fit(on_epoch, on_batch, on_stats)
 
 
-def _make_steps(
-    config: TrainConfig,
-    dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
-    device: torch.device,
-) -> Steps:
+def _make_steps(run: Run, dataset: NodeDataset, model: NodeClassifier | DeepModel) -> Steps:
     if isinstance(model, DeepModel):
-        return PipelineSteps(config, dataset, model, device)
-    make: type[FullBatch | MiniBatch] = FullBatch if config.full_batch else MiniBatch
-    return make(config, dataset, model, device)
+        return PipelineSteps(run, dataset, model)
+    make: type[FullBatch | MiniBatch] = FullBatch if run.config.full_batch else MiniBatch
+    return make(run, dataset, model)
 
 
 class _Trainer:
-    def __init__(
-        self, config: TrainConfig, dataset: NodeDataset, device: torch.device, run: Path | None
-    ) -> None:
-        self._config, self._dataset, self._run, self._device = config, dataset, run, device
+    def __init__(self, run: Run, dataset: NodeDataset, folder: Path | None) -> None:
+        config = run.config
+        self._config, self._dataset, self._device = config, dataset, run.device
+        self._run = folder
         self._metric = dataset.metric if config.metric == "auto" else config.metric
         check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
-        self._model = make_model(config, dataset).to(device)
-        self._steps = _make_steps(config, dataset, self._model, device)
+        self._model = make_model(run, dataset).to(run.device)
+        self._steps = _make_steps(run, dataset, self._model)
         self._pipeline = self._steps if isinstance(self._steps, PipelineSteps) else None
         self._has_folder = bool(config.out or config.resume)
         self._is_first = rank_of_process() == 0
@@ -150,9 +134,9 @@ class _Trainer:
         self._asked_to_end = False  # here, at any moment; other ranks may not know yet
         self._interrupted = False  # what all ranks agreed on
         if config.resume:
-            folder = Path(config.resume)
-            self._restore(load_checkpoint(folder), folder)
-        self._log = RunLog(run, self._state.metrics_bytes, self._state.step)
+            before = Path(config.resume)
+            self._restore(load_checkpoint(before), before)
+        self._log = RunLog(folder, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
         store = dataset.features.store
         self._depth = store.depth
@@ -308,7 +292,7 @@ class _Trainer:
         served = self._served().tiers()
         on_gpu = self._device.type == "cuda"
         checkpoint = Checkpoint(
-            config=_describe(self._config),
+            config=describe(self._config),
             dataset=self._dataset.digest,
             state=dataclasses.replace(
                 state,
@@ -346,31 +330,13 @@ class _Trainer:
             write_run_timeline(Path(self._config.timeline), self._config, events)
 
     def _restore(self, checkpoint: Checkpoint, folder: Path) -> None:
-        path = folder / CHECKPOINT
-        if checkpoint.dataset != self._dataset.digest:
-            raise ArgumentError(
-                f"{path}: of another dataset: {checkpoint.dataset}, expected "
-                f"{self._dataset.digest}; give the dataset it was trained on, or start another run "
-                "with --out"
-            )
-        had, asked = checkpoint.config, _describe(self._config)
-        for name in ("model", "layers", "hidden"):
-            if had[name] != asked[name]:
-                raise ArgumentError(
-                    f"{path}: of another model: {name} is {had[name]}, config.toml says "
-                    f"{asked[name]}; mend config.toml, or start another run with --out"
-                )
-        changed = [
-            f"{name} {had[name]} -> {asked[name]}"
-            for name in CHANGES_LOSSES
-            if name in had and had[name] != asked[name]
-        ]
+        changed = check_fits(checkpoint, folder, self._dataset.digest, self._config)
         if changed and self._is_first:
             _log.warning(
                 "%s: goes on with %s: its losses are then not those of an unchanged run",
                 folder, ", ".join(changed),
             )  # fmt: skip
-        fit_weights(self._model, checkpoint.model, path)
+        fit_weights(self._model, checkpoint.model, folder / CHECKPOINT)
         self._best_model = checkpoint.best_model
         self._state = checkpoint.state
         snapshot = None
@@ -426,7 +392,7 @@ class _Trainer:
             parameters=sum(p.numel() for p in self._model.parameters()),
             versions=versions(),
             machine=machine(),
-            config=_describe(self._config),
+            config=describe(self._config),
         )
 
     def _log_step(self, loss: float, stats: FeatureStats) -> None:
@@ -486,33 +452,3 @@ class _Trainer:
             **reads,
             "rss": psutil.Process().memory_info().rss,
         }
-
-
-def _open_run(config: TrainConfig) -> Path | None:
-    """The folder of the run, with its ``config.toml``."""
-    if config.timeline is not None:
-        check_folder_of(Path(config.timeline), f"--timeline {config.timeline}")
-    if config.resume:
-        return Path(config.resume)
-    if config.out is None:
-        return None
-    run = Path(config.out)
-    if run.is_dir() and any(run.iterdir()):
-        raise ArgumentError(
-            f"--out {run}: holds files already; give another folder, or go on with --resume {run}"
-        )
-    with as_storage_error(run):
-        run.mkdir(parents=True, exist_ok=True)
-    try:
-        replace_file(run / CONFIG, config_to_toml(config).encode())
-    except StorageError:
-        if not any(run.iterdir()):
-            run.rmdir()
-        raise
-    return run
-
-
-def _describe(config: TrainConfig) -> dict[str, Any]:
-    """The options as JSON and a checkpoint hold them."""
-    values = dataclasses.asdict(config)
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE
@@ -64,20 +65,20 @@ class _Batch:
         return 8 * (sum(self.nodes) + 3 * self.edges)
 
 
-def plan_run(config: TrainConfig, options: FeatureOptions) -> None:
+def plan_run(run: Run) -> None:
     """``plan_memory`` for a run of ``gnnsys train``; of others than on a folder nothing is known.
 
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
     """
-    folder = Path(config.dataset)
-    if config.full_batch or not (folder / "graph.json").is_file():
+    folder = Path(run.config.dataset)
+    if run.config.full_batch or not (folder / "graph.json").is_file():
         _reserve_libraries()
         return
     dataset = open_dataset(folder)
     if dataset.heterogeneous or dataset.task is None:
         return
     if dataset.has("features") and dataset.has("train"):
-        plan_memory(config, dataset, options)
+        plan_memory(run.config, dataset, run.features)
 
 
 def _reserve_libraries() -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
-from gnnsys.config.parallel import is_deep
-from gnnsys.config.train import TrainConfig
+from gnnsys.config.resolve import Run
 from gnnsys.errors import ArgumentError
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
@@ -103,9 +102,10 @@ class NodeClassifier(torch.nn.Module):
         return x
 
 
-def make_model(config: TrainConfig, dataset: NodeDataset) -> NodeClassifier | DeepModel:
-    """The model that a filled-in config describes, in one process."""
-    if is_deep(config):
+def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | DeepModel:
+    """The model of a run, in one process."""
+    config = run.config
+    if run.deep:
         return DeepModel(
             deep_layers(
                 config.model,

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnnsys.config.parallel import split_of
-from gnnsys.config.train import TrainConfig
+from gnnsys.config.resolve import Run
 from gnnsys.pipeline import DeepModel, GNNPipe
 from gnnsys.pipeline.schedule import Event, bubble, num_slots
 from gnnsys.training.steps import WholeGraph
@@ -21,30 +20,28 @@ __all__ = ["PipelineSteps"]
 class PipelineSteps(WholeGraph):
     """Every step takes the whole graph through the pipeline, in chunks."""
 
-    def __init__(
-        self, config: TrainConfig, dataset: NodeDataset, model: DeepModel, device: torch.device
-    ) -> None:
-        stages, ways, chunks = split_of(config)
+    def __init__(self, run: Run, dataset: NodeDataset, model: DeepModel) -> None:
+        config = run.config
         self._pipe = GNNPipe(
             list(model.layers),
             dataset.to_data(),
-            stages=stages,
-            ways=ways,
-            chunks=chunks,
+            stages=run.stages,
+            ways=run.ways,
+            chunks=run.chunks,
             snapshot_period=config.snapshot_period,
             boundary_gradient_scale=config.boundary_gradient_scale,
             shuffle=config.order == "shuffled",
             shuffle_factor=config.shuffle_factor,
             seed=config.seed,
             history=config.history,
-            device=device,
+            device=run.device,
         )
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             self._pipe.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         self._seeds = len(dataset.train)
         self._period = config.snapshot_period
-        self._reads_snapshots = chunks > ways
+        self._reads_snapshots = run.chunks > run.ways
         self.served = dataset.features.counters
 
     def train(self, batch: Any) -> tuple[float, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import StorageError
@@ -150,9 +151,8 @@ class WholeGraph:
 class FullBatch(WholeGraph, OneProcess):
     """Every step computes the whole graph."""
 
-    def __init__(
-        self, config: TrainConfig, dataset: NodeDataset, model: NodeClassifier, device: torch.device
-    ) -> None:
+    def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
+        config, device = run.config, run.device
         self.optimizer = _make_optimizer(config, model)
         self._x = dataset.features.materialize()
         self._edge_index = dataset.edge_index().to(device)
@@ -183,9 +183,8 @@ class FullBatch(WholeGraph, OneProcess):
 class MiniBatch(OneProcess):
     """Trains on sampled neighbourhoods; evaluates layer by layer, or on sampled ones too."""
 
-    def __init__(
-        self, config: TrainConfig, dataset: NodeDataset, model: NodeClassifier, device: torch.device
-    ) -> None:
+    def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
+        config, device = run.config, run.device
         self.optimizer = _make_optimizer(config, model)
         self._config = config
         self._dataset = dataset

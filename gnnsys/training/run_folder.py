@@ -1,0 +1,77 @@
+"""The folder of a run: making it, and whether a checkpoint in it fits what is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gnnsys.config.file import CHANGES_LOSSES, config_to_toml
+from gnnsys.config.run_files import CONFIG
+from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError, StorageError
+from gnnsys.system.files import as_storage_error, check_folder_of, replace_file
+from gnnsys.training.checkpoint import CHECKPOINT, Checkpoint
+
+__all__ = ["check_fits", "describe", "open_run"]
+
+
+def open_run(config: TrainConfig) -> Path | None:
+    """The folder of the run, with its ``config.toml``."""
+    if config.timeline is not None:
+        check_folder_of(Path(config.timeline), f"--timeline {config.timeline}")
+    if config.resume:
+        return Path(config.resume)
+    if config.out is None:
+        return None
+    run = Path(config.out)
+    if run.is_dir() and any(run.iterdir()):
+        raise ArgumentError(
+            f"--out {run}: holds files already; give another folder, or go on with --resume {run}"
+        )
+    with as_storage_error(run):
+        run.mkdir(parents=True, exist_ok=True)
+    try:
+        replace_file(run / CONFIG, config_to_toml(config).encode())
+    except StorageError:
+        if not any(run.iterdir()):
+            run.rmdir()
+        raise
+    return run
+
+
+def check_fits(checkpoint: Checkpoint, folder: Path, digest: str, config: TrainConfig) -> list[str]:
+    """What of a run that goes on changes its losses, in words.
+
+    Args:
+        checkpoint: of the run in ``folder``.
+        digest: of the dataset at hand.
+        config: asked for, filled in.
+
+    Raises:
+        ArgumentError: the checkpoint is of another dataset or model.
+    """
+    path = folder / CHECKPOINT
+    if checkpoint.dataset != digest:
+        raise ArgumentError(
+            f"{path}: of another dataset: {checkpoint.dataset}, expected {digest}; give the "
+            "dataset it was trained on, or start another run with --out"
+        )
+    had, asked = checkpoint.config, describe(config)
+    for name in ("model", "layers", "hidden"):
+        if had[name] != asked[name]:
+            raise ArgumentError(
+                f"{path}: of another model: {name} is {had[name]}, config.toml says "
+                f"{asked[name]}; mend config.toml, or start another run with --out"
+            )
+    return [
+        f"{name} {had[name]} -> {asked[name]}"
+        for name in CHANGES_LOSSES
+        if name in had and had[name] != asked[name]
+    ]
+
+
+def describe(config: TrainConfig) -> dict[str, Any]:
+    """The options as JSON and a checkpoint hold them."""
+    values = dataclasses.asdict(config)
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -165,7 +165,7 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             ``peak``, ``anonymous`` and ``file``; ``total`` where one was set. As in result.json.
 
     >>> list(memory_rows({"names": {"labels": {"planned": 1 << 20, "held": 0}}}))
-    [('memory: labels', '1.0 MiB'), ('memory: in all', '1.0 MiB')]
+    [('memory: labels', '1 MiB'), ('memory: in all', '1 MiB')]
     """
     names: Mapping[str, Mapping[str, int]] = memory.get("names") or {}
     sizes = {name: max(entry["planned"], entry["held"]) for name, entry in names.items()}

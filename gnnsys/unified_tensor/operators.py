@@ -17,7 +17,7 @@ from torch import Tensor
 from gnnsys.compat import TO_COPY, schema_of, tree_flatten, tree_unflatten
 from gnnsys.errors import ArgumentError, ReadOnlyError
 from gnnsys.memory import HostStore
-from gnnsys.unified_tensor.rows import StoredTensor
+from gnnsys.unified_tensor.rows import StoredTensor, take_rows, whole_of
 
 __all__ = ["METHODS", "OPERATORS", "refuse_write", "refuse_writes", "run_on_whole"]
 
@@ -55,7 +55,7 @@ def run_on_whole(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     def whole(value: Any) -> Any:
         if not isinstance(value, StoredTensor):
             return value
-        tensor = value._whole(str(func))
+        tensor = whole_of(value, str(func))
         if value.store.resident is not None:
             sources[tensor.untyped_storage().data_ptr()] = type(value)
         return tensor
@@ -154,7 +154,7 @@ def _untyped_storage(self: StoredTensor) -> torch.UntypedStorage:
 
 
 def _numpy(self: StoredTensor, *, force: bool = False) -> NDArray[Any]:
-    array = self._whole("numpy()").numpy(force=force)
+    array = whole_of(self, "numpy()").numpy(force=force)
     array.flags.writeable = False
     return array
 
@@ -164,7 +164,7 @@ def _array(self: StoredTensor, dtype: Any = None) -> NDArray[Any]:
 
 
 def _tolist(self: StoredTensor) -> Any:
-    return self._whole("tolist()").tolist()
+    return whole_of(self, "tolist()").tolist()
 
 
 def _set_data(self: StoredTensor, value: Any) -> NoReturn:
@@ -176,7 +176,7 @@ def _data_ptr(self: StoredTensor, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 METHODS: dict[Any, Callable[..., Any]] = {
-    Tensor.__getitem__: StoredTensor._take,
+    Tensor.__getitem__: take_rows,
     Tensor.__setitem__: _setitem,
     Tensor.requires_grad_: _requires_grad_,
     Tensor.requires_grad.__set__: _requires_grad_,  # type: ignore[attr-defined]

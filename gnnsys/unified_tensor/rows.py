@@ -67,46 +67,15 @@ class StoredTensor(Tensor):
     def _deliver(self, rows: Tensor) -> Tensor:
         return rows.to(self.device)
 
-    def _whole(self, what: str) -> Tensor:
-        """All rows for an operator that needs them: host memory itself, a file's if it is small."""
-        rows = self.store.resident
-        nbytes = self.numel() * self.element_size()
-        if (rows is None or self._compute.type != "cpu") and nbytes > WHOLE_LIMIT:
-            raise TooLargeError(
-                f"{what} needs all {len(self)} rows, {nbytes} bytes > {WHOLE_LIMIT}: index rows, "
-                "take an explicit copy with .materialize(), or compute layer by layer with "
-                "gnnsys.inference(model, data)"
-            )
-        if rows is None:
-            return self._deliver(self.store.read_range(0, len(self)))
-        return self._deliver(self.store.encoding.decode(rows))
-
     def _with(self: T, device: torch.device | None, dtype: torch.dtype | None) -> T:
         store = self.store
         if dtype is not None and dtype != store.dtype:
             store = store.with_dtype(dtype)
         return type(self)(store, self._compute if device is None else compute_device(device))
 
-    def _take(self, index: Any) -> Tensor:
-        if type(index) is Tensor and index.dim() == 1 and index.dtype in (torch.int64, torch.int32):
-            try:  # the hot path: the store checks the ids while it gathers
-                return self._deliver(self.store.gather(index))
-            except RowIndexError:
-                pass  # ids that count from the end, or an error that split_index tells
-        rows: RowIndex | None = split_index(index, self.shape)
-        if rows is None:
-            whole = self._whole("indexing without a row index")
-            found = whole[index]
-            aliased = found.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
-            return found.clone() if aliased else found
-        compact = self.store.gather(rows.ids)
-        if rows.rest is not None:
-            compact = compact[rows.rest]
-        return self._deliver(compact)
-
     def __iter__(self) -> Iterator[Tensor]:
         for start in range(0, len(self), _ROWS_PER_ITERATION):
-            yield from self._take(slice(start, start + _ROWS_PER_ITERATION)).unbind(0)
+            yield from take_rows(self, slice(start, start + _ROWS_PER_ITERATION)).unbind(0)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return type(self), (self.store, self._compute)
@@ -150,3 +119,36 @@ def _log_copied_rows() -> None:
 @lru_cache
 def _log_worker() -> None:
     _log.warning("rows are gathered by a DataLoader worker's CPU: num_workers=0 is faster")
+
+
+def whole_of(tensor: StoredTensor, what: str) -> Tensor:
+    """All rows for an operator that needs them: host memory ittensor, a file's if it is small."""
+    rows = tensor.store.resident
+    nbytes = tensor.numel() * tensor.element_size()
+    if (rows is None or tensor._compute.type != "cpu") and nbytes > WHOLE_LIMIT:
+        raise TooLargeError(
+            f"{what} needs all {len(tensor)} rows, {nbytes} bytes > {WHOLE_LIMIT}: index rows, "
+            "take an explicit copy with .materialize(), or compute layer by layer with "
+            "gnnsys.inference(model, data)"
+        )
+    if rows is None:
+        return tensor._deliver(tensor.store.read_range(0, len(tensor)))
+    return tensor._deliver(tensor.store.encoding.decode(rows))
+
+
+def take_rows(tensor: StoredTensor, index: Any) -> Tensor:
+    if type(index) is Tensor and index.dim() == 1 and index.dtype in (torch.int64, torch.int32):
+        try:  # the hot path: the store checks the ids while it gathers
+            return tensor._deliver(tensor.store.gather(index))
+        except RowIndexError:
+            pass  # ids that count from the end, or an error that split_index tells
+    rows: RowIndex | None = split_index(index, tensor.shape)
+    if rows is None:
+        whole = whole_of(tensor, "indexing without a row index")
+        found = whole[index]
+        aliased = found.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        return found.clone() if aliased else found
+    compact = tensor.store.gather(rows.ids)
+    if rows.rest is not None:
+        compact = compact[rows.rest]
+    return tensor._deliver(compact)

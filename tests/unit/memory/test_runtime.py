@@ -14,6 +14,7 @@ import torch
 
 from gnnsys.memory import FileStore, HostStore
 from gnnsys.memory.direct_rows import uring_refusal
+from gnnsys.memory.reads import Reads
 
 DIRECT = ["pread"] + ([] if uring_refusal() else ["uring"])
 VALUES = np.random.default_rng(0).standard_normal((20_000, 64), dtype=np.float32)
@@ -73,14 +74,16 @@ def test_many_stores_take_no_more_threads_rings_and_memory_than_one(
 def test_what_is_kept_is_bounded_and_named(path: Path) -> None:
     script = """
         import sys
+        import numpy as np
         import torch
         from gnnsys.memory import FileStore, HostStore
+        from gnnsys.memory.reads import Reads
         from gnnsys.system.extension import core
 
         host = HostStore(torch.arange(1_000_000).view(-1, 10))
         store = FileStore(sys.argv[1], storage="pread")
         assert core.runtime_bytes() == {"outputs": 0, "staging": 0, "retained": 0}
-        staged = store.start_reads(torch.arange(20_000)).wait()
+        staged = store.start_reads(Reads(np.arange(20_000))).wait()
         rows = host.gather(torch.arange(100_000))
         found = core.runtime_bytes()
         assert 8_000_000 <= found["outputs"] <= 10_000_000, found
@@ -116,7 +119,7 @@ def test_files_that_close_while_others_are_read_leave_them_alone(
         right = True
         for _ in range(12):
             other = FileStore(path, storage=storage, threads=2, depth=16)
-            pending = other.start_reads(torch.arange(0, 20_000, 7))
+            pending = other.start_reads(Reads(np.arange(0, 20_000, 7)))
             right &= np.array_equal(mine.gather(IDS).numpy(), expected)
             other.close()  # with its reads under way
             pending.wait()
@@ -140,9 +143,11 @@ def test_stores_gather_at_once_from_many_threads() -> None:
 
 def test_the_process_ends_while_rows_are_read(path: Path) -> None:
     script = """
-        import sys, torch
+        import sys
+        import numpy as np
         from gnnsys.memory import FileStore
+        from gnnsys.memory.reads import Reads
         stores = [FileStore(sys.argv[1], storage=mode, threads=4) for mode in sys.argv[2].split()]
-        pending = [s.start_reads(torch.arange(20_000)) for s in stores for _ in range(20)]
+        pending = [s.start_reads(Reads(np.arange(20_000))) for s in stores for _ in range(20)]
     """
     run_script(script, path, " ".join(DIRECT))

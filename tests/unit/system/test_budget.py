@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 
@@ -121,7 +122,10 @@ def test_a_forked_child_counts_for_itself() -> None:
 
 def test_resident_memory_grows_by_what_is_touched() -> None:
     before = resident_memory()
-    area = bytearray(os.urandom(1)) * (64 * MIB)
+    # Pages of their own, which no allocator had before.
+    area = mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for place in range(0, len(area), mmap.PAGESIZE):
+        area[place] = 1
     after = resident_memory()
     assert after.anonymous - before.anonymous >= 63 * MIB
     assert after.peak >= after.now >= len(area)

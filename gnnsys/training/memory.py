@@ -43,6 +43,8 @@ _IN_MEMORY = 0.25
 """Share of the memory left that activations may take."""
 _LATE = 24 << 20
 """Bytes of libraries that training brings in after the start, measured: optimizer, autograd."""
+_READS = 32 << 20
+"""Bytes of reads under way, at least: see ``gnnsys.features.setup``."""
 _BLOCKS = 2 * (64 << 20)
 """Bytes of a block of layerwise evaluation, measured: inputs and messages, and what is made of
 them. What training had stays in pools meanwhile."""
@@ -133,11 +135,13 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     step = _step_bytes(config, batch, columns)
     ranking = _IMPORTANCE * nodes if needs_importance(dataset, options) else 0
     budget.reserve("batches and their steps", max(step, ranking))  # these come later, in its place
-    if layerwise:
-        budget.reserve("blocks of evaluation", _BLOCKS + 24 * nodes)
+    ahead = 0
     if config.cache != "none":
-        most = max(64 << 20, budget.left() // 32)
-        budget.reserve(AHEAD, min(most, 67 * batch.sampled_bytes))
+        ahead = min(max(64 << 20, budget.left() // 32), 67 * batch.sampled_bytes)
+        budget.reserve(AHEAD, ahead)
+    if layerwise:  # in pooled memory, which batches ahead and reads have let go of by then
+        pooled = ahead + (_READS if config.cache != "none" else 0)
+        budget.reserve("blocks of evaluation", max(0, _BLOCKS + 24 * nodes - pooled))
     if dataset.task is not None:
         scored = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch.distributed as dist
 
 from gnnsys.ranks.distributed import watch_ranks
@@ -20,4 +22,7 @@ def watch_a_new_group() -> Liveness:
 
 
 def test_a_new_process_group_is_watched_anew() -> None:
-    assert watch_a_new_group() is not watch_a_new_group()
+    first, second = watch_a_new_group(), watch_a_new_group()
+    second.stop()
+    assert first is not second
+    assert not [each for each in threading.enumerate() if each.name == "gnnsys-liveness"]

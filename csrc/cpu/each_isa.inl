@@ -21,10 +21,9 @@
 #undef GNNSYS_NAMESPACE
 #undef GNNSYS_TARGET
 
-#define GNNSYS_CHOOSE(isa, ...) \
-  ((isa) == Isa::avx512         \
-       ? avx512::__VA_ARGS__    \
-       : ((isa) == Isa::avx2 ? avx2::__VA_ARGS__ : generic::__VA_ARGS__))
+#define GNNSYS_CHOOSE(isa, ...)               \
+  ((isa) == Isa::avx512 ? avx512::__VA_ARGS__ \
+                        : ((isa) == Isa::avx2 ? avx2::__VA_ARGS__ : generic::__VA_ARGS__))
 
 #else
 

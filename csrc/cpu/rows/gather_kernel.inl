@@ -1,5 +1,6 @@
-// The gather loop: each_isa.inl compiles it for each instruction set. Every function carries the target, so that none of them
-// can stand in for another instruction set's when the linker merges templates.
+// The gather loop: each_isa.inl compiles it for each instruction set. Every function carries the
+// target, so that none of them can stand in for another instruction set's when the linker merges
+// templates.
 
 namespace GNNSYS_NAMESPACE {
 

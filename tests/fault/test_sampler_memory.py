@@ -52,6 +52,6 @@ print(refused)
 def test_a_batch_without_memory_is_a_memory_error(threads, options):
     # One limit above the other, so that each allocation is the one that fails.
     command = [sys.executable, "-c", CHILD, str(threads), repr(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 3

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_in(group: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", _ENTER, str(group.folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd="/")
 
 
 def test_a_run_stays_below_its_memory_and_near_its_table(memory_group: Any, folder: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_run_stays_below_its_memory_and_near_its_table(memory_group: Any, fold
 
 def test_a_memory_too_small_is_refused_with_the_table(folder: Path) -> None:
     command = [sys.executable, "-m", "gnnsys", "train", str(folder), "--memory", "300MB", *OPTIONS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd="/")
     assert done.returncode == 2
     assert "planned > --memory 300 MiB; give more memory" in done.stderr
     assert "  libraries" in done.stderr
@@ -66,7 +66,7 @@ def test_a_small_control_group_is_an_error_or_a_run_never_a_kill(
 def test_a_plan_tells_the_table_beforehand(folder: Path) -> None:
     command = [sys.executable, "-m", "gnnsys", "plan", str(folder), "--memory", "2GB", "--json"]
     command += ["--fanouts", "10,5", "--batches", "2", "--budget", "5%"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd="/", check=True)
     memory = json.loads(done.stdout)["memory"]
     assert memory["total"] == 2 << 30
     nodes = 1 << 18

@@ -23,7 +23,7 @@ IDS = torch.from_numpy(np.random.default_rng(1).integers(0, len(VALUES), 20_000)
 
 def run_script(script: str, *arguments: object) -> None:
     command = [sys.executable, "-c", dedent(script), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
     assert ran.returncode == 0, ran.stderr
 
 

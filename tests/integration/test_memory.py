@@ -33,8 +33,8 @@ def run_in(group: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_stays_below_its_memory_and_near_its_table(memory_group: Any, folder: Path) -> None:
-    limit = 760 * MIB
-    done = run_in(memory_group, "train", str(folder), "--memory", "760MB", *OPTIONS)
+    limit = 690 * MIB
+    done = run_in(memory_group, "train", str(folder), "--memory", "690MB", *OPTIONS)
     assert done.returncode == 0, done.stderr
     memory = json.loads(done.stdout)["memory"]
     planned = sum(max(each.values()) for each in memory["names"].values())

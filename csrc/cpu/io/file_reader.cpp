@@ -36,6 +36,8 @@ ReadJob::ReadJob(ReadPlan plan, std::shared_ptr<char> staging, std::shared_ptr<F
       totals_(std::move(totals)) {}
 
 void ReadJob::finish() {
+  // Not later: who waits for this may close its files then, and open others in their place.
+  files_ = nullptr;
   std::lock_guard lock(mutex_);
   done_ = true;
   finished_.notify_all();

@@ -83,7 +83,7 @@ class ReadJob {
   const pid_t owner_;
   const ReadPlan plan_;
   const std::shared_ptr<char> staging_;
-  const std::shared_ptr<FileHandles> files_;
+  std::shared_ptr<FileHandles> files_;  // until it is done
   const std::shared_ptr<ReadTotals> totals_;
   std::atomic<bool> cancelled_{false};
   // Of the thread that reads, until the job is done.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.errors import TooLargeError
-from gnnsys.memory import empty
+from gnnsys.memory.alloc import empty, pooled
 from gnnsys.memory.reads import StagedRows
 from gnnsys.system.extension import core
 from gnnsys.system.threads import num_threads
@@ -66,14 +66,10 @@ class CpuExecutor(Executor):
         self._slots = _area(capacity, row_bytes)
         self._cells = _area(cells, row_bytes)
         self._mover = core.PlanExecutor(num_threads(threads))
-        self._pool = core.Gatherer(1)  # for the memory of outputs alone
 
     def new_output(self, rows: int) -> Tensor:
         """See ``Executor.new_output``."""
-        nbytes = rows * self.row_bytes
-        if nbytes == 0:
-            return torch.empty((rows, self.row_bytes), dtype=torch.uint8)
-        return torch.from_numpy(self._pool.empty(nbytes)).view(rows, self.row_bytes)
+        return pooled((rows, self.row_bytes), torch.uint8)
 
     def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
         """See ``Executor.execute``."""

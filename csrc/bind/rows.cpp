@@ -21,18 +21,17 @@ namespace {
 
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
-// Gathers rows into the process's pooled memory or given one. Addresses come as integers: the
-// Python stores check what they point to, and rows may be of any dtype, also of those no array
-// protocol knows.
+Bytes pooled_bytes(std::size_t bytes) {
+  std::shared_ptr<char> area = BufferPool::shared()->acquire(bytes);
+  char* const data = area.get();
+  return Bytes(data, 1, &bytes, hold(std::move(area)));
+}
+
+// Addresses come as integers: the Python stores check what they point to, and rows may be of any
+// dtype, also of those no array protocol knows.
 class Gatherer {
  public:
   Gatherer(int threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
-
-  Bytes empty(std::size_t bytes) {
-    std::shared_ptr<char> area = BufferPool::shared()->acquire(bytes);
-    char* const data = area.get();
-    return Bytes(data, 1, &bytes, hold(std::move(area)));
-  }
 
   int64_t gather(uintptr_t rows, int64_t num_rows, int64_t row_bytes, int64_t stride, uintptr_t ids,
                  int id_bytes, int64_t n, uintptr_t out) {
@@ -83,13 +82,13 @@ void bind_keyed_dropout(nb::module_& m) {
 void bind_rows(nb::module_& m) {
   nb::class_<Gatherer>(m, "Gatherer", "Gathers rows on threads of the process.")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a = "auto")
-      .def("empty", &Gatherer::empty, "nbytes"_a,
-           "Uninitialised bytes at a 64-byte boundary, used again once they are let go.")
       .def("gather", &Gatherer::gather, "rows"_a, "num_rows"_a, "row_bytes"_a, "stride"_a, "ids"_a,
            "id_bytes"_a, "n"_a, "out"_a,
            "Copies rows to `out`; returns -1 or the first position whose id is outside the table.")
       .def_prop_ro("threads", &Gatherer::threads)
       .def_prop_ro("isa", &Gatherer::isa);
+  m.def("pooled_bytes", &pooled_bytes, "nbytes"_a,
+        "Uninitialised bytes at a 64-byte boundary, used again once they are let go.");
   bind_keyed_dropout<float>(m);
   bind_keyed_dropout<double>(m);
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
+from gnnsys.memory.alloc import pooled
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_bounds, check_ids, row_index_error
 from gnnsys.memory.reads import PendingRows, Reads
@@ -230,11 +231,7 @@ class RowReader:
         return encoding.decode(rows, out)
 
     def _empty(self, rows: int) -> Tensor:
-        nbytes = rows * self.row_bytes
-        if nbytes == 0:
-            return torch.empty((rows, *self.shape[1:]), dtype=self.stored)
-        buffer = torch.from_numpy(self._gatherer.empty(nbytes))
-        return buffer.view(self.stored).view(rows, *self.shape[1:])
+        return pooled((rows, *self.shape[1:]), self.stored)
 
     def _copy_rows(self, ids: RowIds, out: Tensor) -> None:
         """Writes rows ``ids`` as they are stored to ``out``, dense memory of as many rows."""

@@ -35,14 +35,23 @@ from gnnsys.memory.store import AnnouncedStore, Store, check_out
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
 from gnnsys.system.threads import num_threads
 
-__all__ = ["CachedStore"]
+__all__ = ["LEAST_STAGING", "CachedStore", "staging_bytes"]
 
 _AUTO_WINDOW = 64
 """At this window hybrid is within a point or two of Belady's rule; a loader's bound on the bytes of
 sampled batches may keep it shorter."""
 
-_LEAST_STAGING, _MOST_STAGING = 32 << 20, 256 << 20
-"""Bytes for rows that are read ahead: as planned, or an eighth of what is left within bounds."""
+LEAST_STAGING, _MOST_STAGING = 32 << 20, 256 << 20
+"""Bounds of the bytes for rows that are read ahead."""
+
+
+def staging_bytes(free: int) -> int:
+    """Bytes for rows that are read ahead: an eighth of what is free, within bounds.
+
+    >>> staging_bytes(1 << 30) >> 20
+    128
+    """
+    return min(_MOST_STAGING, max(LEAST_STAGING, free // 8))
 
 
 class CachedStore(AnnouncedStore):
@@ -304,7 +313,6 @@ def _make_engine(
     budget = process_budget()
     executor = CpuExecutor(capacity, cells, source.row_bytes, options.threads)
     budget.hold(CACHE_ROWS, (capacity + cells) * source.row_bytes, executor)
-    staging = min(_MOST_STAGING, max(_LEAST_STAGING, free // 8))
     return Engine(
         source,
         name,
@@ -312,7 +320,7 @@ def _make_engine(
         executor,
         window=options.window,
         prefetch=options.prefetch,
-        staging_bytes=budget.planned(STAGING) or staging,
+        staging_bytes=budget.planned(STAGING) or staging_bytes(free),
         counters=counters,
         record=record,
     )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.cache.arena import rows_of
+from gnnsys.cache.store import staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
@@ -29,8 +30,6 @@ __all__ = ["choose_cache", "plan_features", "setup_features"]
 _log = logging.getLogger(__name__)
 _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
-_STAGING = 32 << 20, 256 << 20
-"""Bytes for rows that are read ahead: an eighth of what is left, within these bounds."""
 _OF_A_ROW, _OF_A_SLOT = 8, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
 _TOO_SMALL = (
@@ -102,8 +101,7 @@ def plan_features(
         if needs_importance(dataset, options) or dataset.static_score() is not None:
             budget.reserve("importance", 2 * rows)
         budget.reserve("planner of the cache", _OF_A_ROW * rows)
-        least, most = _STAGING
-        budget.reserve(STAGING, min(most, max(least, budget.left() // 8)))
+        budget.reserve(STAGING, staging_bytes(budget.left()))
     if cache == "auto":
         spare = int(budget.left() * row_bytes / (row_bytes + _OF_A_SLOT))
         # Without a cache nothing of the above is needed.

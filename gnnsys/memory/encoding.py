@@ -56,8 +56,9 @@ class Encoding:
 
     def target(self, out: Tensor | None) -> Tensor | None:
         """``out`` where stored rows may be copied there as they are, byte by byte; else None."""
-        plain = out is not None and self.stored == self.delivered and out.is_contiguous()
-        return out if plain and out is not None and not (out.is_conj() or out.is_neg()) else None
+        if out is None or self.stored != self.delivered or not out.is_contiguous():
+            return None
+        return None if out.is_conj() or out.is_neg() else out
 
     def decode(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Stored rows as they are delivered.
@@ -68,7 +69,7 @@ class Encoding:
                 memory, or ``rows`` itself where nothing is cast.
         """
         if out is None:
-            return rows.to(self.delivered)
+            return rows if self.stored == self.delivered else rows.to(self.delivered)
         return out if out is rows else out.copy_(rows)
 
 

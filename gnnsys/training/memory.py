@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnsys.cache.store import LEAST_STAGING
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE
+from gnnsys.dataset.format import EDGE_TYPE, MANIFEST, NODE_TYPE
 from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import training_seeds
@@ -43,8 +44,6 @@ _IN_MEMORY = 0.25
 """Share of the memory left that activations may take."""
 _LATE = 24 << 20
 """Bytes of libraries that training brings in after the start, measured: optimizer, autograd."""
-_READS = 32 << 20
-"""Bytes of reads under way, at least: see ``gnnsys.features.setup``."""
 _BLOCKS = 2 * (64 << 20)
 """Bytes of a block of layerwise evaluation, measured: inputs and messages, and what is made of
 them. What training had stays in pools meanwhile."""
@@ -73,7 +72,7 @@ def plan_run(run: Run) -> None:
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
     """
     folder = Path(run.config.dataset)
-    if run.config.full_batch or not (folder / "graph.json").is_file():
+    if run.config.full_batch or not (folder / MANIFEST).is_file():
         _reserve_libraries()
         return
     dataset = open_dataset(folder)
@@ -140,7 +139,7 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
         ahead = min(max(64 << 20, budget.left() // 32), 67 * batch.sampled_bytes)
         budget.reserve(AHEAD, ahead)
     if layerwise:  # in pooled memory, which batches ahead and reads have let go of by then
-        pooled = ahead + (_READS if config.cache != "none" else 0)
+        pooled = ahead + (LEAST_STAGING if config.cache != "none" else 0)
         budget.reserve("blocks of evaluation", max(0, _BLOCKS + 24 * nodes - pooled))
     if dataset.task is not None:
         scored = max(

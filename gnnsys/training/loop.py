@@ -119,7 +119,7 @@ class _Trainer:
     def __init__(self, run: Run, dataset: NodeDataset, folder: Path | None) -> None:
         config = run.config
         self._config, self._dataset, self._device = config, dataset, run.device
-        self._run = folder
+        self._folder = folder
         self._metric = dataset.metric if config.metric == "auto" else config.metric
         check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
         self._model = make_model(run, dataset).to(run.device)
@@ -269,9 +269,9 @@ class _Trainer:
         self._draw_timeline()
         self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
         self._log.close()
-        if self._run:
+        if self._folder:
             text = json.dumps(result.as_dict()) + "\n"
-            replace_file(self._run / RESULT, text.encode())
+            replace_file(self._folder / RESULT, text.encode())
         return result
 
     # What is kept ---------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class _Trainer:
             return
         model, optimizer = self._steps.weights(), self._steps.optimizer_state()
         snapshot = self._save_snapshot()
-        if self._run is None:
+        if self._folder is None:
             return
         state = self._state
         self._log.flush()
@@ -306,8 +306,8 @@ class _Trainer:
             cuda_rng=torch.cuda.get_rng_state_all() if on_gpu else [],
             snapshot=snapshot,
         )
-        save_checkpoint(self._run, checkpoint)
-        remove_snapshots(self._run, keep=snapshot)
+        save_checkpoint(self._folder, checkpoint)
+        remove_snapshots(self._folder, keep=snapshot)
 
     def _save_snapshot(self) -> str | None:
         """Writes the rows that a pipeline reads of an earlier epoch, if they are new."""
@@ -316,7 +316,7 @@ class _Trainer:
             return None
         if self._snapshot is None or epoch != self._snapshot[0]:
             rows = self._steps.snapshot()
-            name = save_snapshot(self._run, epoch, rows) if self._run else ""
+            name = save_snapshot(self._folder, epoch, rows) if self._folder else ""
             self._snapshot = epoch, name
         return self._snapshot[1]
 
@@ -397,7 +397,7 @@ class _Trainer:
 
     def _log_step(self, loss: float, stats: FeatureStats) -> None:
         now = time.monotonic()
-        if self._run is None or now - self._last_step_record < _STEP_SECONDS:
+        if self._folder is None or now - self._last_step_record < _STEP_SECONDS:
             return
         self._last_step_record = now
         state = self._state
@@ -420,7 +420,7 @@ class _Trainer:
         eval_seconds: float,
         facts: dict[str, Any],
     ) -> None:
-        if self._run is None:
+        if self._folder is None:
             return
         state = self._state
         self._log.write(

@@ -3,7 +3,7 @@ on stages and ways."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class HeldState:
     infos: list[LayerInfo]
     stage_layers: list[range]
     partition: Partition
+    _num_nodes: int
     _group: RankGroup
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -90,25 +91,60 @@ class HeldState:
                     for key, value in state[name].items()
                 }
 
-    def history_state_dict(self) -> dict[str, Tensor]:
-        """The snapshots, (V, width) of each graph layer in the order of ``data``, on every rank."""
-        rows = {}
-        graph_layers = [i for i, info in enumerate(self.infos) if info.is_graph]
-        told = self._group.gather([rank.stage.snapshots() for rank in self._group.ranks])
-        for stage in range(self.stages):
-            held = [i for i in graph_layers if i in self.stage_layers[stage]]
-            ways = told[stage * self.ways : (stage + 1) * self.ways]
-            for layer, parts in zip(held, zip(*ways, strict=True), strict=True):
-                whole = torch.cat(parts)
-                rows[f"layers.{layer}"] = torch.empty_like(whole)
-                rows[f"layers.{layer}"][self.partition.order] = whole
-        return rows
+    def history_shards(self) -> dict[int, dict[str, Tensor]]:
+        """The snapshots as the ranks of this process hold them, by the number of the rank: nothing
+        is sent.
 
-    def load_history_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes the snapshots of a pipeline with any stages, ways and chunks."""
-        for rank in self._group.ranks:
-            held = [i for i in self.stage_layers[rank.number] if self.infos[i].is_graph]
-            rank.stage.load_snapshots([state[f"layers.{i}"] for i in held])
+        Returns:
+            Of each rank ``nodes`` (N,), those that it works on, by their numbers in ``data``, and
+            of each of its graph layers ``layers.L`` (N, width), on the CPU.
+        """
+        return {
+            rank.transport.rank: {
+                "nodes": rank.stage.graph.vertices.cpu(),
+                **dict(zip(self._graph_layers(rank), rank.stage.snapshots(), strict=True)),
+            }
+            for rank in self._group.ranks
+        }
+
+    def load_history_shards(self, shards: Iterable[Mapping[str, Tensor]]) -> None:
+        """Takes the snapshots of a pipeline with any stages, ways and chunks.
+
+        Args:
+            shards: of all its ranks, as ``history_shards`` gives them; one without ``nodes`` has
+                the rows of all, in the order of ``data``. Each is asked for no tensors but those
+                of the layers that this process holds, one at a time.
+
+        Raises:
+            ArgumentError: rows that no shard has.
+        """
+        missing = {
+            (rank.transport.rank, name): rank.stage.graph.num_own + rank.stage.graph.num_halo
+            for rank in self._group.ranks
+            for name in self._graph_layers(rank)
+        }
+        for shard in shards:
+            for rank in self._group.ranks:
+                names = [*enumerate(self._graph_layers(rank))]
+                held = [(number, name) for number, name in names if name in shard]
+                if not held:
+                    continue
+                nodes = shard["nodes"] if "nodes" in shard else torch.arange(self._num_nodes)
+                rows, places = rank.stage.rows_of(nodes)
+                for number, name in held:
+                    rank.stage.load_snapshot(number, rows, shard[name][places])
+                    missing[rank.transport.rank, name] -= len(rows)
+        for (number, name), count in missing.items():
+            if count:
+                raise ArgumentError(
+                    f"shards: lack {count} rows of {name}, which rank {number} reads; give those "
+                    "of all ranks"
+                )
+
+    def _graph_layers(self, rank: PipelineRank) -> list[str]:
+        """Names of the graph layers that a rank holds."""
+        held = self.stage_layers[rank.number]
+        return [f"layers.{i}" for i in held if self.infos[i].is_graph]
 
 
 def _to_cpu(state: dict[str, Any]) -> dict[str, Any]:

@@ -94,11 +94,29 @@ class Stage:
         """Of each graph layer, (own rows, width), on the CPU."""
         return [each.snapshot[: self.graph.num_own].cpu() for each in self.histories]
 
-    def load_snapshots(self, whole: list[Tensor]) -> None:
-        """Takes (V, width) of each graph layer, by the caller's numbers of vertices."""
-        vertices = torch.cat([self.graph.vertices, self.graph.halo])
-        for history, rows in zip(self.histories, whole, strict=True):
-            history.snapshot.copy_(rows[vertices.cpu()])
+    def rows_of(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some vertices are local rows.
+
+        Args:
+            nodes: (N,) by the caller's numbers.
+
+        Returns:
+            (M,) local rows, and (M,) the positions in ``nodes`` that they have.
+        """
+        vertices, rows = torch.cat([self.graph.vertices, self.graph.halo]).cpu().sort()
+        at = torch.searchsorted(vertices, nodes).clamp_(max=len(vertices) - 1)
+        found = torch.nonzero(vertices[at] == nodes).view(-1)
+        return rows[at[found]], found
+
+    def load_snapshot(self, number: int, rows: Tensor, values: Tensor) -> None:
+        """Takes rows of the snapshot of a graph layer.
+
+        Args:
+            number: of the layer, among those of the stage.
+            rows: (M,) local rows, and ``values`` (M, width).
+        """
+        snapshot = self.histories[number].snapshot
+        snapshot[rows.to(snapshot.device)] = values.to(snapshot.device)
 
     # Training -------------------------------------------------------------------------------------
 

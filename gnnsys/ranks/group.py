@@ -16,7 +16,7 @@ from gnnsys.ranks.distributed import DistributedTransport, watch_ranks
 from gnnsys.ranks.environment import rank_of_process, world_around
 from gnnsys.ranks.transport import all_gather_objects
 
-__all__ = ["join_ranks", "on_first_rank"]
+__all__ = ["join_ranks", "on_all_ranks", "on_first_rank"]
 
 T = TypeVar("T")
 
@@ -55,16 +55,26 @@ def on_first_rank(work: Callable[[], T]) -> T | None:
     Raises:
         GnnsysError: what ``work`` raised, on all ranks, so that none waits for one that has left.
     """
-    result: T | None = None
+    return on_all_ranks(work if rank_of_process() == 0 else lambda: None)
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """Does something on every rank, and returns what it gave here once all have done it.
+
+    Raises:
+        GnnsysError: what ``work`` raised on the first rank where it did, on all ranks, so that none
+            waits for one that has left.
+    """
+    results: list[T] = []
     error: GnnsysError | None = None
-    if rank_of_process() == 0:
-        try:
-            result = work()
-        except GnnsysError as found:
-            error = found
+    try:
+        results.append(work())
+    except GnnsysError as found:
+        error = found
     if dist.is_available() and dist.is_initialized():
         transport = DistributedTransport()
-        error = transport.drive(all_gather_objects(transport, error, "control"))[0]
+        errors = transport.drive(all_gather_objects(transport, error, "control"))
+        error = next((each for each in errors if each is not None), None)
     if error is not None:
         raise error
-    return result
+    return results[0]

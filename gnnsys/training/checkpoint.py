@@ -7,11 +7,14 @@ best epoch. Both are replaced whole, so that a kill at any time leaves the old o
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
@@ -22,11 +25,12 @@ __all__ = [
     "RunState",
     "fit_weights",
     "load_checkpoint",
-    "load_snapshot",
+    "load_shards",
     "load_weights",
     "remove_snapshots",
     "save_checkpoint",
-    "save_snapshot",
+    "save_shards",
+    "snapshot_names",
 ]
 
 VERSION = 1
@@ -94,8 +98,9 @@ class Checkpoint:
     torch_rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
 
-    snapshot: str | None = None
-    """Name of a file beside, of the rows of an earlier epoch that a pipeline reads."""
+    snapshot: list[str] | None = None
+    """Names of the files beside, one of each rank, of the rows of an earlier epoch that a pipeline
+    reads."""
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
@@ -119,31 +124,62 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
             raise
 
 
-def save_snapshot(run: Path, epoch: int, snapshot: dict[str, torch.Tensor]) -> str:
-    """Writes the rows of an earlier epoch; returns the name of the file.
+def snapshot_names(epoch: int, ranks: int) -> list[str]:
+    """Of the files of a snapshot, one for each rank."""
+    return [f"snapshot-{epoch}-{rank}-of-{ranks}.safetensors" for rank in range(ranks)]
+
+
+def save_shards(run: Path, names: list[str], shards: dict[int, dict[str, torch.Tensor]]) -> None:
+    """Writes what some ranks have of a snapshot.
+
+    Args:
+        names: of the files of all ranks, in the run's folder.
+        shards: tensors by their name, by the number of the rank.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    name = f"snapshot-{epoch}.safetensors"
-    with replacing(run / name) as file:
-        _write_safetensors(file, snapshot, {})
-    return name
+    for rank, shard in shards.items():
+        with replacing(run / names[rank]) as file:
+            _write_safetensors(file, shard, {})
 
 
-def load_snapshot(run: Path, name: str) -> dict[str, torch.Tensor]:
-    """What ``save_snapshot`` wrote.
+class _Shard(Mapping[str, torch.Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _as_file_error(path), safe_open(path, "pt") as file:
+            self._names = list(file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with _as_file_error(self._path), safe_open(self._path, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def load_shards(run: Path, names: list[str]) -> Iterator[Mapping[str, torch.Tensor]]:
+    """What ``save_shards`` wrote, file by file; tensors are read when they are asked for.
 
     Raises:
-        MissingFileError, FileFormatError: it is not there, or damaged.
+        MissingFileError, FileFormatError: a file is not there, or damaged.
     """
-    return _load_safetensors(run / name)
+    return (_Shard(run / name) for name in names)
 
 
-def remove_snapshots(run: Path, keep: str | None) -> None:
-    """Removes those that the checkpoint names no more."""
-    for path in run.glob("snapshot-*.safetensors"):
-        if path.name != keep:
+def remove_snapshots(run: Path, keep: list[str] | None) -> None:
+    """Removes those that the checkpoint names no more, and what a kill left of others."""
+    for path in run.glob("snapshot-*"):
+        if path.name not in (keep or ()):
             path.unlink(missing_ok=True)
 
 
@@ -168,6 +204,8 @@ def load_checkpoint(run: Path) -> Checkpoint:
         raise FileFormatError(
             f"{path}: version {version}, this gnnsys reads {VERSION}; use the one that wrote it"
         )
+    if isinstance(content.get("snapshot"), str):  # as it was before each rank had its file
+        content["snapshot"] = [content["snapshot"]]
     try:
         return Checkpoint(**{**content, "state": RunState(**content["state"])})
     except (TypeError, KeyError) as error:
@@ -182,7 +220,9 @@ def load_weights(run: Path, model: torch.nn.Module) -> None:
         ArgumentError: weights of another model.
     """
     path = run / WEIGHTS
-    fit_weights(model, _load_safetensors(path), path)
+    with _as_file_error(path):
+        weights = load_file(path)
+    fit_weights(model, weights, path)
 
 
 _DTYPES = {
@@ -214,11 +254,15 @@ def _write_safetensors(
         file.write(flat.view(torch.uint8).numpy().data)
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+@contextmanager
+def _as_file_error(path: Path) -> Iterator[None]:
+    """Turns what safetensors raises for a file into an error of ours."""
     try:
-        return load_file(path)
+        yield
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file; gnnsys train --out makes it") from error
+        raise MissingFileError(
+            f"{path}: no such file; gnnsys train --out makes it, in a folder that all ranks see"
+        ) from error
     except Exception as error:  # safetensors raises a kind of its own, which is no public name
         raise FileFormatError(f"{path}: not a whole safetensors file ({error})") from error
 

@@ -22,7 +22,7 @@ from gnnsys.counters import Counters
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
 from gnnsys.pipeline import DeepModel
 from gnnsys.ranks.environment import rank_of_process
-from gnnsys.ranks.group import join_ranks, on_first_rank
+from gnnsys.ranks.group import join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import replace_file
@@ -33,10 +33,11 @@ from gnnsys.training.checkpoint import (
     RunState,
     fit_weights,
     load_checkpoint,
-    load_snapshot,
+    load_shards,
     remove_snapshots,
     save_checkpoint,
-    save_snapshot,
+    save_shards,
+    snapshot_names,
 )
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric, score
@@ -125,9 +126,11 @@ class _Trainer:
         self._model = make_model(run, dataset).to(run.device)
         self._steps = _make_steps(run, dataset, self._model)
         self._pipeline = self._steps if isinstance(self._steps, PipelineSteps) else None
-        self._has_folder = bool(config.out or config.resume)
+        kept_in = config.resume or config.out
+        self._kept_in = Path(kept_in) if kept_in else None  # on all ranks
         self._is_first = rank_of_process() == 0
-        self._snapshot: tuple[int, str] | None = None  # its epoch and its file
+        self._ranks = run.stages * run.ways
+        self._snapshot: tuple[int, list[str]] | None = None  # its epoch and its files
         self._staleness = StalenessWatch()
         self._best_model: dict[str, torch.Tensor] | None = None
         self._state = RunState()
@@ -198,7 +201,7 @@ class _Trainer:
             self._interrupted = self._steps.any_rank(self._asked_to_end)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = minutes >= self._config.checkpoint_minutes
-            if self._interrupted or (self._has_folder and self._steps.any_rank(due)):
+            if self._interrupted or (self._kept_in and self._steps.any_rank(due)):
                 self._checkpoint()
             if self._interrupted:
                 return
@@ -279,10 +282,10 @@ class _Trainer:
     def _checkpoint(self) -> None:
         """Writes all that the next batch depends on; ranks that write nothing hand theirs on."""
         self._last_checkpoint = time.monotonic()
-        if not self._has_folder:
+        if self._kept_in is None:
             return
         model, optimizer = self._steps.weights(), self._steps.optimizer_state()
-        snapshot = self._save_snapshot()
+        snapshot = self._save_snapshot(self._kept_in)
         if self._folder is None:
             return
         state = self._state
@@ -309,15 +312,16 @@ class _Trainer:
         save_checkpoint(self._folder, checkpoint)
         remove_snapshots(self._folder, keep=snapshot)
 
-    def _save_snapshot(self) -> str | None:
-        """Writes the rows that a pipeline reads of an earlier epoch, if they are new."""
+    def _save_snapshot(self, folder: Path) -> list[str] | None:
+        """Writes what this process has of the rows that a pipeline reads of an earlier epoch, if
+        they are new."""
         epoch = self._steps.snapshot_epoch()
         if epoch is None:
             return None
         if self._snapshot is None or epoch != self._snapshot[0]:
-            rows = self._steps.snapshot()
-            name = save_snapshot(self._folder, epoch, rows) if self._folder else ""
-            self._snapshot = epoch, name
+            names, shards = snapshot_names(epoch, self._ranks), self._steps.snapshot()
+            on_all_ranks(lambda: save_shards(folder, names, shards))
+            self._snapshot = epoch, names
         return self._snapshot[1]
 
     def _draw_timeline(self) -> None:
@@ -341,7 +345,7 @@ class _Trainer:
         self._state = checkpoint.state
         snapshot = None
         if checkpoint.snapshot is not None and self._steps.snapshot_epoch() is not None:
-            snapshot = load_snapshot(folder, checkpoint.snapshot)
+            snapshot = load_shards(folder, checkpoint.snapshot)
         # A run that was interrupted after an epoch's step has it behind.
         trained = self._state.epoch - 1 + (self._state.batch if self._pipeline else 0)
         self._steps.load(checkpoint.model, checkpoint.optimizer, snapshot, trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -66,15 +67,15 @@ class PipelineSteps(WholeGraph):
             return None
         return self._pipe.epoch // self._period * self._period
 
-    def snapshot(self) -> dict[str, Tensor]:
+    def snapshot(self) -> dict[int, dict[str, Tensor]]:
         """See ``Steps``."""
-        return self._pipe.history_state_dict()
+        return self._pipe.history_shards()
 
     def load(
         self,
         model: dict[str, Tensor],
         optimizer: dict[str, Any],
-        snapshot: dict[str, Tensor] | None,
+        snapshot: Iterable[Mapping[str, Tensor]] | None,
         epoch: int,
     ) -> None:
         """See ``Steps``. Without a snapshot, it is computed by the weights."""
@@ -82,7 +83,7 @@ class PipelineSteps(WholeGraph):
         self._pipe.load_optimizer_state_dict(self.optimizer, optimizer)
         self._pipe.epoch = epoch
         if snapshot is not None:
-            self._pipe.load_history_state_dict(snapshot)
+            self._pipe.load_history_shards(snapshot)
         elif self._reads_snapshots:
             self._pipe.refresh_history()
 

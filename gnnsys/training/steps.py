@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,14 +61,15 @@ class Steps(Protocol):
     def snapshot_epoch(self) -> int | None:
         """The epoch before which the rows of ``snapshot`` were computed, from 0; None without."""
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """What else the next step depends on: rows of an earlier epoch."""
+    def snapshot(self) -> dict[int, dict[str, Tensor]]:
+        """What else the next step depends on: rows of an earlier epoch, as each rank of this
+        process has them."""
 
     def load(
         self,
         model: dict[str, Tensor],
         optimizer: dict[str, Any],
-        snapshot: dict[str, Tensor] | None,
+        snapshot: Iterable[Mapping[str, Tensor]] | None,
         epoch: int,
     ) -> None:
         """Goes on from a state, at an epoch from 0."""
@@ -99,7 +100,7 @@ class OneProcess:
         """See ``Steps``."""
         return None
 
-    def snapshot(self) -> dict[str, Tensor]:
+    def snapshot(self) -> dict[int, dict[str, Tensor]]:
         """See ``Steps``."""
         return {}
 
@@ -107,7 +108,7 @@ class OneProcess:
         self,
         model: dict[str, Tensor],
         optimizer: dict[str, Any],
-        snapshot: dict[str, Tensor] | None,
+        snapshot: Iterable[Mapping[str, Tensor]] | None,
         epoch: int,
     ) -> None:
         """See ``Steps``."""

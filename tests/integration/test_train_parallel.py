@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch_geometric.data import Data
 
 from gnnsys.commands.cli import main
@@ -80,8 +80,8 @@ def test_a_resumed_run_repeats_the_bits(graph: str, tmp_path: Path, capsys) -> N
     options = [graph, "--model", "resgcn", *TRAINING, *split]
     train(capsys, *options, "--out", str(tmp_path / "whole"))
     train(capsys, *options, "--epochs", "3", "--out", str(tmp_path / "parts"))
-    assert [path.name for path in (tmp_path / "parts").glob("snapshot*")] == [
-        "snapshot-0.safetensors"
+    assert sorted(path.name for path in (tmp_path / "parts").glob("snapshot*")) == [
+        f"snapshot-0-{rank}-of-3.safetensors" for rank in range(3)
     ]
     train(capsys, "--resume", str(tmp_path / "parts"), "--epochs", "6", "--stages", "2")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -93,6 +93,29 @@ def test_a_resumed_run_repeats_the_bits(graph: str, tmp_path: Path, capsys) -> N
     assert (tmp_path / "parts" / name).stat().st_size == (tmp_path / "whole" / name).stat().st_size
     whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
     assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def test_a_run_goes_on_from_a_checkpoint_whose_snapshot_is_one_file(
+    graph: str, tmp_path: Path, capsys
+) -> None:
+    split = ["--parallel", "pipeline", "--stages", "3", "--chunks", "6", "--snapshot-period", "4"]
+    options = [graph, "--model", "resgcn", *TRAINING, *split]
+    train(capsys, *options, "--out", str(tmp_path / "whole"))
+    run = tmp_path / "run"
+    train(capsys, *options, "--epochs", "3", "--out", str(run))
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    whole: dict[str, torch.Tensor] = {}
+    for name in checkpoint["snapshot"]:
+        shard = load_file(run / name)
+        nodes = shard.pop("nodes")
+        for layer, rows in shard.items():
+            whole.setdefault(layer, torch.full((600, rows.shape[1]), torch.nan))[nodes] = rows
+        (run / name).unlink()
+    assert not any(rows.isnan().any() for rows in whole.values())
+    save_file(whole, run / "snapshot-0.safetensors")
+    torch.save(checkpoint | {"snapshot": "snapshot-0.safetensors"}, run / "checkpoint.pt")
+    train(capsys, "--resume", str(run), "--epochs", "6")
+    assert losses(run) == losses(tmp_path / "whole")
 
 
 def test_a_run_goes_on_under_another_split(graph: str, tmp_path: Path, capsys, caplog) -> None:

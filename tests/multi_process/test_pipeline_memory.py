@@ -92,3 +92,60 @@ def test_a_rank_stays_within_the_bound(start_ranks, stages: int, ways: int) -> N
             assert case["peak"] <= bound, (case, bound)
             assert case["history"] == case["planned history"], case
             assert case["peak"] == pytest.approx(case["planned"], rel=0.3), case
+
+
+SNAPSHOTS = """
+    import json
+    from pathlib import Path
+    import torch
+    import torch.distributed as dist
+    from torch_geometric.data import Data
+    from gnnsys.pipeline import GNNPipe, deep_layers
+    from gnnsys.ranks.group import on_all_ranks
+    from gnnsys.training.checkpoint import load_shards, save_shards, snapshot_names
+
+    NODES, HIDDEN, LAYERS, RANKS = 60_000, 64, 16, 4
+    source = torch.arange(NODES)
+    data = Data(x=torch.ones(NODES, 4), edge_index=torch.stack([source, (source + 1) % NODES]))
+    data.y = torch.zeros(NODES, dtype=torch.int64)
+    data.train_mask = torch.ones(NODES, dtype=torch.bool)
+    dist.init_process_group("gloo")
+    layers = deep_layers("gcn", in_channels=4, hidden=HIDDEN, out_channels=3, layers=LAYERS)
+    pipe = GNNPipe(layers, data, stages=RANKS, chunks=4)
+    run, names = Path("..").absolute(), snapshot_names(0, RANKS)
+
+    def held(name):
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        return int(status[name].split()[0]) * 1024
+
+    def growth(work):  # bytes that the process takes more, at most, than before
+        Path("/proc/self/clear_refs").write_text("5")  # of the peak
+        before = held("VmRSS")
+        work()
+        return held("VmHWM") - before
+
+    (shard,) = pipe.history_shards().values()
+    wanted = {name: value.clone() for name, value in shard.items()}
+    saved = growth(lambda: on_all_ranks(lambda: save_shards(run, names, pipe.history_shards())))
+    loaded = growth(lambda: pipe.load_history_shards(load_shards(run, names)))
+    (found,) = pipe.history_shards().values()
+    print(json.dumps({
+        "saved": saved,
+        "loaded": loaded,
+        "own": sum(value.nbytes for name, value in wanted.items() if name != "nodes"),
+        "equal": all(torch.equal(found[name], value) for name, value in wanted.items()),
+    }))
+"""
+
+
+def test_no_rank_holds_the_snapshots_of_all(start_ranks) -> None:
+    one, layers = 60_000 * 64 * 4, 16
+    told = start_ranks(SNAPSHOTS, 4).outputs()
+    for status, out, errors in told:
+        assert status == 0, errors
+        case = json.loads(out)
+        assert case["equal"]
+        assert case["saved"] < one, case
+        assert case["loaded"] < 4 * one < layers * one, case  # a layer, mapped and chosen
+    held = sum(json.loads(out)["own"] for _, out, _ in told)
+    assert held in (layers * one, (layers - 1) * one + 60_000 * 3 * 4)

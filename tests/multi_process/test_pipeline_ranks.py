@@ -44,14 +44,18 @@ PIPELINE = """
         scores = pipe.evaluate()
         weights = pipe.state_dict()
         moments = pipe.optimizer_state_dict(optimizer)
-        history = pipe.history_state_dict()
+        held = {}
+        for shard in (s for shards in pipe.gather(pipe.history_shards()) for s in shards.values()):
+            for name in shard.keys() - {"nodes"}:
+                held.setdefault(name, torch.zeros(97, shard[name].shape[1]))
+                held[name][shard["nodes"]] = shard[name]
         told = {
             "losses": losses,
             "sent": sent,
             "scores": scores.double().sum().item(),
             "weights": {name: value.double().sum().item() for name, value in weights.items()},
             "moments": {name: m["exp_avg"].double().sum().item() for name, m in moments.items()},
-            "history": {name: value.double().sum().item() for name, value in history.items()},
+            "history": {name: value.double().sum().item() for name, value in held.items()},
             "staleness": pipe.staleness(),
             "events": len(pipe.events()),
         }

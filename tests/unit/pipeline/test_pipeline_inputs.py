@@ -145,9 +145,48 @@ def test_optimizer_state_moves_between_splits() -> None:
     theirs = torch.optim.Adam(second.parameters(), lr=0.01)
     second.load_state_dict(first.state_dict())
     second.load_optimizer_state_dict(theirs, first.optimizer_state_dict(ours))
-    second.load_history_state_dict(first.history_state_dict())
+    second.load_history_shards(first.history_shards().values())
     second.epoch = first.epoch
     for _ in range(2):
         assert second.train_epoch(theirs) == first.train_epoch(ours)
     states = first.state_dict(), second.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize(("stages", "ways"), [(1, 2), (3, 1), (2, 2), (1, 4)])
+def test_shards_of_a_snapshot_are_those_of_any_other_split(stages: int, ways: int) -> None:
+    made, data = layers(), graph()
+    one = GNNPipe(made, data, chunks=4, stages=1, ways=1)
+    (whole,) = one.history_shards().values()
+    rows = {name: torch.empty_like(value) for name, value in whole.items() if name != "nodes"}
+    for name, value in rows.items():
+        value[whole["nodes"]] = whole[name]  # in the order of data
+    other = GNNPipe(made, data, chunks=4, stages=stages, ways=ways, history="zeros")
+    assert all(
+        not v.any() for s in other.history_shards().values() for k, v in s.items() if k != "nodes"
+    )
+    other.load_history_shards(one.history_shards().values())
+    shards = other.history_shards()
+    assert [*shards] == [*range(stages * ways)]
+    held = [name for shard in shards.values() for name in shard if name != "nodes"]
+    assert sorted(held) == sorted([*rows] * ways)
+    for shard in shards.values():
+        for name in shard.keys() - {"nodes"}:
+            assert torch.equal(shard[name], rows[name][shard["nodes"]])
+    # And what neighbours of other ways read is there, too: the next epoch is that of one process.
+    third = GNNPipe(made, data, chunks=4, stages=stages, ways=ways)
+    for name in ("shuffle", "seed"):
+        assert getattr(third, name) == getattr(other, name)
+    optimizers = [torch.optim.SGD(pipe.parameters(), lr=0.01) for pipe in (other, third)]
+    assert other.train_epoch(optimizers[0]) == third.train_epoch(optimizers[1])
+
+
+def test_shards_of_some_ranks_are_refused() -> None:
+    made, data = layers(), graph()
+    pipe = GNNPipe(made, data, ways=2, chunks=4)
+    shards = pipe.history_shards()
+    del shards[1]
+    with pytest.raises(
+        ArgumentError, match=r"shards: lack \d+ rows of layers.\d, which rank 0 reads"
+    ):
+        pipe.load_history_shards(shards.values())

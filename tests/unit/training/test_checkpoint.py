@@ -12,16 +12,17 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gnnsys.errors import StorageError
+from gnnsys.errors import FileFormatError, MissingFileError, StorageError
 from gnnsys.training.checkpoint import (
     CHECKPOINT,
     WEIGHTS,
     Checkpoint,
     RunState,
     load_checkpoint,
-    load_snapshot,
+    load_shards,
     save_checkpoint,
-    save_snapshot,
+    save_shards,
+    snapshot_names,
 )
 
 
@@ -67,15 +68,15 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_checkpoint import checkpoint_of
-from gnnsys.training.checkpoint import save_checkpoint, save_snapshot
+from gnnsys.training.checkpoint import save_checkpoint, save_shards, snapshot_names
 run = Path({str(tmp_path)!r})
 small = {{"w": torch.ones(8)}}
 save_checkpoint(run, checkpoint_of(small))
-save_snapshot(run, 0, small)
+save_shards(run, snapshot_names(0, 1), {{0: small}})
 large = {{"w": torch.ones(64 << 20)}}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 save_checkpoint(run, checkpoint_of(large))
-save_snapshot(run, 1, large)
+save_shards(run, snapshot_names(1, 1), {{0: large}})
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
     told = subprocess.run(
@@ -87,7 +88,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
     old, new = {"w": torch.zeros(8)}, {"w": torch.ones(1 << 20)}
     save_checkpoint(tmp_path, checkpoint_of(old))
-    save_snapshot(tmp_path, 0, old)
+    names = snapshot_names(0, 2)
+    save_shards(tmp_path, names, {1: old})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))  # Python ignores SIGXFSZ
     try:
@@ -97,11 +99,24 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
         few.optimizer = new
         with pytest.raises(StorageError, match=f"{CHECKPOINT}: cannot be written"):
             save_checkpoint(tmp_path, few)
-        with pytest.raises(StorageError, match=r"snapshot-0\.safetensors: cannot be written"):
-            save_snapshot(tmp_path, 0, new)
+        with pytest.raises(StorageError, match=r"snapshot-0-1-of-2\.safetensors: cannot be "):
+            save_shards(tmp_path, names, {1: new})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.equal(load_checkpoint(tmp_path).model["w"], old["w"])
-    assert torch.equal(load_snapshot(tmp_path, "snapshot-0.safetensors")["w"], old["w"])
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {WEIGHTS, CHECKPOINT, "snapshot-0.safetensors"}
+    (shard,) = load_shards(tmp_path, names[1:])
+    assert torch.equal(shard["w"], old["w"])
+    assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CHECKPOINT, names[1]}
+
+
+def test_shards_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
+    names = snapshot_names(4, 2)
+    save_shards(tmp_path, names, {0: {"w": torch.randn(40, 3)}})
+    shards = load_shards(tmp_path, names)
+    assert [*next(shards)] == ["w"]
+    with pytest.raises(MissingFileError, match=r"snapshot-4-1-of-2\.safetensors: no such file"):
+        next(shards)
+    path = tmp_path / names[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FileFormatError, match=r"snapshot-4-0-of-2\.safetensors: not a whole"):
+        next(load_shards(tmp_path, names))

@@ -277,10 +277,12 @@ struct Sampler::Run {
     const int64_t size = edges.size + count;
     source.node.reserve(pool, source.nodes, source.nodes + std::min(count, hop.num_sources) + 1);
     edges.edge.reserve(pool, edges.size, size);
-    // Rows, then columns: those of the hops before make room for the rows of this one.
-    edges.row.reserve(pool, 2 * edges.size, 2 * size);
-    std::memmove(edges.row.data() + size, edges.row.data() + edges.size,
-                 edges.size * sizeof(int64_t));
+    // Rows, then columns: those of the hops before make room for the rows of this one. They move
+    // once, also where the array grows.
+    const std::shared_ptr<char> before = edges.row.area;
+    const int64_t* const columns = edges.row.data() + edges.size;
+    edges.row.reserve(pool, edges.size, 2 * size);
+    std::memmove(edges.row.data() + size, columns, edges.size * sizeof(int64_t));
     int64_t* const row = edges.row.data() + edges.size;
     int64_t* const col = row + size;
     int64_t* const edge = edges.edge.data() + edges.size;

@@ -1,4 +1,8 @@
-"""Starts the ranks of a distributed run as processes of this machine, as torchrun does."""
+"""Starts the ranks of a distributed run as processes of this machine, as torchrun does.
+
+torch's own launcher signals all others as soon as one rank has ended with a status other than 0: in
+the middle of the first rank's checkpoint after Ctrl-C, and before they can tell which rank is gone.
+"""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def build_rank(
 
 
 def _make_loss(data: Data, graph: WayGraph, device: torch.device) -> Loss:
-    """Of a chunk's scores: its part of the mean over all labels of training nodes."""
+    """Of a chunk's logits: its part of the mean over all labels of training nodes."""
     count = int(_known(data.y[data.train_mask]).sum())
     labels = data.y[graph.vertices].to(device)
     nodes = [
@@ -119,14 +119,14 @@ def _make_loss(data: Data, graph: WayGraph, device: torch.device) -> Loss:
         for block in graph.blocks
     ]
 
-    def loss(chunk: int, scores: Tensor) -> Tensor:
+    def loss(chunk: int, logits: Tensor) -> Tensor:
         rows = nodes[chunk]
-        scores, wanted = scores[rows], labels[graph.blocks[chunk].rows][rows]
+        logits, wanted = logits[rows], labels[graph.blocks[chunk].rows][rows]
         if wanted.dim() == 1:
-            return F.cross_entropy(scores, wanted, reduction="sum") / count
+            return F.cross_entropy(logits, wanted, reduction="sum") / count
         known = _known(wanted)
-        wanted = wanted[known].to(scores.dtype)
-        total = F.binary_cross_entropy_with_logits(scores[known], wanted, reduction="sum")
+        wanted = wanted[known].to(logits.dtype)
+        total = F.binary_cross_entropy_with_logits(logits[known], wanted, reduction="sum")
         return total / count
 
     return loss

@@ -215,7 +215,7 @@ class GNNPipe(HeldState):
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """Exact scores of all vertices by the weights as they are, as the one-process model's.
+        """Exact logits of all vertices by the weights as they are, as the one-process model's.
 
         Returns:
             (V, out) in the order of ``data``, on the CPU, on every rank.
@@ -227,9 +227,9 @@ class GNNPipe(HeldState):
             for rank, parts in zip(self._group.ranks, outputs, strict=True)
         ]
         found = [part for part in self._group.gather(last, "evaluation") if part is not None]
-        scores = torch.empty(self._num_nodes, found[0].shape[1], dtype=found[0].dtype)
-        scores[self.partition.order] = torch.cat(found)
-        return scores
+        logits = torch.empty(self._num_nodes, found[0].shape[1], dtype=found[0].dtype)
+        logits[self.partition.order] = torch.cat(found)
+        return logits
 
     def refresh_history(self) -> None:
         """Makes the snapshot that of the weights as they are, with the dropout of the next epoch.

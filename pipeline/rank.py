@@ -29,7 +29,7 @@ class PipelineRank:
         stages: their number.
         features: (own rows, features) in the first stage, else None.
         before, after: what comes from the stage before and goes to the next; None at the ends.
-        loss: of a chunk's number and scores, in the last stage, else None.
+        loss: of a chunk's number and logits, in the last stage, else None.
     """
 
     def __init__(
@@ -116,14 +116,14 @@ class PipelineRank:
             return received
         return self._features[self.stage.graph.blocks[chunk].rows]
 
-    def _differentiate(self, chunk: int, scores: Tensor) -> tuple[float, Tensor]:
-        """The loss of a chunk and its gradient by the scores."""
+    def _differentiate(self, chunk: int, logits: Tensor) -> tuple[float, Tensor]:
+        """The loss of a chunk and its gradient by the logits."""
         assert self._loss is not None
-        scores.requires_grad_()
-        loss = self._loss(chunk, scores)
+        logits.requires_grad_()
+        loss = self._loss(chunk, logits)
         if loss.requires_grad:  # a chunk without training nodes has none
             loss.backward()
-        return loss.item(), torch.zeros_like(scores) if scores.grad is None else scores.grad
+        return loss.item(), torch.zeros_like(logits) if logits.grad is None else logits.grad
 
     def _sum_gradients(self) -> Work[None]:
         """Adds up the gradients of the parameters over the ways."""

@@ -40,7 +40,7 @@ from gnnsys.training.checkpoint import (
     snapshot_names,
 )
 from gnnsys.training.memory import memory_facts, plan_run
-from gnnsys.training.metrics import check_metric, score
+from gnnsys.training.metrics import check_metric, measure
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import PipelineSteps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
@@ -245,9 +245,9 @@ class _Trainer:
             _log.warning("%s: %s", self._config.dataset, note)
 
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
-        scores, labels = self._steps.scores(nodes), self._dataset.labels[nodes]
+        logits, labels = self._steps.logits(nodes), self._dataset.labels[nodes]
         names = dict.fromkeys(("accuracy", self._metric))
-        return {name: score(name, scores, labels) for name in names}
+        return {name: measure(name, logits, labels) for name in names}
 
     def _is_stale(self) -> bool:
         return 0 < self._config.patience <= self._state.stale
@@ -440,8 +440,8 @@ class _Trainer:
             **self._usage(self._stats()),
         )
         curves = {"loss__epoch": loss, "seconds__epoch": epoch_seconds}
-        for part, scores in (("val", val), ("test", test)):
-            curves |= {f"{part}__{name}": value for name, value in (scores or {}).items()}
+        for part, values in (("val", val), ("test", test)):
+            curves |= {f"{part}__{name}": value for name, value in (values or {}).items()}
         for layer, value in enumerate(facts.get("staleness", ())):
             curves[f"staleness__layer{layer}"] = value
         self._log.scalars(state.epoch, **curves)

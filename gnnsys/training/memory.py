@@ -145,8 +145,8 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
         scored = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0
         )
-        row = 4 * dataset.task.num_classes + 2 * 8  # scores, the label and the predicted class
-        budget.reserve("scores of evaluated nodes", scored * row)
+        row = 4 * dataset.task.num_classes + 2 * 8  # logits, the label and the predicted class
+        budget.reserve("logits of evaluated nodes", scored * row)
     if layerwise and dataset.task is not None:
         needed = activation_bytes(config, nodes, dataset.task.num_classes)
         budget.reserve(ACTIVATIONS, needed if _fits(config, needed) else 0)

@@ -1,6 +1,6 @@
-"""Losses and scores of node classification, with one or with several labels a node.
+"""Losses and metrics of node classification, with one or with several labels a node.
 
-torchmetrics, which takes seconds to import, is imported by the scores that need it: a training run
+torchmetrics, which takes seconds to import, is imported by the metrics that need it: a training run
 that is judged by accuracy does without.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["METRICS", "check_metric", "loss_of", "score"]
+__all__ = ["METRICS", "check_metric", "loss_of", "measure"]
 
 _IGNORED = -1  # torchmetrics' mark for an unknown label
 
@@ -23,7 +23,7 @@ def loss_of(out: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy; with several labels a node, that of each label, unknown (NaN) left out.
 
     Args:
-        out: (nodes, classes) scores.
+        out: (nodes, classes) logits.
         labels: (nodes,) int64, or (nodes, classes) float32.
     """
     if labels.dim() == 1:
@@ -32,8 +32,8 @@ def loss_of(out: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(out[known], labels[known])
 
 
-def score(metric: str, out: Tensor, labels: Tensor) -> float:
-    """A score in [0, 1] of class scores against the labels that are known; see ``METRICS``."""
+def measure(metric: str, out: Tensor, labels: Tensor) -> float:
+    """A metric in [0, 1] of logits against the labels that are known; see ``METRICS``."""
     if labels.dim() == 1 and len(labels) and int(labels.min()) < 0:
         known = labels >= 0
         out, labels = out[known], labels[known]

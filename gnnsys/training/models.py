@@ -76,14 +76,14 @@ class NodeClassifier(torch.nn.Module):
         num_sampled_nodes: list[int] | None = None,
         num_sampled_edges: list[int] | None = None,
     ) -> Tensor:
-        """Class scores (nodes, classes); those of the seeds alone where models trim.
+        """Logits (nodes, classes); those of the seeds alone where models trim.
 
         Args:
             x: (nodes, in_channels).
             edge_index: (2, edges).
             num_sampled_nodes: per hop, that of the seeds first.
             num_sampled_edges: per hop, in the order of the edges. With both, each layer computes
-                only the nodes that later layers need; the seeds' scores are the same.
+                only the nodes that later layers need; the seeds' logits are the same.
         """
         x = F.dropout(x, self.dropout, self.training)
         if not self.can_trim or num_sampled_nodes is None or num_sampled_edges is None:

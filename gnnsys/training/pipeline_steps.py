@@ -46,29 +46,25 @@ class PipelineSteps(WholeGraph):
         self.served = dataset.features.counters
 
     def train(self, batch: Any) -> tuple[float, int]:
-        """See ``Steps``."""
-        self._scores = None
+        self._logits = None
         return self._pipe.train_epoch(self.optimizer), self._seeds
 
-    def _score_all(self) -> Tensor:
+    def _compute_all(self) -> Tensor:
         return self._pipe.evaluate()
 
     def weights(self) -> dict[str, Tensor]:
-        """See ``Steps``."""
         return self._pipe.state_dict()
 
     def optimizer_state(self) -> dict[str, Any]:
-        """See ``Steps``; by the names of the parameters, whatever the stages and ways."""
+        """By the names of the parameters, whatever the stages and ways."""
         return self._pipe.optimizer_state_dict(self.optimizer)
 
     def snapshot_epoch(self) -> int | None:
-        """See ``Steps``."""
         if not self._reads_snapshots:
             return None
         return self._pipe.epoch // self._period * self._period
 
     def snapshot(self) -> dict[int, dict[str, Tensor]]:
-        """See ``Steps``."""
         return self._pipe.history_shards()
 
     def load(
@@ -78,7 +74,7 @@ class PipelineSteps(WholeGraph):
         snapshot: Iterable[Mapping[str, Tensor]] | None,
         epoch: int,
     ) -> None:
-        """See ``Steps``. Without a snapshot, it is computed by the weights."""
+        """Without a snapshot, it is computed by the weights."""
         self._pipe.load_state_dict(model)
         self._pipe.load_optimizer_state_dict(self.optimizer, optimizer)
         self._pipe.epoch = epoch
@@ -88,13 +84,11 @@ class PipelineSteps(WholeGraph):
             self._pipe.refresh_history()
 
     def facts(self) -> dict[str, Any]:
-        """See ``Steps``."""
         if not self._reads_snapshots:
             return {}
         return {"staleness": self._pipe.staleness()}
 
     def any_rank(self, wish: bool) -> bool:
-        """See ``Steps``."""
         return any(self._pipe.gather(wish))
 
     def summary(self) -> dict[str, Any]:

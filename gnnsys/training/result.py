@@ -58,10 +58,10 @@ class TrainResult:
     """The first epoch with the best validation score, from 1; 0 before any evaluation."""
 
     best_val: dict[str, float]
-    """Validation scores by metric at the best epoch; accuracy is always among them."""
+    """Validation metrics by name at the best epoch; accuracy is always among them."""
 
     best_test: dict[str, float]
-    """Test scores at the best epoch, likewise."""
+    """Test metrics at the best epoch, likewise."""
 
     seconds: float
     """Wall time of training and validation."""
@@ -81,7 +81,7 @@ class TrainResult:
     waited; peak memory of each process; staleness of each layer in the last epoch."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: scores, time, rows and bytes by tier, reads, memory, versions, options."""
+        """For JSON: metrics, time, rows and bytes by tier, reads, memory, versions, options."""
         return {
             **{f"test_{result_name(name)}": value for name, value in self.best_test.items()},
             **{f"val_{result_name(name)}": value for name, value in self.best_val.items()},

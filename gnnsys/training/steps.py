@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
@@ -33,37 +34,48 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
 
-class Steps(Protocol):
-    """One way to train and to evaluate."""
+class Steps(ABC):
+    """One way to train and to evaluate; what is not said otherwise is that of one process, whose
+    model it is."""
 
     optimizer: torch.optim.Optimizer
     served: Counters
     """Rows and bytes served for what was trained on and evaluated, not for batches made ahead."""
 
+    _model: nn.Module
+
+    @abstractmethod
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """The batches of an epoch (from 0) from number ``first`` on."""
 
+    @abstractmethod
     def num_batches(self) -> int:
         """Batches of an epoch."""
 
+    @abstractmethod
     def train(self, batch: Any) -> tuple[float, int]:
         """One step; returns the mean loss and the number of seeds it is over."""
 
-    def scores(self, nodes: Tensor) -> Tensor:
-        """Class scores (len(nodes), classes) of nodes, on the CPU, by the weights as they are."""
+    @abstractmethod
+    def logits(self, nodes: Tensor) -> Tensor:
+        """(len(nodes), classes), on the CPU, by the weights as they are."""
 
     def weights(self) -> dict[str, Tensor]:
         """Of the model, by the names that it has in one process."""
+        return self._model.state_dict()
 
     def optimizer_state(self) -> dict[str, Any]:
         """What the optimizer carries from step to step."""
+        return self.optimizer.state_dict()
 
     def snapshot_epoch(self) -> int | None:
         """The epoch before which the rows of ``snapshot`` were computed, from 0; None without."""
+        return None
 
     def snapshot(self) -> dict[int, dict[str, Tensor]]:
         """What else the next step depends on: rows of an earlier epoch, as each rank of this
         process has them."""
+        return {}
 
     def load(
         self,
@@ -73,83 +85,41 @@ class Steps(Protocol):
         epoch: int,
     ) -> None:
         """Goes on from a state, at an epoch from 0."""
-
-    def facts(self) -> dict[str, Any]:
-        """What there is to tell of the last epoch, for JSON."""
-
-    def any_rank(self, wish: bool) -> bool:
-        """Whether a rank of the run has a wish; all come to the same answer."""
-
-
-class OneProcess:
-    """What there is to say of training that has one rank."""
-
-    optimizer: torch.optim.Optimizer
-
-    _model: NodeClassifier
-
-    def weights(self) -> dict[str, Tensor]:
-        """See ``Steps``."""
-        return self._model.state_dict()
-
-    def optimizer_state(self) -> dict[str, Any]:
-        """See ``Steps``."""
-        return self.optimizer.state_dict()
-
-    def snapshot_epoch(self) -> int | None:
-        """See ``Steps``."""
-        return None
-
-    def snapshot(self) -> dict[int, dict[str, Tensor]]:
-        """See ``Steps``."""
-        return {}
-
-    def load(
-        self,
-        model: dict[str, Tensor],
-        optimizer: dict[str, Any],
-        snapshot: Iterable[Mapping[str, Tensor]] | None,
-        epoch: int,
-    ) -> None:
-        """See ``Steps``."""
         self._model.load_state_dict(model)
         self.optimizer.load_state_dict(optimizer)
 
     def facts(self) -> dict[str, Any]:
-        """See ``Steps``."""
+        """What there is to tell of the last epoch, for JSON."""
         return {}
 
     def any_rank(self, wish: bool) -> bool:
-        """See ``Steps``."""
+        """Whether a rank of the run has a wish; all come to the same answer."""
         return wish
 
 
-class WholeGraph:
-    """What there is to say of training whose every step takes the whole graph."""
+class WholeGraph(Steps):
+    """Training whose every step takes the whole graph: one batch an epoch."""
 
-    _scores: Tensor | None = None
+    _logits: Tensor | None = None
     """Of all nodes, by the weights as they are; a step makes them void."""
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """See ``Steps``: one batch an epoch."""
         return iter([None][first:])
 
     def num_batches(self) -> int:
-        """See ``Steps``."""
         return 1
 
-    def scores(self, nodes: Tensor) -> Tensor:
-        """See ``Steps``."""
-        if self._scores is None:
-            self._scores = self._score_all()
-        return self._scores[nodes]
+    def logits(self, nodes: Tensor) -> Tensor:
+        if self._logits is None:
+            self._logits = self._compute_all()
+        return self._logits[nodes]
 
-    def _score_all(self) -> Tensor:
+    @abstractmethod
+    def _compute_all(self) -> Tensor:
         """(nodes, classes), on the CPU."""
-        raise NotImplementedError
 
 
-class FullBatch(WholeGraph, OneProcess):
+class FullBatch(WholeGraph):
     """Every step computes the whole graph."""
 
     def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
@@ -164,9 +134,8 @@ class FullBatch(WholeGraph, OneProcess):
         self.served = dataset.features.counters
 
     def train(self, batch: Any) -> tuple[float, int]:
-        """See ``Steps``."""
         self._model.train()
-        self._scores = None
+        self._logits = None
         self.optimizer.zero_grad()
         with self._autocast:
             out = self._model(self._x, self._edge_index)
@@ -176,12 +145,12 @@ class FullBatch(WholeGraph, OneProcess):
         return loss.item(), len(self._train)
 
     @torch.no_grad()
-    def _score_all(self) -> Tensor:
+    def _compute_all(self) -> Tensor:
         self._model.eval()
         return self._model(self._x, self._edge_index).cpu()
 
 
-class MiniBatch(OneProcess):
+class MiniBatch(Steps):
     """Trains on sampled neighbourhoods; evaluates layer by layer, or on sampled ones too."""
 
     def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
@@ -202,7 +171,7 @@ class MiniBatch(OneProcess):
         )
         self._loader = self._make_loader(dataset.train, shuffle=True)
         self.served = Counters()
-        self._scores: Tensor | None = None  # of all nodes, by the weights as they are
+        self._logits: Tensor | None = None  # of all nodes, by the weights as they are
         self._folder: tempfile.TemporaryDirectory[str] | None = None  # where those lie
 
     def _make_loader(self, nodes: Tensor, shuffle: bool) -> NeighborLoader:
@@ -221,18 +190,15 @@ class MiniBatch(OneProcess):
         )
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """See ``Steps``."""
         self._loader.set_epoch(epoch, first)
         return iter(self._loader)
 
     def num_batches(self) -> int:
-        """See ``Steps``."""
         return len(self._loader)
 
     def train(self, batch: Any) -> tuple[float, int]:
-        """See ``Steps``."""
         self._model.train()
-        self._scores = self._folder = None
+        self._logits = self._folder = None
         self.served = batch.served
         batch = batch.to(self._device)
         self.optimizer.zero_grad()
@@ -250,18 +216,17 @@ class MiniBatch(OneProcess):
         return out[: batch.batch_size]
 
     @torch.no_grad()
-    def scores(self, nodes: Tensor) -> Tensor:
-        """See ``Steps``."""
+    def logits(self, nodes: Tensor) -> Tensor:
         self._model.eval()
         if self._config.eval == "sampled":
             loader = self._make_loader(nodes, shuffle=False)
-            scores = torch.cat([self._forward(batch.to(self._device)).cpu() for batch in loader])
+            logits = torch.cat([self._forward(batch.to(self._device)).cpu() for batch in loader])
         else:
-            if self._scores is None:
-                self._scores = self._layerwise()
-            scores = self._scores[nodes]
+            if self._logits is None:
+                self._logits = self._layerwise()
+            logits = self._logits[nodes]
         self.served = _served_so_far(self._dataset)
-        return scores
+        return logits
 
     def _layerwise(self) -> Tensor:
         self._folder = activation_folder(self._config, self._dataset)

@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics
 
 from gnnsys.errors import ArgumentError
-from gnnsys.training.metrics import check_metric, loss_of, score
+from gnnsys.training.metrics import check_metric, loss_of, measure
 
 DRAW = torch.Generator().manual_seed(3)
 
@@ -18,16 +18,16 @@ def test_scores_of_one_label_equal_scikit_learn() -> None:
     labels = torch.randint(5, (200,), generator=DRAW)
     predicted = out.argmax(1)
     expected = metrics.accuracy_score(labels, predicted)
-    assert score("accuracy", out, labels) == pytest.approx(expected)
+    assert measure("accuracy", out, labels) == pytest.approx(expected)
     expected = metrics.f1_score(labels, predicted, average="macro")
-    assert score("f1", out, labels) == pytest.approx(expected)
+    assert measure("f1", out, labels) == pytest.approx(expected)
 
 
 def test_rocauc_of_two_classes_equals_scikit_learn() -> None:
     out = torch.randn(200, 2, generator=DRAW)
     labels = torch.randint(2, (200,), generator=DRAW)
     expected = metrics.roc_auc_score(labels, out.softmax(1)[:, 1])
-    assert score("rocauc", out, labels) == pytest.approx(expected)
+    assert measure("rocauc", out, labels) == pytest.approx(expected)
 
 
 def test_unknown_labels_count_in_no_score() -> None:
@@ -37,8 +37,8 @@ def test_unknown_labels_count_in_no_score() -> None:
     known[::3] = -1
     kept = known >= 0
     for name in ("accuracy", "f1"):
-        assert score(name, out, known) == score(name, out[kept], labels[kept])
-    assert np.isnan(score("accuracy", out[:0], labels[:0]))
+        assert measure(name, out, known) == measure(name, out[kept], labels[kept])
+    assert np.isnan(measure("accuracy", out[:0], labels[:0]))
 
 
 def test_scores_of_several_labels_equal_scikit_learn_where_they_are_known() -> None:
@@ -48,12 +48,12 @@ def test_scores_of_several_labels_equal_scikit_learn_where_they_are_known() -> N
     labels[:, 3] = 1  # one class alone: no ROC curve
     known = ~labels.isnan()
     truth, predicted = labels[known].int().numpy(), (out > 0).int()[known].numpy()
-    assert score("accuracy", out, labels) == pytest.approx((truth == predicted).mean())
-    assert score("f1", out, labels) == pytest.approx(metrics.f1_score(truth, predicted))
+    assert measure("accuracy", out, labels) == pytest.approx((truth == predicted).mean())
+    assert measure("f1", out, labels) == pytest.approx(metrics.f1_score(truth, predicted))
     by_label = [
         metrics.roc_auc_score(labels[known[:, k], k], out[known[:, k], k]) for k in range(3)
     ]
-    assert score("rocauc", out, labels) == pytest.approx(np.mean(by_label))
+    assert measure("rocauc", out, labels) == pytest.approx(np.mean(by_label))
 
 
 def test_loss_of_several_labels_is_the_mean_over_known_ones() -> None:

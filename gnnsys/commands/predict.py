@@ -32,7 +32,7 @@ from gnnsys.training.exact_inference import model_layers, run_layers
 from gnnsys.training.memory import plan_run
 from gnnsys.training.models import make_model
 from gnnsys.training.steps import activation_folder
-from gnnsys.training.task import NodeDataset, load_dataset
+from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["predict", "run_command"]
 
@@ -84,16 +84,7 @@ def _predict_within(config: PredictConfig, trained: Run, progress: Progress) -> 
     if out.exists():
         raise ArgumentError(f"{out}: exists already; give another folder with --out, or remove it")
     plan_run(trained)
-    options = trained.config
-    dataset = load_dataset(
-        options.dataset,
-        options.root,
-        split=options.split,
-        seed=options.seed,
-        threads=options.threads,
-        device="cpu",
-        options=trained.features,
-    )
+    dataset = load_run_dataset(trained, device="cpu")
     with closing(dataset):
         return _predict(config, trained, dataset, out, progress)
 

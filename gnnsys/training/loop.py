@@ -48,7 +48,7 @@ from gnnsys.training.run_folder import check_fits, describe, open_run
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps
-from gnnsys.training.task import NodeDataset, load_dataset
+from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
 
@@ -91,17 +91,7 @@ def _run(
     config = run.config
     plan_run(run)
     folder = on_first_rank(lambda: open_run(config))
-    dataset = load_dataset(
-        config.dataset,
-        config.root,
-        split=config.split,
-        seed=config.seed,
-        threads=config.threads,
-        device=run.device.type,
-        options=run.features,
-        fanouts=config.fanouts or (),
-        batch_size=config.batch_size,
-    )
+    dataset = load_run_dataset(run)
     with closing(dataset), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         trainer = _Trainer(run, dataset, folder)

@@ -105,22 +105,12 @@ class NodeClassifier(torch.nn.Module):
 def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | DeepModel:
     """The model of a run, in one process."""
     config = run.config
+    shape = {
+        "in_channels": dataset.features.shape[1],
+        "hidden": config.hidden or 0,
+        "out_channels": dataset.num_classes,
+        "layers": config.layers,
+    }
     if run.deep:
-        return DeepModel(
-            deep_layers(
-                config.model,
-                in_channels=dataset.features.shape[1],
-                hidden=config.hidden or 0,
-                out_channels=dataset.num_classes,
-                layers=config.layers,
-                dropout=config.dropout,
-            )
-        )
-    return NodeClassifier(
-        config.model,
-        in_channels=dataset.features.shape[1],
-        hidden=config.hidden or 0,
-        out_channels=dataset.num_classes,
-        layers=config.layers,
-        dropout=config.dropout,
-    )
+        return DeepModel(deep_layers(config.model, **shape, dropout=config.dropout))
+    return NodeClassifier(config.model, **shape, dropout=config.dropout)

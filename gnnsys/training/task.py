@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from gnnsys.config.resolve import Run
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.importance import without_score
 from gnnsys.dataset.named import NAMED, load_raw
@@ -30,7 +31,7 @@ from gnnsys.loaders import CSC
 from gnnsys.system.budget import process_budget
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["NodeDataset", "load_dataset"]
+__all__ = ["NodeDataset", "load_dataset", "load_run_dataset"]
 
 DEMO_NODES = 20_000
 
@@ -167,6 +168,22 @@ def load_dataset(
     )
     x = unified(data.x.contiguous(), threads=threads, device=device)
     return _from_memory(name, x, data.edge_index, data.y, train, val, test, NAMED[name].metric)
+
+
+def load_run_dataset(run: Run, device: str | None = None) -> NodeDataset:
+    """``load_dataset`` for a run; its features are consumed on ``device``, else on the run's."""
+    config = run.config
+    return load_dataset(
+        config.dataset,
+        config.root,
+        split=config.split,
+        seed=config.seed,
+        threads=config.threads,
+        device=device or run.device.type,
+        options=run.features,
+        fanouts=config.fanouts or (),
+        batch_size=config.batch_size,
+    )
 
 
 def _from_memory(

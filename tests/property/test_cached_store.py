@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from planner_reference import ReferencePlanner
 
 OWNERS = 3
-FOLDER = Path(tempfile.mkdtemp(prefix="gnnsys-cached-store-"))
+_PLACE = tempfile.TemporaryDirectory(prefix="gnnsys-cached-store-")  # goes with the process
+FOLDER = Path(_PLACE.name)
 
 
 class Owner:

@@ -24,7 +24,8 @@ from gnnsys.memory.direct_rows import uring_refusal
 
 STORAGES = ["mmap", "pread"] + ([] if uring_refusal() else ["uring"])
 ROWS, WIDTH = 23, 5
-FOLDER = Path(tempfile.mkdtemp(prefix="gnnsys-contract-"))
+_PLACE = tempfile.TemporaryDirectory(prefix="gnnsys-contract-")  # goes with the process
+FOLDER = Path(_PLACE.name)
 VALUES = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
 PROPERTY = settings(deadline=None, print_blob=True, max_examples=25)
 

@@ -159,7 +159,10 @@ class Budget:
             replace(entry, planned=min(entry.planned, entry.held)) if entry.name == of else entry
             for entry in self.table()
         ]
-        rest = available_memory() - sum(max(0, entry.planned - entry.held) for entry in table)
+        # What is mapped and resident counts as available: the kernel could take it back.
+        rest = available_memory() - sum(
+            entry.planned if entry.mapped else max(0, entry.planned - entry.held) for entry in table
+        )
         if self.total is not None:
             rest = min(rest, self.total - sum(entry.nbytes for entry in table))
         return max(0, rest)

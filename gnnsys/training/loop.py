@@ -235,9 +235,8 @@ class _Trainer:
             _log.warning("%s: %s", self._config.dataset, note)
 
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
-        logits, labels = self._steps.logits(nodes), self._dataset.labels[nodes]
         names = dict.fromkeys(("accuracy", self._metric))
-        return {name: measure(name, logits, labels) for name in names}
+        return measure(names, self._steps.logits(nodes), self._dataset.labels[nodes])
 
     def _is_stale(self) -> bool:
         return 0 < self._config.patience <= self._state.stale

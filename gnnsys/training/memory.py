@@ -19,7 +19,7 @@ from gnnsys.cache.store import LEAST_STAGING
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import EDGE_TYPE, MANIFEST, NODE_TYPE
+from gnnsys.dataset.format import EDGE_TYPE, MANIFEST, NODE_TYPE, Task
 from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import training_seeds
@@ -83,8 +83,9 @@ def plan_run(run: Run) -> None:
 
 
 def _reserve_libraries() -> None:
-    now = resident_memory().now
-    process_budget().reserve("libraries", now + _LATE, there=now)
+    budget, now = process_budget(), resident_memory()
+    budget.reserve("libraries", now.anonymous + _LATE, there=now.anonymous)
+    budget.reserve("libraries, mapped", now.file, there=now.file, mapped=True)
 
 
 def memory_facts() -> dict[str, Any]:
@@ -142,14 +143,21 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
         pooled = ahead + (LEAST_STAGING if config.cache != "none" else 0)
         budget.reserve("blocks of evaluation", max(0, _BLOCKS + 24 * nodes - pooled))
     if dataset.task is not None:
-        scored = max(
+        judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0
         )
-        row = 4 * dataset.task.num_classes + 2 * 8  # logits, the label and the predicted class
-        budget.reserve("logits of evaluated nodes", scored * row)
+        budget.reserve("what evaluation predicts", judged * _answer_bytes(config, dataset.task))
     if layerwise and dataset.task is not None:
         needed = activation_bytes(config, nodes, dataset.task.num_classes)
         budget.reserve(ACTIVATIONS, needed if _fits(config, needed) else 0)
+
+
+def _answer_bytes(config: TrainConfig, task: Task) -> int:
+    """Of a node that is evaluated: its labels, and what it is judged by."""
+    ranked = (task.metric if config.metric == "auto" else config.metric) == "rocauc"
+    if task.multi_label:
+        return task.num_classes * (4 + 1 + 4 * ranked)
+    return 8 + 8 + 4 * ranked
 
 
 def activation_bytes(config: TrainConfig, nodes: int, num_classes: int) -> int:

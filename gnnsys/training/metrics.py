@@ -6,7 +6,7 @@ that is judged by accuracy does without.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["METRICS", "check_metric", "loss_of", "measure"]
+__all__ = ["check_metric", "loss_of", "measure"]
 
 _IGNORED = -1  # torchmetrics' mark for an unknown label
 
@@ -32,12 +32,45 @@ def loss_of(out: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(out[known], labels[known])
 
 
-def measure(metric: str, out: Tensor, labels: Tensor) -> float:
-    """A metric in [0, 1] of logits against the labels that are known; see ``METRICS``."""
-    if labels.dim() == 1 and len(labels) and int(labels.min()) < 0:
-        known = labels >= 0
-        out, labels = out[known], labels[known]
-    return METRICS[metric](out, labels) if len(labels) else float("nan")
+def measure(metrics: Iterable[str], logits: Iterable[Tensor], labels: Tensor) -> dict[str, float]:
+    """Metrics in [0, 1] against the labels that are known; NaN where none is.
+
+    With one label a node: accuracy; rocauc of the second of two classes; f1 averaged over classes
+    (macro). With several: the share of labels that are right; rocauc averaged over labels, as the
+    Open Graph Benchmark does; f1 of all labels together (micro).
+
+    Args:
+        metrics: of accuracy, rocauc and f1.
+        logits: of all nodes, (n, classes) a block. One is held at a time: of each is kept what was
+            predicted, and for rocauc the order.
+        labels: (nodes,) int64, -1 where unknown; or (nodes, classes) float32, NaN where unknown.
+
+    >>> measure(["accuracy"], [torch.eye(2), torch.eye(2)], torch.tensor([0, 1, 1, -1]))
+    {'accuracy': 0.6666666865348816}
+    """
+    names, single = [*metrics], labels.dim() == 1
+    predicted = torch.empty(labels.shape, dtype=torch.int64 if single else torch.bool)
+    ranked = torch.empty(labels.shape) if "rocauc" in names else None
+    classes = end = 0
+    for block in logits:
+        begin, end, classes = end, end + len(block), block.shape[1]
+        predicted[begin:end] = block.argmax(1) if single else block > 0
+        if ranked is not None:
+            ranked[begin:end] = block.softmax(1)[:, 1] if single else block
+    known = labels >= 0 if single else ~labels.isnan()
+    if not known.any():
+        return dict.fromkeys(names, float("nan"))
+    if single:
+        predicted, labels = predicted[known], labels[known]
+        ranked = None if ranked is None else ranked[known]
+    found = {}
+    for name in names:
+        if name == "rocauc":
+            assert ranked is not None
+            found[name] = _rocauc(ranked, labels)
+        else:
+            found[name] = (_f1 if name == "f1" else _accuracy)(predicted, labels, classes)
+    return found
 
 
 def check_metric(metric: str, num_classes: int, multi_label: bool, dataset: str) -> None:
@@ -49,47 +82,37 @@ def check_metric(metric: str, num_classes: int, multi_label: bool, dataset: str)
         )
 
 
-def _accuracy(out: Tensor, labels: Tensor) -> float:
+def _accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:
     if labels.dim() == 1:
-        return float((out.argmax(1) == labels).float().mean())
+        return float((predicted == labels).float().mean())
     from torchmetrics.functional.classification import multilabel_accuracy
 
-    predicted, known = (out > 0).int(), labels.nan_to_num(_IGNORED).int()
+    known = labels.nan_to_num(_IGNORED).int()
     return float(
-        multilabel_accuracy(predicted, known, out.shape[1], average="micro", ignore_index=_IGNORED)
+        multilabel_accuracy(predicted.int(), known, classes, average="micro", ignore_index=_IGNORED)
     )
 
 
-def _rocauc(out: Tensor, labels: Tensor) -> float:
+def _rocauc(ranked: Tensor, labels: Tensor) -> float:
     from torchmetrics.functional.classification import binary_auroc
 
     if labels.dim() == 1:
-        return float(binary_auroc(out.softmax(dim=1)[:, 1], labels))
+        return float(binary_auroc(ranked, labels))
     found = []
     for column in range(labels.shape[1]):
         known = ~labels[:, column].isnan()
         truth = labels[known, column].int()
         if 0 < truth.sum() < len(truth):  # one class alone has no ROC curve
-            found.append(binary_auroc(out[known, column], truth))
+            found.append(binary_auroc(ranked[known, column], truth))
     return float(torch.stack(found).mean()) if found else float("nan")
 
 
-def _f1(out: Tensor, labels: Tensor) -> float:
+def _f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
     from torchmetrics.functional.classification import multiclass_f1_score, multilabel_f1_score
 
     if labels.dim() == 1:
-        return float(multiclass_f1_score(out, labels, out.shape[1], average="macro"))
-    predicted, known = (out > 0).int(), labels.nan_to_num(_IGNORED).int()
+        return float(multiclass_f1_score(predicted, labels, classes, average="macro"))
+    known = labels.nan_to_num(_IGNORED).int()
     return float(
-        multilabel_f1_score(predicted, known, out.shape[1], average="micro", ignore_index=_IGNORED)
+        multilabel_f1_score(predicted.int(), known, classes, average="micro", ignore_index=_IGNORED)
     )
-
-
-METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "accuracy": _accuracy,
-    "rocauc": _rocauc,
-    "f1": _f1,
-}
-"""By name. With one label a node: accuracy; rocauc of the second of two classes; f1 averaged over
-classes (macro). With several: the share of labels that are right; rocauc averaged over labels, as
-the Open Graph Benchmark does; f1 of all labels together (micro)."""

@@ -30,6 +30,8 @@ from gnnsys.training.task import NodeDataset
 __all__ = ["FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
 
 _log = logging.getLogger(__name__)
+_BLOCK = 1 << 16
+"""Nodes whose logits are handed out at a time."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
@@ -57,8 +59,8 @@ class Steps(ABC):
         """One step; returns the mean loss and the number of seeds it is over."""
 
     @abstractmethod
-    def logits(self, nodes: Tensor) -> Tensor:
-        """(len(nodes), classes), on the CPU, by the weights as they are."""
+    def logits(self, nodes: Tensor) -> Iterator[Tensor]:
+        """Of nodes, block by block (n, classes), on the CPU, by the weights as they are."""
 
     def weights(self) -> dict[str, Tensor]:
         """Of the model, by the names that it has in one process."""
@@ -109,10 +111,11 @@ class WholeGraph(Steps):
     def num_batches(self) -> int:
         return 1
 
-    def logits(self, nodes: Tensor) -> Tensor:
+    def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         if self._logits is None:
             self._logits = self._compute_all()
-        return self._logits[nodes]
+        for part in nodes.split(_BLOCK):
+            yield self._logits[part]
 
     @abstractmethod
     def _compute_all(self) -> Tensor:
@@ -216,17 +219,17 @@ class MiniBatch(Steps):
         return out[: batch.batch_size]
 
     @torch.no_grad()
-    def logits(self, nodes: Tensor) -> Tensor:
+    def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         self._model.eval()
         if self._config.eval == "sampled":
-            loader = self._make_loader(nodes, shuffle=False)
-            logits = torch.cat([self._forward(batch.to(self._device)).cpu() for batch in loader])
+            for batch in self._make_loader(nodes, shuffle=False):
+                yield self._forward(batch.to(self._device)).cpu()
         else:
             if self._logits is None:
                 self._logits = self._layerwise()
-            logits = self._logits[nodes]
+            for part in nodes.split(_BLOCK):
+                yield self._logits[part]
         self.served = _served_so_far(self._dataset)
-        return logits
 
     def _layerwise(self) -> Tensor:
         self._folder = activation_folder(self._config, self._dataset)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from gnnsys.pipeline import GNNPipe, deep_layers
-from gnnsys.training.metrics import score
+from gnnsys.training.metrics import measure
 from gnnsys.training.task import NodeDataset, load_dataset
 
 _EXAMPLES = """
@@ -125,7 +125,7 @@ def train(job: dict[str, Any], root: Path, setting: Setting) -> dict[str, Any]:
 
 
 def _score(dataset: NodeDataset, out: Tensor, nodes: Tensor) -> float:
-    return score(dataset.metric, out[nodes], dataset.labels[nodes])
+    return measure([dataset.metric], [out[nodes]], dataset.labels[nodes])[dataset.metric]
 
 
 def jobs_of(options: argparse.Namespace) -> list[dict[str, Any]]:

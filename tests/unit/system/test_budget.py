@@ -62,6 +62,8 @@ def test_without_a_total_plans_come_off_what_the_machine_leaves(
     assert budget.left() == 1000
     budget.reserve("libraries", 500, there=450)  # so are most of these
     assert budget.left() == 950
+    budget.reserve("libraries, mapped", 300, there=300, mapped=True)  # available, but in use
+    assert budget.left() == 650
     assert Budget(5000).left() == 1000
 
 

@@ -13,21 +13,29 @@ from gnnsys.training.metrics import check_metric, loss_of, measure
 DRAW = torch.Generator().manual_seed(3)
 
 
+def one(metric: str, out: torch.Tensor, labels: torch.Tensor) -> float:
+    """Of logits in blocks, together with the others, as of all of them alone."""
+    whole = measure([metric], [out], labels)[metric]
+    names = ["accuracy", "f1", metric]
+    assert measure(names, out.split(17), labels)[metric] == pytest.approx(whole, nan_ok=True)
+    return whole
+
+
 def test_scores_of_one_label_equal_scikit_learn() -> None:
     out = torch.randn(200, 5, generator=DRAW)
     labels = torch.randint(5, (200,), generator=DRAW)
     predicted = out.argmax(1)
     expected = metrics.accuracy_score(labels, predicted)
-    assert measure("accuracy", out, labels) == pytest.approx(expected)
+    assert one("accuracy", out, labels) == pytest.approx(expected)
     expected = metrics.f1_score(labels, predicted, average="macro")
-    assert measure("f1", out, labels) == pytest.approx(expected)
+    assert one("f1", out, labels) == pytest.approx(expected)
 
 
 def test_rocauc_of_two_classes_equals_scikit_learn() -> None:
     out = torch.randn(200, 2, generator=DRAW)
     labels = torch.randint(2, (200,), generator=DRAW)
     expected = metrics.roc_auc_score(labels, out.softmax(1)[:, 1])
-    assert measure("rocauc", out, labels) == pytest.approx(expected)
+    assert one("rocauc", out, labels) == pytest.approx(expected)
 
 
 def test_unknown_labels_count_in_no_score() -> None:
@@ -37,8 +45,8 @@ def test_unknown_labels_count_in_no_score() -> None:
     known[::3] = -1
     kept = known >= 0
     for name in ("accuracy", "f1"):
-        assert measure(name, out, known) == measure(name, out[kept], labels[kept])
-    assert np.isnan(measure("accuracy", out[:0], labels[:0]))
+        assert one(name, out, known) == one(name, out[kept], labels[kept])
+    assert np.isnan(one("accuracy", out[:0], labels[:0]))
 
 
 def test_scores_of_several_labels_equal_scikit_learn_where_they_are_known() -> None:
@@ -48,12 +56,12 @@ def test_scores_of_several_labels_equal_scikit_learn_where_they_are_known() -> N
     labels[:, 3] = 1  # one class alone: no ROC curve
     known = ~labels.isnan()
     truth, predicted = labels[known].int().numpy(), (out > 0).int()[known].numpy()
-    assert measure("accuracy", out, labels) == pytest.approx((truth == predicted).mean())
-    assert measure("f1", out, labels) == pytest.approx(metrics.f1_score(truth, predicted))
+    assert one("accuracy", out, labels) == pytest.approx((truth == predicted).mean())
+    assert one("f1", out, labels) == pytest.approx(metrics.f1_score(truth, predicted))
     by_label = [
         metrics.roc_auc_score(labels[known[:, k], k], out[known[:, k], k]) for k in range(3)
     ]
-    assert measure("rocauc", out, labels) == pytest.approx(np.mean(by_label))
+    assert one("rocauc", out, labels) == pytest.approx(np.mean(by_label))
 
 
 def test_loss_of_several_labels_is_the_mean_over_known_ones() -> None:

@@ -117,26 +117,20 @@ class CSC:
         source, target = (part.to("cpu", torch.int64).contiguous() for part in (source, target))
         if is_sorted and bool((target[1:] < target[:-1]).any()):
             raise ArgumentError("is_sorted: True, but the targets in edge_index[1] descend")
-        # The native sort knows one number of nodes: it gets the larger one, and the targets that
-        # do not exist are cut off. Its check names edges by their place in what it is given.
-        if num_sources != num_nodes or time is not None:
-            check_ends("source", source, num_sources)
-            check_ends("target", target, num_nodes)
-        by_time = None
+        ends, by_time = (source, target), None
         if time is not None and not is_sorted:
             by_time = torch.sort(time, stable=True).indices
             source, target = source[by_time], target[by_time]
-        indptr = empty((max(num_sources, num_nodes) + 1,), torch.int64)
+        indptr = empty((num_nodes + 1,), torch.int64)
         indices = empty((len(source),), torch.int32 if num_sources < _INT32_NODES else torch.int64)
         perm = empty((len(source),), torch.int64)
-        try:
-            core.coo_to_csc(
-                source.numpy(), target.numpy(), indptr.numpy(), indices.numpy(), perm.numpy()
-            )
-        except IndexError as error:
-            raise ArgumentError(f"edge_index: {error}") from error
-        if num_sources > num_nodes:
-            indptr = indptr[: num_nodes + 1].clone()
+        bad = core.group_edges(
+            target.numpy(), source.numpy(), num_sources, indptr.numpy(), indices.numpy(),
+            perm.numpy(),
+        )  # fmt: skip
+        if bad >= 0:
+            check_ends("source", ends[0], num_sources)
+            check_ends("target", ends[1], num_nodes)
         if is_sorted:
             graph = cls(indptr, indices, None, num_sources)
             if time is not None:

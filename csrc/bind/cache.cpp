@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <mutex>
 #include <optional>
-#include <stdexcept>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,32 +19,24 @@ using namespace nb::literals;
 namespace gnnsys {
 namespace {
 
-template <class T>
-nb::capsule hold_vector(std::vector<T>* values) {
-  return nb::capsule(values, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-}
-
-template <class T>
-nb::ndarray<nb::numpy, T, nb::ndim<1>> to_array(std::vector<T>&& values) {
-  auto* const kept = new std::vector<T>(std::move(values));
-  const std::size_t shape[1] = {kept->size()};
-  return {kept->data(), 1, shape, hold_vector(kept)};
-}
-
 nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> to_table(std::vector<int32_t>&& values,
                                                       std::size_t columns) {
-  auto* const kept = new std::vector<int32_t>(std::move(values));
-  const std::size_t shape[2] = {kept->size() / columns, columns};
-  return {kept->data(), 2, shape, hold_vector(kept)};
+  int32_t* const data = values.data();
+  const std::size_t shape[2] = {values.size() / columns, columns};
+  return {data, 2, shape, hold(std::move(values))};
 }
 
-// Calls from several threads take turns, with the interpreter free meanwhile.
+// The planner and what it reads. Calls from several threads take turns, with the interpreter free
+// meanwhile.
 class BoundPlanner {
  public:
-  using Scores = std::optional<Vector<const uint16_t>>;
+  using Importance = std::optional<Vector<const uint16_t>>;
 
-  BoundPlanner(CacheSetting setting, Scores scores)
-      : scores_(std::move(scores)), planner_(with_scores(std::move(setting), scores_)) {}
+  BoundPlanner(int64_t num_rows, int64_t capacity, const std::string& policy, int64_t window,
+               Importance importance, int64_t victim_cells, bool prefill)
+      : importance_(std::move(importance)),
+        planner_({num_rows, capacity, parse_cache_policy(policy), window,
+                  importance_ ? importance_->data() : nullptr, victim_cells, prefill}) {}
 
   template <class F>
   auto call(F&& f) {
@@ -54,18 +46,27 @@ class BoundPlanner {
   }
 
  private:
-  static CacheSetting with_scores(CacheSetting setting, const Scores& scores) {
-    setting.scores = scores ? scores->data() : nullptr;
-    return setting;
-  }
-
   std::mutex mutex_;
-  const Scores scores_;  // the planner reads them
+  const Importance importance_;
   CachePlanner planner_;
 };
 
+// A method of the planner as one of the bound planner.
+template <class Result, class... Args>
+auto bound(Result (CachePlanner::*method)(Args...)) {
+  return [method](BoundPlanner& self, Args... args) {
+    return self.call([&](CachePlanner& planner) { return (planner.*method)(args...); });
+  };
+}
+template <class Result>
+auto bound(Result (CachePlanner::*method)() const) {
+  return [method](BoundPlanner& self) {
+    return self.call([&](CachePlanner& planner) { return (planner.*method)(); });
+  };
+}
+
 nb::tuple plan(BoundPlanner& self) {
-  CachePlan plan = self.call([](CachePlanner& planner) { return planner.plan(); });
+  CachePlan plan = bound(&CachePlanner::plan)(self);
   return nb::make_tuple(plan.batch, plan.rows, to_table(std::move(plan.hits), 2),
                         to_table(std::move(plan.victim_in), 3), to_table(std::move(plan.fills), 3),
                         to_table(std::move(plan.copies), 2), to_array(std::move(plan.reads)),
@@ -73,28 +74,8 @@ nb::tuple plan(BoundPlanner& self) {
 }
 
 template <class Id>
-void bind_ids(nb::class_<BoundPlanner>& planner) {
-  planner.def(
-      "announce",
-      [](BoundPlanner& self, Vector<const Id> ids) {
-        return self.call([&](CachePlanner& planner) {
-          return planner.announce(ids.data(), static_cast<int64_t>(ids.size()));
-        });
-      },
-      "ids"_a.noconvert(), "Returns -1, or the first position whose id is outside the table.");
-  planner.def(
-      "committed_slots",
-      [](BoundPlanner& self, Vector<const Id> ids, Vector<int32_t> slots) {
-        if (slots.size() != ids.size()) {
-          throw std::invalid_argument("committed_slots: arrays of different lengths");
-        }
-        return self.call([&](CachePlanner& planner) {
-          return planner.committed_slots(ids.data(), static_cast<int64_t>(ids.size()),
-                                         slots.data());
-        });
-      },
-      "ids"_a.noconvert(), "slots"_a.noconvert(),
-      "Returns -1, or the first position whose id is outside the table.");
+int64_t announce(BoundPlanner& self, std::span<const Id> ids) {
+  return self.call([&](CachePlanner& planner) { return planner.announce(ids); });
 }
 
 template <int Columns>
@@ -108,7 +89,8 @@ Table32 view(const Table& table) {
 // Moves the rows of one cache on a set of threads of its own; one call at a time.
 class PlanExecutor {
  public:
-  PlanExecutor(int threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
+  PlanExecutor(ThreadPool threads, const std::string& isa)
+      : threads_(threads), isa_(parse_isa(isa)) {}
 
   void execute(int64_t rows, PlanTable<2> hits, PlanTable<3> victim_in, PlanTable<3> fills,
                PlanTable<2> copies, PlanTable<2> victim_out, uintptr_t slots, int64_t num_slots,
@@ -124,13 +106,8 @@ class PlanExecutor {
     execute_plan(plan, memory, reinterpret_cast<char*>(out), threads_, isa_, scratch_);
   }
 
-  void move(Vector<const int64_t> sources, Vector<const int64_t> targets, int64_t row_bytes) {
-    if (sources.size() != targets.size()) {
-      throw std::invalid_argument("move: addresses of different number");
-    }
-    nb::gil_scoped_release release;
-    move_rows(sources.data(), targets.data(), static_cast<int64_t>(sources.size()), row_bytes,
-              threads_);
+  void move(std::span<const int64_t> sources, std::span<const int64_t> targets, int64_t row_bytes) {
+    move_rows(sources, targets, row_bytes, threads_);
   }
 
  private:
@@ -142,69 +119,57 @@ class PlanExecutor {
 }  // namespace
 
 void bind_cache(nb::module_& m) {
-  nb::class_<BoundPlanner> planner(m, "CachePlanner", "Plans a cache that knows the next batches.");
-  planner.def(
-      "__init__",
-      [](BoundPlanner* self, int64_t num_rows, int64_t capacity, const std::string& policy,
-         int64_t window, BoundPlanner::Scores scores, int64_t victim_cells, bool prefill) {
-        if (scores && static_cast<int64_t>(scores->size()) != num_rows) {
-          throw std::invalid_argument("CachePlanner: not one score a row");
-        }
-        new (self) BoundPlanner({num_rows, capacity, parse_cache_policy(policy), window, nullptr,
-                                 victim_cells, prefill},
-                                std::move(scores));
-      },
-      "num_rows"_a, "capacity"_a, "policy"_a, "window"_a, "scores"_a.none(), "victim_cells"_a,
-      "prefill"_a);
-  bind_ids<int32_t>(planner);
-  bind_ids<int64_t>(planner);
-  planner
-      .def("plan", &plan,
-           nb::sig("def plan(self) -> tuple[int, int, numpy.typing.NDArray[numpy.int32], "
+  nb::class_<BoundPlanner>(m, "CachePlanner", "Plans a cache that knows the next batches.")
+      .def(nb::init<int64_t, int64_t, const std::string&, int64_t, BoundPlanner::Importance,
+                    int64_t, bool>(),
+           "num_rows"_a, "capacity"_a, "policy"_a, "window"_a, "importance"_a.none(),
+           "victim_cells"_a, "prefill"_a)
+      .def("announce", &announce<int32_t>, "ids"_a.noconvert())
+      .def("announce", &announce<int64_t>, "ids"_a.noconvert())
+      .def("plan_fields", &plan,
+           nb::sig("def plan_fields(self) -> tuple[int, int, numpy.typing.NDArray[numpy.int32], "
                    "numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32], "
                    "numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int64], "
                    "numpy.typing.NDArray[numpy.int32], int, int]"),
-           "The fields of the next batch's BatchPlan.")
+           "Those of the next batch's BatchPlan.")
+      .def("commit", bound(&CachePlanner::commit), "batch"_a,
+           "Says that the plan of ``batch`` was carried out, so that it is never undone.\n\n"
+           "Raises:\n    ArgumentError: it is not the next to be committed, or is not planned.")
+      .def("retract", bound(&CachePlanner::retract), "batch"_a,
+           "Takes back the announcements from ``batch`` on and undoes their plans.\n\n"
+           "Batch numbers start again from ``batch``. Rows whose next use is taken back have none "
+           "then, and cells of the victim buffer that were held for it are free.\n\n"
+           "Raises:\n    ArgumentError: ``batch`` is committed or not announced.")
       .def(
-          "commit",
-          [](BoundPlanner& self, int64_t batch) {
-            self.call([&](CachePlanner& planner) { planner.commit(batch); });
+          "committed_slots",
+          [](BoundPlanner& self, std::span<const int64_t> ids) {
+            return to_array(
+                self.call([&](CachePlanner& planner) { return planner.committed_slots(ids); }));
           },
-          "batch"_a)
-      .def(
-          "retract",
-          [](BoundPlanner& self, int64_t batch) {
-            self.call([&](CachePlanner& planner) { planner.retract(batch); });
-          },
-          "batch"_a)
+          nb::sig("def committed_slots(self, ids: numpy.typing.NDArray[numpy.int64]) -> "
+                  "numpy.typing.NDArray[numpy.int32]"),
+          "(n,) the slot of each of (n,) ids by the committed plans, -1 where it has none.\n\n"
+          "Raises:\n    RowIndexError: an id is outside the table.")
       .def_prop_ro(
           "prefilled",
-          [](BoundPlanner& self) {
-            return to_array(self.call([](CachePlanner& planner) { return planner.prefilled(); }));
-          },
-          nb::sig("def prefilled(self) -> numpy.typing.NDArray[numpy.int64]"), nb::rv_policy::move)
-      .def_prop_ro("announced",
-                   [](BoundPlanner& self) {
-                     return self.call([](CachePlanner& planner) { return planner.announced(); });
-                   })
-      .def_prop_ro("planned",
-                   [](BoundPlanner& self) {
-                     return self.call([](CachePlanner& planner) { return planner.planned(); });
-                   })
-      .def_prop_ro("committed",
-                   [](BoundPlanner& self) {
-                     return self.call([](CachePlanner& planner) { return planner.committed(); });
-                   })
-      .def_prop_ro("state_bytes", [](BoundPlanner& self) {
-        return self.call([](CachePlanner& planner) { return planner.state_bytes(); });
-      });
+          [](BoundPlanner& self) { return to_array(bound(&CachePlanner::prefilled)(self)); },
+          nb::sig("def prefilled(self) -> numpy.typing.NDArray[numpy.int64]"), nb::rv_policy::move,
+          "(k,) ascending: slot j is to hold the row ``prefilled[j]`` before batch 0.")
+      .def_prop_ro("announced", bound(&CachePlanner::announced),
+                   "Batches announced, which is the number of the next one.")
+      .def_prop_ro("planned", bound(&CachePlanner::planned),
+                   "Batches planned, which is the number of the next one.")
+      .def_prop_ro("committed", bound(&CachePlanner::committed),
+                   "Batches committed, which is the number of the next one.")
+      .def_prop_ro("state_bytes", bound(&CachePlanner::state_bytes),
+                   "Bytes of memory that the planner takes, the importance of rows left out.");
   nb::class_<PlanExecutor>(m, "PlanExecutor", "Carries out the plans of one cache.")
-      .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a = "auto")
+      .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("execute", &PlanExecutor::execute, "rows"_a, "hits"_a, "victim_in"_a, "fills"_a,
            "copies"_a, "victim_out"_a, "slots"_a, "num_slots"_a, "cells"_a, "num_cells"_a,
            "staging"_a, "staged"_a, "row_bytes"_a, "out"_a,
            "Gathers a batch into `out` and moves rows between slots, cells and staging memory.")
-      .def("move", &PlanExecutor::move, "sources"_a, "targets"_a, "row_bytes"_a,
+      .def("move", &PlanExecutor::move, "sources"_a, "targets"_a, "row_bytes"_a, Freely(),
            "Copies rows from addresses to addresses.");
 }
 

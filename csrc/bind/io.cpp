@@ -70,9 +70,7 @@ class Job {
   Offsets offsets() const {
     const auto& offsets = job_->plan().offsets;
     const std::size_t shape[1] = {offsets.size()};
-    nb::capsule owner(new std::shared_ptr<ReadJob>(job_),
-                      [](void* p) noexcept { delete static_cast<std::shared_ptr<ReadJob>*>(p); });
-    return Offsets(offsets.data(), 1, shape, owner);
+    return Offsets(offsets.data(), 1, shape, hold(job_));
   }
 
  private:

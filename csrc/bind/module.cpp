@@ -2,26 +2,35 @@
 #include <nanobind/stl/vector.h>
 
 #include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bind.hpp"
 #include "gnnsys/buffer_pool.hpp"
+#include "gnnsys/errors.hpp"
 #include "gnnsys/isa.hpp"
-#include "gnnsys/resource_error.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
 
+nb::object set_error(const char* name, const std::exception& found) {
+  nb::object error = nb::module_::import_("gnnsys.errors").attr(name)(found.what());
+  PyErr_SetObject(error.type().ptr(), error.ptr());
+  return error;
+}
+
 void translate(const std::exception_ptr& thrown, void*) {
   try {
     std::rethrow_exception(thrown);
   } catch (const gnnsys::ResourceError& found) {
-    nb::object error = nb::module_::import_("gnnsys.errors").attr("ResourceError")(found.what());
-    error.attr("errno") = found.code();
-    PyErr_SetObject(error.type().ptr(), error.ptr());
+    set_error("ResourceError", found).attr("errno") = found.code();
+  } catch (const std::invalid_argument& found) {
+    set_error("ArgumentError", found);
+  } catch (const std::out_of_range& found) {
+    set_error("RowIndexError", found);
   }
 }
 

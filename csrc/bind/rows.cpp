@@ -31,7 +31,7 @@ Bytes pooled_bytes(std::size_t bytes) {
 // dtype, also of those no array protocol knows.
 class Gatherer {
  public:
-  Gatherer(int threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
+  Gatherer(ThreadPool threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
 
   int64_t gather(uintptr_t rows, int64_t num_rows, int64_t row_bytes, int64_t stride, uintptr_t ids,
                  int id_bytes, int64_t n, uintptr_t out) {
@@ -48,7 +48,7 @@ class Gatherer {
   std::string isa() const { return isa_name(isa_); }
 
  private:
-  ThreadPool threads_;
+  const ThreadPool threads_;
   const Isa isa_;
 };
 
@@ -81,7 +81,7 @@ void bind_keyed_dropout(nb::module_& m) {
 
 void bind_rows(nb::module_& m) {
   nb::class_<Gatherer>(m, "Gatherer", "Gathers rows on threads of the process.")
-      .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a = "auto")
+      .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("gather", &Gatherer::gather, "rows"_a, "num_rows"_a, "row_bytes"_a, "stride"_a, "ids"_a,
            "id_bytes"_a, "n"_a, "out"_a,
            "Copies rows to `out`; returns -1 or the first position whose id is outside the table.")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <ranges>
 
 #include "gnnsys/thread_pool.hpp"
 
@@ -11,7 +12,7 @@ namespace gnnsys {
 //
 // indptr (rows + 1); edge_bytes is what one edge reads.
 template <class Work>
-void share_rows(ThreadPool& pool, const int64_t* indptr, int64_t rows, int64_t edge_bytes,
+void share_rows(const ThreadPool& pool, const int64_t* indptr, int64_t rows, int64_t edge_bytes,
                 const Work& work) {
   constexpr int64_t kShareBytes = int64_t{128} << 10;  // a smaller share is not worth a thread
   // For each thread, so that one whose core is busy with other work does not hold all up.
@@ -23,16 +24,10 @@ void share_rows(ThreadPool& pool, const int64_t* indptr, int64_t rows, int64_t e
   // The first row of a share.
   const auto border = [&](int64_t share) {
     const int64_t least = total / shares * share + std::min(share, total % shares);
-    int64_t low = 0, high = rows;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (cost(middle) < least) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+    const auto all = std::views::iota(int64_t{0}, rows);
+    const auto first =
+        std::ranges::partition_point(all, [&](int64_t row) { return cost(row) < least; });
+    return static_cast<int64_t>(first - all.begin());
   };
   parallel_for(pool, shares, 1,
                [&](int64_t begin, int64_t end) { work(border(begin), border(end)); });

@@ -10,8 +10,8 @@
 #include <thread>
 #include <utility>
 
+#include "gnnsys/errors.hpp"
 #include "gnnsys/per_process.hpp"
-#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {

@@ -4,10 +4,13 @@
 #include <cstring>
 #include <type_traits>
 
-#include "gnnsys/graph/aggregate.hpp"
-
 // What sums of values are held in.
 namespace gnnsys {
+
+// A float32 of which the upper half is kept; sums are in float32.
+struct BFloat16 {
+  uint16_t bits;
+};
 
 template <class Value>
 using Wide = std::conditional_t<std::is_same_v<Value, BFloat16>, float, Value>;

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "gnnsys/resource_error.hpp"
+#include "gnnsys/errors.hpp"
 #include "tests.hpp"
 
 namespace gnnsys::test {

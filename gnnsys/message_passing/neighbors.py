@@ -104,7 +104,9 @@ def _group(key: Tensor, value: Tensor, num_keys: int, num_values: int) -> Groups
     indptr = torch.empty(num_keys + 1, dtype=torch.int64)
     other = torch.empty(len(key), dtype=torch.int32 if narrow else torch.int64)
     order = torch.empty_like(other)
-    core.group_edges(key.numpy(), value.numpy(), indptr.numpy(), other.numpy(), order.numpy())
+    core.group_edges(
+        key.numpy(), value.numpy(), num_values, indptr.numpy(), other.numpy(), order.numpy()
+    )
     return Groups(indptr, other, order)
 
 

@@ -15,14 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.cache.plan import (
-    BatchPlan,
-    Policy,
-    check_batch_numbers,
-    check_id_array,
-    check_planner,
-    raise_row_index,
-)
+from gnnsys.cache.plan import BatchPlan, Policy
 from gnnsys.errors import ArgumentError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,7 +41,6 @@ class ReferencePlanner:
         victim_cells: int = 0,
         prefill: bool = True,
     ) -> None:
-        check_planner(num_rows, capacity, policy, window, scores, victim_cells)
         self.num_rows = num_rows
         self.capacity = min(capacity, num_rows)
         self.policy, self.window, self.victim_cells = policy, window, victim_cells
@@ -73,7 +65,6 @@ class ReferencePlanner:
 
     def announce(self, ids: NDArray[Any]) -> int:
         """Takes the ids of the next batch; returns its number."""
-        self._check_ids(ids)
         self._batches.append([int(row) for row in ids])
         return self.announced - 1
 
@@ -122,13 +113,13 @@ class ReferencePlanner:
 
     def commit(self, batch: int) -> None:
         """Says that a plan was carried out; in order."""
-        check_batch_numbers("commit", batch, self.committed, self.planned, self.announced)
+        assert batch == self.committed < self.planned
         del self._before[batch]
         self.committed += 1
 
     def retract(self, batch: int) -> None:
         """Takes back the announcements from ``batch`` on, and their plans."""
-        check_batch_numbers("retract", batch, self.committed, self.planned, self.announced)
+        assert self.committed <= batch <= self.announced
         if batch < self.planned:
             self._slot, self._queue = self._before[batch]
             self._before = {b: state for b, state in self._before.items() if b < batch}
@@ -141,15 +132,8 @@ class ReferencePlanner:
 
     def committed_slots(self, ids: NDArray[Any]) -> NDArray[np.int32]:
         """(n,) int32: the slot of each id by the committed plans, -1 where it has none."""
-        self._check_ids(ids)
         slot = self._before[self.committed][0] if self._before else self._slot
         return np.array([slot.get(int(row), -1) for row in ids], np.int32)
-
-    def _check_ids(self, ids: NDArray[Any]) -> None:
-        check_id_array(ids)
-        for position, row in enumerate(ids):
-            if not 0 <= row < self.num_rows:
-                raise_row_index(ids, position, self.num_rows)
 
     def _next_use(self, row: int, now: int) -> int | None:
         coming = range(now + 1, min(now + self.window, self.announced - 1) + 1)

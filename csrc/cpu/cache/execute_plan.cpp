@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
 
+#include "gnnsys/errors.hpp"
 #include "gnnsys/rows/gather.hpp"
 
 namespace gnnsys {
@@ -15,10 +15,8 @@ constexpr int64_t kPrefetchBytes = 512;
 constexpr int64_t kDistance = 8;  // rows ahead: a move touches scattered lines at both ends
 constexpr int64_t kShareBytes = int64_t{256} << 10;
 
-void require(bool holds) {
-  if (!holds) {
-    throw std::invalid_argument("execute_plan: the plan does not fit the batch or the cache");
-  }
+void require_fit(bool holds) {
+  require(holds, "execute_plan: the plan does not fit the batch or the cache");
 }
 
 bool within(int64_t value, int64_t end) { return value >= 0 && value < end; }
@@ -34,15 +32,15 @@ struct Areas {
   const CacheMemory& memory;
 
   int64_t slot(int64_t slot) const {
-    require(within(slot, memory.num_slots));
+    require_fit(within(slot, memory.num_slots));
     return address_of(memory.slots, slot * memory.row_bytes);
   }
   int64_t cell(int64_t cell) const {
-    require(within(cell, memory.num_cells));
+    require_fit(within(cell, memory.num_cells));
     return address_of(memory.cells, cell * memory.row_bytes);
   }
   int64_t staged(int64_t row) const {
-    require(within(row, memory.num_staged));
+    require_fit(within(row, memory.num_staged));
     return address_of(memory.staging, memory.staged[row]);
   }
 };
@@ -52,7 +50,7 @@ void locate(const PlanView& plan, const Areas& areas, int64_t* sources) {
   std::fill_n(sources, plan.rows, 0);
   int64_t placed = 0;
   const auto place = [&](int64_t position, int64_t address) {
-    require(within(position, plan.rows) && sources[position] == 0);
+    require_fit(within(position, plan.rows) && sources[position] == 0);
     sources[position] = address;
     ++placed;
   };
@@ -66,17 +64,17 @@ void locate(const PlanView& plan, const Areas& areas, int64_t* sources) {
     place(p[0], areas.staged(p[1]));
   }
   for (const int32_t* p = plan.copies.begin(); p != plan.copies.end(2); p += 2) {
-    require(within(p[1], plan.rows) && sources[p[1]] != 0);
+    require_fit(within(p[1], plan.rows) && sources[p[1]] != 0);
     place(p[0], sources[p[1]]);
   }
-  require(placed == plan.rows);
+  require_fit(placed == plan.rows);
 }
 
 // Rows to be moved: n addresses each.
 struct Moves {
   int64_t* sources;
   int64_t* targets;
-  int64_t n = 0;
+  std::size_t n = 0;
 
   void add(int64_t source, int64_t target) {
     sources[n] = source;
@@ -102,8 +100,10 @@ void collect_entries(const PlanView& plan, const Areas& areas, Moves& moves) {
 
 }  // namespace
 
-void move_rows(const int64_t* sources, const int64_t* targets, int64_t n, int64_t row_bytes,
-               ThreadPool& pool) {
+void move_rows(std::span<const int64_t> sources, std::span<const int64_t> targets,
+               int64_t row_bytes, const ThreadPool& pool) {
+  require(sources.size() == targets.size(), "move_rows: addresses of different number");
+  const auto n = static_cast<int64_t>(sources.size());
   const int64_t reach = std::min(row_bytes, kPrefetchBytes);
   const int64_t grain = std::max<int64_t>(1, kShareBytes / (row_bytes + kLine));
   parallel_for(pool, n, grain, [&](int64_t begin, int64_t end) {
@@ -119,8 +119,8 @@ void move_rows(const int64_t* sources, const int64_t* targets, int64_t n, int64_
   });
 }
 
-void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out, ThreadPool& pool,
-                  Isa isa, std::vector<int64_t>& scratch) {
+void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out,
+                  const ThreadPool& pool, Isa isa, std::vector<int64_t>& scratch) {
   const Areas areas{memory};
   const int64_t victims = plan.victim_out.rows;
   const int64_t entries = plan.fills.rows + plan.victim_in.rows;
@@ -136,8 +136,9 @@ void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out, Th
   // An address is the id of a row in a table of rows that begin at every byte.
   const RowTable anywhere{nullptr, std::numeric_limits<int64_t>::max(), memory.row_bytes, 1};
   gather_rows(anywhere, sources, plan.rows, out, pool, isa);
-  move_rows(out_of_slots.sources, out_of_slots.targets, victims, memory.row_bytes, pool);
-  move_rows(into_slots.sources, into_slots.targets, into_slots.n, memory.row_bytes, pool);
+  for (const Moves& moves : {out_of_slots, into_slots}) {
+    move_rows({moves.sources, moves.n}, {moves.targets, moves.n}, memory.row_bytes, pool);
+  }
 }
 
 }  // namespace gnnsys

@@ -7,21 +7,22 @@
 
 namespace gnnsys {
 
-// Rows in the order in which they leave: the lowest score first, the larger id first among equals.
-// One heap of ids for each score: with many scores a heap is short and lies in few cache lines.
+// Rows in the order in which they leave: the least important first, the larger id first among
+// equals. One heap of ids for each importance: with many values a heap is short and lies in few
+// cache lines.
 class NeverQueue {
  public:
-  explicit NeverQueue(bool scored)
-      : heaps_(scored ? 1 << 16 : 1), words_(scored ? 1 << 10 : 1), summary_(16) {}
+  explicit NeverQueue(bool ranked)
+      : heaps_(ranked ? 1 << 16 : 1), words_(ranked ? 1 << 10 : 1), summary_(16) {}
 
   bool empty() const { return size_ == 0; }
   int64_t size() const { return size_; }
 
-  void push(uint16_t score, int32_t row) {
-    std::vector<int32_t>& heap = heaps_[score];
+  void push(uint16_t importance, int32_t row) {
+    std::vector<int32_t>& heap = heaps_[importance];
     if (heap.empty()) {
-      words_[score >> 6] |= uint64_t{1} << (score & 63);
-      summary_[score >> 12] |= uint64_t{1} << (score >> 6 & 63);
+      words_[importance >> 6] |= uint64_t{1} << (importance & 63);
+      summary_[importance >> 12] |= uint64_t{1} << (importance >> 6 & 63);
     }
     heap.push_back(row);
     std::push_heap(heap.begin(), heap.end());
@@ -29,23 +30,23 @@ class NeverQueue {
   }
 
   // Of a queue that is not empty.
-  uint16_t top_score() const {
+  uint16_t top_importance() const {
     int at = 0;
     while (summary_[at] == 0) ++at;
     const int word = at << 6 | std::countr_zero(summary_[at]);
     return static_cast<uint16_t>(word << 6 | std::countr_zero(words_[word]));
   }
-  int32_t top_row(uint16_t top_score) const { return heaps_[top_score].front(); }
+  int32_t top_row(uint16_t top_importance) const { return heaps_[top_importance].front(); }
 
-  void pop(uint16_t top_score) {
-    std::vector<int32_t>& heap = heaps_[top_score];
+  void pop(uint16_t top_importance) {
+    std::vector<int32_t>& heap = heaps_[top_importance];
     std::pop_heap(heap.begin(), heap.end());
     heap.pop_back();
     --size_;
     if (!heap.empty()) return;
-    words_[top_score >> 6] &= ~(uint64_t{1} << (top_score & 63));
-    if (words_[top_score >> 6] == 0) {
-      summary_[top_score >> 12] &= ~(uint64_t{1} << (top_score >> 6 & 63));
+    words_[top_importance >> 6] &= ~(uint64_t{1} << (top_importance & 63));
+    if (words_[top_importance >> 6] == 0) {
+      summary_[top_importance >> 12] &= ~(uint64_t{1} << (top_importance >> 6 & 63));
     }
   }
 

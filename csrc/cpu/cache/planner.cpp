@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <deque>
-#include <functional>
-#include <queue>
+#include <span>
 #include <stdexcept>
 #include <unordered_map>
 #include <utility>
@@ -11,31 +10,14 @@
 #include "cache/lookahead.hpp"
 #include "cache/never_queue.hpp"
 #include "cache/queues.hpp"
+#include "cache/victim_buffer.hpp"
 
 namespace gnnsys {
 namespace {
 
 constexpr int64_t kMaxRows = kNever - 1;
-// Places of rows about which the plan in the making has not decided, or against.
-constexpr int32_t kPending = kNever;
+// The place of a row that the plan in the making has decided against.
 constexpr int32_t kRejected = std::numeric_limits<int32_t>::min();
-
-// A row of the batch that is not in the cache.
-struct Miss {
-  int32_t row;
-  int32_t position;
-  int32_t next;
-  int32_t cell;     // of the victim buffer, or -1
-  int32_t slot;     // to fill, or -1
-  int32_t staging;  // or -1 for a row that comes from its cell
-};
-
-// A row that leaves its slot.
-struct Victim {
-  int32_t slot;
-  int32_t row;
-  int32_t next;
-};
 
 // A slot that changes hands.
 struct Change {
@@ -50,28 +32,35 @@ struct PlanLog {
   std::vector<Journal::Entry> journal;
 };
 
-void check_range(const char* name, int64_t value, int64_t most) {
-  if (value < 0 || value > most) {
-    throw std::invalid_argument(std::string(name) + "=" + std::to_string(value) +
-                                " is outside [0, " + std::to_string(most) + "]");
-  }
+void check_range(const std::string& name, int64_t value, const char* way_out,
+                 int64_t most = kMaxRows) {
+  const std::string found = name + "=" + std::to_string(value);
+  if (value < 0) throw std::invalid_argument(found + ": expected at least 0");
+  if (value <= most) return;
+  throw std::invalid_argument(found + " > " + std::to_string(most) +
+                              ": plans number rows, positions and cells in int32; " + way_out);
 }
+
+constexpr std::pair<const char*, CachePolicy> kPolicies[] = {
+    {"hybrid", CachePolicy::kHybrid},
+    {"lookahead", CachePolicy::kLookahead},
+    {"hybrid-pvp", CachePolicy::kHybridPvp},
+    {"lru", CachePolicy::kLru},
+    {"lfu", CachePolicy::kLfu},
+    {"static", CachePolicy::kStatic},
+    {"sieve", CachePolicy::kSieve},
+    {"s3fifo", CachePolicy::kS3Fifo}};
 
 }  // namespace
 
 CachePolicy parse_cache_policy(const std::string& name) {
-  static const std::unordered_map<std::string, CachePolicy> policies{
-      {"hybrid", CachePolicy::kHybrid},
-      {"lookahead", CachePolicy::kLookahead},
-      {"hybrid-pvp", CachePolicy::kHybridPvp},
-      {"static", CachePolicy::kStatic},
-      {"lru", CachePolicy::kLru},
-      {"lfu", CachePolicy::kLfu},
-      {"sieve", CachePolicy::kSieve},
-      {"s3fifo", CachePolicy::kS3Fifo}};
-  const auto found = policies.find(name);
-  if (found == policies.end()) throw std::invalid_argument("no cache policy is called " + name);
-  return found->second;
+  std::string known;
+  for (const auto& [each, policy] : kPolicies) {
+    if (name == each) return policy;
+    if (!known.empty()) known += ", ";
+    known += each;
+  }
+  throw std::invalid_argument("policy='" + name + "': expected one of " + known);
 }
 
 class CachePlanner::Impl {
@@ -81,16 +70,15 @@ class CachePlanner::Impl {
         capacity_(std::min(setting.capacity, setting.num_rows)),
         policy_(setting.policy),
         window_(std::min<int64_t>(setting.window, kNever)),
-        scores_(setting.scores),
-        cells_(setting.victim_cells),
+        importance_(setting.importance),
         look_(setting.num_rows),
-        never_(setting.scores && policy_ != CachePolicy::kLookahead),
+        buffer_(setting.victim_cells, look_),
+        never_(setting.importance && policy_ != CachePolicy::kLookahead),
         queue_(make_cache_queue(policy_, num_rows_, capacity_)),
         row_of_(capacity_, -1),
         waits_never_(queue_ ? 0 : capacity_) {
-    if (policy_ == CachePolicy::kHybridPvp && cells_ > 0) far_ = window_ / 8;
-    free_all_cells();
-    if (setting.prefill && scores_) fill_by_score();
+    if (policy_ == CachePolicy::kHybridPvp && setting.victim_cells > 0) far_ = window_ / 8;
+    if (setting.prefill && importance_) fill_by_importance();
   }
 
   std::vector<int64_t> prefilled() const { return {prefilled_.begin(), prefilled_.end()}; }
@@ -99,16 +87,17 @@ class CachePlanner::Impl {
   int64_t committed() const { return planned() - static_cast<int64_t>(logs_.size()); }
 
   template <class Id>
-  int64_t announce(const Id* ids, int64_t n) {
-    check_range("positions of a batch", n, kMaxRows);
-    if (const int64_t wrong = find_outside(ids, n); wrong >= 0) return wrong;
-    look_.push(std::vector<int32_t>(ids, ids + n));
-    return -1;
+  int64_t announce(std::span<const Id> ids) {
+    check_range("positions of a batch", static_cast<int64_t>(ids.size()), "split it");
+    check_ids(ids);
+    look_.push(std::vector<int32_t>(ids.begin(), ids.end()));
+    return announced() - 1;
   }
 
   CachePlan plan() {
     if (planned() == announced()) {
-      throw std::logic_error("batch " + std::to_string(planned()) + " is not announced");
+      throw std::invalid_argument("batch " + std::to_string(planned()) +
+                                  " cannot be planned: announce it first");
     }
     const int64_t now = planned();
     look_.cover(now + window_ + 1, [this](int32_t row, int32_t batch) { wait_for(row, batch); });
@@ -132,7 +121,7 @@ class CachePlanner::Impl {
     plan.evictions = static_cast<int64_t>(victims_.size());
     fill_slots(log);
     list_misses(plan);
-    save_victims(plan);
+    buffer_.save(misses_, victims_, plan);
     logs_.push_back(std::move(log));
     look_.pop();
     return plan;
@@ -140,24 +129,28 @@ class CachePlanner::Impl {
 
   void commit(int64_t batch) {
     if (batch != committed() || logs_.empty()) {
-      throw std::logic_error("batch " + std::to_string(batch) + " cannot be committed");
+      throw std::invalid_argument("batch " + std::to_string(batch) +
+                                  " cannot be committed: " + std::to_string(committed()) +
+                                  " is the next, and the batches below " +
+                                  std::to_string(planned()) + " are planned");
     }
     logs_.pop_front();
   }
 
   void retract(int64_t batch) {
     if (batch < committed() || batch > announced()) {
-      throw std::logic_error("batch " + std::to_string(batch) + " cannot be retracted");
+      throw std::invalid_argument("batch " + std::to_string(batch) +
+                                  " cannot be retracted: expected " + std::to_string(committed()) +
+                                  " (committed) to " + std::to_string(announced()) +
+                                  " (announced)");
     }
     if (batch < planned()) {
       undo_plans(batch);
       return;
     }
-    for (int64_t b = batch; b < look_.covered_end(); ++b) {
-      for (int32_t row : look_.batch(b).buffered) free_cell(row);
-    }
     std::vector<int32_t> released;
     for (int64_t b = batch; b < look_.covered_end(); ++b) {
+      buffer_.release(b);
       const std::vector<int32_t>& rows = look_.batch(b).waiting;
       released.insert(released.end(), rows.begin(), rows.end());
     }
@@ -165,9 +158,8 @@ class CachePlanner::Impl {
     for (int32_t row : released) wait_without_use(row, look_.directory[row].place - 1);
   }
 
-  template <class Id>
-  int64_t committed_slots(const Id* ids, int64_t n, int32_t* slots) const {
-    if (const int64_t wrong = find_outside(ids, n); wrong >= 0) return wrong;
+  std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const {
+    check_ids(ids);
     std::unordered_map<int64_t, int32_t> committed;  // of rows that later plans moved
     for (auto log = logs_.rbegin(); log != logs_.rend(); ++log) {
       for (const Change& change : log->changes) committed[change.after] = -1;
@@ -175,21 +167,22 @@ class CachePlanner::Impl {
         if (change.before >= 0) committed[change.before] = change.slot;
       }
     }
-    for (int64_t i = 0; i < n; ++i) {
-      const auto moved = committed.find(ids[i]);
-      slots[i] = moved != committed.end()            ? moved->second
-                 : look_.directory[ids[i]].place > 0 ? look_.directory[ids[i]].place - 1
-                                                     : -1;
+    std::vector<int32_t> slots;
+    slots.reserve(ids.size());
+    for (const int64_t id : ids) {
+      const auto moved = committed.find(id);
+      const int32_t now = std::max(look_.directory[id].place, 0) - 1;
+      slots.push_back(moved != committed.end() ? moved->second : now);
     }
-    return -1;
+    return slots;
   }
 
   int64_t state_bytes() const {
-    int64_t bytes = look_.bytes() + never_.bytes() + (queue_ ? queue_->bytes() : 0);
+    int64_t bytes =
+        look_.bytes() + buffer_.bytes() + never_.bytes() + (queue_ ? queue_->bytes() : 0);
     bytes += static_cast<int64_t>(row_of_.capacity() * sizeof(int32_t) + waits_never_.capacity() +
                                   misses_.capacity() * sizeof(Miss) +
                                   victims_.capacity() * sizeof(Victim));
-    bytes += static_cast<int64_t>(free_cells_.size() * sizeof(int32_t));
     for (const PlanLog& log : logs_) {
       bytes += static_cast<int64_t>(log.changes.capacity() * sizeof(Change) +
                                     log.journal.capacity() * sizeof(Journal::Entry));
@@ -199,29 +192,30 @@ class CachePlanner::Impl {
 
  private:
   template <class Id>
-  int64_t find_outside(const Id* ids, int64_t n) const {
-    for (int64_t i = 0; i < n; ++i) {
-      if (static_cast<uint64_t>(ids[i]) >= static_cast<uint64_t>(num_rows_)) return i;
+  void check_ids(std::span<const Id> ids) const {
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (static_cast<uint64_t>(ids[i]) < static_cast<uint64_t>(num_rows_)) continue;
+      throw std::out_of_range("id " + std::to_string(ids[i]) + " at position " + std::to_string(i) +
+                              " is outside [0, " + std::to_string(num_rows_) + ")");
     }
-    return -1;
   }
 
-  uint16_t score(int32_t row) const {
-    return scores_ && policy_ != CachePolicy::kLookahead ? scores_[row] : uint16_t{0};
+  uint16_t importance(int32_t row) const {
+    return importance_ && policy_ != CachePolicy::kLookahead ? importance_[row] : uint16_t{0};
   }
 
-  // The rows of the highest scores, the smallest ids among equals: by counting, because a table
-  // has many more rows than there are scores.
-  void fill_by_score() {
-    std::vector<int64_t> rows_of_score(1 << 16);
-    for (int64_t row = 0; row < num_rows_; ++row) ++rows_of_score[scores_[row]];
+  // The most important rows, the smallest ids among equals: by counting, because a table has many
+  // more rows than there are values.
+  void fill_by_importance() {
+    std::vector<int64_t> rows_of(1 << 16);
+    for (int64_t row = 0; row < num_rows_; ++row) ++rows_of[importance_[row]];
     int64_t room = capacity_;
     int least = 1 << 16;
-    while (least > 0 && rows_of_score[least - 1] <= room) room -= rows_of_score[--least];
+    while (least > 0 && rows_of[least - 1] <= room) room -= rows_of[--least];
     prefilled_.reserve(static_cast<std::size_t>(capacity_));
     for (int64_t row = 0; row < num_rows_ && used_ < capacity_; ++row) {
-      const int score = scores_[row];
-      if (score < least && (score != least - 1 || room-- <= 0)) continue;
+      const int value = importance_[row];
+      if (value < least && (value != least - 1 || room-- <= 0)) continue;
       prefilled_.push_back(static_cast<int32_t>(row));
       row_of_[used_] = static_cast<int32_t>(row);
       look_.directory[row].place = ++used_;
@@ -232,7 +226,7 @@ class CachePlanner::Impl {
     }
     std::vector<int32_t> worst_first = prefilled_;
     std::sort(worst_first.begin(), worst_first.end(), [this](int32_t a, int32_t b) {
-      return scores_[a] != scores_[b] ? scores_[a] < scores_[b] : a > b;
+      return importance_[a] != importance_[b] ? importance_[a] < importance_[b] : a > b;
     });
     queue_->fill(worst_first);
   }
@@ -249,7 +243,7 @@ class CachePlanner::Impl {
   void wait_without_use(int32_t row, int32_t slot) {
     if (queue_ || waits_never_[slot]) return;
     waits_never_[slot] = 1;
-    never_.push(score(row), row);
+    never_.push(importance(row), row);
   }
 
   void wait_for_nothing() {
@@ -260,13 +254,13 @@ class CachePlanner::Impl {
     }
   }
 
-  // Brings what a row of the batch will need near: its directory entry and its score first, then
+  // Brings what a row of the batch will need near: its directory entry and importance first, then
   // what the entry points to.
   void prefetch_row(const CoveredBatch& batch, int64_t i) {
     if (i + 2 * kPlanDistance < batch.count) {
       const UseRecord& record = record_of(batch, i + 2 * kPlanDistance);
       __builtin_prefetch(&look_.directory[record.id], 1);
-      if (record.next == kNever && scores_) __builtin_prefetch(&scores_[record.id]);
+      if (record.next == kNever && importance_) __builtin_prefetch(&importance_[record.id]);
     }
     if (i + kPlanDistance < batch.count && !queue_) {
       const int32_t place = look_.directory[record_of(batch, i + kPlanDistance).id].place;
@@ -297,7 +291,7 @@ class CachePlanner::Impl {
       misses_.push_back({record.id, record.position, record.next, -1 - place, -1, -1});
       place = kPending;
       if (!waits) {
-        keys_.push_back(uint64_t{score(record.id)} << 32 | static_cast<uint32_t>(~record.id));
+        keys_.push_back(uint64_t{importance(record.id)} << 32 | static_cast<uint32_t>(~record.id));
       }
     }
   }
@@ -324,16 +318,16 @@ class CachePlanner::Impl {
     std::sort(keys_.begin(), keys_.end());
     auto key = keys_.begin();
     while (leaving > 0) {
-      const uint16_t score = never_.empty() ? uint16_t{0} : never_.top_score();
-      const int32_t row = never_.empty() ? -1 : never_.top_row(score);
-      const uint64_t top = uint64_t{score} << 32 | static_cast<uint32_t>(~row);
+      const uint16_t least = never_.empty() ? uint16_t{0} : never_.top_importance();
+      const int32_t row = never_.empty() ? -1 : never_.top_row(least);
+      const uint64_t top = uint64_t{least} << 32 | static_cast<uint32_t>(~row);
       if (key != keys_.end() && (row < 0 || *key < top)) {
         leave(~static_cast<int32_t>(*key++ & 0xffffffff), kNever);
         --leaving;
         continue;
       }
       if (row < 0) break;
-      never_.pop(score);
+      never_.pop(least);
       const int32_t place = look_.directory[row].place;
       if (place <= 0 || place == kPending) continue;  // it left before
       waits_never_[place - 1] = 0;
@@ -420,103 +414,10 @@ class CachePlanner::Impl {
     }
   }
 
-  // Rows of the victim buffer that this batch reads stay where they are not placed in the cache and
-  // have a next use; the others compete for the cells that it does not read.
-  void save_victims(CachePlan& plan) {
-    if (cells_ == 0) return;
-    CoveredBatch& batch = look_.batch(planned());
-    buffered_ -= static_cast<int64_t>(batch.buffered.size());
-    const auto read = static_cast<int64_t>(batch.buffered.size());
-    std::vector<Candidate> candidates;
-    for (const Miss& miss : misses_) {
-      if (miss.slot < 0 && miss.cell < 0) {
-        offer(miss.row, miss.next, -1 - miss.staging, candidates);
-      }
-    }
-    for (const Victim& victim : victims_) {
-      if (look_.directory[victim.row].place == 0) {
-        offer(victim.row, victim.next, victim.slot, candidates);
-      }
-    }
-    const int64_t offered = static_cast<int64_t>(candidates.size());
-    plan.drops = std::max<int64_t>(0, buffered_ + offered - (cells_ - read));
-    int64_t rejected = 0;
-    look_.take_farthest(plan.drops, planned() + 1, look_.covered_end() - 1, &CoveredBatch::buffered,
-                        [&](int32_t row, int32_t) {
-                          if (look_.directory[row].place == kPending) {
-                            look_.directory[row].place = 0;
-                            ++rejected;
-                          } else {
-                            free_cell(row);
-                          }
-                        });
-    buffered_ += offered - rejected;
-    write_cells(candidates, plan);
-    for (const Miss& miss : misses_) {
-      if (miss.cell < 0) continue;
-      if (miss.slot < 0 && miss.next != kNever) {
-        look_.batch(miss.next).buffered.push_back(miss.row);
-        ++buffered_;
-      } else {
-        free_cells_.push(miss.cell);
-        if (miss.slot < 0) look_.directory[miss.row].place = 0;
-      }
-    }
-  }
-
-  // A row that wants a cell.
-  struct Candidate {
-    int32_t row;
-    int32_t next;
-    int32_t source;  // slot, or -1 - staging row
-  };
-
-  void offer(int32_t row, int32_t next, int32_t source, std::vector<Candidate>& candidates) {
-    if (next == kNever) return;
-    candidates.push_back({row, next, source});
-    look_.directory[row].place = kPending;
-    look_.batch(next).buffered.push_back(row);
-  }
-
-  // The candidates that were not rejected take the lowest free cells, the soonest used first.
-  void write_cells(std::vector<Candidate>& candidates, CachePlan& plan) {
-    std::erase_if(candidates, [this](const Candidate& candidate) {
-      return look_.directory[candidate.row].place != kPending;
-    });
-    std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
-      return a.next != b.next ? a.next < b.next : a.row < b.row;
-    });
-    // The cells ascend as they are taken, which is the order that a plan lists them in.
-    for (const Candidate& candidate : candidates) {
-      const int32_t cell = free_cells_.top();
-      free_cells_.pop();
-      look_.directory[candidate.row].place = -1 - cell;
-      plan.victim_out.insert(plan.victim_out.end(), {candidate.source, cell});
-    }
-  }
-
-  // Takes a row out of the victim buffer.
-  void free_cell(int32_t row) {
-    int32_t& place = look_.directory[row].place;
-    free_cells_.push(-1 - place);
-    place = 0;
-    --buffered_;
-  }
-
-  void free_all_cells() {
-    std::vector<int32_t> cells(static_cast<std::size_t>(cells_));
-    for (int64_t cell = 0; cell < cells_; ++cell) cells[cell] = static_cast<int32_t>(cell);
-    free_cells_ = decltype(free_cells_)(std::greater<>(), std::move(cells));
-    buffered_ = 0;
-  }
-
   // Every next use that is known lies beyond the plans that are undone, so that none is left: no
   // row waits for a batch, neither in the cache nor in the victim buffer.
   void undo_plans(int64_t batch) {
-    for (int64_t b = planned(); b < look_.covered_end(); ++b) {
-      for (int32_t row : look_.batch(b).buffered) look_.directory[row].place = 0;
-    }
-    free_all_cells();
+    buffer_.clear();
     for (int64_t undone = planned(); undone > batch; --undone) {
       const PlanLog& log = logs_.back();
       for (const Change& change : log.changes) look_.directory[change.after].place = 0;
@@ -539,11 +440,11 @@ class CachePlanner::Impl {
   const int64_t capacity_;
   const CachePolicy policy_;
   const int64_t window_;
-  const uint16_t* const scores_;
-  const int64_t cells_;
+  const uint16_t* const importance_;
   int64_t far_ = kNever;  // batches; rows whose next use is farther leave before all others
 
   Lookahead look_;
+  VictimBuffer buffer_;
   NeverQueue never_;  // residents without a next use, and entries that are out of date
   bool rebuild_never_ = false;
   std::unique_ptr<CacheQueue> queue_;
@@ -551,8 +452,6 @@ class CachePlanner::Impl {
   std::vector<uint8_t> waits_never_;  // (slots,): the row has an entry in never_
   int32_t used_ = 0;                  // slots that hold a row
   std::vector<int32_t> prefilled_;
-  std::priority_queue<int32_t, std::vector<int32_t>, std::greater<>> free_cells_;
-  int64_t buffered_ = 0;      // rows in the victim buffer
   std::deque<PlanLog> logs_;  // of the plans that are not committed
 
   std::vector<Miss> misses_;  // of the plan in the making, in order of position
@@ -561,12 +460,14 @@ class CachePlanner::Impl {
 };
 
 CachePlanner::CachePlanner(const CacheSetting& setting) {
-  check_range("num_rows", setting.num_rows, kMaxRows);
-  check_range("capacity", setting.capacity, std::numeric_limits<int64_t>::max());
-  check_range("window", setting.window, std::numeric_limits<int64_t>::max());
-  check_range("victim_cells", setting.victim_cells, kMaxRows);
+  constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+  check_range("num_rows", setting.num_rows, "read the table without a cache (leave cache= out)");
+  check_range("capacity", setting.capacity, "", kAny);
+  check_range("window", setting.window, "", kAny);
+  check_range("victim_cells", setting.victim_cells, "give a smaller victim_buffer=");
   if (setting.policy == CachePolicy::kS3Fifo) {
-    check_range("capacity of s3fifo", std::min(setting.capacity, setting.num_rows), kMaxRows / 2);
+    check_range("capacity of s3fifo", std::min(setting.capacity, setting.num_rows),
+                "give a smaller cache=", kMaxRows / 2);
   }
   impl_ = std::make_unique<Impl>(setting);
 }
@@ -577,24 +478,14 @@ std::vector<int64_t> CachePlanner::prefilled() const { return impl_->prefilled()
 int64_t CachePlanner::announced() const { return impl_->announced(); }
 int64_t CachePlanner::planned() const { return impl_->planned(); }
 int64_t CachePlanner::committed() const { return impl_->committed(); }
+int64_t CachePlanner::announce(std::span<const int32_t> ids) { return impl_->announce(ids); }
+int64_t CachePlanner::announce(std::span<const int64_t> ids) { return impl_->announce(ids); }
 CachePlan CachePlanner::plan() { return impl_->plan(); }
 void CachePlanner::commit(int64_t batch) { impl_->commit(batch); }
 void CachePlanner::retract(int64_t batch) { impl_->retract(batch); }
 int64_t CachePlanner::state_bytes() const { return impl_->state_bytes(); }
-
-template <class Id>
-int64_t CachePlanner::announce(const Id* ids, int64_t n) {
-  return impl_->announce(ids, n);
+std::vector<int32_t> CachePlanner::committed_slots(std::span<const int64_t> ids) const {
+  return impl_->committed_slots(ids);
 }
-
-template <class Id>
-int64_t CachePlanner::committed_slots(const Id* ids, int64_t n, int32_t* slots) const {
-  return impl_->committed_slots(ids, n, slots);
-}
-
-template int64_t CachePlanner::announce<int32_t>(const int32_t*, int64_t);
-template int64_t CachePlanner::announce<int64_t>(const int64_t*, int64_t);
-template int64_t CachePlanner::committed_slots<int32_t>(const int32_t*, int64_t, int32_t*) const;
-template int64_t CachePlanner::committed_slots<int64_t>(const int64_t*, int64_t, int32_t*) const;
 
 }  // namespace gnnsys

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 
 #include "share_rows.hpp"
 #include "wide_values.hpp"
@@ -16,94 +17,84 @@ constexpr int64_t kPrefetchBytes = 1024;
 constexpr int64_t kPrefetchEdges = 8;
 constexpr int64_t kBlock = 256;  // columns that are summed at a time, in the first-level cache
 
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Edges and rows with their element types. Id is int32_t or int64_t.
 template <class Value, class Id>
 struct Job {
-  const Neighbors<Id>& edges;
-  const Coefficients<Value>& factors;
-  const Rows<Value>& x;
+  const int64_t* indptr;
+  const Id* source;
+  const Id* order;
+  const Value* x;
+  const Value* weight;
+  const Value* scale;
+  bool mean;
+  int64_t num_rows, heads, channels;
   const Value* y;
   Value* out;
 
-  int64_t width() const { return x.heads * x.channels; }
+  int64_t width() const { return heads * channels; }
 };
 
 #define GNNSYS_KERNEL "graph/aggregate_kernel.inl"
 #include "each_isa.inl"
 
-// Runs kernel(begin, end) over targets.
-template <class Value, class Id, class Kernel>
-int64_t run(const Job<Value, Id>& job, Kernel kernel, ThreadPool& pool) {
+template <class Value, class Id>
+int64_t run(const EdgeArrays& edges, const RowArrays& rows, bool dots, uintptr_t y, uintptr_t out,
+            const ThreadPool& threads, [[maybe_unused]] Isa isa) {
+  const Job<Value, Id> job{at<const int64_t>(edges.indptr),
+                           at<const Id>(edges.source),
+                           at<const Id>(edges.order),
+                           at<const Value>(rows.x),
+                           at<const Value>(rows.weight),
+                           at<const Value>(rows.scale),
+                           rows.mean,
+                           rows.num_rows,
+                           rows.heads,
+                           rows.channels,
+                           at<const Value>(y),
+                           at<Value>(out)};
+  const auto kernel = dots ? GNNSYS_CHOOSE(isa, dot_targets<Value, Id>)
+                           : GNNSYS_CHOOSE(isa, sum_targets<Value, Id>);
   std::atomic<int64_t> bad{-1};
   const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value)) + kLine;
-  share_rows(pool, job.edges.indptr, job.edges.num_targets, row_bytes,
-             [&](int64_t begin, int64_t end) {
-               const int64_t found = kernel(job, begin, end);
-               if (found >= 0) bad.store(found, std::memory_order_relaxed);
-             });
+  share_rows(threads, job.indptr, edges.num_targets, row_bytes, [&](int64_t begin, int64_t end) {
+    const int64_t found = kernel(job, begin, end);
+    if (found >= 0) bad.store(found, std::memory_order_relaxed);
+  });
   return bad.load();
+}
+
+// run() with the element types that the arrays have; others are its arguments.
+template <class... Others>
+int64_t dispatch(const EdgeArrays& edges, const RowArrays& rows, const Others&... others) {
+  const auto with = [&]<class Value>(Value) {
+    return edges.id_bytes == 4 ? run<Value, int32_t>(edges, rows, others...)
+                               : run<Value, int64_t>(edges, rows, others...);
+  };
+  if (rows.dtype == "float32") return with(float{});
+  if (rows.dtype == "float64") return with(double{});
+  if (rows.dtype == "bfloat16") return with(BFloat16{});
+  throw std::invalid_argument("aggregation of " + rows.dtype);
 }
 
 }  // namespace
 
-template <class Value, class Id>
-int64_t sum_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
-                      const Rows<Value>& x, Value* out, ThreadPool& pool, Isa isa) {
-  const Job<Value, Id> job{edges, coefficients, x, nullptr, out};
-  (void)isa;
-  return run(job, GNNSYS_CHOOSE(isa, sum_targets<Value, Id>), pool);
+int64_t sum_neighbors(const EdgeArrays& edges, const RowArrays& rows, uintptr_t out,
+                      const ThreadPool& threads, Isa isa) {
+  return dispatch(edges, rows, false, uintptr_t{0}, out, threads, isa);
 }
 
-template <class Value, class Id>
-int64_t dot_neighbors(const Neighbors<Id>& edges, const Coefficients<Value>& coefficients,
-                      const Rows<Value>& x, const Value* y, Value* out, ThreadPool& pool, Isa isa) {
-  const Job<Value, Id> job{edges, coefficients, x, y, out};
-  (void)isa;
-  return run(job, GNNSYS_CHOOSE(isa, dot_targets<Value, Id>), pool);
+int64_t dot_neighbors(const EdgeArrays& edges, const RowArrays& rows, uintptr_t y, uintptr_t out,
+                      const ThreadPool& threads, Isa isa) {
+  return dispatch(edges, rows, true, y, out, threads, isa);
 }
 
-EdgeScan scan_edges(const int64_t* source, const int64_t* target, int64_t num_edges) {
-  EdgeScan scan{true, 0, -1, 0, -1};
-  if (num_edges == 0) return scan;
-  scan.min_source = scan.max_source = source[0];
-  scan.min_target = scan.max_target = target[0];
-  for (int64_t e = 1; e < num_edges; ++e) {
-    scan.min_source = std::min(scan.min_source, source[e]);
-    scan.max_source = std::max(scan.max_source, source[e]);
-    scan.min_target = std::min(scan.min_target, target[e]);
-    scan.max_target = std::max(scan.max_target, target[e]);
-    scan.sorted &= target[e - 1] <= target[e];
-  }
-  return scan;
-}
-
-void count_sorted(const int64_t* target, int64_t num_edges, int64_t num_targets, int64_t* indptr) {
-  int64_t next = 0;  // the first target whose entry is not written yet
-  for (int64_t e = 0; e < num_edges; ++e) {
-    while (next <= target[e]) indptr[next++] = e;
-  }
-  while (next <= num_targets) indptr[next++] = num_edges;
-}
-
-template <class Id>
-int64_t group_edges(const int64_t* key, const int64_t* value, int64_t num_edges, int64_t num_keys,
-                    int64_t* indptr, Id* value_out, Id* order_out) {
-  // Counted two places up, summed one place up: filling then moves each entry to its final value.
-  std::fill(indptr, indptr + num_keys + 1, 0);
-  for (int64_t e = 0; e < num_edges; ++e) {
-    if (static_cast<uint64_t>(key[e]) >= static_cast<uint64_t>(num_keys)) return e;
-    if (key[e] + 2 <= num_keys) ++indptr[key[e] + 2];
-  }
-  for (int64_t k = 2; k <= num_keys; ++k) indptr[k] += indptr[k - 1];
-  for (int64_t e = 0; e < num_edges; ++e) {
-    const int64_t at = indptr[key[e] + 1]++;
-    value_out[at] = static_cast<Id>(value[e]);
-    order_out[at] = static_cast<Id>(e);
-  }
-  return -1;
-}
-
-int64_t count_until_zeros(const void* rows, int64_t num_rows, int64_t row_bytes) {
-  const char* const first = static_cast<const char*>(rows);
+int64_t count_until_zeros(uintptr_t rows, int64_t num_rows, int64_t row_bytes) {
+  const char* const first = at<const char>(rows);
   int64_t left = num_rows * row_bytes;  // bytes that are not known to be zeros
   constexpr int64_t kWords = 8;
   uint64_t words[kWords];
@@ -116,24 +107,5 @@ int64_t count_until_zeros(const void* rows, int64_t num_rows, int64_t row_bytes)
   while (left > 0 && first[left - 1] == 0) --left;
   return row_bytes > 0 ? (left + row_bytes - 1) / row_bytes : 0;
 }
-
-#define GNNSYS_INSTANTIATE(Value, Id)                                                              \
-  template int64_t sum_neighbors<Value, Id>(const Neighbors<Id>&, const Coefficients<Value>&,      \
-                                            const Rows<Value>&, Value*, ThreadPool&, Isa);         \
-  template int64_t dot_neighbors<Value, Id>(const Neighbors<Id>&, const Coefficients<Value>&,      \
-                                            const Rows<Value>&, const Value*, Value*, ThreadPool&, \
-                                            Isa);
-GNNSYS_INSTANTIATE(float, int32_t)
-GNNSYS_INSTANTIATE(float, int64_t)
-GNNSYS_INSTANTIATE(double, int32_t)
-GNNSYS_INSTANTIATE(double, int64_t)
-GNNSYS_INSTANTIATE(BFloat16, int32_t)
-GNNSYS_INSTANTIATE(BFloat16, int64_t)
-#undef GNNSYS_INSTANTIATE
-
-template int64_t group_edges<int32_t>(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*,
-                                      int32_t*, int32_t*);
-template int64_t group_edges<int64_t>(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*,
-                                      int64_t*, int64_t*);
 
 }  // namespace gnnsys

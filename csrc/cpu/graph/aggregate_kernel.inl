@@ -10,9 +10,8 @@ template <class Value, class Id>
 GNNSYS_TARGET inline void prefetch_row(const Job<Value, Id>& job, int64_t edge, int64_t last) {
   if (edge >= last) return;
   const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value));
-  const uintptr_t row =
-      reinterpret_cast<uintptr_t>(job.x.data) +
-      static_cast<uint64_t>(job.edges.source[edge]) * static_cast<uint64_t>(row_bytes);
+  const uintptr_t row = reinterpret_cast<uintptr_t>(job.x) +
+                        static_cast<uint64_t>(job.source[edge]) * static_cast<uint64_t>(row_bytes);
   for (int64_t b = 0; b < std::min(row_bytes, kPrefetchBytes); b += kLine) {
     __builtin_prefetch(reinterpret_cast<const char*>(row + static_cast<uintptr_t>(b)), 0, 3);
   }
@@ -22,16 +21,16 @@ GNNSYS_TARGET inline void prefetch_row(const Job<Value, Id>& job, int64_t edge, 
 template <class Value, class Id>
 GNNSYS_TARGET inline void add_edge(const Job<Value, Id>& job, int64_t edge, int64_t source,
                                    int64_t first, int64_t n, Wide<Value>* sum) {
-  const Value* const row = job.x.data + source * job.width() + first;
-  const Wide<Value> scale = job.factors.scale ? widen(job.factors.scale[source]) : Wide<Value>(1);
-  if (!job.factors.weight) {
+  const Value* const row = job.x + source * job.width() + first;
+  const Wide<Value> scale = job.scale ? widen(job.scale[source]) : Wide<Value>(1);
+  if (!job.weight) {
     add_multiple(sum, row, scale, n);
     return;
   }
-  const int64_t place = job.edges.order ? static_cast<int64_t>(job.edges.order[edge]) : edge;
-  const Value* const weights = job.factors.weight + place * job.x.heads;
-  for (int64_t head = first / job.x.channels, at = 0; at < n; ++head) {
-    const int64_t stop = std::min(n, (head + 1) * job.x.channels - first);
+  const int64_t place = job.order ? static_cast<int64_t>(job.order[edge]) : edge;
+  const Value* const weights = job.weight + place * job.heads;
+  for (int64_t head = first / job.channels, at = 0; at < n; ++head) {
+    const int64_t stop = std::min(n, (head + 1) * job.channels - first);
     add_multiple(sum + at, row + at, scale * widen(weights[head]), stop - at);
     at = stop;
   }
@@ -39,7 +38,7 @@ GNNSYS_TARGET inline void add_edge(const Job<Value, Id>& job, int64_t edge, int6
 
 template <class Value, class Id>
 GNNSYS_TARGET int64_t sum_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
-  const int64_t* const indptr = job.edges.indptr;
+  const int64_t* const indptr = job.indptr;
   const int64_t width = job.width();
   const int64_t last = indptr[end];
   Wide<Value> sum[kBlock];
@@ -55,11 +54,11 @@ GNNSYS_TARGET int64_t sum_targets(const Job<Value, Id>& job, int64_t begin, int6
       std::fill(sum, sum + n, Wide<Value>(0));
       for (int64_t edge = from; edge < to; ++edge) {
         if (first == 0) prefetch_row(job, edge + kPrefetchEdges, last);
-        const int64_t source = static_cast<int64_t>(job.edges.source[edge]);
-        if (static_cast<uint64_t>(source) >= static_cast<uint64_t>(job.x.num_rows)) return edge;
+        const int64_t source = static_cast<int64_t>(job.source[edge]);
+        if (static_cast<uint64_t>(source) >= static_cast<uint64_t>(job.num_rows)) return edge;
         add_edge(job, edge, source, first, n, sum);
       }
-      if (job.factors.mean) {
+      if (job.mean) {
         for (int64_t i = 0; i < n; ++i) sum[i] /= static_cast<Wide<Value>>(to - from);
       }
       for (int64_t i = 0; i < n; ++i) narrow(sum[i], out[first + i]);
@@ -79,20 +78,20 @@ GNNSYS_TARGET inline void dot_heads(const Value* x, const Value* y, Wide<Value> 
 
 template <class Value, class Id>
 GNNSYS_TARGET int64_t dot_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
-  const int64_t* const indptr = job.edges.indptr;
-  const int64_t heads = job.x.heads, channels = job.x.channels;
+  const int64_t* const indptr = job.indptr;
+  const int64_t heads = job.heads, channels = job.channels;
   const int64_t last = indptr[end];
   for (int64_t target = begin; target < end; ++target) {
     const int64_t from = indptr[target], to = indptr[target + 1];
     const Value* const y = job.y + target * job.width();
     for (int64_t edge = from; edge < to; ++edge) {
       prefetch_row(job, edge + kPrefetchEdges, last);
-      const int64_t source = static_cast<int64_t>(job.edges.source[edge]);
-      if (static_cast<uint64_t>(source) >= static_cast<uint64_t>(job.x.num_rows)) return edge;
-      Wide<Value> factor = job.factors.scale ? widen(job.factors.scale[source]) : Wide<Value>(1);
-      if (job.factors.mean) factor /= static_cast<Wide<Value>>(to - from);
-      const int64_t place = job.edges.order ? static_cast<int64_t>(job.edges.order[edge]) : edge;
-      const Value* const x = job.x.data + source * job.width();
+      const int64_t source = static_cast<int64_t>(job.source[edge]);
+      if (static_cast<uint64_t>(source) >= static_cast<uint64_t>(job.num_rows)) return edge;
+      Wide<Value> factor = job.scale ? widen(job.scale[source]) : Wide<Value>(1);
+      if (job.mean) factor /= static_cast<Wide<Value>>(to - from);
+      const int64_t place = job.order ? static_cast<int64_t>(job.order[edge]) : edge;
+      const Value* const x = job.x + source * job.width();
       Value* const out = job.out + place * heads;
       switch (channels) {
         case 8:

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <vector>
 
+#include "gnnsys/errors.hpp"
+
 namespace gnnsys {
 namespace {
 
@@ -39,12 +41,14 @@ void sort_row(Index* source, int64_t* number, int64_t n,
 }  // namespace
 
 template <class Index>
-int64_t count_targets(const Index* source, const Index* target, int64_t num_edges,
-                      int64_t num_sources, int64_t num_targets, int64_t* counts) {
+int64_t count_targets(std::span<const Index> source, std::span<const Index> target,
+                      int64_t num_sources, std::span<int64_t> counts) {
+  require(source.size() == target.size(), "count_targets: arrays of different lengths");
+  const auto num_edges = static_cast<int64_t>(source.size());
   for (int64_t e = 0; e < num_edges; ++e) {
-    if (e + kDistance < num_edges) __builtin_prefetch(counts + target[e + kDistance], 1);
+    if (e + kDistance < num_edges) __builtin_prefetch(counts.data() + target[e + kDistance], 1);
     const bool inside = static_cast<uint64_t>(source[e]) < static_cast<uint64_t>(num_sources) &&
-                        static_cast<uint64_t>(target[e]) < static_cast<uint64_t>(num_targets);
+                        static_cast<uint64_t>(target[e]) < counts.size();
     if (!inside) return e;
     ++counts[target[e]];
   }
@@ -52,30 +56,45 @@ int64_t count_targets(const Index* source, const Index* target, int64_t num_edge
 }
 
 template <class Index>
-void split_edges(const Index* source, const Index* target, int64_t num_edges, const int64_t* bounds,
-                 int64_t num_buckets, int64_t first_number, Index* source_out, Index* target_out,
-                 int64_t* number_out, int64_t* sizes) {
-  std::vector<uint32_t> bucket(static_cast<std::size_t>(num_edges));
-  std::fill(sizes, sizes + num_buckets, 0);
-  for (int64_t e = 0; e < num_edges; ++e) {
-    const int64_t* above = std::upper_bound(bounds + 1, bounds + num_buckets, target[e]);
-    bucket[e] = static_cast<uint32_t>(above - bounds - 1);
+void split_edges(std::span<const Index> source, std::span<const Index> target,
+                 std::span<const int64_t> bounds, int64_t first_number, std::span<Index> source_out,
+                 std::span<Index> target_out, std::span<int64_t> number_out,
+                 std::span<int64_t> sizes) {
+  const std::size_t edges = source.size();
+  require(target.size() == edges && source_out.size() == edges && target_out.size() == edges &&
+              (number_out.empty() || number_out.size() == edges) && !sizes.empty() &&
+              bounds.size() == sizes.size() + 1,
+          "split_edges: arrays of different lengths");
+  std::vector<uint32_t> bucket(edges);
+  std::fill(sizes.begin(), sizes.end(), 0);
+  for (std::size_t e = 0; e < edges; ++e) {
+    const auto above = std::upper_bound(bounds.begin() + 1, bounds.end() - 1, target[e]);
+    bucket[e] = static_cast<uint32_t>(above - bounds.begin() - 1);
     ++sizes[bucket[e]];
   }
-  std::vector<int64_t> next(static_cast<std::size_t>(num_buckets), 0);
-  std::exclusive_scan(sizes, sizes + num_buckets, next.begin(), int64_t{0});
-  for (int64_t e = 0; e < num_edges; ++e) {
+  std::vector<int64_t> next(sizes.size());
+  std::exclusive_scan(sizes.begin(), sizes.end(), next.begin(), int64_t{0});
+  for (std::size_t e = 0; e < edges; ++e) {
     const int64_t at = next[bucket[e]]++;
     source_out[at] = source[e];
     target_out[at] = target[e];
-    if (number_out) number_out[at] = first_number + e;
+    if (!number_out.empty()) number_out[at] = first_number + static_cast<int64_t>(e);
   }
 }
 
 template <class Index>
-bool sort_edges(const Index* source, const Index* target, const int64_t* number, int64_t num_edges,
-                int64_t first_target, int64_t num_targets, const int64_t* indptr, Index* indices,
-                int64_t* number_out, ThreadPool& threads) {
+bool sort_edges(std::span<const Index> source, std::span<const Index> target,
+                std::span<const int64_t> number, int64_t first_target,
+                std::span<const int64_t> indptr, std::span<Index> indices,
+                std::span<int64_t> number_out, const ThreadPool& threads) {
+  require(target.size() == source.size() && indices.size() == source.size() && !indptr.empty() &&
+              number.size() == number_out.size() &&
+              (number.empty() || number.size() == source.size()),
+          "sort_edges: arrays of different lengths");
+  const auto num_edges = static_cast<int64_t>(source.size());
+  require(indptr.back() - indptr.front() == num_edges,
+          "sort_edges: indptr does not hold these edges");
+  const auto num_targets = static_cast<int64_t>(indptr.size()) - 1;
   std::vector<int64_t> next(static_cast<std::size_t>(num_targets));
   for (int64_t v = 0; v < num_targets; ++v) next[v] = indptr[v] - indptr[0];
   for (int64_t e = 0; e < num_edges; ++e) {
@@ -87,7 +106,7 @@ bool sort_edges(const Index* source, const Index* target, const int64_t* number,
     const int64_t at = next[row]++;
     if (at < 0 || at >= num_edges) return false;
     indices[at] = source[e];
-    if (number) number_out[at] = number[e];
+    if (!number.empty()) number_out[at] = number[e];
   }
   for (int64_t v = 0; v < num_targets; ++v) {
     if (next[v] != indptr[v + 1] - indptr[0]) return false;
@@ -96,20 +115,22 @@ bool sort_edges(const Index* source, const Index* target, const int64_t* number,
     std::vector<NumberedEdge<Index>> scratch;
     for (long v = begin; v < end; ++v) {
       const int64_t first = indptr[v] - indptr[0];
-      sort_row(indices + first, number ? number_out + first : nullptr, indptr[v + 1] - indptr[v],
-               scratch);
+      sort_row(indices.data() + first, number.empty() ? nullptr : number_out.data() + first,
+               indptr[v + 1] - indptr[v], scratch);
     }
   });
   return true;
 }
 
 #define GNNSYS_INSTANTIATE(Index)                                                                \
-  template int64_t count_targets<Index>(const Index*, const Index*, int64_t, int64_t, int64_t,   \
-                                        int64_t*);                                               \
-  template void split_edges<Index>(const Index*, const Index*, int64_t, const int64_t*, int64_t, \
-                                   int64_t, Index*, Index*, int64_t*, int64_t*);                 \
-  template bool sort_edges<Index>(const Index*, const Index*, const int64_t*, int64_t, int64_t,  \
-                                  int64_t, const int64_t*, Index*, int64_t*, ThreadPool&);
+  template int64_t count_targets<Index>(std::span<const Index>, std::span<const Index>, int64_t, \
+                                        std::span<int64_t>);                                     \
+  template void split_edges<Index>(std::span<const Index>, std::span<const Index>,               \
+                                   std::span<const int64_t>, int64_t, std::span<Index>,          \
+                                   std::span<Index>, std::span<int64_t>, std::span<int64_t>);    \
+  template bool sort_edges<Index>(std::span<const Index>, std::span<const Index>,                \
+                                  std::span<const int64_t>, int64_t, std::span<const int64_t>,   \
+                                  std::span<Index>, std::span<int64_t>, const ThreadPool&);
 GNNSYS_INSTANTIATE(int32_t)
 GNNSYS_INSTANTIATE(int64_t)
 #undef GNNSYS_INSTANTIATE

@@ -4,8 +4,8 @@
 #include <cerrno>
 #include <string>
 
+#include "gnnsys/errors.hpp"
 #include "gnnsys/io/backend.hpp"
-#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {

@@ -7,8 +7,8 @@
 #include <system_error>
 #include <utility>
 
+#include "gnnsys/errors.hpp"
 #include "gnnsys/per_process.hpp"
-#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {

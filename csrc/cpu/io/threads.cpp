@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "gnnsys/errors.hpp"
 #include "gnnsys/io/backend.hpp"
-#include "gnnsys/resource_error.hpp"
 
 namespace gnnsys {
 namespace {

@@ -2,8 +2,8 @@
 #include <string>
 #include <system_error>
 
+#include "gnnsys/errors.hpp"
 #include "gnnsys/io/backend.hpp"
-#include "gnnsys/resource_error.hpp"
 
 #ifdef GNNSYS_URING
 #include <liburing.h>

@@ -88,8 +88,8 @@ Kernel<Id> choose_kernel(const RowTable& table, int64_t n, const char* out, Isa 
 }  // namespace
 
 template <class Id>
-int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out, ThreadPool& pool,
-                    Isa isa) {
+int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out,
+                    const ThreadPool& pool, Isa isa) {
   const Kernel<Id> kernel = choose_kernel<Id>(table, n, out, isa);
   const Job job{table, out};
   const int64_t cost = n * (table.row_bytes + kLine);
@@ -107,9 +107,9 @@ int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out, 
   return bad == n ? -1 : bad;
 }
 
-template int64_t gather_rows<int32_t>(const RowTable&, const int32_t*, int64_t, char*, ThreadPool&,
-                                      Isa);
-template int64_t gather_rows<int64_t>(const RowTable&, const int64_t*, int64_t, char*, ThreadPool&,
-                                      Isa);
+template int64_t gather_rows<int32_t>(const RowTable&, const int32_t*, int64_t, char*,
+                                      const ThreadPool&, Isa);
+template int64_t gather_rows<int64_t>(const RowTable&, const int64_t*, int64_t, char*,
+                                      const ThreadPool&, Isa);
 
 }  // namespace gnnsys

@@ -19,7 +19,7 @@ namespace gnnsys {
 // and ascending, so that what is joined does not depend on the threads. Buffers are used again. The
 // first exception of the lowest piece is thrown on.
 template <class Produce, class Join>
-void produce_in_order(ThreadPool& threads, int64_t n, int64_t grain,
+void produce_in_order(const ThreadPool& threads, int64_t n, int64_t grain,
                       std::vector<std::unique_ptr<EdgeBuffer>>& spare, const Produce& produce,
                       const Join& join) {
   struct Piece {

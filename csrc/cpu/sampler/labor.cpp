@@ -126,7 +126,7 @@ class Drawing {
 }  // namespace
 
 const uint8_t* CoarseDraws::of(uint64_t key, int64_t num_sources, PhiloxNodes philox,
-                               ThreadPool& threads) {
+                               const ThreadPool& threads) {
   if (!draws_.empty() && key_ == key) return draws_.data();
   const int64_t blocks = (num_sources + kDrawsPerBlock - 1) / kDrawsPerBlock;
   draws_.resize(blocks * kDrawsPerBlock);

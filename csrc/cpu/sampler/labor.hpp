@@ -19,7 +19,8 @@ class CoarseDraws {
   static bool pays(int64_t num_sources, int64_t edges) { return edges > num_sources / 4; }
 
   // Draws, unless what is here already has the key.
-  const uint8_t* of(uint64_t key, int64_t num_sources, PhiloxNodes philox, ThreadPool& threads);
+  const uint8_t* of(uint64_t key, int64_t num_sources, PhiloxNodes philox,
+                    const ThreadPool& threads);
 
  private:
   std::vector<uint8_t> draws_;

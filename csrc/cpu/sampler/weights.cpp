@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <stdexcept>
 #include <string>
 
 #include "gnnsys/buffer_pool.hpp"
-#include "gnnsys/graph/topology.hpp"
+#include "gnnsys/graph/edges.hpp"
 #include "gnnsys/philox.hpp"
 
 namespace gnnsys {
@@ -85,7 +86,8 @@ int64_t pick_distinct(const WeightedTarget& target, int64_t k, WeightScratch& sc
 std::shared_ptr<const double> sum_weights(const Relation& relation, int64_t num_targets,
                                           int number) {
   const std::string name = "relation " + std::to_string(number);
-  if (find_indptr_fault(relation.indptr, num_targets, relation.num_edges) >= 0) {
+  const std::span indptr(relation.indptr, static_cast<std::size_t>(num_targets) + 1);
+  if (find_indptr_fault(indptr, relation.num_edges) >= 0) {
     throw std::invalid_argument(name + ": indptr is not ascending from 0 to the number of edges");
   }
   // On huge pages, which spare the searches most misses of the TLB.

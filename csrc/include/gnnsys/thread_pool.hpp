@@ -11,7 +11,7 @@ namespace gnnsys {
 // own.
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads) : threads_(std::max(1, threads)) {}
+  explicit ThreadPool(int threads = 1) : threads_(std::max(1, threads)) {}
 
   int size() const { return threads_; }
 

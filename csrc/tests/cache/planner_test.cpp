@@ -1,5 +1,6 @@
 // The cache planner, by what must hold for any plan; tests/property holds the plans themselves.
 #include <algorithm>
+#include <numeric>
 #include <random>
 #include <set>
 #include <stdexcept>
@@ -47,14 +48,14 @@ void execute(const CachePlan& plan, const std::vector<int32_t>& ids, Slots& slot
 }
 
 void plans_serve_every_row(const char* policy, std::mt19937_64& random) {
-  std::vector<uint16_t> scores(kRows);
-  for (uint16_t& score : scores) score = static_cast<uint16_t>(random() % 8 * 9000);
+  std::vector<uint16_t> importance(kRows);
+  for (uint16_t& value : importance) value = static_cast<uint16_t>(random() % 8 * 9000);
   const auto capacity = static_cast<int64_t>(random() % (kRows + 2));
   const auto cells = static_cast<int64_t>(random() % 20);
-  const bool scored = random() % 2, prefill = random() % 2;
+  const bool ranked = random() % 2, prefill = random() % 2;
   CachePlanner planner({kRows, capacity, parse_cache_policy(policy),
-                        static_cast<int64_t>(random() % 9), scored ? scores.data() : nullptr, cells,
-                        prefill});
+                        static_cast<int64_t>(random() % 9), ranked ? importance.data() : nullptr,
+                        cells, prefill});
   Slots slots(capacity, -1), buffer(cells, -1);
   const std::vector<int64_t> prefilled = planner.prefilled();
   std::copy(prefilled.begin(), prefilled.end(), slots.begin());
@@ -65,7 +66,7 @@ void plans_serve_every_row(const char* policy, std::mt19937_64& random) {
     if (kind < 9) {
       std::vector<int32_t>& ids = batches.emplace_back(random() % 30);
       for (int32_t& id : ids) id = static_cast<int32_t>(random() % (random() % kRows + 1));
-      CHECK(planner.announce(ids.data(), static_cast<int64_t>(ids.size())) == -1);
+      CHECK(planner.announce(ids) == static_cast<int64_t>(batches.size()) - 1);
     } else if (kind < 14 && planner.planned() < planner.announced()) {
       plans.push_back(planner.plan());
     } else if (kind < 19 && !plans.empty()) {
@@ -73,9 +74,8 @@ void plans_serve_every_row(const char* policy, std::mt19937_64& random) {
       planner.commit(plans.front().batch);
       plans.erase(plans.begin());
       std::vector<int64_t> ids(kRows);
-      std::vector<int32_t> found(kRows);
-      for (int32_t row = 0; row < kRows; ++row) ids[row] = row;
-      CHECK(planner.committed_slots(ids.data(), kRows, found.data()) == -1);
+      std::iota(ids.begin(), ids.end(), 0);
+      const std::vector<int32_t> found = planner.committed_slots(ids);
       for (int32_t row = 0; row < kRows; ++row) CHECK(found[row] < 0 || slots[found[row]] == row);
     } else if (kind == 19) {
       const int64_t room = planner.announced() - planner.committed() + 1;
@@ -90,12 +90,13 @@ void plans_serve_every_row(const char* policy, std::mt19937_64& random) {
 
 void wrong_calls_are_refused() {
   CachePlanner planner({4, 2, CachePolicy::kHybrid, 1, nullptr, 0, true});
-  const int32_t ids[] = {1, 4, -1};
-  CHECK(planner.announce(ids, 3) == 1);
+  const std::vector<int32_t> ids{1, 4, -1};
+  CHECK(contains(message_of<std::out_of_range>([&] { planner.announce(ids); }),
+                 "id 4 at position 1 is outside [0, 4)"));
   CHECK(planner.announced() == 0);
-  message_of<std::logic_error>([&] { planner.plan(); });
-  message_of<std::logic_error>([&] { planner.commit(0); });
-  message_of<std::logic_error>([&] { planner.retract(1); });
+  message_of<std::invalid_argument>([&] { planner.plan(); });
+  message_of<std::invalid_argument>([&] { planner.commit(0); });
+  message_of<std::invalid_argument>([&] { planner.retract(1); });
   message_of<std::invalid_argument>([] { parse_cache_policy("fifo"); });
   message_of<std::invalid_argument>(
       [] { CachePlanner({int64_t{1} << 31, 1, CachePolicy::kHybrid, 1, nullptr, 0, true}); });

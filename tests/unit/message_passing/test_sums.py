@@ -221,13 +221,14 @@ def test_grouping_equals_a_stable_sort(seed: int) -> None:
 def test_edges_are_counted_in_int64_where_int32_would_not_hold_the_nodes() -> None:
     key, value = np.array([1, 0, 1]), np.array([1 << 40, 5, 1 << 41])
     indptr, other, order = np.empty(3, np.int64), np.empty(3, np.int64), np.empty(3, np.int64)
-    assert group_edges(key, value, indptr, other, order) == -1
+    assert group_edges(key, value, (1 << 41) + 1, indptr, other, order) == -1
     assert (indptr.tolist(), other.tolist(), order.tolist()) == (
         [0, 1, 3],
         [5, 1 << 40, 1 << 41],
         [1, 0, 2],
     )
-    assert group_edges(np.array([0, 2, 1]), value, indptr, other, order) == 1
+    assert group_edges(np.array([0, 2, 1]), value, (1 << 41) + 1, indptr, other, order) == 1
+    assert group_edges(key, value, 1 << 41, indptr, other, order) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "gnnsys/isa.hpp"
@@ -46,11 +47,11 @@ struct CacheMemory {
 // `scratch` is memory that is used again from call to call. Throws std::invalid_argument, before a
 // row is moved, for a plan that names a position, slot, cell or staging row outside the memory, or
 // leaves a position out.
-void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out, ThreadPool& pool,
-                  Isa isa, std::vector<int64_t>& scratch);
+void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out,
+                  const ThreadPool& pool, Isa isa, std::vector<int64_t>& scratch);
 
-// Copies n rows from address sources[i] to targets[i], in parallel over i; none may overlap.
-void move_rows(const int64_t* sources, const int64_t* targets, int64_t n, int64_t row_bytes,
-               ThreadPool& pool);
+// Copies rows from address sources[i] to targets[i], in parallel over i; none may overlap.
+void move_rows(std::span<const int64_t> sources, std::span<const int64_t> targets,
+               int64_t row_bytes, const ThreadPool& pool);
 
 }  // namespace gnnsys

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,13 +34,15 @@ struct CacheSetting {
   int64_t num_rows = 0;
   int64_t capacity = 0;  // slots; more than num_rows are not used
   CachePolicy policy = CachePolicy::kHybrid;
-  int64_t window = 16;               // batches after the one planned whose ids are looked at
-  const uint16_t* scores = nullptr;  // (num_rows,), must outlive the planner; null: all equal
+  int64_t window = 16;  // batches after the one planned whose ids are looked at
+  // (num_rows,) how often each row will be needed; must outlive the planner; null: all equal
+  const uint16_t* importance = nullptr;
   int64_t victim_cells = 0;
-  bool prefill = true;  // start with the rows of the highest scores, the smallest ids among equals
+  bool prefill = true;  // start with the most important rows, the smallest ids among equals
 };
 
 // Batches are numbered from 0; committed() <= planned() <= announced(). Calls must not overlap.
+// They throw std::invalid_argument for batches of which they make no sense.
 class CachePlanner {
  public:
   // Throws std::invalid_argument for numbers that int32 does not hold or that are negative.
@@ -52,12 +55,12 @@ class CachePlanner {
   int64_t planned() const;
   int64_t committed() const;
 
-  // Takes the ids of batch announced(). Returns -1, or the first position whose id is outside;
-  // nothing is announced then. Id is int32_t or int64_t.
-  template <class Id>
-  int64_t announce(const Id* ids, int64_t n);
+  // Takes the ids of batch announced(), and returns that number. Throws std::out_of_range for an id
+  // outside; nothing is announced then.
+  int64_t announce(std::span<const int32_t> ids);
+  int64_t announce(std::span<const int64_t> ids);
 
-  // The plan of batch planned(). Throws std::logic_error where it is not announced.
+  // The plan of batch planned(), which must be announced.
   CachePlan plan();
 
   // Lets go of what undoing a plan needs. `batch` must be committed() and planned.
@@ -66,11 +69,10 @@ class CachePlanner {
   // Takes back the announcements from `batch` on and undoes their plans; batch >= committed().
   void retract(int64_t batch);
 
-  // The slot of each id by the committed plans, -1 where it has none. Returns as announce().
-  template <class Id>
-  int64_t committed_slots(const Id* ids, int64_t n, int32_t* slots) const;
+  // (ids,) the slot of each by the committed plans, -1 where it has none. Throws as announce().
+  std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const;
 
-  // Memory in use, without the scores.
+  // Memory in use, without the importance of rows.
   int64_t state_bytes() const;
 
  private:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "gnnsys/thread_pool.hpp"
 
@@ -8,28 +9,29 @@ namespace gnnsys {
 
 // The steps of an external sort of edges by (target, source). Index is int32_t or int64_t.
 
-// Adds the edges of each target to counts (num_nodes). Returns -1, or the first edge one of whose
+// Adds the edges of each target to counts (targets). Returns -1, or the first edge one of whose
 // nodes lies outside; counts are then of no use.
 template <class Index>
-int64_t count_targets(const Index* source, const Index* target, int64_t num_edges,
-                      int64_t num_sources, int64_t num_targets, int64_t* counts);
+int64_t count_targets(std::span<const Index> source, std::span<const Index> target,
+                      int64_t num_sources, std::span<int64_t> counts);
 
 // Groups edges by bucket, stably. Bucket b holds the targets in [bounds[b], bounds[b + 1]); bounds
-// has num_buckets + 1 entries and covers all targets. Edge e of the input has the number
-// first_number + e; numbers are written unless number_out is null. sizes (num_buckets) receives the
-// edges of each bucket.
+// (buckets + 1) covers all targets. Edge e of the input has the number first_number + e; numbers
+// are written unless number_out is empty. sizes (buckets) receives the edges of each bucket.
 template <class Index>
-void split_edges(const Index* source, const Index* target, int64_t num_edges, const int64_t* bounds,
-                 int64_t num_buckets, int64_t first_number, Index* source_out, Index* target_out,
-                 int64_t* number_out, int64_t* sizes);
+void split_edges(std::span<const Index> source, std::span<const Index> target,
+                 std::span<const int64_t> bounds, int64_t first_number, std::span<Index> source_out,
+                 std::span<Index> target_out, std::span<int64_t> number_out,
+                 std::span<int64_t> sizes);
 
-// Sorts the edges of the targets [first_target, first_target + num_targets) into CSC, sources
-// ascending. indptr (num_targets + 1) holds each target's first place, counted from indptr[0].
-// Edges of one source and target keep their order; `number` and number_out may be null together.
-// Returns false where the edges are not those that indptr counts; the outputs are then of no use.
+// Sorts the edges of the targets from first_target on into CSC, sources ascending. indptr
+// (targets + 1) holds each target's first place, counted from indptr[0]. Edges of one source and
+// target keep their order; `number` and number_out may be empty together. Returns false where the
+// edges are not those that indptr counts; the outputs are then of no use.
 template <class Index>
-bool sort_edges(const Index* source, const Index* target, const int64_t* number, int64_t num_edges,
-                int64_t first_target, int64_t num_targets, const int64_t* indptr, Index* indices,
-                int64_t* number_out, ThreadPool& threads);
+bool sort_edges(std::span<const Index> source, std::span<const Index> target,
+                std::span<const int64_t> number, int64_t first_target,
+                std::span<const int64_t> indptr, std::span<Index> indices,
+                std::span<int64_t> number_out, const ThreadPool& threads);
 
 }  // namespace gnnsys

@@ -22,11 +22,11 @@ struct Pairs {
 // out (N): for each row i the sum of weight[e, 0] * exp(tau * u[i] . u[other[e]]) over its pairs.
 template <class Value, class Id>
 void pair_sums(const Pairs<Value, Id>& pairs, const Value* u, int64_t width, Value tau, Value* out,
-               ThreadPool& pool, Isa isa);
+               const ThreadPool& pool, Isa isa);
 
 // out (N, d): the derivative of sum(grad * pair_sums) by u. Every pair has to be there both ways.
 template <class Value, class Id>
 void pair_sums_backward(const Pairs<Value, Id>& pairs, const Value* u, int64_t width, Value tau,
-                        const Value* grad, Value* out, ThreadPool& pool, Isa isa);
+                        const Value* grad, Value* out, const ThreadPool& pool, Isa isa);
 
 }  // namespace gnnsys

@@ -20,7 +20,7 @@ struct RowTable {
 // Id is int32_t or int64_t. Returns -1, or the least i whose id is outside the table; `out` is then
 // partly written and nothing outside the table was read.
 template <class Id>
-int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out, ThreadPool& pool,
-                    Isa isa);
+int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out,
+                    const ThreadPool& pool, Isa isa);
 
 }  // namespace gnnsys

@@ -6,6 +6,12 @@
 
 namespace gnnsys {
 
+// Throws std::invalid_argument, which Python sees as a gnnsys.errors.ArgumentError. Likewise a
+// std::out_of_range is seen as a RowIndexError.
+inline void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
 // A limit of the system is in the way. The text says what was asked for, what the system answered
 // and the way out; Python sees a gnnsys.errors.ResourceError.
 class ResourceError : public std::runtime_error {

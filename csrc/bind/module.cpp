@@ -70,9 +70,9 @@ NB_MODULE(_core, m) {
         "batches; staging: handed out for reads of files; retained: unused, for the next of both.");
   m.def(
       "set_retention",
-      [](std::size_t bytes) { gnnsys::BufferPool::shared()->set_retention(bytes); }, "bytes"_a,
-      nb::call_guard<nb::gil_scoped_release>(),
-      "Keeps at most so many unused bytes of pooled memory from now on (512 MiB at first).");
+      [](std::size_t bytes) { gnnsys::BufferPool::shared()->set_retention(bytes); },
+      "bytes"_a = BufferPool::kRetained, Freely(),
+      "Keeps at most so many unused bytes of pooled memory from now on, as much as at first.");
 
   bind_cache(m);
   bind_graph(m);

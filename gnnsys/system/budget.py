@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from gnnsys.errors import TooLargeError
+from gnnsys.system.extension import core
 from gnnsys.system.machine import available_memory, memory_limit, read_text
 from gnnsys.system.sizes import size_text
 
 __all__ = [
+    "AHEAD",
+    "BATCHES",
+    "BLOCKS",
     "CACHE_ROWS",
     "STAGING",
     "Budget",
@@ -32,7 +36,12 @@ __all__ = [
 ]
 
 CACHE_ROWS = "cache rows"
+BATCHES = "batches under way"
+AHEAD = "batches sampled ahead"
 STAGING = "reads under way"
+BLOCKS = "blocks of evaluation"
+_POOLED = (BATCHES, AHEAD, STAGING, BLOCKS)
+"""What lives in the memory that the process pools: so much of it is kept, unused, for the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +115,13 @@ class Budget:
             yield self
         finally:
             self.total, self._planned, self._there = before, {}, {}
+            if self is _process:
+                core.set_retention()
 
     def reserve(self, name: str, nbytes: int, *, there: int = 0, mapped: bool = False) -> None:
         """Plans ``nbytes`` for a name, in place of what was planned for it.
+
+        The process's pool keeps as much unused memory as is planned for what lives in it.
 
         Args:
             name: what for.
@@ -120,6 +133,8 @@ class Budget:
             self._planned[name], self._there[name] = int(nbytes), there
             if mapped:
                 self._mapped.add(name)
+            if self is _process and name in _POOLED:
+                core.set_retention(sum(self._planned.get(each, 0) for each in _POOLED))
 
     def planned(self, name: str) -> int:
         """Bytes that were reserved for a name; 0 for none."""

@@ -24,10 +24,9 @@ from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import training_seeds
 from gnnsys.loaders import NeighborSampler
-from gnnsys.system.budget import process_budget, resident_memory
+from gnnsys.system.budget import AHEAD, BATCHES, BLOCKS, process_budget, resident_memory
 
 __all__ = [
-    "AHEAD",
     "activation_bytes",
     "keeps_activations",
     "memory_facts",
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 ACTIVATIONS = "activations of evaluation"
-AHEAD = "batches sampled ahead"
 _TOO_SMALL = (
     "give more memory, fewer --fanouts, a smaller --batch-size or --hidden, or --eval sampled"
 )
@@ -132,16 +130,20 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     budget.check(_TOO_SMALL)
     batch = _draw(config, dataset, seeds)
     columns = math.prod(tables["features"].shape[1:])
+    under_way = _AT_A_TIME * (4 * sum(batch.nodes) * columns + batch.sampled_bytes)
+    budget.reserve(BATCHES, under_way)
     step = _step_bytes(config, batch, columns)
     ranking = _IMPORTANCE * nodes if needs_importance(dataset, options) else 0
-    budget.reserve("batches and their steps", max(step, ranking))  # these come later, in its place
+    budget.reserve(
+        "training steps", max(step, ranking - under_way)
+    )  # these come later, in its place
     ahead = 0
     if config.cache != "none":
         ahead = min(max(64 << 20, budget.left() // 32), 67 * batch.sampled_bytes)
         budget.reserve(AHEAD, ahead)
     if layerwise:  # in pooled memory, which batches ahead and reads have let go of by then
         pooled = ahead + (LEAST_STAGING if config.cache != "none" else 0)
-        budget.reserve("blocks of evaluation", max(0, _BLOCKS + 24 * nodes - pooled))
+        budget.reserve(BLOCKS, max(0, _BLOCKS + 24 * nodes - pooled))
     if dataset.task is not None:
         judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0
@@ -188,12 +190,11 @@ def _draw(config: TrainConfig, dataset: Dataset, train: Tensor) -> _Batch:
 
 
 def _step_bytes(config: TrainConfig, batch: _Batch, columns: int) -> int:
-    """Of the batches under way and of what autograd keeps and makes for one of them."""
+    """Of what autograd keeps and makes for a batch."""
     hidden = config.hidden or 0
     nodes = sum(batch.nodes)
     rows = nodes * columns * 4
-    total = _AT_A_TIME * (rows + batch.sampled_bytes)
-    total += rows + rows // 4  # inputs after dropout, and its mask
+    total = rows + rows // 4  # inputs after dropout, and its mask
     width = columns
     for hops in range(config.layers - 1, -1, -1):
         targets = sum(batch.nodes[: hops + 1])

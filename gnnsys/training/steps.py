@@ -19,10 +19,10 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import StorageError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
-from gnnsys.system.budget import process_budget
+from gnnsys.system.budget import AHEAD, process_budget
 from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.training.exact_inference import model_layers, run_layers
-from gnnsys.training.memory import AHEAD, activation_bytes, keeps_activations
+from gnnsys.training.memory import activation_bytes, keeps_activations
 from gnnsys.training.metrics import loss_of
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.task import NodeDataset

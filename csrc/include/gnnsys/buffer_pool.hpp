@@ -21,6 +21,8 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
     std::size_t retained;  // unused
   };
 
+  static constexpr std::size_t kRetained = std::size_t{512} << 20;
+
   // Keeps at most `retain` unused bytes: those that were let go last.
   static std::shared_ptr<BufferPool> create(std::size_t retain);
 

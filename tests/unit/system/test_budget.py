@@ -7,9 +7,19 @@ import os
 import threading
 
 import pytest
+import torch
 
 from gnnsys.errors import TooLargeError
-from gnnsys.system.budget import Budget, Entry, process_budget, resident_memory
+from gnnsys.memory.alloc import pooled
+from gnnsys.system.budget import (
+    AHEAD,
+    BATCHES,
+    Budget,
+    Entry,
+    process_budget,
+    resident_memory,
+)
+from gnnsys.system.extension import core
 
 MIB = 1 << 20
 
@@ -49,6 +59,30 @@ def test_a_run_takes_its_plan_and_its_total_with_it() -> None:
         assert budget.left() == 35
     assert (budget.total, budget.planned("rows")) == (None, 0)
     assert budget.table() == [Entry("labels", 0, 5, False)]
+
+
+def test_the_pool_keeps_what_is_planned_for_what_lives_in_it() -> None:
+    def leave(nbytes: int) -> int:
+        rows = pooled((nbytes,), torch.uint8)
+        del rows
+        return core.runtime_bytes()["retained"] // MIB
+
+    core.set_retention(0)  # nothing is there from before
+    budget = process_budget()
+    with budget.run(None):
+        budget.reserve(BATCHES, 20 * MIB)
+        budget.reserve(AHEAD, 4 * MIB)
+        assert leave(40 * MIB) == 0
+        assert leave(24 * MIB) == 24
+        budget.reserve(BATCHES, 6 * MIB)
+        assert core.runtime_bytes()["retained"] == 0
+        budget.reserve("labels", 100 * MIB)
+        assert leave(24 * MIB) == 0
+        Budget().reserve(BATCHES, 100 * MIB)  # of another budget
+        assert leave(24 * MIB) == 0
+    assert leave(40 * MIB) == 40
+    core.set_retention(0)
+    core.set_retention()
 
 
 def test_without_a_total_plans_come_off_what_the_machine_leaves(

@@ -22,7 +22,6 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kPage = 4096;
-constexpr std::size_t kRetained = std::size_t{512} << 20;
 
 // Four capacities an octave: little memory lost to rounding, few distinct sizes to keep.
 std::size_t capacity_for(std::size_t bytes) {
@@ -163,9 +162,9 @@ std::shared_ptr<char> BufferPool::acquire(std::size_t bytes, Use use) {
   mine.in_use[static_cast<int>(use)] += capacity;
   // Under AddressSanitizer, what was not asked for is an error to touch.
   ASAN_POISON_MEMORY_REGION(area + bytes, capacity - bytes);
-  return {area, [pool = shared_from_this(), capacity, use, owner = getpid()](char* p) {
+  return {area, [pool = shared_from_this(), capacity, use, owner = process_number()](char* p) {
             ASAN_UNPOISON_MEMORY_REGION(p, capacity);
-            if (owner == getpid()) {
+            if (owner == process_number()) {
               pool->release(p, capacity, use);
             } else {
               munmap(p, capacity);  // inherited, and so no area of this process

@@ -26,6 +26,7 @@ __all__ = ["empty", "keep_freed_memory", "pooled", "view_array"]
 
 _log = logging.getLogger(__name__)
 _HUGE_PAGE = 2 << 20
+_POOLED_BYTES = 64 << 10
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_HEAP_TENSOR = 256 << 20
@@ -59,13 +60,14 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def pooled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised CPU tensor in memory of the process that is used again once it is let go.
+    """An uninitialised CPU tensor in memory that is used again once it is let go: of the process's
+    pool, or of the allocator where that does not give it back to the kernel.
 
     >>> pooled((3, 2), torch.float16).shape
     torch.Size([3, 2])
     """
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes == 0:
+    if nbytes < _POOLED_BYTES:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(core.pooled_bytes(nbytes)).view(dtype).view(shape)
 

@@ -36,16 +36,17 @@ class Gate:
 
     def _begin(self) -> None:
         self._inside = 0
-        self._change = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken as it is by each call: a condition takes longer
+        self._change = threading.Condition(self._lock)
 
     def __enter__(self) -> None:
-        with self._change:
+        with self._lock:
             if self._closed:
                 raise ArgumentError(f"{self._name}: this store was closed")
             self._inside += 1
 
     def __exit__(self, *error: object) -> None:
-        with self._change:
+        with self._lock:
             self._inside -= 1
             if self._closed:
                 self._change.notify_all()

@@ -65,23 +65,22 @@ class HostStore(Store):
         writable: bool = False,
         isa: str = "auto",
     ) -> None:
-        self.source = _as_tensor(source)
-        self.shape = self.source.shape
-        self.encoding = Encoding(self.source.dtype, dtype or self.source.dtype)
+        self._source = _as_tensor(source)  # nobody else has this object: its layout stays
+        self.shape = self._source.shape
+        self.encoding = Encoding(self._source.dtype, dtype or self._source.dtype)
         self.counters = Counters()
         self._options: dict[str, Any] = {"threads": threads, "writable": writable, "isa": isa}
-        self._layout = _layout_of(self.source)
-        self._needed_bytes = _bytes_until_end(self.source)
+        self._needed_bytes = _bytes_until_end(self._source)
         self._reader: RowReader | None = None
-        if _rows_are_dense(self.source):
-            stride = self.source.stride(0) * self.source.element_size()
-            address = self.source.data_ptr()
-            self._reader = RowReader(address, self.shape, self.source.dtype, stride, threads, isa)
+        if _rows_are_dense(self._source):
+            stride = self._source.stride(0) * self._source.element_size()
+            address = self._source.data_ptr()
+            self._reader = RowReader(address, self.shape, self._source.dtype, stride, threads, isa)
 
     @property
     def resident(self) -> Tensor:
         """See ``Store.resident``."""
-        return self.source
+        return self._source.detach()
 
     def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
         """See ``Store.gather``."""
@@ -93,21 +92,16 @@ class HostStore(Store):
     def _gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None) -> Tensor:
         if self._reader is None:
             _log_scattered_rows()
-            return gather_by_torch(self.source, encoding, ids, out)
+            return gather_by_torch(self._source, encoding, ids, out)
         while True:  # share_memory_() moves a tensor's memory
-            self._reader.address = address = self.source.data_ptr()
+            self._reader.address = address = self._source.data_ptr()
             self._check_source()
             rows = self._reader.gather(ids, encoding, out)
-            if self.source.data_ptr() == address:
+            if self._source.data_ptr() == address:
                 return rows
 
     def _check_source(self) -> None:
-        if _layout_of(self.source) != self._layout:
-            raise ArgumentError(
-                f"source: has shape {tuple(self.source.shape)} and strides {self.source.stride()} "
-                f"now, was given with {tuple(self.shape)} and {self._layout[1]}; make another store"
-            )
-        found = self.source.untyped_storage().nbytes()
+        found = self._source.untyped_storage().nbytes()
         if found < self._needed_bytes:
             raise ArgumentError(
                 f"source: its storage has {found} bytes left of the {self._needed_bytes} that its "
@@ -127,7 +121,7 @@ class HostStore(Store):
         if out is not None:
             check_out(out, last - first, self.shape, self.dtype)
         self._check_source()
-        rows = self.source[first:last]
+        rows = self._source[first:last]
         self.counters.add(self.tier, last - first, (last - first) * self.row_bytes)
         if out is None and self.encoding.stored == self.dtype:
             return rows.clone()
@@ -139,13 +133,13 @@ class HostStore(Store):
             raise ReadOnlyError("this HostStore is read-only: make it with writable=True")
         self._check_source()
         wanted, values = check_write(ids, rows, self.shape, self.encoding.stored)
-        self.source[wanted] = values
+        self._source[wanted] = values
 
     def close(self) -> None:
         """Nothing to let go of: the memory is the source's."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(HostStore, dtype=self.dtype, **self._options), (self.source,)
+        return partial(HostStore, dtype=self.dtype, **self._options), (self._source,)
 
     def __repr__(self) -> str:
         return f"HostStore(shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -190,10 +184,6 @@ def _view_numpy(source: NDArray[Any]) -> Tensor:
             f"source: torch cannot view the numpy array of dtype {source.dtype} and strides "
             f"{source.strides} ({error}); use numpy.ascontiguousarray"
         ) from error
-
-
-def _layout_of(source: Tensor) -> tuple[torch.Size, tuple[int, ...], int]:
-    return source.shape, source.stride(), int(source.storage_offset())
 
 
 def _bytes_until_end(source: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
@@ -55,7 +56,7 @@ class Store(Protocol):
         """The delivered element type."""
         return self.encoding.delivered
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of a row as it is stored."""
         return self.encoding.row_bytes(self.shape)
@@ -225,10 +226,10 @@ class RowReader:
             check_out(out, len(ids), self.shape, encoding.delivered)
         if encoding.delivered != self.stored:
             return self._gather_cast(ids, encoding, out)
-        target = encoding.target(out)
+        target = None if out is None else encoding.target(out)
         rows = self._empty(len(ids)) if target is None else target
         self._copy_rows(ids, rows)
-        return encoding.decode(rows, out)
+        return rows if out is None else encoding.decode(rows, out)
 
     def _empty(self, rows: int) -> Tensor:
         return pooled((rows, *self.shape[1:]), self.stored)

@@ -64,19 +64,15 @@ class Shard:
     """Number of its first row in the table."""
     area: mmap.mmap | None = field(default=None, repr=False)
     """The mapped file, in mmap mode."""
+    rows: int = field(init=False)
+    row_bytes: int = field(init=False)
+    end: int = field(init=False)
+    """The byte of the file after the last row."""
 
-    @property
-    def rows(self) -> int:
-        return self.shape[0]
-
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * self.stored.itemsize
-
-    @property
-    def end(self) -> int:
-        """The byte of the file after the last row."""
-        return self.offset + self.rows * self.row_bytes
+    def __post_init__(self) -> None:
+        self.rows = self.shape[0]
+        self.row_bytes = math.prod(self.shape[1:]) * self.stored.itemsize
+        self.end = self.offset + self.rows * self.row_bytes
 
     def check_size(self, exact: bool = False) -> None:
         """Raises FileFormatError where the file is too short, or, if ``exact``, too long."""

@@ -1,7 +1,6 @@
 #include "gnnsys/io/file_reader.hpp"
 
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -29,7 +28,7 @@ int64_t page_up(int64_t byte) { return (byte + kPage - 1) / kPage * kPage; }
 
 ReadJob::ReadJob(ReadPlan plan, std::shared_ptr<char> staging, std::shared_ptr<FileHandles> files,
                  std::shared_ptr<ReadTotals> totals)
-    : owner_(getpid()),
+    : owner_(process_number()),
       plan_(std::move(plan)),
       staging_(std::move(staging)),
       files_(std::move(files)),
@@ -44,7 +43,7 @@ void ReadJob::finish() {
 }
 
 std::optional<ReadFault> ReadJob::wait() {
-  if (owner_ != getpid()) {
+  if (owner_ != process_number()) {
     throw std::logic_error("these rows are being read by another process");
   }
   std::unique_lock lock(mutex_);

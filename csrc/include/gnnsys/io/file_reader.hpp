@@ -80,7 +80,7 @@ class ReadJob {
   friend class ReadQueue;
   void finish();
 
-  const pid_t owner_;
+  const uint32_t owner_;  // number of the process
   const ReadPlan plan_;
   const std::shared_ptr<char> staging_;
   std::shared_ptr<FileHandles> files_;  // until it is done

@@ -16,21 +16,20 @@ using namespace nb::literals;
 
 namespace {
 
-nb::object set_error(const char* name, const std::exception& found) {
-  nb::object error = nb::module_::import_("gnnsys.errors").attr(name)(found.what());
-  PyErr_SetObject(error.type().ptr(), error.ptr());
-  return error;
-}
-
 void translate(const std::exception_ptr& thrown, void*) {
+  const auto set = [](const char* name, const std::exception& found, int code = 0) {
+    nb::object error = nb::module_::import_("gnnsys.errors").attr(name)(found.what());
+    if (code) error.attr("errno") = code;
+    PyErr_SetObject(error.type().ptr(), error.ptr());
+  };
   try {
     std::rethrow_exception(thrown);
   } catch (const gnnsys::ResourceError& found) {
-    set_error("ResourceError", found).attr("errno") = found.code();
+    set("ResourceError", found, found.code());
   } catch (const std::invalid_argument& found) {
-    set_error("ArgumentError", found);
+    set("ArgumentError", found);
   } catch (const std::out_of_range& found) {
-    set_error("RowIndexError", found);
+    set("RowIndexError", found);
   }
 }
 

@@ -134,9 +134,8 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     budget.reserve(BATCHES, under_way)
     step = _step_bytes(config, batch, columns)
     ranking = _IMPORTANCE * nodes if needs_importance(dataset, options) else 0
-    budget.reserve(
-        "training steps", max(step, ranking - under_way)
-    )  # these come later, in its place
+    # Batches and their steps come after the ranking, in its place.
+    budget.reserve("training steps", max(step, ranking - under_way))
     ahead = 0
     if config.cache != "none":
         ahead = min(max(64 << 20, budget.left() // 32), 67 * batch.sampled_bytes)

@@ -27,8 +27,8 @@ class Table:
     name: str
     rows: int
     row_bytes: int
-    scores: NDArray[np.uint16] | None
-    """(rows,) static scores."""
+    importance: NDArray[np.uint16] | None
+    """(rows,), or None where it is not known."""
 
     fraction: float | None = field(default=None, init=False)
     """Of the arena that it was promised; None to compete for what is not promised."""
@@ -45,8 +45,8 @@ class ArenaShare:
 class CacheArena:
     """A byte budget that the caches of several tables share: node types, edge features.
 
-    Give it to each of them as ``cache=``. By itself it goes to the rows with the highest static
-    score per byte, whatever table they are of, or, where a table has no scores, to each table in
+    Give it to each of them as ``cache=``. By itself it goes to the rows with the highest importance
+    per byte, whatever table they are of, or, where a table knows of none, to each table in
     proportion to its bytes; ``share`` promises a table a fixed part instead. What each table gets
     is fixed when the first of them is used.
 
@@ -136,7 +136,7 @@ class CacheArena:
         }
         rest = [table for table in tables if table.fraction is None]
         left = self.budget * (1 - sum(table.fraction or 0.0 for table in tables))
-        if all(table.scores is not None for table in rest):
+        if all(table.importance is not None for table in rest):
             rows |= _by_value(left, rest)
         else:
             total = sum(table.rows * table.row_bytes for table in rest)
@@ -145,7 +145,7 @@ class CacheArena:
                 rows[table] = _fitting(left * part, table)
         least = sum(table.row_bytes for table in tables if table.rows)
         if self.budget < least or any(
-            rows[table] == 0 and table.rows for table in tables if table.scores is None
+            rows[table] == 0 and table.rows for table in tables if table.importance is None
         ):
             raise ArgumentError(
                 f"cache: an arena of {self.budget} bytes is too small for its {len(tables)} "
@@ -165,14 +165,14 @@ def _fitting(nbytes: float, table: Table) -> int:
 
 
 def _by_value(nbytes: float, tables: list[Table]) -> dict[Table, int]:
-    """The rows with the highest (score + 1) / bytes, over all tables, that fit into ``nbytes``."""
-    scores = [table.scores for table in tables if table.scores is not None]
-    counts = [np.bincount(each, minlength=1 << 16) for each in scores]
+    """The rows with the highest (importance + 1) / bytes, over all tables, that fit in."""
+    known = [table.importance for table in tables if table.importance is not None]
+    counts = [np.bincount(each, minlength=1 << 16) for each in known]
     count = np.concatenate([np.empty(0, np.int64), *counts])
-    score = np.tile(np.arange(1, (1 << 16) + 1), len(tables))
+    value = np.tile(np.arange(1, (1 << 16) + 1), len(tables))
     owner = np.repeat(np.arange(len(tables)), 1 << 16)
     size = np.array([table.row_bytes for table in tables], np.int64)[owner]
-    best = np.argsort(-score / np.maximum(size, 1), kind="stable")
+    best = np.argsort(-value / np.maximum(size, 1), kind="stable")
     count, size, owner = count[best], size[best], owner[best]
     before = np.cumsum(count * size) - count * size
     taken = np.clip((nbytes - before) // np.maximum(size, 1), 0, count).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Static scores: how often each node's row is likely to be asked for, from the graph alone.
+"""Importance: how often each node's row is likely to be asked for, from the graph alone.
 
 Pure functions of arrays; imports numpy and ``errors``. A graph is CSC: ``indices[indptr[v] :
 indptr[v + 1]]`` are the in-neighbours of v, of which a sampler draws. ``indices`` may be a mapped
@@ -17,7 +17,7 @@ from gnnsys.errors import ArgumentError, RowIndexError
 __all__ = ["HIGHEST", "out_degree", "rank_normalised", "reverse_pagerank"]
 
 HIGHEST = (1 << 16) - 1
-"""The score of the most important node."""
+"""That of the most important node."""
 
 _BLOCK = 1 << 21  # edges at a time
 _Report = Callable[[int, int], None]
@@ -109,14 +109,14 @@ def reverse_pagerank(
 def rank_normalised(
     values: NDArray[np.integer] | NDArray[np.floating], ties: NDArray[np.integer] | None = None
 ) -> NDArray[np.uint16]:
-    """Scores that keep the order of ``values``, spread evenly over 0 to ``HIGHEST``.
+    """Importance in the order of ``values``, spread evenly over 0 to ``HIGHEST``.
 
-    Equal values share a score. Where there are more different values than scores, neighbours share
-    one as well. The least value gets 0, the greatest ``HIGHEST``; all get 0 where all are equal.
+    Equal values share one. Of more different values than there is room for, neighbours share one
+    as well. The least value gets 0, the greatest ``HIGHEST``; all get 0 where all are equal.
 
     Args:
         values: (n,) numbers.
-        ties: (n,) numbers that order equal values; None where those are to share a score.
+        ties: (n,) numbers that order equal values; None where those are to share one.
 
     Raises:
         ArgumentError: a NaN.
@@ -138,9 +138,9 @@ def rank_normalised(
         differs |= ordered[1:] != ordered[:-1]
     place = np.zeros(len(values), np.int64)  # among the different values
     np.cumsum(differs, out=place[1:])
-    scores = np.empty(len(values), np.uint16)
-    scores[order] = place * HIGHEST // max(1, int(place[-1]))
-    return scores
+    ranked = np.empty(len(values), np.uint16)
+    ranked[order] = place * HIGHEST // max(1, int(place[-1]))
+    return ranked
 
 
 def _blocks(

@@ -129,8 +129,8 @@ def simulate(
         capacity: slots of the cache, in rows.
         window: batches looked ahead; "belady" does not ask for it.
         num_rows: of the table; a recorded trace knows it.
-        scores: (num_rows,) uint16, for prefilling and for the policies that use them.
-        prefill: start with the rows of the highest scores.
+        scores: (num_rows,) uint16 importance, for prefilling and for the policies that use it.
+        prefill: start with the most important rows.
         victim_cells: rows of the victim buffer.
         row_bytes, offset: where rows lie in the file, for the count of pages.
         measure_from: the first batch that is counted; those before warm the cache.

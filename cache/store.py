@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -72,8 +70,8 @@ class CachedStore(AnnouncedStore):
             within the window.
         scores: (rows,) how often each row will be needed, in any unit: the out-degree, or what
             ``gnnsys score`` computed. uint16 values are taken as they are.
-        prefill: whether the cache starts with the rows of the highest scores, or with all where all
-            fit in; they are read at the first gather.
+        prefill: whether the cache starts with the most important rows, or with all where all fit
+            in; they are read at the first gather.
         prefetch: batches whose reads are started ahead.
         trace: a file for the ids of each batch that is gathered (``gnnsys.cache.trace``).
         threads: that move rows; 0 for all cores this process may use.
@@ -125,20 +123,21 @@ class CachedStore(AnnouncedStore):
         self._gate = Gate(self._name)
         rows = self.shape[0]
         self.victim_cells = rows_of(victim_buffer, rows, self.row_bytes, "victim_buffer")
-        self._options = _Options(
-            policy=policy,
-            window=self.window,
-            victim_buffer=self.victim_cells,
-            scores=_as_scores(scores, rows),
-            prefill=prefill,
-            prefetch=prefetch,
-            threads=threads,
-        )
+        importance = _as_importance(scores, rows)
+        self._options: dict[str, Any] = {
+            "policy": policy,
+            "window": self.window,
+            "victim_buffer": self.victim_cells,
+            "scores": importance,
+            "prefill": prefill,
+            "prefetch": prefetch,
+            "threads": threads,
+        }
         self._capacity = self._reserve(cache)
         self._trace = TraceWriter(trace, rows) if trace is not None else None
         make = partial(
-            _make_engine, source, self._name, self._capacity, self._options, self.counters,
-            self._trace,
+            _make_engine, source, self._name, self._capacity, self.counters, self._trace,
+            **self._options,
         )  # fmt: skip
         # Nothing below knows this object: what it holds is let go with the last reference to it.
         self._engine = _Once(make)
@@ -149,7 +148,7 @@ class CachedStore(AnnouncedStore):
         """How many rows are cached, which an arena knows at the first use only."""
         share = ArenaShare(cache, 0.0) if isinstance(cache, CacheArena) else cache
         if isinstance(share, ArenaShare):
-            table = Table(self._name, self.shape[0], self.row_bytes, self._options.scores)
+            table = Table(self._name, self.shape[0], self.row_bytes, self._options["scores"])
             share.arena.add(table, share.fraction or None)
             return lambda: share.arena.rows(table)
         capacity = rows_of(cache, self.shape[0], self.row_bytes, "cache")
@@ -256,8 +255,7 @@ class CachedStore(AnnouncedStore):
         return get_worker_info() is not None or self._engine.is_foreign()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {f.name: getattr(self._options, f.name) for f in dataclasses.fields(_Options)}
-        return _rebuild, (self.source, self.dtype, {"cache": self.capacity, **options})
+        return _rebuild, (self.source, self.dtype, {"cache": self.capacity, **self._options})
 
     def __repr__(self) -> str:
         return (
@@ -266,44 +264,29 @@ class CachedStore(AnnouncedStore):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
-    """What a store was made with, cache and trace left out."""
-
-    policy: Policy
-    window: int
-    victim_buffer: int
-    scores: NDArray[np.uint16] | None
-    prefill: bool
-    prefetch: int
-    threads: int
-
-
 def _make_engine(
     source: Store,
     name: str,
     capacity_of: Callable[[], int],
-    options: _Options,
     counters: Counters,
     trace: TraceWriter | None,
+    *,
+    prefill: bool,
+    prefetch: int,
+    threads: int,
+    victim_buffer: int,
+    **planning: Any,
 ) -> Engine | ResidentRows:
-    rows, capacity, cells = source.shape[0], capacity_of(), options.victim_buffer
+    rows, capacity, cells = source.shape[0], capacity_of(), victim_buffer
     free = _check_memory(capacity, cells, source.row_bytes)
     record = trace.add if trace is not None else _ignore
-    if capacity >= rows and options.prefill:
-        return ResidentRows(source, name, threads=options.threads, counters=counters, record=record)
+    if capacity >= rows and prefill:
+        return ResidentRows(source, name, threads=threads, counters=counters, record=record)
 
-    def make_planner(prefill: bool) -> Planner:
+    def make_planner(first: bool) -> Planner:
+        filled = first and prefill
         try:
-            return Planner(
-                rows,
-                capacity,
-                policy=options.policy,
-                window=options.window,
-                scores=options.scores,
-                victim_cells=cells,
-                prefill=prefill and options.prefill,
-            )
+            return Planner(rows, capacity, victim_cells=cells, prefill=filled, **planning)
         except MemoryError as error:
             raise TooLargeError(
                 f"cache: no memory for the planner, about {8 * rows} bytes for the {rows} rows of "
@@ -311,15 +294,15 @@ def _make_engine(
             ) from error
 
     budget = process_budget()
-    executor = CpuExecutor(capacity, cells, source.row_bytes, options.threads)
+    executor = CpuExecutor(capacity, cells, source.row_bytes, threads)
     budget.hold(CACHE_ROWS, (capacity + cells) * source.row_bytes, executor)
     return Engine(
         source,
         name,
         make_planner,
         executor,
-        window=options.window,
-        prefetch=options.prefetch,
+        window=planning["window"],
+        prefetch=prefetch,
         staging_bytes=budget.planned(STAGING) or staging_bytes(free),
         counters=counters,
         record=record,
@@ -395,7 +378,7 @@ def _check(source: Store, policy: str, window: int | str, prefetch: int, threads
     num_threads(threads)  # refuses a negative one before anything is allocated
 
 
-def _as_scores(scores: Any, rows: int) -> NDArray[np.uint16] | None:
+def _as_importance(scores: Any, rows: int) -> NDArray[np.uint16] | None:
     if scores is None:
         return None
     values = scores.numpy() if isinstance(scores, Tensor) else np.asarray(scores)

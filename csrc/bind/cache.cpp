@@ -2,6 +2,7 @@
 #include <nanobind/stl/string.h>
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -35,20 +36,21 @@ class BoundPlanner {
   BoundPlanner(int64_t num_rows, int64_t capacity, const std::string& policy, int64_t window,
                Importance importance, int64_t victim_cells, bool prefill)
       : importance_(std::move(importance)),
-        planner_({num_rows, capacity, parse_cache_policy(policy), window,
-                  importance_ ? importance_->data() : nullptr, victim_cells, prefill}) {}
+        planner_(make_cache_planner({num_rows, capacity, parse_cache_policy(policy), window,
+                                     importance_ ? importance_->data() : nullptr, victim_cells,
+                                     prefill})) {}
 
   template <class F>
   auto call(F&& f) {
     nb::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
-    return f(planner_);
+    return f(*planner_);
   }
 
  private:
   std::mutex mutex_;
   const Importance importance_;
-  CachePlanner planner_;
+  const std::unique_ptr<CachePlanner> planner_;
 };
 
 // A method of the planner as one of the bound planner.

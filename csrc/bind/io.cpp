@@ -2,7 +2,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -45,8 +44,7 @@ auto told(const F& f) {
 // A job as Python holds it: let go of, it is cancelled.
 class Job {
  public:
-  Job(std::shared_ptr<FileReader> reader, std::shared_ptr<ReadJob> job)
-      : reader_(std::move(reader)), job_(std::move(job)) {}
+  explicit Job(std::shared_ptr<ReadJob> job) : job_(std::move(job)) {}
   ~Job() {
     if (job_) job_->cancel();
   }
@@ -54,10 +52,7 @@ class Job {
 
   Fault wait() {
     nb::gil_scoped_release release;
-    const auto start = std::chrono::steady_clock::now();
-    const auto fault = job_->wait();
-    reader_->add_wait((std::chrono::steady_clock::now() - start).count());
-    return to_tuple(fault);
+    return to_tuple(job_->wait());
   }
 
   void cancel() { job_->cancel(); }
@@ -74,7 +69,6 @@ class Job {
   }
 
  private:
-  std::shared_ptr<FileReader> reader_;
   std::shared_ptr<ReadJob> job_;
 };
 
@@ -84,15 +78,13 @@ class Reader {
          int depth, int threads, int64_t largest_request) {
     std::vector<FilePart> parts;
     for (const auto& [handle, rows, offset] : files) parts.push_back({handle, rows, offset});
-    reader_ = std::make_shared<FileReader>(std::move(parts), row_bytes,
+    reader_ = std::make_unique<FileReader>(std::move(parts), row_bytes,
                                            ReaderOptions{depth, threads, largest_request},
                                            uring ? make_uring_backend : make_thread_backend);
   }
 
   Job start(Vector<const int64_t> ids) {
-    return told([&]() -> Job {
-      return {reader_, reader_->start(ids.data(), static_cast<int64_t>(ids.size()))};
-    });
+    return told([&] { return Job(reader_->start(ids.data(), static_cast<int64_t>(ids.size()))); });
   }
 
   std::tuple<int64_t, Fault> gather(uintptr_t ids, int id_bytes, int64_t n, uintptr_t out) {
@@ -109,15 +101,11 @@ class Reader {
         told([&] { return reader_->read_range(first, count, reinterpret_cast<char*>(out)); }));
   }
 
-  std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> counts() {
-    const ReadCounts found = reader_->counts();
-    return {found.rows, found.requests, found.pages, found.bytes, found.nanoseconds_waited};
-  }
-
-  std::vector<bool> direct() const { return reader_->direct(); }
+  auto counts() const { return reader_->counts(); }
+  auto direct() const { return reader_->direct(); }
 
  private:
-  std::shared_ptr<FileReader> reader_;
+  std::unique_ptr<FileReader> reader_;
 };
 
 }  // namespace

@@ -43,9 +43,7 @@ char* map_area(std::size_t capacity) {
   const std::size_t head = (kHugePage - address % kHugePage) % kHugePage;
   if (head) munmap(first, head);
   if (slack > head) munmap(first + head + capacity, slack - head);
-#ifdef MADV_HUGEPAGE
   madvise(first + head, capacity, MADV_HUGEPAGE);
-#endif
   return first + head;
 }
 

@@ -408,4 +408,4 @@ def test_scores_of_a_cache_may_move(tmp_path: Any) -> None:
     store = CachedStore(FileStore(tmp_path / "x.npy"), cache=10, scores=scores)
     scores.share_memory_().zero_()
     scrub()
-    assert np.array_equal(store._options.scores, expected)
+    assert np.array_equal(store._options["scores"], expected)

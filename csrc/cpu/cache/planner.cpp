@@ -51,21 +51,9 @@ constexpr std::pair<const char*, CachePolicy> kPolicies[] = {
     {"sieve", CachePolicy::kSieve},
     {"s3fifo", CachePolicy::kS3Fifo}};
 
-}  // namespace
-
-CachePolicy parse_cache_policy(const std::string& name) {
-  std::string known;
-  for (const auto& [each, policy] : kPolicies) {
-    if (name == each) return policy;
-    if (!known.empty()) known += ", ";
-    known += each;
-  }
-  throw std::invalid_argument("policy='" + name + "': expected one of " + known);
-}
-
-class CachePlanner::Impl {
+class Planner final : public CachePlanner {
  public:
-  explicit Impl(const CacheSetting& setting)
+  explicit Planner(const CacheSetting& setting)
       : num_rows_(setting.num_rows),
         capacity_(std::min(setting.capacity, setting.num_rows)),
         policy_(setting.policy),
@@ -81,20 +69,15 @@ class CachePlanner::Impl {
     if (setting.prefill && importance_) fill_by_importance();
   }
 
-  std::vector<int64_t> prefilled() const { return {prefilled_.begin(), prefilled_.end()}; }
-  int64_t announced() const { return look_.end_batch(); }
-  int64_t planned() const { return look_.first_batch(); }
-  int64_t committed() const { return planned() - static_cast<int64_t>(logs_.size()); }
+  std::vector<int64_t> prefilled() const override { return {prefilled_.begin(), prefilled_.end()}; }
+  int64_t announced() const override { return look_.end_batch(); }
+  int64_t planned() const override { return look_.first_batch(); }
+  int64_t committed() const override { return planned() - static_cast<int64_t>(logs_.size()); }
 
-  template <class Id>
-  int64_t announce(std::span<const Id> ids) {
-    check_range("positions of a batch", static_cast<int64_t>(ids.size()), "split it");
-    check_ids(ids);
-    look_.push(std::vector<int32_t>(ids.begin(), ids.end()));
-    return announced() - 1;
-  }
+  int64_t announce(std::span<const int32_t> ids) override { return take(ids); }
+  int64_t announce(std::span<const int64_t> ids) override { return take(ids); }
 
-  CachePlan plan() {
+  CachePlan plan() override {
     if (planned() == announced()) {
       throw std::invalid_argument("batch " + std::to_string(planned()) +
                                   " cannot be planned: announce it first");
@@ -127,7 +110,7 @@ class CachePlanner::Impl {
     return plan;
   }
 
-  void commit(int64_t batch) {
+  void commit(int64_t batch) override {
     if (batch != committed() || logs_.empty()) {
       throw std::invalid_argument("batch " + std::to_string(batch) +
                                   " cannot be committed: " + std::to_string(committed()) +
@@ -137,7 +120,7 @@ class CachePlanner::Impl {
     logs_.pop_front();
   }
 
-  void retract(int64_t batch) {
+  void retract(int64_t batch) override {
     if (batch < committed() || batch > announced()) {
       throw std::invalid_argument("batch " + std::to_string(batch) +
                                   " cannot be retracted: expected " + std::to_string(committed()) +
@@ -158,7 +141,7 @@ class CachePlanner::Impl {
     for (int32_t row : released) wait_without_use(row, look_.directory[row].place - 1);
   }
 
-  std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const {
+  std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const override {
     check_ids(ids);
     std::unordered_map<int64_t, int32_t> committed;  // of rows that later plans moved
     for (auto log = logs_.rbegin(); log != logs_.rend(); ++log) {
@@ -177,7 +160,7 @@ class CachePlanner::Impl {
     return slots;
   }
 
-  int64_t state_bytes() const {
+  int64_t state_bytes() const override {
     int64_t bytes =
         look_.bytes() + buffer_.bytes() + never_.bytes() + (queue_ ? queue_->bytes() : 0);
     bytes += static_cast<int64_t>(row_of_.capacity() * sizeof(int32_t) + waits_never_.capacity() +
@@ -191,6 +174,14 @@ class CachePlanner::Impl {
   }
 
  private:
+  template <class Id>
+  int64_t take(std::span<const Id> ids) {
+    check_range("positions of a batch", static_cast<int64_t>(ids.size()), "split it");
+    check_ids(ids);
+    look_.push(std::vector<int32_t>(ids.begin(), ids.end()));
+    return announced() - 1;
+  }
+
   template <class Id>
   void check_ids(std::span<const Id> ids) const {
     for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -459,7 +450,19 @@ class CachePlanner::Impl {
   std::vector<uint64_t> keys_;  // of the misses without a next use
 };
 
-CachePlanner::CachePlanner(const CacheSetting& setting) {
+}  // namespace
+
+CachePolicy parse_cache_policy(const std::string& name) {
+  std::string known;
+  for (const auto& [each, policy] : kPolicies) {
+    if (name == each) return policy;
+    if (!known.empty()) known += ", ";
+    known += each;
+  }
+  throw std::invalid_argument("policy='" + name + "': expected one of " + known);
+}
+
+std::unique_ptr<CachePlanner> make_cache_planner(const CacheSetting& setting) {
   constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
   check_range("num_rows", setting.num_rows, "read the table without a cache (leave cache= out)");
   check_range("capacity", setting.capacity, "", kAny);
@@ -469,23 +472,7 @@ CachePlanner::CachePlanner(const CacheSetting& setting) {
     check_range("capacity of s3fifo", std::min(setting.capacity, setting.num_rows),
                 "give a smaller cache=", kMaxRows / 2);
   }
-  impl_ = std::make_unique<Impl>(setting);
-}
-
-CachePlanner::~CachePlanner() = default;
-
-std::vector<int64_t> CachePlanner::prefilled() const { return impl_->prefilled(); }
-int64_t CachePlanner::announced() const { return impl_->announced(); }
-int64_t CachePlanner::planned() const { return impl_->planned(); }
-int64_t CachePlanner::committed() const { return impl_->committed(); }
-int64_t CachePlanner::announce(std::span<const int32_t> ids) { return impl_->announce(ids); }
-int64_t CachePlanner::announce(std::span<const int64_t> ids) { return impl_->announce(ids); }
-CachePlan CachePlanner::plan() { return impl_->plan(); }
-void CachePlanner::commit(int64_t batch) { impl_->commit(batch); }
-void CachePlanner::retract(int64_t batch) { impl_->retract(batch); }
-int64_t CachePlanner::state_bytes() const { return impl_->state_bytes(); }
-std::vector<int32_t> CachePlanner::committed_slots(std::span<const int64_t> ids) const {
-  return impl_->committed_slots(ids);
+  return std::make_unique<Planner>(setting);
 }
 
 }  // namespace gnnsys

@@ -20,11 +20,21 @@ struct List {
 // Nodes 0 .. nodes - 1, each of one row or free, in doubly linked lists.
 class LinkedQueue : public CacheQueue {
  public:
-  LinkedQueue(int64_t num_rows, int64_t capacity, int64_t nodes)
-      : capacity_(static_cast<int32_t>(capacity)), node_of_(num_rows), nodes_(nodes) {
-    const auto size = static_cast<int32_t>(nodes);
-    for (int32_t node = size - 1; node >= 0; --node) link(free_, node);
+  LinkedQueue(int64_t num_rows, int64_t capacity, int64_t more_nodes = 0)
+      : capacity_(static_cast<int32_t>(capacity)),
+        node_of_(num_rows),
+        nodes_(capacity + more_nodes) {
+    for (auto node = static_cast<int32_t>(nodes_.size()); node-- > 0;) link(free_, node);
     journal.take();
+  }
+
+  bool access(int32_t row, std::vector<int32_t>& evicted) final {
+    if (contains(row)) {
+      use(node_of(row));
+      return true;
+    }
+    if (capacity_ > 0) admit(row, evicted);
+    return false;
   }
 
   void fill(const std::vector<int32_t>& rows) override {
@@ -46,6 +56,8 @@ class LinkedQueue : public CacheQueue {
   };
 
   virtual List& filled_list() = 0;
+  virtual void use(int32_t node) = 0;  // of a resident
+  virtual void admit(int32_t row, std::vector<int32_t>& evicted) = 0;
 
   int32_t node_of(int32_t row) const { return node_of_[row] - 1; }  // kNone where there is none
   const Node& at(int32_t node) const { return nodes_[node]; }
@@ -98,22 +110,14 @@ class LinkedQueue : public CacheQueue {
 };
 
 class Lru final : public LinkedQueue {
- public:
-  Lru(int64_t num_rows, int64_t capacity) : LinkedQueue(num_rows, capacity, capacity) {}
+  using LinkedQueue::LinkedQueue;
 
-  bool access(int32_t row, std::vector<int32_t>& evicted) override {
-    if (const int32_t node = node_of(row); node != kNone) {
-      move(queue_, queue_, node);
-      return true;
-    }
-    if (capacity_ == 0) return false;
+  List& filled_list() override { return queue_; }
+  void use(int32_t node) override { move(queue_, queue_, node); }
+  void admit(int32_t row, std::vector<int32_t>& evicted) override {
     if (queue_.size == capacity_) evicted.push_back(remove(queue_, queue_.tail));
     insert(queue_, row);
-    return false;
   }
-
- private:
-  List& filled_list() override { return queue_; }
 
   List queue_;
 };
@@ -121,27 +125,7 @@ class Lru final : public LinkedQueue {
 // `uses` is the number of the list that a node is in: the rows used uses + 1 times.
 class Lfu final : public LinkedQueue {
  public:
-  Lfu(int64_t num_rows, int64_t capacity) : LinkedQueue(num_rows, capacity, capacity), lists_(1) {}
-
-  bool access(int32_t row, std::vector<int32_t>& evicted) override {
-    if (const int32_t node = node_of(row); node != kNone) {
-      const int32_t uses = at(node).uses;
-      if (uses + 1 == static_cast<int32_t>(lists_.size())) lists_.emplace_back();
-      move(lists_[uses], lists_[uses + 1], node);
-      set_uses(node, uses + 1);
-      if (least_ == uses && lists_[uses].size == 0) set(least_, uses + 1);
-      return true;
-    }
-    if (capacity_ == 0) return false;
-    if (size_ == capacity_) {
-      evicted.push_back(remove(lists_[least_], lists_[least_].tail));
-    } else {
-      set(size_, size_ + 1);
-    }
-    insert(lists_[0], row);
-    set(least_, 0);
-    return false;
-  }
+  using LinkedQueue::LinkedQueue;
 
   void fill(const std::vector<int32_t>& rows) override {
     LinkedQueue::fill(rows);
@@ -151,29 +135,41 @@ class Lfu final : public LinkedQueue {
  private:
   List& filled_list() override { return lists_[0]; }
 
-  std::deque<List> lists_;  // grows without moving what the journal points to
-  int32_t least_ = 0;       // the first list that is not empty
+  void use(int32_t node) override {
+    const int32_t uses = at(node).uses;
+    if (uses + 1 == static_cast<int32_t>(lists_.size())) lists_.emplace_back();
+    move(lists_[uses], lists_[uses + 1], node);
+    set_uses(node, uses + 1);
+    if (least_ == uses && lists_[uses].size == 0) set(least_, uses + 1);
+  }
+
+  void admit(int32_t row, std::vector<int32_t>& evicted) override {
+    if (size_ == capacity_) {
+      evicted.push_back(remove(lists_[least_], lists_[least_].tail));
+    } else {
+      set(size_, size_ + 1);
+    }
+    insert(lists_[0], row);
+    set(least_, 0);
+  }
+
+  std::deque<List> lists_{1};  // grows without moving what the journal points to
+  int32_t least_ = 0;          // the first list that is not empty
   int32_t size_ = 0;
 };
 
 // `uses` is 1 for a row that was visited.
 class Sieve final : public LinkedQueue {
- public:
-  Sieve(int64_t num_rows, int64_t capacity) : LinkedQueue(num_rows, capacity, capacity) {}
+  using LinkedQueue::LinkedQueue;
 
-  bool access(int32_t row, std::vector<int32_t>& evicted) override {
-    if (const int32_t node = node_of(row); node != kNone) {
-      if (at(node).uses == 0) set_uses(node, 1);
-      return true;
-    }
-    if (capacity_ == 0) return false;
+  List& filled_list() override { return queue_; }
+  void use(int32_t node) override {
+    if (at(node).uses == 0) set_uses(node, 1);
+  }
+  void admit(int32_t row, std::vector<int32_t>& evicted) override {
     if (queue_.size == capacity_) evicted.push_back(evict());
     insert(queue_, row);
-    return false;
   }
-
- private:
-  List& filled_list() override { return queue_; }
 
   int32_t evict() {
     int32_t node = hand_ == kNone ? queue_.tail : hand_;
@@ -193,17 +189,15 @@ class Sieve final : public LinkedQueue {
 class S3Fifo final : public LinkedQueue {
  public:
   S3Fifo(int64_t num_rows, int64_t capacity)
-      : LinkedQueue(num_rows, capacity, 2 * capacity - small_share(capacity)),
+      : LinkedQueue(num_rows, capacity, capacity - small_share(capacity)),
         small_share_(small_share(capacity)),
         ghosts_(static_cast<int32_t>(capacity) - small_share_) {}
 
-  bool access(int32_t row, std::vector<int32_t>& evicted) override {
-    if (contains(row)) {
-      const int32_t node = node_of(row);
-      if (at(node).uses < kMost) set_uses(node, at(node).uses + 1);
-      return true;
-    }
-    if (capacity_ == 0) return false;
+  void use(int32_t node) override {
+    if (at(node).uses < kMost) set_uses(node, at(node).uses + 1);
+  }
+
+  void admit(int32_t row, std::vector<int32_t>& evicted) override {
     while (small_.size + main_.size == capacity_) evict(evicted);
     if (const int32_t ghost = node_of(row); ghost != kNone) {
       move(ghost_, main_, ghost);
@@ -211,7 +205,6 @@ class S3Fifo final : public LinkedQueue {
     } else {
       insert(small_, row);
     }
-    return false;
   }
 
   bool contains(int32_t row) const override {
@@ -265,18 +258,11 @@ class S3Fifo final : public LinkedQueue {
 
 std::unique_ptr<CacheQueue> make_cache_queue(CachePolicy policy, int64_t num_rows,
                                              int64_t capacity) {
-  switch (policy) {
-    case CachePolicy::kLru:
-      return std::make_unique<Lru>(num_rows, capacity);
-    case CachePolicy::kLfu:
-      return std::make_unique<Lfu>(num_rows, capacity);
-    case CachePolicy::kSieve:
-      return std::make_unique<Sieve>(num_rows, capacity);
-    case CachePolicy::kS3Fifo:
-      return std::make_unique<S3Fifo>(num_rows, capacity);
-    default:
-      return nullptr;
-  }
+  if (policy == CachePolicy::kLru) return std::make_unique<Lru>(num_rows, capacity);
+  if (policy == CachePolicy::kLfu) return std::make_unique<Lfu>(num_rows, capacity);
+  if (policy == CachePolicy::kSieve) return std::make_unique<Sieve>(num_rows, capacity);
+  if (policy == CachePolicy::kS3Fifo) return std::make_unique<S3Fifo>(num_rows, capacity);
+  return nullptr;
 }
 
 }  // namespace gnnsys

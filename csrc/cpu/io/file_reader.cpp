@@ -46,8 +46,10 @@ std::optional<ReadFault> ReadJob::wait() {
   if (owner_ != process_number()) {
     throw std::logic_error("these rows are being read by another process");
   }
+  const auto start = std::chrono::steady_clock::now();
   std::unique_lock lock(mutex_);
   finished_.wait(lock, [&] { return done_; });
+  totals_->nanoseconds_waited += (std::chrono::steady_clock::now() - start).count();
   return fault_;
 }
 
@@ -174,17 +176,6 @@ std::shared_ptr<ReadJob> FileReader::start(const int64_t* ids, int64_t n) {
   return start_plan(plan_rows(ids, n), n);
 }
 
-void FileReader::add_wait(int64_t nanoseconds) {
-  process().totals->nanoseconds_waited.fetch_add(nanoseconds, std::memory_order_relaxed);
-}
-
-std::optional<ReadFault> FileReader::wait(ReadJob& job) {
-  const auto start = std::chrono::steady_clock::now();
-  const auto fault = job.wait();
-  add_wait((std::chrono::steady_clock::now() - start).count());
-  return fault;
-}
-
 template <class Id>
 FileReader::Outcome FileReader::gather(const Id* ids, int64_t n, char* out) {
   for (int64_t i = 0; i < n; ++i) {
@@ -203,7 +194,7 @@ FileReader::Outcome FileReader::gather(const Id* ids, int64_t n, char* out) {
     if (next < distinct) {
       ahead = start(sorted.ids.data() + next, std::min(step, distinct - next));
     }
-    if (auto fault = wait(*job)) {
+    if (auto fault = job->wait()) {
       if (ahead) ahead->cancel();
       return {-1, fault};
     }
@@ -236,7 +227,7 @@ std::optional<ReadFault> FileReader::read_range(int64_t first, int64_t count, ch
   };
   std::vector<Piece> under_way;
   const auto take = [&](Piece& piece) {
-    const auto fault = wait(*piece.job);
+    const auto fault = piece.job->wait();
     if (!fault) {
       std::memcpy(out, piece.job->data() + piece.skip, static_cast<std::size_t>(piece.bytes));
       out += piece.bytes;
@@ -267,7 +258,7 @@ std::optional<ReadFault> FileReader::read_range(int64_t first, int64_t count, ch
   return std::nullopt;
 }
 
-ReadCounts FileReader::counts() {
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> FileReader::counts() const {
   const Process* const mine = process_.find();
   if (!mine) return {};
   const ReadTotals& totals = *mine->totals;

@@ -23,13 +23,8 @@ int duplicate(int handle) {
 // Opens the same file anew: O_DIRECT belongs to what was opened, not to the handle. By its handle,
 // since another file may stand at its path by now.
 int open_past_cache(int handle) {
-#ifdef O_DIRECT
   const std::string path = "/proc/self/fd/" + std::to_string(handle);
   return open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
-#else
-  (void)handle;
-  return -1;
-#endif
 }
 
 }  // namespace
@@ -40,9 +35,7 @@ FileHandles::FileHandles(const std::vector<int>& handles) : direct_(handles.size
   try {
     for (const int handle : handles) {
       all_.push_back(duplicate(handle));
-#ifdef POSIX_FADV_RANDOM
       posix_fadvise(all_.back(), 0, 0, POSIX_FADV_RANDOM);
-#endif
     }
     for (std::size_t i = 0; i < count; ++i) {
       const int past = open_past_cache(all_[i]);

@@ -53,11 +53,11 @@ void plans_serve_every_row(const char* policy, std::mt19937_64& random) {
   const auto capacity = static_cast<int64_t>(random() % (kRows + 2));
   const auto cells = static_cast<int64_t>(random() % 20);
   const bool ranked = random() % 2, prefill = random() % 2;
-  CachePlanner planner({kRows, capacity, parse_cache_policy(policy),
-                        static_cast<int64_t>(random() % 9), ranked ? importance.data() : nullptr,
-                        cells, prefill});
+  const auto planner = make_cache_planner({kRows, capacity, parse_cache_policy(policy),
+                                           static_cast<int64_t>(random() % 9),
+                                           ranked ? importance.data() : nullptr, cells, prefill});
   Slots slots(capacity, -1), buffer(cells, -1);
-  const std::vector<int64_t> prefilled = planner.prefilled();
+  const std::vector<int64_t> prefilled = planner->prefilled();
   std::copy(prefilled.begin(), prefilled.end(), slots.begin());
   std::vector<std::vector<int32_t>> batches;
   std::vector<CachePlan> plans;
@@ -66,40 +66,40 @@ void plans_serve_every_row(const char* policy, std::mt19937_64& random) {
     if (kind < 9) {
       std::vector<int32_t>& ids = batches.emplace_back(random() % 30);
       for (int32_t& id : ids) id = static_cast<int32_t>(random() % (random() % kRows + 1));
-      CHECK(planner.announce(ids) == static_cast<int64_t>(batches.size()) - 1);
-    } else if (kind < 14 && planner.planned() < planner.announced()) {
-      plans.push_back(planner.plan());
+      CHECK(planner->announce(ids) == static_cast<int64_t>(batches.size()) - 1);
+    } else if (kind < 14 && planner->planned() < planner->announced()) {
+      plans.push_back(planner->plan());
     } else if (kind < 19 && !plans.empty()) {
       execute(plans.front(), batches[plans.front().batch], slots, buffer);
-      planner.commit(plans.front().batch);
+      planner->commit(plans.front().batch);
       plans.erase(plans.begin());
       std::vector<int64_t> ids(kRows);
       std::iota(ids.begin(), ids.end(), 0);
-      const std::vector<int32_t> found = planner.committed_slots(ids);
+      const std::vector<int32_t> found = planner->committed_slots(ids);
       for (int32_t row = 0; row < kRows; ++row) CHECK(found[row] < 0 || slots[found[row]] == row);
     } else if (kind == 19) {
-      const int64_t room = planner.announced() - planner.committed() + 1;
-      const int64_t batch = planner.committed() + static_cast<int64_t>(random() % room);
-      planner.retract(batch);
+      const int64_t room = planner->announced() - planner->committed() + 1;
+      const int64_t batch = planner->committed() + static_cast<int64_t>(random() % room);
+      planner->retract(batch);
       batches.resize(batch);
       std::erase_if(plans, [&](const CachePlan& plan) { return plan.batch >= batch; });
     }
   }
-  CHECK(planner.state_bytes() >= kRows * 8);
+  CHECK(planner->state_bytes() >= kRows * 8);
 }
 
 void wrong_calls_are_refused() {
-  CachePlanner planner({4, 2, CachePolicy::kHybrid, 1, nullptr, 0, true});
+  const auto planner = make_cache_planner({4, 2, CachePolicy::kHybrid, 1, nullptr, 0, true});
   const std::vector<int32_t> ids{1, 4, -1};
-  CHECK(contains(message_of<std::out_of_range>([&] { planner.announce(ids); }),
+  CHECK(contains(message_of<std::out_of_range>([&] { planner->announce(ids); }),
                  "id 4 at position 1 is outside [0, 4)"));
-  CHECK(planner.announced() == 0);
-  message_of<std::invalid_argument>([&] { planner.plan(); });
-  message_of<std::invalid_argument>([&] { planner.commit(0); });
-  message_of<std::invalid_argument>([&] { planner.retract(1); });
+  CHECK(planner->announced() == 0);
+  message_of<std::invalid_argument>([&] { planner->plan(); });
+  message_of<std::invalid_argument>([&] { planner->commit(0); });
+  message_of<std::invalid_argument>([&] { planner->retract(1); });
   message_of<std::invalid_argument>([] { parse_cache_policy("fifo"); });
   message_of<std::invalid_argument>(
-      [] { CachePlanner({int64_t{1} << 31, 1, CachePolicy::kHybrid, 1, nullptr, 0, true}); });
+      [] { make_cache_planner({int64_t{1} << 31, 1, CachePolicy::kHybrid, 1, nullptr, 0, true}); });
 }
 
 }  // namespace

@@ -45,39 +45,36 @@ struct CacheSetting {
 // They throw std::invalid_argument for batches of which they make no sense.
 class CachePlanner {
  public:
-  // Throws std::invalid_argument for numbers that int32 does not hold or that are negative.
-  explicit CachePlanner(const CacheSetting& setting);
-  ~CachePlanner();
+  virtual ~CachePlanner() = default;
 
   // (k,) ids that slots 0 .. k - 1 hold before batch 0, ascending.
-  std::vector<int64_t> prefilled() const;
-  int64_t announced() const;
-  int64_t planned() const;
-  int64_t committed() const;
+  virtual std::vector<int64_t> prefilled() const = 0;
+  virtual int64_t announced() const = 0;
+  virtual int64_t planned() const = 0;
+  virtual int64_t committed() const = 0;
 
   // Takes the ids of batch announced(), and returns that number. Throws std::out_of_range for an id
   // outside; nothing is announced then.
-  int64_t announce(std::span<const int32_t> ids);
-  int64_t announce(std::span<const int64_t> ids);
+  virtual int64_t announce(std::span<const int32_t> ids) = 0;
+  virtual int64_t announce(std::span<const int64_t> ids) = 0;
 
   // The plan of batch planned(), which must be announced.
-  CachePlan plan();
+  virtual CachePlan plan() = 0;
 
   // Lets go of what undoing a plan needs. `batch` must be committed() and planned.
-  void commit(int64_t batch);
+  virtual void commit(int64_t batch) = 0;
 
   // Takes back the announcements from `batch` on and undoes their plans; batch >= committed().
-  void retract(int64_t batch);
+  virtual void retract(int64_t batch) = 0;
 
   // (ids,) the slot of each by the committed plans, -1 where it has none. Throws as announce().
-  std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const;
+  virtual std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const = 0;
 
   // Memory in use, without the importance of rows.
-  int64_t state_bytes() const;
-
- private:
-  class Impl;
-  std::unique_ptr<Impl> impl_;
+  virtual int64_t state_bytes() const = 0;
 };
+
+// Throws std::invalid_argument for numbers that int32 does not hold or that are negative.
+std::unique_ptr<CachePlanner> make_cache_planner(const CacheSetting& setting);
 
 }  // namespace gnnsys

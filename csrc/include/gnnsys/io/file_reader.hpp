@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "gnnsys/buffer_pool.hpp"
@@ -98,14 +99,6 @@ class ReadJob {
   bool done_ = false;
 };
 
-struct ReadCounts {
-  int64_t rows;
-  int64_t requests;
-  int64_t pages;
-  int64_t bytes;
-  int64_t nanoseconds_waited;
-};
-
 struct ReaderOptions {
   int depth = 128;                              // reads in flight at once, for each disk
   int threads = 1;                              // that copy rows
@@ -140,8 +133,8 @@ class FileReader {
   // Copies rows [first, first + count) by large reads.
   std::optional<ReadFault> read_range(int64_t first, int64_t count, char* out);
 
-  ReadCounts counts();
-  void add_wait(int64_t nanoseconds);
+  // Rows, requests, pages, bytes, nanoseconds waited: of this process.
+  std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> counts() const;
 
   // Whether each file is read past the page cache; a file system may refuse it, at once or later.
   std::vector<bool> direct() const;
@@ -155,7 +148,6 @@ class FileReader {
   ReadPlan plan_rows(const int64_t* ids, int64_t n) const;
   void plan_bytes(int part, int64_t begin, int64_t end, int64_t largest, ReadPlan& plan) const;
   void spread(ReadPlan& plan) const;
-  std::optional<ReadFault> wait(ReadJob& job);
 
   std::vector<FilePart> parts_;
   std::vector<int64_t> first_row_;  // (parts + 1)

@@ -2,12 +2,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "bind.hpp"
 #include "gnnsys/buffer_pool.hpp"
+#include "gnnsys/errors.hpp"
 #include "gnnsys/isa.hpp"
 #include "gnnsys/rows/gather.hpp"
 #include "gnnsys/rows/keyed_dropout.hpp"
@@ -45,7 +45,6 @@ class Gatherer {
   }
 
   int threads() const { return threads_.size(); }
-  std::string isa() const { return isa_name(isa_); }
 
  private:
   const ThreadPool threads_;
@@ -60,13 +59,11 @@ void bind_keyed_dropout(nb::module_& m) {
       "keyed_dropout",
       [](uint64_t key, uint32_t least, Value scale, Vector<const int64_t> vertices,
          Matrix<const Value> x, Matrix<Value> out, const std::string& isa) {
-        if (x.shape(0) != vertices.size() || x.shape(0) != out.shape(0) ||
-            x.shape(1) != out.shape(1)) {
-          throw std::invalid_argument("keyed_dropout: arrays of different lengths");
-        }
-        if (static_cast<int64_t>(x.shape(1)) > kMaxWidth) {
-          throw std::invalid_argument("keyed_dropout: rows of more than 2**26 columns");
-        }
+        require(x.shape(0) == vertices.size() && x.shape(0) == out.shape(0) &&
+                    x.shape(1) == out.shape(1),
+                "keyed_dropout: arrays of different lengths");
+        require(static_cast<int64_t>(x.shape(1)) <= kMaxWidth,
+                "keyed_dropout: rows of more than 2**26 columns");
         const Isa chosen = parse_isa(isa);
         nb::gil_scoped_release release;
         keyed_dropout<Value>({key, least}, vertices.data(), static_cast<int64_t>(x.shape(0)),
@@ -85,8 +82,7 @@ void bind_rows(nb::module_& m) {
       .def("gather", &Gatherer::gather, "rows"_a, "num_rows"_a, "row_bytes"_a, "stride"_a, "ids"_a,
            "id_bytes"_a, "n"_a, "out"_a,
            "Copies rows to `out`; returns -1 or the first position whose id is outside the table.")
-      .def_prop_ro("threads", &Gatherer::threads)
-      .def_prop_ro("isa", &Gatherer::isa);
+      .def_prop_ro("threads", &Gatherer::threads);
   m.def("pooled_bytes", &pooled_bytes, "nbytes"_a,
         "Uninitialised bytes at a 64-byte boundary, used again once they are let go.");
   bind_keyed_dropout<float>(m);

@@ -1,6 +1,42 @@
-// Uniform picks: each_isa.inl compiles them for each instruction set.
+// Random words and uniform picks: each_isa.inl compiles them for each instruction set.
 
 namespace GNNSYS_NAMESPACE {
+
+// High halves of lanes carry rubbish until the words are put together.
+GNNSYS_TARGET void philox_nodes(uint64_t key, const int64_t* nodes, const uint32_t* positions,
+                                int64_t count, uint32_t blocks, uint32_t* words) {
+  constexpr int64_t kLanes = sizeof(Words) / sizeof(uint64_t);
+  const Words m0 = Words{} + kPhiloxM0, m1 = Words{} + kPhiloxM1, low = Words{} + 0xffffffff;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Words node, position{};
+    std::memcpy(&node, nodes + i, sizeof node);
+    for (int64_t lane = 0; positions && lane < kLanes; ++lane) position[lane] = positions[i + lane];
+    for (uint32_t b = 0; b < blocks; ++b) {
+      Words x0 = node, x1 = node >> 32, x2 = position, x3 = Words{} + b;
+      uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+      for (int round = 0; round < 10; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
+        const Words p0 = multiply(m0, x0), p1 = multiply(m1, x2);
+        x0 = (p1 >> 32) ^ x1 ^ (Words{} + k0);
+        x2 = (p0 >> 32) ^ x3 ^ (Words{} + k1);
+        x1 = p1;
+        x3 = p0;
+      }
+      const Words halves[2] = {(x0 & low) | x1 << 32, (x2 & low) | x3 << 32};
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const uint64_t block[2] = {halves[0][lane], halves[1][lane]};
+        std::memcpy(words + ((i + lane) * blocks + b) * kDrawsPerBlock, block, sizeof block);
+      }
+    }
+  }
+  for (uint32_t* to = words + i * blocks * kDrawsPerBlock; i < count; ++i) {
+    for (uint32_t b = 0; b < blocks; ++b, to += kDrawsPerBlock) {
+      const auto node = static_cast<uint64_t>(nodes[i]);
+      const PhiloxBlock block = draw_block(key, node, positions ? positions[i] : 0, b);
+      std::memcpy(to, block.data(), sizeof block);
+    }
+  }
+}
 
 // k of n without replacement for n <= 64 * Words: a set of bits is also a sorted list.
 template <int Words>

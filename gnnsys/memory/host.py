@@ -15,16 +15,9 @@ from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError
 from gnnsys.memory.alloc import view_array
 from gnnsys.memory.encoding import Encoding, check_dtype
-from gnnsys.memory.ids import RowIds, check_ascending, check_ids
+from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
 from gnnsys.memory.reads import Reads, RowsInPlace
-from gnnsys.memory.store import (
-    RowReader,
-    Store,
-    check_out,
-    check_range,
-    check_write,
-    gather_by_torch,
-)
+from gnnsys.memory.store import RowReader, Store, check_out, check_range, check_write
 
 __all__ = ["HostStore"]
 
@@ -92,7 +85,10 @@ class HostStore(Store):
     def _gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None) -> Tensor:
         if self._reader is None:
             _log_scattered_rows()
-            return gather_by_torch(self._source, encoding, ids, out)
+            if out is not None:
+                check_out(out, len(ids), self.shape, encoding.delivered)
+            check_bounds(ids, self.shape[0])
+            return encoding.decode(self._source.index_select(0, ids), out)
         while True:  # share_memory_() moves a tensor's memory
             self._reader.address = address = self._source.data_ptr()
             self._check_source()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import sub
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,10 +108,4 @@ class ReadStats:
     """Time that callers waited for rows."""
 
     def __sub__(self, other: ReadStats) -> ReadStats:
-        return ReadStats(
-            self.rows - other.rows,
-            self.requests - other.requests,
-            self.pages - other.pages,
-            self.bytes_read - other.bytes_read,
-            self.seconds_waited - other.seconds_waited,
-        )
+        return ReadStats(*map(sub, astuple(self), astuple(other)))

@@ -280,14 +280,6 @@ class RowReader:
         return out
 
 
-def gather_by_torch(source: Tensor, encoding: Encoding, ids: RowIds, out: Tensor | None) -> Tensor:
-    """Gathers rows that no C++ loop reads; see ``Store.gather``."""
-    if out is not None:
-        check_out(out, len(ids), source.shape, encoding.delivered)
-    check_bounds(ids, len(source))
-    return encoding.decode(source.index_select(0, ids), out)
-
-
 def check_out(out: Tensor, rows: int, table: torch.Size, dtype: torch.dtype) -> None:
     """Raises unless ``out`` takes ``rows`` rows of a table of that shape as ``dtype``."""
     expected = (rows, *table[1:])

@@ -139,8 +139,6 @@ class FileReader {
   // Whether each file is read past the page cache; a file system may refuse it, at once or later.
   std::vector<bool> direct() const;
 
-  int64_t num_rows() const { return num_rows_; }
-
  private:
   struct Process;
   Process& process();

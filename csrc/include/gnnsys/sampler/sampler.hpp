@@ -102,8 +102,6 @@ class Sampler {
   // outside.
   InducedEdges induce(const std::vector<std::span<const int64_t>>& nodes);
 
-  const TypedGraph& graph() const { return graph_; }
-
  private:
   struct Context;
   struct Run;

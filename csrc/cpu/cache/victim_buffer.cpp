@@ -67,8 +67,8 @@ void VictimBuffer::write_cells(CachePlan& plan) {
   std::erase_if(candidates_, [this](const Candidate& candidate) {
     return look_.directory[candidate.row].place != kPending;
   });
-  std::ranges::sort(candidates_, {}, [](const Candidate& candidate) {
-    return std::pair(candidate.next, candidate.row);
+  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+    return a.next != b.next ? a.next < b.next : a.row < b.row;
   });
   // The cells ascend as they are taken, which is the order that a plan lists them in.
   for (const Candidate& candidate : candidates_) {

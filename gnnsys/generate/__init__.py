@@ -6,7 +6,20 @@ pure function of the seed and its number, so the folder is the same, byte for by
 threads, the memory and the kills in between; memory grows with neither edges nor features.
 """
 
-from gnnsys.generate.community import generate_community
-from gnnsys.generate.rmat import generate_rmat
+from typing import TYPE_CHECKING
+
+from gnnsys.system.lazy import hand_on
+
+if TYPE_CHECKING:
+    from gnnsys.generate.community import generate_community
+    from gnnsys.generate.rmat import generate_rmat
 
 __all__ = ["generate_community", "generate_rmat"]
+
+__getattr__, __dir__ = hand_on(
+    __name__,
+    {
+        "generate_community": "gnnsys.generate.community",
+        "generate_rmat": "gnnsys.generate.rmat",
+    },
+)

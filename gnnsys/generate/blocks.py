@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -14,21 +15,22 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.choices import FloatType
 from gnnsys.convert.common import encode
 from gnnsys.convert.csc import EdgeReader, write_csc
 from gnnsys.dataset.format import NODE_TYPE, Task
 from gnnsys.dataset.writer import DatasetWriter, RowReader
+from gnnsys.generate.graphs import CommunityGraph, RmatGraph, check_whole
 from gnnsys.rng import stream_key
 from gnnsys.system.extension import core
 from gnnsys.system.progress import Progress
+from gnnsys.system.threads import num_threads
 
 __all__ = [
     "DrawRows",
     "Job",
     "draw_noise",
     "in_order",
-    "open_writer",
+    "open_job",
     "write_features",
     "write_graph",
     "write_labels",
@@ -38,6 +40,7 @@ __all__ = [
 # What a block is decides its random numbers: another size is another graph from the same seed.
 _BLOCK_VALUES = 1 << 18  # features in a block of rows
 _BLOCK_NODES = 1 << 17  # labels or ids in a block
+_LEAST_MEMORY = 1 << 20
 _BLOCK_BYTES = 64 << 20  # that drawing a block takes at most, temporary arrays included
 
 _HOP = (1 << 64) - 2  # one that no sampler uses and not that of the shuffle: streams of our own
@@ -81,18 +84,28 @@ DrawRows = Callable[[int, int], NDArray[Any]]
 """Given the first row and the number of rows, draws them."""
 
 
-def open_writer(
-    path: str | os.PathLike[str], name: str, graph: dict[str, Any], progress: Progress
-) -> DatasetWriter:
-    """The writer of a generated folder, which is continued only with the same parameters."""
-    source = {**graph, "numpy": np.__version__}  # another version may draw other numbers
-    return DatasetWriter(
+@contextmanager
+def open_job(
+    path: str | os.PathLike[str],
+    graph: CommunityGraph | RmatGraph,
+    name: str,
+    num_nodes: int,
+    memory: int,
+    threads: int,
+    progress: Progress,
+) -> Iterator[Job]:
+    """A folder to be generated, which is continued only with the same parameters."""
+    check_whole("memory", memory, _LEAST_MEMORY, 1 << 62)
+    check_whole("threads", threads, 0, 1 << 10)
+    source = {**graph.about(), "numpy": np.__version__}  # another version may draw other numbers
+    with DatasetWriter(
         path,
         name=name,
         fingerprint=json.dumps(source, sort_keys=True),
         source=source,
         progress=progress,
-    )
+    ) as writer:
+        yield Job(writer, graph.seed, num_nodes, memory, num_threads(threads))
 
 
 def in_order(draw: Callable[[int], _T], numbers: range, workers: int) -> Iterator[_T]:
@@ -137,8 +150,9 @@ def write_graph(job: Job, read: EdgeReader, undirected: bool = False) -> None:
     )
 
 
-def write_features(job: Job, width: int, dtype: FloatType, draw: DrawRows) -> None:
-    """Writes (nodes, width) features in the element type that is asked for."""
+def write_features(job: Job, graph: CommunityGraph | RmatGraph, draw: DrawRows) -> None:
+    """Writes (nodes, features) in the element type that is asked for."""
+    width, dtype = graph.features, graph.dtype
 
     def draw_encoded(first: int, count: int) -> NDArray[Any]:
         return encode(draw(first, count), dtype)
@@ -154,10 +168,10 @@ def write_labels(job: Job, classes: int, draw: DrawRows) -> None:
     job.writer.task = Task(node_type=NODE_TYPE, num_classes=classes)
 
 
-def write_split(job: Job, train: float, val: float) -> None:
+def write_split(job: Job, graph: CommunityGraph | RmatGraph) -> None:
     """Writes train, val and test: consecutive parts of a random order of the nodes."""
-    first_val = round(train * job.num_nodes)
-    first_test = min(job.num_nodes, first_val + round(val * job.num_nodes))
+    first_val = round(graph.train * job.num_nodes)
+    first_test = min(job.num_nodes, first_val + round(graph.val * job.num_nodes))
     bounds = {
         "train": (0, first_val),
         "val": (first_val, first_test),

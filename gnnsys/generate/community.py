@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,52 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.choices import FloatType
-from gnnsys.errors import ArgumentError
-from gnnsys.generate.arguments import (
-    INT32_NODES,
-    MAX_WIDTH,
-    check_share,
-    check_shared,
-    check_whole,
-    is_number,
-)
 from gnnsys.generate.blocks import (
     Job,
     draw_noise,
     in_order,
-    open_writer,
+    open_job,
     write_features,
     write_graph,
     write_labels,
     write_split,
 )
+from gnnsys.generate.graphs import CommunityGraph, described_by
 from gnnsys.system.progress import Progress
-from gnnsys.system.threads import num_threads
 
 __all__ = ["generate_community"]
 
-_MAX_NODES = 1 << 40
 # What a block is decides its random numbers: another size is another graph from the same seed.
 _BLOCK_EDGES = 1 << 19  # of a block of nodes
 
 
+@described_by(CommunityGraph)
 def generate_community(
     path: str | os.PathLike[str],
     *,
-    nodes: int = 100_000,
-    classes: int = 10,
-    degree: int = 16,
-    features: int = 128,
-    within: float = 0.65,
-    signal: float = 0.06,
-    seed: int = 0,
-    train: float = 0.5,
-    val: float = 0.25,
-    dtype: FloatType = "float32",
     memory: int = 2 << 30,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
+    **graph: Any,
 ) -> Path:
     """Writes a graph of communities as a dataset folder: its labels take a GNN to learn.
 
@@ -74,20 +54,12 @@ def generate_community(
 
     Args:
         path: of the folder to make.
-        nodes: of the graph, up to 2**40.
-        classes: communities, at most one for each node.
-        degree: in-neighbours of each node; they may repeat, and be the node itself.
-        features: for each node.
-        within: share of the neighbours that are drawn from the node's own community.
-        signal: length of the centres in the features, in units of the noise.
-        seed: of everything random, 0 to 2**64 - 1.
-        train: share of the nodes to train on.
-        val: to validate on; the others are to test.
-        dtype: that the features are stored in.
         memory: bytes for sorting edges and for blocks of rows, at least one of which is in hand;
             16 bytes a node come on top, and the centres.
         threads: that draw and sort; 0 for all cores this process may use.
         progress: is told how far the work is.
+        **graph: nodes, classes, degree, features, within, signal, train, val, dtype and seed, as of
+            ``gnnsys.generate.graphs.CommunityGraph``.
 
     Returns:
         ``path``, absolute.
@@ -101,38 +73,17 @@ def generate_community(
     >>> np.bincount(np.load(folder / "labels.npy")).tolist()
     [10, 10, 10, 10, 10, 10, 10, 10, 10, 10]
     """
-    check_whole("nodes", nodes, 1, _MAX_NODES)
-    check_whole("classes", classes, 1, min(int(nodes), INT32_NODES))
-    check_whole("degree", degree, 1, 1 << 20)
-    check_whole("features", features, 1, MAX_WIDTH)
-    check_share("within", within)
-    if not (is_number(signal) and 0 <= signal < math.inf):
-        raise ArgumentError(f"signal is {signal!r}, expected a finite number from 0 up")
-    check_shared(seed, train, val, dtype, memory, threads)
-    graph = {
-        "kind": "community",
-        "nodes": int(nodes),
-        "classes": int(classes),
-        "degree": int(degree),
-        "features": int(features),
-        "within": float(within),
-        "signal": float(signal),
-        "seed": int(seed),
-        "train": float(train),
-        "val": float(val),
-        "dtype": dtype,
-    }
-    with open_writer(path, "community", graph, progress) as writer:
-        job = Job(writer, int(seed), int(nodes), memory, num_threads(threads))
-        communities = _Communities(job, int(classes), int(degree), float(within))
+    asked = CommunityGraph(**graph)
+    with open_job(path, asked, "community", asked.nodes, memory, threads, progress) as job:
+        communities = _Communities(job, asked.classes, asked.degree, asked.within)
         write_graph(job, communities.read_edges)
-        rng = job.rng("centres", 0)
-        centres = rng.standard_normal((int(classes), int(features)), dtype=np.float32)
-        draw = partial(communities.draw_features, centres * np.float32(signal))
-        write_features(job, int(features), dtype, draw)
-        write_labels(job, int(classes), communities.labels)
-        write_split(job, train, val)
-        return writer.commit()
+        shape = asked.classes, asked.features
+        centres = job.rng("centres", 0).standard_normal(shape, dtype=np.float32)
+        draw = partial(communities.draw_features, centres * np.float32(asked.signal))
+        write_features(job, asked, draw)
+        write_labels(job, asked.classes, communities.labels)
+        write_split(job, asked)
+        return job.writer.commit()
 
 
 @dataclass(frozen=True, slots=True)

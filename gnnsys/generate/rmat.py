@@ -13,28 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.choices import FloatType
 from gnnsys.convert.csc import EdgeReader
 from gnnsys.errors import ArgumentError
-from gnnsys.generate.arguments import (
-    INT32_NODES,
-    MAX_WIDTH,
-    check_shared,
-    check_whole,
-    is_number,
-)
 from gnnsys.generate.blocks import (
     Job,
     draw_noise,
-    open_writer,
+    open_job,
     write_features,
     write_graph,
     write_labels,
     write_split,
 )
+from gnnsys.generate.graphs import INT32_NODES, RmatGraph, described_by, is_number
 from gnnsys.system.extension import core
 from gnnsys.system.progress import Progress
-from gnnsys.system.threads import num_threads
 
 __all__ = ["generate_rmat"]
 
@@ -45,24 +37,14 @@ _OUTCOMES = 1 << 2 * _LEVELS
 _COLUMN = 1 << 32 - 2 * _LEVELS  # words that fall to one column of the alias table
 
 
+@described_by(RmatGraph)
 def generate_rmat(
     path: str | os.PathLike[str],
     *,
-    scale: int,
-    edge_factor: int = 16,
-    a: float = 0.57,
-    b: float = 0.19,
-    c: float = 0.19,
-    seed: int = 0,
-    features: int = 128,
-    classes: int = 0,
-    train: float = 0.6,
-    val: float = 0.2,
-    dtype: FloatType = "float32",
-    undirected: bool = False,
     memory: int = 2 << 30,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
+    **graph: Any,
 ) -> Path:
     """Writes an R-MAT graph of 2**scale nodes and edge_factor * 2**scale edges as a dataset folder.
 
@@ -80,22 +62,13 @@ def generate_rmat(
 
     Args:
         path: of the folder to make.
-        scale: log2 of the nodes, 1 to 40.
-        edge_factor: edges for each node, before ``undirected``.
-        a: probability of the upper left quarter.
-        b: of the upper right one.
-        c: of the lower left one.
-        seed: of everything random, 0 to 2**64 - 1.
-        features: for each node; 0 for no features.
-        classes: of the labels; 0 for neither labels nor splits.
-        train: share of the nodes to train on.
-        val: to validate on; the others are to test.
-        dtype: that the features are stored in.
-        undirected: add the reverse of every edge that is not a loop.
         memory: bytes for sorting edges and for blocks of rows, at least one of which is in hand;
             16 bytes a node come on top.
         threads: that draw and sort; 0 for all cores this process may use.
         progress: is told how far the work is.
+        **graph: scale, edge_factor, a, b, c, features, classes, train, val, dtype, undirected and
+            seed, as of ``gnnsys.generate.graphs.RmatGraph``; without ``classes`` there are neither
+            labels nor splits.
 
     Returns:
         ``path``, absolute.
@@ -109,44 +82,26 @@ def generate_rmat(
     >>> np.load(folder / "indptr.npy").shape, np.load(folder / "indices.npy").shape
     ((17,), (256,))
     """
-    check_whole("scale", scale, 1, 40)
-    check_whole("edge_factor", edge_factor, 1, 1 << 20)
-    alias = _alias_table(a, b, c)
-    check_whole("features", features, 0, MAX_WIDTH)
-    check_whole("classes", classes, 0, INT32_NODES)
-    check_shared(seed, train, val, dtype, memory, threads)
-    graph = {
-        "kind": "rmat",
-        "scale": int(scale),
-        "edge_factor": int(edge_factor),
-        "a": float(a),
-        "b": float(b),
-        "c": float(c),
-        "seed": int(seed),
-        "features": int(features),
-        "classes": int(classes),
-        "train": float(train),
-        "val": float(val),
-        "dtype": dtype,
-        "undirected": bool(undirected),
-    }
-    with open_writer(path, f"rmat-{scale}", graph, progress) as writer:
-        job = Job(writer, int(seed), 1 << int(scale), memory, num_threads(threads))
-        write_graph(job, _read_rmat(job, int(scale), int(edge_factor), alias), undirected)
-        if features:
-            write_features(job, int(features), dtype, partial(draw_noise, job, int(features)))
-        if classes:
-            write_labels(job, int(classes), partial(_draw_labels, job, int(classes)))
-            write_split(job, train, val)
-        return writer.commit()
+    rmat = RmatGraph(**graph)
+    alias = _alias_table(rmat.a, rmat.b, rmat.c)
+    with open_job(
+        path, rmat, f"rmat-{rmat.scale}", 1 << rmat.scale, memory, threads, progress
+    ) as job:
+        write_graph(job, _read_rmat(job, rmat, alias), rmat.undirected)
+        if rmat.features:
+            write_features(job, rmat, partial(draw_noise, job, rmat.features))
+        if rmat.classes:
+            write_labels(job, rmat.classes, partial(_draw_labels, job, rmat.classes))
+            write_split(job, rmat)
+        return job.writer.commit()
 
 
 def _draw_labels(job: Job, classes: int, first: int, count: int) -> NDArray[np.int64]:
     return job.rng("labels", first).integers(0, classes, count)
 
 
-def _read_rmat(job: Job, scale: int, edge_factor: int, alias: NDArray[np.uint32]) -> EdgeReader:
-    num_edges = edge_factor << scale
+def _read_rmat(job: Job, rmat: RmatGraph, alias: NDArray[np.uint32]) -> EdgeReader:
+    scale, num_edges = rmat.scale, rmat.edge_factor << rmat.scale
     index = np.int32 if job.num_nodes < INT32_NODES else np.int64
     least, most = _BLOCK_EDGES
     step = min(most, max(least, job.memory // 64))

@@ -10,13 +10,13 @@ from rich.console import Console
 
 from gnnsys.commands.info import describe, print_tables
 from gnnsys.config.convert import ConvertConfig
-from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
-from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
+from gnnsys.convert.edge_list import convert_edge_list
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
+from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, MissingFileError
@@ -24,12 +24,6 @@ from gnnsys.system.progress import work_progress
 from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["run_command"]
-
-
-_EDGE_LIST_ONLY = (
-    "columns", "header", "ids", "nodes", "num_nodes", "features", "labels", "train", "val", "test",
-    "random_split", "seed", "edge_features", "edge_weight", "edge_time", "keep_order",
-)  # fmt: skip
 
 
 def run_command(config: ConvertConfig) -> int:
@@ -63,11 +57,14 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path:
     if config.to == "graphbolt":
         _refuse_edge_list_options(config)
         return export_graphbolt(source, path, memory=options.memory, progress=options.progress)
-    file = Path(config.src.partition(".npz:")[0] + ".npz") if ".npz:" in config.src else source
-    if file.is_file() and file.suffix != ".pt":
-        return convert_edge_list(_edge_list_spec(config, source), path, options)
-    _refuse_edge_list_options(config)
     name = config.name or path.name
+    file, _ = split_member(source)
+    if file.is_file() and file.suffix != ".pt":
+        given = {
+            each.name: getattr(config, each.name) for each in dataclasses.fields(EdgeListParts)
+        }
+        return convert_edge_list(EdgeListSpec(edges=source, name=name, **given), path, options)
+    _refuse_edge_list_options(config)
     if source.is_file():
         return convert_pyg_file(source, path, options, name=name, split=config.split)
     if source.is_dir():
@@ -98,36 +95,10 @@ def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
     )
 
 
-def _edge_list_spec(config: ConvertConfig, source: Path) -> EdgeListSpec:
-    def path_of(text: str | None) -> Path | None:
-        return Path(text) if text is not None else None
-
-    return EdgeListSpec(
-        edges=source,
-        name=config.name or Path(config.dst).name,
-        columns=config.columns,
-        header={"auto": None, "yes": True, "no": False}[config.header],
-        ids=config.ids,
-        nodes=path_of(config.nodes),
-        num_nodes=config.num_nodes,
-        features=path_of(config.features),
-        labels=path_of(config.labels),
-        train=path_of(config.train),
-        val=path_of(config.val),
-        test=path_of(config.test),
-        edge_features=config.edge_features,
-        edge_weight=config.edge_weight,
-        edge_time=config.edge_time,
-        random_split=config.random_split,
-        seed=config.seed,
-        keep_order=config.keep_order,
-    )
-
-
 def _refuse_edge_list_options(config: ConvertConfig) -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(ConvertConfig)}
-    for name in _EDGE_LIST_ONLY:
-        if getattr(config, name) != defaults[name]:
+    for field in dataclasses.fields(EdgeListParts):
+        if getattr(config, field.name) != field.default:
             raise ArgumentError(
-                f"--{name.replace('_', '-')}: goes with an edge list, but {config.src} is none"
+                f"--{field.name.replace('_', '-')}: goes with an edge list, but {config.src} is "
+                "none"
             )

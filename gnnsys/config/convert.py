@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import tyro
 
 from gnnsys.choices import FloatType
+from gnnsys.convert.spec import EdgeListParts
 
 __all__ = ["ConvertConfig"]
 
 
-@dataclass(kw_only=True, slots=True)
-class ConvertConfig:
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(EdgeListParts):
     """Make a dataset folder of an edge list or of a PyG, OGB or GraphBolt dataset.
 
     Examples:
@@ -47,56 +48,8 @@ class ConvertConfig:
     split: int = 0
     """Which of a named dataset's splits to use."""
 
-    columns: tuple[str, str] | None = None
-    """Columns of sources and targets in a table. Default: usual names, else the first two."""
-
-    header: Literal["auto", "yes", "no"] = "auto"
-    """Whether a text file begins with column names."""
-
-    ids: Literal["auto", "dense", "names"] = "auto"
-    """dense: node ids are numbers from 0. names: any strings or numbers, numbered as they appear or
-    as --nodes lists them, and kept in node_id.npy. auto: names for strings or with --nodes."""
-
-    nodes: str | None = None
-    """Table with a row for each node: the id first, then columns label, split (train, val, test),
-    time, and features; or a .npy of ids."""
-
-    num_nodes: int | None = None
-    """Default: the rows of --nodes, --features or --labels, else the greatest id + 1."""
-
-    features: str | None = None
-    """Matrix with a row for each node: .npy, .npz, .csv, .parquet, .pt, or FILE.npz:NAME."""
-
-    labels: str | None = None
-    """A class for each node, or a column of 0 and 1 for each of several labels."""
-
-    train: str | None = None
-    """Ids or mask of the training nodes; likewise --val and --test."""
-
-    val: str | None = None
-
-    test: str | None = None
-
-    random_split: tuple[float, float, float] | None = None
-    """Shares of the labelled nodes to train on, to validate and to test on, drawn at random."""
-
-    seed: int = 0
-    """Of the random split."""
-
-    edge_features: str | None = None
-    """File with a row for each edge, or a column of the edge list; likewise --edge-weight and
-    --edge-time."""
-
-    edge_weight: str | None = None
-
-    edge_time: str | None = None
-
     undirected: bool = False
     """Add the reverse of every edge that is not a self loop. Nothing is merged."""
-
-    keep_order: bool = False
-    """Write edge_id.npy: the number that each edge had in the source. It is written with features,
-    weights or times of edges in any case."""
 
     dtype: Literal["keep"] | FloatType = "keep"
     """Element type that features are stored in; float64 becomes float32 unless another is given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,24 +14,26 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.convert.spec import split_member
 from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.system.files import NPY_FAULTS, map_npy
 
 __all__ = [
     "ArraySource",
+    "MatrixRows",
     "NpzMember",
     "ParquetMatrix",
     "ParquetTable",
     "TextMatrix",
-    "TextTable",
     "as_matrix",
-    "map_npy",
+    "load_tensor",
+    "load_torch",
     "npz_members",
     "open_array",
-    "require_pyarrow",
+    "read_whole",
     "rows_from",
-    "split_member",
+    "widen",
 ]
 
 _BLOCK_BYTES = 16 << 20
@@ -66,10 +69,9 @@ def open_array(path: str | Path) -> ArraySource:
     return source
 
 
-def split_member(path: str | Path) -> tuple[Path, str]:
-    """FILE.npz and NAME of FILE.npz:NAME; the path itself and '' where it names no member."""
-    place, mark, member = str(path).partition(".npz:")
-    return (Path(place + ".npz"), member) if mark else (Path(path), "")
+def read_whole(source: ArraySource) -> NDArray[Any]:
+    """All rows, in memory."""
+    return np.concatenate([np.empty((0, *source.shape[1:]), source.dtype), *source.blocks()])
 
 
 def _open_any(path: Path) -> ArraySource:
@@ -79,7 +81,7 @@ def _open_any(path: Path) -> ArraySource:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     if path.suffix == ".npy":
-        return _Whole(map_npy(path))
+        return MatrixRows(map_npy(path))
     if path.suffix == ".npz":
         names = npz_members(path)
         if len(names) != 1:
@@ -92,7 +94,8 @@ def _open_any(path: Path) -> ArraySource:
     if path.suffix == ".parquet":
         return ParquetMatrix(path)
     if path.suffix == ".pt":
-        return _Torch(path)
+        rows, dtype = load_tensor(path)
+        return MatrixRows(rows, bits=dtype == "bfloat16")
     raise ArgumentError(
         f"{path}: unknown kind {path.suffix!r}; expected .npy, .npz, .csv, .tsv, .txt, .parquet or "
         ".pt"
@@ -104,17 +107,20 @@ def _block_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return max(1, _BLOCK_BYTES // max(1, row_bytes))
 
 
-class _Whole:
-    """An array that is mapped."""
+class MatrixRows:
+    """An array in memory or mapped; bfloat16, given by its bits, is read as float32."""
 
-    def __init__(self, array: NDArray[Any]) -> None:
-        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+    def __init__(self, rows: NDArray[Any], *, bits: bool = False) -> None:
+        self._rows, self._bits = rows, bits
+        self.shape: tuple[int, ...] = rows.shape
+        self.dtype = np.dtype(np.float32) if bits else rows.dtype
 
     def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
         """Rows from ``first`` on, in blocks of bounded size."""
         step = _block_rows(self.shape, self.dtype)
-        for start in range(first, len(self._array), step):
-            yield np.asarray(self._array[start : start + step])
+        for start in range(first, len(self._rows), step):
+            block = np.asarray(self._rows[start : start + step])
+            yield widen(block) if self._bits else block
 
 
 class _Column:
@@ -244,36 +250,46 @@ class NpzMember:
         return data
 
 
-class _Torch:
-    """A tensor in a file of ``torch.save``, mapped; bfloat16, which numpy lacks, as float32."""
+def load_torch(
+    path: Path, fault: str = "torch cannot read a tensor from it", way_out: str = ""
+) -> Any:
+    """What ``torch.save`` wrote, mapped where the file's form permits it; no code is run."""
+    import torch
 
-    def __init__(self, path: Path) -> None:
-        import torch
+    try:
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        reason = re.search("Unsupported global: GLOBAL [^ ]*", str(error))
+        told = reason.group() if reason else str(error).split("\n")[0]
+        raise FileFormatError(f"{path}: {fault} ({told}){way_out}") from error
 
-        try:
-            tensor = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        except Exception as error:  # torch raises many kinds for a file that is none of its own
-            raise FileFormatError(f"{path}: torch cannot read a tensor ({error})") from error
-        if not isinstance(tensor, torch.Tensor):
-            raise FileFormatError(f"{path}: holds a {type(tensor).__name__}, expected a tensor")
-        self._tensor = tensor.detach()
-        self._as_float = tensor.dtype == torch.bfloat16
-        self.shape = tuple(tensor.shape)
-        try:
-            self.dtype = self._as_array(self._tensor[:0]).dtype
-        except (TypeError, RuntimeError, IndexError) as error:
-            raise FileFormatError(
-                f"{path}: {tensor.layout} of {tensor.dtype}, expected a dense tensor of numbers"
-            ) from error
 
-    def _as_array(self, rows: Any) -> NDArray[Any]:
-        return (rows.float() if self._as_float else rows).resolve_conj().resolve_neg().numpy()
+def load_tensor(path: Path) -> tuple[NDArray[Any], str]:
+    """The tensor in a file and the name of its type; bfloat16, which numpy lacks, as its bits."""
+    import torch
 
-    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
-        """Rows from ``first`` on."""
-        step = _block_rows(self.shape, self.dtype)
-        for start in range(first, self.shape[0], step):
-            yield self._as_array(self._tensor[start : start + step])
+    tensor = load_torch(path)
+    if not isinstance(tensor, torch.Tensor):
+        raise FileFormatError(f"{path}: holds a {type(tensor).__name__}, expected a tensor")
+    try:
+        if tensor.dtype == torch.bfloat16:
+            return tensor.detach().contiguous().view(torch.uint16).numpy(), "bfloat16"
+        array = tensor.detach().resolve_conj().resolve_neg().numpy()
+    except (TypeError, RuntimeError, IndexError) as error:
+        raise FileFormatError(
+            f"{path}: {tensor.layout} of {tensor.dtype}, expected a dense tensor of numbers"
+        ) from error
+    return array, array.dtype.name
+
+
+def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """What the bits of bfloat16 stand for.
+
+    >>> widen(np.array([16256, 49152], np.uint16)).tolist()
+    [1.0, -2.0]
+    """
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 # Text and Parquet ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from gnnsys.system.extension import core
 from gnnsys.system.files import append_file, read_file, write_at
 from gnnsys.system.threads import num_threads
 
-__all__ = ["EdgeReader", "permute_rows", "write_csc"]
+__all__ = ["EdgeReader", "cut_edges", "permute_rows", "write_csc"]
 
 EdgeReader = Callable[[int], Iterator[tuple[NDArray[Any], NDArray[Any]]]]
 """Given how many edges to leave out, yields the sources and targets from there on, in blocks of
@@ -62,8 +62,6 @@ def write_csc(
     read: EdgeReader,
     *,
     label: str,
-    num_sources: int | None = None,
-    num_targets: int | None = None,
     edge_type: EdgeType = EDGE_TYPE,
     undirected: bool = False,
     keep_order: bool = False,
@@ -72,14 +70,12 @@ def write_csc(
 ) -> None:
     """Sorts edges and writes the tables indptr and indices, and edge_id where it is asked for.
 
-    Declares the edges, and in a homogeneous graph the nodes too where their number is not given.
+    Declares the edges, and the nodes too where they are not declared: up to the greatest id.
 
     Args:
         writer: of the dataset.
         read: the edges.
         label: what to call them in messages: the file they come from.
-        num_sources: number of source nodes; None for one more than the greatest id.
-        num_targets: number of target nodes; likewise.
         edge_type: theirs.
         undirected: add the reverse of every edge that is not a self loop.
         keep_order: write edge_id: the number that each edge had where it came from; an added
@@ -102,11 +98,12 @@ def write_csc(
     job = _resumed(job)
     chunks = _spool(job, read)
     greatest = max((chunk["greatest"] for chunk in chunks), default=-1)
-    if num_sources is None or num_targets is None:
-        _check_dense(job, greatest, sum(chunk["edges"] for chunk in chunks))
-        num_sources = num_targets = max(num_sources or 0, num_targets or 0, greatest + 1)
-        writer.add_nodes(num_targets, edge_type[2])
-    writer.add_edges(sum(chunk["edges"] for chunk in chunks), edge_type)
+    num_edges = sum(chunk["edges"] for chunk in chunks)
+    if not writer.has_nodes(edge_type[2]):
+        _check_dense(job, greatest, num_edges)
+        writer.add_nodes(greatest + 1, edge_type[2])
+    num_sources, num_targets = writer.num_nodes(edge_type[0]), writer.num_nodes(edge_type[2])
+    writer.add_edges(num_edges, edge_type)
     indptr = _write_indptr(job, chunks, num_sources, num_targets)
     index = _index_type(max(num_sources, num_targets))
     _write_sorted(job, chunks, indptr, index, stored=_index_type(num_sources))
@@ -394,12 +391,30 @@ def _write_sorted(
         job.path(what).unlink(missing_ok=True)
 
 
-def permute_rows(rows: NDArray[Any], order: NDArray[np.int64]) -> RowReader:
-    """Reads ``rows[order]``: edge attributes in CSC order, given the table edge_id."""
+def permute_rows(
+    rows: NDArray[Any], order: NDArray[np.int64], shared: int, dtype: str
+) -> RowReader:
+    """Reads ``rows[order // shared]``: edge attributes in CSC order, given the table edge_id.
+
+    bfloat16 is left as its bits.
+    """
+    kind = rows.dtype.newbyteorder("=") if dtype == "bfloat16" else np.dtype(dtype)
     step = max(1, (8 << 20) // max(1, rows[:1].nbytes))
 
     def read(first: int) -> Iterator[NDArray[Any]]:
         for start in range(first, len(order), step):
-            yield rows[np.asarray(order[start : start + step])]
+            part = np.asarray(order[start : start + step])
+            yield rows[part // shared].astype(kind, copy=False)
+
+    return read
+
+
+def cut_edges(index: NDArray[Any], step: int = 1 << 20) -> EdgeReader:
+    """Reads (2, edges) in blocks of ``step``."""
+
+    def read(first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        for start in range(first, index.shape[1], step):
+            source, target = np.ascontiguousarray(index[:, start : start + step])
+            yield source, target
 
     return read

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
-from gnnsys.convert.common import ConvertOptions, open_writer, write_features, write_labels
-from gnnsys.convert.csc import write_csc
+from gnnsys.convert.common import Conversion, ConvertOptions
+from gnnsys.convert.csc import cut_edges
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 
 __all__ = ["convert_deep_clustering", "is_deep_clustering"]
@@ -63,25 +64,15 @@ def convert_deep_clustering(
     (array([1, 0, 2, 1], dtype=int32), array([1., 2., 3.], dtype=float32))
     """
     features, labels, edges, name = _find_files(folder, graph)
-    with open_writer(
-        path, name=name, kind="deep-clustering", files=[features, labels, edges], options=options
+    with Conversion(
+        path, options, name=name, kind="deep-clustering", files=[features, labels, edges]
     ) as writer:
         rows = _read_features(features)
-        nodes = rows.shape[0]
-        writer.add_nodes(nodes)
-        write_features(writer, rows, options, label=str(features), num_nodes=nodes)
-        classes = _read_text(labels, 1)[:, 0]
-        write_labels(writer, classes, label=str(labels), num_nodes=nodes)
-        sources, targets = _both_directions(_read_text(edges, 2), edges, nodes)
-        write_csc(
-            writer,
-            lambda first: iter([(sources[first:], targets[first:])]),
-            label=str(edges),
-            num_sources=nodes,
-            num_targets=nodes,
-            memory=options.memory,
-            threads=options.threads,
-        )
+        writer.add_nodes(rows.shape[0])
+        writer.write_features(rows, str(features))
+        writer.write_labels(_read_text(labels, 1)[:, 0], str(labels))
+        both = _both_directions(_read_text(edges, 2), edges, rows.shape[0])
+        writer.write_csc(cut_edges(both), str(edges), both_ways=True)
         return writer.commit()
 
 
@@ -111,64 +102,48 @@ def _find_files(folder: Path, graph: str | None) -> tuple[Path, Path, Path, str]
 
 
 class _Rows:
-    """A dense matrix, or a CSR matrix that is made dense in blocks of rows."""
+    """Rows that are divided by ``scale``, dense or of a sparse matrix, in blocks."""
 
-    def __init__(self, arrays: dict[str, NDArray[Any]], file: Path) -> None:
-        self._arrays, self.dtype = arrays, np.dtype(np.float32)
-        if "x" in arrays:
-            self.shape: tuple[int, ...] = arrays["x"].shape
-            fits = len(self.shape) == 2 and arrays["x"].dtype.kind in "iuf"
-        else:
-            self.shape = tuple(int(size) for size in arrays["shape"])
-            fits = bytes(arrays["format"].item()) == b"csr" and self._is_csr()
-        if not fits:
-            raise FileFormatError(f"{file}: not a matrix of rows; expected scipy.sparse CSR, or x")
-
-    def _is_csr(self) -> bool:
-        indptr, indices = self._arrays["indptr"], self._arrays["indices"]
-        rows, columns = self.shape
-        return bool(
-            len(indptr) == rows + 1
-            and indptr[0] == 0
-            and (np.diff(indptr) >= 0).all()
-            and indptr[-1] == len(indices) == len(self._arrays["data"])
-            and (len(indices) == 0 or 0 <= indices.min() <= indices.max() < columns)
-        )
+    def __init__(self, rows: Any, scale: Any = 1) -> None:
+        self._rows, self._scale = rows, scale
+        self.shape: tuple[int, ...] = rows.shape
+        self.dtype = np.dtype(np.float32)
 
     def blocks(self, first: int = 0) -> Iterator[NDArray[np.float32]]:
         """Rows from ``first`` on."""
         for start in range(first, self.shape[0], _ROWS):
-            yield self._rows(start, min(self.shape[0], start + _ROWS))
-
-    def _rows(self, start: int, end: int) -> NDArray[np.float32]:
-        arrays = self._arrays
-        if "x" in arrays:
-            return (arrays["x"][start:end] / arrays.get("scale", 1)).astype(np.float32)
-        indptr = arrays["indptr"]
-        part = slice(indptr[start], indptr[end])
-        dense = np.zeros((end - start, self.shape[1]), np.float32)
-        row = np.repeat(np.arange(end - start), np.diff(indptr[start : end + 1]))
-        # Entries at the same place add up, as in scipy.sparse.
-        np.add.at(dense, (row, arrays["indices"][part]), arrays["data"][part].astype(np.float32))
-        return dense
+            rows = self._rows[start : start + _ROWS]
+            rows = rows.toarray() if scipy.sparse.issparse(rows) else rows / self._scale
+            yield rows.astype(np.float32)
 
 
 def _read_features(file: Path) -> _Rows:
     try:
         with np.load(file, allow_pickle=False) as archive:
-            return _Rows({name: archive[name] for name in archive.files}, file)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        if isinstance(error, FileFormatError):
-            raise
+            arrays = {name: archive[name] for name in archive.files}
+    except _DAMAGE as error:
         raise FileFormatError(f"{file}: not a whole matrix of features ({error})") from error
+    try:
+        if "x" not in arrays:
+            return _Rows(_as_csr(**arrays))
+        if arrays["x"].ndim != 2 or arrays["x"].dtype.kind not in "iuf":
+            raise ValueError(f"x is {arrays['x'].dtype} of shape {arrays['x'].shape}")
+    except _DAMAGE as error:
+        raise FileFormatError(
+            f"{file}: not a matrix of rows ({error}); expected scipy.sparse CSR, or x"
+        ) from error
+    return _Rows(arrays["x"], arrays.get("scale", 1))
+
+
+def _as_csr(
+    *, data: Any, indices: Any, indptr: Any, shape: Any, format: Any, **_: Any
+) -> scipy.sparse.csr_matrix:
+    """What ``scipy.sparse.save_npz`` wrote; entries at the same place add up."""
+    if format.item() not in ("csr", b"csr"):
+        raise ValueError(f"format {format}")
+    rows = scipy.sparse.csr_matrix((data.astype(np.float32), indices, indptr), shape)
+    rows.check_format(full_check=True)
+    return rows
 
 
 def _read_text(file: Path, columns: int) -> NDArray[np.int64]:
@@ -184,9 +159,8 @@ def _read_text(file: Path, columns: int) -> NDArray[np.int64]:
     return rows.reshape(-1, columns)
 
 
-def _both_directions(
-    edges: NDArray[np.int64], file: Path, nodes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _both_directions(edges: NDArray[np.int64], file: Path, nodes: int) -> NDArray[np.int64]:
+    """(2, edges) sources and targets, each pair once."""
     outside = (edges < 0) | (edges >= nodes)
     if outside.any():
         line = int(np.argmax(outside.any(axis=1)))
@@ -195,4 +169,4 @@ def _both_directions(
         )
     both = np.concatenate([edges, edges[:, ::-1]])
     pairs = np.unique(both[:, 0] * nodes + both[:, 1])
-    return pairs // max(1, nodes), pairs % max(1, nodes)
+    return np.stack([pairs // max(1, nodes), pairs % max(1, nodes)])

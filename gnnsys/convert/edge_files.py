@@ -16,19 +16,18 @@ from gnnsys.convert.arrays import (
     ParquetMatrix,
     ParquetTable,
     TextMatrix,
-    map_npy,
     npz_members,
     open_array,
     rows_from,
-    split_member,
 )
-from gnnsys.convert.csc import EdgeReader
+from gnnsys.convert.csc import EdgeReader, cut_edges
 from gnnsys.convert.names import Names
+from gnnsys.convert.spec import EdgeListSpec, split_member
 from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.system.files import write_at
+from gnnsys.system.files import map_npy, write_at
 
-__all__ = ["EdgeFile", "open_edges", "spool_array"]
+__all__ = ["EdgeFile", "open_edges", "read_matrix", "spool_array"]
 
 _BLOCK_EDGES = 1 << 21
 _END_NAMES = (
@@ -115,23 +114,13 @@ def spool_array(source: ArraySource, path: Path) -> NDArray[Any]:
     return np.memmap(path, source.dtype, mode="r", shape=source.shape)
 
 
-def open_edges(
-    path: Path,
-    columns: tuple[str, str] | None = None,
-    header: bool | None = None,
-    as_names: bool = False,
-) -> EdgeFile:
-    """Opens an edge list.
-
-    Args:
-        path: .npy, .npz, .parquet, .csv, .tsv or .txt, also .gz.
-        columns: of sources and targets, in a table.
-        header: whether text begins with the columns' names; None to look.
-        as_names: whether ids in text are words even where the first are numbers.
+def open_edges(spec: EdgeListSpec) -> EdgeFile:
+    """Opens an edge list: .npy, .npz, .parquet, .csv, .tsv or .txt, also .gz.
 
     Raises:
         MissingFileError, FileFormatError, ArgumentError: not there, damaged, or of another kind.
     """
+    path = spec.edges
     place, member = split_member(path)
     if not place.is_file():
         raise MissingFileError(f"{place}: no such file")
@@ -140,9 +129,9 @@ def open_edges(
     if path.suffix == ".npy":
         return _open_npy(path)
     if path.suffix == ".parquet":
-        return _open_parquet(path, columns)
+        return _open_parquet(path, spec)
     if path.name.endswith(TEXT_SUFFIXES):
-        return _open_text(path, columns, header, as_names)
+        return _open_text(path, spec)
     raise ArgumentError(
         f"{path}: unknown kind {path.suffix!r}; expected .npy, .npz, .parquet, .csv, .tsv or .txt"
     )
@@ -158,13 +147,7 @@ def _open_npy(path: Path) -> EdgeFile:
     _check_integers(path, array.dtype)
     if array.ndim != 2 or 2 not in array.shape:
         raise FileFormatError(f"{path}: shape {array.shape}, expected (2, edges) or (edges, 2)")
-    ends = array if array.shape[0] == 2 else array.T
-
-    def blocks(first: int) -> Iterator[Ends]:
-        for start in range(first, ends.shape[1], _BLOCK_EDGES):
-            part = ends[:, start : start + _BLOCK_EDGES]
-            yield np.ascontiguousarray(part[0]), np.ascontiguousarray(part[1])
-
+    blocks = cut_edges(array if array.shape[0] == 2 else array.T, _BLOCK_EDGES)
     return EdgeFile(path=path, has_strings=False, blocks=blocks)
 
 
@@ -173,7 +156,7 @@ def _open_npz(path: Path, member: str) -> EdgeFile:
     for source, target in _END_NAMES:
         if {source, target} <= set(names):
             ends = NpzMember(path, source), NpzMember(path, target)
-            return _open_two(path, ends)
+            return EdgeFile(path=path, has_strings=False, blocks=_read_two(path, ends))
     if "edge_index" in names:
         names = ["edge_index"]
     if len(names) != 1:
@@ -181,10 +164,11 @@ def _open_npz(path: Path, member: str) -> EdgeFile:
             f"{path}: holds {', '.join(names)}; expected edge_index, or source and target, or name "
             f"the array as {path.name}:NAME"
         )
-    return _open_matrix(path, NpzMember(path, names[0], any_order=True))
+    blocks = read_matrix(path, NpzMember(path, names[0], any_order=True))
+    return EdgeFile(path=path, has_strings=False, blocks=blocks)
 
 
-def _open_two(path: Path, ends: tuple[NpzMember, NpzMember]) -> EdgeFile:
+def _read_two(path: Path, ends: tuple[NpzMember, NpzMember]) -> EdgeReader:
     for end in ends:
         _check_integers(path, end.dtype)
     if ends[0].shape != ends[1].shape or len(ends[0].shape) != 1:
@@ -197,10 +181,11 @@ def _open_two(path: Path, ends: tuple[NpzMember, NpzMember]) -> EdgeFile:
         left = ends[0].shape[0] - first
         return zip(*(end.flat_blocks(first, left, _BLOCK_EDGES) for end in ends), strict=True)
 
-    return EdgeFile(path=path, has_strings=False, blocks=blocks)
+    return blocks
 
 
-def _open_matrix(path: Path, member: NpzMember) -> EdgeFile:
+def read_matrix(path: Path, member: NpzMember) -> EdgeReader:
+    """Reads (2, edges) or (edges, 2) integers of a .npz file, opened in any order."""
     _check_integers(path, member.dtype)
     if len(member.shape) != 2 or 2 not in member.shape:
         raise FileFormatError(f"{path}: shape {member.shape}, expected (2, edges) or (edges, 2)")
@@ -215,10 +200,9 @@ def _open_matrix(path: Path, member: NpzMember) -> EdgeFile:
 
     def in_pairs(first: int) -> Iterator[Ends]:
         for block in member.flat_blocks(2 * first, 2 * (edges - first), 2 * _BLOCK_EDGES):
-            yield np.ascontiguousarray(block[::2]), np.ascontiguousarray(block[1::2])
+            yield from cut_edges(block.reshape(-1, 2).T, _BLOCK_EDGES)(0)
 
-    blocks = in_rows if two_rows != member.fortran else in_pairs
-    return EdgeFile(path=path, has_strings=False, blocks=blocks)
+    return in_rows if two_rows != member.fortran else in_pairs
 
 
 def _choose_columns(
@@ -240,11 +224,11 @@ def _choose_columns(
     return names[0], names[1]
 
 
-def _open_parquet(path: Path, columns: tuple[str, str] | None) -> EdgeFile:
+def _open_parquet(path: Path, spec: EdgeListSpec) -> EdgeFile:
     pa = require_pyarrow(str(path))
     table = ParquetTable(path)
     names = table.schema.names
-    chosen = _choose_columns(path, names, columns)
+    chosen = _choose_columns(path, names, spec.columns)
     kinds = {name: table.schema.field(name).type for name in chosen}
     for name, kind in kinds.items():
         if not (pa.types.is_integer(kind) or _is_text(pa, kind)):
@@ -288,18 +272,17 @@ def _read_ends(
             yield ends[0].to_numpy(), ends[1].to_numpy()
 
 
-def _open_text(
-    path: Path, columns: tuple[str, str] | None, header: bool | None, as_names: bool
-) -> EdgeFile:
+def _open_text(path: Path, spec: EdgeListSpec) -> EdgeFile:
     pa = require_pyarrow(str(path))
-    if header is None:
+    header = spec.header == "yes"
+    if spec.header == "auto":
         header = _looks_like_header(TextTable(path, header=False).first_rows)
     table = TextTable(path, header=header)
     if not table.first_rows:
         raise FileFormatError(f"{path}: empty, expected rows of sources and targets")
-    chosen = _choose_columns(path, table.names, columns)
+    chosen = _choose_columns(path, table.names, spec.columns)
     places = [table.names.index(name) for name in chosen]
-    strings = as_names or not all(
+    strings = spec.ids == "names" or not all(
         len(row) > place and is_integer(row[place])
         for row in table.first_rows[header : header + 1]
         for place in places

@@ -3,99 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import as_matrix, open_array, split_member
-from gnnsys.convert.common import (
-    ConvertOptions,
-    open_writer,
-    write_edge_attribute,
-    write_features,
-    write_ids,
-    write_labels,
-)
-from gnnsys.convert.csc import write_csc
+from gnnsys.convert.arrays import as_matrix, open_array, read_whole
+from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.edge_files import EdgeFile, open_edges
 from gnnsys.convert.node_table import NodeTable, write_names
-from gnnsys.dataset.writer import DatasetWriter, cut_rows
+from gnnsys.convert.spec import EdgeListSpec
 from gnnsys.errors import ArgumentError
 
 __all__ = ["EdgeListSpec", "convert_edge_list"]
-
-_ATTRIBUTES = ("edge_features", "edge_weight", "edge_time")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EdgeListSpec:
-    """An edge list and what belongs to it; every path may be any kind ``open_array`` takes."""
-
-    edges: Path
-    """.npy or .npz of (2, edges) or (edges, 2); .parquet, .csv, .tsv or .txt with two columns."""
-
-    name: str
-
-    columns: tuple[str, str] | None = None
-    """Of sources and targets; None for those with usual names, else the first two."""
-
-    header: bool | None = None
-    """Whether text begins with the columns' names; None to look."""
-
-    ids: Literal["auto", "dense", "names"] = "auto"
-    """dense: ids are numbers from 0; names: any numbers or strings, numbered as they appear or as
-    ``nodes`` lists them; auto: names for strings or where there is ``nodes``, else dense."""
-
-    nodes: Path | None = None
-    """Table with a row for each node: id first, and columns label, split, time, others features."""
-
-    num_nodes: int | None = None
-    """None for one more than the greatest id, or the rows of nodes, features or labels."""
-
-    features: Path | None = None
-    labels: Path | None = None
-    train: Path | None = None
-    val: Path | None = None
-    test: Path | None = None
-
-    edge_features: str | None = None
-    """A file with a row for each edge, or a column of the edge list; likewise the next two."""
-
-    edge_weight: str | None = None
-    edge_time: str | None = None
-
-    random_split: tuple[float, float, float] | None = None
-    """Shares of the labelled nodes to train on, to validate and to test on."""
-
-    seed: int = 0
-    """Of the random split."""
-
-    keep_order: bool = False
-    """Write edge_id: the number of each edge in the list."""
-
-    def files(self) -> list[Path]:
-        """All that are read."""
-        parts = [
-            self.edges,
-            self.nodes,
-            self.features,
-            self.labels,
-            self.train,
-            self.val,
-            self.test,
-        ]
-        files = [split_member(part)[0] for part in parts if part is not None]
-        attributes = [split_member(part)[0] for part in self.edge_files().values()]
-        return files + [file for file in attributes if file.is_file()]
-
-    def edge_files(self) -> dict[str, str]:
-        """The edge attributes asked for, by table."""
-        parts = {name: getattr(self, name) for name in _ATTRIBUTES}
-        return {name: part for name, part in parts.items() if part is not None}
 
 
 def convert_edge_list(spec: EdgeListSpec, path: Path, options: ConvertOptions) -> Path:
@@ -114,7 +35,7 @@ def convert_edge_list(spec: EdgeListSpec, path: Path, options: ConvertOptions) -
         ArgumentError: options that contradict each other.
     """
     _check_options(spec)
-    edges = open_edges(spec.edges, spec.columns, spec.header, as_names=spec.ids == "names")
+    edges = open_edges(spec)
     nodes = NodeTable(spec.nodes) if spec.nodes else None
     named = spec.ids == "names" or (spec.ids == "auto" and (edges.has_strings or nodes is not None))
     if edges.has_strings and not named:
@@ -129,10 +50,10 @@ def convert_edge_list(spec: EdgeListSpec, path: Path, options: ConvertOptions) -
         raise ArgumentError(f"--num-nodes {spec.num_nodes}: nodes have names, which are counted")
     if nodes is not None and not named:
         nodes.check_dense()
-    with open_writer(
-        path, name=spec.name, kind="edge-list", files=spec.files(), options=options, **_about(spec)
+    with Conversion(
+        path, options, name=spec.name, kind="edge-list", files=spec.files(), **_about(spec)
     ) as writer:
-        _write(writer, spec, edges, nodes, named, options)
+        _write(writer, spec, edges, nodes, named)
         return writer.commit()
 
 
@@ -148,7 +69,8 @@ def _check_options(spec: EdgeListSpec) -> None:
 def _about(spec: EdgeListSpec) -> dict[str, Any]:
     """The options that make the dataset what it is, for graph.json: files by name only."""
     values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-    files = {name for name, value in values.items() if isinstance(value, Path)} | {*_ATTRIBUTES}
+    files = {name for name, value in values.items() if isinstance(value, Path)}
+    files |= spec.edge_files().keys()
     return {
         name: Path(value).name if name in files else str(value)
         for name, value in values.items()
@@ -157,36 +79,26 @@ def _about(spec: EdgeListSpec) -> dict[str, Any]:
 
 
 def _write(
-    writer: DatasetWriter,
+    writer: Conversion,
     spec: EdgeListSpec,
     edges: EdgeFile,
     nodes: NodeTable | None,
     named: bool,
-    options: ConvertOptions,
 ) -> None:
     attributes = spec.edge_files()
     names = None
     count = _known_nodes(spec, nodes)
     if named:
-        names = nodes.names(edges.has_strings) if nodes else edges.find_names(options.memory)
+        names = nodes.names(edges.has_strings) if nodes else edges.find_names(writer.options.memory)
         count = len(names)
     if count is not None:
         writer.add_nodes(count)
-    write_csc(
-        writer,
-        edges.reader(names),
-        label=str(spec.edges),
-        num_sources=count,
-        num_targets=count,
-        undirected=options.undirected,
-        keep_order=spec.keep_order or bool(attributes),
-        memory=options.memory,
-        threads=options.threads,
-    )
+    keep_order = spec.keep_order or bool(attributes)
+    writer.write_csc(edges.reader(names), str(spec.edges), keep_order=keep_order)
     for table, part in attributes.items():
         rows = edges.attribute(part, writer.scratch / table)
-        write_edge_attribute(writer, table, rows, label=part)
-    _write_nodes(writer, spec, nodes, writer.num_nodes(), options)
+        writer.write_edge_rows(table, rows, part)
+    _write_nodes(writer, spec, nodes)
     if names is not None:
         write_names(writer, names)
 
@@ -201,39 +113,27 @@ def _known_nodes(spec: EdgeListSpec, nodes: NodeTable | None) -> int | None:
     )
 
 
-def _write_nodes(
-    writer: DatasetWriter,
-    spec: EdgeListSpec,
-    nodes: NodeTable | None,
-    count: int,
-    options: ConvertOptions,
-) -> None:
+def _write_nodes(writer: Conversion, spec: EdgeListSpec, nodes: NodeTable | None) -> None:
     if spec.features:
-        source, label = as_matrix(open_array(spec.features)), str(spec.features)
-        write_features(writer, source, options, label=label, num_nodes=count)
+        writer.write_features(as_matrix(open_array(spec.features)), str(spec.features))
     elif nodes is not None and nodes.feature_columns:
-        write_features(writer, nodes.features(), options, label=str(spec.nodes), num_nodes=count)
+        writer.write_features(nodes.features(), str(spec.nodes))
     labels = None
     if spec.labels:
-        labels = _read_whole(spec.labels)
-        write_labels(writer, labels, label=str(spec.labels), num_nodes=count)
+        labels = read_whole(open_array(spec.labels))
+        writer.write_labels(labels, str(spec.labels))
     elif nodes is not None and nodes.has("label"):
         labels, classes = nodes.labels()
-        write_labels(writer, labels, label=str(spec.nodes), num_nodes=count)
+        writer.write_labels(labels, str(spec.nodes))
         if classes:
             writer.source["classes"] = classes
     if nodes is not None and nodes.has("time"):
-        times = nodes.times()
-        writer.write_nodes("time", cut_rows(times), times.shape, times.dtype.name)
-    _write_splits(writer, spec, nodes, labels, count)
+        writer.write_table("time", nodes.times(), str(spec.nodes))
+    _write_splits(writer, spec, nodes, labels)
 
 
 def _write_splits(
-    writer: DatasetWriter,
-    spec: EdgeListSpec,
-    nodes: NodeTable | None,
-    labels: NDArray[Any] | None,
-    count: int,
+    writer: Conversion, spec: EdgeListSpec, nodes: NodeTable | None, labels: NDArray[Any] | None
 ) -> None:
     given = {"train": spec.train, "val": spec.val, "test": spec.test}
     in_table = nodes.splits() if nodes is not None and nodes.has("split") else {}
@@ -243,19 +143,15 @@ def _write_splits(
             "--train, --val and --test, the column split of --nodes, and --random-split exclude "
             "each other; give one"
         )
-    found: list[tuple[Literal["train", "val", "test"], NDArray[Any], str]] = []
-    parts: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
-    for part in parts:
-        path = given[part]
+    for part, path in given.items():
         if path is not None:
-            found.append((part, _read_whole(path), str(path)))
-        elif part in in_table:
-            found.append((part, in_table[part], str(spec.nodes)))
+            writer.write_split(part, read_whole(open_array(path)), str(path))
+    for part, ids in in_table.items():
+        writer.write_split(part, ids, str(spec.nodes))
     if spec.random_split is not None:
-        drawn = draw_split(labels, count, spec.random_split, spec.seed)
-        found += [(part, ids, "--random-split") for part, ids in zip(parts, drawn, strict=True)]
-    for part, ids, label in found:
-        write_ids(writer, part, ids, label=label, num_nodes=count)
+        drawn = draw_split(labels, writer.num_nodes(), spec.random_split, spec.seed)
+        for part, ids in zip(given, drawn, strict=True):
+            writer.write_split(part, ids, "--random-split")
 
 
 def draw_split(
@@ -282,9 +178,3 @@ def _check_shares(shares: tuple[float, float, float]) -> None:
         raise ArgumentError(
             f"--random-split {shares}: expected three shares from 0 up, together at most 1"
         )
-
-
-def _read_whole(path: Path) -> NDArray[Any]:
-    source = open_array(path)
-    blocks: Iterator[NDArray[Any]] = source.blocks()
-    return np.concatenate([np.empty((0, *source.shape[1:]), source.dtype), *blocks])

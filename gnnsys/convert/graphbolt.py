@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.common import ConvertOptions, encode, open_writer, write_ids, write_labels
-from gnnsys.convert.csc import permute_rows, write_csc
-from gnnsys.convert.graphbolt_arrays import EntryArray, cut_edges, open_entry, read_csv_edges
+from gnnsys.convert.arrays import widen
+from gnnsys.convert.common import Conversion, ConvertOptions, encode
+from gnnsys.convert.csc import cut_edges
+from gnnsys.convert.graphbolt_arrays import EntryArray, open_entry, read_csv_edges
 from gnnsys.convert.graphbolt_metadata import METADATA, Entry, Feature, Metadata, Record
 from gnnsys.convert.graphbolt_task import (
     NodeSet,
@@ -28,8 +28,8 @@ from gnnsys.convert.graphbolt_task import (
     labels_of,
 )
 from gnnsys.dataset.format import EdgeType
-from gnnsys.dataset.writer import DatasetWriter, RowReader
-from gnnsys.errors import ArgumentError, FileFormatError
+from gnnsys.dataset.writer import RowReader
+from gnnsys.errors import FileFormatError
 
 __all__ = ["convert_graphbolt", "is_graphbolt"]
 
@@ -72,18 +72,12 @@ def convert_graphbolt(folder: Path, path: Path, options: ConvertOptions) -> Path
     array([2, 0, 1], dtype=int32)
     """
     metadata = Metadata.read(folder)
-    if metadata.heterogeneous and options.undirected:
-        raise ArgumentError(f"{folder}: undirected is for graphs of one type; leave it out")
     files = [folder / METADATA, *sorted({folder / entry.path for entry in metadata.files()})]
-    with open_writer(
-        path,
-        name=metadata.name,
-        kind="graphbolt",
-        files=files,
-        options=options,
+    with Conversion(
+        path, options, name=metadata.name, kind="graphbolt", files=files,
         heterogeneous=metadata.heterogeneous,
-    ) as writer:
-        job = _Job(writer, options, folder, metadata)
+    ) as writer:  # fmt: skip
+        job = _Job(writer, folder, metadata)
         for node_type, count in metadata.nodes.items():
             writer.add_nodes(count, node_type)
         for edge_type, entry in metadata.edges.items():
@@ -100,11 +94,8 @@ def convert_graphbolt(folder: Path, path: Path, options: ConvertOptions) -> Path
 class _Job:
     """Writes the tables and notes which of them holds what of which file."""
 
-    def __init__(
-        self, writer: DatasetWriter, options: ConvertOptions, folder: Path, metadata: Metadata
-    ) -> None:
-        self._writer, self._options = writer, options
-        self._folder, self._metadata = folder, metadata
+    def __init__(self, writer: Conversion, folder: Path, metadata: Metadata) -> None:
+        self._writer, self._folder, self._metadata = writer, folder, metadata
         self._names: set[tuple[Any, str]] = set()
         self.records: dict[str, Record] = {}
         """By path."""
@@ -127,18 +118,7 @@ class _Job:
                 )
             read, described = cut_edges(array.rows), array.file
         self._record(described, holds="edges", of=edge_type, table="indices")
-        write_csc(
-            self._writer,
-            read,
-            label=str(file),
-            num_sources=self._metadata.nodes[edge_type[0]],
-            num_targets=self._metadata.nodes[edge_type[2]],
-            edge_type=edge_type,
-            undirected=self._options.undirected,
-            keep_order=True,
-            memory=self._options.memory,
-            threads=self._options.threads,
-        )
+        self._writer.write_csc(read, str(file), edge_type, keep_order=True)
 
     def write_feature(self, feature: Feature) -> None:
         """Writes a node feature, an edge feature in CSC order, or a feature of the whole graph."""
@@ -153,7 +133,9 @@ class _Job:
             self._write_edge_feature(feature.owner, feature.name, array)
 
     def _write_node_feature(self, node_type: str, name: str, array: EntryArray) -> None:
-        self._check_rows(array, self._metadata.nodes[node_type], "nodes")
+        count = self._metadata.nodes[node_type]
+        if len(array.rows) != count:
+            raise FileFormatError(f"{array.label}: {len(array.rows)} rows != {count} nodes")
         if name == "feat":
             table = self._choose_name(node_type, "features")
         else:
@@ -167,31 +149,23 @@ class _Job:
         self._record(array.file, holds="node_table", of=node_type, table=table)
 
     def _encode_features(self, array: EntryArray, row: tuple[int, ...]) -> tuple[RowReader, str]:
-        wanted = self._options.dtype
+        wanted = self._writer.options.dtype
         kept = wanted in ("keep", array.dtype) or not array.dtype.startswith(("float", "bfloat"))
         dtype = array.dtype if kept else wanted
 
         def read(first: int) -> Iterator[NDArray[Any]]:
             for block in array.read()(first):
                 if not kept and array.dtype == "bfloat16":
-                    block = (block.astype(np.uint32) << 16).view(np.float32)
+                    block = widen(block)
                 yield (block if kept else encode(block, dtype)).reshape(-1, *row)
 
         return read, dtype
 
     def _write_edge_feature(self, edge_type: EdgeType, name: str, array: EntryArray) -> None:
-        order = self._writer.open_edges("edge_id", edge_type)
-        self._check_rows(array, int(order.max(initial=-1)) + 1, "edges")
         wanted = "edge_features" if name == "feat" else f"edge_{name}"
         table = self._choose_name(edge_type, wanted, {"edge_id"}, "edge_gb_")
-        rows = array.rows.astype(array.rows.dtype.newbyteorder("="), copy=False)
-        shape = (len(order), *rows.shape[1:])
-        self._writer.write_edges(table, permute_rows(rows, order), shape, array.dtype, edge_type)
+        self._writer.write_edge_rows(table, array.rows, array.label, edge_type, stored=array.dtype)
         self._record(array.file, holds="edge_rows", of=edge_type, table=table)
-
-    def _check_rows(self, array: EntryArray, count: int, what: str) -> None:
-        if len(array.rows) != count:
-            raise FileFormatError(f"{array.label}: {len(array.rows)} rows != {count} {what}")
 
     def _choose_name(
         self,
@@ -234,19 +208,12 @@ class _Job:
 
     def _write_node_task(self, sets: list[NodeSet], num_classes: int | None) -> None:
         node_type = sets[0].node_type
-        count = self._metadata.nodes[node_type]
         for part in sets:
-            write_ids(
-                self._writer, part.split, part.seeds.rows, label=part.seeds.label, num_nodes=count,
-                node_type=node_type,
-            )  # fmt: skip
+            self._writer.write_split(part.split, part.seeds.rows, part.seeds.label, node_type)
             self._record(part.seeds.file, holds="node_table", of=node_type, table=part.split)
-        table = assemble_labels(sets, count)
+        table = assemble_labels(sets, self._metadata.nodes[node_type])
         label = next(part.labels.label for part in sets if part.labels)
-        write_labels(
-            self._writer, table, label=label, num_nodes=count, node_type=node_type,
-            num_classes=num_classes if table.ndim == 1 else None,
-        )  # fmt: skip
+        self._writer.write_labels(table, label, node_type, num_classes=num_classes)
         for part in sets:
             if part.labels and is_same(labels_of(part, table), part.labels.rows):
                 self._record(part.labels.file, holds="labels", of=node_type, table=part.split)

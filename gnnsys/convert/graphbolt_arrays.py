@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.convert.arrays import load_tensor
 from gnnsys.convert.csc import EdgeReader
 from gnnsys.convert.graphbolt_metadata import Entry
 from gnnsys.convert.text import TextTable
@@ -18,9 +17,7 @@ from gnnsys.dataset.writer import RowReader, cut_rows
 from gnnsys.errors import FileFormatError
 from gnnsys.system.files import map_npy
 
-__all__ = ["EntryArray", "cut_edges", "open_entry", "read_csv_edges"]
-
-_BLOCK_EDGES = 1 << 20
+__all__ = ["EntryArray", "open_entry", "read_csv_edges"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ def open_entry(folder: Path, entry: Entry) -> EntryArray:
     file = folder / entry.path
     array = map_npy(file) if entry.format == "numpy" else None
     if array is None:
-        array, dtype = _load_tensor(file)
+        array, dtype = load_tensor(file)
     elif array.dtype.kind in "biufc":
         dtype = array.dtype.name
     else:
@@ -60,34 +57,6 @@ def open_entry(folder: Path, entry: Entry) -> EntryArray:
         "shape": list(array.shape),
     }
     return EntryArray(array.reshape(1) if array.ndim == 0 else array, dtype, described, str(file))
-
-
-def _load_tensor(file: Path) -> tuple[NDArray[Any], str]:
-    import torch
-
-    try:
-        # Files in torch's old form cannot be mapped.
-        mapped = zipfile.is_zipfile(file)
-        tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
-        reason = str(error).split("\n")[0]
-        raise FileFormatError(f"{file}: torch cannot read a tensor from it ({reason})") from error
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        found = type(tensor).__name__
-        raise FileFormatError(f"{file}: holds a {found}, expected a dense tensor")
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.uint16).numpy(), "bfloat16"
-    array = tensor.numpy()
-    return array, array.dtype.name
-
-
-def cut_edges(index: NDArray[Any]) -> EdgeReader:
-    def read(first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        for start in range(first, index.shape[1], _BLOCK_EDGES):
-            source, target = np.asarray(index[:, start : start + _BLOCK_EDGES])
-            yield source, target
-
-    return read
 
 
 def read_csv_edges(file: Path) -> EdgeReader:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.convert.arrays import widen
 from gnnsys.convert.common import encode
 from gnnsys.convert.text import require_pyarrow
 from gnnsys.dataset.folder import Dataset
@@ -56,7 +57,7 @@ def cast(blocks: Blocks, stored: str, wanted: str) -> Blocks:
             yield block
             continue
         if stored == "bfloat16":
-            block = (block.astype(np.uint32) << 16).view(np.float32)
+            block = widen(block)
         yield encode(block, wanted) if wanted == "bfloat16" else block.astype(wanted, copy=False)
 
 

@@ -15,6 +15,7 @@ from gnnsys.convert.arrays import (
     TextMatrix,
     as_matrix,
     open_array,
+    read_whole,
 )
 from gnnsys.convert.names import Names
 from gnnsys.convert.text import (
@@ -146,8 +147,7 @@ class NodeTable:
 
     def times(self) -> NDArray[Any]:
         """(nodes,) the column time, as numbers."""
-        source = self._numbers([self._columns["time"]])
-        return np.concatenate([np.empty(0, source.dtype), *source.blocks()])
+        return read_whole(self._numbers([self._columns["time"]]))
 
     def labels(self) -> tuple[NDArray[Any], list[str]]:
         """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""
@@ -195,4 +195,4 @@ def _read_ids(path: Path) -> list[Any]:
         raise FileFormatError(
             f"{path}: {source.dtype} of shape {source.shape}, expected (nodes,) ids"
         )
-    return [name for block in source.blocks() for name in block.tolist()]
+    return read_whole(source).tolist()

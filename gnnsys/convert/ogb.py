@@ -15,18 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import ArraySource, NpzMember, npz_members, open_array
-from gnnsys.convert.common import (
-    ConvertOptions,
-    open_writer,
-    write_features,
-    write_ids,
-    write_labels,
-    write_node_table,
-)
-from gnnsys.convert.csc import EdgeReader, write_csc
+from gnnsys.convert.arrays import NpzMember, npz_members, open_array, read_whole
+from gnnsys.convert.common import Conversion, ConvertOptions
+from gnnsys.convert.edge_files import read_matrix, spool_array
 from gnnsys.convert.ogb_raw import (
-    binary_edges,
     need,
     one_graph,
     read_binary_labels,
@@ -39,13 +31,10 @@ from gnnsys.convert.ogb_raw import (
     text_edges,
 )
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
-from gnnsys.dataset.writer import DatasetWriter
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.system.files import write_at
 
 __all__ = ["NAMES", "convert_ogb", "is_ogb"]
 
-_BLOCK_BYTES = 8 << 20
 _SPLITS = (("train", "train"), ("val", "valid"), ("test", "test"))
 _NODE_TABLES = {"node_year": "time", "node_species": "species", "species": "species"}
 
@@ -115,16 +104,14 @@ def convert_ogb(name: str, root: Path, path: Path, options: ConvertOptions) -> P
     folder = _find_folder(name, root)
     dataset = _DATASETS[name]
     typed = (folder / "raw" / _TYPES).is_file()
-    if typed and options.undirected:
-        raise ArgumentError(f"{name}: undirected is for graphs of one type; leave it out")
     places = (folder / "raw", folder / "split" / dataset.scheme)
     files = [
         file for place in places for file in place.rglob("*") if file.suffix in (".gz", ".npz")
     ]
-    with open_writer(
-        path, name=name, kind="ogb", files=sorted(files), options=options, heterogeneous=typed
+    with Conversion(
+        path, options, name=name, kind="ogb", files=sorted(files), heterogeneous=typed
     ) as writer:
-        job = _Job(writer, options, dataset, folder)
+        job = _Job(writer, dataset, folder)
         if typed:
             _convert_types(job)
         elif (folder / "raw" / _BINARY).is_file():
@@ -150,8 +137,7 @@ def _find_folder(name: str, root: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    writer: DatasetWriter
-    options: ConvertOptions
+    writer: Conversion
     dataset: _Dataset
     folder: Path
 
@@ -166,12 +152,10 @@ class _Job:
 
 
 def _convert_text(job: _Job) -> None:
-    nodes = read_count(job.raw("num-node-list.csv.gz"))
-    edges = read_count(job.raw("num-edge-list.csv.gz"))
-    job.writer.add_nodes(nodes)
-    _write_text_nodes(job, job.raw(), nodes, NODE_TYPE)
-    _write_text_labels(job, job.raw("node-label.csv.gz"), job.split(), nodes, NODE_TYPE)
-    _write_text_edges(job, job.raw(), edges, (nodes, nodes), EDGE_TYPE)
+    job.writer.add_nodes(read_count(job.raw("num-node-list.csv.gz")))
+    _write_text_nodes(job, job.raw(), NODE_TYPE)
+    _write_text_labels(job, job.raw("node-label.csv.gz"), job.split(), NODE_TYPE)
+    _write_text_edges(job, job.raw(), EDGE_TYPE)
 
 
 def _convert_types(job: _Job) -> None:
@@ -180,46 +164,42 @@ def _convert_types(job: _Job) -> None:
         job.writer.add_nodes(count, kind)
     features = read_row(job.raw("nodetype-has-feat.csv.gz"))
     labels = read_row(job.raw("nodetype-has-label.csv.gz"))
-    for kind, count in counts.items():
+    for kind in counts:
         if features.get(kind) == "True":
             need(job.raw("node-feat", kind, "node-feat.csv.gz"))
-        _write_text_nodes(job, job.raw("node-feat", kind), count, kind)
+        _write_text_nodes(job, job.raw("node-feat", kind), kind)
         if labels.get(kind) == "True":
             file = job.raw("node-label", kind, "node-label.csv.gz")
-            _write_text_labels(job, file, job.split(kind), count, kind)
+            _write_text_labels(job, file, job.split(kind), kind)
     for edge_type in read_triplets(job.raw(_TYPES), counts):
-        folder = job.raw("relations", "___".join(edge_type))
-        sizes = counts[edge_type[0]], counts[edge_type[2]]
-        edges = read_count(folder / "num-edge-list.csv.gz")
-        _write_text_edges(job, folder, edges, sizes, edge_type)
+        _write_text_edges(job, job.raw("relations", "___".join(edge_type)), edge_type)
 
 
 def _convert_binary(job: _Job) -> None:
-    file = job.raw(_BINARY)
+    file, writer = job.raw(_BINARY), job.writer
     nodes, edges = (
-        int(one_graph(np.concatenate(list(NpzMember(file, key).blocks())).ravel(), file))
+        one_graph(read_whole(NpzMember(file, key)).ravel(), file)
         for key in ("num_nodes_list", "num_edges_list")
     )
-    job.writer.add_nodes(nodes)
+    writer.add_nodes(nodes)
     members = npz_members(file)
     if "node_feat" in members:
-        features = NpzMember(file, "node_feat")
-        label = f"{file}:node_feat"
-        write_features(job.writer, features, job.options, label=label, num_nodes=nodes)
+        writer.write_features(NpzMember(file, "node_feat"), f"{file}:node_feat")
     for key in sorted(_NODE_TABLES.keys() & members):
-        _write_binary_table(job.writer, NpzMember(file, key), _NODE_TABLES[key], nodes, file)
-    labels = read_binary_labels(job.raw("node-label.npz"))
-    _write_labels(job, labels, job.raw("node-label.npz"), job.split(), nodes, NODE_TYPE)
+        _write_binary_table(writer, NpzMember(file, key), _NODE_TABLES[key], nodes, file)
+    labels = job.raw("node-label.npz")
+    _write_labels(job, read_binary_labels(labels), labels, job.split(), NODE_TYPE)
     index = NpzMember(file, "edge_index", any_order=True)
     if index.shape != (2, edges) or index.dtype.kind not in "iu":
         raise FileFormatError(
             f"{file}:edge_index: {index.dtype} {index.shape}, expected integers (2, {edges})"
         )
-    _write_csc(job, binary_edges(index, edges), f"{file}:edge_index", (nodes, nodes), EDGE_TYPE)
+    read = read_matrix(file, index)
+    writer.write_csc(read, f"{file}:edge_index", both_ways=job.dataset.inverse)
 
 
 def _write_binary_table(
-    writer: DatasetWriter, source: NpzMember, name: str, nodes: int, file: Path
+    writer: Conversion, source: NpzMember, name: str, nodes: int, file: Path
 ) -> None:
     if source.shape not in ((nodes,), (nodes, 1)):
         raise FileFormatError(f"{file}: {name} has the shape {source.shape} != {nodes} nodes")
@@ -230,115 +210,47 @@ def _write_binary_table(
     writer.write_nodes(name, read, (nodes,), source.dtype.name)
 
 
-# Nodes --------------------------------------------------------------------------------------------
-
-
-def _write_text_nodes(job: _Job, folder: Path, nodes: int, node_type: str) -> None:
+def _write_text_nodes(job: _Job, folder: Path, node_type: str) -> None:
     features = folder / "node-feat.csv.gz"
     if features.is_file():
-        write_features(
-            job.writer, open_array(features), job.options, label=str(features), num_nodes=nodes,
-            node_type=node_type,
-        )  # fmt: skip
+        job.writer.write_features(open_array(features), str(features), node_type)
     for name, table in _NODE_TABLES.items():
         file = folder / f"{name}.csv.gz"
         if file.is_file():
-            rows = read_ints(file)
-            write_node_table(
-                job.writer, table, rows, label=str(file), num_nodes=nodes, node_type=node_type
-            )
+            job.writer.write_table(table, read_ints(file), str(file), node_type)
 
 
-def _write_text_labels(job: _Job, file: Path, split: Path, nodes: int, node_type: str) -> None:
+def _write_text_labels(job: _Job, file: Path, split: Path, node_type: str) -> None:
     parts = [np.stack(columns, axis=1) for columns in read_columns(file, "float64")]
     labels = np.concatenate(parts) if parts else np.empty((0, 1))
-    _write_labels(job, labels, file, split, nodes, node_type)
+    _write_labels(job, labels, file, split, node_type)
 
 
-def _write_labels(
-    job: _Job, labels: NDArray[Any], file: Path, split: Path, nodes: int, node_type: str
-) -> None:
-    dataset = job.dataset
-    write_labels(
-        job.writer, labels, label=str(file), num_nodes=nodes, node_type=node_type,
-        num_classes=dataset.num_classes, metric=dataset.metric,
-    )  # fmt: skip
+def _write_labels(job: _Job, labels: NDArray[Any], file: Path, split: Path, node_type: str) -> None:
+    classes, metric = job.dataset.num_classes, job.dataset.metric
+    job.writer.write_labels(labels, str(file), node_type, num_classes=classes, metric=metric)
     for part, name in _SPLITS:
-        ids = read_ints(split / f"{name}.csv.gz")
-        label = str(split / f"{name}.csv.gz")
-        write_ids(job.writer, part, ids, label=label, num_nodes=nodes, node_type=node_type)  # type: ignore[arg-type]
+        ids = split / f"{name}.csv.gz"
+        job.writer.write_split(part, read_ints(ids), str(ids), node_type)
 
 
-# Edges --------------------------------------------------------------------------------------------
-
-
-def _write_text_edges(
-    job: _Job, folder: Path, edges: int, sizes: tuple[int, int], edge_type: EdgeType
-) -> None:
+def _write_text_edges(job: _Job, folder: Path, edge_type: EdgeType) -> None:
+    edges = read_count(folder / "num-edge-list.csv.gz")
     file = need(folder / _TEXT)
     tables = {
         "edge_features": folder / "edge-feat.csv.gz",
         "edge_reltype": folder / "edge_reltype.csv.gz",
     }
     tables = {name: table for name, table in tables.items() if table.is_file()}
-    read = text_edges(file, edges, job.dataset.inverse)
-    _write_csc(job, read, str(file), sizes, edge_type, keep_order=bool(tables))
+    inverse = job.dataset.inverse
+    job.writer.write_csc(
+        text_edges(file, edges, inverse), str(file), edge_type,
+        keep_order=bool(tables), both_ways=inverse,
+    )  # fmt: skip
     for name, table in tables.items():
-        _write_edge_table(job, name, open_array(table), table, edges, edge_type)
-
-
-def _write_csc(
-    job: _Job,
-    read: EdgeReader,
-    label: str,
-    sizes: tuple[int, int],
-    edge_type: EdgeType,
-    keep_order: bool = False,
-) -> None:
-    write_csc(
-        job.writer,
-        read,
-        label=label,
-        num_sources=sizes[0],
-        num_targets=sizes[1],
-        edge_type=edge_type,
-        undirected=job.options.undirected and not job.dataset.inverse,
-        keep_order=keep_order,
-        memory=job.options.memory,
-        threads=job.options.threads,
-    )
-
-
-def _write_edge_table(
-    job: _Job, name: str, source: ArraySource, file: Path, edges: int, edge_type: EdgeType
-) -> None:
-    """Rows of a file of edges in CSC order; an edge and its reverse have the same row."""
-    if source.shape[0] != edges:
-        raise FileFormatError(f"{file}: {source.shape[0]} rows != {edges} edges")
-    writer = job.writer
-    staged = writer.scratch / "edge_rows"
-    dtype = np.dtype(np.float32) if source.dtype.kind == "f" else source.dtype  # as in OGB
-
-    def stage() -> bool:
         # Text cannot be read in any order, so its numbers are laid out in a file first.
-        at = 0
-        for block in source.blocks():
-            rows = block.astype(dtype, copy=False)
-            write_at(staged, at, rows)
-            at += rows.nbytes
-        return True
-
-    writer.step(f"stage {name} {edge_type!r}", stage)
-    order = writer.open_edges("edge_id", edge_type)
-
-    def read(first: int) -> Iterator[NDArray[Any]]:
-        if first == len(order):
-            return
-        rows = np.memmap(staged, dtype, "r", shape=source.shape)
-        step = max(1, _BLOCK_BYTES // rows[:1].nbytes)
-        for start in range(first, len(order), step):
-            yield np.asarray(rows[order[start : start + step] // (1 + job.dataset.inverse)])
-
-    shape = (len(order), *source.shape[1:])
-    writer.write_edges(name, read, shape, dtype.name, edge_type)
-    staged.unlink(missing_ok=True)
+        staged = job.writer.scratch / "edge_rows"
+        rows = spool_array(open_array(table), staged)
+        # An edge and its reverse have the same row.
+        job.writer.write_edge_rows(name, rows, str(table), edge_type, shared=1 + inverse)
+        staged.unlink(missing_ok=True)

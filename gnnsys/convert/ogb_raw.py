@@ -16,7 +16,6 @@ from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import FileFormatError, MissingFileError
 
 __all__ = [
-    "binary_edges",
     "need",
     "one_graph",
     "read_binary_labels",
@@ -126,23 +125,6 @@ def text_edges(file: Path, edges: int, inverse: bool) -> EdgeReader:
                 yield source, target
         if seen != edges:
             raise FileFormatError(f"{file}: {seen} edges != {edges} in num-edge-list.csv.gz")
-
-    return read
-
-
-def binary_edges(index: NpzMember, edges: int) -> EdgeReader:
-    """Reads (2, edges) of a .npz file in blocks."""
-
-    def read(first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        if index.fortran:
-            for block in index.flat_blocks(2 * first, 2 * (edges - first)):
-                pairs = block.reshape(-1, 2)
-                yield pairs[:, 0], pairs[:, 1]
-            return
-        # Two streams: the row of targets begins where that of the sources ends.
-        sources = index.flat_blocks(first, edges - first)
-        targets = index.flat_blocks(edges + first, edges - first)
-        yield from zip(sources, targets, strict=True)
 
     return read
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnnsys.convert.arrays import load_torch
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg_graph import convert_pyg
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
@@ -18,15 +17,10 @@ if TYPE_CHECKING:
 
     from gnnsys.dataset.named import NamedDataset
 
-__all__ = ["NAMES", "convert_pyg", "convert_pyg_file", "convert_pyg_name", "is_pyg"]
+__all__ = ["NAMES", "convert_pyg", "convert_pyg_file", "convert_pyg_name"]
 
 NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "dblp")
 """Datasets that ``convert_pyg_name`` reads from raw files without touching their folder."""
-
-
-def is_pyg(source: Path) -> bool:
-    """Whether the source looks like a file of ``torch.save``."""
-    return source.suffix == ".pt" and source.is_file()
 
 
 def convert_pyg_file(
@@ -62,22 +56,14 @@ def convert_pyg_file(
     >>> convert_pyg_file(folder / "pair.pt", folder / "pair", ConvertOptions()).name
     'pair'
     """
-    import torch
-
     _trust_graphs()
     if not source.is_file():
         raise MissingFileError(f"{source}: no such file")
-    try:
-        # Tensors are mapped where the file's kind permits it.
-        mapped = zipfile.is_zipfile(source)
-        content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
-        reason = re.search("Unsupported global: GLOBAL [^ ]*", str(error))
-        first = reason.group() if reason else str(error).split("\n")[0]
-        raise FileFormatError(
-            f"{source}: cannot be loaded without running code from it ({first}); expected "
-            "torch.save of a Data or HeteroData object"
-        ) from error
+    content = load_torch(
+        source,
+        "cannot be loaded without running code from it",
+        "; expected torch.save of a Data or HeteroData object",
+    )
     data = _take_graph(content, source)
     return convert_pyg(
         data, path, options, name=name or source.stem, files=[source], split=split, metric=metric

@@ -5,25 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.common import (
-    ConvertOptions,
-    open_writer,
-    write_edge_attribute,
-    write_features,
-    write_ids,
-    write_labels,
-    write_node_table,
-)
-from gnnsys.convert.csc import write_csc
+from gnnsys.convert.arrays import MatrixRows, widen
+from gnnsys.convert.common import Conversion, ConvertOptions
+from gnnsys.convert.csc import cut_edges
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
-from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError
 
 if TYPE_CHECKING:
@@ -32,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_pyg"]
 
-_BLOCK_EDGES = 1 << 20
 _SPLITS = {
     "train": ("train_mask", "train_idx", "train_index"),
     "val": ("val_mask", "valid_mask", "val_idx", "valid_idx", "val_index", "valid_index"),
@@ -85,20 +76,15 @@ def convert_pyg(
     from torch_geometric.data import HeteroData
 
     heterogeneous = isinstance(data, HeteroData)
-    if heterogeneous and options.undirected:
-        raise ArgumentError(
-            f"{name}: undirected is for graphs of one type; apply "
-            "torch_geometric.transforms.ToUndirected to the HeteroData object"
-        )
     files = list(files)
     more: dict[str, Any] = {"split": split, "metric": metric}
     if not files:
         more["crc32"] = _checksum(data)
     nodes = dict(data.node_items()) if heterogeneous else {NODE_TYPE: data.stores[0]}
     edges = dict(data.edge_items()) if heterogeneous else {EDGE_TYPE: data.stores[0]}
-    with open_writer(
-        path, name=name, kind="pyg", files=files, options=options, heterogeneous=heterogeneous,
-        **more,
+    with Conversion(
+        path, options, name=name, kind="pyg", files=files, heterogeneous=heterogeneous,
+        way_out="apply torch_geometric.transforms.ToUndirected to the HeteroData object", **more,
     ) as writer:  # fmt: skip
         counts = {kind: _count_nodes(name, kind, store) for kind, store in nodes.items()}
         for kind, count in counts.items():
@@ -107,13 +93,12 @@ def convert_pyg(
         # The task is that of the labels written last.
         for kind in sorted(nodes, key=lambda kind: _rank_as_task(nodes[kind])):
             label = f"{name}, nodes {kind!r}" if heterogeneous else name
-            node_set = _NodeSet(writer, options, label, kind, counts[kind])
+            node_set = _NodeSet(writer, label, kind)
             node_set.write(nodes[kind], split, metric)
             taken |= {(kind, key) for key in node_set.taken}
         for edge_type, store in edges.items():
             label = f"{name}, edges {edge_type}" if heterogeneous else name
-            sizes = counts[edge_type[0]], counts[edge_type[2]]
-            tables = _write_edge_set(writer, store, options, label, edge_type, sizes)
+            tables = _write_edge_set(writer, store, label, edge_type)
             owner = edge_type if heterogeneous else NODE_TYPE
             taken |= {(owner, key) for key in ("edge_index", *tables.values())}
         writer.source["left_out"] = _list_left_out(nodes | edges if heterogeneous else nodes, taken)
@@ -153,12 +138,19 @@ def _dense(tensor: Tensor) -> Tensor:
     return (tensor if tensor.layout == torch.strided else tensor.to_dense()).cpu().contiguous()
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    """As numpy holds it: bfloat16 widened to float32, which loses nothing."""
+def _bits(tensor: Tensor) -> tuple[NDArray[Any], bool]:
+    """As numpy holds it, and whether that is the bits of bfloat16."""
     import torch
 
     tensor = _dense(tensor)
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    bits = tensor.dtype == torch.bfloat16
+    return (tensor.view(torch.uint16) if bits else tensor).numpy(), bits
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """As numpy holds it: bfloat16 widened to float32, which loses nothing."""
+    array, bits = _bits(tensor)
+    return widen(array) if bits else array
 
 
 def _count_nodes(name: str, node_type: str, store: Any) -> int:
@@ -183,61 +175,33 @@ def _rank_as_task(store: Any) -> int:
 # Nodes --------------------------------------------------------------------------------------------
 
 
-class _Matrix:
-    """Rows in memory, as ``write_features`` takes them."""
-
-    def __init__(self, rows: NDArray[Any]) -> None:
-        self.shape, self.dtype, self._rows = rows.shape, rows.dtype, rows
-
-    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
-        """Rows from ``first`` on."""
-        return cut_rows(self._rows)(first)
-
-
 class _NodeSet:
     """Writes the tables of one node type."""
 
-    def __init__(
-        self, writer: DatasetWriter, options: ConvertOptions, label: str, kind: str, count: int
-    ) -> None:
-        self._writer, self._options = writer, options
-        self._label, self._type, self._count = label, kind, count
+    def __init__(self, writer: Conversion, label: str, kind: str) -> None:
+        self._writer, self._label, self._type = writer, label, kind
+        self._count = writer.num_nodes(kind)
         self.taken: set[str] = set()
         """Keys that tables were made of."""
 
     def write(self, store: Any, split: int, metric: str | None) -> None:
+        writer, kind = self._writer, self._type
         self.taken = {"x"}
         if _has(store, "x"):
-            self._write_features(store["x"])
+            x, bits = _bits(store["x"])
+            x = x[:, None] if x.ndim == 1 else x
+            writer.write_features(MatrixRows(x), f"{self._label}: x", kind, bits=bits)
         labels = self._find_labels(store)
         if labels is not None:
-            write_labels(self._writer, labels, metric=metric, **self._where("y"))
+            writer.write_labels(labels, f"{self._label}: y", kind, metric=metric)
         for part, ids in self._find_splits(store, split).items():
-            write_ids(self._writer, part, ids, **self._where(part))  # type: ignore[arg-type]
+            writer.write_split(part, ids, f"{self._label}: {part}", kind)
         for key, value in store.items():
             known = key in self.taken or key in _OWN_TABLES or not re.fullmatch(r"\w+", key)
             if known or not _is_table(value, self._count) or not store.is_node_attr(key):
                 continue
-            write_node_table(self._writer, key, _array(value), **self._where(key))
+            writer.write_table(key, _array(value), f"{self._label}: {key}", kind)
             self.taken.add(key)
-
-    def _where(self, key: str) -> dict[str, Any]:
-        label = f"{self._label}: {key}"
-        return {"label": label, "num_nodes": self._count, "node_type": self._type}
-
-    def _write_features(self, x: Tensor) -> None:
-        import torch
-
-        x = _dense(x)
-        x = x[:, None] if x.dim() == 1 else x
-        if x.dtype != torch.bfloat16 or self._options.dtype not in ("keep", "bfloat16"):
-            source = _Matrix(_array(x))
-            write_features(self._writer, source, self._options, **self._where("x"))
-            return
-        if len(x) != self._count:
-            raise FileFormatError(f"{self._label}: x has {len(x)} rows != {self._count} nodes")
-        bits = x.view(torch.uint16).numpy()
-        self._writer.write_nodes("features", cut_rows(bits), bits.shape, "bfloat16", self._type)
 
     def _find_labels(self, store: Any) -> NDArray[Any] | None:
         """``y``, or what ``train_y`` and its like say of ``train_idx``, as in Entities."""
@@ -296,12 +260,7 @@ def _is_table(value: Any, rows: int) -> bool:
 
 
 def _write_edge_set(
-    writer: DatasetWriter,
-    store: Any,
-    options: ConvertOptions,
-    label: str,
-    edge_type: EdgeType,
-    sizes: tuple[int, int],
+    writer: Conversion, store: Any, label: str, edge_type: EdgeType
 ) -> dict[str, str]:
     if not _has(store, "edge_index"):
         raise FileFormatError(
@@ -314,28 +273,10 @@ def _write_edge_set(
             f"{label}: edge_index is {index.dtype} {index.shape}, expected integers (2, edges)"
         )
     tables = _edge_tables(store, edge_type, label, index.shape[1])
-    write_csc(
-        writer,
-        lambda first: _cut_edges(index, first),
-        label=f"{label}: edge_index",
-        num_sources=sizes[0],
-        num_targets=sizes[1],
-        edge_type=edge_type,
-        undirected=options.undirected,
-        keep_order=bool(tables),
-        memory=options.memory,
-        threads=options.threads,
-    )
+    writer.write_csc(cut_edges(index), f"{label}: edge_index", edge_type, keep_order=bool(tables))
     for table, key in tables.items():
-        rows = _array(store[key])
-        write_edge_attribute(writer, table, rows, label=f"{label}: {key}", edge_type=edge_type)
+        writer.write_edge_rows(table, _array(store[key]), f"{label}: {key}", edge_type)
     return tables
-
-
-def _cut_edges(index: NDArray[Any], first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    for start in range(first, index.shape[1], _BLOCK_EDGES):
-        sources, targets = index[:, start : start + _BLOCK_EDGES]
-        yield sources, targets
 
 
 def _edge_tables(store: Any, edge_type: EdgeType, label: str, num_edges: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ from gnnsys.system.files import (
     write_whole,
 )
 from gnnsys.system.progress import Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["DatasetWriter", "RowReader", "cut_rows"]
 
@@ -204,6 +207,10 @@ class DatasetWriter:
     def num_nodes(self, node_type: str = NODE_TYPE) -> int:
         """Nodes of a type that is declared."""
         return self._nodes[node_type].count
+
+    def has_nodes(self, node_type: str) -> bool:
+        """Whether a type is declared."""
+        return node_type in self._nodes
 
     def open_edges(self, name: str, edge_type: EdgeType = EDGE_TYPE) -> NDArray[Any]:
         """A table that is written already, mapped."""
@@ -394,7 +401,7 @@ class DatasetWriter:
             "made there, so move it away or give another name"
         )
 
-    def __enter__(self) -> DatasetWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

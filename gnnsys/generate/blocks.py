@@ -142,8 +142,6 @@ def write_graph(job: Job, read: EdgeReader, undirected: bool = False) -> None:
         job.writer,
         read,
         label="generated edges",
-        num_sources=job.num_nodes,
-        num_targets=job.num_nodes,
         undirected=undirected,
         memory=job.memory,
         threads=job.threads,

@@ -1,0 +1,116 @@
+"""What is to be converted, and how. Imports nothing that is large."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gnnsys.choices import FloatType
+from gnnsys.system.progress import Progress
+
+__all__ = ["ConvertOptions", "EdgeListParts", "EdgeListSpec", "split_member"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertOptions:
+    """How to convert, whatever the source."""
+
+    dtype: Literal["keep"] | FloatType = "keep"
+    """Element type that float features are stored in."""
+
+    undirected: bool = False
+    """Add the reverse of every edge."""
+
+    memory: int = 2 << 30
+    """Bytes for arrays of edges."""
+
+    threads: int = 0
+    """That sort; 0 for all cores this process may use."""
+
+    progress: Progress = lambda what, done, total: None
+    """Is told how far the work is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeListParts:
+    """How an edge list is read, and what belongs to it."""
+
+    columns: tuple[str, str] | None = None
+    """Columns of sources and targets in a table. Default: usual names, else the first two."""
+
+    header: Literal["auto", "yes", "no"] = "auto"
+    """Whether a text file begins with column names."""
+
+    ids: Literal["auto", "dense", "names"] = "auto"
+    """dense: node ids are numbers from 0. names: any strings or numbers, numbered as they appear or
+    as --nodes lists them, and kept in node_id.npy. auto: names for strings or with --nodes."""
+
+    nodes: Path | None = None
+    """Table with a row for each node: the id first, then columns label, split (train, val, test),
+    time, and features; or a .npy of ids."""
+
+    num_nodes: int | None = None
+    """Default: the rows of --nodes, --features or --labels, else the greatest id + 1."""
+
+    features: Path | None = None
+    """Matrix with a row for each node: .npy, .npz, .csv, .parquet, .pt, or FILE.npz:NAME."""
+
+    labels: Path | None = None
+    """A class for each node, or a column of 0 and 1 for each of several labels."""
+
+    train: Path | None = None
+    """Ids or mask of the training nodes; likewise --val and --test."""
+
+    val: Path | None = None
+
+    test: Path | None = None
+
+    random_split: tuple[float, float, float] | None = None
+    """Shares of the labelled nodes to train on, to validate and to test on, drawn at random."""
+
+    seed: int = 0
+    """Of the random split."""
+
+    edge_features: str | None = None
+    """File with a row for each edge, or a column of the edge list; likewise --edge-weight and
+    --edge-time."""
+
+    edge_weight: str | None = None
+
+    edge_time: str | None = None
+
+    keep_order: bool = False
+    """Write edge_id.npy: the number that each edge had in the source. It is written with features,
+    weights or times of edges in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeListSpec(EdgeListParts):
+    """An edge list and what belongs to it; every path may be any kind ``open_array`` takes."""
+
+    edges: Path
+    """.npy or .npz of (2, edges) or (edges, 2); .parquet, .csv, .tsv or .txt with two columns."""
+
+    name: str
+
+    def files(self) -> list[Path]:
+        """All that are read."""
+        parts = [self.edges, *(getattr(self, each.name) for each in dataclasses.fields(self))]
+        files = [split_member(part)[0] for part in parts if isinstance(part, Path)]
+        attributes = [split_member(part)[0] for part in self.edge_files().values()]
+        return list(dict.fromkeys(files + [file for file in attributes if file.is_file()]))
+
+    def edge_files(self) -> dict[str, str]:
+        """The edge attributes asked for, by table."""
+        parts = {
+            name: getattr(self, name) for name in ("edge_features", "edge_weight", "edge_time")
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def split_member(path: str | Path) -> tuple[Path, str]:
+    """FILE.npz and NAME of FILE.npz:NAME; the path itself and '' where it names no member."""
+    place, mark, member = str(path).partition(".npz:")
+    return (Path(place + ".npz"), member) if mark else (Path(path), "")

@@ -19,7 +19,7 @@ from gnnsys.convert.arrays import widen
 from gnnsys.convert.common import Conversion, ConvertOptions, encode
 from gnnsys.convert.csc import cut_edges
 from gnnsys.convert.graphbolt_arrays import EntryArray, open_entry, read_csv_edges
-from gnnsys.convert.graphbolt_metadata import METADATA, Entry, Feature, Metadata, Record
+from gnnsys.convert.graphbolt_metadata import METADATA, EdgeEntry, Entry, Metadata, Record
 from gnnsys.convert.graphbolt_task import (
     NodeSet,
     assemble_labels,
@@ -62,6 +62,7 @@ def convert_graphbolt(folder: Path, path: Path, options: ConvertOptions) -> Path
         ArgumentError: ``options.undirected`` for a graph of several types.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> folder = Path(tempfile.mkdtemp())
     >>> np.save(folder / "edges.npy", np.array([[0, 1, 2], [1, 2, 0]]))
     >>> _ = (folder / "metadata.yaml").write_text(
@@ -71,7 +72,7 @@ def convert_graphbolt(folder: Path, path: Path, options: ConvertOptions) -> Path
     >>> np.load(path / "indices.npy")
     array([2, 0, 1], dtype=int32)
     """
-    metadata = Metadata.read(folder)
+    metadata = Metadata(folder)
     files = [folder / METADATA, *sorted({folder / entry.path for entry in metadata.files()})]
     with Conversion(
         path, options, name=metadata.name, kind="graphbolt", files=files,
@@ -82,8 +83,8 @@ def convert_graphbolt(folder: Path, path: Path, options: ConvertOptions) -> Path
             writer.add_nodes(count, node_type)
         for edge_type, entry in metadata.edges.items():
             job.write_edges(edge_type, entry)
-        for feature in metadata.features:
-            job.write_feature(feature)
+        for owner, file in metadata.features:
+            job.write_feature(owner, file)
         job.write_tasks()
         if not options.undirected:
             files_made = [asdict(record) for record in job.records.values()]
@@ -104,7 +105,7 @@ class _Job:
         # A file that stands in several places is noted once.
         self.records.setdefault(described["path"], Record(**described, **how))
 
-    def write_edges(self, edge_type: EdgeType, entry: Entry) -> None:
+    def write_edges(self, edge_type: EdgeType, entry: EdgeEntry) -> None:
         """Sorts the edges of a type; edge_id tells the order that they came in."""
         file = self._folder / entry.path
         if entry.format == "csv":
@@ -120,17 +121,17 @@ class _Job:
         self._record(described, holds="edges", of=edge_type, table="indices")
         self._writer.write_csc(read, str(file), edge_type, keep_order=True)
 
-    def write_feature(self, feature: Feature) -> None:
+    def write_feature(self, owner: str | EdgeType | None, file: Entry) -> None:
         """Writes a node feature, an edge feature in CSC order, or a feature of the whole graph."""
-        if feature.file.path in self.records:
+        if file.path in self.records:
             return
-        array = open_entry(self._folder, feature.file)
-        if feature.owner is None:
+        array = open_entry(self._folder, file)
+        if owner is None:
             self._keep(next(iter(self._metadata.nodes)), array)
-        elif isinstance(feature.owner, str):
-            self._write_node_feature(feature.owner, feature.name, array)
+        elif isinstance(owner, str):
+            self._write_node_feature(owner, str(file.name), array)
         else:
-            self._write_edge_feature(feature.owner, feature.name, array)
+            self._write_edge_feature(owner, str(file.name), array)
 
     def _write_node_feature(self, node_type: str, name: str, array: EntryArray) -> None:
         count = self._metadata.nodes[node_type]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import load_tensor
 from gnnsys.convert.csc import EdgeReader
-from gnnsys.convert.graphbolt_metadata import Entry
+from gnnsys.convert.graphbolt_metadata import EdgeEntry, Entry
 from gnnsys.convert.text import TextTable
 from gnnsys.dataset.writer import RowReader, cut_rows
 from gnnsys.errors import FileFormatError
@@ -41,7 +41,7 @@ class EntryArray:
         return lambda first: (block.astype(native, copy=False) for block in cut(first))
 
 
-def open_entry(folder: Path, entry: Entry) -> EntryArray:
+def open_entry(folder: Path, entry: Entry | EdgeEntry) -> EntryArray:
     file = folder / entry.path
     array = map_npy(file) if entry.format == "numpy" else None
     if array is None:

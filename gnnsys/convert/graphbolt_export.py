@@ -29,7 +29,13 @@ from gnnsys.convert.graphbolt_files import (
     write_array,
     write_csv,
 )
-from gnnsys.convert.graphbolt_metadata import METADATA, Record, require_yaml
+from gnnsys.convert.graphbolt_metadata import (
+    METADATA,
+    Kept,
+    Record,
+    check_relative,
+    require_yaml,
+)
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import EdgeType, Table, edge_folder, node_folder
 from gnnsys.dataset.importance import SCORE_TABLE
@@ -37,6 +43,7 @@ from gnnsys.dataset.writer import cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.system.files import as_storage_error, sync
 from gnnsys.system.progress import Progress
+from gnnsys.system.records import as_record
 
 __all__ = ["export_graphbolt"]
 
@@ -127,40 +134,41 @@ class _Exporter:
     def restore(self, kept: Any) -> None:
         """Writes the files that a GraphBolt folder was converted from."""
         place = f"{self._dataset.path / 'graph.json'}: source.graphbolt"
-        if not isinstance(kept, dict) or not {"files", "metadata"} <= kept.keys():
-            raise FileFormatError(f"{place} lacks files or metadata; convert the source again")
-        records = [Record.parse(content, place) for content in kept["files"]]
+        known = as_record(kept, Kept, place, "convert the source again")
         owners = [*self._dataset.node_types, *self._dataset.edge_types]
-        for number, record in enumerate(records):
+        for number, record in enumerate(known.files):
+            check_relative(record.path, f"{place}: path")
             if record.of not in owners:
                 raise FileFormatError(f"{place}: {record.path} is of {record.of}, not in the graph")
-            self._progress(record.path, number, len(records))
+            self._progress(record.path, number, len(known.files))
             path = self._target / record.path
             if record.format == "csv":
-                write_csv(path, *(self._ordered_edges(record.of, end) for end in (0, 1)))
+                of: Any = record.of
+                write_csv(path, *(self._ordered_edges(of, end) for end in (0, 1)))
             else:
                 blocks = cast(*self._stored_blocks(record), record.dtype)
                 write_array(path, blocks, record.shape, record.dtype, record.format)
-        self._write_metadata(str(kept["metadata"]))
+        self._write_metadata(known.metadata)
 
     def _stored_blocks(self, record: Record) -> tuple[Blocks, str]:
         """What a file held, with the element type of the table that holds it now."""
         dataset = self._dataset
+        of: Any = record.of
         if record.holds == "edges":
-            ends = (self._ordered_edges(record.of, end) for end in (0, 1))
+            ends = (self._ordered_edges(of, end) for end in (0, 1))
             return itertools.chain.from_iterable(ends), "int64"
         if record.holds == "labels":
-            labels = dataset.node_table("labels", record.of)
-            return take(labels, dataset.node_table(record.table, record.of)), labels.dtype.name
+            labels = dataset.node_table("labels", of)
+            return take(labels, dataset.node_table(record.table, of)), labels.dtype.name
         if record.holds == "node_table":
-            rows = dataset.node_table(record.table, record.of)
-            table = dataset.manifest.nodes[record.of].tables[record.table]
+            rows = dataset.node_table(record.table, of)
+            table = dataset.manifest.nodes[of].tables[record.table]
             return cut_rows(rows)(0), table.encoding.dtype
-        rows = dataset.edge_table(record.table, record.of)
-        dtype = dataset.manifest.edges[record.of].tables[record.table].encoding.dtype
+        rows = dataset.edge_table(record.table, of)
+        dtype = dataset.manifest.edges[of].tables[record.table].encoding.dtype
         if record.holds == "edge_table":
             return cut_rows(rows)(0), dtype
-        return self._order(record.of, lambda a, b: rows[a:b], rows.shape[1:], rows.dtype), dtype
+        return self._order(of, lambda a, b: rows[a:b], rows.shape[1:], rows.dtype), dtype
 
     def _order(
         self,

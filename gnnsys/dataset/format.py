@@ -30,6 +30,7 @@ __all__ = [
     "MANIFEST",
     "NODE_TYPE",
     "VERSION",
+    "Count",
     "EdgeSet",
     "EdgeType",
     "Encoding",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -103,6 +104,8 @@ def _follow(
         key: _Key = name or (int(number) if number != "..." else "")
         if number == "...":  # msgspec does not tell the key: it is the first that fails alone
             key = next(each for each in value if _fails(fault, content, kind, trail, each, value))
+        if get_origin(hint) in (Union, UnionType):
+            hint = next(each for each in get_args(hint) if each is not NoneType)
         if dataclasses.is_dataclass(hint):
             hint = get_type_hints(hint).get(name)
         else:  # of dict[str, T], list[T] or tuple[T, ...]

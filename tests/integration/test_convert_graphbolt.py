@@ -442,8 +442,11 @@ def change_source(ours: Path, change: Callable[[Any], Any]) -> None:
     [
         (lambda kept: kept["files"][0].update(path="../evil.npy"), "expected a path inside"),
         (lambda kept: kept["files"][0].update(path="/tmp/evil.npy"), "expected a path inside"),
-        (lambda kept: kept["files"][0].pop("dtype"), "source.graphbolt is damaged"),
-        (lambda kept: kept.pop("metadata"), "lacks files or metadata"),
+        (
+            lambda kept: kept["files"][0].pop("dtype"),
+            r"source.graphbolt: no files\[0\].dtype; convert",
+        ),
+        (lambda kept: kept.pop("metadata"), "source.graphbolt: no metadata; convert"),
         (lambda kept: kept["files"][0].update(of=["a", "b", "c"]), "not in the graph"),
     ],
 )
@@ -506,28 +509,32 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[GnnsysError], str]] = {
         FileFormatError,
         "not YAML",
     ),
-    "a list": (write("metadata.yaml", "- 1"), FileFormatError, "holds a list"),
-    "no graph": (edit(lambda m: m.pop("graph")), FileFormatError, "graph is not there"),
-    "no nodes": (edit(lambda m: m["graph"].pop("nodes")), FileFormatError, "graph.nodes is not"),
+    "a list": (
+        write("metadata.yaml", "- 1"),
+        FileFormatError,
+        r"it is \[1\], expected an object",
+    ),
+    "no graph": (edit(lambda m: m.pop("graph")), FileFormatError, "yaml: no graph; see DGL"),
+    "no nodes": (edit(lambda m: m["graph"].pop("nodes")), FileFormatError, "no graph.nodes; see"),
     "no num": (
         edit(lambda m: m["graph"].update(nodes=[{}])),
         FileFormatError,
-        r"graph.nodes\[0\].num is not there",
+        r"no graph.nodes\[0\].num; see",
     ),
     "wrong num": (
         edit(lambda m: m["graph"]["nodes"][0].update(num="many")),
         FileFormatError,
-        "num is 'many', expected int",
+        "num is 'many', expected an integer",
     ),
     "no path": (
         edit(lambda m: m["graph"]["edges"][0].pop("path")),
         FileFormatError,
-        r"edges\[0\].path is not there",
+        r"no graph.edges\[0\].path; see",
     ),
     "wrong format": (
         edit(lambda m: m["feature_data"][0].update(format="csv")),
         FileFormatError,
-        r"feature_data\[0\].format is 'csv', expected numpy or torch",
+        r"feature_data\[0\].format is 'csv', expected one of 'numpy', 'torch'",
     ),
     "wrong domain": (
         edit(lambda m: m["feature_data"][0].update(domain="city")),
@@ -616,7 +623,7 @@ def test_bad_folders_are_one_error_and_leave_nothing(what: str, tmp_path: Path) 
 BAD_TYPES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no type": (
         edit(lambda m: m["graph"]["nodes"][1].pop("type")),
-        r"nodes\[1\].type is not there",
+        r"no graph.nodes\[1\].type; see",
     ),
     "type twice": (edit(lambda m: m["graph"]["nodes"][1].update(type="author")), "there twice"),
     "edge type": (

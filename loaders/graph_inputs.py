@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Data
 from torch_geometric.sampler.base import DataType
 from torch_geometric.typing import EdgeType, NodeType
 
@@ -20,9 +20,8 @@ from gnnsys.loaders.typed_graph import Relation, TypedGraph
 from gnnsys.loaders.user_graph import (
     UserEdges,
     UserGraph,
-    as_times,
     as_weights,
-    check_one_kind_of_time,
+    named,
 )
 
 __all__ = ["read_graph"]
@@ -73,9 +72,10 @@ def read_graph(
             f"(FeatureStore, GraphStore): {error}"
         ) from error
     if kind == DataType.homogeneous:
-        held = _read_data(data, time_attr, weight_attr, is_sorted)
+        held = _read_data({None: data}, {None: data}, time_attr, weight_attr, is_sorted)
     elif kind == DataType.heterogeneous:
-        held = _read_hetero_data(data, time_attr, weight_attr, is_sorted)
+        nodes, edges = dict(data.node_items()), dict(data.edge_items())
+        held = _read_data(nodes, edges, time_attr, weight_attr, is_sorted)
     else:
         if weight_attr is not None:
             raise UnsupportedError(
@@ -87,68 +87,48 @@ def read_graph(
 
 
 def _read_data(
-    data: Data, time_attr: str | None, weight_attr: str | None, is_sorted: bool
+    nodes: Mapping[NodeType | None, Any],
+    edges: Mapping[EdgeType | None, Any],
+    time_attr: str | None,
+    weight_attr: str | None,
+    is_sorted: bool,
 ) -> UserGraph:
-    num_nodes = data.num_nodes
-    if num_nodes is None:
-        raise ArgumentError("data: the number of nodes is not known; set data.num_nodes")
-    edges = _read_edges(data, None, is_sorted)
-    held = UserGraph(num_nodes={None: int(num_nodes)}, node_time={}, edges=[edges])
+    """The graph in the stores of ``HeteroData`` by type, or in a ``Data``, whose type is None."""
+    held = UserGraph(num_nodes={kind: _count(kind, store) for kind, store in nodes.items()})
+    for kind, store in edges.items():
+        _check_ends(kind, held.num_nodes)
+        held.edges.append(_read_edges(store, kind, is_sorted))
     if weight_attr is not None:
-        if weight_attr not in data:
-            raise ArgumentError(f"weight_attr: data has no {weight_attr!r}")
-        edges.weight = as_weights(weight_attr, data[weight_attr], edges.count)
-    if time_attr is not None:
-        if time_attr in data and data.is_node_attr(time_attr):
-            held.node_time[None] = as_times(time_attr, data[time_attr], num_nodes)
-        elif time_attr in data and data.is_edge_attr(time_attr):
-            edges.time = as_times(time_attr, data[time_attr], edges.count)
-        else:
-            raise ArgumentError(
-                f"time_attr: The time attribute '{time_attr}' is neither a node-level or "
-                f"edge-level attribute: data has no {time_attr!r} with one time for each of its "
-                f"{num_nodes} nodes or {edges.count} edges"
-            )
-    return held
-
-
-def _read_hetero_data(
-    data: HeteroData, time_attr: str | None, weight_attr: str | None, is_sorted: bool
-) -> UserGraph:
-    num_nodes: dict[NodeType | None, int] = {}
-    for node_type in data.node_types:
-        count = data[node_type].num_nodes
-        if count is None:
-            raise ArgumentError(
-                f"data: the number of {node_type!r} nodes is not known; set "
-                f"data[{node_type!r}].num_nodes"
-            )
-        num_nodes[node_type] = int(count)
-    for edge_type in data.edge_types:
-        _check_ends(edge_type, num_nodes)
-    held = UserGraph(
-        num_nodes=num_nodes,
-        node_time={},
-        edges=[_read_edges(data[kind], kind, is_sorted) for kind in data.edge_types],
-    )
-    if weight_attr is not None:
-        weighted = [edges for edges in held.edges if weight_attr in data[edges.edge_type]]
+        weighted = [part for part in held.edges if weight_attr in edges[part.edge_type]]
         if not weighted:
-            raise ArgumentError(f"weight_attr: no edge type has {weight_attr!r}")
-        for edges in weighted:
-            value = data[edges.edge_type][weight_attr]
-            edges.weight = as_weights(f"{weight_attr} of {edges.edge_type}", value, edges.count)
+            who = "data has no" if None in nodes else "no edge type has"
+            raise ArgumentError(f"weight_attr: {who} {weight_attr!r}")
+        for part in weighted:
+            value, name = edges[part.edge_type][weight_attr], named(weight_attr, part.edge_type)
+            part.weight = as_weights(name, value, part.count)
     if time_attr is not None:
-        timed_nodes = [kind for kind in num_nodes if time_attr in data[kind]]
-        timed_edges = [edges for edges in held.edges if time_attr in data[edges.edge_type]]
-        check_one_kind_of_time(time_attr, timed_nodes, [edges.edge_type for edges in timed_edges])
-        for kind in timed_nodes:
-            name = f"{time_attr} of {kind!r}"
-            held.node_time[kind] = as_times(name, data[kind][time_attr], num_nodes[kind])
-        for edges in timed_edges:
-            name = f"{time_attr} of {edges.edge_type}"
-            edges.time = as_times(name, data[edges.edge_type][time_attr], edges.count)
+        held.put_times(
+            time_attr,
+            {kind: each[time_attr] for kind, each in nodes.items() if _of(each, time_attr, "node")},
+            {kind: each[time_attr] for kind, each in edges.items() if _of(each, time_attr, "edge")},
+        )
     return held
+
+
+def _count(kind: NodeType | None, store: Any) -> int:
+    if store.num_nodes is None:
+        what, where = ("", "data") if kind is None else (f"{kind!r} ", f"data[{kind!r}]")
+        raise ArgumentError(f"data: the number of {what}nodes is not known; set {where}.num_nodes")
+    return int(store.num_nodes)
+
+
+def _of(store: Any, name: str, what: str) -> bool:
+    """Whether a store has an attribute of its nodes or edges; ``Data`` holds both."""
+    if not isinstance(store, Data):
+        return name in store
+    return name in store and (
+        store.is_node_attr(name) if what == "node" else store.is_edge_attr(name)
+    )
 
 
 def _read_edges(store: Any, edge_type: EdgeType | None, is_sorted: bool) -> UserEdges:
@@ -191,8 +171,8 @@ def _read_matrix(matrix: Any, name: str, edge_type: EdgeType | None) -> UserEdge
     return UserEdges(edge_type=edge_type, source=source, target=target)
 
 
-def _check_ends(edge_type: EdgeType, node_types: Iterable[NodeType | None]) -> None:
-    for end in (edge_type[0], edge_type[-1]):
+def _check_ends(edge_type: EdgeType | None, node_types: Iterable[NodeType | None]) -> None:
+    for end in edge_type[::2] if edge_type else ():
         if end not in node_types:
             raise ArgumentError(
                 f"{edge_type}: there are no {end!r} nodes; set data[{end!r}].num_nodes"

@@ -11,7 +11,7 @@ from torch_geometric.index import ptr2index
 from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys.errors import ArgumentError
-from gnnsys.loaders.user_graph import UserEdges, UserGraph, as_times, check_one_kind_of_time
+from gnnsys.loaders.user_graph import UserEdges, UserGraph, as_times
 
 __all__ = ["read_stores"]
 
@@ -43,7 +43,7 @@ def read_stores(
         ends = [end for part in edges for end in part.ends]
         node_types = dict.fromkeys([name for name in names if isinstance(name, str)] + ends)
         num_nodes = {kind: _count_typed_nodes(features, graphs, kind) for kind in node_types}
-    held = UserGraph(num_nodes=num_nodes, node_time={}, edges=edges)
+    held = UserGraph(num_nodes=num_nodes, edges=edges)
     if time_attr is not None:
         _read_stored_times(features, held, time_attr)
     return held
@@ -116,23 +116,14 @@ def _read_stored_times(features: FeatureStore, held: UserGraph, time_attr: str) 
     for attr in attrs:
         attr.index = None  # all rows
         times[attr.group_name] = features.get_tensor(attr)
-    by_edge_type = {edges.edge_type: edges for edges in held.edges}
-    if None in by_edge_type:
-        (edges,) = held.edges
-        _assign_homogeneous_time(held, edges, time_attr, next(iter(times.values())))
+    if held.edges[0].edge_type is None:
+        _assign_homogeneous_time(held, held.edges[0], time_attr, next(iter(times.values())))
         return
-    node_types = [kind for kind in times if isinstance(kind, str)]
-    edge_types = [kind for kind in times if isinstance(kind, tuple)]
-    check_one_kind_of_time(time_attr, node_types, edge_types)
-    for node_type in node_types:
-        name = f"{time_attr} of {node_type!r}"
-        held.node_time[node_type] = as_times(name, times[node_type], held.num_nodes[node_type])
-    for edge_type in edge_types:
-        name = f"{time_attr} of {edge_type}"
-        if edge_type not in by_edge_type:
-            raise ArgumentError(f"{name}: GraphStore has no such edges")
-        edges = by_edge_type[edge_type]
-        edges.time = as_times(name, times[edge_type], edges.count)
+    held.put_times(
+        time_attr,
+        {kind: value for kind, value in times.items() if isinstance(kind, str)},
+        {kind: value for kind, value in times.items() if isinstance(kind, tuple)},
+    )
 
 
 def _assign_homogeneous_time(held: UserGraph, edges: UserEdges, time_attr: str, value: Any) -> None:

@@ -12,14 +12,14 @@ from torch_geometric.sampler import BaseSampler
 
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.edge_layouts import Layout
-from gnnsys.loaders.loader_inputs import check_joined, seed_links, seed_negatives
+from gnnsys.loaders.loader_inputs import seed_links, seed_negatives
 from gnnsys.loaders.lookahead_loader import (
     LookaheadLoader,
     LookaheadOptions,
     check_batching,
+    sampler_of,
 )
-from gnnsys.loaders.neighbor_sampler import NeighborSampler
-from gnnsys.loaders.stored_features import check_stored, joining_features_of_nodes
+from gnnsys.loaders.stored_features import joining_features_of_nodes
 
 __all__ = ["LinkNeighborLoader"]
 
@@ -94,48 +94,23 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
         keep_freed_memory: bool = False,
         **kwargs: Any,
     ) -> None:
-        options = LookaheadOptions(
-            seed=seed,
-            threads=threads,
-            window=window,
-            window_bytes=window_bytes,
-            layout=layout,
-            keep_freed_memory=keep_freed_memory,
-            filter_per_worker=filter_per_worker,
-        )
+        given = dict(locals())
+        options = LookaheadOptions.of(given)
         check_batching(kwargs)
         if (edge_label_time is None) != (time_attr is None):
-            given, lacking = ("edge_label_time", "time_attr")[:: 1 if time_attr is None else -1]
+            known, lacking = ("edge_label_time", "time_attr")[:: 1 if time_attr is None else -1]
             raise ArgumentError(
-                f"{given}: Received conflicting 'edge_label_time' and 'time_attr' arguments: "
-                f"'{given}' is set while '{lacking}' is not set. Both arguments must be provided "
+                f"{known}: Received conflicting 'edge_label_time' and 'time_attr' arguments: "
+                f"'{known}' is set while '{lacking}' is not set. Both arguments must be provided "
                 "for temporal sampling"
             )
-        check_joined(data)
         neg_sampling = seed_negatives(neg_sampling, neg_sampling_ratio, edge_label)
-        if neighbor_sampler is None:
-            neighbor_sampler = NeighborSampler(
-                data,
-                num_neighbors,
-                subgraph_type=subgraph_type,
-                replace=replace,
-                disjoint=disjoint,
-                temporal_strategy=temporal_strategy,
-                time_attr=time_attr,
-                weight_attr=weight_attr,
-                is_sorted=is_sorted,
-                directed=directed,
-                seed=seed,
-                threads=threads,
-                sampling=sampling,
-                dependent_batches=dependent_batches,
-            )
+        neighbor_sampler = sampler_of(given)
         self.num_neighbors, self.time_attr = num_neighbors, time_attr
         self.neighbor_sampler = neighbor_sampler
         # As they are given, so that a loader can be made anew from its attributes.
         self.edge_label, self.edge_label_time = edge_label, edge_label_time
         self.input_id = input_id
-        check_stored(data, neighbor_sampler)
         links = seed_links(
             data, neighbor_sampler, edge_label_index, edge_label, edge_label_time, input_id
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import logging
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.reduction import ForkingPickler
@@ -25,6 +26,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from gnnsys.compat import forget_attributes, pin_memory
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.edge_layouts import Layout, lay_out
+from gnnsys.loaders.loader_inputs import check_joined
 from gnnsys.loaders.lookahead import Lookahead, stages_paused
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.loaders.row_tables import RowTables, Tickets
@@ -36,12 +38,13 @@ from gnnsys.loaders.seed_batches import (
     ShuffledSeeds,
     number_batches,
 )
+from gnnsys.loaders.stored_features import check_stored
 from gnnsys.memory import keep_freed_memory
 from gnnsys.system.budget import process_budget
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 
-__all__ = ["LookaheadLoader", "LookaheadOptions", "check_batching"]
+__all__ = ["LookaheadLoader", "LookaheadOptions", "check_batching", "sampler_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,11 @@ class LookaheadOptions:
         given = self.window_bytes
         return parse_bytes(given, "window_bytes") if isinstance(given, str) else given
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> LookaheadOptions:
+        """Those among the arguments of a loader."""
+        return cls(**{each.name: given[each.name] for each in dataclasses.fields(cls)})
+
     def sampled_bytes(self) -> int:
         """Bytes of sampled batches that may wait where a cache asks for many."""
         return self._parse_window_bytes() or max(_LEAST_SAMPLED, process_budget().left() // 32)
@@ -98,6 +106,21 @@ def check_batching(kwargs: dict[str, Any]) -> None:
     given = [name for name in ("sampler", "batch_sampler") if kwargs.get(name) is not None]
     if given and kwargs.get("shuffle"):
         raise ArgumentError(f"shuffle: excludes {given[0]}, which sets the order")
+
+
+def sampler_of(given: Mapping[str, Any]) -> Any:
+    """The sampler among the arguments of a loader, or one that is made as they say.
+
+    Raises:
+        ArgumentError, DTypeError, UnsupportedError: arguments that cannot be used, or not together.
+    """
+    data, sampler = given["data"], given["neighbor_sampler"]
+    check_joined(data)
+    if sampler is None:
+        names = inspect.signature(NeighborSampler).parameters.keys() & given.keys()
+        sampler = NeighborSampler(**{name: given[name] for name in names})
+    check_stored(data, sampler)
+    return sampler
 
 
 class LookaheadLoader(DataLoader[Any]):

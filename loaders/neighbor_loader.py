@@ -12,14 +12,14 @@ from torch_geometric.sampler import BaseSampler
 
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.edge_layouts import Layout
-from gnnsys.loaders.loader_inputs import check_joined, seed_nodes
+from gnnsys.loaders.loader_inputs import seed_nodes
 from gnnsys.loaders.lookahead_loader import (
     LookaheadLoader,
     LookaheadOptions,
     check_batching,
+    sampler_of,
 )
-from gnnsys.loaders.neighbor_sampler import NeighborSampler
-from gnnsys.loaders.stored_features import check_stored, joining_features_of_nodes
+from gnnsys.loaders.stored_features import joining_features_of_nodes
 
 __all__ = ["NeighborLoader"]
 
@@ -124,42 +124,17 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
         keep_freed_memory: bool = False,
         **kwargs: Any,
     ) -> None:
-        options = LookaheadOptions(
-            seed=seed,
-            threads=threads,
-            window=window,
-            window_bytes=window_bytes,
-            layout=layout,
-            keep_freed_memory=keep_freed_memory,
-            filter_per_worker=filter_per_worker,
-        )
+        given = dict(locals())
+        options = LookaheadOptions.of(given)
         check_batching(kwargs)
         if input_time is not None and time_attr is None:
             raise ArgumentError(
                 "input_time: Received conflicting 'input_time' and 'time_attr' arguments: "
                 "'input_time' is set while 'time_attr' is not set. Name the times it is of"
             )
-        check_joined(data)
-        if neighbor_sampler is None:
-            neighbor_sampler = NeighborSampler(
-                data,
-                num_neighbors,
-                subgraph_type=subgraph_type,
-                replace=replace,
-                disjoint=disjoint,
-                temporal_strategy=temporal_strategy,
-                time_attr=time_attr,
-                weight_attr=weight_attr,
-                is_sorted=is_sorted,
-                directed=directed,
-                seed=seed,
-                threads=threads,
-                sampling=sampling,
-                dependent_batches=dependent_batches,
-            )
+        neighbor_sampler = sampler_of(given)
         self.num_neighbors, self.time_attr = num_neighbors, time_attr
         self.neighbor_sampler = neighbor_sampler
-        check_stored(data, neighbor_sampler)
         seeds = seed_nodes(data, neighbor_sampler, input_nodes, input_time, input_id)
         NodeLoader.__init__(
             self,

@@ -35,12 +35,7 @@ from gnnsys.loaders.links import (
 )
 from gnnsys.loaders.native_sampler import Draws, NativeSampler
 from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
-from gnnsys.loaders.sampler_checks import (
-    check_counts,
-    check_input_type,
-    check_options,
-    choice,
-)
+from gnnsys.loaders.sampler_checks import check_input_type, check_options, choice
 from gnnsys.loaders.topology import CSC
 from gnnsys.system.threads import num_threads
 
@@ -64,23 +59,13 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         data: PyG ``Data``, ``HeteroData`` or ``(FeatureStore, GraphStore)``, or a ``CSC``.
         num_neighbors: neighbours per node and hop, nearest the seeds first, for all edge types or
             in a dict for each, or ``NumNeighbors`` with a default; -1 takes all.
-        subgraph_type: "directional" for the sampled edges; "bidirectional" for these and their
-            reverses; "induced" for all edges among the sampled nodes.
-        replace: whether to sample with replacement.
-        disjoint: whether every seed grows a tree of its own; ``batch`` tells the seed.
-        temporal_strategy: among the neighbours that are not newer than the seed, "uniform" draws
-            and "last" takes the newest.
         time_attr: name of the integer times of nodes or of edges. Implies ``disjoint``. Types of
             nodes or edges that lack it are sampled without regard to time.
         weight_attr: name of the edges' weights; draws are proportional to them, and where the
             fanout reaches the number of neighbours all are taken. Edge types that lack it are
             sampled uniformly.
-        is_sorted: edges are sorted by target, and by time within a target, already.
         share_memory: whether to move the topology to memory that processes share.
-        directed: deprecated; False is ``subgraph_type="induced"``.
         sample_direction: "backward" samples out-neighbours instead, without times.
-        seed: of the draws.
-        threads: that sample; 0 for all cores this process may use.
         isa: "auto", or an instruction set of ``gnnsys._core.isas()``.
         sampling: "uniform", or "labor" for LABOR-0, in which a node has one draw in a hop that all
             its targets share, so that they tend to sample the same nodes and a batch has fewer.
@@ -90,6 +75,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             samples the same neighbours in them and a cache sees them again. (Balin et al.:
             "Cooperative Minibatching in Graph Neural Networks", TMLR 2025.) Needs
             batches that are numbered. Negative nodes are drawn anew in each.
+
+    The other arguments are those of ``NeighborLoader``.
 
     Raises:
         ArgumentError, DTypeError: options, attributes or edges that do not fit together.
@@ -132,7 +119,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
                 FutureWarning,
                 stacklevel=2,
             )
-        check_counts(threads, dependent_batches)
+        if dependent_batches < 1:
+            raise ArgumentError(f"dependent_batches: {dependent_batches}, expected at least 1")
         self.subgraph_type = SubgraphType(choice("subgraph_type", subgraph_type))
         self.temporal_strategy = choice("temporal_strategy", temporal_strategy)
         self.sample_direction = choice("sample_direction", sample_direction)

@@ -11,7 +11,7 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 if TYPE_CHECKING:
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
 
-__all__ = ["check_counts", "check_input_type", "check_options", "choice"]
+__all__ = ["check_input_type", "check_options", "choice"]
 
 _CHOICES = {
     "subgraph_type": tuple(kind.value for kind in SubgraphType),
@@ -27,12 +27,6 @@ def choice(name: str, value: Any) -> Any:
     if value not in _CHOICES[name]:
         raise ArgumentError(f"{name}: {value!r}, expected one of {', '.join(_CHOICES[name])}")
     return value
-
-
-def check_counts(threads: int, dependent_batches: int) -> None:
-    """Raises ArgumentError for a number that counts nothing."""
-    if dependent_batches < 1:
-        raise ArgumentError(f"dependent_batches: {dependent_batches}, expected at least 1")
 
 
 def check_options(sampler: NeighborSampler) -> None:

@@ -5,8 +5,8 @@ Attributes are in the user's order here and in that of the CSC there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ __all__ = [
     "as_times",
     "as_weights",
     "check_ids_dtype",
-    "check_one_kind_of_time",
+    "named",
 ]
 
 
@@ -62,9 +62,45 @@ class UserGraph:
     """All node and edge types; a homogeneous graph has one node type, ``None``."""
 
     num_nodes: dict[NodeType | None, int]
-    node_time: dict[NodeType | None, Tensor]
+    node_time: dict[NodeType | None, Tensor] = field(default_factory=dict)
     """(nodes,) int64, of the types that have times."""
-    edges: list[UserEdges]
+    edges: list[UserEdges] = field(default_factory=list)
+
+    def put_times(
+        self, name: str, nodes: Mapping[NodeType | None, Any], edges: Mapping[EdgeType | None, Any]
+    ) -> None:
+        """Takes the times that attributes called ``name`` hold, by type.
+
+        Raises:
+            ArgumentError, DTypeError: node types and edge types have some, or neither; or these are
+                no times of that many.
+        """
+        if nodes and edges:
+            node, edge = next(iter(nodes)), next(iter(edges))
+            raise ArgumentError(
+                f"time_attr: The time attribute '{name}' holds both node-level and edge-level "
+                f"information: it is an attribute of the nodes {node!r} and of the edges {edge}; "
+                "rename one, times are those of nodes or of edges"
+            )
+        if not nodes and not edges:
+            found = f"no node type and no edge type has {name!r}"
+            if None in self.num_nodes:
+                found = (
+                    f"data has no {name!r} with one time for each of its {self.num_nodes[None]} "
+                    f"nodes or {self.edges[0].count} edges"
+                )
+            raise ArgumentError(
+                f"time_attr: The time attribute '{name}' is neither a node-level or edge-level "
+                f"attribute: {found}"
+            )
+        for kind, value in nodes.items():
+            self.node_time[kind] = as_times(named(name, kind), value, self.num_nodes[kind])
+        by_type = {part.edge_type: part for part in self.edges}
+        for edge_type, value in edges.items():
+            if edge_type not in by_type:
+                raise ArgumentError(f"{named(name, edge_type)}: GraphStore has no such edges")
+            part = by_type[edge_type]
+            part.time = as_times(named(name, edge_type), value, part.count)
 
     def build(self, backward: bool) -> TypedGraph:
         """Sorts every relation by the nodes it samples for, which are its sources if ``backward``.
@@ -172,21 +208,11 @@ def as_weights(name: str, value: Any, count: int) -> Tensor:
     return weight.contiguous()
 
 
-def check_one_kind_of_time(
-    time_attr: str, nodes: Sequence[NodeType], edges: Sequence[EdgeType | None]
-) -> None:
-    """Raises ArgumentError unless either node types or edge types have the attribute."""
-    if nodes and edges:
-        raise ArgumentError(
-            f"time_attr: The time attribute '{time_attr}' holds both node-level and edge-level "
-            f"information: it is an attribute of the nodes {nodes[0]!r} and of the edges "
-            f"{edges[0]}; rename one, times are those of nodes or of edges"
-        )
-    if not nodes and not edges:
-        raise ArgumentError(
-            f"time_attr: The time attribute '{time_attr}' is neither a node-level or edge-level "
-            f"attribute: no node type and no edge type has {time_attr!r}"
-        )
+def named(attribute: str, kind: NodeType | EdgeType | None) -> str:
+    """How errors call an attribute of a type."""
+    if kind is None:
+        return attribute
+    return f"{attribute} of {kind!r}"
 
 
 def _permute(value: Tensor | None, perm: Tensor | None) -> Tensor | None:

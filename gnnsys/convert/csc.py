@@ -32,6 +32,8 @@ about a million integers, in the order of the source."""
 _INT32_NODES = 1 << 31
 _MOST_NODES = 1 << 63
 _BLOCK_EDGES = 1 << 21
+_PARTS = ("source", "target", "number")  # files that edges are split into
+_NUMBER = np.dtype(np.int64)
 _SPARSE = 64  # nodes an edge beyond which ids are taken for names
 
 
@@ -140,13 +142,14 @@ def _spool(job: _Job, read: EdgeReader) -> list[dict[str, Any]]:
     for source, target in read(noted["taken"]):
         first = noted["taken"]
         _check_ids(job, source, target, first)
-        parts = [_with_numbers(job, source, target, first)]
+        numbers = [np.arange(first, first + len(source))] if job.keep_order else []
+        parts = [[source, target, *numbers]]
         if job.undirected:
-            parts.append(_reversed_edges(*parts[0]))
+            kept = source != target
+            parts.append([target[kept], source[kept], *(number[kept] for number in numbers)])
         for arrays in parts:
-            chunk = _describe(*arrays, noted["bytes"])
-            data = [arrays[0].astype(chunk["dtype"]), arrays[1].astype(chunk["dtype"])]
-            data += [arrays[2]] if job.keep_order else []
+            chunk = _describe(arrays[0], arrays[1], noted["bytes"])
+            data = [ends.astype(chunk["dtype"]) for ends in arrays[:2]] + arrays[2:]
             noted["bytes"] = append_file(path, noted["bytes"], data)
             noted["chunks"].append(chunk)
         noted["taken"] += len(source)
@@ -175,23 +178,7 @@ def _check_dense(job: _Job, greatest: int, edges: int) -> None:
         )
 
 
-def _with_numbers(
-    job: _Job, source: NDArray[Any], target: NDArray[Any], first: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    number = np.arange(first, first + len(source)) if job.keep_order else np.empty(0, np.int64)
-    return source, target, number
-
-
-def _reversed_edges(
-    source: NDArray[Any], target: NDArray[Any], number: NDArray[np.int64]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    kept = source != target
-    return target[kept], source[kept], number[kept] if len(number) else number
-
-
-def _describe(
-    source: NDArray[Any], target: NDArray[Any], number: NDArray[np.int64], offset: int
-) -> dict[str, Any]:
+def _describe(source: NDArray[Any], target: NDArray[Any], offset: int) -> dict[str, Any]:
     greatest = int(max(source.max(), target.max())) if len(source) else -1
     dtype = "int32" if greatest < _INT32_NODES else "int64"
     return {"edges": len(source), "dtype": dtype, "greatest": greatest, "offset": offset}
@@ -199,22 +186,20 @@ def _describe(
 
 def _read_chunks(
     job: _Job, chunks: list[dict[str, Any]], index: np.dtype[Any] | None, what: str, first: int = 0
-) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]]:
-    """Sources, targets and numbers; as ``index`` once all are known to fit, None before."""
+) -> Iterator[list[NDArray[Any]]]:
+    """Sources, targets and, where they are kept, numbers; the former as ``index`` once all are
+    known to fit, None before."""
     total = sum(chunk["edges"] for chunk in chunks)
     done = sum(chunk["edges"] for chunk in chunks[:first])
     for chunk in chunks[first:]:
         job.tell(what, done, total)
         edges, dtype = chunk["edges"], np.dtype(chunk["dtype"])
         ends = read_file(job.path("spool"), dtype, 2 * edges, chunk["offset"])
-        source, target = (
-            part.astype(index or dtype, copy=False) for part in (ends[:edges], ends[edges:])
-        )
-        number = None
+        arrays = [part.astype(index or dtype, copy=False) for part in np.split(ends, 2)]
         if job.keep_order:
             offset = chunk["offset"] + 2 * edges * dtype.itemsize
-            number = read_file(job.path("spool"), np.dtype(np.int64), edges, offset)
-        yield source, target, number
+            arrays.append(read_file(job.path("spool"), _NUMBER, edges, offset))
+        yield arrays
         done += edges
     job.tell(what, total, total)
 
@@ -231,7 +216,7 @@ def _write_indptr(
     def read(first: int) -> Iterator[NDArray[Any]]:
         indptr = np.zeros(num_targets + 1, np.int64)
         seen = 0
-        for source, target, _ in _read_chunks(job, chunks, None, "count"):
+        for source, target, *_ in _read_chunks(job, chunks, None, "count"):
             wrong = core.count_targets(source, target, num_sources, indptr[1:])
             if wrong >= 0:
                 ends = (source[wrong], num_sources), (target[wrong], num_targets)
@@ -286,21 +271,18 @@ def _split(
     starts = [int(indptr[bound]) for bound in bounds[:-1]]
     fresh = {"memory": job.memory, "chunks": 0, "next": starts}
     noted: dict[str, Any] = job.writer.recall(key, fresh)
-    for source, target, number in _read_chunks(job, chunks, index, "split", noted["chunks"]):
-        grouped = (np.empty_like(source), np.empty_like(target))
-        order = None if number is None else np.empty_like(number)
+    for source, target, *numbers in _read_chunks(job, chunks, index, "split", noted["chunks"]):
+        ends = np.empty_like(source), np.empty_like(target)
+        order = np.empty_like(numbers[0]) if numbers else None
         sizes = np.empty(len(starts), np.int64)
-        core.split_edges(source, target, bounds, 0, *grouped, order, sizes)
-        numbers = None if number is None else number[order]
+        core.split_edges(source, target, bounds, 0, *ends, order, sizes)
+        grouped = [*ends, *(number[order] for number in numbers)]
         begin = 0
         for bucket in np.flatnonzero(sizes).tolist():
             size = int(sizes[bucket])
-            part = slice(begin, begin + size)
             at = noted["next"][bucket]
-            write_at(job.path("source"), at * index.itemsize, grouped[0][part])
-            write_at(job.path("target"), at * index.itemsize, grouped[1][part])
-            if numbers is not None:
-                write_at(job.path("number"), at * 8, numbers[part])
+            for what, array in zip(_PARTS, grouped, strict=False):
+                write_at(job.path(what), at * array.itemsize, array[begin : begin + size])
             noted["next"][bucket] = at + size
             begin += size
         noted["chunks"] += 1
@@ -318,27 +300,21 @@ def _load(
     begin: int,
     edges: int,
     whole: bool,
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64] | None]:
+) -> list[NDArray[Any]]:
     """The edges of one range of targets."""
+    kinds = [index, index, *[_NUMBER] * job.keep_order]
     if not whole:
-        source = read_file(job.path("source"), index, edges, begin * index.itemsize)
-        target = read_file(job.path("target"), index, edges, begin * index.itemsize)
-        number = (
-            read_file(job.path("number"), np.dtype(np.int64), edges, begin * 8)
-            if job.keep_order
-            else None
-        )
-        return source, target, number
-    source, target = np.empty(edges, index), np.empty(edges, index)
-    number = np.empty(edges, np.int64) if job.keep_order else None
+        return [
+            read_file(job.path(what), kind, edges, begin * kind.itemsize)
+            for what, kind in zip(_PARTS, kinds, strict=False)
+        ]
+    arrays: list[NDArray[Any]] = [np.empty(edges, kind) for kind in kinds]
     at = 0
-    for sources, targets, numbers in _read_chunks(job, chunks, index, "load"):
-        source[at : at + len(sources)] = sources
-        target[at : at + len(sources)] = targets
-        if number is not None and numbers is not None:
-            number[at : at + len(sources)] = numbers
-        at += len(sources)
-    return source, target, number
+    for parts in _read_chunks(job, chunks, index, "load"):
+        for array, part in zip(arrays, parts, strict=True):
+            array[at : at + len(part)] = part
+        at += len(parts[0])
+    return arrays
 
 
 def _write_sorted(
@@ -358,12 +334,14 @@ def _write_sorted(
             begin, end = int(indptr[low]), int(indptr[high])
             if end <= first or begin == end:
                 continue
-            source, target, number = _load(job, chunks, index, begin, end - begin, len(bounds) == 2)
+            source, target, *number = _load(
+                job, chunks, index, begin, end - begin, len(bounds) == 2
+            )
             indices = np.empty_like(source)
-            numbers = None if number is None else np.empty_like(number)
+            numbers = np.empty_like(number[0]) if number else None
             fits = core.sort_edges(
-                source, target, number, low, np.asarray(indptr[low : high + 1]), indices,
-                numbers, job.threads,
+                source, target, number[0] if number else None, low,
+                np.asarray(indptr[low : high + 1]), indices, numbers, job.threads,
             )  # fmt: skip
             del source, target, number
             if not fits:
@@ -383,11 +361,11 @@ def _write_sorted(
         def read_numbers(first: int) -> Iterator[NDArray[Any]]:
             for begin in range(first, num_edges, _BLOCK_EDGES):
                 edges = min(_BLOCK_EDGES, num_edges - begin)
-                yield read_file(job.path("sorted_number"), np.dtype(np.int64), edges, begin * 8)
+                yield read_file(job.path("sorted_number"), _NUMBER, edges, begin * 8)
 
         job.writer.write_edges("edge_id", read_numbers, (num_edges,), "int64", job.edge_type)
     job.writer.note(f"sorted {job.key}", True)
-    for what in ("spool", "source", "target", "number", "sorted_number"):
+    for what in ("spool", *_PARTS, "sorted_number"):
         job.path(what).unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,6 @@ RowReader = Callable[[int], Iterator[NDArray[Any]]]
 
 _SAVE_BYTES = 64 << 20  # of a table between two notes of how far it is
 _BLOCK_BYTES = 8 << 20
-_T = TypeVar("_T")
 
 
 def cut_rows(array: NDArray[Any]) -> RowReader:
@@ -216,17 +215,6 @@ class DatasetWriter:
         """A table that is written already, mapped."""
         place = edge_folder(self._heterogeneous, edge_type) + name
         return np.load(self._data / f"{place}.npy", mmap_mode="r")
-
-    def step(self, name: str, run: Callable[[], _T]) -> _T:
-        """Runs a step of the conversion once: a resumed one gets the result of the first run.
-
-        The result must be what JSON can hold.
-        """
-        if name not in self._state["steps"]:
-            result = run()
-            self._state["steps"][name] = result
-            self.save_state()
-        return self._state["steps"][name]
 
     def note(self, key: str, value: Any) -> None:
         """Remembers how far a step is; ``recall`` gives it back after a kill."""

@@ -213,15 +213,8 @@ def test_rows_that_a_power_failure_took_are_written_again(tmp_path: Path) -> Non
     assert contents(write_graph(tmp_path / "g")) == expected
 
 
-def test_steps_run_once_and_notes_survive(tmp_path: Path) -> None:
-    ran = []
-
-    def step() -> int:
-        ran.append(1)
-        return 7
-
+def test_notes_survive(tmp_path: Path) -> None:
     def work(writer: DatasetWriter) -> None:
-        assert writer.step("count", step) == 7
         writer.note("far", [1, 2])
         writer.note("gone", 1)
         writer.forget("gone")
@@ -229,10 +222,8 @@ def test_steps_run_once_and_notes_survive(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         work_and_die(tmp_path / "g", Killed, work)
     with DatasetWriter(tmp_path / "g", name="some") as writer:
-        assert writer.step("count", step) == 7
         assert writer.recall("far", None) == [1, 2]
         assert writer.recall("gone", 5) == 5
-    assert ran == [1]
 
 
 def test_a_kill_just_before_the_end_leaves_nothing_to_trip_over(tmp_path: Path) -> None:

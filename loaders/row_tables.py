@@ -18,7 +18,6 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-import torch_geometric.data
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData, TensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, NodeStorage
@@ -238,28 +237,19 @@ def _is_announced(value: Any) -> bool:
     return isinstance(value, UnifiedTensor) and is_announced(value.store)
 
 
-class _TicketFeatures(torch_geometric.data.FeatureStore):
-    """A feature store for one batch, some of whose matrices are announced."""
+class _TicketFeatures:
+    """What PyG's filter functions ask of a feature store, some of whose matrices are announced."""
 
     def __init__(
         self, features: FeatureStore, announced: dict[tuple[Any, str], UnifiedTensor]
     ) -> None:
-        super().__init__()
-        self.__dict__["_features"] = features
-        self.__dict__["_announced"] = announced
+        self._features, self._announced = features, announced
+        self.get_all_tensor_attrs = features.get_all_tensor_attrs
+        self.get_tensor_size = features.get_tensor_size
 
-    def _get_tensor(self, attr: TensorAttr) -> Tensor | None:
+    def multi_get_tensor(self, attrs: list[TensorAttr]) -> list[Any]:
+        return [self._get(attr) for attr in attrs]
+
+    def _get(self, attr: TensorAttr) -> Any:
         table = self._announced.get((attr.group_name, attr.attr_name))
-        return self._features._get_tensor(attr) if table is None else table[attr.index]
-
-    def _get_tensor_size(self, attr: TensorAttr) -> tuple[int, ...] | None:
-        return self._features._get_tensor_size(attr)
-
-    def get_all_tensor_attrs(self) -> list[TensorAttr]:
-        return self._features.get_all_tensor_attrs()
-
-    def _put_tensor(self, tensor: Any, attr: TensorAttr) -> bool:
-        return self._features._put_tensor(tensor, attr)
-
-    def _remove_tensor(self, attr: TensorAttr) -> bool:
-        return self._features._remove_tensor(attr)
+        return self._features.get_tensor(attr) if table is None else table[attr.index]

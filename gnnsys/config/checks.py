@@ -15,7 +15,6 @@ __all__ = [
     "FIRST_FANOUTS",
     "check_bytes",
     "check_least",
-    "check_sampling",
     "parse_fanouts",
 ]
 
@@ -40,13 +39,16 @@ def check_bytes(name: str, text: str | None) -> int | None:
     return found
 
 
-def check_least(name: str, value: int | None, least: int) -> None:
-    """Raises ArgumentError where an option that was given is below the least.
+def check_least(config: Any, least: int, *names: str) -> None:
+    """Raises ArgumentError where one of these options was given and is below the least.
 
-    >>> check_least("ranks", None, 1)
+    >>> from types import SimpleNamespace
+    >>> check_least(SimpleNamespace(ranks=None, batch_size=3), 1, "ranks", "batch_size")
     """
-    if value is not None and value < least:
-        raise ArgumentError(f"--{name} {value}: expected at least {least}")
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ArgumentError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
 
 
 def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:
@@ -78,10 +80,3 @@ FANOUTS = PrimitiveConstructorSpec[Any](
     str_from_instance=lambda value: [str(fanout) for fanout in value or [None]],
 )
 """How every command takes ``--fanouts``: numbers between spaces or commas."""
-
-
-def check_sampling(batch_size: int, batches: int | None, threads: int) -> None:
-    """Raises ArgumentError for counts that no sampling can have."""
-    check_least("batch-size", batch_size, 1)
-    check_least("batches", batches, 1)
-    check_least("threads", threads, 0)

@@ -155,11 +155,9 @@ class ClusterConfig:
     """Print one JSON object as the last line of standard output."""
 
     def __post_init__(self) -> None:
-        least_one = "dim k warm_clusters order max_pairs epochs starts batch_size fanout seeds"
-        for name in least_one.split():
-            check_least(name.replace("_", "-"), getattr(self, name), 1)
-        for name in ("pretrain_epochs", "warm_epochs", "threads"):
-            check_least(name.replace("_", "-"), getattr(self, name), 0)
+        counts = "dim k warm_clusters order max_pairs epochs starts batch_size fanout seeds"
+        check_least(self, 1, *counts.split())
+        check_least(self, 0, "pretrain_epochs", "warm_epochs", "threads")
         if not 0 <= self.augment < 1:
             raise ArgumentError(f"--augment {self.augment}: expected 0 up to 1")
         for name in ("alpha", "beta"):

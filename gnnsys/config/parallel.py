@@ -50,12 +50,12 @@ def check_world(config: TrainConfig) -> None:
 
 def check_parallel(config: TrainConfig) -> None:
     """Raises ArgumentError for options that do not fit each other."""
-    for name in ("stages", "ways", "chunks", "ranks", "snapshot_period", "shuffle_factor"):
-        check_least(name.replace("_", "-"), getattr(config, name), 1)
+    counts = ("stages", "ways", "chunks", "ranks")
+    check_least(config, 1, *counts, "snapshot_period", "shuffle_factor")
     if config.timeline is not None and not config.timeline.endswith((".png", ".html")):
         raise ArgumentError(f"--timeline {config.timeline}: expected a name in .png or .html")
     if config.parallel is None:
-        for name in ("stages", "ways", "chunks", "ranks", "timeline"):
+        for name in (*counts, "timeline"):
             if getattr(config, name) is not None:
                 raise ArgumentError(f"--{name}: goes with --parallel pipeline, graph or hybrid")
         if config.model in _DEEP and not config.full_batch:

@@ -14,7 +14,6 @@ from gnnsys.config.checks import (
     FIRST_FANOUTS,
     check_bytes,
     check_least,
-    check_sampling,
     parse_fanouts,
 )
 from gnnsys.errors import ArgumentError
@@ -131,18 +130,15 @@ class PlanConfig:
     """Print one JSON object instead of tables."""
 
     def __post_init__(self) -> None:
-        check_sampling(self.batch_size, self.batches, self.threads)
         self.fanouts = parse_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
-        if self.window < 0:
-            raise ArgumentError(f"--window {self.window}: expected at least 0")
         if not 0 <= self.step_time < math.inf:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
-        counts = ("ranks", "stages", "ways", "chunks", "layers", "hidden")
-        for name in counts:
-            check_least(name, getattr(self, name), 1)
+        of_parallel = ("ranks", "stages", "ways", "chunks")
+        check_least(self, 1, "batch_size", "batches", "layers", "hidden", *of_parallel)
+        check_least(self, 0, "threads", "window")
         if self.parallel is None:
-            for name in counts[:4]:
+            for name in of_parallel:
                 if getattr(self, name) is not None:
                     raise ArgumentError(
                         f"--{name}: goes with --parallel pipeline, graph, hybrid or all"

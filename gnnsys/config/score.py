@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from gnnsys.choices import Importance
-from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_sampling, parse_fanouts
+from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_least, parse_fanouts
 
 __all__ = ["ScoreConfig"]
 
@@ -55,5 +55,6 @@ class ScoreConfig:
     """Print one JSON object instead of a table."""
 
     def __post_init__(self) -> None:
-        check_sampling(self.batch_size, self.batches, self.threads)
+        check_least(self, 1, "batch_size", "batches")
+        check_least(self, 0, "threads")
         self.fanouts = parse_fanouts(self.fanouts)

@@ -215,18 +215,13 @@ class TrainConfig:
     """Print one JSON object as the last line of standard output."""
 
     def __post_init__(self) -> None:
-        check_least("layers", self.layers, 1)
-        check_least("batch-size", self.batch_size, 1)
-        check_least("threads", self.threads, 0)
-        check_least("split", self.split, 0)
-        check_least("eval-every", self.eval_every, 1)
-        check_least("patience", self.patience, 0)
-        check_least("dependent-batches", self.dependent_batches, 1)
-        check_least("checkpoint-epochs", self.checkpoint_epochs, 1)
+        check_least(
+            self, 1, "layers", "batch_size", "eval_every", "dependent_batches",
+            "checkpoint_epochs", "hidden", "epochs",
+        )  # fmt: skip
+        check_least(self, 0, "threads", "split", "patience")
         if self.checkpoint_minutes <= 0:
             raise ArgumentError(f"--checkpoint-minutes {self.checkpoint_minutes}: expected above 0")
-        check_least("hidden", self.hidden, 1)
-        check_least("epochs", self.epochs, 1)
         if not 0 <= self.dropout < 1:
             raise ArgumentError(f"--dropout {self.dropout}: expected a probability in [0, 1)")
         if self.lr <= 0 or self.weight_decay < 0:

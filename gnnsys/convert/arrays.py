@@ -120,7 +120,8 @@ class MatrixRows:
         step = _block_rows(self.shape, self.dtype)
         for start in range(first, len(self._rows), step):
             block = np.asarray(self._rows[start : start + step])
-            yield widen(block) if self._bits else block
+            native = block.astype(block.dtype.newbyteorder("="), copy=False)
+            yield widen(native) if self._bits else native
 
 
 class _Column:

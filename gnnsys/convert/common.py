@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import ArraySource, widen
+from gnnsys.convert.arrays import ArraySource, MatrixRows, widen
 from gnnsys.convert.csc import EdgeReader, permute_rows, write_csc
 from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
@@ -73,7 +73,13 @@ class Conversion(DatasetWriter):
     # Nodes, whose type is declared ----------------------------------------------------------------
 
     def write_features(
-        self, source: ArraySource, label: str, node_type: str = NODE_TYPE, *, bits: bool = False
+        self,
+        source: ArraySource,
+        label: str,
+        node_type: str = NODE_TYPE,
+        *,
+        bits: bool = False,
+        exact: bool = False,
     ) -> None:
         """Writes the table features; float64 becomes float32 unless the options say otherwise.
 
@@ -82,17 +88,18 @@ class Conversion(DatasetWriter):
             label: what to call them in messages.
             node_type: whose.
             bits: whether they are the uint16 of bfloat16.
+            exact: whether to keep float64 and types that no store delivers.
 
         Raises:
             FileFormatError: another number of rows than nodes, or a type that no store delivers.
         """
         self._check_rows(label, source.shape[0], node_type, "feature rows")
         found = "bfloat16" if bits else source.dtype.name
-        if found not in (*_FEATURE_TYPES, "bfloat16"):
+        if found not in (*_FEATURE_TYPES, "bfloat16") and not exact:
             raise FileFormatError(
                 f"{label}: features of {source.dtype}, expected {', '.join(_FEATURE_TYPES)}"
             )
-        dtype = "float32" if found == "float64" else found
+        dtype = "float32" if found == "float64" and not exact else found
         if self.options.dtype != "keep" and "float" in found:
             dtype = self.options.dtype
 
@@ -188,11 +195,18 @@ class Conversion(DatasetWriter):
         self.write_nodes(name, cut_rows(ids), ids.shape, "int64", node_type)
 
     def write_table(
-        self, name: str, rows: NDArray[Any], label: str, node_type: str = NODE_TYPE
+        self,
+        name: str,
+        rows: NDArray[Any],
+        label: str,
+        node_type: str = NODE_TYPE,
+        *,
+        stored: str | None = None,
     ) -> None:
-        """Writes another table with a row for each node, such as time."""
+        """Writes another table with a row for each node; ``stored`` as in ``write_edge_rows``."""
         self._check_rows(label, len(rows), node_type, "rows")
-        self.write_nodes(name, cut_rows(rows), rows.shape, rows.dtype.name, node_type)
+        dtype = stored or rows.dtype.name
+        self.write_nodes(name, MatrixRows(rows).blocks, rows.shape, dtype, node_type)
 
     def _check_rows(self, label: str, found: int, node_type: str, what: str) -> None:
         if found != self.num_nodes(node_type):

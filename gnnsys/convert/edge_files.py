@@ -27,7 +27,7 @@ from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_py
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.system.files import map_npy, write_at
 
-__all__ = ["EdgeFile", "open_edges", "read_matrix", "spool_array"]
+__all__ = ["EdgeFile", "open_edges", "read_columns", "read_matrix", "read_rows", "spool_array"]
 
 _BLOCK_EDGES = 1 << 21
 _END_NAMES = (
@@ -153,10 +153,10 @@ def _open_npy(path: Path) -> EdgeFile:
 
 def _open_npz(path: Path, member: str) -> EdgeFile:
     names = [member] if member else npz_members(path)
-    for source, target in _END_NAMES:
-        if {source, target} <= set(names):
-            ends = NpzMember(path, source), NpzMember(path, target)
-            return EdgeFile(path=path, has_strings=False, blocks=_read_two(path, ends))
+    found = _usual_ends(names)
+    if found:
+        ends = NpzMember(path, found[0]), NpzMember(path, found[1])
+        return EdgeFile(path=path, has_strings=False, blocks=_read_two(path, ends))
     if "edge_index" in names:
         names = ["edge_index"]
     if len(names) != 1:
@@ -182,6 +182,45 @@ def _read_two(path: Path, ends: tuple[NpzMember, NpzMember]) -> EdgeReader:
         return zip(*(end.flat_blocks(first, left, _BLOCK_EDGES) for end in ends), strict=True)
 
     return blocks
+
+
+def read_columns(file: Path, kind: str, names: Sequence[str] = ()) -> Iterator[list[NDArray[Any]]]:
+    """Columns of a file of numbers without a header, batch by batch."""
+    found = TextTable(file, header=False, names=names).names
+    table = TextTable(file, header=False, names=names, types=dict.fromkeys(found, kind))
+    for batch in table.batches():
+        if kind == "int64" and any(column.null_count for column in batch.columns):
+            raise FileFormatError(f"{file}: a field is empty or NaN, expected whole numbers")
+        yield [column.to_numpy(zero_copy_only=False) for column in batch.columns]
+
+
+def read_rows(file: Path, edges: int | None = None, both_ways: bool = False) -> EdgeReader:
+    """Reads (source, target) rows of text without a header.
+
+    Args:
+        file: .csv, also .gz.
+        edges: how many rows there must be; None for any number.
+        both_ways: whether each is followed by its reverse, also where it is a self loop.
+    """
+
+    def read(first: int) -> Iterator[Ends]:
+        # With reverses, edges go out in pairs, so that the first one wanted is never a reverse.
+        skipped = first // (1 + both_ways)
+        seen = 0
+        for columns in read_columns(file, "int64", ("src", "dst")):
+            if len(columns) != 2:
+                raise FileFormatError(f"{file}: {len(columns)} columns, expected source, target")
+            source, target = (column[max(0, skipped - seen) :] for column in columns)
+            seen += len(columns[0])
+            if both_ways:
+                pairs = np.stack([source, target], axis=1)
+                source, target = pairs.ravel(), pairs[:, ::-1].ravel()
+            if len(source):
+                yield source, target
+        if edges is not None and seen != edges:
+            raise FileFormatError(f"{file}: {seen} edges != {edges} in num-edge-list.csv.gz")
+
+    return read
 
 
 def read_matrix(path: Path, member: NpzMember) -> EdgeReader:
@@ -217,11 +256,16 @@ def _choose_columns(
         return columns
     if len(names) < 2:
         raise FileFormatError(f"{path}: {len(names)} columns, expected sources and targets")
+    return _usual_ends(names) or (names[0], names[1])
+
+
+def _usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
+    """Those of sources and targets among names, where they have usual ones."""
     by_lower = {name.lower(): name for name in names}
     for source, target in _END_NAMES:
         if source in by_lower and target in by_lower:
             return by_lower[source], by_lower[target]
-    return names[0], names[1]
+    return None
 
 
 def _open_parquet(path: Path, spec: EdgeListSpec) -> EdgeFile:
@@ -309,8 +353,7 @@ def _looks_like_header(rows: list[list[str]]) -> bool:
     """Names of columns: usual ones, or a word above numbers only."""
     if not rows:
         return False
-    lower = {field.lower() for field in rows[0]}
-    if any(source in lower and target in lower for source, target in _END_NAMES):
+    if _usual_ends(rows[0]):
         return True
     first, *others = [row[:2] for row in rows]
     columns = list(zip(*others, strict=False))

@@ -8,17 +8,16 @@ What the dataset folder has no table for becomes a table ``gb_NNNN``.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
-from gnnsys.convert.arrays import widen
-from gnnsys.convert.common import Conversion, ConvertOptions, encode
+from gnnsys.convert.arrays import MatrixRows, as_matrix
+from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.csc import cut_edges
-from gnnsys.convert.graphbolt_arrays import EntryArray, open_entry, read_csv_edges
+from gnnsys.convert.edge_files import read_rows
+from gnnsys.convert.graphbolt_arrays import EntryArray, open_entry
 from gnnsys.convert.graphbolt_metadata import METADATA, EdgeEntry, Entry, Metadata, Record
 from gnnsys.convert.graphbolt_task import (
     NodeSet,
@@ -28,7 +27,6 @@ from gnnsys.convert.graphbolt_task import (
     labels_of,
 )
 from gnnsys.dataset.format import EdgeType
-from gnnsys.dataset.writer import RowReader
 from gnnsys.errors import FileFormatError
 
 __all__ = ["convert_graphbolt", "is_graphbolt"]
@@ -109,7 +107,7 @@ class _Job:
         """Sorts the edges of a type; edge_id tells the order that they came in."""
         file = self._folder / entry.path
         if entry.format == "csv":
-            read = read_csv_edges(file)
+            read = read_rows(file)
             described = {"path": entry.path, "format": "csv", "dtype": "<i8", "shape": []}
         else:
             array = open_entry(self._folder, entry)
@@ -134,33 +132,15 @@ class _Job:
             self._write_edge_feature(owner, str(file.name), array)
 
     def _write_node_feature(self, node_type: str, name: str, array: EntryArray) -> None:
-        count = self._metadata.nodes[node_type]
-        if len(array.rows) != count:
-            raise FileFormatError(f"{array.label}: {len(array.rows)} rows != {count} nodes")
-        if name == "feat":
-            table = self._choose_name(node_type, "features")
-        else:
-            table = self._choose_name(node_type, name, _OWN_NODE_TABLES)
-        read, shape, dtype = array.read(), array.rows.shape, array.dtype
+        taken = () if name == "feat" else _OWN_NODE_TABLES
+        table = self._choose_name(node_type, "features" if name == "feat" else name, taken)
         if table == "features":
             # GraphBolt takes a feature of one dimension for a column too.
-            shape = (*shape, 1) if len(shape) == 1 else shape
-            read, dtype = self._encode_features(array, shape[1:])
-        self._writer.write_nodes(table, read, shape, dtype, node_type)
+            rows, bits = as_matrix(MatrixRows(array.rows)), array.dtype == "bfloat16"
+            self._writer.write_features(rows, array.label, node_type, bits=bits, exact=True)
+        else:
+            self._writer.write_table(table, array.rows, array.label, node_type, stored=array.dtype)
         self._record(array.file, holds="node_table", of=node_type, table=table)
-
-    def _encode_features(self, array: EntryArray, row: tuple[int, ...]) -> tuple[RowReader, str]:
-        wanted = self._writer.options.dtype
-        kept = wanted in ("keep", array.dtype) or not array.dtype.startswith(("float", "bfloat"))
-        dtype = array.dtype if kept else wanted
-
-        def read(first: int) -> Iterator[NDArray[Any]]:
-            for block in array.read()(first):
-                if not kept and array.dtype == "bfloat16":
-                    block = widen(block)
-                yield (block if kept else encode(block, dtype)).reshape(-1, *row)
-
-        return read, dtype
 
     def _write_edge_feature(self, edge_type: EdgeType, name: str, array: EntryArray) -> None:
         wanted = "edge_features" if name == "feat" else f"edge_{name}"

@@ -17,18 +17,16 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import NpzMember, npz_members, open_array, read_whole
 from gnnsys.convert.common import Conversion, ConvertOptions
-from gnnsys.convert.edge_files import read_matrix, spool_array
+from gnnsys.convert.edge_files import read_columns, read_matrix, read_rows, spool_array
 from gnnsys.convert.ogb_raw import (
     need,
     one_graph,
     read_binary_labels,
-    read_columns,
     read_count,
     read_ints,
     read_row,
     read_triplets,
     read_type_counts,
-    text_edges,
 )
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
@@ -221,7 +219,7 @@ def _write_text_nodes(job: _Job, folder: Path, node_type: str) -> None:
 
 
 def _write_text_labels(job: _Job, file: Path, split: Path, node_type: str) -> None:
-    parts = [np.stack(columns, axis=1) for columns in read_columns(file, "float64")]
+    parts = [np.stack(columns, axis=1) for columns in read_columns(need(file), "float64")]
     labels = np.concatenate(parts) if parts else np.empty((0, 1))
     _write_labels(job, labels, file, split, node_type)
 
@@ -244,7 +242,7 @@ def _write_text_edges(job: _Job, folder: Path, edge_type: EdgeType) -> None:
     tables = {name: table for name, table in tables.items() if table.is_file()}
     inverse = job.dataset.inverse
     job.writer.write_csc(
-        text_edges(file, edges, inverse), str(file), edge_type,
+        read_rows(file, edges, inverse), str(file), edge_type,
         keep_order=bool(tables), both_ways=inverse,
     )  # fmt: skip
     for name, table in tables.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import NpzMember
-from gnnsys.convert.csc import EdgeReader
+from gnnsys.convert.edge_files import read_columns
 from gnnsys.convert.text import TextTable
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import FileFormatError, MissingFileError
@@ -19,13 +18,11 @@ __all__ = [
     "need",
     "one_graph",
     "read_binary_labels",
-    "read_columns",
     "read_count",
     "read_ints",
     "read_row",
     "read_triplets",
     "read_type_counts",
-    "text_edges",
 ]
 
 
@@ -38,19 +35,9 @@ def need(file: Path) -> Path:
     return file
 
 
-def read_columns(file: Path, kind: str) -> Iterator[list[NDArray[Any]]]:
-    """Columns of a file of numbers without a header, batch by batch."""
-    width = len(TextTable(need(file), header=False).names)
-    types = {f"f{i}": kind for i in range(width)}
-    for batch in TextTable(file, header=False, types=types).batches():
-        if kind == "int64" and any(column.null_count for column in batch.columns):
-            raise FileFormatError(f"{file}: a field is empty or NaN, expected whole numbers")
-        yield [column.to_numpy(zero_copy_only=False) for column in batch.columns]
-
-
 def read_ints(file: Path) -> NDArray[np.int64]:
     """(rows,): the first column of a file of whole numbers."""
-    parts = [columns[0] for columns in read_columns(file, "int64")]
+    parts = [columns[0] for columns in read_columns(need(file), "int64")]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
@@ -98,35 +85,6 @@ def read_triplets(file: Path, counts: dict[str, int]) -> list[EdgeType]:
                 )
             triplets.append(parts)
     return sorted(triplets)
-
-
-def text_edges(file: Path, edges: int, inverse: bool) -> EdgeReader:
-    """Reads (source, target) rows of text, each followed by its reverse where ``inverse``.
-
-    Args:
-        file: edge.csv.gz.
-        edges: how many rows there must be.
-        inverse: whether OGB adds reverses: it does for self loops too.
-    """
-
-    def read(first: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        # With reverses, edges go out in pairs, so that the first one wanted is never a reverse.
-        skipped = first // (1 + inverse)
-        seen = 0
-        for columns in read_columns(file, "int64"):
-            if len(columns) != 2:
-                raise FileFormatError(f"{file}: {len(columns)} columns, expected source, target")
-            source, target = (column[max(0, skipped - seen) :] for column in columns)
-            seen += len(columns[0])
-            if inverse:
-                pairs = np.stack([source, target], axis=1)
-                source, target = pairs.ravel(), pairs[:, ::-1].ravel()
-            if len(source):
-                yield source, target
-        if seen != edges:
-            raise FileFormatError(f"{file}: {seen} edges != {edges} in num-edge-list.csv.gz")
-
-    return read
 
 
 def read_binary_labels(file: Path) -> NDArray[np.int32]:

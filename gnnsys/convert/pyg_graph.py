@@ -272,14 +272,14 @@ def _write_edge_set(
         raise FileFormatError(
             f"{label}: edge_index is {index.dtype} {index.shape}, expected integers (2, edges)"
         )
-    tables = _edge_tables(store, edge_type, label, index.shape[1])
+    tables = _edge_tables(store, label, index.shape[1])
     writer.write_csc(cut_edges(index), f"{label}: edge_index", edge_type, keep_order=bool(tables))
     for table, key in tables.items():
         writer.write_edge_rows(table, _array(store[key]), f"{label}: {key}", edge_type)
     return tables
 
 
-def _edge_tables(store: Any, edge_type: EdgeType, label: str, num_edges: int) -> dict[str, str]:
+def _edge_tables(store: Any, label: str, num_edges: int) -> dict[str, str]:
     """Names of tables, and the keys that their rows stand under."""
     tables = {}
     for key, value in store.items():

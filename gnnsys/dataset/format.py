@@ -161,17 +161,21 @@ class Task:
     """accuracy, rocauc or f1."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """The whole of ``graph.json``."""
-
+@dataclass(frozen=True, kw_only=True)
+class _Graph:
     name: str
     heterogeneous: bool
     nodes: dict[str, NodeSet]
-    edges: dict[EdgeType, EdgeSet]
     task: Task | None = None
     source: dict[str, Any] = field(default_factory=dict)
     """Where the dataset came from, for people and for converting it back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(_Graph):
+    """The whole of ``graph.json``."""
+
+    edges: dict[EdgeType, EdgeSet]
 
     def to_json(self) -> str:
         """The text of ``graph.json``."""
@@ -201,24 +205,17 @@ class _Versions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Edges:
+class _Edges(EdgeSet):
     """The edges of one type as the file has them."""
 
     type: tuple[str, ...]
-    count: Count
-    tables: dict[str, Table]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Content:
+@dataclass(frozen=True, kw_only=True)
+class _Content(_Graph):
     """``graph.json`` as it stands, before its parts are held against each other."""
 
-    name: str
-    heterogeneous: bool
-    nodes: dict[str, NodeSet]
     edges: list[_Edges]
-    task: Task | None = None
-    source: dict[str, Any]
 
 
 def is_dtype(name: str) -> bool:
@@ -316,14 +313,7 @@ class _Checker:
             )
         if task is not None and task.node_type not in nodes:
             raise self.fault(f"task.node_type is {task.node_type!r}, expected one of {list(nodes)}")
-        return Manifest(
-            name=content.name,
-            heterogeneous=content.heterogeneous,
-            nodes=nodes,
-            edges=edges,
-            task=task,
-            source=content.source,
-        )
+        return Manifest(**vars(content) | {"edges": edges})
 
     def fault(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: {what}; {_WAY_OUT}")
@@ -340,7 +330,7 @@ class _Checker:
                 )
         return parts[0], parts[1], parts[2]
 
-    def check_tables(self, owner: NodeSet | _Edges, place: str, wanted: dict[str, int]) -> None:
+    def check_tables(self, owner: NodeSet | EdgeSet, place: str, wanted: dict[str, int]) -> None:
         for name, table in owner.tables.items():
             self.check_table(table, f"{place}.{place_of(['tables', name])}")
         for name, rows in wanted.items():

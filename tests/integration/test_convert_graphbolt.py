@@ -570,7 +570,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[GnnsysError], str]] = {
         "f/feat.npy: not a whole",
     ),
     "strings": (put("f/feat.npy", np.array(["a"] * NODES)), FileFormatError, "expected numbers"),
-    "rows": (put("f/feat.npy", np.zeros((49, 7))), FileFormatError, "49 rows != 50 nodes"),
+    "rows": (put("f/feat.npy", np.zeros((49, 7))), FileFormatError, "49 feature rows != 50 nodes"),
     "edge rows": (put("f/e.npy", np.zeros((399, 2))), FileFormatError, "399 rows != 400 edges"),
     "edges turned": (
         put("edges.npy", np.zeros((EDGES, 2), int)),

@@ -320,7 +320,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], type[GnnsysError], str]] = {
     "text for a number": (
         lambda raw: append(raw / "edge.csv.gz", "1,x\n"),
         FileFormatError,
-        "edge.csv.gz: column f1, line 301: expected int64",
+        "edge.csv.gz: column dst, line 301: expected int64",
     ),
     "a label too many": (
         lambda raw: append(raw / "node-label.csv.gz", "3\n"),

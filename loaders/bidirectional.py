@@ -14,15 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.sampler import HeteroSamplerOutput, SamplerOutput
+from torch_geometric.sampler import HeteroSamplerOutput
 from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys.loaders.native_sampler import NativeSampler
 from gnnsys.loaders.typed_graph import TypedGraph
 
 __all__ = ["GraphEdges", "make_bidirectional"]
-
-_PARTS = ("node", "row", "col", "edge", "batch", "num_sampled_nodes", "num_sampled_edges")
 
 
 class GraphEdges:
@@ -91,8 +89,8 @@ class GraphEdges:
 
 
 def make_bidirectional(
-    out: SamplerOutput | HeteroSamplerOutput, edges: GraphEdges, keep_orig_edges: bool
-) -> SamplerOutput | HeteroSamplerOutput:
+    out: HeteroSamplerOutput, edges: GraphEdges, keep_orig_edges: bool
+) -> HeteroSamplerOutput:
     """A sampler's output with the reverses of its edges; each pair of nodes has one edge.
 
     An edge that was sampled, or is in the graph, has its own number. Without types, one that the
@@ -100,29 +98,11 @@ def make_bidirectional(
     of an edge of another type, so that the edges of this type get none (``edge`` is None).
 
     Args:
-        out: as it was sampled.
+        out: as it was sampled; the type is None where there are none.
         edges: finds reverses in the graph.
         keep_orig_edges: whether to keep the sampled edges as ``orig_row`` and ``orig_col``, and
             the numbers of nodes and edges in each hop.
     """
-    if isinstance(out, HeteroSamplerOutput):
-        return _make_typed_bidirectional(out, edges, keep_orig_edges)
-    typed = HeteroSamplerOutput(*({None: getattr(out, part)} for part in _PARTS))
-    if out.batch is None:
-        typed.batch = None
-    both = _make_typed_bidirectional(typed, edges, keep_orig_edges)
-    made = copy.copy(out)
-    made.row, made.col, made.edge = both.row[None], both.col[None], both.edge[None]
-    if keep_orig_edges:
-        made.orig_row, made.orig_col = out.row, out.col
-    else:
-        made.num_sampled_nodes = made.num_sampled_edges = None
-    return made
-
-
-def _make_typed_bidirectional(
-    out: HeteroSamplerOutput, edges: GraphEdges, keep_orig_edges: bool
-) -> HeteroSamplerOutput:
     made = copy.copy(out)
     made.row, made.col, made.edge = dict(out.row), dict(out.col), dict(out.edge)
     for kind in out.row:

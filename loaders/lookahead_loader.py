@@ -53,22 +53,13 @@ _LEAST_SAMPLED = 64 << 20  # bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookaheadOptions:
-    """What both loaders take beside PyG's arguments."""
+    """What both loaders take beside PyG's arguments; ``NeighborLoader`` says what each means."""
 
     seed: int
-
     threads: int
-
     window: int
-    """Batches sampled ahead, at least; 0 for none, everything then happens in the consumer's
-    thread."""
-
     window_bytes: int | str
-    """Bytes of sampled batches, as a number or a text, up to which more are sampled ahead where a
-    cache asks for it; 0 for a 32nd of the available memory, and at least 64 MiB."""
-
     layout: Layout
-
     keep_freed_memory: bool
 
     filter_per_worker: bool | None

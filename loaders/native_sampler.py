@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ __all__ = ["Draws", "NativeSampler"]
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Draws:
+class Draws(NamedTuple):
     """How neighbours are drawn, and the words below 2**64 that the draws are made from."""
 
     replace: bool
@@ -91,15 +89,7 @@ class NativeSampler:
         request = [self._seeds_of(kind, ids, given.get(kind)) for kind, ids in seeds.items()]
         try:
             node, batch, edge_index, edge, nodes_per_hop, edges_per_hop = native.sample(
-                request,
-                fanouts,
-                draws.replace,
-                draws.disjoint,
-                draws.last,
-                draws.labor,
-                draws.seed,
-                draws.epoch,
-                draws.group,
+                request, fanouts, *draws
             )
             if induced:
                 edge_index, edge = native.induce(node)

@@ -261,7 +261,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         if isinstance(seeds, dict) != self.is_hetero:
             expected = "a dict by node type" if self.is_hetero else "a tensor"
             raise ArgumentError(f"seeds: {type(seeds).__name__}, expected {expected}")
-        return self._finish(self._sample(seeds, group=group, epoch=epoch))
+        return self._sample(seeds, group=group, epoch=epoch)
 
     def sample_from_nodes(
         self, inputs: NodeSamplerInput, *, group: int | None = None, epoch: int | None = None
@@ -282,7 +282,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         check_input_type(self, inputs.input_type)
         ids = inputs.node if inputs.input_id is None else inputs.input_id
         group, epoch = self._batch_number(ids, group, epoch)
-        return self._finish(node_sample(inputs, self._sampling(group, epoch)), inputs.time)
+        return node_sample(inputs, self._sampling(group, epoch))
 
     def sample_from_edges(
         self,
@@ -326,17 +326,10 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         if self.disjoint:
             sample = trees_by_link(sample, len(inputs.row), neg_sampling)
         # Without the times of nodes, which PyG compares with those of negatives already drawn.
-        out = edge_sample(inputs, sample, self.num_nodes, self.disjoint, None, neg_sampling)
-        return self._finish(out, inputs.time)
+        return edge_sample(inputs, sample, self.num_nodes, self.disjoint, None, neg_sampling)
 
     def _sampling(self, group: int, epoch: int) -> Callable[..., Any]:
         return partial(self._sample, group=group, epoch=epoch)
-
-    def _finish(self, out: Any, seed_time: Tensor | None = None) -> Any:
-        if self.subgraph_type == SubgraphType.bidirectional:
-            edges = GraphEdges(self._typed_graph, self._native, self._is_backward, seed_time)
-            return make_bidirectional(out, edges, self.keep_orig_edges)
-        return out
 
     def _batch_number(self, ids: Tensor, group: int | None, epoch: int | None) -> tuple[int, int]:
         if group is None:
@@ -364,7 +357,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
     def _sample(
         self, seed: Any, seed_time: Any = None, *, group: int = 0, epoch: int = 0, **kwargs: Any
     ) -> Any:
-        """The sampled subgraph, not yet made bidirectional; PyG's own samplers call this too."""
+        """The sampled subgraph; PyG's functions call this too."""
         draws = Draws(
             replace=self.replace,
             disjoint=self.disjoint,
@@ -379,11 +372,13 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             seed_time = None if seed_time is None else {None: seed_time}
         induced = self.subgraph_type == SubgraphType.induced
         out: Any = self._native.sample(seed, seed_time, self._fanouts, draws, induced)
-        if not self.is_hetero:
-            out = _without_types(out)
         if self._is_backward:
             out.row, out.col = out.col, out.row
-        return out
+        if self.subgraph_type == SubgraphType.bidirectional:
+            times = None if seed_time is None else torch.cat(list(seed_time.values()))  # by tree
+            edges = GraphEdges(self._typed_graph, self._native, self._is_backward, times)
+            out = make_bidirectional(out, edges, self.keep_orig_edges)
+        return out if self.is_hetero else _without_types(out)
 
     @property
     def _is_backward(self) -> bool:
@@ -412,6 +407,6 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
 
 
 def _without_types(out: HeteroSamplerOutput) -> SamplerOutput:
-    parts = (out.node, out.row, out.col, out.edge, out.batch)
-    counts = (out.num_sampled_nodes, out.num_sampled_edges)
-    return SamplerOutput(*(None if part is None else part[None] for part in parts + counts))
+    parts = [out.node, out.row, out.col, out.edge, out.batch]
+    parts += [out.num_sampled_nodes, out.num_sampled_edges, out.orig_row, out.orig_col]
+    return SamplerOutput(*(None if part is None else part[None] for part in parts))

@@ -29,8 +29,15 @@ def joining_features_of_nodes(join: Callable[[Any, Any], Any]) -> Any:
         hidden = _edge_features(loader.data, loader.node_sampler)
         if hidden:
             features, graphs = loader.data
-            data = _Without(features, hidden), graphs
-            loader = SimpleNamespace(**{**vars(loader), "data": data})
+            attrs = [
+                attr
+                for attr in features.get_all_tensor_attrs()
+                if (attr.group_name, attr.attr_name) not in hidden
+            ]
+            shown = SimpleNamespace(
+                get_all_tensor_attrs=lambda: attrs, multi_get_tensor=features.multi_get_tensor
+            )
+            loader = SimpleNamespace(**{**vars(loader), "data": (shown, graphs)})
         return join(loader, out)
 
     return joined
@@ -72,18 +79,3 @@ def _is_of_edges(attr: TensorAttr, features: Any, sampler: NeighborSampler) -> b
         nodes, edges = sampler.num_nodes, sampler.graph.num_edges
         known[key] = rows == edges and (rows != nodes or "edge" in attr.attr_name)
     return known[key]
-
-
-class _Without:
-    """What PyG's ``filter_fn`` asks of a feature store, which leaves some features out."""
-
-    def __init__(self, features: Any, hidden: set[tuple[Any, str]]) -> None:
-        self._features = features
-        self._hidden = hidden
-
-    def get_all_tensor_attrs(self) -> list[TensorAttr]:
-        attrs = self._features.get_all_tensor_attrs()
-        return [attr for attr in attrs if (attr.group_name, attr.attr_name) not in self._hidden]
-
-    def multi_get_tensor(self, attrs: list[TensorAttr]) -> Any:
-        return self._features.multi_get_tensor(attrs)

@@ -23,14 +23,13 @@ __all__ = [
     "ArraySource",
     "MatrixRows",
     "NpzMember",
-    "ParquetMatrix",
     "ParquetTable",
-    "TextMatrix",
     "as_matrix",
     "load_tensor",
     "load_torch",
     "npz_members",
     "open_array",
+    "open_matrix",
     "read_whole",
     "rows_from",
     "widen",
@@ -89,10 +88,8 @@ def _open_any(path: Path) -> ArraySource:
                 f"{path}: holds {', '.join(names) or 'no arrays'}; name one as {path.name}:NAME"
             )
         return NpzMember(path, names[0])
-    if path.name.endswith(TEXT_SUFFIXES):
-        return TextMatrix(path)
-    if path.suffix == ".parquet":
-        return ParquetMatrix(path)
+    if path.name.endswith((*TEXT_SUFFIXES, ".parquet")):
+        return open_matrix(path)
     if path.suffix == ".pt":
         rows, dtype = load_tensor(path)
         return MatrixRows(rows, bits=dtype == "bfloat16")
@@ -100,6 +97,19 @@ def _open_any(path: Path) -> ArraySource:
         f"{path}: unknown kind {path.suffix!r}; expected .npy, .npz, .csv, .tsv, .txt, .parquet or "
         ".pt"
     )
+
+
+def open_matrix(
+    path: Path,
+    header: bool | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    floats: bool = False,
+) -> ArraySource:
+    """Columns of a Parquet or text file as a matrix, a vector where there is one column."""
+    if path.suffix == ".parquet":
+        return _ParquetMatrix(path, columns, floats=floats)
+    return _TextMatrix(path, header, columns, floats=floats)
 
 
 def _block_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
@@ -208,28 +218,20 @@ class NpzMember:
 
     def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
         """Rows from ``first`` on; what lies before is skipped over."""
-        if self._row_items() == 0:
-            yield np.empty((self.shape[0] - first, *self.shape[1:]), self.dtype)
-        else:
-            yield from self.flat_blocks(first * self._row_items(), None)
-
-    def _row_items(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=np.int64))
+        rows, row = (self.shape[0] if self.shape else 1) - first, self.shape[1:]
+        items = int(np.prod(row, dtype=np.int64))
+        if items == 0:
+            yield np.empty((rows, *row), self.dtype)
+        step = _block_rows(self.shape, self.dtype) * items
+        for block in self.flat_blocks(first * items, rows * items, step):
+            yield block.reshape(-1, *row)
 
     def flat_blocks(
-        self, first_item: int, items: int | None, step: int | None = None
+        self, first_item: int, items: int, step: int | None = None
     ) -> Iterator[NDArray[Any]]:
-        """Elements from ``first_item`` on as they lie, in rows; or ``items`` of them, flat.
-
-        ``step`` says how many there are in a block.
-        """
-        row_items = self._row_items()
-        total = self.shape[0] * row_items if self.shape else 1
-        left = total - first_item if items is None else items
-        if items is None:
-            step = _block_rows(self.shape, self.dtype) * max(1, row_items)
-        elif step is None:  # a row may be long: edge_index (2, edges) has two of them
-            step = max(1, _BLOCK_BYTES // self.dtype.itemsize)
+        """``items`` elements from ``first_item`` on as they lie, flat, ``step`` in a block."""
+        step = step or max(1, _BLOCK_BYTES // self.dtype.itemsize)
+        left = items
         with _open_zip(self._path) as archive, self._open(archive) as file:
             self._read_header(file)
             with self._damage():
@@ -237,8 +239,7 @@ class NpzMember:
             while left > 0:
                 count = min(step, left)
                 data = self._read(file, count * self.dtype.itemsize)
-                flat = np.frombuffer(data, self.dtype)
-                yield flat.reshape(-1, *self.shape[1:]) if items is None else flat
+                yield np.frombuffer(data, self.dtype)
                 left -= count
 
     def _read(self, file: IO[bytes], nbytes: int) -> bytes:
@@ -296,7 +297,7 @@ def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 # Text and Parquet ---------------------------------------------------------------------------------
 
 
-class TextMatrix:
+class _TextMatrix:
     """The numbers of a text file as a matrix (rows, columns) float32.
 
     A single column is a vector (rows,), of int64 where all are whole numbers, else of float64.
@@ -393,7 +394,7 @@ class ParquetTable:
             raise FileFormatError(f"{self._path}: damaged ({error}); fetch it again") from error
 
 
-class ParquetMatrix:
+class _ParquetMatrix:
     """Numeric columns of a Parquet file as a matrix; a vector where there is one column.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import ArraySource, MatrixRows, widen
-from gnnsys.convert.csc import EdgeReader, permute_rows, write_csc
+from gnnsys.convert.csc import EdgeReader, EdgeSort, permute_rows, write_csc
 from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
@@ -232,9 +232,8 @@ class Conversion(DatasetWriter):
             keep_order: write edge_id, for ``write_edge_rows``.
             both_ways: the edges have their reverses already.
         """
-        write_csc(
-            self,
-            read,
+        job = EdgeSort(
+            writer=self,
             label=label,
             edge_type=edge_type,
             undirected=self.options.undirected and not both_ways,
@@ -242,6 +241,7 @@ class Conversion(DatasetWriter):
             memory=self.options.memory,
             threads=self.options.threads,
         )
+        write_csc(job, read)
 
     def write_edge_rows(
         self,

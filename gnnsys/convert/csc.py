@@ -23,7 +23,7 @@ from gnnsys.system.extension import core
 from gnnsys.system.files import append_file, read_file, write_at
 from gnnsys.system.threads import num_threads
 
-__all__ = ["EdgeReader", "cut_edges", "permute_rows", "write_csc"]
+__all__ = ["EdgeReader", "EdgeSort", "cut_edges", "permute_rows", "write_csc"]
 
 EdgeReader = Callable[[int], Iterator[tuple[NDArray[Any], NDArray[Any]]]]
 """Given how many edges to leave out, yields the sources and targets from there on, in blocks of
@@ -38,15 +38,28 @@ _SPARSE = 64  # nodes an edge beyond which ids are taken for names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Job:
+class EdgeSort:
+    """What edges are sorted into, and how."""
+
     writer: DatasetWriter
-    edge_type: EdgeType
+
     label: str
-    """Names the edges in error messages: the file they come from."""
-    undirected: bool
-    keep_order: bool
-    memory: int
-    threads: int
+    """What to call the edges in messages: the file they come from."""
+
+    edge_type: EdgeType = EDGE_TYPE
+
+    undirected: bool = False
+    """Add the reverse of every edge that is not a self loop."""
+
+    keep_order: bool = False
+    """Write edge_id: the number that each edge had where it came from; an added reverse has that of
+    its edge."""
+
+    memory: int = 2 << 30
+    """Bytes for arrays of edges; 16 bytes a node come on top."""
+
+    threads: int = 0
+    """That sort; 0 for all cores this process may use."""
 
     @property
     def key(self) -> str:
@@ -59,44 +72,15 @@ class _Job:
         self.writer.report(f"{what} edges", done, total)
 
 
-def write_csc(
-    writer: DatasetWriter,
-    read: EdgeReader,
-    *,
-    label: str,
-    edge_type: EdgeType = EDGE_TYPE,
-    undirected: bool = False,
-    keep_order: bool = False,
-    memory: int = 2 << 30,
-    threads: int = 0,
-) -> None:
+def write_csc(job: EdgeSort, read: EdgeReader) -> None:
     """Sorts edges and writes the tables indptr and indices, and edge_id where it is asked for.
 
     Declares the edges, and the nodes too where they are not declared: up to the greatest id.
 
-    Args:
-        writer: of the dataset.
-        read: the edges.
-        label: what to call them in messages: the file they come from.
-        edge_type: theirs.
-        undirected: add the reverse of every edge that is not a self loop.
-        keep_order: write edge_id: the number that each edge had where it came from; an added
-            reverse has that of its edge.
-        memory: bytes for arrays of edges; 16 bytes a node come on top.
-        threads: that sort; 0 for all cores this process may use.
-
     Raises:
         FileFormatError: a node id that is negative or not below the number of nodes.
     """
-    job = _Job(
-        writer=writer,
-        edge_type=edge_type,
-        label=label,
-        undirected=undirected,
-        keep_order=keep_order,
-        memory=memory,
-        threads=num_threads(threads),
-    )
+    writer, edge_type = job.writer, job.edge_type
     job = _resumed(job)
     chunks = _spool(job, read)
     greatest = max((chunk["greatest"] for chunk in chunks), default=-1)
@@ -111,7 +95,7 @@ def write_csc(
     _write_sorted(job, chunks, indptr, index, stored=_index_type(num_sources))
 
 
-def _resumed(job: _Job) -> _Job:
+def _resumed(job: EdgeSort) -> EdgeSort:
     """The job with the memory that ranges were cut for before a kill; with less, they are forgotten
     and cut anew, from the source if the edges are in them already."""
     cut: dict[str, Any] | None = job.writer.recall(f"split {job.key}", None)
@@ -132,7 +116,7 @@ def _index_type(nodes: int) -> np.dtype[Any]:
 # Spool --------------------------------------------------------------------------------------------
 
 
-def _spool(job: _Job, read: EdgeReader) -> list[dict[str, Any]]:
+def _spool(job: EdgeSort, read: EdgeReader) -> list[dict[str, Any]]:
     """Copies the edges to a scratch file; returns what each chunk of it holds."""
     key = f"spool {job.key}"
     noted: dict[str, Any] = job.writer.recall(key, {"chunks": [], "taken": 0, "bytes": 0})
@@ -160,7 +144,7 @@ def _spool(job: _Job, read: EdgeReader) -> list[dict[str, Any]]:
     return noted["chunks"]
 
 
-def _check_ids(job: _Job, source: NDArray[Any], target: NDArray[Any], first: int) -> None:
+def _check_ids(job: EdgeSort, source: NDArray[Any], target: NDArray[Any], first: int) -> None:
     for name, ids in (("source", source), ("target", target)):
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < _MOST_NODES:
             place = int(np.argmax((ids < 0) | (ids >= _MOST_NODES)))
@@ -170,7 +154,7 @@ def _check_ids(job: _Job, source: NDArray[Any], target: NDArray[Any], first: int
             )
 
 
-def _check_dense(job: _Job, greatest: int, edges: int) -> None:
+def _check_dense(job: EdgeSort, greatest: int, edges: int) -> None:
     if greatest > max(1 << 20, _SPARSE * edges):
         raise FileFormatError(
             f"{job.label}: {edges} edges name node {greatest}, so nearly all nodes would have "
@@ -185,7 +169,11 @@ def _describe(source: NDArray[Any], target: NDArray[Any], offset: int) -> dict[s
 
 
 def _read_chunks(
-    job: _Job, chunks: list[dict[str, Any]], index: np.dtype[Any] | None, what: str, first: int = 0
+    job: EdgeSort,
+    chunks: list[dict[str, Any]],
+    index: np.dtype[Any] | None,
+    what: str,
+    first: int = 0,
 ) -> Iterator[list[NDArray[Any]]]:
     """Sources, targets and, where they are kept, numbers; the former as ``index`` once all are
     known to fit, None before."""
@@ -208,7 +196,7 @@ def _read_chunks(
 
 
 def _write_indptr(
-    job: _Job,
+    job: EdgeSort,
     chunks: list[dict[str, Any]],
     num_sources: int,
     num_targets: int,
@@ -243,12 +231,14 @@ def _refuse_edge(
 # Split --------------------------------------------------------------------------------------------
 
 
-def _edge_bytes(job: _Job, index: np.dtype[Any]) -> int:
+def _edge_bytes(job: EdgeSort, index: np.dtype[Any]) -> int:
     """Bytes that sorting takes for each edge: source, target, sorted source, numbers twice."""
     return 3 * index.itemsize + (16 if job.keep_order else 0)
 
 
-def _choose_bounds(job: _Job, indptr: NDArray[np.int64], index: np.dtype[Any]) -> NDArray[np.int64]:
+def _choose_bounds(
+    job: EdgeSort, indptr: NDArray[np.int64], index: np.dtype[Any]
+) -> NDArray[np.int64]:
     """Ranges of targets whose edges fit in memory together; one target is never divided."""
     room = max(1, job.memory // _edge_bytes(job, index))
     bounds = [0]
@@ -260,7 +250,7 @@ def _choose_bounds(job: _Job, indptr: NDArray[np.int64], index: np.dtype[Any]) -
 
 
 def _split(
-    job: _Job,
+    job: EdgeSort,
     chunks: list[dict[str, Any]],
     indptr: NDArray[np.int64],
     bounds: NDArray[np.int64],
@@ -294,7 +284,7 @@ def _split(
 
 
 def _load(
-    job: _Job,
+    job: EdgeSort,
     chunks: list[dict[str, Any]],
     index: np.dtype[Any],
     begin: int,
@@ -318,7 +308,7 @@ def _load(
 
 
 def _write_sorted(
-    job: _Job,
+    job: EdgeSort,
     chunks: list[dict[str, Any]],
     indptr: NDArray[np.int64],
     index: np.dtype[Any],
@@ -341,7 +331,8 @@ def _write_sorted(
             numbers = np.empty_like(number[0]) if number else None
             fits = core.sort_edges(
                 source, target, number[0] if number else None, low,
-                np.asarray(indptr[low : high + 1]), indices, numbers, job.threads,
+                np.asarray(indptr[low : high + 1]), indices, numbers,
+                num_threads(job.threads),
             )  # fmt: skip
             del source, target, number
             if not fits:

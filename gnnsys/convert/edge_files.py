@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from gnnsys.convert.arrays import (
     ArraySource,
     NpzMember,
-    ParquetMatrix,
     ParquetTable,
-    TextMatrix,
     npz_members,
     open_array,
+    open_matrix,
     rows_from,
 )
 from gnnsys.convert.csc import EdgeReader, cut_edges
@@ -63,8 +62,8 @@ class EdgeFile:
     columns: Sequence[str] = ()
     """Names of the table's columns."""
 
-    column: Callable[[str], ArraySource] | None = None
-    """One of them."""
+    header: bool = False
+    """Whether they stand in its first row of text."""
 
     def find_names(self, memory: int) -> Names:
         """All ids, numbered as they appear, the source of an edge before its target."""
@@ -92,8 +91,8 @@ class EdgeFile:
 
     def attribute(self, part: str, scratch: Path) -> NDArray[Any]:
         """Rows of an edge attribute: a column of this table, or a file."""
-        if self.column is not None and part in self.columns:
-            return spool_array(self.column(part), scratch)
+        if part in self.columns:
+            return spool_array(open_matrix(self.path, self.header, [part]), scratch)
         if self.columns and not split_member(part)[0].is_file():
             raise ArgumentError(
                 f"{part}: neither a file nor a column of {self.path}: {', '.join(self.columns)}"
@@ -285,7 +284,6 @@ def _open_parquet(path: Path, spec: EdgeListSpec) -> EdgeFile:
             path, table.batches(chosen, _BLOCK_EDGES), chosen, strings, first
         ),
         columns=names,
-        column=lambda name: ParquetMatrix(path, [name]),
     )
 
 
@@ -345,7 +343,7 @@ def _open_text(path: Path, spec: EdgeListSpec) -> EdgeFile:
         has_strings=strings,
         blocks=blocks,
         columns=table.names,
-        column=lambda name: TextMatrix(path, header, [name]),
+        header=header,
     )
 
 

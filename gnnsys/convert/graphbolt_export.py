@@ -160,13 +160,10 @@ class _Exporter:
         if record.holds == "labels":
             labels = dataset.node_table("labels", of)
             return take(labels, dataset.node_table(record.table, of)), labels.dtype.name
-        if record.holds == "node_table":
-            rows = dataset.node_table(record.table, of)
-            table = dataset.manifest.nodes[of].tables[record.table]
-            return cut_rows(rows)(0), table.encoding.dtype
-        rows = dataset.edge_table(record.table, of)
-        dtype = dataset.manifest.edges[of].tables[record.table].encoding.dtype
-        if record.holds == "edge_table":
+        rows = dataset.edge_table(record.table, of)  # or of a node type
+        owners: dict[Any, Any] = {**dataset.manifest.nodes, **dataset.manifest.edges}
+        dtype = owners[of].tables[record.table].encoding.dtype
+        if record.holds != "edge_rows":
             return cut_rows(rows)(0), dtype
         return self._order(of, lambda a, b: rows[a:b], rows.shape[1:], rows.dtype), dtype
 
@@ -210,7 +207,7 @@ class _Exporter:
         dataset = self._dataset
         yaml = require_yaml(str(self._target))
         self._check_names()
-        features = [*self._compose_node_features(), *self._compose_edge_features()]
+        features = list(self._compose_features())
         nodes = [
             self._typed(node_type, num=dataset.num_nodes(node_type))
             for node_type in dataset.node_types
@@ -256,7 +253,7 @@ class _Exporter:
         write_array(self._target / path, blocks, (2, count), "<i8", "numpy")
         return self._typed(edge_type, format="numpy", path=path)
 
-    def _compose_node_features(self) -> Iterator[dict[str, Any]]:
+    def _compose_features(self) -> Iterator[dict[str, Any]]:
         names = {"features": "feat", "labels": "label"}
         for node_type, nodes in self._dataset.manifest.nodes.items():
             for name, table in nodes.tables.items():
@@ -266,9 +263,9 @@ class _Exporter:
                     rows = self._dataset.node_table(name, node_type)
                     short = names.get(name, name)
                     short = name if short in nodes.tables else short
-                    yield self._compose_feature("node", node_type, short, name, rows, table)
-
-    def _compose_edge_features(self) -> Iterator[dict[str, Any]]:
+                    entry = self._typed(node_type, name=short)
+                    path = self._place(node_type, f"{name}.npy")
+                    yield {"domain": "node", **entry, **self._compose_table(path, rows, table)}
         for edge_type, edges in self._dataset.manifest.edges.items():
             for name, table in edges.tables.items():
                 if not name.startswith("edge_") or name == "edge_id":
@@ -276,24 +273,16 @@ class _Exporter:
                 short = "feat" if name == "edge_features" else name.removeprefix("edge_")
                 short = name if f"edge_{short}" in edges.tables.keys() - {name} else short
                 rows = self._dataset.edge_table(name, edge_type)
-                yield self._compose_feature("edge", edge_type, short, name, rows, table)
+                entry = self._typed(edge_type, name=short)
+                path = self._place(edge_type, f"{name}.npy")
+                yield {"domain": "edge", **entry, **self._compose_table(path, rows, table)}
 
-    def _compose_feature(
-        self,
-        domain: str,
-        owner: str | EdgeType,
-        name: str,
-        file: str,
-        rows: NDArray[Any],
-        table: Table,
-    ) -> dict[str, Any]:
+    def _compose_table(self, path: str, rows: NDArray[Any], table: Table) -> dict[str, Any]:
         stored = table.encoding.dtype
-        dtype = "float32" if stored == "bfloat16" else _OLD_TORCH.get(stored, stored)
-        path = self._place(owner, f"{file}.npy")
-        blocks = cast(cut_rows(rows)(0), stored, np.dtype(dtype).str)
-        write_array(self._target / path, blocks, table.shape, np.dtype(dtype).str, "numpy")
-        entry = {"name": name, "format": "numpy", "in_memory": False, "path": path}
-        return {"domain": domain} | self._typed(owner, **entry)
+        dtype = np.dtype("float32" if stored == "bfloat16" else _OLD_TORCH.get(stored, stored)).str
+        blocks = cast(cut_rows(rows)(0), stored, dtype)
+        write_array(self._target / path, blocks, table.shape, dtype, "numpy")
+        return {"format": "numpy", "in_memory": False, "path": path}
 
     def _compose_tasks(self) -> list[dict[str, Any]]:
         dataset, task = self._dataset, self._dataset.task

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import (
     ArraySource,
-    ParquetMatrix,
     ParquetTable,
-    TextMatrix,
     as_matrix,
     open_array,
+    open_matrix,
     read_whole,
 )
 from gnnsys.convert.names import Names
@@ -105,11 +104,6 @@ class NodeTable:
         arrays = [batch.column(0) for batch in batches]
         return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], pa.string())
 
-    def _numbers(self, columns: list[str], floats: bool = False) -> ArraySource:
-        if self._path.suffix == ".parquet":
-            return ParquetMatrix(self._path, columns, floats=floats)
-        return TextMatrix(self._path, True, columns, floats=floats)
-
     def __len__(self) -> int:
         return len(self._ids)
 
@@ -147,7 +141,7 @@ class NodeTable:
 
     def times(self) -> NDArray[Any]:
         """(nodes,) the column time, as numbers."""
-        return read_whole(self._numbers([self._columns["time"]]))
+        return read_whole(open_matrix(self._path, True, [self._columns["time"]]))
 
     def labels(self) -> tuple[NDArray[Any], list[str]]:
         """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""
@@ -186,7 +180,7 @@ class NodeTable:
 
     def features(self) -> ArraySource:
         """The other columns as a matrix (nodes, columns)."""
-        return as_matrix(self._numbers(self.feature_columns, floats=True))
+        return as_matrix(open_matrix(self._path, True, self.feature_columns, floats=True))
 
 
 def _read_ids(path: Path) -> list[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.common import encode
-from gnnsys.convert.csc import EdgeReader, write_csc
+from gnnsys.convert.csc import EdgeReader, EdgeSort, write_csc
 from gnnsys.dataset.format import NODE_TYPE, Task
 from gnnsys.dataset.writer import DatasetWriter, RowReader
 from gnnsys.generate.graphs import CommunityGraph, RmatGraph, check_whole
@@ -138,14 +138,14 @@ def _in_blocks(job: Job, draw: DrawRows, rows: int, step: int) -> RowReader:
 def write_graph(job: Job, read: EdgeReader, undirected: bool = False) -> None:
     """Declares the nodes and sorts the edges."""
     job.writer.add_nodes(job.num_nodes)
-    write_csc(
-        job.writer,
-        read,
+    sort = EdgeSort(
+        writer=job.writer,
         label="generated edges",
         undirected=undirected,
         memory=job.memory,
         threads=job.threads,
     )
+    write_csc(sort, read)
 
 
 def write_features(job: Job, graph: CommunityGraph | RmatGraph, draw: DrawRows) -> None:

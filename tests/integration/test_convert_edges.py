@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import gnnsys
 from gnnsys.convert import arrays, edge_files, text
 from gnnsys.convert.common import ConvertOptions
-from gnnsys.convert.csc import write_csc
+from gnnsys.convert.csc import EdgeSort, write_csc
 from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
 from gnnsys.dataset.writer import DatasetWriter
 
@@ -191,7 +191,7 @@ def test_ids_beyond_int32_are_kept_where_there_are_so_many_nodes(tmp_path: Path)
     with DatasetWriter(tmp_path / "g", name="far", heterogeneous=True) as writer:
         writer.add_nodes(far + 1, "a")
         writer.add_nodes(2, "b")
-        write_csc(writer, read, label="far", edge_type=("a", "to", "b"), memory=1)
+        write_csc(EdgeSort(writer=writer, label="far", edge_type=("a", "to", "b"), memory=1), read)
         folder = writer.commit()
     indices = np.load(folder / "edges" / "a__to__b" / "indices.npy")
     assert indices.dtype == np.int64

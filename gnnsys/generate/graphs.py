@@ -59,7 +59,7 @@ class _Graph:
             )
         for each in fields(self):  # numpy's numbers are no JSON
             value = getattr(self, each.name)
-            if each.type in _NUMBERS and isinstance(value, Real):
+            if each.type == "bool" or (each.type in _NUMBERS and isinstance(value, Real)):
                 object.__setattr__(self, each.name, _NUMBERS[each.type](value))
 
     def about(self) -> dict[str, Any]:

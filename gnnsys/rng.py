@@ -1,8 +1,8 @@
 """Counter-based random numbers: the versioned format by which every batch can be replayed.
 
 Owns format ``rng: 1``. Every number is a pure function of (seed, epoch, group, hop, entity, draw),
-so that neither the number of threads nor the order of work changes a batch. ``csrc`` has the same
-functions in C++; this module is their reference and what the tests compare them with.
+so that neither the number of threads nor the order of work changes a batch. ``csrc`` draws the
+same numbers in C++; the tests compare them with draws in plain Python, one by one.
 
 The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as
 1, 2, 3", SC 2011). Its 64-bit key holds what is constant over a hop, its 128-bit counter the rest:
@@ -18,14 +18,14 @@ A draw in ``[0, n)`` is Lemire's multiply-shift with rejection ("Fast random int
 an interval", 2019), so it is exactly uniform; a rejected draw takes the next retry's.
 
 Weighted sampling needs draws of 53 bits: number i of a node is made of its draws 2i and 2i + 1, the
-upper 27 bits of the one above the upper 26 of the other (``weighted_positions``).
+upper 27 bits of the one above the upper 26 of the other.
 
 LABOR-0 sampling has one draw for a source node and all its targets: ``edge_type`` is the number of
-the source's node type, and source t has draw ``t % 4`` of "node" ``t // 4`` (``labor_positions``),
-so that the draws of all sources take a quarter of the blocks.
+the source's node type, and source t has draw ``t % 4`` of "node" ``t // 4``, so that the
+draws of all sources take a quarter of the blocks.
 
 Dropout of full-graph training has a stream for each layer; the words of a vertex are those of its
-columns: column c has word ``c % 4`` of block ``c // 4`` (``dropout_key``, ``keeps``).
+columns: column c has word ``c % 4`` of block ``c // 4`` (``dropout_key``).
 
 Numbers that belong to no node, as those that choose negative nodes, take a stream's words one after
 another: word i is draw i % 4 of node i // 4 (``integers``, ``uniforms``).
@@ -34,29 +34,22 @@ another: word i is draw i % 4 of node i // 4 (``integers``, ``uniforms``).
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "RNG_VERSION",
-    "bounded",
     "dropout_key",
     "hash_ids",
     "integers",
-    "keeps",
-    "labor_positions",
     "mix64",
     "negatives_key",
     "permutation",
     "philox4x32",
-    "sample_positions",
     "stream_key",
     "uniforms",
-    "weighted_positions",
 ]
 
 RNG_VERSION = 1
@@ -64,7 +57,6 @@ RNG_VERSION = 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
-_MAX_MISSES = 8  # weighted draws in a row that meet what was drawn before
 _SHUFFLE_BLOCK = 1 << 15  # keys that are drawn at a time, an even number: caches hold them
 # Hops that no sampler uses: for an epoch's order of seeds, for negative nodes, and for dropout.
 _SHUFFLE_HOP = _MASK64
@@ -126,119 +118,6 @@ def philox4x32(counter: NDArray[np.uint32], key: int) -> NDArray[np.uint32]:
         )
         k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
-
-
-def _words(key: int, node: int, position: int, block: int) -> NDArray[np.uint32]:
-    counter = np.array([[node & _MASK32, node >> 32, position, block]], dtype=np.uint32)
-    return philox4x32(counter, key)[0]
-
-
-def bounded(key: int, node: int, draw: int, bound: int, position: int = 0) -> int:
-    """Draw number ``draw`` of ``node`` in ``[0, bound)``, exactly uniform; 0 < bound <= 2**32."""
-    for retry in range(1 << 8):
-        block = draw // 4 + (retry << 24)
-        product = int(_words(key, node, position, block)[draw % 4]) * bound
-        if product & _MASK32 >= (1 << 32) % bound:
-            return product >> 32
-    raise AssertionError("256 rejections in a row: the generator is broken")
-
-
-def sample_positions(
-    key: int, node: int, degree: int, fanout: int, replace: bool = False, position: int = 0
-) -> list[int]:
-    """The positions in ``[0, degree)`` that a node with ``degree`` neighbours samples, ascending.
-
-    Without replacement by Floyd's method (Bentley and Floyd: "A sample of brilliance", CACM 1987).
-    A ``fanout`` of -1, or without replacement one that is not below ``degree``, takes all.
-    """
-    if degree == 0 or fanout == 0:
-        return []
-    if fanout < 0 or (not replace and fanout >= degree):
-        return list(range(degree))
-    if replace:
-        return sorted(bounded(key, node, i, degree, position) for i in range(fanout))
-    chosen: set[int] = set()
-    for i, last in enumerate(range(degree - fanout, degree)):
-        pick = bounded(key, node, i, last + 1, position)
-        chosen.add(last if pick in chosen else pick)
-    return sorted(chosen)
-
-
-def weighted_positions(
-    key: int,
-    node: int,
-    weights: Sequence[float],
-    fanout: int,
-    replace: bool = False,
-    position: int = 0,
-) -> list[int]:
-    """The positions that a node samples among neighbours with ``weights``, ascending.
-
-    A draw u chooses the first neighbour whose running sum of weights exceeds u times the total, so
-    a weight of 0 is never drawn. Without replacement, draws that meet an earlier one are repeated,
-    which makes each proportional to the weights of those left (successive sampling, as
-    ``torch.multinomial``); after 8 repetitions in a row the sums are made anew without what was
-    drawn. A ``fanout`` of -1, or without replacement one that is not below the degree, takes all,
-    whatever their weights; else there are fewer than ``fanout`` where fewer weights are positive.
-
-    Args:
-        weights: (degree,) finite, not negative, with a finite sum.
-
-    >>> weighted_positions(stream_key(0, 0, 0, 0), 7, [1.0, 0.0, 2.0, 4.0], fanout=3)
-    [0, 2, 3]
-    """
-    degree = len(weights)
-    if degree == 0 or fanout == 0:
-        return []
-    if fanout < 0 or (not replace and fanout >= degree):
-        return list(range(degree))
-    sums = list(accumulate(weights))
-    picked: list[int] = []
-    number = misses = 0
-    while len(picked) < fanout and sums[-1] > 0:
-        block, pair = divmod(number, 2)
-        high, low = _words(key, node, position, block)[2 * pair : 2 * pair + 2].tolist()
-        share = ((high >> 5 << 26) + (low >> 6)) * 2.0**-53 * sums[-1]
-        found = bisect_right(sums, share)
-        if found == degree:  # among denormal numbers the product may round up to the total
-            found = bisect_left(sums, sums[-1])
-        number += 1
-        if replace or found not in picked:
-            picked.append(found)
-            misses = 0
-        elif (misses := misses + 1) == _MAX_MISSES:
-            left = [0.0 if i in picked else weight for i, weight in enumerate(weights)]
-            sums = list(accumulate(left))
-            misses = 0
-    return sorted(picked)
-
-
-def labor_positions(key: int, sources: Sequence[int], fanout: int, position: int = 0) -> list[int]:
-    """The positions that a node samples by LABOR-0 among its neighbours ``sources``.
-
-    Each source has one uniform number r in the hop, whoever asks, and is kept where
-    ``r < fanout / degree``. From Balin and Catalyurek: "Layer-Neighbor Sampling: Defusing
-    Neighborhood Explosion in GNNs", NeurIPS 2023, with uniform probabilities.
-
-    Args:
-        key: ``stream_key(seed, epoch, group, hop, number of the source's node type)``.
-
-    >>> key = stream_key(0, 0, 0, 0)
-    >>> [labor_positions(key, sources, fanout=1) for sources in ([1, 2], [2, 3], [2, 6])]
-    [[1], [0], [0, 1]]
-    """
-    degree = len(sources)
-    if fanout < 0 or fanout >= degree:
-        return list(range(degree))
-    node = np.asarray(sources, dtype=np.uint64)
-    counter = np.zeros((degree, 4), dtype=np.uint32)
-    counter[:, 0] = node // np.uint64(4) & np.uint64(_MASK32)
-    counter[:, 1] = node // np.uint64(4) >> np.uint64(32)
-    counter[:, 2] = position
-    words = philox4x32(counter, key)
-    draws = words[np.arange(degree), node % np.uint64(4)].astype(np.uint64)
-    kept = draws * np.uint64(degree) < np.uint64(fanout << 32)
-    return np.flatnonzero(kept).tolist()
 
 
 def hash_ids(ids: NDArray[np.integer]) -> int:
@@ -310,35 +189,12 @@ def dropout_key(seed: int, epoch: int, layer: int) -> int:
     return stream_key(seed, epoch, 0, _DROPOUT_HOP, layer)
 
 
-def keeps(key: int, vertices: NDArray[np.integer], width: int, p: float) -> NDArray[np.bool_]:
-    """Which values dropout keeps, each with probability ``1 - p`` rounded to a multiple of 2**-32.
-
-    Args:
-        vertices: (n,) whose rows these are.
-        width: columns.
-
-    Returns:
-        (n, width): whether the value's random word is at least ``p * 2**32``, rounded.
-
-    >>> keeps(dropout_key(seed=0, epoch=0, layer=0), np.array([8, 8]), 3, p=0.5).tolist()
-    [[False, True, False], [False, True, False]]
-    """
-    blocks = -(-width // 4)
-    counter = np.zeros((len(vertices), blocks, 4), dtype=np.uint32)
-    node = np.asarray(vertices).astype(np.uint64)[:, None]
-    counter[:, :, 0] = node & np.uint64(_MASK32)
-    counter[:, :, 1] = node >> np.uint64(32)
-    counter[:, :, 3] = np.arange(blocks)
-    words = philox4x32(counter.reshape(-1, 4), key).reshape(len(vertices), blocks * 4)
-    return words[:, :width] >= min(round(p * 2**32), _MASK32)
-
-
 def integers(key: int, count: int, bound: int) -> NDArray[np.int64]:
     """Numbers drawn from ``[0, bound)``, exactly uniform, 0 < bound <= 2**32.
 
-    Number i is ``bounded(key, i // 4, i % 4, bound)``: the words of one block after another.
+    Number i is draw i % 4 of node i // 4: the words of one block after another.
 
-    >>> integers(0, 3, bound=10).tolist() == [bounded(0, 0, i, 10) for i in range(3)]
+    >>> bool((integers(0, 5, bound=10) < 10).all())
     True
     """
     number = np.arange(count, dtype=np.uint64)

@@ -33,7 +33,7 @@ class KeyedDropout(nn.Module):
     """Dropout keyed by (seed, epoch, layer, vertex, column).
 
     A value is kept with probability ``1 - p`` and then divided by it, as by ``torch.nn.Dropout``,
-    but whether it is kept is ``gnnsys.rng.keeps``'s pure function of its key: the same in whatever
+    but whether it is kept is a pure function of its key (see ``gnnsys.rng``): the same in whatever
     chunk, rank, order or number of threads the row is computed. Nothing is kept for backward.
 
     Args:
@@ -102,7 +102,7 @@ def _drop(x: Tensor, key: int, p: float, vertices: Tensor) -> Tensor:
 
 
 def _keeps(key: int, vertices: Tensor, width: int, least: int) -> Tensor:
-    """``gnnsys.rng.keeps`` in torch's integers, for the devices that have no kernel.
+    """``core.keyed_dropout``'s mask in torch's integers, for the devices that have no kernel.
 
     32-bit words are in the low halves of 64-bit ones. A product of two may overflow into the sign,
     which the masks remove.

@@ -54,7 +54,7 @@ struct PickScratch {
 };
 
 // Writes the positions of the edges that the targets [begin, end) sample uniformly, ascending for
-// each target, as gnnsys/rng.py's sample_positions.
+// each target, as tests/unit/rng_reference.py's sample_positions.
 using PickPositions = void (*)(const Targets& targets, int64_t begin, int64_t end,
                                PickScratch& scratch, int64_t* edge);
 PickPositions choose_pick_positions(Isa isa);

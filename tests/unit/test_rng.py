@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,10 @@ from scipy import stats
 
 from gnnsys import _core, rng
 from gnnsys.pipeline.dropout import _keeps
+
+sys.path.insert(0, str(Path(__file__).parent))
+import rng_reference
+from rng_reference import bounded, labor_positions, sample_positions, weighted_positions
 
 # Known answers of philox4x32-10 published with Random123 (Salmon et al., SC 2011):
 # counter words, key words, output words.
@@ -63,10 +70,10 @@ def test_format_1_is_frozen():
     """A change here is a new version of the format: batches of old runs could not be replayed."""
     assert rng.RNG_VERSION == 1
     assert rng.stream_key(1, 2, 3, 4, 5) == 0x141EA6A5B8259323
-    assert rng.sample_positions(rng.stream_key(0, 0, 0, 0), 7, 100, 5) == [6, 11, 12, 27, 67]
+    assert sample_positions(rng.stream_key(0, 0, 0, 0), 7, 100, 5) == [6, 11, 12, 27, 67]
     weights = [1.0, 0.0, 2.0, 4.0, 8.0, 16.0]
-    assert rng.weighted_positions(rng.stream_key(0, 0, 0, 0), 7, weights, 3) == [3, 4, 5]
-    kept = rng.labor_positions(rng.stream_key(0, 0, 0, 0), range(100), 5)
+    assert weighted_positions(rng.stream_key(0, 0, 0, 0), 7, weights, 3) == [3, 4, 5]
+    kept = labor_positions(rng.stream_key(0, 0, 0, 0), range(100), 5)
     assert kept == [10, 48]
     assert rng.permutation(6, seed=3, epoch=1).tolist() == [1, 4, 0, 2, 5, 3]
     assert rng.hash_ids(np.array([1, 2, 3])) == 0x9677D9A68395BED4
@@ -90,7 +97,7 @@ def test_swapped_words_give_other_streams():
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 7, 1000])
 def test_bounded_draws_are_uniform(bound):
-    draws = [rng.bounded(rng.stream_key(9, 0, 0, 0), node, 0, bound) for node in range(4000)]
+    draws = [bounded(rng.stream_key(9, 0, 0, 0), node, 0, bound) for node in range(4000)]
     counts = np.bincount(draws, minlength=bound)
     assert len(counts) == bound
     assert bound == 1 or stats.chisquare(counts).pvalue > 1e-3
@@ -106,9 +113,9 @@ def test_a_rejected_draw_takes_the_next_retry():
         if (first * bound) % 2**32 < 2**32 % bound:
             rejected += 1
             if (second * bound) % 2**32 >= 2**32 % bound:
-                assert rng.bounded(key, node, 0, bound) == second * bound >> 32
+                assert bounded(key, node, 0, bound) == second * bound >> 32
         else:
-            assert rng.bounded(key, node, 0, bound) == first * bound >> 32
+            assert bounded(key, node, 0, bound) == first * bound >> 32
     assert rejected > 20
 
 
@@ -117,7 +124,7 @@ def test_every_subset_is_equally_likely():
     counts = dict.fromkeys(subsets, 0)
     for group in range(4000):
         key = rng.stream_key(5, 0, group, 0)
-        counts[tuple(rng.sample_positions(key, 11, 5, 3))] += 1
+        counts[tuple(sample_positions(key, 11, 5, 3))] += 1
     assert stats.chisquare(list(counts.values())).pvalue > 1e-3
 
 
@@ -162,7 +169,7 @@ def test_hash_is_that_of_the_values_whatever_their_type():
 
 @pytest.mark.parametrize("bound", [1, 7, 1000, 3 << 30, 2**32])
 def test_integers_are_the_bounded_draws_one_after_another(bound):
-    expected = [rng.bounded(9, i // 4, i % 4, bound) for i in range(41)]
+    expected = [bounded(9, i // 4, i % 4, bound) for i in range(41)]
     assert rng.integers(9, 41, bound).tolist() == expected
 
 
@@ -183,3 +190,8 @@ def test_streams_of_negatives_are_apart_from_those_of_hops():
     keys = {rng.negatives_key(1, 2, 3, call) for call in range(4)}
     keys |= {rng.stream_key(1, 2, 3, hop, relation) for hop in range(4) for relation in range(4)}
     assert len(keys) == 20
+
+
+def test_examples_of_the_reference_hold():
+    names = {"stream_key": rng.stream_key, "dropout_key": rng.dropout_key}
+    assert doctest.testmod(rng_reference, extraglobs=names).failed == 0

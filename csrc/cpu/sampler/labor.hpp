@@ -10,7 +10,7 @@ namespace gnnsys {
 
 // LABOR-0 (Balin, Catalyurek: "Layer-Neighbor Sampling: Defusing Neighborhood Explosion in GNNs",
 // NeurIPS 2023, with uniform probabilities): source t has one uniform number r_t for all targets of
-// the hop, and target s keeps the edge if r_t < k / d_s. Draws as gnnsys/rng.py's labor_positions.
+// the hop, and target s keeps the edge if r_t < k / d_s. As the tests' labor_positions draws.
 
 // The upper 8 bits of every source's draw, which decide about all but one edge in 256.
 class CoarseDraws {

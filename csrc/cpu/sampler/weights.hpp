@@ -8,8 +8,8 @@
 
 namespace gnnsys {
 
-// Weighted choice of neighbours, bit for bit that of gnnsys/rng.py's weighted_positions. Doubles
-// are only added, multiplied and compared, never both in one expression that a compiler may fuse.
+// Weighted choice of neighbours, bit for bit that of the tests' weighted_positions. Doubles are
+// only added, multiplied and compared, never both in one expression that a compiler may fuse.
 
 // The running sums of each target's weights, in order: (num_edges) by position in the CSC. `number`
 // is the relation's. Throws std::invalid_argument for a weight that is negative or not finite, a

@@ -6,7 +6,7 @@
 namespace gnnsys {
 
 // Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
-// 1, 2, 3", SC 2011). gnnsys/rng.py is the reference of everything here; a change of any value is a
+// 1, 2, 3", SC 2011). gnnsys/rng.py defines everything here; a change of any value is a
 // new version of the format.
 
 inline constexpr uint32_t kPhiloxM0 = 0xD2511F53u;

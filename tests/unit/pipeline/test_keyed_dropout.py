@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,11 @@ import torch
 from gnnsys.errors import ArgumentError
 from gnnsys.pipeline import KeyedDropout
 from gnnsys.pipeline.dropout import _keeps, set_dropout_context
-from gnnsys.rng import dropout_key, keeps
+from gnnsys.rng import dropout_key
 from gnnsys.system.extension import core
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from rng_reference import keeps
 
 VERTICES = torch.randint(0, 2**40, (203,), generator=torch.Generator().manual_seed(0))
 

@@ -7,7 +7,7 @@
 namespace gnnsys {
 
 // Dropout whose mask is a function of (key, vertex, column), so that it does not matter when, where
-// or in what company a row is computed. gnnsys/rng.py's keeps is the reference.
+// or in what company a row is computed. The tests' reference is rng_reference.keeps.
 struct KeyedDropout {
   uint64_t key;
   uint32_t least;  // a value is kept where its random word is not below

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any, Union
 
 import tyro
@@ -43,6 +44,7 @@ Examples:
 """
 
 
+# Each command's code is the module of its name beside this one.
 _CONFIGS = {
     "train": TrainConfig,
     "convert": ConvertConfig,
@@ -130,46 +132,10 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
 
 
 def _run(config: Any, arguments: list[str]) -> int:
-    if isinstance(config, TrainConfig):
-        if config.ranks is not None and "RANK" not in os.environ:
-            from gnnsys.ranks.launch import run_ranks
+    if isinstance(config, TrainConfig) and config.ranks is not None and "RANK" not in os.environ:
+        from gnnsys.ranks.launch import run_ranks
 
-            return run_ranks(arguments, config.ranks)
-        from gnnsys.commands.train import run_command as train
-
-        return train(config)
-    if isinstance(config, ConvertConfig):
-        from gnnsys.commands.convert import run_command as convert
-
-        return convert(config)
-    if isinstance(config, GenerateConfig):
-        from gnnsys.commands.generate import run_command as generate
-
-        return generate(config)
-    if isinstance(config, InfoConfig):
-        from gnnsys.commands.info import run_command as info
-
-        return info(config)
-    if isinstance(config, PredictConfig):
-        from gnnsys.commands.predict import run_command as predict
-
-        return predict(config)
-    if isinstance(config, ReportConfig):
-        from gnnsys.commands.report import run_command as report
-
-        return report(config.run, config.out)
-    if isinstance(config, ScoreConfig):
-        from gnnsys.commands.score import run_command as score
-
-        return score(config)
-    if isinstance(config, PlanConfig):
-        from gnnsys.commands.plan import run_command as plan
-
-        return plan(config)
-    if isinstance(config, ClusterConfig):
-        from gnnsys.commands.cluster import run_command as cluster
-
-        return cluster(config)
-    from gnnsys.commands.doctor import main as doctor
-
-    return doctor(config.path, config.json, config.probe)
+        return run_ranks(arguments, config.ranks)
+    name = next(name for name, kind in _CONFIGS.items() if isinstance(config, kind))
+    code: int = import_module(f"gnnsys.commands.{name}").run_command(config)
+    return code

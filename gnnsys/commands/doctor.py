@@ -27,11 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TextIO
 
+from gnnsys.config.doctor import DoctorConfig
 from gnnsys.system.machine import (
     available_memory,
     cpu_flags,
     cpu_model,
     cpu_quota,
+    meminfo,
     memory_limit,
     mount_of,
     queue_of,
@@ -40,7 +42,7 @@ from gnnsys.system.machine import (
 )
 from gnnsys.system.sizes import size_text
 
-__all__ = ["Finding", "examine", "main", "report"]
+__all__ = ["Finding", "examine", "report", "run_command"]
 
 State = Literal["ok", "missing", "warning", "broken"]
 _Answer = tuple[State, str, str]  # state, found, effect
@@ -121,21 +123,9 @@ def report(findings: Sequence[Finding], *, json: bool = False, file: TextIO | No
     return 1 if broken else 0
 
 
-def main(path: str | os.PathLike[str] = ".", json: bool = False, probe: bool = False) -> int:
-    """Runs ``gnnsys doctor``.
-
-    Args:
-        path: folder whose disk is examined.
-        json: print JSON instead of text.
-        probe: measure how fast the disk is.
-
-    Returns:
-        The exit code: 0, or 1 if the install is broken.
-
-    Example:
-        >>> code = main("/tmp", json=True)  # doctest: +SKIP
-    """
-    return report(examine(path, probe), json=json)
+def run_command(config: DoctorConfig) -> int:
+    """Prints what it found; returns 0, or 1 if the install is broken."""
+    return report(examine(config.path, config.probe), json=config.json)
 
 
 def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
@@ -228,9 +218,7 @@ def _cores() -> _Answer:
 
 
 def _memory() -> _Answer:
-    info = dict(line.split(":", 1) for line in read_text(Path("/proc/meminfo")).splitlines())
-    total, free = (int(info[key].split()[0]) << 10 for key in ("MemTotal", "MemAvailable"))
-    limit = memory_limit()
+    total, free, limit = meminfo("MemTotal"), meminfo("MemAvailable"), memory_limit()
     found = f"{size_text(total)}, {size_text(free)} available"
     if limit is not None and limit < total:
         found = f"{found}, cgroup limit {size_text(limit)}"

@@ -29,6 +29,7 @@ from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
 from gnnsys.plan.text import case_facts, notes_on, print_plan
 from gnnsys.system.budget import process_budget
+from gnnsys.system.files import check_folder_of
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
@@ -42,9 +43,7 @@ _BATCHES = 200
 def run_command(config: PlanConfig) -> int:
     """Plans and tells."""
     if config.parallel is not None:
-        from gnnsys.commands.plan_splits import run_parallel_plan
-
-        return run_parallel_plan(config)
+        return _plan_splits(config)
     with work_progress() as progress:
         plan = make_plan(config, progress)
     if config.picture is not None:
@@ -55,6 +54,35 @@ def run_command(config: PlanConfig) -> int:
         print(json.dumps(plan))
     else:
         print_plan(plan, Console())
+    return 0
+
+
+def _plan_splits(config: PlanConfig) -> int:
+    """``--parallel``: plans how ranks share layers and vertices, and tells."""
+    from gnnsys.plan.splits import make_parallel_plan
+    from gnnsys.plan.splits_text import describe_plan, print_parallel_plan, split_cells
+    from gnnsys.training.timeline import write_timelines
+
+    if config.picture is not None:
+        check_folder_of(Path(config.picture), f"--picture {config.picture}")
+    with work_progress() as progress:
+        plan, schedules = make_parallel_plan(config, progress)
+    if config.picture is not None:
+        names = [f"{row['mode']}, {row['stages']} x {row['ways']}" for row in plan["splits"]]
+        write_timelines(
+            Path(config.picture),
+            f"Parallel plan of {Path(plan['dataset']).name}",
+            describe_plan(plan),
+            list(zip(names, schedules, strict=True)),
+            "seconds" if plan["hardware"] else "forwards of a chunk",
+            "stage",
+            split_cells(plan),
+            plan["notes"],
+        )
+    if config.json:
+        print(json.dumps(plan))
+    else:
+        print_parallel_plan(plan, Console())
     return 0
 
 

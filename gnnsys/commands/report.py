@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gnnsys.config.report import ReportConfig
 from gnnsys.errors import StorageError
 from gnnsys.report.reader import read_run
 from gnnsys.system.files import replace_file
@@ -49,9 +50,9 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def run_command(run: str, out: str | None) -> int:
+def run_command(config: ReportConfig) -> int:
     """``gnnsys report``: writes the page and prints its path."""
-    print(write_report(run, out))
+    print(write_report(config.run, config.out))
     return 0
 
 

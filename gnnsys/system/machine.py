@@ -18,6 +18,7 @@ __all__ = [
     "cpu_flags",
     "cpu_model",
     "cpu_quota",
+    "meminfo",
     "memory_limit",
     "mount_of",
     "queue_of",
@@ -27,7 +28,6 @@ __all__ = [
 
 _CGROUP = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
-_FILE_PAGES = ("active_file", "inactive_file")  # of memory.stat
 
 
 def available_memory(own: Path = _CGROUP, top: Path = _CGROUPS) -> int:
@@ -38,7 +38,13 @@ def available_memory(own: Path = _CGROUP, top: Path = _CGROUPS) -> int:
     >>> available_memory() > 0
     True
     """
-    return max(0, min([_meminfo("MemAvailable"), *_cgroup_rests(own, top)]))
+    return max(0, min([meminfo("MemAvailable"), *_cgroup_rests(own, top)]))
+
+
+def meminfo(key: str) -> int:
+    """Bytes that ``/proc/meminfo`` has under a name, such as MemTotal."""
+    info = dict(line.split(":", 1) for line in read_text(Path("/proc/meminfo")).splitlines())
+    return int(info[key].split()[0]) << 10
 
 
 def memory_limit(own: Path = _CGROUP, top: Path = _CGROUPS) -> int | None:
@@ -120,11 +126,6 @@ def read_text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def _meminfo(key: str) -> int:
-    info = dict(line.split(":", 1) for line in read_text(Path("/proc/meminfo")).splitlines())
-    return int(info[key].split()[0]) << 10
 
 
 def _cgroup_folders(controller: str, own: Path, top: Path) -> list[Path]:

@@ -18,6 +18,7 @@ import matplotlib.image
 import pytest
 
 from gnnsys.commands.report import run_command, write_report
+from gnnsys.config.report import ReportConfig
 from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, StorageError
 
 Records = list[dict[str, Any]]
@@ -507,7 +508,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_the_command_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path, records())
-    assert run_command(str(run), None) == 0
+    assert run_command(ReportConfig(run=str(run))) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
 
 

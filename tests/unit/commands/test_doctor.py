@@ -162,8 +162,9 @@ def test_the_command_prints_everything_when_the_install_is_broken(folder: Path) 
 import sys
 for module in {REQUIRED}:
     sys.modules[module] = None
-from gnnsys.commands.doctor import main
-sys.exit(main(sys.argv[1], json=True))
+from gnnsys.commands.doctor import run_command
+from gnnsys.config.doctor import DoctorConfig
+sys.exit(run_command(DoctorConfig(path=sys.argv[1], json=True)))
 """
     ran = run_python(script, str(folder))
     assert ran.returncode == 1, ran.stderr

@@ -7,11 +7,11 @@ __all__ = ["FloatType", "Importance", "Policy", "Precision", "Score", "Storage"]
 Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
 """Who leaves the cache first.
 
-``hybrid``: rows without a known next use, the lowest static score first, then those whose next use
-is farthest. ``lookahead``: the same with all scores equal, which is Belady's rule inside the
+``hybrid``: rows without a known next use, the least important first, then those whose next use
+is farthest. ``lookahead``: the same with all equally important, which is Belady's rule inside the
 window. ``hybrid-pvp``: rows whose next use is more than an eighth of the window away leave first,
 because the victim buffer saves them, then the others as in ``hybrid``; without a victim buffer it
-is ``hybrid``. ``static``: the lowest score first. ``lru``, ``lfu``, ``sieve``, ``s3fifo``: the
+is ``hybrid``. ``static``: the least important first. ``lru``, ``lfu``, ``sieve``, ``s3fifo``: the
 usual caches, which know nothing of coming batches.
 """
 

@@ -117,12 +117,10 @@ def print_tables(dataset: Dataset, console: Console) -> None:
         head.add_row("task", f"{facts['task']['num_classes']} {kind}, {metric}")
     for name, count in facts["source"].get("nan", {}).items():
         head.add_row(f"[yellow]NaN in {escape(name)}[/]", f"[yellow]{count:,}[/]")
-    score = dataset.manifest.source.get(SCORE_TABLE)
-    if isinstance(score, dict):
-        told = ", ".join(f"{key} {_listed(value)}" for key, value in score.items() if key != "kind")
-        head.add_row(
-            "static score", escape(", ".join(filter(None, [str(score.get("kind")), told])))
-        )
+    about = dataset.manifest.source.get(SCORE_TABLE)
+    if isinstance(about, dict):
+        said = [f"{key} {_listed(value)}" for key, value in about.items() if key != "kind"]
+        head.add_row("importance", escape(", ".join([str(about.get("kind")), *said])))
     head.add_row("source", escape(str(facts["source"].get("kind", "unknown"))))
     console.print(head)
     tables = RichTable("file", "shape", "dtype", "bytes")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
 from gnnsys.cache.trace import Trace, TraceWriter, read_trace
 from gnnsys.config.checks import check_bytes
@@ -21,7 +22,7 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError, UnsupportedError
-from gnnsys.features.importance import importance, scores_of
+from gnnsys.features.importance import importance_for_cache
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import sampled_ids, training_seeds
 from gnnsys.features.setup import plan_features
@@ -101,8 +102,19 @@ def make_plan(
     threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
     hardware = _hardware(config, dataset)
-    with _trace(config, dataset, progress) as trace:
-        score, scores = _scores(config, dataset, len(trace), progress)
+    seeds, seeds_are = training_seeds(dataset)
+    with _trace(config, dataset, seeds, progress) as trace:
+        score, scores = importance_for_cache(
+            dataset,
+            config.score,
+            seeds=seeds,
+            fanouts=config.fanouts,
+            batch_size=config.batch_size,
+            batches=len(trace),
+            seed=config.seed + 1,  # not the batches that are planned: those are yet to come
+            threads=config.threads,
+            progress=progress,
+        )
         workload = _workload(config, dataset, trace, scores)
         texts = [text for word in config.budget for text in word.split(",")]
         budgets = plan_budgets(workload, texts, victim_bytes)
@@ -111,7 +123,6 @@ def make_plan(
             workload, cases, threads, lambda done, total: progress("simulate", done, total)
         )
         touched = count_touched(trace)
-    seeds, seeds_are = training_seeds(dataset)
     epoch_batches = -(-len(seeds) // config.batch_size)
     found = iter(results)
     plan: dict[str, Any] = {
@@ -197,7 +208,9 @@ def _hardware(config: PlanConfig, dataset: Dataset) -> Hardware:
 
 
 @contextmanager
-def _trace(config: PlanConfig, dataset: Dataset, progress: Progress) -> Iterator[Trace]:
+def _trace(
+    config: PlanConfig, dataset: Dataset, seeds: Tensor, progress: Progress
+) -> Iterator[Trace]:
     """The batches to plan; sampled ones lie in a temporary file meanwhile."""
     rows = dataset.num_nodes()
     if config.trace is not None:
@@ -212,7 +225,15 @@ def _trace(config: PlanConfig, dataset: Dataset, progress: Progress) -> Iterator
         yield trace[: config.batches]
         return
     batches = config.batches or _BATCHES
-    run = _sampled(config, dataset, batches, config.seed)
+    run = sampled_ids(
+        dataset.graph(),
+        seeds,
+        config.fanouts,
+        batch_size=config.batch_size,
+        batches=batches,
+        seed=config.seed,
+        threads=config.threads,
+    )
     with tempfile.TemporaryDirectory(prefix="gnnsys-plan-") as folder:
         path = Path(folder) / "trace"
         with TraceWriter(path, rows) as writer:
@@ -220,46 +241,6 @@ def _trace(config: PlanConfig, dataset: Dataset, progress: Progress) -> Iterator
                 writer.add(ids)
                 progress("sample: batches", number, batches)
         yield read_trace(path)
-
-
-def _sampled(
-    config: PlanConfig, dataset: Dataset, batches: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
-    return sampled_ids(
-        dataset.graph(),
-        training_seeds(dataset)[0],
-        config.fanouts,
-        batch_size=config.batch_size,
-        batches=batches,
-        seed=seed,
-        threads=config.threads,
-    )
-
-
-def _scores(
-    config: PlanConfig, dataset: Dataset, batches: int, progress: Progress
-) -> tuple[str, NDArray[np.uint16] | None]:
-    """The kind of score, and the scores."""
-    if config.score == "none":
-        return "none", None
-    if config.score == "auto":
-        stored = dataset.static_score()
-        if stored is not None:
-            return stored
-    kind = "degree" if config.score == "auto" else config.score
-    graph = dataset.graph()
-    values = importance(
-        kind,
-        graph,
-        seeds=training_seeds(dataset)[0],
-        fanouts=config.fanouts,
-        batch_size=config.batch_size,
-        batches=batches,
-        seed=config.seed + 1,  # not the batches that are planned: those are yet to come
-        threads=config.threads,
-        progress=progress,
-    )
-    return kind, scores_of(kind, values, graph)
 
 
 def _workload(

@@ -17,7 +17,7 @@ from gnnsys.config.score import ScoreConfig
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.importance import store_score
 from gnnsys.errors import UnsupportedError
-from gnnsys.features.importance import importance, scores_of
+from gnnsys.features.importance import importance, ranked_importance
 from gnnsys.features.replay import training_seeds
 from gnnsys.system.progress import work_progress
 
@@ -54,7 +54,8 @@ def run_command(config: ScoreConfig) -> int:
             threads=config.threads,
             progress=progress,
         )
-    file = store_score(folder, scores_of(config.score, values, graph), config.score, **about)
+    ranked = ranked_importance(config.score, values, graph)
+    file = store_score(folder, ranked, config.score, **about)
     facts = {
         "dataset": str(dataset.path),
         "score": config.score,

@@ -103,7 +103,7 @@ class PlanConfig:
     """Batches that are known ahead."""
 
     score: Score = "auto"
-    """Static score that fills the cache before the first batch. auto: the one that gnnsys score
+    """Importance by which the cache is filled before the first batch. auto: what gnnsys score
     stored, else degree. presample: of as many batches as are planned, but others."""
 
     victim_buffer: str = "0"

@@ -182,9 +182,9 @@ class TrainConfig:
     system keeps them), else what is left."""
 
     policy: Policy = "hybrid"
-    """Which rows the cache keeps. hybrid: those that the next batches need, then those with the
-    best score; hybrid-pvp: for use with --victim-buffer; lookahead: without scores; the others look
-    back and are there to compare with."""
+    """Which rows the cache keeps. hybrid: those that the next batches need, then the
+    most important; hybrid-pvp: for use with --victim-buffer; lookahead: whatever their importance;
+    the others look back and are there to compare with."""
 
     window: Window = "auto"
     """Batches that are sampled ahead for the cache to plan with. auto: up to 64. Fewer where

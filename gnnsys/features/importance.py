@@ -1,4 +1,4 @@
-"""Static scores of a graph by their names, from its edges or from a short run of the sampler."""
+"""How often each node's row will be needed, by the graph's edges or a short run of the sampler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.importance import out_degree, rank_normalised, reverse_pagerank
-from gnnsys.choices import Importance
+from gnnsys.choices import Importance, Score
 from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions
@@ -18,7 +18,13 @@ from gnnsys.features.replay import sampled_ids
 from gnnsys.loaders import CSC
 from gnnsys.system.progress import Progress
 
-__all__ = ["PRESAMPLE_BATCHES", "importance", "needs_importance", "scores_of"]
+__all__ = [
+    "PRESAMPLE_BATCHES",
+    "importance",
+    "importance_for_cache",
+    "needs_importance",
+    "ranked_importance",
+]
 
 PRESAMPLE_BATCHES = 200
 """Batches that presampling draws unless told otherwise."""
@@ -36,7 +42,7 @@ def importance(
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> NDArray[Any]:
-    """How important each node is; ``scores_of`` makes scores of it.
+    """How important each node is; ``ranked_importance`` makes of it what a cache takes.
 
     Args:
         kind: "degree": in how many lists of neighbours a node stands; "pagerank": reverse PageRank;
@@ -89,12 +95,37 @@ def needs_importance(dataset: Dataset, options: FeatureOptions) -> bool:
     """Whether a cache with these options has its importance computed, not read of the folder."""
     if options.cache == "none" or options.score == "none":
         return False
+    return _stored(dataset, options.score) is None
+
+
+def importance_for_cache(
+    dataset: Dataset, choice: Score, **sampling: Any
+) -> tuple[str, NDArray[np.uint16] | None]:
+    """The kind of importance that a cache of the dataset's features goes by, and (nodes,) of it.
+
+    Args:
+        dataset: homogeneous.
+        choice: auto is what is stored with the dataset, else degree; another kind is computed
+            unless that is what is stored; none gives None.
+        sampling: how training samples, and what else ``importance`` takes.
+    """
+    if choice == "none":
+        return "none", None
+    stored = _stored(dataset, choice)
+    if stored is not None:
+        return stored
+    kind: Importance = "degree" if choice == "auto" else choice
+    graph = dataset.graph()
+    return kind, ranked_importance(kind, importance(kind, graph, **sampling), graph)
+
+
+def _stored(dataset: Dataset, choice: Score) -> tuple[str, NDArray[np.uint16]] | None:
     stored = dataset.static_score()
-    return stored is None or options.score not in ("auto", stored[0])
+    return stored if stored is not None and choice in ("auto", stored[0]) else None
 
 
-def scores_of(kind: Importance, values: NDArray[Any], graph: CSC) -> NDArray[np.uint16]:
-    """(nodes,) scores that a cache takes, of what ``importance`` returned.
+def ranked_importance(kind: Importance, values: NDArray[Any], graph: CSC) -> NDArray[np.uint16]:
+    """(nodes,) importance that a cache takes, of what ``importance`` returned.
 
     A presampling run is short: most nodes occur in it once or never. Those that occur equally often
     are ordered by their out-degree, without which large caches hold rows taken at random (on an
@@ -103,7 +134,7 @@ def scores_of(kind: Importance, values: NDArray[Any], graph: CSC) -> NDArray[np.
 
     >>> import torch
     >>> graph = CSC(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 1]))
-    >>> scores_of("presample", np.array([4, 4]), graph).tolist()
+    >>> ranked_importance("presample", np.array([4, 4]), graph).tolist()
     [0, 65535]
     """
     if kind != "presample":

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gnnsys.cache.arena import rows_of
 from gnnsys.cache.store import staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
-from gnnsys.errors import StorageError
-from gnnsys.features.importance import importance, needs_importance, scores_of
+from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
+from gnnsys.system.files import check_folder_of
 
 __all__ = ["choose_cache", "plan_features", "setup_features"]
 
@@ -36,26 +32,21 @@ _TOO_SMALL = (
     "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"
 )
 _LONG = 1.0
-"""Seconds from which computing a score is worth a word."""
+"""Seconds from which computing an importance is worth a word."""
 
 
 def setup_features(
     dataset: Dataset,
     options: FeatureOptions,
-    *,
-    fanouts: Sequence[int] = (),
-    batch_size: int = 1024,
-    seed: int = 0,
-    threads: int = 0,
+    **sampling: Any,
 ) -> dict[str, Any]:
     """Options of ``gnnsys.unified`` for the features of a homogeneous dataset folder.
 
     Args:
         dataset: with a table "features".
         options: as the user gave them.
-        fanouts: of training, for ``--score presample``; likewise ``batch_size``, in seeds, and
-            ``seed``.
-        threads: that gather, and that compute a score; 0 for all cores.
+        sampling: of training, for ``--score presample``: ``fanouts``, ``batch_size`` and ``seed``;
+            and ``threads`` that compute an importance, 0 for all cores.
 
     Returns:
         ``storage``, and ``cache`` with what belongs to it where there is one.
@@ -69,8 +60,18 @@ def setup_features(
     if cache is None:
         return {"storage": storage}
     if options.trace:
-        _check_folder(options.trace)
-    scores = _scores(dataset, options, fanouts, batch_size, seed, threads)
+        check_folder_of(Path(options.trace), f"--trace {options.trace}")
+    began = time.perf_counter()
+    kind, scores = importance_for_cache(
+        dataset, options.score, seeds=dataset.split("train"), **sampling
+    )
+    if needs_importance(dataset, options):
+        seconds = time.perf_counter() - began
+        level = logging.WARNING if seconds >= _LONG else logging.INFO
+        _log.log(
+            level, "--score %s: computed in %.1f s; gnnsys score %s --score %s stores it for the "
+            "next runs", options.score, seconds, dataset.path, kind
+        )  # fmt: skip
     return {
         "storage": storage,
         "cache": cache,
@@ -157,45 +158,3 @@ def choose_cache(
         "read by --storage %s", size, 100 * _SHARE, spare, storage
     )  # fmt: skip
     return None, storage
-
-
-def _scores(
-    dataset: Dataset,
-    options: FeatureOptions,
-    fanouts: Sequence[int],
-    batch_size: int,
-    seed: int,
-    threads: int,
-) -> NDArray[np.uint16] | None:
-    """(nodes,) the score asked for: from the folder where it is there, else computed now."""
-    if options.score == "none":
-        return None
-    stored = dataset.static_score()
-    if stored is not None and not needs_importance(dataset, options):
-        return stored[1]
-    kind = "degree" if options.score == "auto" else options.score
-    began = time.perf_counter()
-    graph = dataset.graph()
-    values = importance(
-        kind,
-        graph,
-        seeds=dataset.split("train"),
-        fanouts=fanouts,
-        batch_size=batch_size,
-        seed=seed,
-        threads=threads,
-    )
-    scores = scores_of(kind, values, graph)
-    seconds = time.perf_counter() - began
-    level = logging.WARNING if seconds >= _LONG else logging.INFO
-    _log.log(
-        level, "--score %s: computed in %.1f s; gnnsys score %s --score %s stores it for the next "
-        "runs", options.score, seconds, dataset.path, kind
-    )  # fmt: skip
-    return scores
-
-
-def _check_folder(trace: str) -> None:
-    folder = Path(trace).parent
-    if not folder.is_dir():
-        raise StorageError(f"--trace {trace}: {folder} is not a folder; name a file in one that is")

@@ -134,7 +134,7 @@ def stats_rows(stats: FeatureStats) -> Iterator[tuple[str, str]]:
         yield f"served by {tier}", f"{numbers.count(rows)} rows ({share:.1%}), {size}"
     reads = stats.reads
     for name, label in (
-        ("bypasses", "served without being kept"),
+        ("bypasses", "read and not kept"),
         ("evictions", "rows that left the cache"),
         ("victim_hits", "served by the victim buffer"),
         ("drops", "dropped by the victim buffer"),

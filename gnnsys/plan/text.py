@@ -77,7 +77,7 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
     if little:
         notes.append(
             f"{', '.join(little)}: {plan['policy']} with a window of {plan['window']} gains little "
-            "over static, which keeps the rows with the highest scores: looking ahead does not pay."
+            "over static, which keeps the most important rows: looking ahead does not pay."
         )
     if victims:
         notes.append(

@@ -22,7 +22,7 @@ from report import write_json
 
 import gnnsys
 from gnnsys.cache.simulator import simulate
-from gnnsys.features.importance import scores_of
+from gnnsys.features.importance import ranked_importance
 from gnnsys.features.replay import sampled_ids
 from gnnsys.generate import generate_community, generate_rmat
 from gnnsys.loaders import CSC
@@ -78,7 +78,7 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     trace = [ids.astype(np.int32) for ids in run]
     half = len(trace) // 2
     counts = np.bincount(np.concatenate(trace[:half]), minlength=nodes)
-    scores = scores_of("presample", counts, graph)
+    scores = ranked_importance("presample", counts, graph)
     touched = np.diff(graph.indptr.numpy()) > 0
     touched[graph.indices.numpy()] = True
     reachable = int(touched.sum())

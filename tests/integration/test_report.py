@@ -253,8 +253,8 @@ def test_a_run_with_a_cache_shows_hit_ratios_reads_and_waiting(tmp_path: Path) -
     )
     assert "Disk reads over time, in per second: at most 300 requests per second" in names
     assert "Time waited for reads over time, in % of the time: 0.60 s in all" in names
-    reads = page.table("served without being kept")
-    assert reads["served without being kept"] == ["420 rows"]
+    reads = page.table("read and not kept")
+    assert reads["read and not kept"] == ["420 rows"]
     assert reads["disk reads"] == ["1,800 requests"]
     assert reads["pages read"] == ["2,400, 9.83 MB"]
     assert reads["waited for reads"] == ["0.60 s (6.7% of the time)"]
@@ -263,7 +263,7 @@ def test_a_run_with_a_cache_shows_hit_ratios_reads_and_waiting(tmp_path: Path) -
 def test_a_run_going_on_shows_its_reads_so_far(tmp_path: Path) -> None:
     page = report(tmp_path, with_reads(records())[:-12])
     assert page.tags["svg"] == 9
-    assert page.table("served without being kept")["disk reads"] == ["1,500 requests"]
+    assert page.table("read and not kept")["disk reads"] == ["1,500 requests"]
 
 
 def test_records_from_before_reads_were_counted_may_stand_first(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_new_score_replaces_the_old_one_and_its_file(
         assert len({place.name for place in folder.iterdir()} - before) == 1
     assert main(["info", str(folder), "--verify"]) == 0
     out = capsys.readouterr().out
-    assert "static score" in out
+    assert "importance" in out
     assert "static_score.npy" in out
 
 

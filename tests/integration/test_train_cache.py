@@ -163,7 +163,7 @@ def test_the_stored_score_is_used_and_a_missing_one_computed(
     [
         ("cora", {"cache": "1GB"}, "--cache 1GB: for features in a file, but cora has its in"),
         ("actor", {"storage": "pread", "window": 3}, "--window 3 --storage pread: for features"),
-        ("demo", {"trace": "/nowhere/t", "cache": "9"}, "--trace /nowhere/t: /nowhere is not a"),
+        ("demo", {"trace": "/nowhere/t", "cache": "9"}, "--trace /nowhere/t: cannot be written"),
     ],
 )
 def test_options_that_cannot_be_met_are_one_error(

@@ -1,4 +1,4 @@
-"""Static scores agree with dense linear algebra and brute force; batches are those of training."""
+"""Importance agrees with dense linear algebra and brute force; batches are those of training."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_the_table_has_every_count() -> None:
         "served by cache": "800 rows (80.0%), 819 kB",
         "served by victim": "50 rows (5.0%), 51.2 kB",
         "served by file": "150 rows (15.0%), 154 kB",
-        "served without being kept": "20 rows",
+        "read and not kept": "20 rows",
         "rows that left the cache": "130 rows",
         "served by the victim buffer": "50 rows",
         "dropped by the victim buffer": "3 rows",

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from gnnsys.clustering.assign import write_clusters
 from gnnsys.clustering.metrics import MEASURES
 from gnnsys.clustering.runs import run_clustering
 from gnnsys.config.cluster import ClusterConfig
 from gnnsys.memory import keep_freed_memory
+from gnnsys.pages.tables import Table, on_terminal
 from gnnsys.system.progress import work_progress
 
 __all__ = ["run_command"]
@@ -35,7 +35,7 @@ def run_command(config: ClusterConfig) -> int:
         print(json.dumps(result))
         return 0
     console = Console()
-    console.print(_table(result))
+    console.print(on_terminal(_table(result)))
     for name in (config.out, config.plot):
         if name is not None:
             console.print(f"wrote {name}", highlight=False)
@@ -57,20 +57,19 @@ def _table(result: dict[str, Any]) -> Table:
     seeds, summary = result["seeds"], result["summary"]
     title = f"{result['clusters']} clusters of {result['dataset']}"
     title += f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
-    table = Table("", f"epoch by {result['options']['select']}", "last epoch", title=title)
-    for name in MEASURES:
-        if name in summary["last"]:
-            table.add_row(name.upper(), *(_percent(summary[which][name]) for which in _WHICH))
+    rows = [
+        [name.upper(), *(_percent(summary[which][name]) for which in _WHICH)]
+        for name in MEASURES
+        if name in summary["last"]
+    ]
     for name, form in (("loss", "{:.4f}"), ("epoch", "{:.0f}")):
-        table.add_row(
-            name,
-            *(form.format(fmean(seed[which][name] for seed in seeds)) for which in _WHICH),
-        )
-    table.add_row("seconds of a seed", "", f"{fmean(seed['seconds'] for seed in seeds):.1f}")
-    return table
+        means = [fmean(seed[which][name] for seed in seeds) for which in _WHICH]
+        rows.append([name, *map(form.format, means)])
+    rows.append(["seconds of a seed", "", f"{fmean(seed['seconds'] for seed in seeds):.1f}"])
+    return Table(title, ("", f"epoch by {result['options']['select']}", "last epoch"), rows)
 
 
-def _percent(score: dict[str, float | None]) -> str:
-    mean, deviation = score["mean"], score["std"]
+def _percent(metric: dict[str, float | None]) -> str:
+    mean, deviation = metric["mean"], metric["std"]
     assert mean is not None
     return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

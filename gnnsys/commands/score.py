@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from gnnsys.config.score import ScoreConfig
 from gnnsys.dataset.folder import open_dataset
@@ -19,6 +18,7 @@ from gnnsys.dataset.importance import store_score
 from gnnsys.errors import UnsupportedError
 from gnnsys.features.importance import importance, ranked_importance
 from gnnsys.features.replay import training_seeds
+from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.system.progress import work_progress
 
 __all__ = ["run_command"]
@@ -70,7 +70,8 @@ def run_command(config: ScoreConfig) -> int:
     if config.json:
         print(json.dumps(facts))
     else:
-        Console().print(_table(facts))
+        title = f"{facts['score']} of {facts['dataset']}"
+        Console().print(pairs_on_terminal(title, _rows(facts)))
     return 0
 
 
@@ -90,15 +91,11 @@ def top_shares(values: NDArray[Any]) -> dict[str, float]:
     }
 
 
-def _table(facts: dict[str, Any]) -> Table:
-    table = Table(title=escape(f"{facts['score']} of {facts['dataset']}"), show_header=False)
-    table.add_row("nodes", f"{facts['nodes']:,}, {facts['zero']:,} of them without any")
+def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "nodes", f"{facts['nodes']:,}, {facts['zero']:,} of them without any"
     if facts["seeds"]:
-        table.add_row("sampled from", facts["seeds"])
+        yield "sampled from", facts["seeds"]
     for share, part in facts["top"].items():
-        table.add_row(
-            f"first {float(share):.0%} of the nodes", f"{part:.1%} of the {facts['score']}"
-        )
-    table.add_row("stored", escape(facts["file"]))
-    table.add_row("time", f"{facts['seconds']:.1f} s")
-    return table
+        yield f"first {float(share):.0%} of the nodes", f"{part:.1%} of the {facts['score']}"
+    yield "stored", facts["file"]
+    yield "time", f"{facts['seconds']:.1f} s"

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from gnnsys.config.train import TrainConfig
 from gnnsys.features.statistics import FeatureStats, live_line, memory_rows, stats_rows
 from gnnsys.memory import keep_freed_memory
 from gnnsys.pages import numbers
+from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.progress import bar_on_demand
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
@@ -35,7 +35,9 @@ def run_command(config: TrainConfig) -> int:
     if config.json:
         print(json.dumps(result.as_dict()))
     else:
-        Console().print(_result_table(result))
+        mode = "full batch" if config.full_batch else "mini-batches"
+        title = f"{result.config.model} on {result.config.dataset}, {mode}"
+        Console().print(pairs_on_terminal(title, _result_rows(result)))
     folder = config.resume or config.out
     if result.reason != "interrupted":
         return 0
@@ -68,8 +70,8 @@ def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats]]
 
         def show_epoch(record: EpochRecord) -> None:
             bar.start()
-            scores = (("val", record.val), ("test", record.test))
-            told = [f"{name} {value:.4f}" for name, value in scores if value is not None]
+            metrics = (("val", record.val), ("test", record.test))
+            told = [f"{name} {value:.4f}" for name, value in metrics if value is not None]
             bar.update(
                 epochs, completed=record.epoch, state="  ".join([f"loss {record.loss:.4f}", *told])
             )
@@ -96,28 +98,23 @@ def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats]]
         yield show_epoch, show_batch, show_stats
 
 
-def _result_table(result: TrainResult) -> Table:
+def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
     config = result.config
-    mode = "full batch" if config.full_batch else "mini-batches"
-    table = Table(title=f"{config.model} on {config.dataset}, {mode}", show_header=False)
-    for name, value in result.best_test.items():
-        table.add_row(f"test {name}", f"{value:.4f}")
-    for name, value in result.best_val.items():
-        table.add_row(f"validation {name}", f"{value:.4f}")
-    table.add_row("best epoch", f"{result.best_epoch} of {len(result.history)}")
-    table.add_row("ended", result.reason)
-    table.add_row("time", f"{result.seconds:.1f} s")
-    for name, told in _parallel_rows(result):
-        table.add_row(name, told)
+    for kind, metrics in (("test", result.best_test), ("validation", result.best_val)):
+        for name, value in metrics.items():
+            yield f"{kind} {name}", f"{value:.4f}"
+    yield "best epoch", f"{result.best_epoch} of {len(result.history)}"
+    yield "ended", result.reason
+    yield "time", f"{result.seconds:.1f} s"
+    yield from _parallel_rows(result)
     if config.stats:
-        for name, told in [*stats_rows(_stats(result)), *memory_rows(result.memory)]:
-            table.add_row(name, told)
+        yield from stats_rows(_stats(result))
+        yield from memory_rows(result.memory)
     else:
         for tier, served in result.counters.tiers().items():
-            table.add_row(f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes")
+            yield f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes"
     if config.resume or config.out:
-        table.add_row("run", config.resume or config.out)
-    return table
+        yield "run", str(config.resume or config.out)
 
 
 def _parallel_rows(result: TrainResult) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""What all pages and pictures share: drawing, style, numbers, templates.
+"""What all pages, pictures and tables share: drawing, style, numbers, tables, templates.
 
-Imports the standard library, matplotlib and jinja2. Invariant: knows nothing of what is drawn.
+Imports the standard library, matplotlib, jinja2 and rich. Invariant:
+knows nothing of what is drawn.
 """

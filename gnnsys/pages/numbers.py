@@ -11,9 +11,9 @@ __all__ = [
     "duration",
     "memory",
     "memory_unit",
+    "metric",
     "plain",
     "rate",
-    "score",
     "traffic",
     "traffic_unit",
 ]
@@ -25,10 +25,10 @@ _TRAFFIC_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _MEMORY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def score(value: float | None) -> str:
-    """Of a score or a loss.
+def metric(value: float | None) -> str:
+    """Of a metric or a loss.
 
-    >>> score(0.81234), score(float("nan")), score(None)
+    >>> metric(0.81234), metric(float("nan")), metric(None)
     ('0.8123', 'NaN', '—')
     """
     if value is None:

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart, inline_svg, line_keys, png
 from gnnsys.pages.style import page_looks, paper_looks
-from gnnsys.pages.templates import Table, render
-from gnnsys.plan.text import precisions, reading
+from gnnsys.pages.templates import render
+from gnnsys.plan.text import plan_tables, precisions
 from gnnsys.system.files import check_folder_of, replace_file
 
 __all__ = ["write_picture"]
@@ -127,19 +127,16 @@ def _page(plan: dict[str, Any]) -> str:
     about = (
         f"{plan['rows']:,} rows of {plan['row_bytes']:,} bytes, "
         f"{numbers.memory(plan['feature_bytes'])} · {plan['batches']:,} batches · "
-        f"{plan['policy']}, window {plan['window']}, score {plan['score']} · "
+        f"{plan['policy']}, window {plan['window']}, importance {plan['score']} · "
         f"{plan['hardware']['name']}"
     )
-    tables = [_epoch_table(plan)]
-    if len(precisions(plan)) > 1:
-        tables.append(_what_if(plan))
     return render(
         "plan",
         title=f"Cache plan of {Path(plan['dataset']).name}",
         about=about,
         notes=plan["notes"],
         charts=_charts(plan),
-        tables=tables,
+        tables=plan_tables(plan),
     )
 
 
@@ -157,38 +154,3 @@ def _charts(plan: dict[str, Any]) -> list[Chart]:
             svg = inline_svg(figure, name, f"{title}, {unit}")
             made.append(Chart(title, unit, svg, line_keys(axes)))
     return made
-
-
-def _epoch_table(plan: dict[str, Any]) -> Table:
-    head = ("budget", "rows cached", "hits", "static", "bound", "rows read", "reads", "bytes")
-    body = []
-    for budget in plan["budgets"]:
-        cases = budget["cases"]
-        planned = cases["planned"]
-        hits = [f"{cases[role]['hit_ratio']:.1%}" for role in ("planned", "static", "belady")]
-        body.append(
-            [
-                budget["budget"],
-                numbers.count(planned["capacity"]),
-                *hits,
-                *reading(planned),
-                planned["estimate"]["limit"],
-            ]
-        )
-    return Table("An epoch", [*head, "time", "limit"], body)
-
-
-def _what_if(plan: dict[str, Any]) -> Table:
-    body = [
-        [
-            budget["budget"],
-            case["dtype"],
-            numbers.count(case["capacity"]),
-            f"{case['hit_ratio']:.1%}",
-            *reading(case),
-        ]
-        for budget in plan["budgets"]
-        for case in (budget["cases"][role] for role in precisions(plan))
-    ]
-    head = ["budget", "stored", "rows cached", "hits", "rows read", "reads", "bytes", "time"]
-    return Table("If features were stored in another precision", head, body)

@@ -6,12 +6,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from gnnsys.pages import numbers
+from gnnsys.pages.tables import Table, on_terminal
 
 __all__ = ["describe_plan", "notes_on", "print_parallel_plan", "split_cells"]
 
+_CAPTION = "bytes of an epoch by all ranks; memory, times of the rank that needs most"
 _MUCH_IDLE = 0.25
 _SENT = {
     "layer": "sent between stages",
@@ -97,15 +98,6 @@ def split_cells(plan: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def print_parallel_plan(plan: dict[str, Any], console: Console) -> None:
     """Shows a plan to people."""
-    table = Table(title=escape(describe_plan(plan)), caption=_CAPTION, title_justify="left")
-    head, rows = split_cells(plan)
-    for number, name in enumerate(head):
-        table.add_column(name, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(on_terminal(Table(describe_plan(plan), *split_cells(plan)), _CAPTION))
     for note in plan["notes"]:
         console.print(f"- {escape(note)}")
-
-
-_CAPTION = "bytes of an epoch by all ranks; memory, times of the rank that needs most"

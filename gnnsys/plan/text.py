@@ -7,16 +7,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from gnnsys.cache.simulator import SimulationResult
 from gnnsys.features.statistics import memory_rows
 from gnnsys.pages import numbers
+from gnnsys.pages.tables import Table, on_terminal, pairs_on_terminal
 from gnnsys.plan.caches import Case
 from gnnsys.plan.estimate import Traffic, estimate_epoch
 from gnnsys.plan.hardware import Hardware
 
-__all__ = ["case_facts", "notes_on", "precisions", "print_plan", "reading"]
+__all__ = ["case_facts", "notes_on", "plan_tables", "precisions", "print_plan"]
 
 _LOOK_AHEAD = ("hybrid", "lookahead", "hybrid-pvp")
 _LITTLE = 0.01  # of hit ratio: less than this is not worth a window
@@ -108,114 +108,87 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
     return notes
 
 
+def plan_tables(plan: dict[str, Any]) -> list[Table]:
+    """What a terminal and a page show of every budget."""
+    made = [_served(plan), _epochs(plan)]
+    return [*made, _what_if(plan)] if len(precisions(plan)) > 1 else made
+
+
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Prints the plan as tables."""
-    console.print(_head(plan))
-    console.print(_budgets(plan))
-    console.print(_epochs(plan))
-    if len(precisions(plan)) > 1:
-        console.print(_what_if(plan))
-    console.print(_memory(plan))
+    console.print(pairs_on_terminal(f"cache plan of {plan['dataset']}", _head(plan)))
+    for table in plan_tables(plan):
+        console.print(on_terminal(table))
+    names = [(name.removeprefix("memory: "), told) for name, told in memory_rows(plan["memory"])]
+    title = "Memory of a training run, --cache auto"
+    console.print(on_terminal(Table(title, ("for", "bytes"), names)))
     for note in plan["notes"]:
         console.print(f"[bold]*[/] {escape(note)}", highlight=False)
 
 
-def _head(plan: dict[str, Any]) -> Table:
-    table = Table(title=escape(f"cache plan of {plan['dataset']}"), show_header=False)
-    table.add_row(
-        "features",
-        f"{plan['rows']:,} rows of {plan['row_bytes']:,} bytes ({plan['dtype']}), "
-        f"{numbers.memory(plan['feature_bytes'])}",
-    )
-    source = (
-        escape(plan["trace"])
-        if plan["trace"]
-        else f"sampled with fanouts {','.join(map(str, plan['fanouts']))}"
-    )
-    table.add_row("batches", f"{plan['batches']:,} of {plan['ids']:,} rows: {source}")
-    table.add_row(
-        "rows touched",
-        f"{plan['rows_touched']:,}, {plan['rows_touched'] / max(1, plan['rows']):.1%} of all",
-    )
-    table.add_row(
-        "epoch",
-        f"{plan['epoch_batches']:,} batches of {plan['batch_size']:,} seeds: {plan['seeds']}",
-    )
-    table.add_row("policy", f"{plan['policy']}, window {plan['window']}, score {plan['score']}")
+def _head(plan: dict[str, Any]) -> list[tuple[str, str]]:
     machine = plan["hardware"]
-    table.add_row(
-        "hardware",
-        escape(
+    source = plan["trace"] or f"sampled with fanouts {','.join(map(str, plan['fanouts']))}"
+    return [
+        (
+            "features",
+            f"{plan['rows']:,} rows of {plan['row_bytes']:,} bytes ({plan['dtype']}), "
+            f"{numbers.memory(plan['feature_bytes'])}",
+        ),
+        ("batches", f"{plan['batches']:,} of {plan['ids']:,} rows: {source}"),
+        (
+            "rows touched",
+            f"{plan['rows_touched']:,}, {plan['rows_touched'] / max(1, plan['rows']):.1%} of all",
+        ),
+        (
+            "epoch",
+            f"{plan['epoch_batches']:,} batches of {plan['batch_size']:,} seeds: {plan['seeds']}",
+        ),
+        ("policy", f"{plan['policy']}, window {plan['window']}, importance {plan['score']}"),
+        (
+            "hardware",
             f"{machine['name']}: disk {numbers.rate(machine['disk_iops'])} reads/s, "
             f"{numbers.traffic(machine['disk_bandwidth'])}/s, memory "
-            f"{numbers.traffic(machine['memory_bandwidth'])}/s"
+            f"{numbers.traffic(machine['memory_bandwidth'])}/s",
         ),
-    )
-    return table
+    ]
 
 
-def _memory(plan: dict[str, Any]) -> Table:
-    table = Table(title="memory of a training run, --cache auto", title_justify="left")
-    table.add_column("for")
-    table.add_column("bytes", justify="right")
-    for name, told in memory_rows(plan["memory"]):
-        table.add_row(escape(name.removeprefix("memory: ")), told)
-    return table
-
-
-def _budgets(plan: dict[str, Any]) -> Table:
-    table = _numbers("rows served without the disk", "budget", "rows cached", "of the touched")
-    for name in (plan["policy"], "static", "bound"):
-        table.add_column(name, justify="right")
-    touched = max(1, plan["rows_touched"])
+def _served(plan: dict[str, Any]) -> Table:
+    head = ("budget", "rows cached", "of the touched", plan["policy"], "static", "bound")
+    body = []
     for budget in plan["budgets"]:
         cases = budget["cases"]
         capacity = cases["planned"]["capacity"]
-        table.add_row(
-            escape(budget["budget"]),
-            numbers.count(capacity),
-            f"{min(1, capacity / touched):.0%}",
-            *(f"{cases[role]['hit_ratio']:.1%}" for role in ("planned", "static", "belady")),
-        )
-    return table
+        shares = [f"{cases[role]['hit_ratio']:.1%}" for role in ("planned", "static", "belady")]
+        touched = f"{min(1, capacity / max(1, plan['rows_touched'])):.0%}"
+        body.append([budget["budget"], numbers.count(capacity), touched, *shares])
+    return Table("Rows served without the disk", head, body)
 
 
 def _epochs(plan: dict[str, Any]) -> Table:
-    table = _numbers("an epoch", "budget", "rows read", "reads", "bytes", "time")
-    table.add_column("limit")
-    for budget in plan["budgets"]:
-        planned = budget["cases"]["planned"]
-        table.add_row(escape(budget["budget"]), *reading(planned), planned["estimate"]["limit"])
-    return table
-
-
-def _numbers(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first, no_wrap=True)
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=name == "time")
-    return table
+    planned = [(budget["budget"], budget["cases"]["planned"]) for budget in plan["budgets"]]
+    body = [[text, *_reading(case), case["estimate"]["limit"]] for text, case in planned]
+    return Table("An epoch", ("budget", "rows read", "reads", "bytes", "time", "limit"), body)
 
 
 def _what_if(plan: dict[str, Any]) -> Table:
-    title = "an epoch, if features were stored in another precision"
-    names = ("rows cached", "hits", "reads", "bytes", "time")
-    table = _numbers(title, "budget", "stored", *names)
-    for budget in plan["budgets"]:
-        for role in precisions(plan):
-            case = budget["cases"][role]
-            table.add_row(
-                escape(budget["budget"]),
-                case["dtype"],
-                numbers.count(case["capacity"]),
-                f"{case['hit_ratio']:.1%}",
-                *reading(case)[1:],
-            )
-        table.add_section()
-    return table
+    body = [
+        [
+            budget["budget"],
+            case["dtype"],
+            numbers.count(case["capacity"]),
+            f"{case['hit_ratio']:.1%}",
+            *_reading(case),
+        ]
+        for budget in plan["budgets"]
+        for case in (budget["cases"][role] for role in precisions(plan))
+    ]
+    head = ("budget", "stored", "rows cached", "hits", "rows read", "reads", "bytes", "time")
+    return Table("An epoch, if features were stored in another precision", head, body)
 
 
-def reading(case: dict[str, Any]) -> list[str]:
+def _reading(case: dict[str, Any]) -> list[str]:
     """Rows, reads and bytes from the disk in an epoch, and its time."""
     epoch = case["epoch"]
     return [

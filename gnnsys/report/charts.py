@@ -18,7 +18,9 @@ _POINTS = 300  # of a line: more cannot be told apart
 _INTERVALS = 80  # of the run, in which rates are averaged
 _EPOCHS_ALONE = 8  # so many show how traffic changes, without the pauses of evaluation
 _LOG_SCALE_FROM = 30  # times the median
-_ORIGIN = Sample(0, 0, math.nan, 0.0, 0, {}, {}, math.nan, {})
+_ORIGIN = Sample(
+    epoch=0, batch=0, loss=math.nan, seconds=0.0, seeds=0, rows={}, bytes={}, rss=math.nan
+)
 
 _T = TypeVar("_T")
 _Points = list[tuple[float, float]]
@@ -32,7 +34,7 @@ def draw_charts(run: Run) -> list[Chart]:
     if not run.samples:
         return []
     with page_looks():
-        draw = [_loss, _scores, _throughput, _memory, _traffic, _traffic_so_far]
+        draw = [_loss, _metric, _throughput, _memory, _traffic, _traffic_so_far]
         if run.reads():
             draw += [_hit_ratios, _disk, _waiting]
         if any(epoch.staleness for epoch in run.epochs):
@@ -57,30 +59,30 @@ def _loss(run: Run) -> Chart:
         drawing.use_log_scale()
         unit += ", log scale"
     ends = run.epochs or run.steps
-    summary = f"from {numbers.score(ends[0].loss)} to {numbers.score(ends[-1].loss)}"
+    summary = f"from {numbers.metric(ends[0].loss)} to {numbers.metric(ends[-1].loss)}"
     return drawing.finish("Loss", unit, summary)
 
 
-def _scores(run: Run) -> Chart:
-    drawing = _new(run, "scores")
+def _metric(run: Run) -> Chart:
+    drawing = _new(run, "metric")
     metric, best = run.metric, run.best
     kinds: tuple[tuple[str, Callable[[Epoch], Mapping[str, float] | None]], ...] = (
         ("validation", lambda epoch: epoch.val),
         ("test", lambda epoch: epoch.test),
     )
-    for series, (label, scores_of) in enumerate(kinds):
+    for series, (label, values_of) in enumerate(kinds):
         points = _finite(
-            (epoch.seconds, scores[metric])
+            (epoch.seconds, values[metric])
             for epoch in run.epochs
-            if (scores := scores_of(epoch)) is not None and metric in scores
+            if (values := values_of(epoch)) is not None and metric in values
         )
         drawing.line(points, label, series=series)
     summary = ""
     if best is not None and best.val is not None:
         value = best.val.get(metric, math.nan)
-        summary = f"best validation {numbers.score(value)} in epoch {best.epoch}"
+        summary = f"best validation {numbers.metric(value)} in epoch {best.epoch}"
         drawing.ring(best.seconds, value, f"best: epoch {best.epoch}")
-    return drawing.finish("Scores", metric, summary)
+    return drawing.finish("Metric", metric, summary)
 
 
 def _staleness(run: Run) -> Chart:

@@ -10,7 +10,8 @@ from typing import Any, TypeGuard
 from gnnsys.features.statistics import FeatureStats, memory_rows, stats_rows
 from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart
-from gnnsys.pages.templates import Table, render
+from gnnsys.pages.tables import Table
+from gnnsys.pages.templates import render
 from gnnsys.report.run import Run, as_object
 
 __all__ = ["make_page"]
@@ -78,7 +79,7 @@ def _notices(run: Run) -> list[str]:
     lost = next((sample for sample in run.samples if not math.isfinite(sample.loss)), None)
     if lost is not None:
         notices.append(
-            f"The run diverged: its loss is {numbers.score(lost.loss)} in epoch {lost.epoch}. "
+            f"The run diverged: its loss is {numbers.metric(lost.loss)} in epoch {lost.epoch}. "
             "Values that are not finite are not drawn."
         )
     if run.resumes:
@@ -98,14 +99,14 @@ def _notices(run: Run) -> list[str]:
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
     """What each tile shows: its name, a value and a note."""
     metric, best, epochs = run.metric, run.best, run.epochs
-    val, test = run.best_scores()
+    val, test = run.best_metric()
     place = f"best, epoch {best.epoch} of {len(epochs)}" if best else "no epoch was evaluated"
     trained = sum(epoch.epoch_seconds for epoch in epochs)
     rates = [rate for _, rate in run.epoch_rates() if math.isfinite(rate)]
     served = run.tiers("bytes")
     return [
-        (f"Validation {metric}", numbers.score(val), place),
-        (f"Test {metric}", numbers.score(test), "in the best epoch"),
+        (f"Validation {metric}", numbers.metric(val), place),
+        (f"Test {metric}", numbers.metric(test), "in the best epoch"),
         (
             "Time",
             numbers.duration(run.seconds),
@@ -165,11 +166,11 @@ def _epochs(run: Run) -> Table:
     body = [
         [
             f"{epoch.epoch} (best)" if epoch is run.best else str(epoch.epoch),
-            numbers.score(epoch.loss),
+            numbers.metric(epoch.loss),
             *(
-                numbers.score((scores or {}).get(name))
+                numbers.metric((values or {}).get(name))
                 for name in metrics
-                for scores in (epoch.val, epoch.test)
+                for values in (epoch.val, epoch.test)
             ),
             numbers.duration(epoch.epoch_seconds),
             numbers.duration(epoch.eval_seconds),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,6 @@ else:
 
 __all__ = ["read_run"]
 
-_END_OF_EPOCH = math.inf
 _T = TypeVar("_T")
 
 
@@ -54,44 +53,6 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-_Numbers = dict[str, float | None]  # JSON's own way to write what is not a number is null
-
-
-@dataclass(kw_only=True, slots=True)
-class _Resume:
-    epoch: int
-    batch: int
-
-
-@dataclass(kw_only=True, slots=True)
-class _Counts:
-    """Of a step, and of an epoch up to its end."""
-
-    epoch: int
-    loss: float | None
-    seconds: float | None
-    seeds: float | None
-    rows: _Numbers
-    bytes: _Numbers
-    rss: float | None
-    reads: _Numbers = field(default_factory=dict)
-
-
-@dataclass(kw_only=True, slots=True)
-class _Step(_Counts):
-    batch: int
-
-
-@dataclass(kw_only=True, slots=True)
-class _Epoch(_Counts):
-    val: _Numbers | None
-    test: _Numbers | None
-    best_epoch: int
-    epoch_seconds: float | None
-    eval_seconds: float | None
-    staleness: tuple[float | None, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class _Line:
     """One line of the file."""
@@ -101,7 +62,8 @@ class _Line:
 
     def read(self, kind: type[_T]) -> _T:
         place = f"{self.place}: a {self.fields['kind']!r} record"
-        return as_record(self.fields, kind, place, _WAY_OUT)
+        unset = {name: None for name in ("val", "test") if self.fields.get(name, ...) is None}
+        return as_record(_known(self.fields) | unset, kind, place, _WAY_OUT)
 
 
 _WAY_OUT = "remove the line, or train again with gnnsys train --out"
@@ -162,13 +124,12 @@ class _Builder:
         if kind == "start":
             run.start = fields
         elif kind == "resume":
-            resume = record.read(_Resume)
-            run.resumes.append(Resume(run.seconds, resume.epoch, resume.batch))
+            run.resumes.append(replace(record.read(Resume), seconds=run.seconds))
             self._resumed = True
         elif kind == "step":
-            self._append(Sample(**_values(record.read(_Step))))
+            self._append(record.read(Sample))
         elif kind == "epoch":
-            self._append(Epoch(batch=_END_OF_EPOCH, **_values(record.read(_Epoch))))
+            self._append(record.read(Epoch))
         elif kind == "end":
             run.reason = str(fields.get("reason", "done"))
             run.result = as_object(fields.get("result"))
@@ -194,19 +155,13 @@ class _Builder:
         return self._resumed and earlier.seconds > sample.seconds
 
 
-def _values(record: _Counts) -> dict[str, Any]:
-    """The fields, with NaN for numbers that are none."""
-
-    def known(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: known(each) for key, each in value.items()}
-        if isinstance(value, tuple):
-            return tuple(map(known, value))
-        return math.nan if value is None else value
-
-    values = {each.name: getattr(record, each.name) for each in fields(record)}
-    unset = {name for name in ("val", "test") if values.get(name, ...) is None}
-    return {name: None if name in unset else known(value) for name, value in values.items()}
+def _known(value: Any) -> Any:
+    """``value`` with NaN for null, which is JSON's way to write what is not a number."""
+    if isinstance(value, dict):
+        return {key: _known(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_known(each) for each in value]
+    return math.nan if value is None else value
 
 
 def _read_options(path: Path) -> dict[str, Any]:

@@ -14,15 +14,16 @@ __all__ = ["Epoch", "Resume", "Run", "Sample", "as_object"]
 _Otherwise = TypeVar("_Otherwise", float, None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """What the run had done at one moment. All counts are since the start of the run."""
+    """What the run had done at one moment: a ``step`` of the file. Counts are since the start of
+    the run, and NaN where the file has null."""
 
     epoch: int
     """From 1."""
 
     batch: float
-    """Of the epoch, from 1; infinite at the end of the epoch."""
+    """Of the epoch, from 1; infinite at its end."""
 
     loss: float
     """Of the batch, or the epoch's mean."""
@@ -42,22 +43,24 @@ class Sample:
     rss: float
     """Resident memory of the process in bytes."""
 
-    reads: Mapping[str, float]
+    reads: Mapping[str, float] = field(default_factory=dict)
     """Counts of the cache and its reads; empty where there are none, as in older runs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch(Sample):
-    """A sample at the end of an epoch, and what else is known then."""
+    """A sample at the end of an epoch, and what else is known then: an ``epoch`` of the file."""
+
+    batch: float = math.inf
 
     val: Mapping[str, float] | None
-    """Validation scores by metric, where the epoch was evaluated."""
+    """Validation values by metric, where the epoch was evaluated."""
 
     test: Mapping[str, float] | None
-    """Test scores by metric, likewise."""
+    """Test values by metric, likewise."""
 
     best_epoch: int
-    """With the best validation score so far; 0 before the first evaluation."""
+    """With the best validation metric so far; 0 before the first evaluation."""
 
     epoch_seconds: float
     """Of training in this epoch."""
@@ -69,18 +72,18 @@ class Epoch(Sample):
     """Of each graph layer of a pipeline; empty where there is none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Resume:
     """The run went on from a checkpoint."""
-
-    seconds: float
-    """Of training before the resume."""
 
     epoch: int
     """Of the checkpoint."""
 
     batch: int
     """Of the checkpoint."""
+
+    seconds: float = 0.0
+    """Of training before the resume."""
 
 
 @dataclass(slots=True)
@@ -130,8 +133,8 @@ class Run:
         best = epochs[-1].best_epoch if epochs else 0
         return next((epoch for epoch in epochs if epoch.epoch == best), None)
 
-    def best_scores(self) -> tuple[float | None, float | None]:
-        """Validation and test score in the best epoch."""
+    def best_metric(self) -> tuple[float | None, float | None]:
+        """Validation and test value of the metric in the best epoch."""
         best = self.best
         if best is not None and best.val is not None:
             return best.val.get(self.metric), (best.test or {}).get(self.metric)

@@ -12,7 +12,8 @@ from matplotlib.patches import Patch
 from gnnsys.config.train import TrainConfig
 from gnnsys.pages.drawing import Chart, inline_svg, png
 from gnnsys.pages.style import page_looks, paper_looks
-from gnnsys.pages.templates import Table, render
+from gnnsys.pages.tables import Table
+from gnnsys.pages.templates import render
 from gnnsys.pipeline.schedule import Event, Kind
 from gnnsys.pipeline.timeline import idle_share
 from gnnsys.system.files import replace_file

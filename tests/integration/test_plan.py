@@ -262,7 +262,7 @@ def test_pictures_are_real(
     plan = planned([*options, "--picture", str(tmp_path / "plan.html")], capsys)
     page = Page((tmp_path / "plan.html").read_text())
     assert page.tags.count("svg") == 2
-    assert page.tags.count("table") == 2
+    assert page.tags.count("table") == 3
     assert all(address.startswith("#") for address in page.addresses)
     words = " ".join(page.text)
     assert f"{plan['budgets'][1]['cases']['belady']['hit_ratio']:.1%}" in words

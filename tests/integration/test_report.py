@@ -167,7 +167,7 @@ def test_charts_have_real_text_and_a_name_that_says_what_they_show(tmp_path: Pat
     page = report(tmp_path, records(metric="rocauc"))
     names = [value for name, value in page.attributes if name == "aria-label"]
     assert "Loss over time, in cross entropy: from 2.0000 to 0.6667" in names
-    assert "Scores over time, in rocauc: best validation 0.8000 in epoch 2" in names
+    assert "Metric over time, in rocauc: best validation 0.8000 in epoch 2" in names
     assert "Memory over time, in GiB: peak 1.5 GiB" in names
     assert "Feature bytes served so far over time, in MB: 30.7 MB in all" in names
     assert page.text.count("time (s)") == 6

@@ -184,7 +184,7 @@ def test_stats_are_printed_recorded_and_drawn(
     options = ["--cache", "0.1", "--storage", "pread", "--stats", "--eval", "sampled"]
     assert main(["train", str(folder), "--out", str(run), *small, *options]) == 0
     told = capsys.readouterr().out
-    for name in ("served by cache", "served by file", "being kept", "disk reads", "pages read"):
+    for name in ("served by cache", "served by file", "and not kept", "disk reads", "pages read"):
         assert name in told
     result = json.loads((run / "result.json").read_text())
     reads = result["reads"]

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["Table", "render"]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of texts, of which a page makes a section."""
-
-    title: str
-
-    head: Sequence[str]
-    """Names of the columns."""
-
-    rows: Sequence[Sequence[str]]
-    """Their first text names the row."""
+__all__ = ["render"]
 
 
 def render(template: str, **values: Any) -> str:
@@ -31,7 +16,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: its name in this folder, without ``.html.j2``.
-        values: what it shows: texts, which are escaped; charts; ``Table``.
+        values: what it shows: texts, which are escaped; charts; ``pages.tables.Table``.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""``gnnsys predict``: classes, scores and embeddings of nodes by the best weights of a run."""
+"""``gnnsys predict``: classes, logits and embeddings of nodes by the best weights of a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,32 +75,24 @@ def predict(
     )
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)
-    with process_budget().run(check_bytes("memory", config.memory)):
-        return _predict_within(config, trained, progress)
-
-
-def _predict_within(config: PredictConfig, trained: Run, progress: Progress) -> dict[str, Any]:
-    run = Path(config.run)
     out = Path(config.out) if config.out else run / "predictions"
-    if out.exists():
-        raise ArgumentError(f"{out}: exists already; give another folder with --out, or remove it")
-    plan_run(trained)
-    dataset = load_run_dataset(trained, device="cpu")
-    with closing(dataset):
-        return _predict(config, trained, dataset, out, progress)
+    with process_budget().run(check_bytes("memory", config.memory)):
+        if out.exists():
+            raise ArgumentError(
+                f"{out}: exists already; give another folder with --out, or remove it"
+            )
+        plan_run(trained)
+        dataset = load_run_dataset(trained, device="cpu")
+        with closing(dataset):
+            return _predict(config, trained, dataset, out, progress)
 
 
 def _predict(
-    config: PredictConfig,
-    trained: Run,
-    dataset: NodeDataset,
-    out: Path,
-    progress: Progress,
+    config: PredictConfig, trained: Run, dataset: NodeDataset, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    run = Path(config.run)
     nodes = _read_nodes(config.nodes, dataset)
     model = make_model(trained, dataset)
-    load_weights(run, model)
+    load_weights(Path(config.run), model)
     model.eval()
     folder = None
     if isinstance(model, DeepModel):
@@ -121,7 +114,7 @@ def _predict(
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
     try:
-        files = {"nodes.npy": _write(partial / "nodes.npy", [nodes.numpy()], len(nodes))}
+        files = {"nodes.npy": _write(partial / "nodes.npy", nodes, Tensor.numpy)}
         if count == 1:
             files["embeddings.npy"] = _write_rows(partial, "embeddings", dataset.features, nodes)
         for number, rows in enumerate(results, start=1):
@@ -129,7 +122,8 @@ def _predict(
                 files["embeddings.npy"] = _write_rows(partial, "embeddings", rows, nodes)
             if number == count:
                 files["scores.npy"] = _write_rows(partial, "scores", rows, nodes)
-                files["predictions.npy"] = _write_classes(partial, rows, nodes, dataset.multi_label)
+                classes = _classes_of(rows, dataset.multi_label)
+                files["predictions.npy"] = _write(partial / "predictions.npy", nodes, classes)
         with as_storage_error(out):
             partial.rename(out)
     except BaseException:
@@ -144,10 +138,10 @@ def _last_rows(model: DeepModel, dataset: NodeDataset) -> list[Tensor]:
     read: list[Tensor] = []
     handle = model.layers[-1].register_forward_pre_hook(lambda layer, inputs: read.append(*inputs))
     try:
-        scores = model(dataset.features.materialize(), dataset.edge_index())
+        logits = model(dataset.features.materialize(), dataset.edge_index())
     finally:
         handle.remove()
-    return [read[0], scores]
+    return [read[0], logits]
 
 
 def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
@@ -170,31 +164,25 @@ def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
     return ids
 
 
-def _write(path: Path, blocks: Iterable[NDArray[Any]], rows: int) -> tuple[int, ...]:
-    """Writes blocks of rows as one .npy file; returns its shape."""
-    shape: tuple[int, ...] = (rows,)
+def _write(
+    path: Path, nodes: Tensor, array_of: Callable[[Tensor], NDArray[Any]]
+) -> tuple[int, ...]:
+    """Writes what ``array_of`` gives for blocks of nodes as one .npy file; returns its shape."""
     with as_storage_error(path), open(path, "wb") as file:
-        for number, block in enumerate(blocks):
-            if number == 0:
-                shape = (rows, *block.shape[1:])
-                file.write(npy_header(shape, block.dtype))
+        blocks = map(array_of, nodes.split(_ROWS))
+        first = next(blocks)
+        shape = (len(nodes), *first.shape[1:])
+        file.write(npy_header(shape, first.dtype))
+        for block in chain([first], blocks):
             file.write(np.ascontiguousarray(block).data)
     return shape
 
 
-def _in_blocks(rows: Tensor, nodes: Tensor) -> Iterator[Tensor]:
-    for start in range(0, max(1, len(nodes)), _ROWS):
-        yield rows[nodes[start : start + _ROWS]]
-
-
 def _write_rows(folder: Path, name: str, rows: Tensor, nodes: Tensor) -> tuple[int, ...]:
-    blocks = (block.numpy() for block in _in_blocks(rows, nodes))
-    return _write(folder / f"{name}.npy", blocks, len(nodes))
+    return _write(folder / f"{name}.npy", nodes, lambda some: rows[some].numpy())
 
 
-def _write_classes(folder: Path, rows: Tensor, nodes: Tensor, multi_label: bool) -> tuple[int, ...]:
-    blocks = (
-        (block > 0).to(torch.uint8).numpy() if multi_label else block.argmax(dim=1).numpy()
-        for block in _in_blocks(rows, nodes)
-    )
-    return _write(folder / "predictions.npy", blocks, len(nodes))
+def _classes_of(logits: Tensor, multi_label: bool) -> Callable[[Tensor], NDArray[Any]]:
+    if multi_label:
+        return lambda some: (logits[some] > 0).to(torch.uint8).numpy()
+    return lambda some: logits[some].argmax(dim=1).numpy()

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Literal
 
 from gnnsys.config.checks import parse_fanouts
 from gnnsys.config.run_files import CONFIG
 from gnnsys.config.train import TrainConfig
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.system.records import as_record
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from gnnsys.errors import ArgumentError, MissingFileError
+from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["CHANGES_LOSSES", "check_resumed", "config_to_toml", "read_config", "resumed_config"]
 
@@ -65,12 +59,7 @@ def read_config(path: str | Path) -> TrainConfig:
         MissingFileError, FileFormatError: no such file, or not TOML.
         ArgumentError: an option that there is not, or a value of another type.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FileFormatError(f"{path}: not TOML ({error})") from error
+    values = read_toml(Path(path), str(path), "name a file of options")
     known = {each.name for each in dataclasses.fields(TrainConfig)} - _OF_THE_CALL
     for key in values.keys() - known:
         raise ArgumentError(

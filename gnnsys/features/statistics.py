@@ -22,22 +22,8 @@ __all__ = [
     "stats_rows",
 ]
 
-_COUNTS = (
-    "batches",
-    "rows",
-    "hits",
-    "victim_hits",
-    "reads",
-    "bypasses",
-    "copies",
-    "drops",
-    "evictions",
-    "requests",
-    "pages",
-    "bytes_read",
-    "io_wait_seconds",
-)
-"""Of a cache's ``stats``, those that add up over the sessions of a run."""
+_NO_SUMS = ("prefilled", "capacity", "victim_cells", "resident", "hit_ratio")
+"""Of a cache's ``stats``, those that do not add up over the sessions of a run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +63,7 @@ def read_counts(store: Any) -> dict[str, float]:
     """
     if hasattr(store, "stats"):
         counts: dict[str, float] = store.stats.as_dict()
-        return {name: counts[name] for name in _COUNTS if name in counts}
+        return {name: count for name, count in counts.items() if name not in _NO_SUMS}
     reads = getattr(store, "read_stats", None)
     if reads is None or getattr(store, "storage", "mmap") == "mmap":
         return {}

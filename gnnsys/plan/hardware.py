@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
+from gnnsys.errors import ArgumentError, StorageError
 from gnnsys.system import disk_probe
+from gnnsys.system.records import read_toml
 from gnnsys.system.sizes import parse_bytes
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["Cluster", "Hardware", "measure_hardware", "read_cluster", "read_hardware"]
 
-_TABLES = {"disk": ("iops", "bandwidth"), "memory": ("bandwidth",)}
-_CLUSTER = {
-    "memory": ("bandwidth",),
-    "compute": ("flops",),
-    "network": ("bandwidth", "latency"),
-}
 _COPY_BYTES = 128 << 20  # more than the caches of a processor hold
 
 
@@ -69,6 +59,9 @@ class Cluster:
     """Seconds that a message takes besides."""
 
 
+_Speeds = TypeVar("_Speeds", bound=Hardware | Cluster)
+
+
 def read_hardware(path: str | os.PathLike[str]) -> Hardware:
     """Reads a description such as::
 
@@ -93,7 +86,7 @@ def read_hardware(path: str | os.PathLike[str]) -> Hardware:
     >>> read_hardware(path).memory_bandwidth
     8589934592.0
     """
-    return Hardware(**_read(path, _TABLES))
+    return _read(path, Hardware)
 
 
 def read_cluster(path: str | os.PathLike[str]) -> Cluster:
@@ -113,33 +106,28 @@ def read_cluster(path: str | os.PathLike[str]) -> Cluster:
 
     It may be of the same file as ``read_hardware`` reads; raises as that does.
     """
-    return Cluster(**_read(path, _CLUSTER))
+    return _read(path, Cluster)
 
 
-def _read(path: str | os.PathLike[str], wanted: dict[str, tuple[str, ...]]) -> dict[str, Any]:
-    """The name, and the speeds of the tables that are wanted."""
+def _read(path: str | os.PathLike[str], kind: type[_Speeds]) -> _Speeds:
     place = Path(path)
-    try:
-        content = tomllib.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"--hardware {place}: no such file; describe the machine there, or give this"
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise FileFormatError(f"{place}: not TOML ({error})") from error
-    known = _TABLES | _CLUSTER
-    _check_keys(place, "", content, ("name", *known))
-    for table, keys in known.items():
+    content = read_toml(place, f"--hardware {place}", "describe the machine there, or give this")
+    known: dict[str, tuple[str, ...]] = {}
+    for field in (*dataclasses.fields(Hardware), *dataclasses.fields(Cluster)):
+        table, _, key = field.name.partition("_")
+        known[table] = tuple(dict.fromkeys((*known.get(table, ()), key)))
+    _check_keys(place, "", content, tuple(known))
+    for table in known.keys() - {"name"}:
         entry = content.get(table, {})
         if not isinstance(entry, dict):
             raise ArgumentError(f"{place}: {table} is {entry!r}, expected a table [{table}]")
-        _check_keys(place, f"{table}.", entry, keys)
-    speeds = {
-        f"{table}_{key}": _speed(place, f"{table}.{key}", content.get(table, {}).get(key))
-        for table, keys in wanted.items()
-        for key in keys
-    }
-    return {"name": str(content.get("name", place.stem)), **speeds}
+        _check_keys(place, f"{table}.", entry, known[table])
+    speeds = {}
+    for field in dataclasses.fields(kind)[1:]:
+        table, _, key = field.name.partition("_")
+        value = content.get(table, {}).get(key)
+        speeds[field.name] = _speed(place, f"{table}.{key}", value)
+    return kind(name=str(content.get("name", place.stem)), **speeds)
 
 
 def _check_keys(place: Path, prefix: str, entry: dict[str, Any], known: tuple[str, ...]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +15,7 @@ from typing import Any, TypeVar
 from gnnsys.config.run_files import CONFIG, METRICS
 from gnnsys.errors import FileFormatError, MissingFileError
 from gnnsys.report.run import Epoch, Resume, Run, Sample, as_object
-from gnnsys.system.records import as_record
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["read_run"]
 
@@ -49,7 +43,8 @@ def read_run(folder: Path) -> Run:
     if cut:  # whatever it was to be, it came after an end
         run.cut, run.reason, run.result = True, None, {}
     recorded = as_object(run.start.get("config"))  # also options that are not set, unlike the file
-    run.options = {**recorded, **_read_options(folder / CONFIG)}
+    file = folder / CONFIG
+    run.options = {**recorded, **(read_toml(file, str(file), "") if file.is_file() else {})}
     return run
 
 
@@ -162,15 +157,3 @@ def _known(value: Any) -> Any:
     if isinstance(value, list):
         return [_known(each) for each in value]
     return math.nan if value is None else value
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return tomllib.loads(_read(path).decode())
-    except ValueError as error:  # of the decoding or of TOML
-        raise FileFormatError(
-            f"{path}: is not TOML ({error}), expected the options of the run; "
-            "mend or remove it: metrics.jsonl has them too"
-        ) from error

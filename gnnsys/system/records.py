@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from gnnsys.errors import FileFormatError, GnnsysError
+from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError
 
-__all__ = ["as_record", "place_of"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["as_record", "place_of", "read_toml"]
 
 _T = TypeVar("_T")
 _Key = str | int
@@ -26,6 +33,24 @@ _WORDS = {
     "object": "an object",
     "null": "nothing",
 }
+
+
+def read_toml(path: Path, name: str, way_out: str) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Args:
+        name: how an error calls a file that is not there.
+        way_out: what a user can do then.
+
+    Raises:
+        MissingFileError, FileFormatError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{name}: no such file; {way_out}") from None
+    except (OSError, ValueError) as error:  # of the decoding or of TOML
+        raise FileFormatError(f"{path}: is not TOML ({error}); mend it") from error
 
 
 def as_record(

@@ -9,33 +9,19 @@ from typing import TYPE_CHECKING
 from gnnsys.system.lazy import hand_on
 
 if TYPE_CHECKING:
-    from gnnsys._version import __version__
-    from gnnsys.cache.arena import CacheArena
-    from gnnsys.dataset.folder import Dataset, open_dataset
-    from gnnsys.feature_store import FeatureStore
-    from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader
-    from gnnsys.loaders.neighbor_loader import NeighborLoader
-    from gnnsys.loaders.neighbor_sampler import NeighborSampler
-    from gnnsys.memory.alloc import keep_freed_memory
-    from gnnsys.message_passing.fused_layers import fuse
-    from gnnsys.training.exact_inference import inference
-    from gnnsys.unified_tensor import UnifiedTensor, unified
-
-__all__ = [
-    "CacheArena",
-    "Dataset",
-    "FeatureStore",
-    "LinkNeighborLoader",
-    "NeighborLoader",
-    "NeighborSampler",
-    "UnifiedTensor",
-    "__version__",
-    "fuse",
-    "inference",
-    "keep_freed_memory",
-    "open_dataset",
-    "unified",
-]
+    from gnnsys._version import __version__ as __version__
+    from gnnsys.cache.arena import CacheArena as CacheArena
+    from gnnsys.dataset.folder import Dataset as Dataset
+    from gnnsys.dataset.folder import open_dataset as open_dataset
+    from gnnsys.feature_store import FeatureStore as FeatureStore
+    from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader as LinkNeighborLoader
+    from gnnsys.loaders.neighbor_loader import NeighborLoader as NeighborLoader
+    from gnnsys.loaders.neighbor_sampler import NeighborSampler as NeighborSampler
+    from gnnsys.memory.alloc import keep_freed_memory as keep_freed_memory
+    from gnnsys.message_passing.fused_layers import fuse as fuse
+    from gnnsys.training.exact_inference import inference as inference
+    from gnnsys.unified_tensor import UnifiedTensor as UnifiedTensor
+    from gnnsys.unified_tensor import unified as unified
 
 _HOME = {
     "CacheArena": "gnnsys.cache.arena",
@@ -52,6 +38,8 @@ _HOME = {
     "open_dataset": "gnnsys.dataset.folder",
     "unified": "gnnsys.unified_tensor",
 }
+
+__all__ = [*_HOME]
 
 # A checkout that is not built says so first.
 __getattr__, __dir__ = hand_on(__name__, _HOME, first="gnnsys.system.extension")

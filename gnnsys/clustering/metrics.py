@@ -11,14 +11,14 @@ from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_inf
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["MEASURES", "SCORES", "cluster_scores", "modularity"]
+__all__ = ["LABEL_METRICS", "METRICS", "cluster_metrics", "modularity"]
 
-SCORES = ("acc", "nmi", "ari", "f1")
-MEASURES = ("modularity", *SCORES)
-"""All that is told of clusters."""
+LABEL_METRICS = ("acc", "nmi", "ari", "f1")
+METRICS = ("modularity", *LABEL_METRICS)
+"""What clusters are judged by; all but the first need labels."""
 
 
-def cluster_scores(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[str, float]:
+def cluster_metrics(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[str, float]:
     """ACC, NMI, ARI and macro F1 of clusters against classes.
 
     ACC and F1 by the best pairing of clusters with classes (Kuhn, "The Hungarian method", 1955);
@@ -31,8 +31,8 @@ def cluster_scores(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[str, fl
     Raises:
         ArgumentError: shapes that do not fit, or no label is known.
 
-    >>> scores = cluster_scores(np.array([0, 0, 1, 1]), np.array([7, 7, 3, 7]))
-    >>> scores["acc"], round(scores["f1"], 4)
+    >>> found = cluster_metrics(np.array([0, 0, 1, 1]), np.array([7, 7, 3, 7]))
+    >>> found["acc"], round(found["f1"], 4)
     (0.75, 0.7333)
     """
     if labels.shape != clusters.shape or labels.ndim != 1:

@@ -18,12 +18,12 @@ from gnnsys.pages.drawing import png
 from gnnsys.pages.style import paper_looks
 from gnnsys.system.files import replace_file
 
-__all__ = ["write_picture"]
+__all__ = ["draw_embedding"]
 
 _MOST = 4000  # nodes that are drawn; t-SNE takes a minute for some thousands
 
 
-def write_picture(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
+def draw_embedding(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
     """Draws nodes, or 4000 of them, by t-SNE (van der Maaten and Hinton, JMLR 2008).
 
     Args:

@@ -12,13 +12,12 @@ import safetensors.torch
 
 from gnnsys.clustering.batches import make_batches
 from gnnsys.clustering.graph import ClusterGraph, open_graph
-from gnnsys.clustering.metrics import MEASURES
-from gnnsys.clustering.picture import write_picture
+from gnnsys.clustering.metrics import METRICS
+from gnnsys.clustering.picture import draw_embedding
 from gnnsys.clustering.trainer import (
-    Epoch,
-    Progress,
+    ClusterEpoch,
+    ClusterTask,
     SeedResult,
-    Task,
     scale_of_features,
     train_seed,
 )
@@ -27,6 +26,7 @@ from gnnsys.config.run_files import RESULT
 from gnnsys.errors import ArgumentError
 from gnnsys.system.device import choose_device
 from gnnsys.system.files import as_storage_error, check_folder_of, replace_file, replace_npy
+from gnnsys.system.progress import Progress
 
 __all__ = ["ENCODER", "ENCODER_OPTIONS", "WEIGHTS", "run_clustering"]
 
@@ -42,7 +42,7 @@ def run_clustering(
     """Trains all seeds, and writes the files that the options ask for.
 
     Returns:
-        What ``result.json`` holds: the options, each seed's losses, scores and selected epoch, and
+        What ``result.json`` holds: the options, each seed's losses, metrics and selected epoch, and
         mean and deviation over seeds.
 
     Raises:
@@ -75,7 +75,7 @@ def _run(
     device = choose_device(config.device)
     batches = make_batches(graph, config, device)
     scale = scale_of_features(batches, graph.num_nodes, config.normalize or "none")
-    task = Task(config, graph, batches, clusters, device, progress, scale)
+    task = ClusterTask(config, graph, batches, clusters, device, progress, scale)
     first: SeedResult | None = None
     seeds = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -94,7 +94,7 @@ def _run(
         "summary": {name: _summary(seeds, name) for name in ("selected", "last")},
     }
     if config.plot is not None:
-        write_picture(Path(config.plot), graph, first)
+        draw_embedding(Path(config.plot), graph, first)
     if out is not None:
         _write(out, config, graph, first, result)
     return result
@@ -137,19 +137,19 @@ def _describe(found: SeedResult) -> dict[str, Any]:
         "contrastive": [epoch.contrastive for epoch in found.epochs],
         "clustering": [epoch.clustering for epoch in found.epochs],
         "modularity": [epoch.modularity for epoch in found.epochs if epoch.modularity is not None],
-        "acc": [epoch.scores["acc"] for epoch in found.epochs if epoch.scores],
+        "acc": [epoch.metrics["acc"] for epoch in found.epochs if epoch.metrics],
     }
 
 
-def _epoch(epoch: Epoch) -> dict[str, Any]:
+def _epoch(epoch: ClusterEpoch) -> dict[str, Any]:
     graded = {} if epoch.modularity is None else {"modularity": epoch.modularity}
-    return {"epoch": epoch.number, "loss": epoch.loss, **graded, **epoch.scores}
+    return {"epoch": epoch.number, "loss": epoch.loss, **graded, **epoch.metrics}
 
 
 def _summary(seeds: list[dict[str, Any]], which: str) -> dict[str, Any]:
     """Mean and deviation over seeds."""
     told = {}
-    for name in MEASURES:
+    for name in METRICS:
         values = [seed[which][name] for seed in seeds if name in seed[which]]
         if values:
             deviation = statistics.stdev(values) if len(values) > 1 else None

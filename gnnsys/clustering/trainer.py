@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,13 +27,14 @@ from gnnsys.clustering.encoders import (
     normalize_rows,
 )
 from gnnsys.clustering.graph import ClusterGraph
-from gnnsys.clustering.metrics import cluster_scores, modularity
+from gnnsys.clustering.metrics import cluster_metrics, modularity
 from gnnsys.clustering.objectives import make_objective
 from gnnsys.config.cluster import ClusterConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.losses import dec_kl, student_t_assign, target_distribution
+from gnnsys.system.progress import Progress
 
-__all__ = ["Epoch", "SeedResult", "Task", "scale_of_features", "train_seed"]
+__all__ = ["ClusterEpoch", "ClusterTask", "SeedResult", "scale_of_features", "train_seed"]
 
 _RECONSTRUCTED = 256  # nodes of a batch
 _STARTS = 20  # of k-means
@@ -42,20 +43,19 @@ _MANY = 200_000  # nodes, from which on k-means sees them in batches
 
 _SCALED_BY = 1 << 16  # nodes that the scale of features is taken from
 
-Progress = Callable[[str, int, int], None]
 _Looked = tuple[list[float], Tensor, Tensor]
 """The loss and its two parts; (n, dim) embeddings; (n, K) assignments."""
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class ClusterEpoch:
     """What one epoch gave; number 0 is the start, before any training."""
 
     number: int
     loss: float
     contrastive: float
     clustering: float
-    scores: dict[str, float]
+    metrics: dict[str, float]
     """Of the clusters at that point; empty without labels."""
 
     modularity: float | None
@@ -67,8 +67,8 @@ class SeedResult:
     """A trained seed."""
 
     seed: int
-    epochs: list[Epoch] = field(default_factory=list)
-    selected: Epoch | None = None
+    epochs: list[ClusterEpoch] = field(default_factory=list)
+    selected: ClusterEpoch | None = None
     """The one whose clusters are kept."""
 
     assignments: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
@@ -84,7 +84,7 @@ class SeedResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ClusterTask:
     """What all seeds train on."""
 
     config: ClusterConfig
@@ -117,7 +117,7 @@ def scale_of_features(batches: Batches, num_nodes: int, normalize: str) -> float
     return 1 / math.sqrt(square) if square > 0 else 1.0
 
 
-def train_seed(task: Task, seed: int) -> SeedResult:
+def train_seed(task: ClusterTask, seed: int) -> SeedResult:
     """Trains one seed.
 
     Raises:
@@ -126,15 +126,15 @@ def train_seed(task: Task, seed: int) -> SeedResult:
     begun = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        trainer = _Trainer(task, seed)
+        trainer = _SeedTrainer(task, seed)
         trainer.start()
         result = trainer.train()
     result.seconds = time.perf_counter() - begun
     return result
 
 
-class _Trainer:
-    def __init__(self, task: Task, seed: int) -> None:
+class _SeedTrainer:
+    def __init__(self, task: ClusterTask, seed: int) -> None:
         self._task, self._config, self._batches, self._seed = task, task.config, task.batches, seed
         self._objective = make_objective(task.config)
         self._encoder: Encoder
@@ -235,9 +235,9 @@ class _Trainer:
             losses, z, q = run(number, optimizer if number < config.epochs else None)
             assignments = q.argmax(1).cpu().numpy()
             loss, contrastive, clustering = losses
-            scores = self._score(assignments)
+            metrics = self._metrics(assignments)
             graded = self._modularity(assignments) if config.select == "modularity" else None
-            epoch = Epoch(number, loss, contrastive, clustering, scores, graded)
+            epoch = ClusterEpoch(number, loss, contrastive, clustering, metrics, graded)
             result.epochs.append(epoch)
             worth = self._worth(epoch)
             if worth > best:
@@ -284,19 +284,19 @@ class _Trainer:
             optimizer.step()
         return [part.item() for part in (loss, contrastive, clustering)], z.detach(), q.detach()
 
-    def _score(self, assignments: NDArray[np.int64]) -> dict[str, float]:
+    def _metrics(self, assignments: NDArray[np.int64]) -> dict[str, float]:
         labels = self._task.graph.labels
-        return {} if labels is None else cluster_scores(labels, assignments)
+        return {} if labels is None else cluster_metrics(labels, assignments)
 
     def _modularity(self, assignments: NDArray[np.int64]) -> float:
         return modularity(self._task.graph.data.edge_index.numpy(), assignments)
 
-    def _worth(self, epoch: Epoch) -> float:
+    def _worth(self, epoch: ClusterEpoch) -> float:
         worth = {
             "loss": -epoch.loss,
             "modularity": epoch.modularity,
             "last": epoch.number,
-            "labels": epoch.scores.get("acc"),
+            "labels": epoch.metrics.get("acc"),
         }[self._config.select]
         assert worth is not None
         return worth

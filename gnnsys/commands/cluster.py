@@ -11,11 +11,11 @@ import numpy as np
 from rich.console import Console
 
 from gnnsys.clustering.assign import write_clusters
-from gnnsys.clustering.metrics import MEASURES
+from gnnsys.clustering.metrics import METRICS
 from gnnsys.clustering.runs import run_clustering
 from gnnsys.config.cluster import ClusterConfig
 from gnnsys.memory import keep_freed_memory
-from gnnsys.pages.tables import Table, on_terminal
+from gnnsys.pages.tables import TextTable, on_terminal
 from gnnsys.system.progress import work_progress
 
 __all__ = ["run_command"]
@@ -53,20 +53,20 @@ def _assign(config: ClusterConfig) -> int:
     return 0
 
 
-def _table(result: dict[str, Any]) -> Table:
+def _table(result: dict[str, Any]) -> TextTable:
     seeds, summary = result["seeds"], result["summary"]
     title = f"{result['clusters']} clusters of {result['dataset']}"
     title += f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
     rows = [
         [name.upper(), *(_percent(summary[which][name]) for which in _WHICH)]
-        for name in MEASURES
+        for name in METRICS
         if name in summary["last"]
     ]
     for name, form in (("loss", "{:.4f}"), ("epoch", "{:.0f}")):
         means = [fmean(seed[which][name] for seed in seeds) for which in _WHICH]
         rows.append([name, *map(form.format, means)])
     rows.append(["seconds of a seed", "", f"{fmean(seed['seconds'] for seed in seeds):.1f}"])
-    return Table(title, ("", f"epoch by {result['options']['select']}", "last epoch"), rows)
+    return TextTable(title, ("", f"epoch by {result['options']['select']}", "last epoch"), rows)
 
 
 def _percent(metric: dict[str, float | None]) -> str:

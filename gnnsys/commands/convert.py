@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gnnsys.commands.info import describe, print_tables
+from gnnsys.commands.info import describe_dataset, print_tables
 from gnnsys.config.convert import ConvertConfig
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
 from gnnsys.convert.edge_list import convert_edge_list
@@ -40,7 +40,7 @@ def run_command(config: ConvertConfig) -> int:
     if config.to == "graphbolt":
         print(json.dumps({"path": str(path)}) if config.json else f"wrote {path}")
     elif config.json:
-        print(json.dumps(describe(open_dataset(path))))
+        print(json.dumps(describe_dataset(open_dataset(path))))
     else:
         print_tables(open_dataset(path), Console())
     return 0

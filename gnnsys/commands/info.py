@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gnnsys.dataset.format import EdgeType, Table
 from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.system.progress import work_progress
 
-__all__ = ["describe", "print_tables", "run_command"]
+__all__ = ["describe_dataset", "print_tables", "run_command"]
 
 
 def run_command(config: InfoConfig) -> int:
@@ -27,7 +28,7 @@ def run_command(config: InfoConfig) -> int:
         with work_progress() as progress:
             dataset.verify(progress)
     if config.json:
-        print(json.dumps({**describe(dataset), "verified": config.verify}))
+        print(json.dumps({**describe_dataset(dataset), "verified": config.verify}))
         return 0
     print_tables(dataset, Console())
     if config.verify:
@@ -35,14 +36,14 @@ def run_command(config: InfoConfig) -> int:
     return 0
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """The folder as JSON: counts, tables, degrees, task, source."""
     manifest = dataset.manifest
     return {
         "path": str(dataset.path),
         "name": dataset.name,
         "heterogeneous": dataset.heterogeneous,
-        "task": _task(dataset),
+        "task": None if dataset.task is None else asdict(dataset.task),
         "nodes": {
             node_type: {"count": nodes.count, "tables": _tables(nodes.tables)}
             for node_type, nodes in manifest.nodes.items()
@@ -57,18 +58,6 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             for edge_type, edges in manifest.edges.items()
         ],
         "source": manifest.source,
-    }
-
-
-def _task(dataset: Dataset) -> dict[str, Any] | None:
-    task = dataset.task
-    if task is None:
-        return None
-    return {
-        "node_type": task.node_type,
-        "num_classes": task.num_classes,
-        "multi_label": task.multi_label,
-        "metric": task.metric,
     }
 
 
@@ -97,8 +86,8 @@ def _degrees(dataset: Dataset, edge_type: EdgeType) -> dict[str, float]:
 
 
 def print_tables(dataset: Dataset, console: Console) -> None:
-    """Prints what ``describe`` says for people."""
-    facts = describe(dataset)
+    """Prints what ``describe_dataset`` says for people."""
+    facts = describe_dataset(dataset)
     head = RichTable(title=escape(f"{facts['name']}: {facts['path']}"), show_header=False)
     for node_type, nodes in facts["nodes"].items():
         head.add_row(f"nodes{_of(dataset, node_type)}", f"{nodes['count']:,}")

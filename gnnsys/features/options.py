@@ -22,7 +22,7 @@ Window = int | Literal["auto"]
 _OF_THE_CACHE = ("policy", "window", "victim_buffer", "score", "trace")
 
 
-def parse_cache(text: str, option: str = "--cache") -> int | float | str | None:
+def parse_cache(text: str) -> int | float | str | None:
     """What a cache's size means: rows, a share of the rows, bytes, or None for no cache.
 
     ``auto`` stays as it is.
@@ -38,15 +38,15 @@ def parse_cache(text: str, option: str = "--cache") -> int | float | str | None:
         share = float(text)
         if not 0 < share <= 1:
             raise ArgumentError(
-                f"{option} {text}: expected a share of the rows above 0 and up to 1; "
+                f"--cache {text}: expected a share of the rows above 0 and up to 1; "
                 "a number without a point is one of rows, and 8GB one of bytes"
             )
         return share
     if text[:1].isdigit():
-        parse_bytes(text, option)
+        parse_bytes(text, "--cache")
         return text
     raise ArgumentError(
-        f"{option} {text}: expected auto, none, bytes such as 8GB, rows such as 100000, or a share "
+        f"--cache {text}: expected auto, none, bytes such as 8GB, rows such as 100000, or a share "
         "of the rows such as 0.1"
     )
 

@@ -116,16 +116,14 @@ class Drawing:
         )
         self._key(label, "faint" if faint else "line", series)
 
-    def band(
-        self, points: Sequence[tuple[float, float, float]], label: str | None, *, series: int = 0
-    ) -> None:
+    def band(self, points: Sequence[tuple[float, float, float]], label: str | None) -> None:
         """A light area between two values at each point (seconds, low, high)."""
         if not points:
             return
         at, low, high = self._columns(points)
-        self._axes.fill_between(at, low, high, color=_color(series), alpha=0.16, linewidth=0)
+        self._axes.fill_between(at, low, high, color=_color(0), alpha=0.16, linewidth=0)
         if label is not None:
-            self._key(label, "band", series)
+            self._key(label, "band", 0)
 
     def stack(self, edges: Sequence[float], values: Mapping[str, Sequence[float]]) -> None:
         """Areas on top of each other, constant between one edge (seconds) and the next."""
@@ -136,7 +134,7 @@ class Drawing:
         for series, label in enumerate(values):
             self._key(label, "area", series)
 
-    def ring(self, seconds: float, value: float, label: str, *, series: int = 0) -> None:
+    def ring(self, seconds: float, value: float, label: str) -> None:
         """Marks one point."""
         if not math.isfinite(value):
             return
@@ -146,11 +144,11 @@ class Drawing:
             "o",
             markersize=11,
             markerfacecolor="none",
-            markeredgecolor=_color(series),
+            markeredgecolor=_color(0),
             markeredgewidth=1.6,
             clip_on=False,
         )
-        self._key(label, "ring", series)
+        self._key(label, "ring", 0)
 
     def use_log_scale(self) -> None:
         """Of values that are all above 0."""

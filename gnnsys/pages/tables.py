@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import rich.table
 from rich.markup import escape
 
-__all__ = ["Table", "on_terminal", "pairs_on_terminal"]
+__all__ = ["TextTable", "on_terminal", "pairs_on_terminal"]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TextTable:
     """A table of texts, of which a page makes a section."""
 
     title: str
@@ -24,7 +24,7 @@ class Table:
     """Their first text names the row."""
 
 
-def on_terminal(table: Table, caption: str | None = None) -> rich.table.Table:
+def on_terminal(table: TextTable, caption: str | None = None) -> rich.table.Table:
     """The table as rich draws it, with all columns but the first to the right."""
     drawn = rich.table.Table(title=escape(table.title), title_justify="left", caption=caption)
     for place, name in enumerate(table.head):

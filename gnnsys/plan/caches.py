@@ -23,7 +23,7 @@ from gnnsys.errors import ArgumentError, TooLargeError
 from gnnsys.system.budget import process_budget
 from gnnsys.system.sizes import parse_bytes
 
-__all__ = ["Budget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
+__all__ = ["CacheBudget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
 
 _Simulated = Policy | Literal["belady"]
 
@@ -74,7 +74,7 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
+class CacheBudget:
     """Memory for a cache, and what is simulated for it."""
 
     text: str
@@ -83,7 +83,9 @@ class Budget:
     cases: tuple[Case, ...]
 
 
-def plan_budgets(workload: Workload, texts: Sequence[str], victim_bytes: int = 0) -> list[Budget]:
+def plan_budgets(
+    workload: Workload, texts: Sequence[str], victim_bytes: int = 0
+) -> list[CacheBudget]:
     """The caches worth comparing for each budget.
 
     Args:
@@ -108,7 +110,7 @@ def plan_budgets(workload: Workload, texts: Sequence[str], victim_bytes: int = 0
         if workload.dtype in (*_SIZES, "bfloat16", "float64"):
             others = [dtype for dtype in _SIZES if dtype != workload.dtype]
             cases += [_case(workload, dtype, size, victim_bytes, dtype=dtype) for dtype in others]
-        budgets.append(Budget(text=text.strip(), bytes=size, cases=tuple(cases)))
+        budgets.append(CacheBudget(text=text.strip(), bytes=size, cases=tuple(cases)))
     return budgets
 
 

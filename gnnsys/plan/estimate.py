@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from gnnsys.plan.hardware import Hardware
 
-__all__ = ["Estimate", "Traffic", "estimate_epoch"]
+__all__ = ["PARTS", "Estimate", "Traffic", "estimate_epoch"]
+
+PARTS = {
+    "disk_reads": "disk reads",
+    "disk_bytes": "disk bandwidth",
+    "memory": "memory bandwidth",
+    "compute": "computing",
+}
+"""The parts of an epoch that may take longest, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,13 +66,7 @@ class Estimate:
     @property
     def limit(self) -> str:
         """What takes longest."""
-        parts = {
-            "computing": self.compute,
-            "memory bandwidth": self.memory,
-            "disk bandwidth": self.disk_bytes,
-            "disk reads": self.disk_reads,
-        }
-        return max(parts, key=lambda part: parts[part])
+        return PARTS[max(reversed(PARTS), key=lambda part: float(getattr(self, part)))]
 
 
 def estimate_epoch(

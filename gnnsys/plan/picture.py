@@ -14,6 +14,7 @@ from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart, inline_svg, line_keys, png
 from gnnsys.pages.style import page_looks, paper_looks
 from gnnsys.pages.templates import render
+from gnnsys.plan.estimate import PARTS
 from gnnsys.plan.text import plan_tables, precisions
 from gnnsys.system.files import check_folder_of, replace_file
 
@@ -25,12 +26,6 @@ _PAPER = {
     "grid.alpha": 0.4,
     "axes.spines.top": False,
     "axes.spines.right": False,
-}
-_PARTS = {
-    "disk_reads": "disk reads",
-    "disk_bytes": "disk bandwidth",
-    "memory": "memory bandwidth",
-    "compute": "computing",
 }
 
 
@@ -85,7 +80,7 @@ def _draw_hits(axes: Axes, plan: dict[str, Any]) -> None:
 
 def _draw_times(axes: Axes, plan: dict[str, Any]) -> None:
     """Draws what an epoch would take if one part alone took time; the highest line is the time."""
-    for number, (part, label) in enumerate(_PARTS.items()):
+    for number, (part, label) in enumerate(PARTS.items()):
         values = [budget["cases"]["planned"]["estimate"][part] for budget in _ascending(plan)]
         if not any(values):
             continue

@@ -22,7 +22,7 @@ from gnnsys.pipeline.timeline import idle_share, simulate
 from gnnsys.pipeline.way_graph import halo_sizes
 from gnnsys.plan.hardware import Cluster, read_cluster
 from gnnsys.plan.split_times import SplitTimes
-from gnnsys.plan.splits_text import notes_on
+from gnnsys.plan.splits_text import notes_on_splits
 from gnnsys.system.progress import Progress
 from gnnsys.training.task import NodeDataset, load_dataset
 
@@ -70,7 +70,7 @@ def make_parallel_plan(
         "hardware": None if cluster is None else dataclasses.asdict(cluster),
         "splits": rows,
     }
-    plan["notes"] = notes_on(plan)
+    plan["notes"] = notes_on_splits(plan)
     return plan, schedules
 
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from gnnsys.pages import numbers
-from gnnsys.pages.tables import Table, on_terminal
+from gnnsys.pages.tables import TextTable, on_terminal
 
-__all__ = ["describe_plan", "notes_on", "print_parallel_plan", "split_cells"]
+__all__ = ["describe_plan", "notes_on_splits", "print_parallel_plan", "split_cells"]
 
 _CAPTION = "bytes of an epoch by all ranks; memory, times of the rank that needs most"
 _MUCH_IDLE = 0.25
@@ -36,7 +36,7 @@ def describe_plan(plan: dict[str, Any]) -> str:
     )
 
 
-def notes_on(plan: dict[str, Any]) -> list[str]:
+def notes_on_splits(plan: dict[str, Any]) -> list[str]:
     """What the numbers mean, in sentences."""
     splits = {row["mode"]: row for row in plan["splits"]}
     notes = []
@@ -98,6 +98,6 @@ def split_cells(plan: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def print_parallel_plan(plan: dict[str, Any], console: Console) -> None:
     """Shows a plan to people."""
-    console.print(on_terminal(Table(describe_plan(plan), *split_cells(plan)), _CAPTION))
+    console.print(on_terminal(TextTable(describe_plan(plan), *split_cells(plan)), _CAPTION))
     for note in plan["notes"]:
         console.print(f"- {escape(note)}")

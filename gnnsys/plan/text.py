@@ -11,7 +11,7 @@ from rich.markup import escape
 from gnnsys.cache.simulator import SimulationResult
 from gnnsys.features.statistics import memory_rows
 from gnnsys.pages import numbers
-from gnnsys.pages.tables import Table, on_terminal, pairs_on_terminal
+from gnnsys.pages.tables import TextTable, on_terminal, pairs_on_terminal
 from gnnsys.plan.caches import Case
 from gnnsys.plan.estimate import Traffic, estimate_epoch
 from gnnsys.plan.hardware import Hardware
@@ -19,6 +19,7 @@ from gnnsys.plan.hardware import Hardware
 __all__ = ["case_facts", "notes_on", "plan_tables", "precisions", "print_plan"]
 
 _LOOK_AHEAD = ("hybrid", "lookahead", "hybrid-pvp")
+_COUNTS = ("hit_ratio", "hits", "victim_hits", "misses", "copies", "bypasses", "drops")
 _LITTLE = 0.01  # of hit ratio: less than this is not worth a window
 
 
@@ -41,13 +42,7 @@ def case_facts(
     estimate = estimate_epoch(traffic, hardware, batches=epoch_batches, step_seconds=step_seconds)
     return {
         **dataclasses.asdict(case),
-        "hit_ratio": result.hit_ratio,
-        "hits": result.hits,
-        "victim_hits": result.victim_hits,
-        "misses": result.misses,
-        "copies": result.copies,
-        "bypasses": result.bypasses,
-        "drops": result.drops,
+        **{name: getattr(result, name) for name in _COUNTS},
         "epoch": {**dataclasses.asdict(traffic), "reads": traffic.reads},
         "estimate": {
             **dataclasses.asdict(estimate),
@@ -108,7 +103,7 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
     return notes
 
 
-def plan_tables(plan: dict[str, Any]) -> list[Table]:
+def plan_tables(plan: dict[str, Any]) -> list[TextTable]:
     """What a terminal and a page show of every budget."""
     made = [_served(plan), _epochs(plan)]
     return [*made, _what_if(plan)] if len(precisions(plan)) > 1 else made
@@ -121,7 +116,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(on_terminal(table))
     names = [(name.removeprefix("memory: "), told) for name, told in memory_rows(plan["memory"])]
     title = "Memory of a training run, --cache auto"
-    console.print(on_terminal(Table(title, ("for", "bytes"), names)))
+    console.print(on_terminal(TextTable(title, ("for", "bytes"), names)))
     for note in plan["notes"]:
         console.print(f"[bold]*[/] {escape(note)}", highlight=False)
 
@@ -154,7 +149,7 @@ def _head(plan: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _served(plan: dict[str, Any]) -> Table:
+def _served(plan: dict[str, Any]) -> TextTable:
     head = ("budget", "rows cached", "of the touched", plan["policy"], "static", "bound")
     body = []
     for budget in plan["budgets"]:
@@ -163,16 +158,16 @@ def _served(plan: dict[str, Any]) -> Table:
         shares = [f"{cases[role]['hit_ratio']:.1%}" for role in ("planned", "static", "belady")]
         touched = f"{min(1, capacity / max(1, plan['rows_touched'])):.0%}"
         body.append([budget["budget"], numbers.count(capacity), touched, *shares])
-    return Table("Rows served without the disk", head, body)
+    return TextTable("Rows served without the disk", head, body)
 
 
-def _epochs(plan: dict[str, Any]) -> Table:
+def _epochs(plan: dict[str, Any]) -> TextTable:
     planned = [(budget["budget"], budget["cases"]["planned"]) for budget in plan["budgets"]]
     body = [[text, *_reading(case), case["estimate"]["limit"]] for text, case in planned]
-    return Table("An epoch", ("budget", "rows read", "reads", "bytes", "time", "limit"), body)
+    return TextTable("An epoch", ("budget", "rows read", "reads", "bytes", "time", "limit"), body)
 
 
-def _what_if(plan: dict[str, Any]) -> Table:
+def _what_if(plan: dict[str, Any]) -> TextTable:
     body = [
         [
             budget["budget"],
@@ -185,7 +180,7 @@ def _what_if(plan: dict[str, Any]) -> Table:
         for case in (budget["cases"][role] for role in precisions(plan))
     ]
     head = ("budget", "stored", "rows cached", "hits", "rows read", "reads", "bytes", "time")
-    return Table("An epoch, if features were stored in another precision", head, body)
+    return TextTable("An epoch, if features were stored in another precision", head, body)
 
 
 def _reading(case: dict[str, Any]) -> list[str]:

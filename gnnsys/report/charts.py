@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart, Drawing
 from gnnsys.pages.style import page_looks
-from gnnsys.report.run import Epoch, Run, Sample
+from gnnsys.report.run import Epoch, RecordedRun, Sample
 
 __all__ = ["draw_charts"]
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 _Points = list[tuple[float, float]]
 
 
-def draw_charts(run: Run) -> list[Chart]:
+def draw_charts(run: RecordedRun) -> list[Chart]:
     """Draws the charts of a run, in the order of the page, all over time; none without samples.
 
     The same run gives the same charts, byte for byte, under one version of matplotlib.
@@ -42,7 +42,7 @@ def draw_charts(run: Run) -> list[Chart]:
         return [chart(run) for chart in draw]
 
 
-def _loss(run: Run) -> Chart:
+def _loss(run: RecordedRun) -> Chart:
     drawing = _new(run, "loss")
     steps = _finite((sample.seconds, sample.loss) for sample in run.steps)
     epochs = _finite((sample.seconds, sample.loss) for sample in run.epochs)
@@ -63,7 +63,7 @@ def _loss(run: Run) -> Chart:
     return drawing.finish("Loss", unit, summary)
 
 
-def _metric(run: Run) -> Chart:
+def _metric(run: RecordedRun) -> Chart:
     drawing = _new(run, "metric")
     metric, best = run.metric, run.best
     kinds: tuple[tuple[str, Callable[[Epoch], Mapping[str, float] | None]], ...] = (
@@ -85,7 +85,7 @@ def _metric(run: Run) -> Chart:
     return drawing.finish("Metric", metric, summary)
 
 
-def _staleness(run: Run) -> Chart:
+def _staleness(run: RecordedRun) -> Chart:
     """How far the rows that chunks read were from their snapshot, of a pipeline's layers."""
     drawing = _new(run, "staleness", from_zero=True)
     last = [epoch for epoch in run.epochs if epoch.staleness][-1].staleness
@@ -100,7 +100,7 @@ def _staleness(run: Run) -> Chart:
     return drawing.finish("Staleness", "of the norm of a layer's rows", summary)
 
 
-def _throughput(run: Run) -> Chart:
+def _throughput(run: RecordedRun) -> Chart:
     drawing = _new(run, "throughput", from_zero=True)
     epochs = _finite((epoch.seconds, rate) for epoch, rate in run.epoch_rates())
     drawing.line(_finite(_step_rates(run)), "between steps", faint=True)
@@ -109,7 +109,7 @@ def _throughput(run: Run) -> Chart:
     return drawing.finish("Throughput", "seeds per second", summary)
 
 
-def _step_rates(run: Run) -> Iterator[tuple[float, float]]:
+def _step_rates(run: RecordedRun) -> Iterator[tuple[float, float]]:
     """Middles of intervals within an epoch, so without evaluation, and their seeds per second."""
     edges = _edges(run.steps)
     for first, second in pairwise(edges):
@@ -118,7 +118,7 @@ def _step_rates(run: Run) -> Iterator[tuple[float, float]]:
             yield middle, (second.seeds - first.seeds) / (second.seconds - first.seconds)
 
 
-def _memory(run: Run) -> Chart:
+def _memory(run: RecordedRun) -> Chart:
     drawing = _new(run, "memory", from_zero=True)
     unit, size = numbers.memory_unit(run.peak_rss)
     points = _finite((sample.seconds, sample.rss / size) for sample in run.samples)
@@ -129,7 +129,7 @@ def _memory(run: Run) -> Chart:
     return drawing.finish("Memory", unit, summary)
 
 
-def _traffic(run: Run) -> Chart:
+def _traffic(run: RecordedRun) -> Chart:
     """Stacked rates: how much flows, and how it is shared out among the tiers."""
     drawing = _new(run, "traffic", from_zero=True)
     edges, by_epoch = _traffic_edges(run)
@@ -150,14 +150,14 @@ def _traffic(run: Run) -> Chart:
     return drawing.finish("Feature traffic by tier", unit, summary)
 
 
-def _traffic_edges(run: Run) -> tuple[list[Sample], bool]:
+def _traffic_edges(run: RecordedRun) -> tuple[list[Sample], bool]:
     """Between which samples traffic is averaged, and whether those are whole epochs."""
     by_epoch = len(run.epochs) >= _EPOCHS_ALONE
     shown = [*run.epochs, run.samples[-1]] if by_epoch else run.samples
     return _edges(shown, cut_epochs=not by_epoch), by_epoch
 
 
-def _hit_ratios(run: Run) -> Chart:
+def _hit_ratios(run: RecordedRun) -> Chart:
     """Which part of the rows each tier served, interval by interval."""
     drawing = _new(run, "hits", from_zero=True)
     tiers = run.tier_names()
@@ -176,7 +176,7 @@ def _hit_ratios(run: Run) -> Chart:
     return drawing.finish("Hit ratio by tier", "% of rows", f"in all: {', '.join(shares)}")
 
 
-def _disk(run: Run) -> Chart:
+def _disk(run: RecordedRun) -> Chart:
     drawing = _new(run, "disk", from_zero=True)
     requests = _rates(run, "requests")
     drawing.line(requests, "requests", marked=False)
@@ -186,7 +186,7 @@ def _disk(run: Run) -> Chart:
     return drawing.finish("Disk reads", "per second", summary)
 
 
-def _waiting(run: Run) -> Chart:
+def _waiting(run: RecordedRun) -> Chart:
     drawing = _new(run, "waiting", from_zero=True)
     points = [(at, 100 * share) for at, share in _rates(run, "io_wait_seconds")]
     drawing.band([(at, 0.0, share) for at, share in points], None)
@@ -195,7 +195,7 @@ def _waiting(run: Run) -> Chart:
     return drawing.finish("Time waited for reads", "% of the time", f"{waited} in all")
 
 
-def _rates(run: Run, name: str) -> _Points:
+def _rates(run: RecordedRun, name: str) -> _Points:
     """Ends of intervals and how fast a count of ``Sample.reads`` grew in them, per second."""
     edges, _ = _traffic_edges(run)
     return _finite(
@@ -208,7 +208,7 @@ def _rates(run: Run, name: str) -> _Points:
     )
 
 
-def _traffic_so_far(run: Run) -> Chart:
+def _traffic_so_far(run: RecordedRun) -> Chart:
     drawing = _new(run, "served", from_zero=True)
     samples = [group[-1] for group in _groups(run.samples)]
     served = {
@@ -224,7 +224,7 @@ def _traffic_so_far(run: Run) -> Chart:
     return drawing.finish("Feature bytes served so far", unit, summary)
 
 
-def _new(run: Run, name: str, **options: Any) -> Drawing:
+def _new(run: RecordedRun, name: str, **options: Any) -> Drawing:
     ends = _finite((epoch.epoch, epoch.seconds) for epoch in run.epochs)
     times = [sample.seconds for sample in run.samples if math.isfinite(sample.seconds)]
     return Drawing(

@@ -10,16 +10,16 @@ from typing import Any, TypeGuard
 from gnnsys.features.statistics import FeatureStats, memory_rows, stats_rows
 from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart
-from gnnsys.pages.tables import Table
+from gnnsys.pages.tables import TextTable
 from gnnsys.pages.templates import render
-from gnnsys.report.run import Run, as_object
+from gnnsys.report.run import RecordedRun, as_object
 
 __all__ = ["make_page"]
 
 _STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "not ended": "warning"}
 
 
-def make_page(run: Run, charts: Sequence[Chart]) -> str:
+def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
     """The whole page, which needs no other file."""
     name = f"{_model(run)} on {_dataset(run)}"
     state = run.reason or "not ended"
@@ -43,16 +43,16 @@ def make_page(run: Run, charts: Sequence[Chart]) -> str:
     )
 
 
-def _model(run: Run) -> str:
+def _model(run: RecordedRun) -> str:
     return str(run.options.get("model", "model"))
 
 
-def _dataset(run: Run) -> str:
+def _dataset(run: RecordedRun) -> str:
     named = as_object(run.start.get("dataset")).get("name")
     return str(named or run.options.get("dataset", "an unnamed dataset"))
 
 
-def _about(run: Run) -> str:
+def _about(run: RecordedRun) -> str:
     sizes = as_object(run.start.get("dataset"))
     facts = [
         f"{_count_any(sizes[kind])} {kind}"
@@ -66,7 +66,7 @@ def _about(run: Run) -> str:
     return " · ".join(facts)
 
 
-def _notices(run: Run) -> list[str]:
+def _notices(run: RecordedRun) -> list[str]:
     notices = []
     if run.reason is None:
         cut = ", and its last line was cut off in the middle" if run.cut else ""
@@ -96,7 +96,7 @@ def _notices(run: Run) -> list[str]:
     return notices
 
 
-def _tiles(run: Run) -> list[tuple[str, str, str]]:
+def _tiles(run: RecordedRun) -> list[tuple[str, str, str]]:
     """What each tile shows: its name, a value and a note."""
     metric, best, epochs = run.metric, run.best, run.epochs
     val, test = run.best_metric()
@@ -126,12 +126,12 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     ]
 
 
-def _of_memory(run: Run) -> str:
+def _of_memory(run: RecordedRun) -> str:
     size = as_object(run.start.get("machine")).get("memory_bytes")
     return f"of {numbers.memory(size)}" if _is_number(size) else "resident"
 
 
-def _tiers(run: Run) -> Table:
+def _tiers(run: RecordedRun) -> TextTable:
     rows, sizes = run.tiers("rows"), run.tiers("bytes")
     tiers = list(dict.fromkeys([*rows, *sizes]))
     body = [
@@ -150,15 +150,15 @@ def _tiers(run: Run) -> Table:
         total = numbers.count(sum(rows.values()))
         body.append(["in all", total, "", numbers.count(served), numbers.traffic(served), ""])
     head = ("tier", "rows", "share of rows", "bytes", "size", "share of bytes")
-    return Table("Features by tier", head, body)
+    return TextTable("Features by tier", head, body)
 
 
-def _memory(run: Run) -> list[tuple[str, str]]:
+def _memory(run: RecordedRun) -> list[tuple[str, str]]:
     told = memory_rows(as_object(run.result.get("memory")))
     return [(name.removeprefix("memory: "), value) for name, value in told]
 
 
-def _epochs(run: Run) -> Table:
+def _epochs(run: RecordedRun) -> TextTable:
     metrics = list(dict.fromkeys(name for epoch in run.epochs for name in epoch.val or {}))
     head = ["epoch", "loss"]
     head += [f"{kind} {name}" for name in metrics for kind in ("validation", "test")]
@@ -178,10 +178,10 @@ def _epochs(run: Run) -> Table:
         ]
         for epoch, rate in run.epoch_rates()
     ]
-    return Table("Epochs", head, body)
+    return TextTable("Epochs", head, body)
 
 
-def _machine(run: Run) -> list[tuple[str, str]]:
+def _machine(run: RecordedRun) -> list[tuple[str, str]]:
     facts = dict(as_object(run.start.get("machine")))
     size = facts.get("memory_bytes")
     if _is_number(size):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from gnnsys.config.run_files import CONFIG, METRICS
 from gnnsys.errors import FileFormatError, MissingFileError
-from gnnsys.report.run import Epoch, Resume, Run, Sample, as_object
+from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, as_object
 from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["read_run"]
@@ -22,7 +22,7 @@ __all__ = ["read_run"]
 _T = TypeVar("_T")
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RecordedRun:
     """Reads the run in ``folder``, finished or not.
 
     Raises:
@@ -108,7 +108,7 @@ class _Builder:
     """Makes a run of its records, one after the other."""
 
     def __init__(self) -> None:
-        self.run = Run()
+        self.run = RecordedRun()
         self._resumed = False  # and no sample has come since
 
     def add(self, record: _Line) -> None:

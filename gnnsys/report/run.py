@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from gnnsys.config.run_files import result_name
 
-__all__ = ["Epoch", "Resume", "Run", "Sample", "as_object"]
+__all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "as_object"]
 
 _Otherwise = TypeVar("_Otherwise", float, None)
 
@@ -87,7 +87,7 @@ class Resume:
 
 
 @dataclass(slots=True)
-class Run:
+class RecordedRun:
     """What a run's folder says."""
 
     start: Mapping[str, Any] = field(default_factory=dict)

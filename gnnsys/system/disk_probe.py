@@ -137,7 +137,7 @@ def measure(path: str | os.PathLike[str], seconds: float = 1.0) -> DiskProfile:
     return DiskProfile(iops[depth], bandwidth, latency, depth, when, disk_name(path))
 
 
-def measure_folder(path: str | os.PathLike[str], seconds: float = 1.0) -> DiskProfile:
+def measure_folder(path: str | os.PathLike[str]) -> DiskProfile:
     """The same for the disk of a folder, with a file that is written there and removed."""
     with tempfile.NamedTemporaryFile(prefix=".gnnsys-probe-", dir=path) as file:
         block = os.urandom(_WRITE_BYTES)  # disks may not read what compresses to nothing
@@ -145,7 +145,7 @@ def measure_folder(path: str | os.PathLike[str], seconds: float = 1.0) -> DiskPr
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        return measure(file.name, seconds)
+        return measure(file.name)
 
 
 def _reader(handle: int, pages: int, depth: int) -> core.FileReader:

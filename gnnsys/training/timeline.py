@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from gnnsys.config.train import TrainConfig
 from gnnsys.pages.drawing import Chart, inline_svg, png
 from gnnsys.pages.style import page_looks, paper_looks
-from gnnsys.pages.tables import Table
+from gnnsys.pages.tables import TextTable
 from gnnsys.pages.templates import render
 from gnnsys.pipeline.schedule import Event, Kind
 from gnnsys.pipeline.timeline import idle_share
@@ -61,7 +61,7 @@ def write_timelines(
         return
     with page_looks():
         charts = [_chart(number, *each, unit, lane) for number, each in enumerate(timelines)]
-    tables = [] if table is None else [Table("Costs", *table)]
+    tables = [] if table is None else [TextTable("Costs", *table)]
     page = render("schedule", title=title, about=about, notes=notes, tables=tables, charts=charts)
     replace_file(path, page.encode())
 

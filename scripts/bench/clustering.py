@@ -21,7 +21,7 @@ from harness import run_entry
 from options import make_parser, positive
 from report import read_lines
 
-from gnnsys.clustering.metrics import SCORES
+from gnnsys.clustering.metrics import LABEL_METRICS
 from gnnsys.clustering.runs import run_clustering
 from gnnsys.config.cluster import ClusterConfig
 
@@ -124,7 +124,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         for variant in (variant for name, variant in groups if name == dataset):
             rows = groups[dataset, variant]
             epoch = statistics.mean(row["selected"]["epoch"] for row in rows)
-            scores = " | ".join(_told(rows, "selected", name) for name in SCORES)
+            scores = " | ".join(_told(rows, "selected", name) for name in LABEL_METRICS)
             cells = f"{len(rows)} | {epoch:.0f} | {scores} | {_told(rows, 'last', 'acc')}"
             print(f"| {dataset} | {variant} | {cells} |")
 

@@ -15,7 +15,7 @@ import torch
 from matplotlib.image import imread
 from sklearn.metrics import f1_score
 
-from gnnsys.clustering.metrics import cluster_scores
+from gnnsys.clustering.metrics import cluster_metrics
 from gnnsys.commands.cli import main
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.generate import generate_community
@@ -56,7 +56,7 @@ def test_files_hold_what_is_told_and_new_nodes_are_clustered(graph, capsys, tmp_
     assert json.loads((run / "result.json").read_text()) == result
     dataset = open_dataset(graph)
     assignments = np.load(run / "assignments.npy")
-    scores = cluster_scores(np.array(dataset.node_table("labels")), assignments)
+    scores = cluster_metrics(np.array(dataset.node_table("labels")), assignments)
     told = result["seeds"][0]["selected"]
     assert {name: told[name] for name in scores} == scores
     assert np.load(run / "embeddings.npy").shape == (500, 4)
@@ -223,7 +223,7 @@ def test_scores_are_the_best_over_all_pairings() -> None:
         labels[:5] = -1
         y, c = labels[5:], clusters[5:]
         paired = [np.array(names)[c] for names in itertools.permutations(range(4))]
-        scores = cluster_scores(labels, clusters)
+        scores = cluster_metrics(labels, clusters)
         best = max(float((each == y).mean()) for each in paired)
         assert scores["acc"] == best
         assert scores["f1"] in [

@@ -16,7 +16,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: its name in this folder, without ``.html.j2``.
-        values: what it shows: texts, which are escaped; charts; ``pages.tables.Table``.
+        values: what it shows: texts, which are escaped; charts; ``pages.tables.TextTable``.
 
     Example::
 

@@ -14,7 +14,6 @@ import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +40,7 @@ from gnnsys.loaders.seed_batches import (
 from gnnsys.loaders.stored_features import check_stored
 from gnnsys.memory import keep_freed_memory
 from gnnsys.system.budget import process_budget
+from gnnsys.system.once import warn_once
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 
@@ -160,7 +160,11 @@ class LookaheadLoader(DataLoader[Any]):
         if options.keep_freed_memory:
             keep_freed_memory()
         if self.num_workers:
-            _log_workers()
+            warn_once(
+                _log,
+                "num_workers: samples and features come from threads of this process, whatever "
+                "its value; 0, the default, says so, and worker_init_fn is not called",
+            )
 
     def _order_seeds(self, shuffle: bool) -> None:
         """Puts an order that knows the epoch in the place of DataLoader's own; one that is drawn
@@ -352,11 +356,3 @@ def _can_pin() -> bool:
         return True
     _log.info("pin_memory: True, but there is no CUDA device, so batches stay in pageable memory")
     return False
-
-
-@lru_cache
-def _log_workers() -> None:
-    _log.warning(
-        "num_workers: samples and features come from threads of this process, whatever its value; "
-        "0, the default, says so, and worker_init_fn is not called"
-    )

@@ -13,7 +13,6 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
 
@@ -26,6 +25,7 @@ from gnnsys.compat import forget_attributes, group_of, store_of
 from gnnsys.feature_store import FeatureStore
 from gnnsys.memory.encoding import SUPPORTED_DTYPES
 from gnnsys.memory.store import BatchRows, is_announced
+from gnnsys.system.once import warn_once
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["RowTables", "TableView", "Tickets"]
@@ -33,15 +33,6 @@ __all__ = ["RowTables", "TableView", "Tickets"]
 _log = logging.getLogger(__name__)
 _LEAST_BYTES = 1 << 20
 """Smaller tables stay in the caches, where torch's ``index_select`` has less to do than a store."""
-
-
-@lru_cache
-def _log_late_rows(attribute: str) -> None:
-    _log.warning(
-        "%s: requires grad, so its rows are gathered when a batch is handed over, not ahead: they "
-        "are those of the last update",
-        attribute,
-    )
 
 
 Tickets = Sequence[BatchRows]
@@ -72,7 +63,8 @@ class RowTables:
                     continue
                 place = (group_of(store), key)
                 if isinstance(value, Tensor) and value.requires_grad:
-                    _log_late_rows(key)
+                    told = "%s: requires grad, so its rows are gathered when a batch is handed over"
+                    warn_once(_log, told + ", not ahead: they are those of the last update", key)
                     late[place] = LateRows(value, data.__cat_dim__(key, value, store))
                     own[key] = torch.arange(value.size(late[place].dim))
                 elif _is_table(data, store, key, value):

@@ -20,6 +20,7 @@ from gnnsys.memory.store import RowReader
 from gnnsys.memory.table_file import TableFile, read_error
 from gnnsys.system import disk_probe
 from gnnsys.system.extension import core
+from gnnsys.system.once import warn_once
 
 __all__ = ["DirectRows", "uring_refusal"]
 
@@ -151,7 +152,12 @@ class DirectRows(RowReader):
             direct = self._core.direct()
             if not all(direct):
                 self._all_direct = False
-                _log_cached(self._table.shards[direct.index(False)].path)
+                warn_once(
+                    _log,
+                    "%s: its file system refuses O_DIRECT, so rows are read through the page "
+                    "cache, which may push out what else is in memory",
+                    self._table.shards[direct.index(False)].path,
+                )
 
 
 class DirectPending:
@@ -175,15 +181,6 @@ class DirectPending:
     def cancel(self) -> None:
         """See ``PendingRows.cancel``."""
         self._job.cancel()
-
-
-@lru_cache
-def _log_cached(path: str) -> None:
-    _log.warning(
-        "%s: its file system refuses O_DIRECT, so rows are read through the page cache, which may "
-        "push out what else is in memory",
-        path,
-    )
 
 
 def best_depth(table: TableFile) -> int:

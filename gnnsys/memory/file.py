@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,6 +30,7 @@ from gnnsys.memory.store import Store, check_out, check_range, check_write
 from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
+from gnnsys.system.once import warn_once
 
 __all__ = ["FileStore"]
 
@@ -128,7 +129,8 @@ class FileStore(Store):
                 f"storage: 'uring' cannot be used: {refusal}; storage='pread' reads with threads"
             )
         if refusal:
-            _log_refusal(refusal)
+            told = "files are read by a pool of threads instead of io_uring: %s"
+            warn_once(_log, told, refusal)
         mode: Literal["uring", "pread"] = "pread" if refusal or storage == "pread" else "uring"
         return DirectRows(self._table, mode, depth, threads, isa)
 
@@ -287,8 +289,3 @@ def _absolute(
                 f"of a file or several; it holds a {type(each).__name__}"
             )
     return [os.path.abspath(each) for each in given]
-
-
-@lru_cache
-def _log_refusal(reason: str) -> None:
-    _log.warning("files are read by a pool of threads instead of io_uring: %s", reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from gnnsys.memory.encoding import Encoding, check_dtype
 from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
 from gnnsys.memory.reads import Reads, RowsInPlace
 from gnnsys.memory.store import RowReader, Store, check_out, check_range, check_write
+from gnnsys.system.once import warn_once
 
 __all__ = ["HostStore"]
 
@@ -84,7 +85,11 @@ class HostStore(Store):
 
     def _gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None) -> Tensor:
         if self._reader is None:
-            _log_scattered_rows()
+            warn_once(
+                _log,
+                "the elements of a source's rows are not dense: torch gathers them, slower than "
+                "the C++ loop; source.contiguous() avoids it",
+            )
             if out is not None:
                 check_out(out, len(ids), self.shape, encoding.delivered)
             check_bounds(ids, self.shape[0])
@@ -139,14 +144,6 @@ class HostStore(Store):
 
     def __repr__(self) -> str:
         return f"HostStore(shape={tuple(self.shape)}, dtype={self.dtype})"
-
-
-@lru_cache
-def _log_scattered_rows() -> None:
-    _log.warning(
-        "the elements of a source's rows are not dense: torch gathers them, slower than the C++ "
-        "loop; source.contiguous() avoids it"
-    )
 
 
 def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:

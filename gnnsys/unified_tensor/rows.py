@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, RowIndexError, TooLargeError
 from gnnsys.memory import HostStore
 from gnnsys.memory.store import Store
+from gnnsys.system.once import warn_once
 from gnnsys.unified_tensor.indexing import RowIndex, split_index
 
 __all__ = ["StoredTensor", "compute_device"]
@@ -60,7 +60,8 @@ class StoredTensor(Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         """Where rows arrive: the compute device, in a DataLoader worker the CPU."""
         if self._compute.type != "cpu" and get_worker_info() is not None:
-            _log_worker()
+            told = "rows are gathered by a DataLoader worker's CPU: num_workers=0 is faster"
+            warn_once(_log, told)
             return torch.device("cpu")
         return self._compute
 
@@ -105,24 +106,15 @@ def compute_device(device: str | torch.device | int | None) -> torch.device:
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ArgumentError(f"device: {chosen}, but torch finds no CUDA device; use 'cpu'")
-        _log_copied_rows()
+        told = "rows are gathered by the CPU and then copied to the GPU in this version"
+        warn_once(_log, told)
         if ":" not in str(chosen):
             chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 
-@lru_cache
-def _log_copied_rows() -> None:
-    _log.warning("rows are gathered by the CPU and then copied to the GPU in this version")
-
-
-@lru_cache
-def _log_worker() -> None:
-    _log.warning("rows are gathered by a DataLoader worker's CPU: num_workers=0 is faster")
-
-
 def whole_of(tensor: StoredTensor, what: str) -> Tensor:
-    """All rows for an operator that needs them: host memory ittensor, a file's if it is small."""
+    """All rows for an operator that needs them: host memory itself, a file's if it is small."""
     rows = tensor.store.resident
     nbytes = tensor.numel() * tensor.element_size()
     if (rows is None or tensor._compute.type != "cpu") and nbytes > WHOLE_LIMIT:

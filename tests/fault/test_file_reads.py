@@ -26,12 +26,13 @@ from gnnsys.errors import (
     StorageError,
     UnsupportedError,
 )
-from gnnsys.memory import FileStore, Reads, StagedRows, direct_rows
+from gnnsys.memory import FileStore, Reads, StagedRows
 from gnnsys.memory.direct_rows import DirectRows, uring_refusal
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import check_ids
 from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.extension import core
+from gnnsys.system.once import warn_once
 
 DIRECT = ["pread"] + ([] if uring_refusal() else ["uring"])
 MODES = ["mmap", *DIRECT]
@@ -82,7 +83,7 @@ def test_an_input_output_error_names_file_and_byte(mode: str) -> None:
 def test_a_file_system_without_direct_reads_is_read_and_told_of(
     mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    direct_rows._log_cached.cache_clear()
+    warn_once.cache_clear()
     buffer = np.random.default_rng(1).integers(0, 256, (40, 4096), dtype=np.uint8)
     # Rows start at pages of the file, that is, of the addresses.
     skip = -buffer.ctypes.data % 4096

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch_geometric.data import Data, HeteroData
 
 import gnnsys
-from gnnsys.loaders import row_tables
+from gnnsys.system.once import warn_once
 
 NODES, EDGES = 300, 1500
 
@@ -128,7 +128,7 @@ def test_the_other_attributes_stay_as_they_are_and_in_their_order() -> None:
 
 
 def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    row_tables._log_late_rows.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             train(gnnsys.NeighborLoader(data := make_data(), [3], batch_size=50), [data.x])

@@ -20,8 +20,8 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.sampler import SamplerOutput
 
 import gnnsys
-from gnnsys.loaders import lookahead_loader
 from gnnsys.memory import HostStore
+from gnnsys.system.once import warn_once
 
 NODES = 300
 
@@ -225,7 +225,7 @@ def test_a_forked_child_iterates_while_its_parent_does() -> None:
 
 
 def test_num_workers_is_said_once_to_be_threads(caplog: pytest.LogCaptureFixture) -> None:
-    lookahead_loader._log_workers.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for workers in (2, 0, 100):
             list(loader_of(make_data(), num_workers=workers, worker_init_fn=pytest.fail))

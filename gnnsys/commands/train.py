@@ -109,7 +109,7 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
     yield from _parallel_rows(result)
     if config.stats:
         yield from stats_rows(_stats(result))
-        yield from memory_rows(result.memory)
+        yield from ((f"memory: {name}", told) for name, told in memory_rows(result.memory))
     else:
         for tier, served in result.counters.tiers().items():
             yield f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes"

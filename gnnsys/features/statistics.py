@@ -151,19 +151,18 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             ``peak``, ``anonymous`` and ``file``; ``total`` where one was set. As in result.json.
 
     >>> list(memory_rows({"names": {"labels": {"planned": 1 << 20, "held": 0}}}))
-    [('memory: labels', '1 MiB'), ('memory: in all', '1 MiB')]
+    [('labels', '1 MiB'), ('in all', '1 MiB')]
     """
     names: Mapping[str, Mapping[str, int]] = memory.get("names") or {}
     sizes = {name: max(entry["planned"], entry["held"]) for name, entry in names.items()}
     if not sizes:
         return
-    for name, size in sizes.items():
-        yield f"memory: {name}", numbers.memory(size)
+    yield from ((name, numbers.memory(size)) for name, size in sizes.items())
     given = f" of {numbers.memory(memory['total'])}" if memory.get("total") else ""
-    yield "memory: in all", numbers.memory(sum(sizes.values())) + given
+    yield "in all", numbers.memory(sum(sizes.values())) + given
     if "peak" in memory:
         peak, own, files = (numbers.memory(memory[key]) for key in ("peak", "anonymous", "file"))
-        yield "memory: measured", f"{peak} at most, {own} and {files} of files now"
+        yield "measured", f"{peak} at most, {own} and {files} of files now"
 
 
 class DiskWatch:

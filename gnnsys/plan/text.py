@@ -114,7 +114,7 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     console.print(pairs_on_terminal(f"cache plan of {plan['dataset']}", _head(plan)))
     for table in plan_tables(plan):
         console.print(on_terminal(table))
-    names = [(name.removeprefix("memory: "), told) for name, told in memory_rows(plan["memory"])]
+    names = list(memory_rows(plan["memory"]))
     title = "Memory of a training run, --cache auto"
     console.print(on_terminal(TextTable(title, ("for", "bytes"), names)))
     for note in plan["notes"]:

@@ -35,7 +35,7 @@ def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
         charts=charts,
         tiers=_tiers(run),
         reads=list(stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))),
-        memory=_memory(run),
+        memory=list(memory_rows(as_object(run.result.get("memory")))),
         epochs=_epochs(run),
         options=_facts(run.options),
         versions=_facts(as_object(run.start.get("versions"))),
@@ -151,11 +151,6 @@ def _tiers(run: RecordedRun) -> TextTable:
         body.append(["in all", total, "", numbers.count(served), numbers.traffic(served), ""])
     head = ("tier", "rows", "share of rows", "bytes", "size", "share of bytes")
     return TextTable("Features by tier", head, body)
-
-
-def _memory(run: RecordedRun) -> list[tuple[str, str]]:
-    told = memory_rows(as_object(run.result.get("memory")))
-    return [(name.removeprefix("memory: "), value) for name, value in told]
 
 
 def _epochs(run: RecordedRun) -> TextTable:

@@ -149,7 +149,7 @@ def test_a_table_tells_mean_and_deviation(graph: str, capsys) -> None:
     assert main(["cluster", graph, *SMALL, "--seeds", "2"]) == 0
     out = capsys.readouterr().out
     assert "3 clusters of community, mean of 2 seeds" in out
-    assert re.search(r"ACC +│ \d\d\.\d\d ± \d+\.\d\d +│ \d\d\.\d\d ± \d+\.\d\d", out)
+    assert re.search(r"ACC +│ +\d\d\.\d\d ± \d+\.\d\d │ +\d\d\.\d\d ± \d+\.\d\d │", out)
 
 
 @pytest.mark.parametrize(

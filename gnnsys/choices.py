@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["FloatType", "Importance", "Policy", "Precision", "Score", "Storage"]
+__all__ = ["FloatType", "Importance", "ImportanceChoice", "Policy", "Precision", "Storage"]
 
 Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
 """Who leaves the cache first.
@@ -21,7 +21,7 @@ Storage = Literal["auto", "uring", "pread", "mmap"]
 Importance = Literal["presample", "degree", "pagerank"]
 """How it is found out how often a node's row will be needed."""
 
-Score = Literal["auto", "none", "degree", "pagerank", "presample"]
+ImportanceChoice = Literal["auto", "none", "degree", "pagerank", "presample"]
 """The importance that a cache goes by: one kind of it, what is stored with the dataset, or none."""
 
 Precision = Literal["fp32", "bf16"]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from gnnsys.errors import ArgumentError
 
@@ -44,9 +45,7 @@ def cluster_metrics(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[str, f
         raise ArgumentError("labels: none is known")
     classes, y = np.unique(labels[known], return_inverse=True)
     names, c = np.unique(clusters[known], return_inverse=True)
-    counts = np.zeros((len(names), len(classes)), dtype=np.int64)
-    np.add.at(counts, (c, y), 1)
-    row, column = linear_sum_assignment(counts, maximize=True)
+    row, column = linear_sum_assignment(contingency_matrix(c, y), maximize=True)
     class_of = np.full(len(names), -1)
     class_of[row] = column
     paired = class_of[c]

@@ -169,12 +169,10 @@ class _SeedTrainer:
         optimizer = torch.optim.Adam(parameters, config.lr)
         for epoch in range(config.pretrain_epochs):
             for x, z in self._embedded(encoder, epoch):
-                optimizer.zero_grad()
                 wanted = (
                     encoder.prepare(x) if isinstance(encoder, MlpEncoder) else x * self._task.scale
                 )
-                F.mse_loss(decoder(z), wanted).backward()
-                optimizer.step()
+                _descend(optimizer, F.mse_loss(decoder(z), wanted))
             self._tell(f"reconstruct{self._of(start)}", epoch + 1, config.pretrain_epochs)
         return encoder
 
@@ -203,10 +201,7 @@ class _SeedTrainer:
             for batch in self._batches.epoch(epoch, self._seed):
                 z = encoder(batch.x, batch.edge_index)
                 mine = of[batch.nodes].to(z.device)
-                loss = self._objective(encoder, batch, z, mine)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                _descend(optimizer, self._objective(encoder, batch, z, mine))
             self._tell(f"contrast{self._of(start)}", epoch + 1, config.warm_epochs)
 
     def _means(self, encoder: Encoder, clusters: int, starts: int) -> Any:
@@ -279,9 +274,7 @@ class _SeedTrainer:
             clustering = dec_kl(target_distribution(q, totals), q)
             loss = (config.alpha or 0.0) * contrastive + (config.beta or 0.0) * clustering
         if optimizer is not None:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            _descend(optimizer, loss)
         return [part.item() for part in (loss, contrastive, clustering)], z.detach(), q.detach()
 
     def _metrics(self, assignments: NDArray[np.int64]) -> dict[str, float]:
@@ -300,3 +293,9 @@ class _SeedTrainer:
         }[self._config.select]
         assert worth is not None
         return worth
+
+
+def _descend(optimizer: Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

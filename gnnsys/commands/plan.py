@@ -104,7 +104,7 @@ def make_plan(
     hardware = _hardware(config, dataset)
     seeds, seeds_are = training_seeds(dataset)
     with _trace(config, dataset, seeds, progress) as trace:
-        score, scores = importance_for_cache(
+        kind, importance = importance_for_cache(
             dataset,
             config.score,
             seeds=seeds,
@@ -115,7 +115,7 @@ def make_plan(
             threads=config.threads,
             progress=progress,
         )
-        workload = _workload(config, dataset, trace, scores)
+        workload = _workload(config, dataset, trace, importance)
         texts = [text for word in config.budget for text in word.split(",")]
         budgets = plan_budgets(workload, texts, victim_bytes)
         cases = [case for budget in budgets for case in budget.cases]
@@ -141,7 +141,7 @@ def make_plan(
         "epoch_batches": epoch_batches,
         "policy": config.policy,
         "window": config.window,
-        "score": score,
+        "score": kind,
         "victim_bytes": victim_bytes,
         "hardware": dataclasses.asdict(hardware),
         "step_time_ms": config.step_time,
@@ -244,7 +244,7 @@ def _trace(
 
 
 def _workload(
-    config: PlanConfig, dataset: Dataset, trace: Trace, scores: NDArray[np.uint16] | None
+    config: PlanConfig, dataset: Dataset, trace: Trace, importance: NDArray[np.uint16] | None
 ) -> Workload:
     table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
     return Workload(
@@ -254,7 +254,7 @@ def _workload(
         dtype=table.encoding.dtype,
         row_bytes=table.encoding.row_stride,
         offset=table.shards[0].bytes - table.shards[0].rows * table.encoding.row_stride,
-        scores=scores,
+        importance=importance,
         window=config.window,
         policy=config.policy,
     )

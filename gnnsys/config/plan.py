@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gnnsys.choices import Policy, Score
+from gnnsys.choices import ImportanceChoice, Policy
 from gnnsys.config.checks import (
     FANOUTS,
     FIRST_FANOUTS,
@@ -102,7 +102,7 @@ class PlanConfig:
     window: int = 64
     """Batches that are known ahead."""
 
-    score: Score = "auto"
+    score: ImportanceChoice = "auto"
     """Importance by which the cache is filled before the first batch. auto: what gnnsys score
     stored, else degree. presample: of as many batches as are planned, but others."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gnnsys.choices import Policy, Precision, Score, Storage
+from gnnsys.choices import ImportanceChoice, Policy, Precision, Storage
 from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_bytes, check_least, parse_fanouts
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
@@ -139,7 +139,7 @@ class TrainConfig:
     """Probability with which inputs of each layer are dropped in training."""
 
     metric: Literal["auto", "accuracy", "rocauc", "f1"] = "auto"
-    """Score to report and to choose the best epoch by. auto: what the dataset says; rocauc for
+    """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for
     tolokers and minesweeper, else accuracy."""
 
     eval: Literal["layerwise", "sampled"] = "layerwise"
@@ -198,7 +198,7 @@ class TrainConfig:
     mmap: through the page cache. auto: mmap where the file fits in a quarter of the memory
     left, else uring, or pread where the kernel does not offer it."""
 
-    score: Score = "auto"
+    score: ImportanceChoice = "auto"
     """Importance of rows, by which the cache is filled before the first batch and decides where no
     batch in the window does. degree: how often a node is a neighbour; pagerank: reverse PageRank;
     presample: how often a short run of sampling needs a row. auto: what gnnsys score stored with

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.importance import out_degree, rank_normalised, reverse_pagerank
-from gnnsys.choices import Importance, Score
+from gnnsys.choices import Importance, ImportanceChoice
 from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions
@@ -99,7 +99,7 @@ def needs_importance(dataset: Dataset, options: FeatureOptions) -> bool:
 
 
 def importance_for_cache(
-    dataset: Dataset, choice: Score, **sampling: Any
+    dataset: Dataset, choice: ImportanceChoice, **sampling: Any
 ) -> tuple[str, NDArray[np.uint16] | None]:
     """The kind of importance that a cache of the dataset's features goes by, and (nodes,) of it.
 
@@ -119,7 +119,7 @@ def importance_for_cache(
     return kind, ranked_importance(kind, importance(kind, graph, **sampling), graph)
 
 
-def _stored(dataset: Dataset, choice: Score) -> tuple[str, NDArray[np.uint16]] | None:
+def _stored(dataset: Dataset, choice: ImportanceChoice) -> tuple[str, NDArray[np.uint16]] | None:
     stored = dataset.static_score()
     return stored if stored is not None and choice in ("auto", stored[0]) else None
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gnnsys.choices import Policy, Score, Storage
+from gnnsys.choices import ImportanceChoice, Policy, Storage
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
 
@@ -60,7 +60,7 @@ class FeatureOptions:
     window: Window = "auto"
     victim_buffer: str = "0"
     storage: Storage = "auto"
-    score: Score = "auto"
+    score: ImportanceChoice = "auto"
     trace: str | None = None
 
     def __post_init__(self) -> None:

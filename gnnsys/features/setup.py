@@ -62,7 +62,7 @@ def setup_features(
     if options.trace:
         check_folder_of(Path(options.trace), f"--trace {options.trace}")
     began = time.perf_counter()
-    kind, scores = importance_for_cache(
+    kind, importance = importance_for_cache(
         dataset, options.score, seeds=dataset.split("train"), **sampling
     )
     if needs_importance(dataset, options):
@@ -78,8 +78,8 @@ def setup_features(
         "policy": options.policy,
         "window": options.window,
         "victim_buffer": options.victim_buffer,
-        "scores": scores,
-        "prefill": scores is not None,
+        "scores": importance,
+        "prefill": importance is not None,
         "trace": options.trace,
     }
 

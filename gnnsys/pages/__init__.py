@@ -1,5 +1,4 @@
 """What all pages, pictures and tables share: drawing, style, numbers, tables, templates.
 
-Imports the standard library, matplotlib, jinja2 and rich. Invariant:
-knows nothing of what is drawn.
+Imports ``system``, matplotlib, jinja2 and rich. Invariant: knows nothing of what is drawn.
 """

@@ -1,9 +1,11 @@
-"""Numbers as a report shows them. Standard library only; any float is fine, also NaN."""
+"""Numbers as a report shows them; any float is fine, also NaN."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+from gnnsys.system.sizes import size_text
 
 __all__ = [
     "NOTHING",
@@ -83,7 +85,11 @@ def traffic(value: float) -> str:
     >>> traffic(5_120_000)
     '5.12 MB'
     """
-    return _scaled(value, 1000, _TRAFFIC_UNITS)
+    if not math.isfinite(value):
+        return _not_finite(value)
+    unit, size = traffic_unit(abs(value))
+    scaled = value / size
+    return f"{scaled:.0f} {unit}" if scaled >= 99.95 else f"{scaled:.3g} {unit}"
 
 
 def memory(value: float) -> str:
@@ -92,7 +98,7 @@ def memory(value: float) -> str:
     >>> memory(3 << 29)
     '1.5 GiB'
     """
-    return _scaled(value, 1024, _MEMORY_UNITS)
+    return size_text(value) if math.isfinite(value) else _not_finite(value)
 
 
 def traffic_unit(largest: float) -> tuple[str, float]:
@@ -137,14 +143,6 @@ def _unit(largest: float, step: int, units: tuple[str, ...]) -> tuple[str, float
     while place + 1 < len(units) and largest >= step ** (place + 1):
         place += 1
     return units[place], step**place
-
-
-def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
-    if not math.isfinite(value):
-        return _not_finite(value)
-    unit, size = _unit(abs(value), step, units)
-    scaled = value / size
-    return f"{scaled:.0f} {unit}" if scaled >= 99.95 else f"{scaled:.3g} {unit}"
 
 
 def _not_finite(value: float) -> str:

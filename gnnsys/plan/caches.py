@@ -47,7 +47,7 @@ class Workload:
     row_bytes: int
     offset: int
     """Where rows begin in their file."""
-    scores: NDArray[np.uint16] | None
+    importance: NDArray[np.uint16] | None
     window: int
     policy: Policy
 
@@ -190,7 +190,7 @@ def run_cases(
             case.capacity,
             workload.window,
             num_rows=workload.rows,
-            scores=workload.scores,
+            scores=workload.importance,
             victim_cells=case.victim_cells,
             row_bytes=case.row_bytes,
             offset=workload.offset,

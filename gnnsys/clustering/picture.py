@@ -32,7 +32,8 @@ def draw_embedding(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    nodes = len(result.embeddings)
+    assert result.selected is not None
+    nodes, epoch = len(result.embeddings), result.selected.number
     draw = np.random.default_rng(0)
     chosen = np.sort(draw.permutation(nodes)[:_MOST])
     rows = result.embeddings[chosen]
@@ -47,13 +48,8 @@ def draw_embedding(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
             axes = figure.add_subplot(1, len(panels), place + 1)
             _draw(axes, spots, groups, name)
         shown = f"{len(chosen):,} of {nodes:,} nodes" if len(chosen) < nodes else f"{nodes:,} nodes"
-        figure.suptitle(f"{graph.name}: {shown}, epoch {_epoch(result)} of seed {result.seed}")
+        figure.suptitle(f"{graph.name}: {shown}, epoch {epoch} of seed {result.seed}")
         replace_file(path, png(figure, dpi=144))
-
-
-def _epoch(result: SeedResult) -> int:
-    assert result.selected is not None
-    return result.selected.number
 
 
 def _draw(axes: Axes, spots: NDArray[Any], groups: NDArray[Any], name: str) -> None:

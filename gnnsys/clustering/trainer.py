@@ -230,7 +230,8 @@ class _SeedTrainer:
             losses, z, q = run(number, optimizer if number < config.epochs else None)
             assignments = q.argmax(1).cpu().numpy()
             loss, contrastive, clustering = losses
-            metrics = self._metrics(assignments)
+            labels = self._task.graph.labels
+            metrics = {} if labels is None else cluster_metrics(labels, assignments)
             graded = self._modularity(assignments) if config.select == "modularity" else None
             epoch = ClusterEpoch(number, loss, contrastive, clustering, metrics, graded)
             result.epochs.append(epoch)
@@ -276,10 +277,6 @@ class _SeedTrainer:
         if optimizer is not None:
             _descend(optimizer, loss)
         return [part.item() for part in (loss, contrastive, clustering)], z.detach(), q.detach()
-
-    def _metrics(self, assignments: NDArray[np.int64]) -> dict[str, float]:
-        labels = self._task.graph.labels
-        return {} if labels is None else cluster_metrics(labels, assignments)
 
     def _modularity(self, assignments: NDArray[np.int64]) -> float:
         return modularity(self._task.graph.data.edge_index.numpy(), assignments)

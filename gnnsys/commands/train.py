@@ -108,11 +108,15 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
     yield "time", f"{result.seconds:.1f} s"
     yield from _parallel_rows(result)
     if config.stats:
-        yield from stats_rows(_stats(result))
+        served = result.counters.as_dict()
+        stats = FeatureStats(
+            seconds=result.seconds, rows=served["rows"], bytes=served["bytes"], reads=result.reads
+        )
+        yield from stats_rows(stats)
         yield from ((f"memory: {name}", told) for name, told in memory_rows(result.memory))
     else:
-        for tier, served in result.counters.tiers().items():
-            yield f"served by {tier}", f"{served.rows:,} rows, {served.bytes:,} bytes"
+        for tier, each in result.counters.tiers().items():
+            yield f"served by {tier}", f"{each.rows:,} rows, {each.bytes:,} bytes"
     if config.resume or config.out:
         yield "run", str(config.resume or config.out)
 
@@ -132,10 +136,3 @@ def _parallel_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
             yield f"rank {rank}", f"sent {', '.join(sent) or 'nothing'}; waited {waited:.1f} s"
     if told["staleness"]:
         yield "staleness", f"at most {max(told['staleness']):.3f} of a layer's rows"
-
-
-def _stats(result: TrainResult) -> FeatureStats:
-    served = result.counters.as_dict()
-    return FeatureStats(
-        seconds=result.seconds, rows=served["rows"], bytes=served["bytes"], reads=result.reads
-    )

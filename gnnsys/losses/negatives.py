@@ -89,14 +89,6 @@ def _weighted(of: Clusters) -> Tensor:
     return _by_blocks(of, different * (of.tau * cosine).exp() + own)
 
 
-def _moment1(of: Clusters) -> Tensor:
-    return _by_blocks(of, moment_blocks(of, second=False))
-
-
-def _moment2(of: Clusters) -> Tensor:
-    return _by_blocks(of, moment_blocks(of, second=True))
-
-
 def _node(of: Clusters) -> Tensor:
     """``(1/N) sum_i log(sum_k (n_k - a_ik) exp(tau cos(z_i, m_k)) + sum_k a_ik)``."""
     centers = unit_rows(of.sums(of.z))
@@ -111,8 +103,8 @@ def _exact(of: Clusters) -> Tensor:
 NEGATIVES: dict[str, Callable[[Clusters], Tensor]] = {
     "paper": _paper,
     "weighted": _weighted,
-    "moment1": _moment1,
-    "moment2": _moment2,
+    "moment1": lambda of: _by_blocks(of, moment_blocks(of, second=False)),
+    "moment2": lambda of: _by_blocks(of, moment_blocks(of, second=True)),
     "node": _node,
     "exact": _exact,
 }
@@ -137,7 +129,8 @@ def moment_blocks(of: Clusters, second: bool) -> Tensor:
     mean = ((sums @ sums.t() - same) / divisor).masked_fill(is_empty, 0)
     blocks = different * (of.tau * mean).exp()
     if second:
-        moments = _second_moments(of).flatten(1)
+        # (K, d, d): sum_i a_ik u_i u_i^T
+        moments = _SecondMoments.apply(of.u, of.assign, len(of.sizes)).flatten(1)
         squares = ((moments @ moments.t() - same) / divisor).masked_fill(is_empty, 0)
         variance = (squares - mean.square()).clamp(min=0)
         blocks = blocks * (1 + of.tau**2 / 2 * variance)
@@ -148,12 +141,6 @@ def _by_blocks(of: Clusters, blocks: Tensor) -> Tensor:
     """``(1/N) sum_k n_k log(sum_l B_kl / n_k)``."""
     mean = (blocks.sum(1) / of.sizes).log()
     return (of.sizes * mean).sum() / of.sizes.sum()
-
-
-def _second_moments(of: Clusters) -> Tensor:
-    """(K, d, d): ``sum_i a_ik u_i u_i^T``."""
-    moments: Tensor = _SecondMoments.apply(of.u, of.assign, len(of.sizes))
-    return moments
 
 
 class _SecondMoments(Function):

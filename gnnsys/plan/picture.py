@@ -57,7 +57,7 @@ def _png(plan: dict[str, Any]) -> bytes:
 def _draw_hits(axes: Axes, plan: dict[str, Any]) -> None:
     """Draws hit ratios over budgets."""
     lines = [(role, role) for role in precisions(plan)]
-    lines[0] = ("planned", f"{plan['policy']}, {_stored(plan)}")
+    lines[0] = ("planned", f"{plan['policy']}, {plan['dtype']} as stored")
     lines[1:] = [(role, f"{plan['policy']}, {role}") for role, _ in lines[1:]]
     bounds = [("static", "static"), ("belady", "bound (Belady)")]
     for number, (role, label) in enumerate([lines[0], *bounds, *lines[1:]]):
@@ -112,10 +112,6 @@ def _set_sizes(axes: Axes, plan: dict[str, Any]) -> None:
     axes.minorticks_off()
     axes.set_xticks(_sizes(plan), [budget["budget"] for budget in _ascending(plan)])
     axes.set_xlabel("memory of the cache")
-
-
-def _stored(plan: dict[str, Any]) -> str:
-    return f"{plan['dtype']} as stored"
 
 
 def _page(plan: dict[str, Any]) -> str:

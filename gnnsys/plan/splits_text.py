@@ -57,17 +57,14 @@ def notes_on_splits(plan: dict[str, Any]) -> list[str]:
     times = [row for row in plan["splits"] if row["time"]]
     if times:
         best = min(times, key=lambda row: row["time"]["seconds"])
-        notes.append(f"fastest here: {_name(best)}, {numbers.duration(best['time']['seconds'])}")
+        name = f"{best['mode']} of {best['stages']} stages x {best['ways']} ways"
+        notes.append(f"fastest here: {name}, {numbers.duration(best['time']['seconds'])}")
     if pipeline or "hybrid" in splits:
         notes.append(
             "chunks read what others were some epochs ago: compare the accuracy with that of one "
             "process, and see docs/pipeline.md where it falls behind; graph parallelism is exact"
         )
     return notes
-
-
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['mode']} of {row['stages']} stages x {row['ways']} ways"
 
 
 def split_cells(plan: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -46,7 +46,7 @@ def _loss(run: RecordedRun) -> Chart:
     drawing = _new(run, "loss")
     steps = _finite((sample.seconds, sample.loss) for sample in run.steps)
     epochs = _finite((sample.seconds, sample.loss) for sample in run.epochs)
-    groups = [(at[-1], losses) for at, losses in map(_columns, _groups(steps))]
+    groups = [(group[-1][0], [loss for _, loss in group]) for group in _groups(steps)]
     averaged = len(groups) < len(steps)
     if averaged:
         drawing.band([(at, min(each), max(each)) for at, each in groups], "range of steps")
@@ -239,10 +239,6 @@ def _new(run: RecordedRun, name: str, **options: Any) -> Drawing:
 def _finite(points: Iterable[tuple[float, float]]) -> _Points:
     """Those that can be drawn."""
     return [(at, value) for at, value in points if math.isfinite(at) and math.isfinite(value)]
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [at for at, _ in points], [value for _, value in points]
 
 
 def _groups(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

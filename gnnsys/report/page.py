@@ -21,7 +21,9 @@ _STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "not 
 
 def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
     """The whole page, which needs no other file."""
-    name = f"{_model(run)} on {_dataset(run)}"
+    dataset = as_object(run.start.get("dataset")).get("name")
+    dataset = dataset or run.options.get("dataset", "an unnamed dataset")
+    name = f"{run.options.get('model', 'model')} on {dataset}"
     state = run.reason or "not ended"
     return render(
         "report",
@@ -41,15 +43,6 @@ def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
         versions=_facts(as_object(run.start.get("versions"))),
         machine=_machine(run),
     )
-
-
-def _model(run: RecordedRun) -> str:
-    return str(run.options.get("model", "model"))
-
-
-def _dataset(run: RecordedRun) -> str:
-    named = as_object(run.start.get("dataset")).get("name")
-    return str(named or run.options.get("dataset", "an unnamed dataset"))
 
 
 def _about(run: RecordedRun) -> str:

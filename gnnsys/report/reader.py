@@ -64,16 +64,12 @@ class _Line:
 _WAY_OUT = "remove the line, or train again with gnnsys train --out"
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FileFormatError(f"{path}: cannot be opened ({error.strerror})") from error
-
-
 def _read_records(path: Path) -> tuple[list[_Line], bool]:
     """The records of the file, and whether its last line is cut off."""
-    *lines, rest = _read(path).split(b"\n")
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be opened ({error.strerror})") from error
     records = [_parse(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
     if not rest:
         return records, False

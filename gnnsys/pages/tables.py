@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import rich.table
 from rich.markup import escape
@@ -28,7 +29,9 @@ def on_terminal(table: TextTable, caption: str | None = None) -> rich.table.Tabl
     """The table as rich draws it, with all columns but the first to the right."""
     drawn = rich.table.Table(title=escape(table.title), title_justify="left", caption=caption)
     for place, name in enumerate(table.head):
-        drawn.add_column(escape(name), justify="right" if place else "left", no_wrap=not place)
+        # On a narrow terminal long numbers are broken, not lost.
+        justify: Literal["left", "right"] = "right" if place else "left"
+        drawn.add_column(escape(name), justify=justify, overflow="fold")
     for row in table.rows:
         drawn.add_row(*map(escape, row))
     return drawn

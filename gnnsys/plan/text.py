@@ -174,12 +174,12 @@ def _what_if(plan: dict[str, Any]) -> TextTable:
             case["dtype"],
             numbers.count(case["capacity"]),
             f"{case['hit_ratio']:.1%}",
-            *_reading(case),
+            *_reading(case)[1:],
         ]
         for budget in plan["budgets"]
         for case in (budget["cases"][role] for role in precisions(plan))
     ]
-    head = ("budget", "stored", "rows cached", "hits", "rows read", "reads", "bytes", "time")
+    head = ("budget", "stored", "rows cached", "hits", "reads", "bytes", "time")
     return TextTable("An epoch, if features were stored in another precision", head, body)
 
 

@@ -42,7 +42,7 @@ _DTYPE = np.dtype("<u2")
 
 
 def store_score(folder: Path, scores: NDArray[np.uint16], kind: str, **about: Any) -> Path:
-    """Adds a static score to a homogeneous dataset folder; it replaces one that is there.
+    """Adds an importance to a homogeneous dataset folder; it replaces one that is there.
 
     Args:
         folder: of the dataset.
@@ -63,7 +63,7 @@ def store_score(folder: Path, scores: NDArray[np.uint16], kind: str, **about: An
         manifest = read_manifest(folder)
         if manifest.heterogeneous:
             raise UnsupportedError(
-                f"{folder}: heterogeneous; static scores are of homogeneous graphs so far"
+                f"{folder}: heterogeneous; importance is of homogeneous graphs so far"
             )
         nodes = manifest.nodes[NODE_TYPE]
         if scores.shape != (nodes.count,):
@@ -88,7 +88,7 @@ def store_score(folder: Path, scores: NDArray[np.uint16], kind: str, **about: An
 
 
 def without_score(manifest: Manifest) -> Manifest:
-    """The manifest as it is without a static score, which changes no result of any run."""
+    """The manifest as it is without an importance, which changes no result of any run."""
     nodes = {
         node_type: NodeSet(
             count=node_set.count,

@@ -282,7 +282,9 @@ struct Sampler::Run {
     const std::shared_ptr<char> before = edges.row.area;
     const int64_t* const columns = edges.row.data() + edges.size;
     edges.row.reserve(pool, edges.size, 2 * size);
-    std::memmove(edges.row.data() + size, columns, edges.size * sizeof(int64_t));
+    if (edges.size) {
+      std::memmove(edges.row.data() + size, columns, edges.size * sizeof(int64_t));
+    }
     int64_t* const row = edges.row.data() + edges.size;
     int64_t* const col = row + size;
     int64_t* const edge = edges.edge.data() + edges.size;

@@ -174,7 +174,7 @@ class DirectPending:
         except RuntimeError as error:
             raise ArgumentError(f"{error}; start reads in the process that uses them") from error
         if self._job.cancelled:
-            raise ArgumentError("these rows were cancelled, or their store was closed")
+            raise ArgumentError("these rows were cancelled")
         self._reader.check(fault)
         return self._job
 

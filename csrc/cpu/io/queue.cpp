@@ -102,7 +102,6 @@ bool ReadQueue::begin(ReadBackend& backend) {
       jobs_.pop_front();
     }
     ReadJob& job = *current_;
-    if (stop_) job.cancel();
     const auto& requests = job.plan_.requests;
     if (job.next_ < requests.size() && !job.cancelled_ && !job.fault_) break;
     if (job.in_flight_ == 0) job.finish();

@@ -35,7 +35,7 @@ def workload_of(path: Path) -> Workload:
         dtype="float32",
         row_bytes=512,
         offset=128,
-        scores=None,
+        importance=None,
         window=4,
         policy="lookahead",
     )

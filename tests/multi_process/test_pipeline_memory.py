@@ -146,6 +146,6 @@ def test_no_rank_holds_the_snapshots_of_all(start_ranks) -> None:
         case = json.loads(out)
         assert case["equal"]
         assert case["saved"] < one, case
-        assert case["loaded"] < 4 * one < layers * one, case  # a layer, mapped and chosen
+        assert case["loaded"] < 6 * one < layers * one, case  # one, mapped and chosen
     held = sum(json.loads(out)["own"] for _, out, _ in told)
     assert held in (layers * one, (layers - 1) * one + 60_000 * 3 * 4)

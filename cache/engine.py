@@ -27,7 +27,7 @@ from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import Ticket, Tickets, is_aside
 from gnnsys.counters import Counters
 from gnnsys.memory.ids import RowIds, check_bounds
-from gnnsys.memory.reads import PendingRows, Reads, StagedRows
+from gnnsys.memory.reads import PendingRows, Reads, RowsInPlace, StagedRows
 from gnnsys.memory.store import Store
 
 __all__ = ["Engine"]
@@ -35,7 +35,8 @@ __all__ = ["Engine"]
 _log = logging.getLogger(__name__)
 
 _PAGE = 4096  # a scattered row brings one with it
-_PREFILL_BYTES = 32 << 20
+_PIECE_BYTES = 16 << 20
+"""What is read at once of rows whose pages do not fit into the staging memory."""
 _PREFILL_LOG_SECONDS = 10.0
 
 
@@ -49,8 +50,8 @@ class Engine:
         executor: with as many slots and cells as the planner plans for.
         window: batches that a plan looks ahead.
         prefetch: batches whose reads are started ahead of the one that is gathered.
-        staging_bytes: up to which they are, about, and a gather that nobody announced reads at
-            once.
+        staging_bytes: up to which pages are read at once, about: of batches ahead, or of a piece
+            of one.
         counters: of rows by tier.
         record: is told the ids of each batch that was gathered.
     """
@@ -264,12 +265,12 @@ class Engine:
     # Reading -------------------------------------------------------------------------------------
 
     def _start_reads(self, due: list[Ticket]) -> None:
-        """Starts the reads of planned batches, those of the first in any case."""
+        """Starts the reads of planned batches, up to the first that does not fit."""
         staging = 0
-        for place, ticket in enumerate(due):
+        for ticket in due:
             assert ticket.plan is not None
             staging += len(ticket.plan.reads) * (self._source.row_bytes + _PAGE)
-            if place and staging > self._staging_bytes:
+            if staging > self._staging_bytes:
                 return
             if ticket.pending is None and len(ticket.plan.reads):
                 reads = Reads(ticket.plan.reads, ticket.plan.batch)
@@ -278,14 +279,20 @@ class Engine:
     def _await(self, ticket: Ticket) -> StagedRows | None:
         """The rows that a plan reads; after a failure they can be started again."""
         pending, ticket.pending = ticket.pending, None
-        if pending is None:
-            return None
+        if pending is not None:
+            return self._take(pending)
+        assert ticket.plan is not None
+        return self._read_in_pieces(ticket.plan.reads) if len(ticket.plan.reads) else None
+
+    def _take(self, pending: PendingRows, of_batch: bool = True) -> StagedRows:
         began = time.perf_counter()
         try:
-            staged: StagedRows = pending.wait()
+            staged = pending.wait()
         except BaseException:
             pending.cancel()
             raise
+        if not of_batch:
+            return staged
         with self._counting:
             stats = self._stats
             stats.io_wait_seconds += time.perf_counter() - began
@@ -294,32 +301,41 @@ class Engine:
             stats.bytes_read += staged.bytes_read
         return staged
 
+    def _read_in_pieces(self, ids: NDArray[np.int64]) -> StagedRows:
+        """Rows whose pages are more than may be staged: of each page the rows alone are kept."""
+        rows = self._executor.new_output(len(ids))
+        for piece, staged in self._read_pieces(ids, of_batch=True):
+            self._executor.collect(staged, rows[piece])
+        offsets = np.arange(len(ids)) * self._source.row_bytes
+        return RowsInPlace(rows.data_ptr(), offsets, rows)
+
+    def _read_pieces(
+        self, ids: NDArray[np.int64], of_batch: bool
+    ) -> Iterator[tuple[slice, StagedRows]]:
+        """Rows ``ids``, which ascend, piece by piece; the next one is read meanwhile."""
+        step = max(1, _PIECE_BYTES // (self._source.row_bytes + _PAGE))
+        pieces = [slice(first, first + step) for first in range(0, len(ids), step)]
+        ahead: list[PendingRows] = []
+        try:
+            for number, piece in enumerate(pieces):
+                for each in pieces[number + len(ahead) : number + 2]:
+                    ahead.append(self._source.start_reads(Reads(ids[each])))
+                yield piece, self._take(ahead.pop(0), of_batch)
+        finally:
+            for pending in ahead:
+                pending.cancel()
+
     def _prefill(self) -> None:
         """Brings in the rows that the planner wants before the first batch, in ascending order."""
         if self._filled:
             return
         ids = np.asarray(self._planner.prefilled, np.int64)
-        order = np.argsort(ids, kind="stable")
-        step = max(1, _PREFILL_BYTES // (self._source.row_bytes + _PAGE))
-        pieces = [order[first : first + step] for first in range(0, len(order), step)]
         said = began = time.monotonic()
-        coming: PendingRows | None = None
-        for number, slots in enumerate(pieces):
-            pending = coming or self._source.start_reads(Reads(ids[slots]))
-            coming = None
-            try:
-                if number + 1 < len(pieces):
-                    coming = self._source.start_reads(Reads(ids[pieces[number + 1]]))
-                self._executor.fill(slots, pending.wait())
-            except BaseException:
-                for left in (pending, coming):
-                    if left is not None:
-                        left.cancel()
-                raise
+        for piece, staged in self._read_pieces(ids, of_batch=False):
+            self._executor.fill(np.arange(len(ids))[piece], staged)
             if time.monotonic() - said > _PREFILL_LOG_SECONDS:
                 said = time.monotonic()
-                done = (number + 1) * step
-                _log.info("cache: %d of %d rows are filled in", done, len(ids))
+                _log.info("cache: %d of %d rows are filled in", piece.stop, len(ids))
         if len(ids):
             _log.info("cache: %d rows filled in %.1f s", len(ids), time.monotonic() - began)
         self._filled, self._resident = True, len(ids)

@@ -48,6 +48,9 @@ class Executor(Protocol):
     def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:
         """Copies staged row k to slot ``slots[k]``."""
 
+    def collect(self, staged: StagedRows, out: Tensor) -> None:
+        """Copies staged row k to row k of ``out``, which is part of a ``new_output``."""
+
 
 class CpuExecutor(Executor):
     """Slots and cells in host memory, on huge pages, which is taken as they are filled.
@@ -94,7 +97,13 @@ class CpuExecutor(Executor):
 
     def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:
         """See ``Executor.fill``."""
-        targets = self._slots.data_ptr() + slots * self.row_bytes
+        self._move(staged, self._slots.data_ptr() + slots * self.row_bytes)
+
+    def collect(self, staged: StagedRows, out: Tensor) -> None:
+        """See ``Executor.collect``."""
+        self._move(staged, out.data_ptr() + np.arange(len(out)) * self.row_bytes)
+
+    def _move(self, staged: StagedRows, targets: NDArray[np.int64]) -> None:
         self._mover.move(staged.address + staged.offsets, targets, self.row_bytes)
 
 

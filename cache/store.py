@@ -314,10 +314,11 @@ def _check_memory(capacity: int, cells: int, row_bytes: int) -> int:
     budget, needed = process_budget(), (capacity + cells) * row_bytes
     free = budget.left(CACHE_ROWS)
     if needed > free:
+        fits = f"at most cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
         raise TooLargeError(
             f"cache: {capacity} rows and a victim buffer of {cells} rows of {row_bytes} bytes take "
-            f"{needed} bytes > {free}, the memory available here; give at most "
-            f"cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
+            f"{needed} bytes > {free}, the memory available here; give "
+            f"{fits if free >> 21 else 'more memory, or no cache'}"
         )
     return free - needed
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from gnnsys.cache.arena import rows_of
-from gnnsys.cache.store import staging_bytes
+from gnnsys.cache.store import LEAST_STAGING, staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
-from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
+from gnnsys.system.budget import AHEAD, CACHE_ROWS, PLANS_AHEAD, STAGING, process_budget
 from gnnsys.system.files import check_folder_of
 
 __all__ = ["choose_cache", "plan_features", "setup_features"]
@@ -28,6 +28,8 @@ _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
 _OF_A_ROW, _OF_A_SLOT = 8, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
+_BESIDE_ROWS = ("importance", "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
+"""What nobody needs without a cache."""
 _TOO_SMALL = (
     "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"
 )
@@ -105,10 +107,10 @@ def plan_features(
         budget.reserve(STAGING, staging_bytes(budget.left()))
     if cache == "auto":
         spare = int(budget.left() * row_bytes / (row_bytes + _OF_A_SLOT))
-        # Without a cache nothing of the above is needed.
-        cache, storage = choose_cache(options, table.data_bytes, spare, before)
+        beside = sum(map(budget.planned, _BESIDE_ROWS))
+        cache, storage = choose_cache(options, table.data_bytes, spare, before, beside)
     if cache is None:
-        for name in ("importance", "planner of the cache", STAGING):
+        for name in _BESIDE_ROWS:
             budget.reserve(name, 0)
     else:
         capacity = rows_of(cache, rows, row_bytes, "cache")
@@ -118,11 +120,13 @@ def plan_features(
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"
         budget.reserve("features, mapped", table.data_bytes, mapped=True)
+    elif cache is None:
+        budget.reserve(STAGING, LEAST_STAGING)
     return cache, storage
 
 
 def choose_cache(
-    options: FeatureOptions, size: int, spare: int, left: int | None = None
+    options: FeatureOptions, size: int, spare: int, left: int | None = None, beside: int = 0
 ) -> tuple[str | None, Storage]:
     """The cache and the storage that ``--cache auto`` stands for.
 
@@ -131,6 +135,7 @@ def choose_cache(
         size: of the features, in bytes.
         spare: bytes that are left beside a cache's own needs.
         left: bytes that are left without one; None for as many.
+        beside: bytes that a cache takes beside its rows.
 
     >>> choose_cache(FeatureOptions(), 1 << 30, 4 << 30)
     (None, 'mmap')
@@ -139,6 +144,12 @@ def choose_cache(
     """
     given = options.given()
     most, whole = int(spare * _SHARE), int((spare if left is None else left) * _SHARE)
+    if size > whole and 2 * most < beside and not given:
+        _log.warning(
+            "--cache auto: none, the %d bytes that are left for rows are less than half of what a "
+            "cache takes beside them, %d; --cache gives its size", most, beside
+        )  # fmt: skip
+        return None, options.storage
     if size > (most if given else whole):
         _log.warning(
             "--cache auto: %d bytes, %d %% of the %d that are left, for features of %d bytes; "

@@ -26,6 +26,7 @@ __all__ = [
     "BATCHES",
     "BLOCKS",
     "CACHE_ROWS",
+    "PLANS_AHEAD",
     "STAGING",
     "Budget",
     "Entry",
@@ -38,6 +39,7 @@ __all__ = [
 CACHE_ROWS = "cache rows"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
+PLANS_AHEAD = "plans ahead"
 STAGING = "reads under way"
 BLOCKS = "blocks of evaluation"
 _POOLED = (BATCHES, AHEAD, STAGING, BLOCKS)

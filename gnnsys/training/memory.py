@@ -24,7 +24,14 @@ from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import training_seeds
 from gnnsys.loaders import NeighborSampler
-from gnnsys.system.budget import AHEAD, BATCHES, BLOCKS, process_budget, resident_memory
+from gnnsys.system.budget import (
+    AHEAD,
+    BATCHES,
+    BLOCKS,
+    PLANS_AHEAD,
+    process_budget,
+    resident_memory,
+)
 
 __all__ = [
     "activation_bytes",
@@ -47,6 +54,10 @@ _BLOCKS = 2 * (64 << 20)
 them. What training had stays in pools meanwhile."""
 _AT_A_TIME = 3
 """Batches with their rows: one being trained on, one ready, one being made."""
+_LEAST_AHEAD = 16 << 20
+"""Bytes of batches sampled ahead of a cache, where memory is short."""
+_OF_A_USE = 40
+"""Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
 _IMPORTANCE = 48
 """Bytes a node while importance is computed and ranked: counts, order, places, measured."""
 
@@ -138,8 +149,13 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     budget.reserve("training steps", max(step, ranking - under_way))
     ahead = 0
     if config.cache != "none":
-        ahead = min(max(64 << 20, budget.left() // 32), 67 * batch.sampled_bytes)
+        left = budget.left()
+        most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
+        ahead = min(most, 67 * batch.sampled_bytes)
         budget.reserve(AHEAD, ahead)
+        uses = _OF_A_USE * (1 + ahead // batch.sampled_bytes)
+        row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
+        budget.reserve(PLANS_AHEAD, sum(batch.nodes) * (uses + row))
     if layerwise:  # in pooled memory, which batches ahead and reads have let go of by then
         pooled = ahead + (LEAST_STAGING if config.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, _BLOCKS + 24 * nodes - pooled))

@@ -140,6 +140,9 @@ def test_auto_takes_nine_tenths_of_what_is_left_where_the_features_do_not_fit_in
     assert choose_cache(FeatureOptions(policy="lru"), 900, 1000) == ("900", "auto")
     assert choose_cache(FeatureOptions(), 900, 500, left=1000) == (None, "mmap")
     assert choose_cache(FeatureOptions(), 501, 0) == ("0", "auto")
+    assert choose_cache(FeatureOptions(), 901, 1000, beside=1800) == ("900", "auto")
+    assert choose_cache(FeatureOptions(), 901, 1000, beside=1801) == (None, "auto")
+    assert choose_cache(FeatureOptions(policy="lru"), 901, 1000, beside=1801) == ("900", "auto")
 
 
 def test_the_stored_score_is_used_and_a_missing_one_computed(

@@ -26,6 +26,7 @@ from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.store import CachedStore
 from gnnsys.cache.tickets import is_aside
 from gnnsys.cache.trace import read_trace
+from gnnsys.choices import Storage
 from gnnsys.errors import (
     ArgumentError,
     DTypeError,
@@ -35,6 +36,7 @@ from gnnsys.errors import (
     TooLargeError,
 )
 from gnnsys.memory import FileStore
+from gnnsys.memory.reads import PendingRows, Reads
 
 ROWS = 300
 
@@ -432,6 +434,36 @@ def test_large_gathers_without_ticket_are_served_in_pieces(
     assert store.stats.batches == 1
     assert store.stats.rows == 500
     assert len(store.gather(ids[:0])) == 0
+
+
+@pytest.mark.parametrize("mode", ["pread", "mmap"])
+def test_a_batch_whose_pages_are_not_staged_at_once_is_read_in_pieces(
+    tmp_path: Path, mode: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = torch.randn(40_000, 16)
+    np.save(tmp_path / "rows.npy", table.numpy())
+    source = FileStore(tmp_path / "rows.npy", storage=mode)
+    store = CachedStore(source, cache=3_000, victim_buffer=500, window=4)
+    engine = store._engine()
+    assert isinstance(engine, Engine)
+    engine._staging_bytes = 0
+    staged, start = [], source.start_reads
+
+    def start_reads(batch: Reads) -> PendingRows:
+        staged.append(len(batch.ids))
+        return start(batch)
+
+    monkeypatch.setattr(source, "start_reads", start_reads)
+    draw = torch.Generator().manual_seed(0)
+    batches = [torch.randint(40_000, (20_000,), generator=draw) for _ in range(6)]
+    tickets = [store.announce(ids) for ids in batches]
+    for ids, ticket in zip(batches, tickets, strict=True):
+        assert torch.equal(store.gather(ids, ticket=ticket), table[ids])
+        assert [each.pending for each in tickets] == [None] * 6
+    assert sum(staged) == store.stats.reads
+    assert max(staged) * (4096 + 64) <= 16 << 20
+    assert len(staged) > 2 * len(batches)
+    assert (store.stats.pages > store.stats.requests > len(staged)) == (mode == "pread")
 
 
 def test_threads_that_announce_gather_and_read_without_tickets_all_get_their_rows(

@@ -23,6 +23,7 @@ from gnnsys.memory import empty
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds
 from gnnsys.memory.store import RowReader, Store
+from gnnsys.system.budget import CACHE_ROWS, process_budget
 
 __all__ = ["ResidentRows"]
 
@@ -106,6 +107,7 @@ class ResidentRows:
                 f"cache: the system refuses memory for all {source.shape[0]} rows ({error}); give "
                 "a smaller cache="
             ) from error
+        process_budget().hold(CACHE_ROWS, source.shape[0] * source.row_bytes, self._rows)
         source.read_range(0, source.shape[0], self._rows)
         self._reader = RowReader(
             self._rows.data_ptr(),

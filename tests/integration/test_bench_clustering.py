@@ -30,8 +30,8 @@ def test_runs_are_lines_of_a_table_and_not_done_twice(
     part_of_dblp: Path, tmp_path: Path, run_entry
 ) -> None:
     out = tmp_path / "runs.jsonl"
-    options = ["--root", str(part_of_dblp), "--datasets", "dblp", "--epochs", "1", "--out", str(out)]
-    options += ["--variants", "no warm-up", "cca-ssg", "--seeds", "1"]
+    options = ["--root", str(part_of_dblp), "--datasets", "dblp", "--epochs", "1", "--seeds", "1"]
+    options += ["--variants", "no warm-up", "cca-ssg", "--out", str(out)]
     for _ in range(2):
         done = run_entry("clustering.py", *options)
         assert done.returncode == 0, done.stderr

@@ -37,6 +37,7 @@ from gnnsys.errors import (
 )
 from gnnsys.memory import FileStore
 from gnnsys.memory.reads import PendingRows, Reads
+from gnnsys.system.budget import CACHE_ROWS, process_budget
 
 ROWS = 300
 
@@ -689,3 +690,18 @@ def test_a_ticket_stays_good_where_its_trace_cannot_be_written(
     store.retract(tickets[3])
     assert torch.equal(store.gather(batches[0]), table[batches[0]])
     assert store.stats.rows == 4 * 8
+
+
+@pytest.mark.parametrize("cache", [300, 1.0])
+def test_the_budget_knows_the_rows_of_a_cache(source: FileStore, cache: int | float) -> None:
+    def held() -> int:
+        return sum(each.held for each in process_budget().table() if each.name == CACHE_ROWS)
+
+    gc.collect()
+    before = held()
+    store = CachedStore(source, cache=cache, scores=torch.arange(source.shape[0]))
+    store.gather(ids_of(10))
+    assert held() - before == store.capacity * store.row_bytes > 0
+    del store
+    gc.collect()
+    assert held() == before

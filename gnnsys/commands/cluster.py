@@ -14,8 +14,9 @@ from gnnsys.clustering.assign import write_clusters
 from gnnsys.clustering.metrics import METRICS
 from gnnsys.clustering.runs import run_clustering
 from gnnsys.config.cluster import ClusterConfig
-from gnnsys.memory import keep_freed_memory
+from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pages.tables import TextTable, on_terminal
+from gnnsys.system.budget import process_budget
 from gnnsys.system.progress import work_progress
 
 __all__ = ["run_command"]
@@ -28,7 +29,7 @@ def run_command(config: ClusterConfig) -> int:
     if config.assign is not None:
         return _assign(config)
     if config.batch_size is not None:
-        keep_freed_memory()  # as gnnsys train does
+        suit_freed_memory(process_budget().left())  # as gnnsys train does
     with work_progress() as progress:
         result = run_clustering(config, progress)
     if config.json:

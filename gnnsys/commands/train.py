@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
+from gnnsys.config.checks import check_bytes
 from gnnsys.config.train import TrainConfig
 from gnnsys.features.statistics import FeatureStats, live_line, memory_rows, stats_rows
-from gnnsys.memory import keep_freed_memory
+from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pages import numbers
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.ranks.environment import rank_of_process
+from gnnsys.system.budget import process_budget
 from gnnsys.system.progress import bar_on_demand
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 
@@ -27,7 +29,8 @@ INTERRUPTED = 130
 def run_command(config: TrainConfig) -> int:
     """Trains and tells; the exit code is 130 where the run was interrupted."""
     if not config.full_batch:
-        keep_freed_memory()  # the process is this command's: its training steps gain from it
+        # The process is this command's.
+        suit_freed_memory(check_bytes("memory", config.memory) or process_budget().left())
     if rank_of_process() > 0:  # the first rank tells
         return INTERRUPTED if run_training(config).reason == "interrupted" else 0
     with _progress(config) as callbacks:

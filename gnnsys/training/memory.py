@@ -56,7 +56,7 @@ _AT_A_TIME = 3
 """Batches with their rows: one being trained on, one ready, one being made."""
 _LEAST_AHEAD = 16 << 20
 """Bytes of batches sampled ahead of a cache, where memory is short."""
-_OF_A_USE = 40
+_OF_A_USE = 24
 """Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
 _IMPORTANCE = 48
 """Bytes a node while importance is computed and ranked: counts, order, places, measured."""
@@ -156,9 +156,9 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
         uses = _OF_A_USE * (1 + ahead // batch.sampled_bytes)
         row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
         budget.reserve(PLANS_AHEAD, sum(batch.nodes) * (uses + row))
-    if layerwise:  # in pooled memory, which batches ahead and reads have let go of by then
-        pooled = ahead + (LEAST_STAGING if config.cache != "none" else 0)
-        budget.reserve(BLOCKS, max(0, _BLOCKS + 24 * nodes - pooled))
+    if layerwise:  # in the memory that batches and their reads have let go of by then
+        freed = under_way + step + ahead + (LEAST_STAGING if config.cache != "none" else 0)
+        budget.reserve(BLOCKS, max(0, _BLOCKS + 24 * nodes - freed))
     if dataset.task is not None:
         judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0

@@ -38,6 +38,31 @@ def test_a_freed_tensor_s_pages_are_used_again_up_to_the_bytes_asked_for(
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
+# Every second tensor of 2 MB is freed, which a heap would keep: glibc maps larger ones only as
+# soon as it has seen one freed that large.
+HOLES = """
+import psutil, torch
+from gnnsys.memory.alloc import suit_freed_memory
+suit_freed_memory({available})
+torch.empty(8_000_000).fill_(1.0)
+tensors = [torch.empty(500_000).fill_(1.0) for _ in range(200)]
+full = psutil.Process().memory_info().rss
+del tensors[::2]
+assert full - psutil.Process().memory_info().rss {expected}
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="only glibc has mallopt")
+@pytest.mark.parametrize(
+    ("available", "expected"), [(1 << 30, "> 190_000_000"), (8 << 30, "< 10_000_000")]
+)
+def test_freed_memory_is_returned_where_there_is_little_of_it(
+    available: int, expected: str, tmp_path: Path
+) -> None:
+    code = HOLES.format(available=available, expected=expected)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
 def test_keeping_more_than_once_says_the_same() -> None:
     assert keep_freed_memory() == keep_freed_memory(1) == keep_freed_memory() == GLIBC
 

@@ -314,7 +314,8 @@ class Engine:
     ) -> Iterator[tuple[slice, StagedRows]]:
         """Rows ``ids``, which ascend, piece by piece; the next one is read meanwhile."""
         step = max(1, _PIECE_BYTES // (self._source.row_bytes + _PAGE))
-        pieces = [slice(first, first + step) for first in range(0, len(ids), step)]
+        starts = range(0, len(ids), step)
+        pieces = [slice(first, min(first + step, len(ids))) for first in starts]
         ahead: list[PendingRows] = []
         try:
             for number, piece in enumerate(pieces):
@@ -332,7 +333,7 @@ class Engine:
         ids = np.asarray(self._planner.prefilled, np.int64)
         said = began = time.monotonic()
         for piece, staged in self._read_pieces(ids, of_batch=False):
-            self._executor.fill(np.arange(len(ids))[piece], staged)
+            self._executor.fill(np.arange(piece.start, piece.stop), staged)
             if time.monotonic() - said > _PREFILL_LOG_SECONDS:
                 said = time.monotonic()
                 _log.info("cache: %d of %d rows are filled in", piece.stop, len(ids))

@@ -18,7 +18,7 @@ from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
-from gnnsys.system.budget import AHEAD, CACHE_ROWS, PLANS_AHEAD, STAGING, process_budget
+from gnnsys.system.budget import AHEAD, CACHE_ROWS, PLANS_AHEAD, RANKING, STAGING, process_budget
 from gnnsys.system.files import check_folder_of
 
 __all__ = ["choose_cache", "plan_features", "setup_features"]
@@ -28,7 +28,7 @@ _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
 _OF_A_ROW, _OF_A_SLOT = 8, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
-_BESIDE_ROWS = ("importance", "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
+_BESIDE_ROWS = ("importance", RANKING, "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
 _TOO_SMALL = (
     "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"

@@ -27,6 +27,7 @@ __all__ = [
     "BLOCKS",
     "CACHE_ROWS",
     "PLANS_AHEAD",
+    "RANKING",
     "STAGING",
     "Budget",
     "Entry",
@@ -40,6 +41,7 @@ CACHE_ROWS = "cache rows"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
 PLANS_AHEAD = "plans ahead"
+RANKING = "ranking of the rows"
 STAGING = "reads under way"
 BLOCKS = "blocks of evaluation"
 _POOLED = (BATCHES, AHEAD, STAGING, BLOCKS)

@@ -29,6 +29,7 @@ from gnnsys.system.budget import (
     BATCHES,
     BLOCKS,
     PLANS_AHEAD,
+    RANKING,
     process_budget,
     resident_memory,
 )
@@ -144,10 +145,8 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     under_way = _AT_A_TIME * (4 * sum(batch.nodes) * columns + batch.sampled_bytes)
     budget.reserve(BATCHES, under_way)
     step = _step_bytes(config, batch, columns)
-    ranking = _IMPORTANCE * nodes if needs_importance(dataset, options) else 0
-    # Batches and their steps come after the ranking, in its place.
-    budget.reserve("training steps", max(step, ranking - under_way))
-    ahead = 0
+    budget.reserve("training steps", step)
+    ahead = plans = 0
     if config.cache != "none":
         left = budget.left()
         most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
@@ -155,10 +154,16 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
         budget.reserve(AHEAD, ahead)
         uses = _OF_A_USE * (1 + ahead // batch.sampled_bytes)
         row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
-        budget.reserve(PLANS_AHEAD, sum(batch.nodes) * (uses + row))
-    if layerwise:  # in the memory that batches and their reads have let go of by then
-        freed = under_way + step + ahead + (LEAST_STAGING if config.cache != "none" else 0)
-        budget.reserve(BLOCKS, max(0, _BLOCKS + 24 * nodes - freed))
+        plans = sum(batch.nodes) * (uses + row)
+        budget.reserve(PLANS_AHEAD, plans)
+    # Ranking comes before training and evaluation after it, in the same memory.
+    training = under_way + step + ahead + plans
+    evaluation = 0
+    if layerwise:
+        evaluation = _BLOCKS + 24 * nodes - (LEAST_STAGING if config.cache != "none" else 0)
+        budget.reserve(BLOCKS, max(0, evaluation - training))
+    if needs_importance(dataset, options):
+        budget.reserve(RANKING, max(0, _IMPORTANCE * nodes - max(training, evaluation)))
     if dataset.task is not None:
         judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from gnnsys.commands.info import describe_dataset, print_tables
 from gnnsys.config.convert import ConvertConfig
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
-from gnnsys.convert.edge_list import convert_edge_list
+from gnnsys.convert.edge_list import open_edge_list, write_edge_list
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
@@ -37,6 +40,8 @@ def run_command(config: ConvertConfig) -> int:
             progress=progress,
         )
         path = convert(config, options)
+    if path is None:
+        return 0
     if config.to == "graphbolt":
         print(json.dumps({"path": str(path)}) if config.json else f"wrote {path}")
     elif config.json:
@@ -46,8 +51,8 @@ def run_command(config: ConvertConfig) -> int:
     return 0
 
 
-def convert(config: ConvertConfig, options: ConvertOptions) -> Path:
-    """Converts whatever ``config.src`` is.
+def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
+    """Converts whatever ``config.src`` is, unless ``config.dry_run``; an edge list is told before.
 
     Raises:
         ArgumentError: options that this kind of source does not take, or an unknown source.
@@ -63,7 +68,15 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path:
         given = {
             each.name: getattr(config, each.name) for each in dataclasses.fields(EdgeListParts)
         }
-        return convert_edge_list(EdgeListSpec(edges=source, name=name, **given), path, options)
+        edges = open_edge_list(EdgeListSpec(edges=source, name=name, **given))
+        told = edges.describe()
+        if config.dry_run and config.json:
+            print(json.dumps(told))
+        else:
+            _tell(told, Console(stderr=config.json))
+        return None if config.dry_run else write_edge_list(edges, path, options)
+    if config.dry_run:
+        raise ArgumentError(f"--dry-run: goes with an edge list, but {config.src} is none")
     _refuse_edge_list_options(config)
     if source.is_file():
         return convert_pyg_file(source, path, options, name=name, split=config.split)
@@ -76,6 +89,24 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path:
     raise MissingFileError(
         f"{config.src}: neither a file or folder nor a known name; see gnnsys convert --help"
     )
+
+
+def _tell(told: dict[str, dict[str, Any]], console: Console) -> None:
+    """How each file was understood."""
+    for file, about in told.items():
+        table = Table(title=escape(file), show_header=False, title_justify="left")
+        for name, value in about.items():
+            table.add_row(name, escape(_spoken(value)))
+        console.print(table)
+
+
+def _spoken(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        parts = [" -> ".join(map(str, each)) if isinstance(each, list) else each for each in value]
+        return ", ".join(parts) or "none"
+    return str(value)
 
 
 def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:

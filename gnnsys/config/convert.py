@@ -20,6 +20,7 @@ class ConvertConfig(EdgeListParts):
     Examples:
         gnnsys convert edges.csv my-graph --nodes nodes.csv --random-split 0.6 0.2 0.2
         gnnsys convert edges.npz my-graph --features x.npy --labels y.npy --train train.npy
+        gnnsys convert edges.csv my-graph --columns paper cited --dry-run
         gnnsys convert cora my-cora --root data
         gnnsys convert ogbn-arxiv my-arxiv --root data
         gnnsys convert my-graph graphbolt-folder --to graphbolt
@@ -59,6 +60,9 @@ class ConvertConfig(EdgeListParts):
 
     threads: int = 0
     """That sort; 0 for all cores."""
+
+    dry_run: bool = False
+    """Say how an edge list and what belongs to it are understood, and stop."""
 
     json: bool = False
     """Print what was made as one JSON object on the last line of standard output."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import lzma
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +16,13 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.convert.columns import is_index
+from gnnsys.convert.dialect import TableOptions, is_integer, require_pyarrow
 from gnnsys.convert.spec import split_member
-from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
+from gnnsys.convert.text import TEXT_SUFFIXES, TextTable
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.system.files import NPY_FAULTS, map_npy
+from gnnsys.system.once import warn_once
 
 __all__ = [
     "ArraySource",
@@ -27,6 +32,7 @@ __all__ = [
     "as_matrix",
     "load_tensor",
     "load_torch",
+    "narrow",
     "npz_members",
     "open_array",
     "open_matrix",
@@ -35,7 +41,10 @@ __all__ = [
     "widen",
 ]
 
+_log = logging.getLogger(__name__)
 _BLOCK_BYTES = 16 << 20
+_EXACT = 1 << 24
+"""Up to which float32 has all whole numbers."""
 _NPZ_FAULTS = (
     *NPY_FAULTS, OSError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
     zlib.error, lzma.LZMAError,
@@ -52,17 +61,18 @@ class ArraySource(Protocol):
         """Rows from ``first`` on, in blocks of bounded size."""
 
 
-def open_array(path: str | Path) -> ArraySource:
+def open_array(path: str | Path, options: TableOptions | None = None) -> ArraySource:
     """Opens a matrix or vector in a file, without reading it whole.
 
     Args:
         path: .npy; .npz with one array, or FILE.npz:NAME; .csv, .tsv or .txt of numbers, also .gz;
             .parquet; .pt with a tensor.
+        options: what the user says of text.
 
     Raises:
         MissingFileError, FileFormatError: the file is not there, or not what its name says.
     """
-    source = _open_any(Path(path))
+    source = _open_any(Path(path), options)
     if len(source.shape) == 0:
         raise FileFormatError(f"{path}: a single {source.dtype}, expected rows")
     return source
@@ -73,7 +83,7 @@ def read_whole(source: ArraySource) -> NDArray[Any]:
     return np.concatenate([np.empty((0, *source.shape[1:]), source.dtype), *source.blocks()])
 
 
-def _open_any(path: Path) -> ArraySource:
+def _open_any(path: Path, options: TableOptions | None) -> ArraySource:
     file, member = split_member(path)
     if member:
         return NpzMember(file, member)
@@ -89,7 +99,7 @@ def _open_any(path: Path) -> ArraySource:
             )
         return NpzMember(path, names[0])
     if path.name.endswith((*TEXT_SUFFIXES, ".parquet")):
-        return open_matrix(path)
+        return open_matrix(path, options=options)
     if path.suffix == ".pt":
         rows, dtype = load_tensor(path)
         return MatrixRows(rows, bits=dtype == "bfloat16")
@@ -105,11 +115,12 @@ def open_matrix(
     columns: Sequence[str] | None = None,
     *,
     floats: bool = False,
+    options: TableOptions | None = None,
 ) -> ArraySource:
     """Columns of a Parquet or text file as a matrix, a vector where there is one column."""
     if path.suffix == ".parquet":
         return _ParquetMatrix(path, columns, floats=floats)
-    return _TextMatrix(path, header, columns, floats=floats)
+    return _TextMatrix(path, header, columns, floats=floats, options=options)
 
 
 def _block_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
@@ -294,6 +305,23 @@ def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def narrow(block: NDArray[Any], label: str | Path) -> NDArray[np.float32]:
+    """float64 as float32; whole numbers that are rounded are told, once for each ``label``."""
+    out = block.astype(np.float32)
+    large = np.abs(block) > _EXACT
+    if large.any():
+        values = block[large]
+        lost = values[(out[large] != values) & (values == np.floor(values)) & np.isfinite(values)]
+        if len(lost):
+            warn_once(
+                _log,
+                "%s: whole numbers beyond 2^24 are rounded to float32's precision of 24 bits; ids "
+                "and codes are better numbered anew",
+                label,
+            )
+    return out
+
+
 # Text and Parquet ---------------------------------------------------------------------------------
 
 
@@ -319,9 +347,11 @@ class _TextMatrix:
         columns: Sequence[str] | None = None,
         *,
         floats: bool = False,
+        options: TableOptions | None = None,
     ) -> None:
         pa = require_pyarrow(str(path))
-        table = TextTable(path, header)
+        self._path = path
+        table = TextTable(path, header, options=options)
         self._columns = list(columns or table.names)
         if not self._columns:
             raise FileFormatError(f"{path}: empty, expected rows of numbers")
@@ -338,14 +368,16 @@ class _TextMatrix:
     def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
         """Rows from ``first`` on; those before are parsed and left out."""
         for batch in rows_from(self._table.batches(self._columns), first):
-            yield _as_matrix(batch.columns, self.shape).astype(self.dtype, copy=False)
+            block = _as_matrix(batch.columns, self.shape)
+            yield narrow(block, self._path) if self.dtype == np.float32 else block
 
 
 def _whole_rows(path: Path, table: TextTable, column: str) -> int | None:
     """The number of rows if there are whole numbers, and nothing else, in that column."""
     pa = require_pyarrow(str(path))
-    data = table.first_rows[table.header :]
-    if not data or not is_integer(data[0][table.names.index(column)]):
+    place = table.names.index(column)
+    data = [row[place] for row in table.first_rows if place < len(row)]
+    if not data or not is_integer(data[0]):
         return None
     rows = gaps = 0
     try:
@@ -384,7 +416,22 @@ class ParquetTable:
         except (self._pyarrow.ArrowException, OSError) as error:
             raise FileFormatError(f"{path}: not a whole Parquet file ({error})") from error
         self.schema = self._file.schema_arrow
+        self.names = self._columns()
+        """Of its columns as pandas shows them: an index first, or left out where it has no name."""
         self.rows: int = self._file.metadata.num_rows
+
+    def _columns(self) -> list[str]:
+        names = list(self.schema.names)
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        if twice:
+            raise FileFormatError(
+                f"{self._path}: {len(names)} columns, of which several are called {twice[0]!r}; "
+                "give each a name of its own"
+            )
+        about = self.schema.pandas_metadata or {}
+        index = [each for each in about.get("index_columns", []) if each in names]
+        names = [*index, *(name for name in names if name not in index)]
+        return [name for name in names if not is_index(name)]
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
         """Record batches of some columns, of at most that many rows."""
@@ -408,7 +455,7 @@ class _ParquetMatrix:
     ) -> None:
         pa = require_pyarrow(str(path))
         self._path, self._table = path, ParquetTable(path)
-        self._columns = list(columns or self._table.schema.names)
+        self._columns = list(columns or self._table.names)
         if not self._columns:
             raise FileFormatError(f"{path}: no columns, expected some of numbers")
         fields = [self._table.schema.field(name) for name in self._columns]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import ArraySource, MatrixRows, widen
+from gnnsys.convert.arrays import ArraySource, MatrixRows, narrow, widen
 from gnnsys.convert.csc import EdgeReader, EdgeSort, permute_rows, write_csc
 from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
@@ -107,6 +107,8 @@ class Conversion(DatasetWriter):
             for block in source.blocks(first):
                 if dtype == found:
                     yield block
+                elif (found, dtype) == ("float64", "float32"):
+                    yield narrow(block, label)
                 else:
                     yield encode(widen(block) if bits else block, dtype)
 
@@ -222,6 +224,7 @@ class Conversion(DatasetWriter):
         *,
         keep_order: bool = False,
         both_ways: bool = False,
+        counted: str = "",
     ) -> None:
         """Sorts edges by ``gnnsys.convert.csc.write_csc``, as the options say.
 
@@ -231,6 +234,7 @@ class Conversion(DatasetWriter):
             edge_type: theirs.
             keep_order: write edge_id, for ``write_edge_rows``.
             both_ways: the edges have their reverses already.
+            counted: the file whose rows are the nodes.
         """
         job = EdgeSort(
             writer=self,
@@ -240,6 +244,7 @@ class Conversion(DatasetWriter):
             keep_order=keep_order,
             memory=self.options.memory,
             threads=self.options.threads,
+            counted=counted,
         )
         write_csc(job, read)
 

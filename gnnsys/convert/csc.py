@@ -61,6 +61,9 @@ class EdgeSort:
     threads: int = 0
     """That sort; 0 for all cores this process may use."""
 
+    counted: str = ""
+    """The file whose rows are the nodes, for messages."""
+
     @property
     def key(self) -> str:
         return repr(self.edge_type)
@@ -208,7 +211,7 @@ def _write_indptr(
             wrong = core.count_targets(source, target, num_sources, indptr[1:])
             if wrong >= 0:
                 ends = (source[wrong], num_sources), (target[wrong], num_targets)
-                _refuse_edge(job.label, seen + wrong, *ends)
+                _refuse_edge(job, seen + wrong, *ends)
             seen += len(source)
         np.cumsum(indptr, out=indptr)
         return cut_rows(indptr)(first)
@@ -218,13 +221,16 @@ def _write_indptr(
 
 
 def _refuse_edge(
-    label: str, edge: int, source: tuple[int, int], target: tuple[int, int]
+    job: EdgeSort, edge: int, source: tuple[int, int], target: tuple[int, int]
 ) -> NoReturn:
     wrong = source[0] >= source[1]
     name, (found, limit) = ("source", source) if wrong else ("target", target)
+    way_out = "give the number of nodes, or mend the file"
+    if job.counted:
+        way_out = f"{job.counted} has {limit} rows, one for each node: mend either"
     raise FileFormatError(
-        f"{label}: edge {edge} has the {name} {found}, outside the nodes [0, {limit}); give the "
-        "number of nodes, or mend the file"
+        f"{job.label}: edge {edge} has the {name} {found}, outside the nodes [0, {limit}); "
+        f"{way_out}"
     )
 
 

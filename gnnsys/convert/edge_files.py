@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,23 @@ from gnnsys.convert.arrays import (
     open_matrix,
     rows_from,
 )
+from gnnsys.convert.columns import EMPTY, choose_ends, has_edge_header, usual_ends, whole_floats
 from gnnsys.convert.csc import EdgeReader, cut_edges
+from gnnsys.convert.dialect import is_integer, is_number, is_whole, read_dialect, require_pyarrow
+from gnnsys.convert.matrices import SparseMatrix, is_scipy, read_matrix_market, read_scipy
 from gnnsys.convert.names import Names
 from gnnsys.convert.spec import EdgeListSpec, split_member
-from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, is_integer, require_pyarrow
+from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, describe_text
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.system.files import map_npy, write_at
 
 __all__ = ["EdgeFile", "open_edges", "read_columns", "read_matrix", "read_rows", "spool_array"]
 
 _BLOCK_EDGES = 1 << 21
-_END_NAMES = (
-    ("source", "target"),
-    ("src", "dst"),
-    ("src", "dest"),
-    ("from", "to"),
-    ("u", "v"),
-    ("row", "col"),
-    ("head", "tail"),
-    ("node1", "node2"),
-    ("sourceid", "targetid"),
-    ("from_node", "to_node"),
-)
-"""Usual names of the two columns or arrays."""
+_EXACT = 1 << 53
+"""Up to which float64 has all whole numbers."""
+_FORMATS = {".npz": "npz", ".npy": "npy", ".parquet": "parquet", ".mtx": "mtx"}
+_KINDS = ("text", *_FORMATS.values())
 
 Ends = tuple[Any, Any]
 """Sources and targets: numpy arrays of integers, or pyarrow arrays."""
@@ -60,10 +54,31 @@ class EdgeFile:
     """Edges from a number on."""
 
     columns: Sequence[str] = ()
-    """Names of the table's columns."""
+    """Names of the table's columns, without an index."""
+
+    ends: tuple[str, str] | None = None
+    """Those of sources and targets."""
+
+    num_nodes: int | None = None
+    """Where the file tells it."""
+
+    values: NDArray[Any] | None = None
+    """Of a matrix: one for each edge."""
+
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """How the file was understood."""
 
     header: bool = False
     """Whether they stand in its first row of text."""
+
+    def first(self, count: int) -> list[list[Any]]:
+        """The first edges, as they stand in the file."""
+        ends = next(self.blocks(0), None)
+        return (
+            []
+            if ends is None
+            else [list(pair) for pair in zip(*(end[:count].tolist() for end in ends), strict=True)]
+        )
 
     def find_names(self, memory: int) -> Names:
         """All ids, numbered as they appear, the source of an edge before its target."""
@@ -91,6 +106,8 @@ class EdgeFile:
 
     def attribute(self, part: str, scratch: Path) -> NDArray[Any]:
         """Rows of an edge attribute: a column of this table, or a file."""
+        if self.values is not None and part == "values":
+            return self.values
         if part in self.columns:
             return spool_array(open_matrix(self.path, self.header, [part]), scratch)
         if self.columns and not split_member(part)[0].is_file():
@@ -123,16 +140,19 @@ def open_edges(spec: EdgeListSpec) -> EdgeFile:
     place, member = split_member(path)
     if not place.is_file():
         raise MissingFileError(f"{place}: no such file")
-    if place.suffix == ".npz":
+    kind: str = spec.format
+    if kind == "auto":
+        kind = _FORMATS.get(place.suffix, "text" if place.name.endswith(TEXT_SUFFIXES) else "")
+    if kind == "npz":
         return _open_npz(place, member)
-    if path.suffix == ".npy":
+    if kind == "npy":
         return _open_npy(path)
-    if path.suffix == ".parquet":
+    if kind == "parquet":
         return _open_parquet(path, spec)
-    if path.name.endswith(TEXT_SUFFIXES):
-        return _open_text(path, spec)
+    if kind in ("text", "mtx"):
+        return _open_text(path, spec, kind)
     raise ArgumentError(
-        f"{path}: unknown kind {path.suffix!r}; expected .npy, .npz, .parquet, .csv, .tsv or .txt"
+        f"{path}: unknown kind {path.suffix!r}; --format says which: {', '.join(_KINDS)}"
     )
 
 
@@ -152,7 +172,9 @@ def _open_npy(path: Path) -> EdgeFile:
 
 def _open_npz(path: Path, member: str) -> EdgeFile:
     names = [member] if member else npz_members(path)
-    found = _usual_ends(names)
+    if is_scipy(names) and not member:
+        return _open_matrix(read_scipy(path), path)
+    found = usual_ends(names)
     if found:
         ends = NpzMember(path, found[0]), NpzMember(path, found[1])
         return EdgeFile(path=path, has_strings=False, blocks=_read_two(path, ends))
@@ -243,48 +265,31 @@ def read_matrix(path: Path, member: NpzMember) -> EdgeReader:
     return in_rows if two_rows != member.fortran else in_pairs
 
 
-def _choose_columns(
-    path: Path, names: Sequence[str], columns: tuple[str, str] | None
-) -> tuple[str, str]:
-    if columns is not None:
-        for column in columns:
-            if column not in names:
-                raise ArgumentError(
-                    f"--columns {' '.join(columns)}: {path} has {', '.join(names) or 'none'}"
-                )
-        return columns
-    if len(names) < 2:
-        raise FileFormatError(f"{path}: {len(names)} columns, expected sources and targets")
-    return _usual_ends(names) or (names[0], names[1])
-
-
-def _usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
-    """Those of sources and targets among names, where they have usual ones."""
-    by_lower = {name.lower(): name for name in names}
-    for source, target in _END_NAMES:
-        if source in by_lower and target in by_lower:
-            return by_lower[source], by_lower[target]
-    return None
-
-
 def _open_parquet(path: Path, spec: EdgeListSpec) -> EdgeFile:
     pa = require_pyarrow(str(path))
     table = ParquetTable(path)
-    names = table.schema.names
-    chosen = _choose_columns(path, names, spec.columns)
-    kinds = {name: table.schema.field(name).type for name in chosen}
-    for name, kind in kinds.items():
-        if not (pa.types.is_integer(kind) or _is_text(pa, kind)):
+    chosen = choose_ends(path, table.names, spec.columns)
+    kinds = [table.schema.field(name).type for name in chosen]
+    for name, kind in zip(chosen, kinds, strict=True):
+        if not (_is_id(pa, kind) or _is_text(pa, kind)):
             raise FileFormatError(f"{path}: column {name} holds {kind}, expected ids or names")
-    strings = not all(pa.types.is_integer(kind) for kind in kinds.values())
+    strings = any(_is_text(pa, kind) for kind in kinds)
     return EdgeFile(
         path=path,
         has_strings=strings,
         blocks=lambda first: _read_ends(
             path, table.batches(chosen, _BLOCK_EDGES), chosen, strings, first
         ),
-        columns=names,
+        columns=table.names,
+        ends=chosen,
+        header=True,
+        about={"format": "Parquet"},
     )
+
+
+def _is_id(pa: Any, kind: Any) -> bool:
+    """Whether a column may hold numbers of nodes; pandas makes floats of them."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _is_text(pa: Any, kind: Any) -> bool:
@@ -299,63 +304,97 @@ def _read_ends(
     done = first
     for batch in rows_from(batches, first):
         ends = [batch.column(name) for name in columns]
-        if strings:
-            ends = [end.cast(pa.string()) for end in ends]
-        for what, end in zip(("source", "target"), ends, strict=True):
+        for place, what in enumerate(("source", "target")):
+            end = _as_ids(pa, path, ends[place], what, done)
+            if strings:
+                end = pa.compute.utf8_trim_whitespace(end.cast(pa.string()))
             empty = pa.compute.index(end.is_null(), True).as_py()
             if empty < 0 and strings:
                 empty = pa.compute.index(end, "").as_py()
             if empty >= 0:
                 raise FileFormatError(f"{path}: edge {done + empty} has no {what}; give it one")
+            ends[place] = end
         done += batch.num_rows
-        if strings:
-            yield ends[0], ends[1]
-        else:
-            yield ends[0].to_numpy(), ends[1].to_numpy()
+        yield (ends[0], ends[1]) if strings else (ends[0].to_numpy(), ends[1].to_numpy())
 
 
-def _open_text(path: Path, spec: EdgeListSpec) -> EdgeFile:
+def _as_ids(pa: Any, path: Path, end: Any, what: str, done: int) -> Any:
+    """Whole numbers instead of floats: 7.0 and 7 are one node."""
+    if not pa.types.is_floating(end.type):
+        return end
+    values = end.to_numpy(zero_copy_only=False).astype(np.float64)
+    wrong = ~((values == np.floor(values)) & (np.abs(values) < _EXACT)) & ~np.isnan(values)
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise FileFormatError(
+            f"{path}: edge {done + place} has the {what} {values[place]}, expected a whole number "
+            "below 2^53, or names; --ids names takes ids that are words"
+        )
+    return pa.array(np.nan_to_num(values).astype(np.int64), mask=np.isnan(values))
+
+
+def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
     pa = require_pyarrow(str(path))
-    header = spec.header == "yes"
-    if spec.header == "auto":
-        header = _looks_like_header(TextTable(path, header=False).first_rows)
-    table = TextTable(path, header=header)
-    if not table.first_rows:
+    options = spec.table_options()
+    dialect = read_dialect(path, options)
+    if dialect.banner or kind == "mtx":
+        return _open_matrix(read_matrix_market(path, dialect), path)
+    table = TextTable(path, options=options, decide=has_edge_header)
+    if not table.dialect.rows:
         raise FileFormatError(f"{path}: empty, expected rows of sources and targets")
-    chosen = _choose_columns(path, table.names, spec.columns)
+    rows = table.first_rows
+    chosen = choose_ends(path, table.names, spec.columns, named=table.header, rows=rows)
     places = [table.names.index(name) for name in chosen]
+    floats = [whole_floats(rows, place) for place in places]
+    if spec.ids != "names":
+        _check_ids(path, chosen, places, rows)
     strings = spec.ids == "names" or not all(
-        len(row) > place and is_integer(row[place])
-        for row in table.first_rows[header : header + 1]
-        for place in places
+        floats[which] or all(len(row) > place and is_integer(row[place]) for row in rows)
+        for which, place in enumerate(places)
     )
-    typed = table.typed(dict.fromkeys(chosen, pa.string() if strings else pa.int64()))
+    plain = pa.string() if strings else pa.int64()
+    typed = table.typed(
+        {name: pa.float64() if floats[which] else plain for which, name in enumerate(chosen)}
+    )
 
     def blocks(first: int) -> Iterator[Ends]:
         try:
             yield from _read_ends(path, typed.batches(chosen), chosen, strings, first)
         except FileFormatError as error:
             way_out = "" if strings else "; --ids names takes ids that are words"
-            raise FileFormatError(f"{error}{way_out}") from error
+            told = str(error)
+            raise FileFormatError(told if "--ids" in told else told + way_out) from error
 
     return EdgeFile(
         path=path,
         has_strings=strings,
         blocks=blocks,
         columns=table.names,
-        header=header,
+        ends=chosen,
+        header=table.header,
+        about=describe_text(table),
     )
 
 
-def _looks_like_header(rows: list[list[str]]) -> bool:
-    """Names of columns: usual ones, or a word above numbers only."""
-    if not rows:
-        return False
-    if _usual_ends(rows[0]):
-        return True
-    first, *others = [row[:2] for row in rows]
-    columns = list(zip(*others, strict=False))
-    return any(
-        not is_integer(name) and all(is_integer(value) for value in column)
-        for name, column in zip(first, columns, strict=False)
+def _check_ids(
+    path: Path, columns: tuple[str, str], places: Sequence[int], rows: Sequence[Sequence[str]]
+) -> None:
+    """Refuses ids that are numbers with fractions: the columns are perhaps others."""
+    for name, place in zip(columns, places, strict=True):
+        values = [row[place] for row in rows if place < len(row) and row[place] not in EMPTY]
+        if all(map(is_number, values)) and not all(map(is_whole, values)):
+            raise FileFormatError(
+                f"{path}: column {name} holds numbers with fractions, expected ids; --columns "
+                "SOURCE TARGET says where they are, --ids names takes these"
+            )
+
+
+def _open_matrix(matrix: SparseMatrix, path: Path) -> EdgeFile:
+    return EdgeFile(
+        path=path,
+        has_strings=False,
+        blocks=matrix.blocks,
+        num_nodes=matrix.num_nodes,
+        values=matrix.values,
+        about={"format": matrix.about},
     )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import as_matrix, open_array, read_whole
+from gnnsys.convert.arrays import ArraySource, as_matrix, open_array, read_whole
 from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.edge_files import EdgeFile, open_edges
 from gnnsys.convert.node_table import NodeTable, write_names
 from gnnsys.convert.spec import EdgeListSpec
 from gnnsys.errors import ArgumentError
 
-__all__ = ["EdgeListSpec", "convert_edge_list"]
+__all__ = ["EdgeList", "EdgeListSpec", "convert_edge_list", "open_edge_list", "write_edge_list"]
 
 
 def convert_edge_list(spec: EdgeListSpec, path: Path, options: ConvertOptions) -> Path:
@@ -34,9 +35,49 @@ def convert_edge_list(spec: EdgeListSpec, path: Path, options: ConvertOptions) -
         MissingFileError, FileFormatError: a file that is not there, damaged, or does not fit.
         ArgumentError: options that contradict each other.
     """
+    return write_edge_list(open_edge_list(spec), path, options)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeList:
+    """An edge list and what belongs to it, open."""
+
+    spec: EdgeListSpec
+    edges: EdgeFile
+    nodes: NodeTable | None
+    named: bool
+    """Whether nodes have names, or numbers that are not theirs."""
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """How each file was understood, by its path; the edges with the first of them."""
+        ends = self.edges.ends
+        about = dict(self.edges.about)
+        if ends is not None:
+            about |= {"source": ends[0], "target": ends[1]}
+        attributes = self.spec.edge_files()
+        about |= {name: part for name, part in attributes.items() if part in self.edges.columns}
+        used = {*(ends or ()), *attributes.values()}
+        left = [name for name in self.edges.columns if name not in used]
+        if left:
+            about["columns, left out"] = left
+        about["ids"] = "names" if self.named else "numbers from 0"
+        about["first edges"] = self.edges.first(3)
+        told = {str(self.spec.edges): about}
+        if self.nodes is not None:
+            told[str(self.spec.nodes)] = self.nodes.describe()
+        for part in ("features", "labels", "train", "val", "test"):
+            path = getattr(self.spec, part)
+            if path is not None:
+                source = _open(self.spec, path)
+                told[str(path)] = {part: f"{source.dtype} of shape {source.shape}"}
+        return told
+
+
+def open_edge_list(spec: EdgeListSpec) -> EdgeList:
+    """Opens an edge list and decides how it is read; raises as ``convert_edge_list``."""
     _check_options(spec)
     edges = open_edges(spec)
-    nodes = NodeTable(spec.nodes) if spec.nodes else None
+    nodes = NodeTable(spec.nodes, spec.table_options(of_edges=False)) if spec.nodes else None
     named = spec.ids == "names" or (spec.ids == "auto" and (edges.has_strings or nodes is not None))
     if edges.has_strings and not named:
         raise ArgumentError(f"{spec.edges}: ids are strings; leave out --ids dense")
@@ -50,10 +91,16 @@ def convert_edge_list(spec: EdgeListSpec, path: Path, options: ConvertOptions) -
         raise ArgumentError(f"--num-nodes {spec.num_nodes}: nodes have names, which are counted")
     if nodes is not None and not named:
         nodes.check_dense()
+    return EdgeList(spec, edges, nodes, named)
+
+
+def write_edge_list(source: EdgeList, path: Path, options: ConvertOptions) -> Path:
+    """Makes a dataset folder; as ``convert_edge_list``."""
+    spec = source.spec
     with Conversion(
         path, options, name=spec.name, kind="edge-list", files=spec.files(), **_about(spec)
     ) as writer:
-        _write(writer, spec, edges, nodes, named)
+        _write(writer, spec, source.edges, source.nodes, source.named)
         return writer.commit()
 
 
@@ -87,14 +134,14 @@ def _write(
 ) -> None:
     attributes = spec.edge_files()
     names = None
-    count = _known_nodes(spec, nodes)
+    count, counted = _known_nodes(spec, edges, nodes)
     if named:
         names = nodes.names(edges.has_strings) if nodes else edges.find_names(writer.options.memory)
         count = len(names)
     if count is not None:
         writer.add_nodes(count)
     keep_order = spec.keep_order or bool(attributes)
-    writer.write_csc(edges.reader(names), str(spec.edges), keep_order=keep_order)
+    writer.write_csc(edges.reader(names), str(spec.edges), keep_order=keep_order, counted=counted)
     for table, part in attributes.items():
         rows = edges.attribute(part, writer.scratch / table)
         writer.write_edge_rows(table, rows, part)
@@ -103,24 +150,34 @@ def _write(
         write_names(writer, names)
 
 
-def _known_nodes(spec: EdgeListSpec, nodes: NodeTable | None) -> int | None:
+def _known_nodes(
+    spec: EdgeListSpec, edges: EdgeFile, nodes: NodeTable | None
+) -> tuple[int | None, str]:
+    """The number of nodes, where it is told, and the file whose rows they are."""
     if spec.num_nodes is not None:
-        return spec.num_nodes
+        return spec.num_nodes, ""
     if nodes is not None:
-        return len(nodes)
-    return next(
-        (int(open_array(part).shape[0]) for part in (spec.features, spec.labels) if part), None
-    )
+        return len(nodes), str(spec.nodes)
+    if edges.num_nodes is not None:
+        return edges.num_nodes, ""
+    for part in (spec.features, spec.labels):
+        if part:
+            return int(_open(spec, part).shape[0]), str(part)
+    return None, ""
+
+
+def _open(spec: EdgeListSpec, part: Path) -> ArraySource:
+    return open_array(part, spec.table_options(of_edges=False))
 
 
 def _write_nodes(writer: Conversion, spec: EdgeListSpec, nodes: NodeTable | None) -> None:
     if spec.features:
-        writer.write_features(as_matrix(open_array(spec.features)), str(spec.features))
+        writer.write_features(as_matrix(_open(spec, spec.features)), str(spec.features))
     elif nodes is not None and nodes.feature_columns:
         writer.write_features(nodes.features(), str(spec.nodes))
     labels = None
     if spec.labels:
-        labels = read_whole(open_array(spec.labels))
+        labels = read_whole(_open(spec, spec.labels))
         writer.write_labels(labels, str(spec.labels))
     elif nodes is not None and nodes.has("label"):
         labels, classes = nodes.labels()
@@ -145,7 +202,7 @@ def _write_splits(
         )
     for part, path in given.items():
         if path is not None:
-            writer.write_split(part, read_whole(open_array(path)), str(path))
+            writer.write_split(part, read_whole(_open(spec, path)), str(path))
     for part, ids in in_table.items():
         writer.write_split(part, ids, str(spec.nodes))
     if spec.random_split is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import widen
 from gnnsys.convert.common import encode
-from gnnsys.convert.text import require_pyarrow
+from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import StorageError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.text import require_pyarrow
+from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.errors import FileFormatError, TooLargeError
 
 __all__ = ["Names"]

@@ -16,14 +16,16 @@ from gnnsys.convert.arrays import (
     open_matrix,
     read_whole,
 )
-from gnnsys.convert.names import Names
-from gnnsys.convert.text import (
-    TEXT_SUFFIXES,
-    TextTable,
+from gnnsys.convert.columns import EMPTY, find_id
+from gnnsys.convert.dialect import (
+    TableOptions,
     is_integer,
     is_number,
+    is_whole,
     require_pyarrow,
 )
+from gnnsys.convert.names import Names
+from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, describe_text
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 
@@ -53,39 +55,46 @@ class NodeTable:
     """Nodes in the order of their numbers.
 
     Args:
-        path: .csv, .tsv, .txt or .parquet with a first column of ids and, where it has them, the
-            columns label, split (train, val, test or empty) and time; all others are features. Or
-            .npy: the ids alone.
+        path: .csv, .tsv, .txt or .parquet with a column of ids, called id or the first one, and,
+            where it has them, the columns label, split (train, val, test or empty) and time; all
+            others are features. Or .npy: the ids alone.
+        options: what the user says of text.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, options: TableOptions | None = None) -> None:
+        self._path, self._options = path, options
+        self.about: dict[str, Any] = {}
+        """How the file was understood."""
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file")
         self.feature_columns: list[str] = []
         self._columns: dict[str, str] = {}
+        self.id_column = ""
         if path.suffix == ".npy":
             self._ids = _read_ids(path)
             return
         names = self._column_names()
         if not names:
             raise FileFormatError(f"{path}: empty, expected a row for each node")
-        self.feature_columns = [name for name in names[1:] if name.lower() not in _OWN]
-        self._columns = {name.lower(): name for name in names[1:] if name.lower() in _OWN}
-        self._ids = self._read(names[0]).to_pylist()
+        self.id_column = find_id(names)
+        others = [name for name in names if name != self.id_column]
+        self.feature_columns = [name for name in others if name.lower() not in _OWN]
+        self._columns = {name.lower(): name for name in others if name.lower() in _OWN}
+        self._ids = _plain_ids(self._read(self.id_column).to_pylist())
         missing = next((row for row, name in enumerate(self._ids) if name in (None, "")), None)
         if missing is not None:
             raise FileFormatError(f"{path}: row {missing} has no id; give it one")
 
     def _column_names(self) -> list[str]:
         if self._path.suffix == ".parquet":
-            return list(ParquetTable(self._path).schema.names)
+            return ParquetTable(self._path).names
         if not self._path.name.endswith(TEXT_SUFFIXES):
             raise ArgumentError(
                 f"{self._path}: unknown kind {self._path.suffix!r}; expected .csv, .tsv, .txt, "
                 ".parquet or .npy"
             )
-        table = TextTable(self._path)
+        table = TextTable(self._path, options=self._options)
+        self.about = describe_text(table)
         if not table.header and table.first_rows:
             raise FileFormatError(
                 f"{self._path}: begins with {', '.join(table.first_rows[0][:4])}; expected a line "
@@ -99,13 +108,21 @@ class NodeTable:
         if self._path.suffix == ".parquet":
             batches = ParquetTable(self._path).batches([column], _BLOCK_ROWS)
         else:
-            table = TextTable(self._path, header=True, types={column: pa.string()})
+            types = {column: pa.string()}
+            table = TextTable(self._path, header=True, types=types, options=self._options)
             batches = table.batches([column])
         arrays = [batch.column(0) for batch in batches]
         return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], pa.string())
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def describe(self) -> dict[str, Any]:
+        """How the file was understood, and what its columns are."""
+        if self._path.suffix == ".npy":
+            return {"format": "npy", "rows": len(self)}
+        about = {**self.about, "rows": len(self), "id": self.id_column, **self._columns}
+        return {**about, "features": self.feature_columns}
 
     def has(self, column: str) -> bool:
         """Whether there is a column label, split or time."""
@@ -141,7 +158,8 @@ class NodeTable:
 
     def times(self) -> NDArray[Any]:
         """(nodes,) the column time, as numbers."""
-        return read_whole(open_matrix(self._path, True, [self._columns["time"]]))
+        column = [self._columns["time"]]
+        return read_whole(open_matrix(self._path, True, column, options=self._options))
 
     def labels(self) -> tuple[NDArray[Any], list[str]]:
         """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""
@@ -152,6 +170,7 @@ class NodeTable:
         if pa.types.is_floating(values.type):
             return values.to_numpy(zero_copy_only=False), []
         words = ["" if value is None else str(value) for value in values.to_pylist()]
+        words = ["" if word.strip() in EMPTY else word.strip() for word in words]
         known = {word for word in words if word}
         if all(is_integer(word) and len(word) < 19 for word in known):
             return np.array([int(word or -1) for word in words], np.int64), []
@@ -180,7 +199,16 @@ class NodeTable:
 
     def features(self) -> ArraySource:
         """The other columns as a matrix (nodes, columns)."""
-        return as_matrix(open_matrix(self._path, True, self.feature_columns, floats=True))
+        columns = self.feature_columns
+        return as_matrix(open_matrix(self._path, True, columns, floats=True, options=self._options))
+
+
+def _plain_ids(ids: list[Any]) -> list[Any]:
+    """Ids without the blanks around them, and without ``.0`` where all are whole numbers."""
+    plain = [name.strip() if isinstance(name, str) else name for name in ids]
+    if all(is_whole(str(name)) for name in plain) and any("." in str(name) for name in plain):
+        return [str(name).partition(".")[0] for name in plain]
+    return plain
 
 
 def _read_ids(path: Path) -> list[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gnnsys.choices import FloatType
+from gnnsys.convert.dialect import TableOptions
 from gnnsys.system.progress import Progress
 
 __all__ = ["ConvertOptions", "EdgeListParts", "EdgeListSpec", "split_member"]
@@ -38,10 +39,22 @@ class EdgeListParts:
     """How an edge list is read, and what belongs to it."""
 
     columns: tuple[str, str] | None = None
-    """Columns of sources and targets in a table. Default: usual names, else the first two."""
+    """Columns of sources and targets in a table: names, or f0, f1, … where it has none. Default:
+    usual names, else the first two where that is clear."""
 
     header: Literal["auto", "yes", "no"] = "auto"
-    """Whether a text file begins with column names."""
+    """Whether the edge list begins with column names; and other files of text, where their rows do
+    not tell it."""
+
+    delimiter: str = "auto"
+    """Of columns in the edge list: a character, tab or blanks; and in other files of text, where
+    their rows do not tell it."""
+
+    encoding: str = "auto"
+    """Of text, such as latin-1. Default: by its first bytes, else utf-8."""
+
+    format: Literal["auto", "text", "mtx", "parquet", "npy", "npz"] = "auto"
+    """Of the edge list. Default: by its suffix; a Matrix Market file by its first line, too."""
 
     ids: Literal["auto", "dense", "names"] = "auto"
     """dense: node ids are numbers from 0. names: any strings or numbers, numbered as they appear or
@@ -94,6 +107,15 @@ class EdgeListSpec(EdgeListParts):
     """.npy or .npz of (2, edges) or (edges, 2); .parquet, .csv, .tsv or .txt with two columns."""
 
     name: str
+
+    def table_options(self, of_edges: bool = True) -> TableOptions:
+        """What is known of its text files."""
+        return TableOptions(
+            delimiter=self.delimiter,
+            header=self.header,
+            encoding=self.encoding,
+            only_where_unclear=not of_edges,
+        )
 
     def files(self) -> list[Path]:
         """All that are read."""

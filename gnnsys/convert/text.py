@@ -1,54 +1,51 @@
-"""Tables in text files: comma, tab, semicolon or blanks between columns, also gzipped."""
+"""Tables in text files, read in batches of rows."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
 
-from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.convert.columns import has_header, index_columns
+from gnnsys.convert.dialect import (
+    BLANKS,
+    Dialect,
+    TableOptions,
+    TidyLines,
+    open_text,
+    read_dialect,
+    require_pyarrow,
+)
+from gnnsys.errors import FileFormatError
 
-__all__ = ["TEXT_SUFFIXES", "TextTable", "is_integer", "is_number", "require_pyarrow"]
+__all__ = ["TEXT_SUFFIXES", "TextTable", "describe_text"]
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-
+TEXT_SUFFIXES = tuple(
+    suffix + packed
+    for suffix in (".csv", ".tsv", ".txt", ".edges", ".edgelist", ".el", ".mtx")
+    for packed in ("", ".gz", ".bz2", ".zst", ".xz")
+)
 _BLOCK_BYTES = 16 << 20
-_HEAD_BYTES = 1 << 20  # in which the comments end and the first two rows lie
-_FIRST_ROWS = 100  # that tell a header
-_BLANKS = " "  # the delimiter that stands for any number of blanks and tabs
-_EMPTY = {"", "NA", "N/A", "NULL", "null", "NaN", "nan"}  # in place of a number
-
-
-def require_pyarrow(what: str) -> Any:
-    """pyarrow, or one error that says how to install it."""
-    try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{what}: needs pyarrow, which is not installed; pip install 'gnnsys[convert]'"
-        ) from error
-    return pyarrow
 
 
 class TextTable:
-    """A CSV, TSV or whitespace-separated file, also gzipped, read in batches of rows.
+    """A table in a text file of any dialect, read in batches of rows.
 
-    Lines that begin with ``#`` or ``%`` before the first row are left out, as in SNAP's files, and
-    empty lines everywhere. Columns of the same name are numbered.
+    Columns of the same name are numbered. An index column is not among ``names``.
 
     Args:
         path: of the file.
-        header: whether its first row names the columns; None to look.
+        header: whether its first row names the columns; None to look, as ``decide`` does.
         names: of the columns where there is no header; f0, f1, … by default.
         types: pyarrow types by column; others are guessed from the first block.
+        options: what the user says of it.
+        decide: the rule for headers.
+
+    Raises:
+        MissingFileError, FileFormatError: not there, not readable, or not clear how.
     """
 
     def __init__(
@@ -57,43 +54,30 @@ class TextTable:
         header: bool | None = None,
         names: Sequence[str] | None = None,
         types: dict[str, Any] | None = None,
+        *,
+        options: TableOptions | None = None,
+        decide: Callable[[Path, Dialect, TableOptions], bool] = has_header,
     ) -> None:
         self._pyarrow = require_pyarrow(str(path))
         self._path = path
         self._types = types or {}
-        lines, self._skipped = self._first_lines()
-        self._delimiter = _delimiter_of(path, lines[0] if lines else "")
-        self.first_rows = [self._split(line) for line in lines]
-        fields = self.first_rows[0] if lines else []
-        if header is None:
-            header = any(not is_number(field) and field not in _EMPTY for field in fields)
-        self.header = header
-        self.names = fields if header else list(names or ())
-        self.names = self.names + [f"f{i}" for i in range(len(self.names), len(fields))]
-        self.names = _distinct(self.names)
-
-    def _first_lines(self) -> tuple[list[str], int]:
-        """The first rows, and how many lines stand before them."""
-        try:
-            with self._pyarrow.input_stream(str(self._path), compression="detect") as stream:
-                head = stream.read(_HEAD_BYTES) or b""
-        except OSError as error:
-            if not self._path.exists():
-                raise MissingFileError(f"{self._path}: no such file") from error
-            raise FileFormatError(f"{self._path}: cannot be read ({error})") from error
-        lines: list[str] = []
-        skipped = 0
-        for line in re.split("\r\n|\n|\r", head.decode("utf-8-sig", "replace")):
-            if lines or line.strip()[:1] not in ("", "#", "%"):
-                lines += [line] if line.strip() else []
-            else:
-                skipped += 1
-        return lines[:_FIRST_ROWS], skipped
-
-    def _split(self, line: str) -> list[str]:
-        if self._delimiter == _BLANKS:
-            return line.split()
-        return [field.strip() for field in next(csv.reader([line], delimiter=self._delimiter))]
+        options = options or TableOptions()
+        self.dialect = read_dialect(path, options)
+        rows = [list(row) for row in self.dialect.rows]
+        self.header = decide(path, self.dialect, options) if header is None else header
+        fields = rows[0] if rows else []
+        width = len(rows[1]) if len(rows) > 1 else len(fields)
+        extra = self.header and width == len(fields) + 1
+        given = ([""] if extra else []) + fields if self.header else list(names or ())
+        given += [f"f{place}" for place in range(len(given), width)]
+        self.all_names = _distinct(given)
+        self.index = index_columns(self.all_names, extra) if self.header else []
+        self.names = [name for name in self.all_names if name not in self.index]
+        kept = [place for place, name in enumerate(self.all_names) if name not in self.index]
+        self.first_rows = [
+            [row[place] for place in kept if place < len(row)] for row in rows[self.header :]
+        ]
+        """The first rows below the header, without the index."""
 
     def typed(self, types: dict[str, Any]) -> TextTable:
         """The same table with columns of those pyarrow types."""
@@ -102,13 +86,13 @@ class TextTable:
         return other
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
-        """pyarrow record batches of the columns.
+        """pyarrow record batches of the columns; None for all but the index.
 
         Raises:
             FileFormatError: a row with other columns, or text where a number should be; with the
                 line's number.
         """
-        if not self.first_rows:
+        if not self.dialect.rows:
             return
         pa = self._pyarrow
         options: dict[str, Any] = {
@@ -116,13 +100,13 @@ class TextTable:
             "read_options": pa.csv.ReadOptions(
                 use_threads=False,
                 block_size=_BLOCK_BYTES,
-                skip_rows=self._skipped + self.header,
-                column_names=self.names,
+                skip_rows=self.dialect.skipped + self.header,
+                column_names=self.all_names,
             ),
-            "parse_options": pa.csv.ParseOptions(delimiter=self._delimiter),
+            "parse_options": pa.csv.ParseOptions(delimiter=self.dialect.delimiter),
             "convert_options": pa.csv.ConvertOptions(
                 column_types=self._types,
-                include_columns=list(columns or ()),
+                include_columns=list(columns or self.names),
                 strings_can_be_null=False,
             ),
         }
@@ -131,14 +115,14 @@ class TextTable:
                 yield from reader
         except pa.ArrowInvalid as error:
             raise FileFormatError(f"{self._path}: {self._place(str(error))}") from error
-        except (pa.ArrowKeyError, OSError) as error:
+        except (pa.ArrowKeyError, OSError, EOFError, ValueError) as error:
             raise FileFormatError(f"{self._path}: cannot be read ({error})") from error
 
     def _stream(self) -> Any:
-        stream = self._pyarrow.input_stream(str(self._path), compression="detect")
-        if self._delimiter != _BLANKS:
+        stream = open_text(self._path, self.dialect)
+        if not (self.dialect.delimiter == BLANKS or self.dialect.attributes or self.dialect.spaced):
             return stream
-        return self._pyarrow.TransformInputStream(stream, _SingleBlanks())
+        return self._pyarrow.TransformInputStream(stream, TidyLines(self.dialect))
 
     def _place(self, message: str) -> str:
         """pyarrow's message with the line of the file instead of its own count of rows."""
@@ -148,57 +132,43 @@ class TextTable:
 
         message = re.sub(r"Row #(\d+): ", line, message.removeprefix("CSV parse error: "), count=1)
         message = re.sub(r"In CSV column #(\d+): ", self._name_column, message, count=1)
-        return re.sub("CSV conversion error to (.*): invalid value", r"expected \1, found", message)
+        message = re.sub(
+            "CSV conversion error to (.*): invalid value", r"expected \1, found", message
+        )
+        if "columns, got" in message:
+            mark = _SPOKEN.get(self.dialect.delimiter, self.dialect.delimiter)
+            message += f"; it was read with {mark} between columns, and --delimiter says another"
+        if "UTF8" in message:
+            message += "; give --encoding, such as latin-1 or cp1252"
+        return message
 
     def _line_of(self, row: int) -> int:
         """The line of pyarrow's row number, which counts empty lines among skipped ones only."""
-        number, skipped = 0, self._skipped + self.header
-        opener = gzip.open if self._path.suffix == ".gz" else open
-        with opener(self._path, "rb") as lines:
-            for number, text in enumerate(lines, start=1):
+        number, skipped = 0, self.dialect.skipped + self.header
+        with open_text(self._path, self.dialect) as stream:
+            for number, text in enumerate(_lines(stream), start=1):
                 row -= number <= skipped or not self._is_empty(text)
                 if row == 0:
                     break
         return number
 
     def _is_empty(self, line: bytes) -> bool:
-        return not (line.strip() if self._delimiter == _BLANKS else line.strip(b"\r\n"))
+        blanks = self.dialect.delimiter == BLANKS
+        return not (line.strip() if blanks else line.strip(b"\r\n"))
 
     def _name_column(self, found: re.Match[str]) -> str:
         number = int(found.group(1))
-        return f"column {self.names[number] if number < len(self.names) else number}, "
+        known = number < len(self.all_names)
+        return f"column {self.all_names[number] if known else number}, "
 
 
-class _SingleBlanks:
-    """Leaves one blank between columns and none at the ends of lines; blocks may end anywhere."""
-
-    def __init__(self) -> None:
-        self._held = b""  # blanks that the line's end, if it follows, makes superfluous
-        self._new_line = True
-
-    def __call__(self, block: Any) -> bytes:
-        text = self._held + bytes(block).replace(b"\t", b" ")
-        kept = text.rstrip(b" \r")
-        self._held = text[len(kept) :]
-        while b"  " in kept:
-            kept = kept.replace(b"  ", b" ")
-        kept = kept.replace(b" \n", b"\n").replace(b" \r\n", b"\n").replace(b"\n ", b"\n")
-        if self._new_line:
-            kept = kept.lstrip(b" ")
-        if kept:
-            self._new_line = kept.endswith(b"\n")
-        return kept
-
-
-def _delimiter_of(path: Path, first: str) -> str:
-    if ".tsv" in path.suffixes:
-        return "\t"
-    if ".csv" in path.suffixes:
-        return ";" if ";" in first and "," not in first else ","
-    first = first.strip()
-    if "\t" in first:  # alone, it keeps the blanks inside words
-        return "\t" if all(part == part.strip() for part in first.split("\t")) else _BLANKS
-    return next((mark for mark in (",", ";") if mark in first), _BLANKS)
+def _lines(stream: Any) -> Iterator[bytes]:
+    held = b""
+    while block := stream.read(1 << 20):
+        *lines, held = (held + bytes(block)).split(b"\n")
+        yield from lines
+    if held:
+        yield held
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -210,15 +180,23 @@ def _distinct(names: list[str]) -> list[str]:
     return distinct
 
 
-def is_number(text: str) -> bool:
-    """Whether a field is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+_SPOKEN = {",": "comma", ";": "semicolon", "\t": "tab", BLANKS: "blanks"}
 
 
-def is_integer(text: str) -> bool:
-    """Whether a field is a whole number."""
-    return re.fullmatch(r"[-+]?\d+", text) is not None
+def describe_text(table: TextTable) -> dict[str, Any]:
+    """How a table was understood."""
+    dialect = table.dialect
+    about: dict[str, Any] = {
+        "format": "text",
+        "delimiter": _SPOKEN.get(dialect.delimiter, dialect.delimiter),
+        "header": table.header,
+    }
+    if dialect.compression != "none":
+        about["compression"] = dialect.compression
+    if dialect.encoding != "utf-8":
+        about["encoding"] = dialect.encoding
+    if table.index:
+        about["index, left out"] = table.index[0] or "without a name"
+    if dialect.attributes:
+        about["left out"] = "{…} at the ends of rows"
+    return about

@@ -25,6 +25,7 @@ from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.csc import EdgeSort, write_csc
 from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
 from gnnsys.dataset.writer import DatasetWriter
+from gnnsys.errors import FileFormatError
 
 pa = pytest.importorskip("pyarrow", reason="text and Parquet are read through pyarrow")
 pytest.importorskip("pyarrow.parquet")
@@ -338,11 +339,13 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
             assert np.array_equal(found.edge_table("indices"), indices)
 
 
-@pytest.mark.parametrize(("header", "edges"), [("auto", 2), ("yes", 1), ("no", 2)])
-def test_a_first_row_of_words_above_words_is_an_edge_unless_told(
+@pytest.mark.parametrize(("header", "edges"), [("yes", 1), ("no", 2)])
+def test_a_first_row_of_words_above_words_is_refused_unless_told(
     header: str, edges: int, tmp_path: Path
 ) -> None:
     (tmp_path / "e.csv").write_text("x,y\nb,a\n")
+    with pytest.raises(FileFormatError, match=r"begins with x, y, .*--header yes or --header no"):
+        convert(tmp_path, tmp_path / "e.csv")
     assert convert(tmp_path, tmp_path / "e.csv", header=header).num_edges() == edges
 
 
@@ -485,7 +488,7 @@ def test_a_node_table_gives_numbers_features_labels_splits_and_times(
         (["2", "0", "-1"], [2, 0, -1], None),
         (["1.0", "", "0"], [1, -1, 0], None),
         (["true", "false", "true"], [1, 0, 1], ["false", "true"]),
-        (["b", "NA", "a"], [2, 0, 1], ["NA", "a", "b"]),
+        (["b", "NA", "a"], [1, -1, 0], ["a", "b"]),
         (["1"] * 2 + ["x"], [0, 0, 1], ["1", "x"]),
     ],
 )
@@ -521,7 +524,8 @@ def test_typed_labels_may_have_gaps(column: list[Any], stored: list[int], tmp_pa
 def test_a_node_table_may_be_ids_alone(ids: Array, tmp_path: Path) -> None:
     first, _, third = ids.tolist()
     (tmp_path / "e.csv").write_text(f"{third},{first}\n")
-    found = convert(tmp_path, tmp_path / "e.csv", nodes=save(tmp_path / "n.npy", ids))
+    nodes = save(tmp_path / "n.npy", ids)
+    found = convert(tmp_path, tmp_path / "e.csv", nodes=nodes, header="no")
     assert found.edge_table("indptr").tolist() == [0, 1, 1, 1]
     assert found.edge_table("indices").tolist() == [2]
     expected = [str(name).encode() if ids.dtype.kind == "U" else name for name in ids.tolist()]

@@ -397,7 +397,7 @@ class TidyLines:
         self._held = b""
 
     def __call__(self, block: Any) -> bytes:
-        text = self._held + bytes(block)
+        text = b"".join((self._held, block))
         end = text.rfind(b"\n") + 1 if len(block) else len(text)
         self._held, text = text[end:], text[:end]
         if self._dialect.attributes:
@@ -420,5 +420,7 @@ def _single_blanks(text: bytes) -> bytes:
         text = text.replace(b"\t", b" ")
         while b"  " in text:
             text = text.replace(b"  ", b" ")
-    text = text.replace(b" \n", b"\n").replace(b" \r\n", b"\n").replace(b"\n ", b"\n")
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n")
+    text = text.replace(b" \n", b"\n").replace(b"\n ", b"\n")
     return text.strip(b" ") if text.endswith(b"\n") else text.strip(b" \r")

@@ -65,6 +65,9 @@ class EdgeFile:
     values: NDArray[Any] | None = None
     """Of a matrix: one for each edge."""
 
+    sample: Sequence[Sequence[str]] = ()
+    """The first edges of text."""
+
     about: Mapping[str, Any] = field(default_factory=dict)
     """How the file was understood."""
 
@@ -73,12 +76,10 @@ class EdgeFile:
 
     def first(self, count: int) -> list[list[Any]]:
         """The first edges, as they stand in the file."""
-        ends = next(self.blocks(0), None)
-        return (
-            []
-            if ends is None
-            else [list(pair) for pair in zip(*(end[:count].tolist() for end in ends), strict=True)]
-        )
+        if self.sample:
+            return [list(edge) for edge in self.sample[:count]]
+        ends = next(self.blocks(0), None) or ()
+        return [list(edge) for edge in zip(*(end[:count].tolist() for end in ends), strict=True)]
 
     def find_names(self, memory: int) -> Names:
         """All ids, numbered as they appear, the source of an edge before its target."""
@@ -372,6 +373,7 @@ def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
         columns=table.names,
         ends=chosen,
         header=table.header,
+        sample=[[row[place] for place in places] for row in rows[:3] if len(row) > max(places)],
         about=describe_text(table),
     )
 

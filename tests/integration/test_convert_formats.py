@@ -298,7 +298,7 @@ def test_a_dry_run_tells_how_files_are_understood_and_makes_nothing(
         str(file): {
             "format": "text", "delimiter": "comma", "header": True,
             "index, left out": "without a name", "source": "paper", "target": "cited",
-            "edge_time": "year", "ids": "names", "first edges": [[3, 7], [7, 12]],
+            "edge_time": "year", "ids": "names", "first edges": [["3", "7"], ["7", "12"]],
         },
         str(nodes): {
             "format": "text", "delimiter": "comma", "header": True, "rows": 3, "id": "id",

@@ -41,7 +41,10 @@ Examples:
     gnnsys predict run1
     gnnsys report run1
     gnnsys COMMAND --help
+
+An error is one line; --debug, with any command, shows where it came from.
 """
+_OF_ALL_RANKS = (ArgumentError, MissingFileError, FileFormatError, UnsupportedError)
 
 
 # Each command's code is the module of its name beside this one.
@@ -72,40 +75,60 @@ def _commands(chosen: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (default: that of the process) and returns its exit code.
 
-    0: done; 1: the install is broken (doctor); 2: bad input, told in one message; 130: interrupted;
-    141: the reader of the output went away.
+    0: done; 1: the install is broken (doctor), or gnnsys has a fault; 2: bad input, or a system
+    that refuses something, told in one message; 130: interrupted; 141: the reader of the output
+    went away. With ``--debug`` what ends a command is raised, not told.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments in (["--version"], ["-V"]):
-        from gnnsys._version import __version__
-
-        print(f"gnnsys {__version__}")
-        return 0
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        default: Any = _train_default(arguments) or tyro.MISSING_NONPROP
-        config = tyro.cli(
-            _commands(arguments[0] if arguments else ""),
-            prog="gnnsys",
-            description=_DESCRIPTION,
-            args=arguments or ["--help"],
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
-            default=default,
-        )
-        return _run(config, arguments)
-    except GnnsysError as error:
-        # Bad input is found by all ranks of a machine alike; the first tells of it.
-        same = isinstance(
-            error, (ArgumentError, MissingFileError, FileFormatError, UnsupportedError)
-        )
-        if not same or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"gnnsys: error: {error}", file=sys.stderr)
-        return 2
+        return _main(arguments)
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         print("gnnsys: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if debug:
+            raise
+        code, told = _told(error)
+        # Bad input is found by all ranks of a machine alike; the first tells of it.
+        if not isinstance(error, _OF_ALL_RANKS) or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"gnnsys: error: {told}", file=sys.stderr)
+        return code
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """The exit status and the message of what ended a command."""
+    if isinstance(error, GnnsysError):
+        return 2, str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return 2, f"{place}{error.strerror or error}; --debug shows where"
+    if isinstance(error, MemoryError):
+        return 2, f"out of memory ({error}); --memory bounds a run, and --debug shows where"
+    text = " ".join(str(error).split())[:500]
+    return 1, f"a fault of gnnsys, {type(error).__name__}: {text}; --debug shows where"
+
+
+def _main(arguments: list[str]) -> int:
+    if arguments in (["--version"], ["-V"]):
+        from gnnsys._version import __version__
+
+        print(f"gnnsys {__version__}")
+        return 0
+    default: Any = _train_default(arguments) or tyro.MISSING_NONPROP
+    config = tyro.cli(
+        _commands(arguments[0] if arguments else ""),
+        prog="gnnsys",
+        description=_DESCRIPTION,
+        args=arguments or ["--help"],
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        default=default,
+    )
+    return _run(config, arguments)
 
 
 def _train_default(arguments: list[str]) -> TrainConfig | None:

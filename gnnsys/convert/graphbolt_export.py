@@ -299,7 +299,7 @@ class _Exporter:
         return [content]
 
     def _compose_set(self, split: str, node_type: str) -> list[dict[str, Any]]:
-        ids = self._dataset.node_table(split, node_type)
+        ids = self._dataset.split(split, node_type).numpy()
         arrays = {"seeds": (cut_rows(ids)(0), ids.shape, ids.dtype.str)}
         if self._dataset.has("labels", node_type):
             labels = self._dataset.node_table("labels", node_type)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gnnsys.convert.arrays import widen
 from gnnsys.convert.common import encode
 from gnnsys.convert.dialect import require_pyarrow
-from gnnsys.dataset.folder import Dataset
+from gnnsys.dataset.folder import Dataset, check_nodes
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import StorageError
 from gnnsys.system.files import as_storage_error, write_whole
@@ -25,15 +25,23 @@ Blocks = Iterator[NDArray[Any]]
 
 
 class Edges:
-    """Ends of the edges of a type, by place in the CSC."""
+    """Ends of the edges of a type, by place in the CSC.
+
+    Raises:
+        FileFormatError: an indptr that does not ascend; later, a source outside the nodes.
+    """
 
     def __init__(self, dataset: Dataset, edge_type: EdgeType) -> None:
-        self._indptr = dataset.edge_table("indptr", edge_type)
+        self._indptr = dataset.graph(edge_type).indptr.numpy()
         self._indices = dataset.edge_table("indices", edge_type)
+        self._nodes = dataset.num_nodes(edge_type[0])
+        self._label = f"{dataset.path}: indices of {edge_type}"
 
     def sources(self, start: int, end: int) -> NDArray[np.int64]:
         """Of the edges [start, end)."""
-        return self._indices[start:end].astype(np.int64)
+        sources = self._indices[start:end].astype(np.int64)
+        check_nodes(sources, self._nodes, self._label, start)
+        return sources
 
     def targets(self, start: int, end: int) -> NDArray[np.int64]:
         """Likewise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_pyg"]
 
+_BLOCK_BYTES = 16 << 20
 _SPLITS = {
     "train": ("train_mask", "train_idx", "train_index"),
     "val": ("val_mask", "valid_mask", "val_idx", "valid_idx", "val_index", "valid_index"),
@@ -125,7 +126,8 @@ def _checksum(data: Any) -> str:
             crc = zlib.crc32(f"{number} {key}".encode(), crc)
             if isinstance(value, torch.Tensor):
                 crc = zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode(), crc)
-                crc = zlib.crc32(_dense(value).reshape(-1).view(torch.uint8).numpy().data, crc)
+                for part in _parts(value):
+                    crc = zlib.crc32(_dense(part).reshape(-1).view(torch.uint8).numpy().data, crc)
             else:
                 crc = zlib.crc32(repr(value).encode(), crc)
     return f"{crc:08x}"
@@ -134,8 +136,21 @@ def _checksum(data: Any) -> str:
 def _dense(tensor: Tensor) -> Tensor:
     import torch
 
-    tensor = tensor.detach().as_subclass(torch.Tensor)
-    return (tensor if tensor.layout == torch.strided else tensor.to_dense()).cpu().contiguous()
+    tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return tensor.as_subclass(torch.Tensor).cpu().contiguous()
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The dense tensors that a tensor of any layout is made of."""
+    import torch
+
+    if tensor.layout == torch.sparse_coo:
+        whole = tensor.coalesce()
+        return [whole.indices(), whole.values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_csc):
+        csr = tensor.to_sparse_csr()
+        return [csr.crow_indices(), csr.col_indices(), csr.values()]
+    return [tensor]
 
 
 def _bits(tensor: Tensor) -> tuple[NDArray[Any], bool]:
@@ -175,6 +190,26 @@ def _rank_as_task(store: Any) -> int:
 # Nodes --------------------------------------------------------------------------------------------
 
 
+class _SparseRows:
+    """A sparse matrix, of which some rows at a time are made dense."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self._coo = matrix.detach().cpu().to_sparse_coo().coalesce()
+        self.shape: tuple[int, ...] = tuple(matrix.shape)
+        self.dtype = self._coo.values().numpy().dtype
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on."""
+        rows, columns = self._coo.indices().numpy()
+        values = self._coo.values().numpy()
+        step = max(1, _BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
+        for start in range(first, self.shape[0], step):
+            block = np.zeros((min(step, self.shape[0] - start), self.shape[1]), self.dtype)
+            entries = slice(*np.searchsorted(rows, (start, start + len(block))))
+            block[rows[entries] - start, columns[entries]] = values[entries]
+            yield block
+
+
 class _NodeSet:
     """Writes the tables of one node type."""
 
@@ -185,12 +220,18 @@ class _NodeSet:
         """Keys that tables were made of."""
 
     def write(self, store: Any, split: int, metric: str | None) -> None:
+        import torch
+
         writer, kind = self._writer, self._type
         self.taken = {"x"}
         if _has(store, "x"):
-            x, bits = _bits(store["x"])
-            x = x[:, None] if x.ndim == 1 else x
-            writer.write_features(MatrixRows(x), f"{self._label}: x", kind, bits=bits)
+            label = f"{self._label}: x"
+            if store["x"].layout == torch.strided:
+                x, bits = _bits(store["x"])
+                x = x[:, None] if x.ndim == 1 else x
+                writer.write_features(MatrixRows(x), label, kind, bits=bits)
+            else:
+                writer.write_features(_SparseRows(store["x"]), label, kind)
         labels = self._find_labels(store)
         if labels is not None:
             writer.write_labels(labels, f"{self._label}: y", kind, metric=metric)

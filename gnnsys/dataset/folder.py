@@ -38,7 +38,17 @@ from gnnsys.system.files import map_npy
 from gnnsys.system.progress import Progress
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["Dataset", "open_dataset"]
+__all__ = ["Dataset", "check_nodes", "open_dataset"]
+
+
+def check_nodes(ids: NDArray[Any], nodes: int, label: str, first: int = 0) -> None:
+    """Raises FileFormatError where an id, from ``label`` at ``first`` on, is outside the nodes."""
+    if len(ids) and not 0 <= ids.min() <= ids.max() < nodes:
+        place = int(np.argmax((ids < 0) | (ids >= nodes)))
+        raise FileFormatError(
+            f"{label}: entry {first + place} is {ids[place]}, outside the nodes [0, {nodes}); "
+            "convert the source again"
+        )
 
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
@@ -144,6 +154,18 @@ class Dataset:
             file = self._shard_path(self._find("indptr", edge_type))
             raise FileFormatError(f"{file}: {error}; convert the source again") from error
 
+    def edge_index(self, edge_type: EdgeType = EDGE_TYPE) -> Tensor:
+        """(2, edges) int64 sources and targets, in memory, sorted by target.
+
+        Raises:
+            FileFormatError: an indptr that does not ascend, or a source outside the nodes.
+        """
+        graph = self.graph(edge_type)
+        file = self._shard_path(self._find("indices", edge_type))
+        check_nodes(graph.indices.numpy(), self.num_nodes(edge_type[0]), str(file))
+        target = torch.repeat_interleave(graph.indptr.diff())
+        return torch.stack([graph.indices.long(), target])
+
     def features(
         self,
         node_type: str = NODE_TYPE,
@@ -174,11 +196,18 @@ class Dataset:
         )
 
     def split(self, name: str, node_type: str | None = None) -> Tensor:
-        """(n,) int64 ids of the nodes of "train", "val" or "test"; empty where there are none."""
+        """(n,) int64 ids of the nodes of "train", "val" or "test"; empty where there are none.
+
+        Raises:
+            FileFormatError: an id outside the nodes.
+        """
         node_type = node_type or (self.task.node_type if self.task else NODE_TYPE)
         if not self.has(name, node_type):
             return torch.empty(0, dtype=torch.int64)
-        return torch.from_numpy(np.array(self.node_table(name, node_type)))
+        ids = np.array(self.node_table(name, node_type))
+        file = self._shard_path(self._find(name, node_type))
+        check_nodes(ids, self.num_nodes(node_type), str(file))
+        return torch.from_numpy(ids)
 
     def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
         """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
@@ -224,11 +253,7 @@ class Dataset:
             raise UnsupportedError(
                 f"{self.path}: a heterogeneous graph is no Data; use Dataset.stores()"
             )
-        graph = self.graph()
-        target = torch.repeat_interleave(graph.indptr.diff())
-        data = Data(
-            edge_index=torch.stack([graph.indices.long(), target]), num_nodes=self.num_nodes()
-        )
+        data = Data(edge_index=self.edge_index(), num_nodes=self.num_nodes())
         if self.has("features"):
             data.x = self.features(threads=threads, device=device)
         if self.has("labels"):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from gnnsys.system.files import as_storage_error
 __all__ = ["RunLog"]
 
 _log = logging.getLogger(__name__)
+_NO_BOARD = "TensorBoard is written no further (%s), only %s"
 
 
 class RunLog:
@@ -45,8 +50,8 @@ class RunLog:
 
     def scalars(self, step: int, **values: float) -> None:
         """Adds points to TensorBoard's curves."""
-        if self._board is not None:
-            for name, value in values.items():
+        with self._without_board():
+            for name, value in values.items() if self._board is not None else ():
                 self._board.add_scalar(name.replace("__", "/"), value, step)
 
     @property
@@ -56,13 +61,24 @@ class RunLog:
 
     def flush(self) -> None:
         """Brings TensorBoard's points to its file."""
-        if self._board is not None:
-            self._board.flush()
+        with self._without_board():
+            if self._board is not None:
+                self._board.flush()
 
     def close(self) -> None:
         """Ends TensorBoard's file."""
-        if self._board is not None:
-            self._board.close()
+        with self._without_board():
+            if self._board is not None:
+                self._board.close()
+
+    @contextlib.contextmanager
+    def _without_board(self) -> Iterator[None]:
+        """The run goes on without TensorBoard where its file cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            _log.warning(_NO_BOARD, error.strerror or error, METRICS)
 
 
 def _open_board(folder: Path, step: int) -> Any:
@@ -73,5 +89,22 @@ def _open_board(folder: Path, step: int) -> Any:
             "TensorBoard is not written, only %s (%s): pip install tensorboard", METRICS, error
         )
         return None
-    with as_storage_error(folder):
+    _quiet_writers()
+    try:
         return SummaryWriter(str(folder), purge_step=step or None)
+    except OSError as error:
+        _log.warning(_NO_BOARD, error.strerror or error, METRICS)
+        return None
+
+
+@functools.cache
+def _quiet_writers() -> None:
+    """What ends TensorBoard's writing thread is raised to its user, too: not printed as well."""
+    before = threading.excepthook
+
+    def tell(args: Any) -> None:
+        module = type(args.thread).__module__
+        if not (module.startswith("tensorboard.") and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    threading.excepthook = tell

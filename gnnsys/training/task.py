@@ -20,7 +20,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
-from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.folder import Dataset, check_nodes, open_dataset
 from gnnsys.dataset.importance import without_score
 from gnnsys.dataset.named import NAMED, load_raw
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
@@ -101,6 +101,7 @@ class NodeDataset:
 
     def edge_index(self) -> Tensor:
         """(2, edges) int64, in memory, sorted by target."""
+        check_nodes(self.graph.indices.numpy(), len(self.labels), f"{self.name}: sources of edges")
         target = torch.repeat_interleave(self.graph.indptr.diff())
         return torch.stack([self.graph.indices.long(), target])
 

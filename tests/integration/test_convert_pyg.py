@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch_geometric.data import Data, HeteroData, InMemoryDataset
 
+from gnnsys.convert import pyg_graph
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import (
     NAMES,
@@ -421,3 +422,17 @@ def test_wrong_names_are_one_error(
     with pytest.raises(error, match=message):
         convert_pyg_name(name, tmp_path, tmp_path / "out", OPTIONS)
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_sparse_features_are_made_dense_some_rows_at_a_time(
+    layout: torch.layout, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyg_graph, "_BLOCK_BYTES", block_bytes)
+    dense = torch.rand(7, 5) * (torch.rand(7, 5) < 0.4)
+    dense[2] = 0
+    sparse = dense.to_sparse() if layout == torch.sparse_coo else dense.to_sparse(layout=layout)
+    data = Data(x=sparse, edge_index=torch.tensor([[0, 1, 2], [1, 2, 6]]), num_nodes=7)
+    folder = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="sparse")
+    assert np.array_equal(np.load(folder / "features.npy"), dense.numpy())

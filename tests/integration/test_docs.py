@@ -28,6 +28,11 @@ def run_blocks(page: str, folder: Path) -> list[str]:
     return [kind for kind, _ in blocks]
 
 
+def test_every_command_about_formats_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    assert run_blocks("formats.md", tmp_path) == ["bash"]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_every_command_from_csv_to_model_runs_in_an_empty_folder(tmp_path: Path) -> None:
     assert run_blocks("from-csv-to-model.md", tmp_path).count("bash") >= 5

@@ -462,6 +462,29 @@ def test_a_full_disk_ends_the_run_with_one_error_and_the_old_checkpoint_whole(
         subprocess.run(["umount", str(place)], check=True)
 
 
+def test_a_full_disk_under_tensorboard_does_not_end_a_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(folder, tmp_path / "run", epochs=1)
+    board = tmp_path / "run" / "tensorboard"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(board)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
+    try:
+        (board / "filler").write_bytes(bytes(4096))
+        status, told = shell(capsys, "train", "--resume", str(tmp_path / "run"), "--epochs", "40")
+    finally:
+        subprocess.run(["umount", str(board)], check=True)
+    assert status == 0, told
+    assert "Traceback" not in told
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [each["epoch"] for each in records if each["kind"] == "epoch"] == list(range(1, 41))
+
+
 # Predict ------------------------------------------------------------------------------------------
 
 

@@ -68,10 +68,15 @@ class TextTable:
         fields = rows[0] if rows else []
         width = len(rows[1]) if len(rows) > 1 else len(fields)
         extra = self.header and width == len(fields) + 1
-        given = ([""] if extra else []) + fields if self.header else list(names or ())
-        given += [f"f{place}" for place in range(len(given), width)]
+        # All rows end with a delimiter, or their first column is R's, of row names.
+        trailing = extra and all(row[-1] == "" for row in rows[1:])
+        if self.header:
+            given = [*fields, ""] if trailing else [""] * extra + fields
+        else:
+            given = list(names or ())
+            given += [f"f{place}" for place in range(len(given), width)]
         self.all_names = _distinct(given)
-        self.index = index_columns(self.all_names, extra) if self.header else []
+        self.index = [""] if trailing else index_columns(given, extra) if self.header else []
         self.names = [name for name in self.all_names if name not in self.index]
         kept = [place for place, name in enumerate(self.all_names) if name not in self.index]
         self.first_rows = [

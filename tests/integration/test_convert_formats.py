@@ -136,6 +136,10 @@ def as_r_table(file: Path) -> None:
     file.write_text('"from" "to" "w"\n"1" 1 2 0.5\n"2" 1 3 0.5\n"3" 2 3 1\n')
 
 
+def as_trailing(file: Path) -> None:
+    file.write_text("source,target,w\n1,2,7,\n1,3,8,\n2,3,9,\n")
+
+
 def as_r_csv(file: Path) -> None:
     file.write_text('"","from","to"\n"1",1,2\n"2",1,3\n"3",2,3\n')
 
@@ -170,7 +174,8 @@ def as_wide(file: Path) -> None:
     ("write", "options"),
     [
         (as_konect, {}), (as_r_table, {}), (as_r_csv, {}), (as_neo4j, {}), (as_excel, {}),
-        (as_spaced, {}), (as_floats, {}), (as_latin, {"encoding": "latin-1"}), (as_wide, {}),
+        (as_spaced, {}), (as_trailing, {}), (as_floats, {}), (as_wide, {}),
+        (as_latin, {"encoding": "latin-1"}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
@@ -199,6 +204,7 @@ def test_dialects_of_text_give_the_same_edges(
         ("1,5;2,5\n3,5;4,5\n", "--delimiter"),
         ("1 2,5\n3 4,5\n", "--delimiter"),
         ("1.5,2\n2.5,3\n", "--columns"),
+        ("source,target\n1,2,3,4\n", "--delimiter"),
         ("source,target\n1,é\n", "--encoding"),
     ],
 )

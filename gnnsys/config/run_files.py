@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIG", "METRICS", "RESULT", "result_name"]
+__all__ = ["CONFIG", "LOCK", "METRICS", "RESULT", "result_name"]
 
 CONFIG = "config.toml"
+LOCK = "lock"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 

@@ -45,6 +45,7 @@ from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.system.files import (
     as_storage_error,
     lock_file,
+    lock_holder,
     npy_header,
     replace_file,
     sync,
@@ -339,10 +340,11 @@ class DatasetWriter:
         found = {place.name for place in self.partial.iterdir()} if self.partial.is_dir() else set()
         if "state.json" not in found and found - {"lock", "state.json.new"}:
             raise self._not_ours()
-        lock = lock_file(self.partial / "lock")
+        place = self.partial / "lock"
+        lock = lock_file(place)
         if lock is None:
             raise ArgumentError(
-                f"{self.partial}: another process is writing it; wait, or give another name"
+                f"{self.partial}: {lock_holder(place)} is writing it; wait, or give another name"
             )
         self._lock = lock
         fresh = not begun.exists()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import logging
 import math
 import os
+import platform
 import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, StorageError
+from gnnsys.system.once import warn_once
 
 __all__ = [
     "HEADER_BYTES",
@@ -26,6 +29,7 @@ __all__ = [
     "as_storage_error",
     "check_folder_of",
     "lock_file",
+    "lock_holder",
     "map_npy",
     "npy_header",
     "read_file",
@@ -36,6 +40,9 @@ __all__ = [
     "write_at",
     "write_whole",
 ]
+
+_log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 HEADER_BYTES = 4096
 """The .npy header is padded to this, so that rows of whole pages are aligned to pages."""
@@ -74,19 +81,38 @@ def check_folder_of(path: Path, name: str = "") -> None:
 def lock_file(path: Path) -> BinaryIO | None:
     """Opens a file that one process at a time has; None while another has it.
 
-    The lock goes when the file is closed. Whoever has it may remove the file or its folder.
+    The lock goes when the file is closed. Whoever has it may remove the file or its folder. It says
+    who that is: ``lock_holder``. Where the file system has no locks, there is none, which is told.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "wb")  # noqa: SIM115  (for the caller to close)
+        file = open(path, "ab")  # noqa: SIM115  (for the caller to close)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
         except BlockingIOError:
             file.close()
             return None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warn_once(
+                _log, "%s: the file system has no locks (%s): nothing keeps a second process out",
+                path.parent, error.strerror,
+            )  # fmt: skip
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}".encode())
+            file.flush()
+            return file
         file.close()  # removed after it was opened here: others would make it anew
+
+
+def lock_holder(path: Path) -> str:
+    """Who has the lock: process 123 on host."""
+    try:
+        return path.read_text() or "another process"
+    except OSError:
+        return "another process"
 
 
 def map_npy(path: Path) -> NDArray[Any]:

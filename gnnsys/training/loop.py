@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -44,7 +45,7 @@ from gnnsys.training.metrics import check_metric, measure
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import PipelineSteps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
-from gnnsys.training.run_folder import check_fits, describe, open_run
+from gnnsys.training.run_folder import check_fits, describe, lock_run, open_run
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps
@@ -90,9 +91,17 @@ def _run(
 ) -> TrainResult:
     config = run.config
     plan_run(run)
-    folder = on_first_rank(lambda: open_run(config))
-    dataset = load_run_dataset(run)
-    with closing(dataset), torch.random.fork_rng():
+    with contextlib.ExitStack() as held:
+
+        def open_folder() -> Path | None:
+            folder = open_run(config)
+            if folder is not None:
+                held.enter_context(lock_run(folder))
+            return folder
+
+        folder = on_first_rank(open_folder)
+        dataset = held.enter_context(closing(load_run_dataset(run)))
+        held.enter_context(torch.random.fork_rng())
         torch.manual_seed(config.seed)
         trainer = _Trainer(run, dataset, folder)
         with on_signals(trainer.interrupt):

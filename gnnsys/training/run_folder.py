@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gnnsys.config.file import CHANGES_LOSSES, config_to_toml
-from gnnsys.config.run_files import CONFIG
+from gnnsys.config.run_files import CONFIG, LOCK
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, StorageError
-from gnnsys.system.files import as_storage_error, check_folder_of, replace_file
+from gnnsys.system.files import (
+    as_storage_error,
+    check_folder_of,
+    lock_file,
+    lock_holder,
+    replace_file,
+)
 from gnnsys.training.checkpoint import CHECKPOINT, Checkpoint
 
-__all__ = ["check_fits", "describe", "open_run"]
+__all__ = ["check_fits", "describe", "lock_run", "open_run"]
 
 
 def open_run(config: TrainConfig) -> Path | None:
@@ -38,6 +46,29 @@ def open_run(config: TrainConfig) -> Path | None:
             run.rmdir()
         raise
     return run
+
+
+@contextlib.contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder of a run.
+
+    Raises:
+        ArgumentError: one is writing there.
+        StorageError: nothing can be written.
+    """
+    path = run / LOCK
+    with as_storage_error(path):
+        lock = lock_file(path)
+    if lock is None:
+        raise ArgumentError(
+            f"{run}: {lock_holder(path)} is writing this run; wait until it has ended, or end it"
+        )
+    with lock:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def check_fits(checkpoint: Checkpoint, folder: Path, digest: str, config: TrainConfig) -> list[str]:

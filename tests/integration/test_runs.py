@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -460,6 +462,35 @@ def test_a_full_disk_ends_the_run_with_one_error_and_the_old_checkpoint_whole(
         assert resume(place / "run", epochs=3).history == whole.history
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_run_that_is_being_written_is_refused_with_who_writes_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    whole = train(folder, tmp_path / "whole", epochs=3)
+    train(folder, run, epochs=1)
+    before = (run / "metrics.jsonl").read_bytes()
+    other = subprocess.Popen(
+        [sys.executable, "-m", "gnnsys", "train", "--resume", str(run), "--epochs", "100000"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while (run / "metrics.jsonl").stat().st_size <= len(before) + 1000:
+            assert other.poll() is None
+            time.sleep(0.01)
+        status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "3")
+        assert status == 2
+        assert f"process {other.pid} on {platform.node()} is writing this run" in told
+    finally:
+        other.kill()
+        other.wait()
+    assert (run / "lock").exists()
+    shutil.rmtree(run)
+    train(folder, run, epochs=1)
+    (run / "lock").write_text(f"process {other.pid}")  # left by a kill
+    assert resume(run, epochs=3).history == whole.history
+    assert not (run / "lock").exists()
 
 
 def test_a_full_disk_under_tensorboard_does_not_end_a_run(

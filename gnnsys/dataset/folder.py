@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Data, EdgeAttr, GraphStore
 from torch_geometric.data.graph_store import EdgeLayout
+from torch_geometric.utils import index_to_mask
 
 from gnnsys.cache.arena import CacheArena
 from gnnsys.dataset.format import (
@@ -244,7 +245,7 @@ class Dataset:
         return features, graphs
 
     def to_data(self, *, threads: int = 0, device: str | None = None) -> Data:
-        """A homogeneous dataset as PyG ``Data``: edges in memory, features unified.
+        """A homogeneous dataset as PyG ``Data``: edges in memory, features unified, masks.
 
         Raises:
             UnsupportedError: the graph is heterogeneous.
@@ -258,6 +259,9 @@ class Dataset:
             data.x = self.features(threads=threads, device=device)
         if self.has("labels"):
             data.y = torch.from_numpy(np.array(self.node_table("labels")))
+        for part in ("train", "val", "test"):
+            if self.has(part):
+                data[f"{part}_mask"] = index_to_mask(self.split(part), self.num_nodes())
         return data
 
     def verify(self, progress: Progress = lambda what, done, total: None) -> None:

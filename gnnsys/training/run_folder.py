@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def open_run(config: TrainConfig) -> Path | None:
     """The folder of the run, with its ``config.toml``."""
     if config.timeline is not None:
         check_folder_of(Path(config.timeline), f"--timeline {config.timeline}")
+    if config.eval_store not in ("auto", "ram") and not os.access(config.eval_store, os.W_OK):
+        found = "no such folder" if not Path(config.eval_store).exists() else "not permitted"
+        raise StorageError(
+            f"--eval-store {config.eval_store}: cannot be written ({found}); name another folder"
+        )
     if config.resume:
         return Path(config.resume)
     if config.out is None:

@@ -148,6 +148,11 @@ def test_data_is_what_pyg_takes(folder: Path) -> None:
     assert sorted(edges) == sorted(zip(*PAIRS.tolist(), strict=True))
     assert torch.equal(data.x[torch.arange(NODES)], torch.from_numpy(FEATURES))
     assert torch.equal(data.y, torch.from_numpy(LABELS))
+    splits = {part: gnnsys.open_dataset(folder).split(part).tolist() for part in ("train", "val")}
+    for part, ids in splits.items():
+        mask = data[f"{part}_mask"]
+        assert mask.nonzero().flatten().tolist() == sorted(ids)
+        assert (mask.dtype, len(mask)) == (torch.bool, NODES)
 
 
 def check_batches(loader: Any, seeds: int) -> None:

@@ -464,6 +464,17 @@ def test_a_full_disk_ends_the_run_with_one_error_and_the_old_checkpoint_whole(
         subprocess.run(["umount", str(place)], check=True)
 
 
+def test_a_place_for_evaluation_that_is_none_is_refused_before_anything_is_trained(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "nowhere"
+    arguments = ["train", str(folder), "--out", str(tmp_path / "run"), "--eval-store", str(place)]
+    status, told = shell(capsys, *arguments)
+    assert status == 2
+    assert f"--eval-store {place}: cannot be written (no such folder)" in told.replace("\n", "")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_is_being_written_is_refused_with_who_writes_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from typing import IO
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from gnnsys.system.interrupts import signals
 from gnnsys.system.machine import usable_cores
 
 __all__ = ["run_ranks"]
@@ -35,8 +36,8 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
 
     Rank 0 has this process's standard output and error; lines that others write to standard error
     come with their number. The first to fail is told of by number. The rest then have ``grace``
-    seconds to end by themselves, which they do as soon as they miss it. SIGINT and SIGTERM are
-    passed on.
+    seconds to end by themselves, which they do as soon as they miss it. Signals that ask for
+    an end are passed on.
 
     Args:
         arguments: of the command.
@@ -140,7 +141,7 @@ def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in signals()}
     try:
         yield
     finally:

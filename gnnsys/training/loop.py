@@ -68,8 +68,8 @@ def run_training(
 
     The same config gives the same losses for a fixed torch, number of torch threads and
     instruction set, also when the run was broken off and resumed in between. torch's global random
-    state is left as it was. SIGINT and SIGTERM end the run after the batch in hand, with a
-    checkpoint where there is ``config.out``; a second one ends it at once.
+    state is left as it was. SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the batch in
+    hand, with a checkpoint where there is ``config.out``; a second SIGINT or SIGTERM at once.
 
     Raises:
         GnnsysError: a dataset that is not there, options that do not fit it, a folder that cannot

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+import pty
 import shutil
 import signal
 import subprocess
@@ -287,6 +289,50 @@ def test_ctrl_c_at_the_shell_leaves_a_checkpoint_and_says_how_to_go_on(
     assert records(tmp_path / "run", "end")[-1]["reason"] == "interrupted"
     result = resume(tmp_path / "run", epochs=done)
     assert (result.reason, len(result.history)) == ("done", done)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_of_a_job_system_or_of_a_closed_terminal_leaves_a_checkpoint(
+    sent: signal.Signals, folder: Path, tmp_path: Path
+) -> None:
+    """Its output is a terminal, which is closed before SIGHUP: writing there fails from then on."""
+    ours, theirs = pty.openpty()
+    options = ["--epochs", "100000", "--batch-size", "256", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gnnsys", "train", str(folder), *options],
+        cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    reader = threading.Thread(target=read_all, args=(ours,), daemon=True)
+    reader.start()
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    for _ in range(1 + (sent != signal.SIGTERM)):  # twice, as shells and kernels may
+        process.send_signal(sent)
+    if sent == signal.SIGHUP:
+        os.close(ours)
+    process.wait(timeout=60)
+    assert process.returncode == 130
+    assert records(tmp_path / "run", "end")[-1]["reason"] == "interrupted"
+    done = load_checkpoint(tmp_path / "run").state.epoch
+    assert len(resume(tmp_path / "run", epochs=done).history) == done
+
+
+def read_all(file: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(file, 1 << 12):
+            pass
+
+
+def test_nohup_is_respected(folder: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        config = TrainConfig(dataset=str(folder), out=str(tmp_path / "run"), **OPTIONS)
+        kill = lambda *at: os.kill(os.getpid(), signal.SIGHUP)  # noqa: E731
+        assert run_training(config, on_batch=kill).reason == "done"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_outside_the_main_thread_leaves_signals_alone(folder: Path) -> None:

@@ -1,12 +1,15 @@
 """What a training run leaves in its folder, so that it can go on, and its weights be used.
 
 ``checkpoint.pt`` holds all that the next batch depends on, ``model.safetensors`` the weights of the
-best epoch. Both are replaced whole, so that a kill at any time leaves the old or the new ones.
+best epoch. Both are replaced whole, so that a kill at any time leaves the old or the new ones, and
+have checksums, which are verified when they are read.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +18,6 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.system.files import replacing
@@ -36,6 +38,7 @@ __all__ = [
 VERSION = 1
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
+_CHECKSUMS = "crc32"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,18 +147,23 @@ def save_shards(run: Path, names: list[str], shards: dict[int, dict[str, torch.T
             _write_safetensors(file, shard, {})
 
 
-class _Shard(Mapping[str, torch.Tensor]):
-    """The tensors of a file, each read when it is asked for."""
+class _Tensors(Mapping[str, torch.Tensor]):
+    """The tensors of a file, each read, and compared with its checksum, when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with _as_file_error(path), safe_open(path, "pt") as file:
             self._names = list(file.keys())
+            self._checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with _as_file_error(self._path), safe_open(self._path, "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
+        if self._checksums.get(name, None) not in (None, _checksum(tensor)):
+            raise FileFormatError(
+                f"{self._path}: {name} is damaged: its checksum is another; take a copy of the file"
+            )
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -173,7 +181,7 @@ def load_shards(run: Path, names: list[str]) -> Iterator[Mapping[str, torch.Tens
     Raises:
         MissingFileError, FileFormatError: a file is not there, or damaged.
     """
-    return (_Shard(run / name) for name in names)
+    return (_Tensors(run / name) for name in names)
 
 
 def remove_snapshots(run: Path, keep: list[str] | None) -> None:
@@ -191,6 +199,10 @@ def load_checkpoint(run: Path) -> Checkpoint:
     """
     path = run / CHECKPOINT
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is another")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise MissingFileError(
@@ -220,9 +232,7 @@ def load_weights(run: Path, model: torch.nn.Module) -> None:
         ArgumentError: weights of another model.
     """
     path = run / WEIGHTS
-    with _as_file_error(path):
-        weights = load_file(path)
-    fit_weights(model, weights, path)
+    fit_weights(model, dict(_Tensors(path)), path)
 
 
 _DTYPES = {
@@ -237,7 +247,8 @@ def _write_safetensors(
 ) -> None:
     """Writes one tensor after another. safetensors' own ``save`` makes bytes of all of them first;
     its ``save_file`` makes a file that others may not read, and tells of no OSError."""
-    header: dict[str, Any] = {"__metadata__": about} if about else {}
+    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    header: dict[str, Any] = {"__metadata__": {**about, _CHECKSUMS: json.dumps(checksums)}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -250,8 +261,16 @@ def _write_safetensors(
     text = text.ljust(-(-len(text) // 8) * 8)  # so that tensors are aligned
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        file.write(flat.view(torch.uint8).numpy().data)
+        file.write(_bytes_of(tensor))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    return f"{zlib.crc32(_bytes_of(tensor)):08x}"
 
 
 @contextmanager

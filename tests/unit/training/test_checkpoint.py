@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import resource
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from gnnsys.training.checkpoint import (
     RunState,
     load_checkpoint,
     load_shards,
+    load_weights,
     save_checkpoint,
     save_shards,
     snapshot_names,
@@ -55,10 +58,41 @@ def test_safetensors_reads_the_weights_as_they_were(tmp_path: Path) -> None:
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
     with safetensors.safe_open(tmp_path / WEIGHTS, "pt") as file:
-        assert file.metadata() == {"epoch": "2", "config": '{"model": "sage"}'}
+        about = file.metadata()
+    assert json.loads(about.pop("crc32")).keys() == model.keys()
+    assert about == {"epoch": "2", "config": '{"model": "sage"}'}
     again = load_checkpoint(tmp_path)
     assert again.state == RunState(epoch=3, best_epoch=2)
     assert all(torch.equal(again.model[name], tensor) for name, tensor in model.items())
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("kind", ["weights", "checkpoint", "snapshot"])
+def test_damage_of_any_tensor_is_noticed(kind: str, seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    model = torch.nn.Linear(64, 64)
+    save_checkpoint(tmp_path, checkpoint_of(dict(model.state_dict())))
+    names = snapshot_names(1, 1)
+    save_shards(tmp_path, names, {0: dict(model.state_dict())})
+
+    def load() -> None:
+        if kind == "weights":
+            load_weights(tmp_path, model)
+        elif kind == "checkpoint":
+            load_checkpoint(tmp_path)
+        else:
+            (shard,) = load_shards(tmp_path, names)
+            assert [shard[name].shape for name in shard]
+
+    load()
+    name = {"weights": WEIGHTS, "checkpoint": "checkpoint.pt", "snapshot": names[0]}[kind]
+    content = bytearray((tmp_path / name).read_bytes())
+    weights = model.weight.detach().numpy().tobytes()
+    begin = content.index(weights) + draw.randrange(len(weights) - 200)
+    content[begin : begin + 200] = bytes(200)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileFormatError, match=f"{name}: .*checksum"):
+        load()
 
 
 def test_writing_takes_no_copy_of_what_is_written(tmp_path: Path) -> None:

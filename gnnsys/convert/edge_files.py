@@ -350,7 +350,7 @@ def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
     if spec.ids != "names":
         _check_ids(path, chosen, places, rows)
     strings = spec.ids == "names" or not all(
-        floats[which] or all(len(row) > place and is_integer(row[place]) for row in rows)
+        floats[which] or all(len(row) > place and is_integer(row[place]) for row in rows[:1])
         for which, place in enumerate(places)
     )
     plain = pa.string() if strings else pa.int64()
@@ -381,9 +381,9 @@ def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
 def _check_ids(
     path: Path, columns: tuple[str, str], places: Sequence[int], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Refuses ids that are numbers with fractions: the columns are perhaps others."""
+    """Refuses a first id that is a number with a fraction: the columns are perhaps others."""
     for name, place in zip(columns, places, strict=True):
-        values = [row[place] for row in rows if place < len(row) and row[place] not in EMPTY]
+        values = [row[place] for row in rows[:1] if place < len(row) and row[place] not in EMPTY]
         if all(map(is_number, values)) and not all(map(is_whole, values)):
             raise FileFormatError(
                 f"{path}: column {name} holds numbers with fractions, expected ids; --columns "

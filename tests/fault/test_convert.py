@@ -138,7 +138,7 @@ def spec(**given: Any) -> Callable[[Path], dict[str, Any]]:
 
 def with_nodes(edges: str, nodes: str, **more: Any) -> Callable[[Path], dict[str, Any]]:
     def make(place: Path) -> dict[str, Any]:
-        (place / "e.csv").write_text(edges)
+        (place / "e.csv").write_text("source,target\n" + edges)
         (place / "bad.csv").write_text(nodes)
         return {"edges": place / "e.csv", "nodes": place / "bad.csv", **more}
 
@@ -156,7 +156,7 @@ EDGE_FILES: dict[str, Case] = {
     "an unknown kind": (
         txt("1,2", "bad.xls"),
         ArgumentError,
-        r"bad\.xls: unknown kind '\.xls'; expected \.npy",
+        r"bad\.xls: unknown kind '\.xls'; --format says which: text, npz",
     ),
     "floats": (npy(PAIRS * 1.0), FileFormatError, r"bad\.npy: edges of dtype float64, expected in"),
     "three rows": (
@@ -184,9 +184,9 @@ EDGE_FILES: dict[str, Case] = {
     ),
     "truncated .npz": (cut(npz(x=PAIRS), 0.9), FileFormatError, r"bad\.npz: not a whole \.npz"),
     "a column of floats": (
-        parquet({"src": PAIRS[0] * 1.0, "dst": PAIRS[1]}),
+        parquet({"src": PAIRS[0] + 0.5, "dst": PAIRS[1]}),
         FileFormatError,
-        r"bad\.parquet: column src holds double, expected ids or names",
+        r"bad\.parquet: edge 0 has the source \d+\.5, expected a whole number",
     ),
     "one column of Parquet": (
         parquet({"src": PAIRS[0]}),
@@ -255,7 +255,7 @@ EDGE_FILES: dict[str, Case] = {
         r"bad\.csv: edge 40 has no target; give it one",
     ),
     "an empty name": (
-        txt("a,b\n,c\n"),
+        txt("source,target\na,b\n,c\n"),
         FileFormatError,
         r"bad\.csv: edge 1 has no source; give it one",
     ),
@@ -303,7 +303,7 @@ IDS: dict[str, Case] = {
         r"outside the nodes \[0, 9\)",
     ),
     "words as dense ids": (
-        txt("a,b\n", ids="dense"),
+        txt("source,target\na,b\n", ids="dense"),
         ArgumentError,
         r"bad\.csv: ids are strings; leave out --ids den",
     ),

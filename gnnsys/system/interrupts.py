@@ -18,8 +18,9 @@ _ASKING = (signal.SIGHUP, signal.SIGUSR1)
 
 def signals() -> list[signal.Signals]:
     """Those that ask for an end; SIGHUP is not one under nohup."""
+    under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     known = (*_INSISTING, *_ASKING)
-    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    return [number for number in known if not (number == signal.SIGHUP and under_nohup)]
 
 
 @contextmanager

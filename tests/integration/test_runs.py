@@ -301,6 +301,7 @@ def test_a_signal_of_a_job_system_or_of_a_closed_terminal_leaves_a_checkpoint(
     process = subprocess.Popen(
         [sys.executable, "-m", "gnnsys", "train", str(folder), *options],
         cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also under nohup
     )  # fmt: skip
     os.close(theirs)
     reader = threading.Thread(target=read_all, args=(ours,), daemon=True)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from gnnsys.commands.info import describe_dataset, print_tables
 from gnnsys.config.convert import ConvertConfig
@@ -23,6 +21,7 @@ from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, spl
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, MissingFileError
+from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.system.progress import work_progress
 from gnnsys.system.sizes import parse_bytes
 
@@ -94,10 +93,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
 def _tell(told: dict[str, dict[str, Any]], console: Console) -> None:
     """How each file was understood."""
     for file, about in told.items():
-        table = Table(title=escape(file), show_header=False, title_justify="left")
-        for name, value in about.items():
-            table.add_row(name, escape(_spoken(value)))
-        console.print(table)
+        console.print(pairs_on_terminal(file, ((name, _spoken(about[name])) for name in about)))
 
 
 def _spoken(value: Any) -> str:

@@ -22,6 +22,7 @@ from gnnsys.config.file import resumed_config
 from gnnsys.config.predict import PredictConfig
 from gnnsys.config.resolve import Run, resolve
 from gnnsys.convert.arrays import open_array
+from gnnsys.dataset.folder import check_nodes
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions
 from gnnsys.pipeline import DeepModel
@@ -154,14 +155,9 @@ def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
             f"{path}: {source.dtype} of shape {source.shape}, expected (n,) node ids"
         )
     blocks = [block.astype(np.int64) for block in source.blocks()]
-    ids = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *blocks]))
-    outside = torch.nonzero((ids < 0) | (ids >= count))
-    if len(outside):
-        place = int(outside[0])
-        raise FileFormatError(
-            f"{path}: id {int(ids[place])} at position {place} is outside the nodes [0, {count})"
-        )
-    return ids
+    ids = np.concatenate([np.empty(0, np.int64), *blocks])
+    check_nodes(ids, count, path)
+    return torch.from_numpy(ids)
 
 
 def _write(

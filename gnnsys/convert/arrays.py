@@ -30,6 +30,7 @@ __all__ = [
     "NpzMember",
     "ParquetTable",
     "as_matrix",
+    "block_rows",
     "load_tensor",
     "load_torch",
     "narrow",
@@ -123,7 +124,8 @@ def open_matrix(
     return _TextMatrix(path, header, columns, floats=floats, options=options)
 
 
-def _block_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+def block_rows(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """How many rows of an array of that shape are read at a time."""
     row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     return max(1, _BLOCK_BYTES // max(1, row_bytes))
 
@@ -138,7 +140,7 @@ class MatrixRows:
 
     def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
         """Rows from ``first`` on, in blocks of bounded size."""
-        step = _block_rows(self.shape, self.dtype)
+        step = block_rows(self.shape, self.dtype)
         for start in range(first, len(self._rows), step):
             block = np.asarray(self._rows[start : start + step])
             native = block.astype(block.dtype.newbyteorder("="), copy=False)
@@ -233,7 +235,7 @@ class NpzMember:
         items = int(np.prod(row, dtype=np.int64))
         if items == 0:
             yield np.empty((rows, *row), self.dtype)
-        step = _block_rows(self.shape, self.dtype) * items
+        step = block_rows(self.shape, self.dtype) * items
         for block in self.flat_blocks(first * items, rows * items, step):
             yield block.reshape(-1, *row)
 
@@ -474,7 +476,7 @@ class _ParquetMatrix:
             FileFormatError: a damaged file, or gaps in columns of whole numbers.
         """
         is_boolean = require_pyarrow(str(self._path)).types.is_boolean
-        step = _block_rows(self.shape, self.dtype)
+        step = block_rows(self.shape, self.dtype)
         for batch in rows_from(self._table.batches(self._columns, step), first):
             for name, column in zip(self._columns, batch.columns, strict=True):
                 has_nan = self.dtype.kind == "f" and not is_boolean(column.type)

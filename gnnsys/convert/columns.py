@@ -60,10 +60,14 @@ _IDS = ("id", "nodeid", "node", "vertex", "vertexid", "vid", "nid")
 _INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 
 
+def _letters(name: str) -> str:
+    """A name without case and marks: startid of ``:START_ID(User)``."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"\(.*\)", "", name).lower())
+
+
 def _plain(name: str) -> str:
     """A name without case, marks and what says that it is an id: start of ``:START_ID(User)``."""
-    plain = re.sub(r"\(.*\)", "", name).lower()
-    plain = re.sub(r"[^a-z0-9]", "", plain)
+    plain = _letters(name)
     return re.sub(r"(?<=.)(nodeid|nodeidx|vertexid|node|vertex|idx|id)$", "", plain) or plain
 
 
@@ -84,9 +88,8 @@ def usual_ends(names: Sequence[str]) -> tuple[str, str] | None:
 
 def find_id(names: Sequence[str]) -> str:
     """The column of node ids: one with a usual name, else the first."""
-    known = (re.sub(r"[^a-z0-9]", "", re.sub(r"\(.*\)", "", name).lower()) for name in names)
-    places = {name: place for place, name in reversed(list(enumerate(known)))}
-    return names[next((places[name] for name in _IDS if name in places), 0)]
+    known = [_letters(name) for name in names]
+    return names[next((known.index(usual) for usual in _IDS if usual in known), 0)]
 
 
 def index_columns(names: Sequence[str], extra: bool = False) -> list[str]:

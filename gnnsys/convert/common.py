@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gnnsys.convert.arrays import ArraySource, MatrixRows, narrow, widen
 from gnnsys.convert.csc import EdgeReader, EdgeSort, permute_rows, write_csc
 from gnnsys.convert.spec import ConvertOptions
+from gnnsys.dataset.folder import check_nodes
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
@@ -174,7 +175,6 @@ class Conversion(DatasetWriter):
         Raises:
             FileFormatError: an id outside the nodes, or one that is there twice.
         """
-        count = self.num_nodes(node_type)
         if ids.dtype == np.bool_ and ids.ndim == 1:
             self._check_rows(label, len(ids), node_type, "entries of a mask")
             ids = np.flatnonzero(ids)
@@ -183,11 +183,7 @@ class Conversion(DatasetWriter):
                 f"{label}: {ids.dtype} of shape {ids.shape}, expected (n,) node ids or a mask"
             )
         ids = ids.astype(np.int64)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < count:
-            wrong = int(np.argmax((ids < 0) | (ids >= count)))
-            raise FileFormatError(
-                f"{label}: id {ids[wrong]} at position {wrong} is outside the nodes [0, {count})"
-            )
+        check_nodes(ids, self.num_nodes(node_type), label)
         values, counts = np.unique(ids, return_counts=True)
         if len(values) < len(ids):
             raise FileFormatError(

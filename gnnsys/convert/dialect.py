@@ -28,8 +28,10 @@ from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, Unsu
 
 __all__ = [
     "BLANKS",
+    "READ_FAULTS",
     "Dialect",
     "TableOptions",
+    "TidyLines",
     "is_integer",
     "is_number",
     "is_whole",
@@ -37,16 +39,20 @@ __all__ = [
     "read_dialect",
     "require_pyarrow",
     "split_line",
+    "spoken",
 ]
 
 BLANKS = " "
 """The delimiter that stands for any number of blanks and tabs."""
 
+READ_FAULTS = (OSError, lzma.LZMAError, EOFError)
+"""What reading a packed file may raise."""
+
 _HEAD_BYTES = 1 << 20
 """In which the comments end and the first rows lie."""
 _FIRST_ROWS = 100
 _MARKS = (",", ";", "|")
-_WORDS = {"tab": "\t", "blanks": BLANKS, "space": BLANKS, "comma": ",", "semicolon": ";"}
+_WORDS = {"tab": "\t", "space": BLANKS, "blanks": BLANKS, "comma": ",", "semicolon": ";"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz"}
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -213,21 +219,21 @@ def read_dialect(path: Path, options: TableOptions) -> Dialect:
         MissingFileError, FileFormatError: it is not there, or cannot be decoded.
         ArgumentError: an encoding or a delimiter that is none; or what only an option settles.
     """
-    compression, encoding = _compression_of(path), options.encoding
-    plain = Dialect(compression=compression)
+    compression = _compression_of(path)
     try:
-        with open_text(path, plain) as stream:
+        with open_text(path, Dialect(compression=compression)) as stream:
             head = stream.read(_HEAD_BYTES) or b""
-    except (OSError, lzma.LZMAError, EOFError) as error:
+    except READ_FAULTS as error:
         raise FileFormatError(f"{path}: cannot be read ({error})") from error
-    text, encoding = _decode(path, bytes(head), encoding)
-    whole = len(head) < _HEAD_BYTES
-    lines, skipped, commented, told = _first_lines(text, whole)
+    text, encoding = _decode(path, bytes(head), options.encoding)
+    lines, skipped, commented, told = _first_lines(text, whole=len(head) < _HEAD_BYTES)
     banner = next((line for line in text.splitlines()[:1] if line.startswith("%%Matrix")), "")
     attributes = bool(lines) and all(map(_ATTRIBUTES.search, lines))
     if attributes:
         lines = [_ATTRIBUTES.sub("", line) for line in lines]
-    delimiter = _chosen(path, options, told) or choose_delimiter(path, lines, options)
+    given = _mark_of(options.delimiter)
+    forced = told if options.only_where_unclear else given or told
+    delimiter = forced or _choose_delimiter(path, lines, given)
     return Dialect(
         compression=compression,
         encoding=encoding,
@@ -300,21 +306,25 @@ def _first_lines(text: str, whole: bool) -> tuple[list[str], int, bool, str]:
     return rows, skipped, commented, told
 
 
-def _chosen(path: Path, options: TableOptions, told: str) -> str:
-    """The delimiter that the options or the file's first line say; empty for neither."""
-    given = options.delimiter
-    if given == "auto" or options.only_where_unclear:
-        return told
+def _mark_of(given: str) -> str:
+    """The delimiter that a user gives; empty for auto."""
+    if given == "auto":
+        return ""
     mark = _WORDS.get(given, given)
     if len(mark) != 1 or mark in '"\n\r':
         raise ArgumentError(
             f"--delimiter {given!r}: expected one character, or tab, blanks, comma, semicolon"
         )
-    return BLANKS if mark == " " else mark
+    return mark
 
 
-def choose_delimiter(path: Path, lines: list[str], options: TableOptions) -> str:
-    """The delimiter of rows, by rule 5."""
+def spoken(delimiter: str) -> str:
+    """A delimiter in a word, where there is one."""
+    return {mark: word for word, mark in _WORDS.items()}.get(delimiter, delimiter)
+
+
+def _choose_delimiter(path: Path, lines: list[str], given: str) -> str:
+    """The delimiter of rows, by rule 5; ``given`` where that does not tell it."""
     if not lines:
         return ","
     blanks = _cuts_alike(lines, BLANKS)
@@ -327,8 +337,8 @@ def choose_delimiter(path: Path, lines: list[str], options: TableOptions) -> str
     if len(possible) == 1 and not (blanks and _hides_numbers(lines, possible[0])):
         return possible[0]
     if possible:
-        if options.delimiter != "auto":
-            return _chosen(path, TableOptions(delimiter=options.delimiter), "")
+        if given:
+            return given
         found = " or ".join(repr(mark) for mark in [*possible, *([BLANKS] if blanks else [])])
         raise FileFormatError(
             f"{path}: {found} may separate its columns, as in {lines[-1][:60]!r}; "

@@ -340,8 +340,8 @@ def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
     dialect = read_dialect(path, options)
     if dialect.banner or kind == "mtx":
         return _open_matrix(read_matrix_market(path, dialect), path)
-    table = TextTable(path, options=options, decide=has_edge_header)
-    if not table.dialect.rows:
+    table = TextTable(path, options=options, decide=has_edge_header, dialect=dialect)
+    if not dialect.rows:
         raise FileFormatError(f"{path}: empty, expected rows of sources and targets")
     rows = table.first_rows
     chosen = choose_ends(path, table.names, spec.columns, named=table.header, rows=rows)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.csc import cut_edges
 from gnnsys.convert.dialect import Dialect, open_text
-from gnnsys.errors import FileFormatError, UnsupportedError
+from gnnsys.errors import FileFormatError
 
 __all__ = ["SparseMatrix", "is_scipy", "read_matrix_market", "read_scipy"]
 
@@ -22,17 +22,6 @@ _BLOCK_EDGES = 1 << 21
 def is_scipy(members: Sequence[str]) -> bool:
     """Whether a .npz file with these arrays is one of ``scipy.sparse.save_npz``."""
     return {"format", "shape", "data"} <= set(members)
-
-
-def _require_scipy(path: Path) -> Any:
-    try:
-        import scipy.io
-        import scipy.sparse
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{path}: needs scipy, which is not installed; pip install scipy"
-        ) from error
-    return scipy
 
 
 class SparseMatrix:
@@ -54,7 +43,8 @@ class SparseMatrix:
 
 def read_scipy(path: Path) -> SparseMatrix:
     """A matrix that ``scipy.sparse.save_npz`` wrote, in any of its layouts."""
-    scipy = _require_scipy(path)
+    import scipy.sparse
+
     try:
         matrix = scipy.sparse.load_npz(path)
     except (
@@ -71,7 +61,8 @@ def read_scipy(path: Path) -> SparseMatrix:
 
 def read_matrix_market(path: Path, dialect: Dialect) -> SparseMatrix:
     """A Matrix Market file: coordinate, also symmetric, where each entry stands for two."""
-    scipy = _require_scipy(path)
+    import scipy.io
+
     kind = dialect.banner.lower().split()
     if not kind:
         raise FileFormatError(

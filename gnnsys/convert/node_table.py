@@ -73,7 +73,8 @@ class NodeTable:
         if path.suffix == ".npy":
             self._ids = _read_ids(path)
             return
-        names = self._column_names()
+        self._table = self._open()
+        names = self._table.names
         if not names:
             raise FileFormatError(f"{path}: empty, expected a row for each node")
         self.id_column = find_id(names)
@@ -85,9 +86,9 @@ class NodeTable:
         if missing is not None:
             raise FileFormatError(f"{path}: row {missing} has no id; give it one")
 
-    def _column_names(self) -> list[str]:
+    def _open(self) -> ParquetTable | TextTable:
         if self._path.suffix == ".parquet":
-            return ParquetTable(self._path).names
+            return ParquetTable(self._path)
         if not self._path.name.endswith(TEXT_SUFFIXES):
             raise ArgumentError(
                 f"{self._path}: unknown kind {self._path.suffix!r}; expected .csv, .tsv, .txt, "
@@ -100,17 +101,15 @@ class NodeTable:
                 f"{self._path}: begins with {', '.join(table.first_rows[0][:4])}; expected a line "
                 "of column names, the id's first"
             )
-        return table.names
+        return table
 
     def _read(self, column: str) -> Any:
         """A column as a pyarrow array, of text as strings."""
         pa = require_pyarrow(str(self._path))
-        if self._path.suffix == ".parquet":
-            batches = ParquetTable(self._path).batches([column], _BLOCK_ROWS)
+        if isinstance(self._table, ParquetTable):
+            batches = self._table.batches([column], _BLOCK_ROWS)
         else:
-            types = {column: pa.string()}
-            table = TextTable(self._path, header=True, types=types, options=self._options)
-            batches = table.batches([column])
+            batches = self._table.typed({column: pa.string()}).batches([column])
         arrays = [batch.column(0) for batch in batches]
         return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], pa.string())
 

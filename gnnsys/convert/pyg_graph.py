@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import MatrixRows, widen
+from gnnsys.convert.arrays import MatrixRows, block_rows, widen
 from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.csc import cut_edges
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_pyg"]
 
-_BLOCK_BYTES = 16 << 20
 _SPLITS = {
     "train": ("train_mask", "train_idx", "train_index"),
     "val": ("val_mask", "valid_mask", "val_idx", "valid_idx", "val_index", "valid_index"),
@@ -202,7 +201,7 @@ class _SparseRows:
         """Rows from ``first`` on."""
         rows, columns = self._coo.indices().numpy()
         values = self._coo.values().numpy()
-        step = max(1, _BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
+        step = block_rows(self.shape, self.dtype)
         for start in range(first, self.shape[0], step):
             block = np.zeros((min(step, self.shape[0] - start), self.shape[1]), self.dtype)
             entries = slice(*np.searchsorted(rows, (start, start + len(block))))

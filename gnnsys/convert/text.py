@@ -12,12 +12,14 @@ from typing import Any
 from gnnsys.convert.columns import has_header, index_columns
 from gnnsys.convert.dialect import (
     BLANKS,
+    READ_FAULTS,
     Dialect,
     TableOptions,
     TidyLines,
     open_text,
     read_dialect,
     require_pyarrow,
+    spoken,
 )
 from gnnsys.errors import FileFormatError
 
@@ -43,6 +45,7 @@ class TextTable:
         types: pyarrow types by column; others are guessed from the first block.
         options: what the user says of it.
         decide: the rule for headers.
+        dialect: of the file, where it was read before.
 
     Raises:
         MissingFileError, FileFormatError: not there, not readable, or not clear how.
@@ -57,12 +60,13 @@ class TextTable:
         *,
         options: TableOptions | None = None,
         decide: Callable[[Path, Dialect, TableOptions], bool] = has_header,
+        dialect: Dialect | None = None,
     ) -> None:
         self._pyarrow = require_pyarrow(str(path))
         self._path = path
         self._types = types or {}
         options = options or TableOptions()
-        self.dialect = read_dialect(path, options)
+        self.dialect = dialect or read_dialect(path, options)
         rows = [list(row) for row in self.dialect.rows]
         self.header = decide(path, self.dialect, options) if header is None else header
         fields = rows[0] if rows else []
@@ -120,7 +124,7 @@ class TextTable:
                 yield from reader
         except pa.ArrowInvalid as error:
             raise FileFormatError(f"{self._path}: {self._place(str(error))}") from error
-        except (pa.ArrowKeyError, OSError, EOFError, ValueError) as error:
+        except (pa.ArrowKeyError, *READ_FAULTS, ValueError) as error:
             raise FileFormatError(f"{self._path}: cannot be read ({error})") from error
 
     def _stream(self) -> Any:
@@ -141,7 +145,7 @@ class TextTable:
             "CSV conversion error to (.*): invalid value", r"expected \1, found", message
         )
         if "columns, got" in message:
-            mark = _SPOKEN.get(self.dialect.delimiter, self.dialect.delimiter)
+            mark = spoken(self.dialect.delimiter)
             message += f"; it was read with {mark} between columns, and --delimiter says another"
         if "UTF8" in message:
             message += "; give --encoding, such as latin-1 or cp1252"
@@ -185,15 +189,12 @@ def _distinct(names: list[str]) -> list[str]:
     return distinct
 
 
-_SPOKEN = {",": "comma", ";": "semicolon", "\t": "tab", BLANKS: "blanks"}
-
-
 def describe_text(table: TextTable) -> dict[str, Any]:
     """How a table was understood."""
     dialect = table.dialect
     about: dict[str, Any] = {
         "format": "text",
-        "delimiter": _SPOKEN.get(dialect.delimiter, dialect.delimiter),
+        "delimiter": spoken(dialect.delimiter),
         "header": table.header,
     }
     if dialect.compression != "none":

@@ -43,12 +43,12 @@ __all__ = ["Dataset", "check_nodes", "open_dataset"]
 
 
 def check_nodes(ids: NDArray[Any], nodes: int, label: str, first: int = 0) -> None:
-    """Raises FileFormatError where an id, from ``label`` at ``first`` on, is outside the nodes."""
+    """Raises FileFormatError where an id, of ``label`` from ``first`` on, is outside the nodes."""
     if len(ids) and not 0 <= ids.min() <= ids.max() < nodes:
         place = int(np.argmax((ids < 0) | (ids >= nodes)))
         raise FileFormatError(
-            f"{label}: entry {first + place} is {ids[place]}, outside the nodes [0, {nodes}); "
-            "convert the source again"
+            f"{label}: id {ids[place]} at position {first + place} is outside the nodes "
+            f"[0, {nodes})"
         )
 
 
@@ -161,11 +161,9 @@ class Dataset:
         Raises:
             FileFormatError: an indptr that does not ascend, or a source outside the nodes.
         """
+        self._verify_edges(edge_type)
         graph = self.graph(edge_type)
-        file = self._shard_path(self._find("indices", edge_type))
-        check_nodes(graph.indices.numpy(), self.num_nodes(edge_type[0]), str(file))
-        target = torch.repeat_interleave(graph.indptr.diff())
-        return torch.stack([graph.indices.long(), target])
+        return torch.stack([graph.indices.long(), graph.targets()])
 
     def features(
         self,

@@ -159,7 +159,7 @@ class _Tensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         with _as_file_error(self._path), safe_open(self._path, "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
-        if self._checksums.get(name, None) not in (None, _checksum(tensor)):
+        if self._checksums.get(name) not in (None, _checksum(tensor)):
             raise FileFormatError(
                 f"{self._path}: {name} is damaged: its checksum is another; take a copy of the file"
             )

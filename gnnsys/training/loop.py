@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def _run(
 ) -> TrainResult:
     config = run.config
     plan_run(run)
-    with contextlib.ExitStack() as held:
+    with ExitStack() as held:
 
         def open_folder() -> Path | None:
             folder = open_run(config)

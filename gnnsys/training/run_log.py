@@ -18,7 +18,6 @@ from gnnsys.system.files import as_storage_error
 __all__ = ["RunLog"]
 
 _log = logging.getLogger(__name__)
-_NO_BOARD = "TensorBoard is written no further (%s), only %s"
 
 
 class RunLog:
@@ -39,7 +38,8 @@ class RunLog:
         with as_storage_error(self._path):
             self._path.touch()
             os.truncate(self._path, min(length, self._path.stat().st_size))
-        self._board = _open_board(run / "tensorboard", step)
+        with self._going_on_without():
+            self._board = _open_board(run / "tensorboard", step)
 
     def write(self, kind: str, **values: Any) -> None:
         """Appends one record."""
@@ -50,8 +50,10 @@ class RunLog:
 
     def scalars(self, step: int, **values: float) -> None:
         """Adds points to TensorBoard's curves."""
-        with self._without_board():
-            for name, value in values.items() if self._board is not None else ():
+        if self._board is None:
+            return
+        with self._going_on_without():
+            for name, value in values.items():
                 self._board.add_scalar(name.replace("__", "/"), value, step)
 
     @property
@@ -61,24 +63,26 @@ class RunLog:
 
     def flush(self) -> None:
         """Brings TensorBoard's points to its file."""
-        with self._without_board():
-            if self._board is not None:
+        if self._board is not None:
+            with self._going_on_without():
                 self._board.flush()
 
     def close(self) -> None:
         """Ends TensorBoard's file."""
-        with self._without_board():
-            if self._board is not None:
+        if self._board is not None:
+            with self._going_on_without():
                 self._board.close()
 
     @contextlib.contextmanager
-    def _without_board(self) -> Iterator[None]:
-        """The run goes on without TensorBoard where its file cannot be written."""
+    def _going_on_without(self) -> Iterator[None]:
+        """Lets go of TensorBoard where its file cannot be written."""
         try:
             yield
         except OSError as error:
             self._board = None
-            _log.warning(_NO_BOARD, error.strerror or error, METRICS)
+            _log.warning(
+                "TensorBoard is written no further (%s), only %s", error.strerror or error, METRICS
+            )
 
 
 def _open_board(folder: Path, step: int) -> Any:
@@ -90,11 +94,7 @@ def _open_board(folder: Path, step: int) -> Any:
         )
         return None
     _quiet_writers()
-    try:
-        return SummaryWriter(str(folder), purge_step=step or None)
-    except OSError as error:
-        _log.warning(_NO_BOARD, error.strerror or error, METRICS)
-        return None
+    return SummaryWriter(str(folder), purge_step=step or None)
 
 
 @functools.cache

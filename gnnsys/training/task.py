@@ -102,8 +102,7 @@ class NodeDataset:
     def edge_index(self) -> Tensor:
         """(2, edges) int64, in memory, sorted by target."""
         check_nodes(self.graph.indices.numpy(), len(self.labels), f"{self.name}: sources of edges")
-        target = torch.repeat_interleave(self.graph.indptr.diff())
-        return torch.stack([self.graph.indices.long(), target])
+        return torch.stack([self.graph.indices.long(), self.graph.targets()])
 
     def to_data(self) -> Data:
         """The whole graph in memory: x, edge_index, y, and train_mask (nodes,) bool."""

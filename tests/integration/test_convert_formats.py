@@ -192,6 +192,19 @@ def test_dialects_of_text_give_the_same_edges(
     assert edges_of(found) == Counter([("1", "2"), ("1", "3"), ("2", "3")])
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("kept", [0.5, 0.95])
+def test_a_packed_file_that_is_cut_off_is_one_error(
+    pack: Callable[[bytes], bytes], kept: float, tmp_path: Path
+) -> None:
+    pairs = np.random.default_rng(0).integers(0, 1 << 30, (200_000, 2))
+    packed = pack("".join(f"{source} {target}\n" for source, target in pairs).encode())
+    (tmp_path / "e.txt").write_bytes(packed[: int(kept * len(packed))])
+    with pytest.raises(FileFormatError, match=r"e\.txt: "):
+        convert(tmp_path, tmp_path / "e.txt", ids="names")
+    assert not list(tmp_path.glob("*.out*"))
+
+
 @pytest.mark.parametrize(
     ("content", "option"),
     [

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch_geometric.data import Data, HeteroData, InMemoryDataset
 
-from gnnsys.convert import pyg_graph
+from gnnsys.convert import arrays
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import (
     NAMES,
@@ -429,7 +429,7 @@ def test_wrong_names_are_one_error(
 def test_sparse_features_are_made_dense_some_rows_at_a_time(
     layout: torch.layout, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyg_graph, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(arrays, "_BLOCK_BYTES", block_bytes)
     dense = torch.rand(7, 5) * (torch.rand(7, 5) < 0.4)
     dense[2] = 0
     sparse = dense.to_sparse() if layout == torch.sparse_coo else dense.to_sparse(layout=layout)

@@ -50,7 +50,8 @@ SCRIPT = """
         optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
         pipe.train_epoch(optimizer)
         optimizer.zero_grad()
-        peak, _, _ = traced(lambda: pipe.train_epoch(optimizer))
+        # Of several epochs: how many chunks lie between two ranks at once is a matter of timing.
+        peak = max(traced(lambda: pipe.train_epoch(optimizer))[0] for _ in range(3))
         costs = estimate_costs(
             pipe.infos,
             Split(STAGES, WAYS, pipe.chunks),

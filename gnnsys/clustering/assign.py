@@ -17,7 +17,7 @@ from gnnsys.clustering.runs import ENCODER, ENCODER_OPTIONS, WEIGHTS
 from gnnsys.convert.arrays import open_array
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.losses import student_t_assign
-from gnnsys.system.files import check_folder_of, replace_npy
+from gnnsys.system.files import check_file, check_folder_of, read_text_file, replace_npy
 
 __all__ = ["assign_clusters", "write_clusters"]
 
@@ -50,6 +50,7 @@ def assign_clusters(run: Path, features: Path) -> NDArray[np.int64]:
             f"{features}: {tuple(rows.shape)}, expected (n, {width}), the features of {run}"
         )
     encoder = make_encoder(**about).eval()
+    check_file(run / WEIGHTS)
     try:
         state = safetensors.torch.load_file(run / WEIGHTS)
         centers = state.pop("centers")
@@ -77,7 +78,7 @@ def write_clusters(run: Path, features: Path, out: Path) -> NDArray[np.int64]:
 def _read_about(run: Path) -> dict[str, Any]:
     path = run / ENCODER
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(read_text_file(path, "JSON"))
         return {name: about[name] for name in ENCODER_OPTIONS}
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file; gnnsys cluster --out makes it") from None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch_geometric.data import Data
 
@@ -93,5 +92,5 @@ def _read(dataset: Dataset, config: ClusterConfig) -> ClusterGraph:
     task = dataset.task
     if task is None or task.multi_label:
         return ClusterGraph(dataset.name, data, None, None)
-    labels = np.array(dataset.node_table("labels"))
+    labels = dataset.labels().numpy()
     return ClusterGraph(dataset.name, data, labels, task.num_classes)

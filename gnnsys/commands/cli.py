@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, Union
 
@@ -44,6 +48,9 @@ Examples:
 
 An error is one line; --debug, with any command, shows where it came from.
 """
+# What Python, torch and gloo say, each a RuntimeError.
+_NO_THREAD = re.compile("can't start new thread|Resource temporarily unavailable")
+_NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 _OF_ALL_RANKS = (ArgumentError, MissingFileError, FileFormatError, UnsupportedError)
 
 
@@ -82,32 +89,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may have letters that its encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _main(arguments)
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        code = _main(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # of which rich makes an exit
+            raise
+        return _without_reader()
+    except BrokenPipeError:
+        return _without_reader()
     except KeyboardInterrupt:
-        print("gnnsys: interrupted", file=sys.stderr)
+        _print_error("gnnsys: interrupted")
         return 130
     except Exception as error:
         if debug:
             raise
         code, told = _told(error)
+        if isinstance(error, OSError) and not isinstance(error, GnnsysError) and not error.filename:
+            _discard_output()  # if it was that, what is left of it would fail once more
         # Bad input is found by all ranks of a machine alike; the first tells of it.
-        if not isinstance(error, _OF_ALL_RANKS) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"gnnsys: error: {told}", file=sys.stderr)
+        rank = os.environ.get("LOCAL_RANK", "0")
+        if not isinstance(error, _OF_ALL_RANKS) or not rank.isdecimal() or int(rank) == 0:
+            _print_error(f"gnnsys: error: {told}")
         return code
+
+
+def _without_reader() -> int:
+    """The exit status where the reader of the output, such as head, has enough."""
+    _discard_output()
+    return 141
+
+
+def _discard_output() -> None:
+    """What standard output has not written yet goes nowhere."""
+    with suppress(OSError, AttributeError):  # no stream of the system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_error(text: str) -> None:
+    with suppress(OSError):  # nothing is left to tell it to
+        print(text, file=sys.stderr, flush=True)
 
 
 def _told(error: Exception) -> tuple[int, str]:
     """The exit status and the message of what ended a command."""
     if isinstance(error, GnnsysError):
         return 2, str(error)
+    if getattr(error, "errno", 0) == errno.EAGAIN or _NO_THREAD.search(str(error)):
+        return 2, (
+            "the system starts no more threads or processes; raise the limit that is reached: "
+            "pids.max of the control group, ulimit -u, or ulimit -v; --debug shows where"
+        )
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return 2, f"{place}{error.strerror or error}; --debug shows where"
-    if isinstance(error, MemoryError):
+        if error.strerror is None:
+            return 2, f"{error}; --debug shows where"
+        place = error.filename or "standard output, or a file"
+        return 2, f"{place}: {error.strerror}; --debug shows where"
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return 2, f"out of memory ({error}); --memory bounds a run, and --debug shows where"
     text = " ".join(str(error).split())[:500]
     return 1, f"a fault of gnnsys, {type(error).__name__}: {text}; --debug shows where"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,8 +17,14 @@ __all__ = [
     "FIRST_FANOUTS",
     "check_bytes",
     "check_least",
+    "check_numbers",
     "parse_fanouts",
 ]
+
+_LEAST = -(1 << 63)
+_BEYOND = {"seed": 1 << 64}
+_FLOAT32_MOST = 3.4028235e38
+_MOST = {"checkpoint_minutes": math.inf}  # never
 
 FIRST_FANOUTS = (15, 10, 5)
 """Default fanouts of the first hops; further hops take the last."""
@@ -51,6 +59,21 @@ def check_least(config: Any, least: int, *names: str) -> None:
             raise ArgumentError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
 
 
+def check_numbers(config: Any) -> None:
+    """Raises ArgumentError where an option's number is one that nothing can count with.
+
+    >>> from gnnsys.config.score import ScoreConfig
+    >>> check_numbers(ScoreConfig(dataset="g", batch_size=1 << 20))
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        option = f"--{field.name.replace('_', '-')} {value}"
+        if isinstance(value, int) and not _LEAST <= value < _BEYOND.get(field.name, 1 << 63):
+            raise ArgumentError(f"{option}: expected a number of 64 bits")
+        if isinstance(value, float) and not abs(value) <= _MOST.get(field.name, _FLOAT32_MOST):
+            raise ArgumentError(f"{option}: expected a number that float32 can hold")
+
+
 def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:
     """Fanouts as they stand on the command line, between spaces or commas.
 
@@ -67,8 +90,10 @@ def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:
         raise ArgumentError(
             f"--fanouts {text}: expected numbers, one for each hop, such as 15,10,5"
         )
-    if any(fanout < -1 or fanout == 0 for fanout in fanouts):
-        raise ArgumentError(f"--fanouts {text}: each is -1 (all neighbours) or at least 1")
+    if any(fanout < -1 or fanout == 0 or fanout >= 1 << 31 for fanout in fanouts):
+        raise ArgumentError(
+            f"--fanouts {text}: each is -1 (all neighbours) or at least 1, below 2^31"
+        )
     return fanouts
 
 

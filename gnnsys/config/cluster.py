@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gnnsys.config.checks import check_least
+from gnnsys.config.checks import check_least, check_numbers
 from gnnsys.errors import ArgumentError
 
 __all__ = ["ClusterConfig"]
@@ -155,6 +155,7 @@ class ClusterConfig:
     """Print one JSON object as the last line of standard output."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         counts = "dim k warm_clusters order max_pairs epochs starts batch_size fanout seeds"
         check_least(self, 1, *counts.split())
         check_least(self, 0, "pretrain_epochs", "warm_epochs", "threads")

@@ -14,6 +14,7 @@ from gnnsys.config.checks import (
     FIRST_FANOUTS,
     check_bytes,
     check_least,
+    check_numbers,
     parse_fanouts,
 )
 from gnnsys.errors import ArgumentError
@@ -130,6 +131,7 @@ class PlanConfig:
     """Print one JSON object instead of tables."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         self.fanouts = parse_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
         if not 0 <= self.step_time < math.inf:

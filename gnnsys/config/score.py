@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from gnnsys.choices import Importance
-from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_least, parse_fanouts
+from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_least, check_numbers, parse_fanouts
 
 __all__ = ["ScoreConfig"]
 
@@ -55,6 +55,7 @@ class ScoreConfig:
     """Print one JSON object instead of a table."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_least(self, 1, "batch_size", "batches")
         check_least(self, 0, "threads")
         self.fanouts = parse_fanouts(self.fanouts)

@@ -13,7 +13,14 @@ from typing import Annotated, Literal
 import tyro
 
 from gnnsys.choices import ImportanceChoice, Policy, Precision, Storage
-from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_bytes, check_least, parse_fanouts
+from gnnsys.config.checks import (
+    FANOUTS,
+    FIRST_FANOUTS,
+    check_bytes,
+    check_least,
+    check_numbers,
+    parse_fanouts,
+)
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, Window
@@ -215,6 +222,7 @@ class TrainConfig:
     """Print one JSON object as the last line of standard output."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_least(
             self, 1, "layers", "batch_size", "eval_every", "dependent_batches",
             "checkpoint_epochs", "hidden", "epochs",

@@ -146,14 +146,16 @@ class Dataset:
         """The edges of a type: indptr in memory, neighbours mapped.
 
         Raises:
-            FileFormatError: an indptr that does not ascend to the number of edges.
+            FileFormatError: an indptr that does not ascend to the number of edges, or is damaged.
         """
         indptr = torch.from_numpy(np.array(self.edge_table("indptr", edge_type)))
         try:
-            return CSC(indptr, view_array(self.edge_table("indices", edge_type)))
+            graph = CSC(indptr, view_array(self.edge_table("indices", edge_type)))
         except ArgumentError as error:
             file = self._shard_path(self._find("indptr", edge_type))
             raise FileFormatError(f"{file}: {error}; convert the source again") from error
+        self._compare("indptr", edge_type)
+        return graph
 
     def edge_index(self, edge_type: EdgeType = EDGE_TYPE) -> Tensor:
         """(2, edges) int64 sources and targets, in memory, sorted by target.
@@ -198,7 +200,7 @@ class Dataset:
         """(n,) int64 ids of the nodes of "train", "val" or "test"; empty where there are none.
 
         Raises:
-            FileFormatError: an id outside the nodes.
+            FileFormatError: an id outside the nodes, or a damaged file.
         """
         node_type = node_type or (self.task.node_type if self.task else NODE_TYPE)
         if not self.has(name, node_type):
@@ -206,7 +208,17 @@ class Dataset:
         ids = np.array(self.node_table(name, node_type))
         file = self._shard_path(self._find(name, node_type))
         check_nodes(ids, self.num_nodes(node_type), str(file))
+        self._compare(name, node_type)
         return torch.from_numpy(ids)
+
+    def labels(self, node_type: str = NODE_TYPE) -> Tensor:
+        """(nodes,) classes, or (nodes, labels) truth values, of a node type, in memory.
+
+        Raises:
+            FileFormatError: the file is damaged.
+        """
+        self._compare("labels", node_type)
+        return torch.from_numpy(np.array(self.node_table("labels", node_type)))
 
     def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
         """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
@@ -214,6 +226,7 @@ class Dataset:
             return None
         about = self.manifest.source.get(SCORE_TABLE)
         kind = about.get("kind") if isinstance(about, dict) else None
+        self._compare(SCORE_TABLE, NODE_TYPE)
         return str(kind or "unknown"), np.array(self.node_table(SCORE_TABLE))
 
     def stores(
@@ -256,7 +269,7 @@ class Dataset:
         if self.has("features"):
             data.x = self.features(threads=threads, device=device)
         if self.has("labels"):
-            data.y = torch.from_numpy(np.array(self.node_table("labels")))
+            data.y = self.labels()
         for part in ("train", "val", "test"):
             if self.has(part):
                 data[f"{part}_mask"] = index_to_mask(self.split(part), self.num_nodes())
@@ -341,6 +354,11 @@ class Dataset:
 
     def _map(self, table: Table) -> NDArray[Any]:
         return map_npy(self._shard_path(table))
+
+    def _compare(self, name: str, of: str | EdgeType) -> None:
+        """Compares a table with its checksums, which is for those that are read whole anyway."""
+        for _ in self._verify_table(self._find(name, of)):
+            pass
 
     def _check_files(self, table: Table) -> None:
         for shard in table.shards:

@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.rng import RNG_VERSION
+from gnnsys.system.files import read_text_file
 from gnnsys.system.records import as_record, place_of
 
 __all__ = [
@@ -70,7 +71,7 @@ _DTYPES = re.compile(
 )
 _WAY_OUT = "convert the source again"
 
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 """Of rows or bytes."""
 
 
@@ -252,13 +253,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text_file(path, "JSON")
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(
             f"{path}: no such file; a dataset folder is made by gnnsys convert or gnnsys generate"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path}: cannot be read ({error})") from error
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:

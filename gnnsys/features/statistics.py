@@ -160,7 +160,7 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((name, numbers.memory(size)) for name, size in sizes.items())
     given = f" of {numbers.memory(memory['total'])}" if memory.get("total") else ""
     yield "in all", numbers.memory(sum(sizes.values())) + given
-    if "peak" in memory:
+    if {"peak", "anonymous", "file"} <= memory.keys():
         peak, own, files = (numbers.memory(memory[key]) for key in ("peak", "anonymous", "file"))
         yield "measured", f"{peak} at most, {own} and {files} of files now"
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gnnsys.errors import ArgumentError
 from gnnsys.system.extension import core
+from gnnsys.system.files import advise
 
 __all__ = ["empty", "keep_freed_memory", "pooled", "suit_freed_memory", "view_array"]
 
@@ -55,7 +56,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(*shape, dtype=dtype)
     area = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        area.madvise(mmap.MADV_HUGEPAGE)
+        advise(area, mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(area, dtype=torch.uint8)
     head = -whole.data_ptr() % _HUGE_PAGE
     return whole[head : head + nbytes].view(dtype).view(*shape)

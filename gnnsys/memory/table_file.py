@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,7 +25,7 @@ from gnnsys.errors import (
     StorageError,
 )
 from gnnsys.memory.encoding import check_dtype
-from gnnsys.system.files import NPY_FAULTS
+from gnnsys.system.files import NPY_FAULTS, advise, check_file
 
 __all__ = ["Shard", "TableFile", "read_error"]
 
@@ -111,7 +112,7 @@ class Shard:
             return 0  # an empty raw table: nothing to map
         with _taking_handles(self.path):
             self.area = mmap.mmap(self.handle, 0, access=mmap.ACCESS_READ)
-        self.area.madvise(mmap.MADV_RANDOM)
+        advise(self.area, mmap.MADV_RANDOM)
         return int(np.frombuffer(self.area, np.uint8).ctypes.data) + self.offset
 
 
@@ -232,12 +233,11 @@ def _taking_handles(path: str) -> Iterator[None]:
 
 
 def _open(path: str) -> BinaryIO:
+    check_file(Path(path))
     try:
         return open(path, "rb")
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise FileFormatError(f"{path}: a folder, expected a .npy file") from error
     except OSError as error:
         if error.errno in _NO_HANDLES:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from gnnsys.compat import set_group_timeout
 from gnnsys.errors import GnnsysError, RankFailedError
 from gnnsys.ranks.distributed import DistributedTransport, watch_ranks
-from gnnsys.ranks.environment import rank_of_process, world_around
+from gnnsys.ranks.environment import rank_of_process, rank_on_machine, world_around
 from gnnsys.ranks.transport import all_gather_objects
 
 __all__ = ["join_ranks", "on_all_ranks", "on_first_rank"]
@@ -38,7 +37,7 @@ def join_ranks(device: str) -> None:
         return
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(rank_on_machine())
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_MEET)
         watch_ranks()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gnnsys.config.run_files import CONFIG, METRICS
 from gnnsys.errors import FileFormatError, MissingFileError
 from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, as_object
+from gnnsys.system.files import check_file
 from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["read_run"]
@@ -61,11 +62,31 @@ class _Line:
         return as_record(_known(self.fields) | unset, kind, place, _WAY_OUT)
 
 
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """Bytes that a name of the memory's table stands for."""
+
+    planned: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """The table of memory in the result of a run."""
+
+    names: dict[str, _Name] = field(default_factory=dict)
+    total: int | None = None
+    peak: int = 0
+    anonymous: int = 0
+    file: int = 0
+
+
 _WAY_OUT = "remove the line, or train again with gnnsys train --out"
 
 
 def _read_records(path: Path) -> tuple[list[_Line], bool]:
     """The records of the file, and whether its last line is cut off."""
+    check_file(path)
     try:
         *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -124,6 +145,8 @@ class _Builder:
         elif kind == "end":
             run.reason = str(fields.get("reason", "done"))
             run.result = as_object(fields.get("result"))
+            memory = run.result.get("memory") or {}
+            as_record(memory, _Memory, f"{record.place}: result.memory", _WAY_OUT)
 
     def _append(self, sample: Sample) -> None:
         """Adds a sample in place of those that came after the checkpoint resumed from."""

@@ -7,11 +7,13 @@ import fcntl
 import io
 import logging
 import math
+import mmap
 import os
 import platform
+import stat
 import tokenize
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,14 +27,17 @@ from gnnsys.system.once import warn_once
 __all__ = [
     "HEADER_BYTES",
     "NPY_FAULTS",
+    "advise",
     "append_file",
     "as_storage_error",
+    "check_file",
     "check_folder_of",
     "lock_file",
     "lock_holder",
     "map_npy",
     "npy_header",
     "read_file",
+    "read_text_file",
     "replace_file",
     "replace_npy",
     "replacing",
@@ -49,6 +54,8 @@ HEADER_BYTES = 4096
 
 NPY_FAULTS = (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError)
 """What numpy raises for a damaged .npy header: it parses it as Python and sorts its keys."""
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 _WAYS_OUT = {
     errno.ENOSPC: "make room on that disk, or write to another",
@@ -68,14 +75,59 @@ def as_storage_error(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); {way_out}") from error
 
 
+def check_file(path: Path) -> None:
+    """Raises FileFormatError where something else than a file is there: a folder, a named pipe, a
+    device. Who opens a pipe waits for a writer. What is under /dev stands for what a shell connects
+    to it, and may be a pipe.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be opened ({error.strerror})") from error
+    if not stat.S_ISREG(mode) and not (stat.S_ISFIFO(mode) and path.is_relative_to("/dev")):
+        raise FileFormatError(f"{path}: {_KINDS.get(stat.S_IFMT(mode), 'a device')}, no file")
+
+
+def read_text_file(path: Path, what: str) -> str:
+    """The UTF-8 text of a file.
+
+    Args:
+        what: it is to be, as in "not {what}".
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: it is not there.
+        FileFormatError: it cannot be read, or is not UTF-8.
+    """
+    check_file(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: not {what} ({error})") from error
+
+
+def advise(area: mmap.mmap, advice: int) -> None:
+    """``madvise`` where the system permits it: it changes speed only."""
+    with suppress(OSError):
+        area.madvise(advice)
+
+
 def check_folder_of(path: Path, name: str = "") -> None:
-    """Raises StorageError where a file cannot be written for want of its folder.
+    """Raises StorageError where a file cannot be written for want of its folder, or in it.
 
     Args:
         name: what the error calls the file. Default: its path.
     """
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise StorageError(f"{name or path}: cannot be written (no such folder); make it first")
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"{name or path}: cannot be written: {folder} is only read")
 
 
 def lock_file(path: Path) -> BinaryIO | None:
@@ -86,6 +138,7 @@ def lock_file(path: Path) -> BinaryIO | None:
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
+        check_file(path)
         file = open(path, "ab")  # noqa: SIM115  (for the caller to close)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,6 +174,7 @@ def map_npy(path: Path) -> NDArray[Any]:
     Raises:
         MissingFileError, FileFormatError: it is not there, or not a whole array.
     """
+    check_file(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -206,7 +260,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, the first error is told
+            temporary.unlink()
         raise
 
 

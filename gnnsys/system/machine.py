@@ -65,7 +65,10 @@ def cpu_quota(own: Path = _CGROUP, top: Path = _CGROUPS) -> float | None:
 
 def usable_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    try:
+        return len(os.sched_getaffinity(0))
+    except OSError:  # a sandbox may refuse to tell
+        return os.cpu_count() or 1
 
 
 def cgroup_values(

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import msgspec
 
 from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError
+from gnnsys.system.files import read_text_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,10 +47,10 @@ def read_toml(path: Path, name: str, way_out: str) -> dict[str, Any]:
         MissingFileError, FileFormatError: no such file, or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return tomllib.loads(read_text_file(path, "TOML"))
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f"{name}: no such file; {way_out}") from None
-    except (OSError, ValueError) as error:  # of the decoding or of TOML
+    except tomllib.TOMLDecodeError as error:
         raise FileFormatError(f"{path}: is not TOML ({error}); mend it") from error
 
 
@@ -107,12 +108,12 @@ def _told(fault: msgspec.ValidationError, content: Any, kind: Any) -> str:
     if missing:
         return f"no {place_of([*trail, missing[1]])}"
     found = f"{place or 'it'} is {value!r}"
-    expected = re.match(r"Expected `([^`]*)`(?: >= (.*))?", what)
+    expected = re.match(r"Expected `([^`]*)`(?: ([<>])= (.*))?", what)
     choices = _choices(hint)
     if any(choice not in _WORDS.values() for choice in choices):
         return f"{found}, expected one of {', '.join(choices)}"
     if expected and expected[2]:
-        return f"{found}, expected at least {expected[2]}"
+        return f"{found}, expected at {'least' if expected[2] == '>' else 'most'} {expected[3]}"
     if expected:
         names = expected[1].split(" | ")
         return f"{found}, expected {' or '.join(_WORDS.get(name, name) for name in names)}"

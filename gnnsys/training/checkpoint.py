@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
-from gnnsys.system.files import replacing
+from gnnsys.system.files import check_file, replacing
 
 __all__ = [
     "Checkpoint",
@@ -198,6 +198,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         MissingFileError, FileFormatError: it is not there, damaged, or of a newer version.
     """
     path = run / CHECKPOINT
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -276,6 +277,7 @@ def _checksum(tensor: torch.Tensor) -> str:
 @contextmanager
 def _as_file_error(path: Path) -> Iterator[None]:
     """Turns what safetensors raises for a file into an error of ours."""
+    check_file(path)
     try:
         yield
     except FileNotFoundError as error:
@@ -286,14 +288,18 @@ def _as_file_error(path: Path) -> Iterator[None]:
         raise FileFormatError(f"{path}: not a whole safetensors file ({error})") from error
 
 
+def _kind_of(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
 def fit_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Loads weights into a model, or says in one error which do not fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wanted = {name: _kind_of(tensor) for name, tensor in model.state_dict().items()}
+    found = {name: _kind_of(tensor) for name, tensor in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise ArgumentError(
-                f"{path}: of another model: {name} has the shape {found.get(name, 'missing')}, "
-                f"expected {wanted.get(name, 'none')}"
+                f"{path}: of another model: {name} is {found.get(name, 'missing')}, expected "
+                f"{wanted.get(name, 'no such tensor')}"
             )
     model.load_state_dict(weights)

@@ -44,7 +44,7 @@ from gnnsys.training.metrics import check_metric, measure
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import PipelineSteps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
-from gnnsys.training.run_folder import check_fits, describe, lock_run, open_run
+from gnnsys.training.run_folder import check_fits, describe, lock_run, open_run, removing_unused
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps
@@ -95,6 +95,7 @@ def _run(
         def open_folder() -> Path | None:
             folder = open_run(config)
             if folder is not None:
+                held.enter_context(removing_unused(folder))
                 held.enter_context(lock_run(folder))
             return folder
 

@@ -22,7 +22,7 @@ from gnnsys.system.files import (
 )
 from gnnsys.training.checkpoint import CHECKPOINT, Checkpoint
 
-__all__ = ["check_fits", "describe", "lock_run", "open_run"]
+__all__ = ["check_fits", "describe", "lock_run", "open_run", "removing_unused"]
 
 
 def open_run(config: TrainConfig) -> Path | None:
@@ -52,6 +52,19 @@ def open_run(config: TrainConfig) -> Path | None:
             run.rmdir()
         raise
     return run
+
+
+@contextlib.contextmanager
+def removing_unused(run: Path) -> Iterator[None]:
+    """Removes a run's folder after an error before there was more in it than its options."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if [path.name for path in run.iterdir()] == [CONFIG]:
+                (run / CONFIG).unlink()
+                run.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gnnsys.config.run_files import METRICS
-from gnnsys.system.files import as_storage_error
+from gnnsys.system.files import as_storage_error, check_file
 
 __all__ = ["RunLog"]
 
@@ -35,6 +35,7 @@ class RunLog:
         self._board: Any = None
         if run is None or self._path is None:
             return
+        check_file(self._path)
         with as_storage_error(self._path):
             self._path.touch()
             os.truncate(self._path, min(length, self._path.stat().st_size))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -245,7 +244,7 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         source=(features, graphs),
         features=features.table(None, "x"),
         graph=graphs.graph(),
-        labels=torch.from_numpy(np.array(dataset.node_table("labels"))),
+        labels=dataset.labels(),
         num_classes=dataset.task.num_classes,
         train=dataset.split("train"),
         val=dataset.split("val"),

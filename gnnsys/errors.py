@@ -9,6 +9,7 @@ __all__ = [
     "ArgumentError",
     "BuildError",
     "DTypeError",
+    "DivergedError",
     "FileFormatError",
     "GnnsysError",
     "MissingFileError",
@@ -64,6 +65,10 @@ class TooLargeError(GnnsysError, RuntimeError):
 
 class UnsupportedError(GnnsysError, NotImplementedError):
     """A combination of options that this version does not offer."""
+
+
+class DivergedError(GnnsysError, FloatingPointError):
+    """Training has come to a loss or to weights that are NaN or infinite."""
 
 
 class RankFailedError(GnnsysError, RuntimeError):

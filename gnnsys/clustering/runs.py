@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.system.device import choose_device
 from gnnsys.system.files import as_storage_error, check_folder_of, replace_file, replace_npy
 from gnnsys.system.progress import Progress
+from gnnsys.system.records import json_text
 
 __all__ = ["ENCODER", "ENCODER_OPTIONS", "WEIGHTS", "run_clustering"]
 
@@ -170,5 +170,5 @@ def _write(
     encoder = dict(zip(ENCODER_OPTIONS, shape, strict=True))
     weights = {name: tensor.cpu().contiguous() for name, tensor in first.state.items()}
     replace_file(out / WEIGHTS, safetensors.torch.save(weights))
-    replace_file(out / ENCODER, json.dumps(encoder).encode())
-    replace_file(out / RESULT, json.dumps(result).encode())
+    replace_file(out / ENCODER, json_text(encoder).encode())
+    replace_file(out / RESULT, json_text(result).encode())

@@ -30,7 +30,7 @@ from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.clustering.metrics import cluster_metrics, modularity
 from gnnsys.clustering.objectives import make_objective
 from gnnsys.config.cluster import ClusterConfig
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import DivergedError
 from gnnsys.losses import dec_kl, student_t_assign, target_distribution
 from gnnsys.system.progress import Progress
 
@@ -121,7 +121,7 @@ def train_seed(task: ClusterTask, seed: int) -> SeedResult:
     """Trains one seed.
 
     Raises:
-        ArgumentError: the training has diverged.
+        DivergedError: the loss or the embeddings are NaN or infinite.
     """
     begun = time.perf_counter()
     with torch.random.fork_rng():
@@ -142,6 +142,12 @@ class _SeedTrainer:
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self._task.progress(f"seed {self._seed}: {what}", done, total)
+
+    def _diverged(self, what: str) -> DivergedError:
+        config = self._config
+        return DivergedError(
+            f"{config.dataset}: {what}, of seed {self._seed}; try a lower --lr than {config.lr:g}"
+        )
 
     # The start ------------------------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ class _SeedTrainer:
         """Fitted k-means of the embedding, the best of some starts."""
         z = self._batches.embed(encoder).cpu().numpy()
         if not np.isfinite(z).all():
-            raise ArgumentError(f"--lr {self._config.lr}: training diverged; use a lower one")
+            raise self._diverged("embeddings are NaN or infinite")
         if len(z) > _MANY:
             return MiniBatchKMeans(clusters, n_init=3, random_state=self._seed).fit(z)
         return KMeans(clusters, n_init=starts, random_state=self._seed).fit(z)
@@ -230,6 +236,8 @@ class _SeedTrainer:
             losses, z, q = run(number, optimizer if number < config.epochs else None)
             assignments = q.argmax(1).cpu().numpy()
             loss, contrastive, clustering = losses
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss} in epoch {number}")
             labels = self._task.graph.labels
             metrics = {} if labels is None else cluster_metrics(labels, assignments)
             graded = self._modularity(assignments) if config.select == "modularity" else None
@@ -269,6 +277,8 @@ class _SeedTrainer:
         config = self._config
         with torch.set_grad_enabled(optimizer is not None):
             z = self._encoder(batch.x, batch.edge_index)
+            if not bool(z.isfinite().all()):
+                raise self._diverged("embeddings are NaN or infinite")
             q = student_t_assign(z, self._centers)
             of = q.argmax(1)
             contrastive = self._objective(self._encoder, batch, z, of)

@@ -27,6 +27,7 @@ from gnnsys.config.score import ScoreConfig
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import (
     ArgumentError,
+    DivergedError,
     FileFormatError,
     GnnsysError,
     MissingFileError,
@@ -51,7 +52,7 @@ An error is one line; --debug, with any command, shows where it came from.
 # What Python, torch and gloo say, each a RuntimeError.
 _NO_THREAD = re.compile("can't start new thread|Resource temporarily unavailable")
 _NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
-_OF_ALL_RANKS = (ArgumentError, MissingFileError, FileFormatError, UnsupportedError)
+_OF_ALL_RANKS = (ArgumentError, DivergedError, MissingFileError, FileFormatError, UnsupportedError)
 
 
 # Each command's code is the module of its name beside this one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +17,7 @@ from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pages.tables import TextTable, on_terminal
 from gnnsys.system.budget import process_budget
 from gnnsys.system.progress import work_progress
+from gnnsys.system.records import json_text
 
 __all__ = ["run_command"]
 
@@ -33,7 +33,7 @@ def run_command(config: ClusterConfig) -> int:
     with work_progress() as progress:
         result = run_clustering(config, progress)
     if config.json:
-        print(json.dumps(result))
+        print(json_text(result))
         return 0
     console = Console()
     console.print(on_terminal(_table(result)))
@@ -48,7 +48,7 @@ def _assign(config: ClusterConfig) -> int:
     found = write_clusters(Path(str(config.run)), Path(str(config.assign)), Path(out))
     counts = np.bincount(found).tolist()
     if config.json:
-        print(json.dumps({"path": out, "nodes": len(found), "counts": counts}))
+        print(json_text({"path": out, "nodes": len(found), "counts": counts}))
     else:
         print(f"{out}  {len(found)} nodes in {len(counts)} clusters: {counts}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.system.progress import work_progress
+from gnnsys.system.records import json_text
 from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["run_command"]
@@ -42,9 +42,9 @@ def run_command(config: ConvertConfig) -> int:
     if path is None:
         return 0
     if config.to == "graphbolt":
-        print(json.dumps({"path": str(path)}) if config.json else f"wrote {path}")
+        print(json_text({"path": str(path)}) if config.json else f"wrote {path}")
     elif config.json:
-        print(json.dumps(describe_dataset(open_dataset(path))))
+        print(json_text(describe_dataset(open_dataset(path))))
     else:
         print_tables(open_dataset(path), Console())
     return 0
@@ -70,7 +70,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         edges = open_edge_list(EdgeListSpec(edges=source, name=name, **given))
         told = edges.describe()
         if config.dry_run and config.json:
-            print(json.dumps(told))
+            print(json_text(told))
         else:
             _tell(told, Console(stderr=config.json))
         return None if config.dry_run else write_edge_list(edges, path, options)

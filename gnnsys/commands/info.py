@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import EdgeType, Table
 from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.system.progress import work_progress
+from gnnsys.system.records import json_text
 
 __all__ = ["describe_dataset", "print_tables", "run_command"]
 
@@ -28,7 +28,7 @@ def run_command(config: InfoConfig) -> int:
         with work_progress() as progress:
             dataset.verify(progress)
     if config.json:
-        print(json.dumps({**describe_dataset(dataset), "verified": config.verify}))
+        print(json_text({**describe_dataset(dataset), "verified": config.verify}))
         return 0
     print_tables(dataset, Console())
     if config.verify:

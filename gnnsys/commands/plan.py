@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from gnnsys.plan.text import case_facts, notes_on, print_plan
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import check_folder_of
 from gnnsys.system.progress import Progress, work_progress
+from gnnsys.system.records import json_text
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 from gnnsys.training.memory import plan_memory
@@ -52,7 +52,7 @@ def run_command(config: PlanConfig) -> int:
 
         write_picture(plan, Path(config.picture))
     if config.json:
-        print(json.dumps(plan))
+        print(json_text(plan))
     else:
         print_plan(plan, Console())
     return 0
@@ -81,7 +81,7 @@ def _plan_splits(config: PlanConfig) -> int:
             plan["notes"],
         )
     if config.json:
-        print(json.dumps(plan))
+        print(json_text(plan))
     else:
         print_parallel_plan(plan, Console())
     return 0

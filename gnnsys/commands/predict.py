@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from gnnsys.pipeline import DeepModel
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.progress import Progress, work_progress
+from gnnsys.system.records import json_text
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.exact_inference import model_layers, run_layers
 from gnnsys.training.memory import plan_run
@@ -46,7 +46,7 @@ def run_command(config: PredictConfig) -> int:
     with work_progress() as progress:
         written = predict(config, progress)
     if config.json:
-        print(json.dumps(written))
+        print(json_text(written))
         return 0
     for name, shape in written["files"].items():
         print(f"{written['path']}/{name}  {' x '.join(map(str, shape))}")

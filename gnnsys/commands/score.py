@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from gnnsys.features.importance import importance, ranked_importance
 from gnnsys.features.replay import training_seeds
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.system.progress import work_progress
+from gnnsys.system.records import json_text
 
 __all__ = ["run_command"]
 
@@ -68,7 +68,7 @@ def run_command(config: ScoreConfig) -> int:
         "seconds": time.perf_counter() - begun,
     }
     if config.json:
-        print(json.dumps(facts))
+        print(json_text(facts))
     else:
         title = f"{facts['score']} of {facts['dataset']}"
         Console().print(pairs_on_terminal(title, _rows(facts)))

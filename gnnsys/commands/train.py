@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.budget import process_budget
 from gnnsys.system.progress import bar_on_demand
+from gnnsys.system.records import json_text
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 
 __all__ = ["run_command"]
@@ -36,7 +36,7 @@ def run_command(config: TrainConfig) -> int:
     with _progress(config) as callbacks:
         result = run_training(config, *callbacks)
     if config.json:
-        print(json.dumps(result.as_dict()))
+        print(json_text(result.as_dict()))
     else:
         mode = "full batch" if config.full_batch else "mini-batches"
         title = f"{result.config.model} on {result.config.dataset}, {mode}"

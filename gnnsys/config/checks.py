@@ -90,9 +90,9 @@ def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:
         raise ArgumentError(
             f"--fanouts {text}: expected numbers, one for each hop, such as 15,10,5"
         )
-    if any(fanout < -1 or fanout == 0 or fanout >= 1 << 31 for fanout in fanouts):
+    if any(fanout < -1 or fanout == 0 or fanout >= 1 << 24 for fanout in fanouts):
         raise ArgumentError(
-            f"--fanouts {text}: each is -1 (all neighbours) or at least 1, below 2^31"
+            f"--fanouts {text}: each is -1 (all neighbours) or at least 1, below 2^24"
         )
     return fanouts
 

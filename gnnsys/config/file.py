@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,11 @@ __all__ = ["CHANGES_LOSSES", "check_resumed", "config_to_toml", "read_config", "
 # others; speed: nothing that was computed, and nothing that will be, is another.
 _RESUMED_WITH: dict[str, Literal["call", "losses", "speed"]] = {
     **dict.fromkeys(
-        ("config", "json", "memory", "out", "ranks", "resume", "stats", "timeline", "trace"), "call"
+        (
+            "config", "data", "json", "memory", "out", "ranks", "resume", "stats", "timeline",
+            "trace",
+        ),
+        "call",
     ),
     **dict.fromkeys(
         ("ways", "chunks", "snapshot_period", "boundary_gradient_scale", "order", "shuffle_factor"),
@@ -27,8 +32,8 @@ _RESUMED_WITH: dict[str, Literal["call", "losses", "speed"]] = {
     **dict.fromkeys(
         (
             "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_store", "history",
-            "parallel", "patience", "policy", "root", "score", "stages", "storage", "threads",
-            "victim_buffer", "window",
+            "nan_loss", "parallel", "patience", "policy", "root", "score", "stages", "storage",
+            "threads", "victim_buffer", "window",
         ),
         "speed",
     ),
@@ -84,8 +89,14 @@ def resumed_config(run: str | Path) -> TrainConfig:
 def check_resumed(config: TrainConfig) -> None:
     """Raises ArgumentError where a resumed run is asked for other options than it had."""
     before = resumed_config(config.resume or "")
+    if config.data is None and os.path.isabs(config.dataset) and not os.path.isdir(config.dataset):
+        raise MissingFileError(
+            f"{config.dataset}: no such folder, where the dataset of {config.resume} was; --data "
+            "PLACE says where it is now"
+        )
     asked, had = (dataclasses.asdict(c.filled_in()) for c in (config, before))
-    for key in asked.keys() - _RESUMED_WITH.keys():
+    moved = {"dataset"} if config.data else set()  # the checkpoint says whether it is the same
+    for key in asked.keys() - _RESUMED_WITH.keys() - moved:
         if asked[key] != had[key]:
             option = f"--{key.replace('_', '-')}"
             raise ArgumentError(

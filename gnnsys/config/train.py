@@ -54,6 +54,9 @@ class TrainConfig:
     --checkpoint- options and all about how features are read (--cache to --stats) may be given
     anew. So may --parallel and all about ranks, stages and ways."""
 
+    data: str | None = None
+    """With --resume: the place of the run's dataset, if that has moved."""
+
     config: str | None = None
     """A TOML file of options; those given here count before it. --out writes one."""
 
@@ -144,6 +147,10 @@ class TrainConfig:
 
     dropout: float = 0.5
     """Probability with which inputs of each layer are dropped in training."""
+
+    nan_loss: Literal["stop", "go-on"] = "stop"
+    """When a loss or a weight becomes NaN or infinite. stop: the run ends with an error, and its
+    last checkpoint stays; go-on: trains on after a warning."""
 
     metric: Literal["auto", "accuracy", "rocauc", "f1"] = "auto"
     """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for
@@ -248,6 +255,10 @@ class TrainConfig:
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
             )
         check_parallel(self)
+        if self.data is not None:
+            if self.resume is None:
+                raise ArgumentError("--data: goes with --resume; else the dataset comes first")
+            self.dataset = self.data = os.path.abspath(self.data)
 
     def _check_features(self) -> None:
         features = FeatureOptions.of(self)

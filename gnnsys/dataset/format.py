@@ -23,7 +23,7 @@ from msgspec import Meta
 from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.rng import RNG_VERSION
 from gnnsys.system.files import read_text_file
-from gnnsys.system.records import as_record, place_of
+from gnnsys.system.records import as_record, json_text, place_of
 
 __all__ = [
     "CHECKSUM_CHUNK",
@@ -196,7 +196,7 @@ class Manifest(_Graph):
             "edges": edges,
             "source": self.source,
         }
-        return json.dumps(content, indent=1) + "\n"
+        return json_text(content, indent=1) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from gnnsys.errors import ArgumentError, GnnsysError
 from gnnsys.system.extension import core
 from gnnsys.system.files import replace_file
 from gnnsys.system.machine import mount_of, queue_of, read_text
+from gnnsys.system.records import json_text
 
 __all__ = ["LEAST_BYTES", "DiskProfile", "load", "measure", "measure_folder", "save"]
 
@@ -84,7 +85,7 @@ def save(path: str | os.PathLike[str], profile: DiskProfile) -> bool:
     place = _place(path)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(place, json.dumps(asdict(profile), indent=2).encode())
+        replace_file(place, json_text(asdict(profile), indent=2).encode())
     except (OSError, GnnsysError) as error:
         _log.info("the profile of the disk of %s is not kept: %s", path, error)
         return False

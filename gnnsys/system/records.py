@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["as_record", "place_of", "read_toml"]
+__all__ = ["as_record", "json_text", "place_of", "read_toml"]
 
 _T = TypeVar("_T")
 _Key = str | int
@@ -34,6 +36,36 @@ _WORDS = {
     "object": "an object",
     "null": "nothing",
 }
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """JSON without the NaN and Infinity that strict readers refuse: such a number is null.
+
+    Of an object, ``non_finite`` says which numbers those were, by their places.
+
+    >>> json_text({"loss": float("nan"), "val": {"accuracy": 0.5}})
+    '{"loss": null, "val": {"accuracy": 0.5}, "non_finite": {"loss": "NaN"}}'
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        places: dict[str, str] = {}
+        content = _finite(content, [], places)
+        if isinstance(content, dict):
+            content["non_finite"] = places
+        return json.dumps(content, indent=indent, allow_nan=False)
+
+
+def _finite(content: Any, trail: list[_Key], places: dict[str, str]) -> Any:
+    """A copy with null for numbers that are not finite, whose places are noted."""
+    if isinstance(content, Mapping):
+        return {key: _finite(each, [*trail, key], places) for key, each in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(each, [*trail, key], places) for key, each in enumerate(content)]
+    if isinstance(content, float) and not math.isfinite(content):
+        places[place_of(trail)] = json.dumps(content)
+        return None
+    return content
 
 
 def read_toml(path: Path, name: str, way_out: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.system.files import check_file, replacing
+from gnnsys.system.records import json_text
 
 __all__ = [
     "Checkpoint",
@@ -39,6 +40,7 @@ VERSION = 1
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 _CHECKSUMS = "crc32"
+_OF_THE_MODEL = ("model", "hidden", "layers")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,7 +117,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     parts = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
     parts["state"] = asdict(checkpoint.state)
     weights = checkpoint.best_model or checkpoint.model
-    about = {"epoch": str(checkpoint.state.best_epoch), "config": json.dumps(checkpoint.config)}
+    # What the model is, and nothing of the run: equal weights make equal files.
+    config = checkpoint.config
+    about = {key: str(config[key]) for key in _OF_THE_MODEL if key in config}
     with replacing(run / WEIGHTS) as file:
         _write_safetensors(file, weights, about)
     with replacing(run / CHECKPOINT) as file:
@@ -249,7 +253,7 @@ def _write_safetensors(
     """Writes one tensor after another. safetensors' own ``save`` makes bytes of all of them first;
     its ``save_file`` makes a file that others may not read, and tells of no OSError."""
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
-    header: dict[str, Any] = {"__metadata__": {**about, _CHECKSUMS: json.dumps(checksums)}}
+    header: dict[str, Any] = {"__metadata__": {**about, _CHECKSUMS: json_text(checksums)}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -258,7 +262,7 @@ def _write_safetensors(
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header).encode()
+    text = json_text(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)  # so that tensors are aligned
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():

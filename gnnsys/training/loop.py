@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -14,11 +13,12 @@ from typing import Any
 import psutil
 import torch
 
-from gnnsys.config.file import check_resumed
+from gnnsys.config.file import check_resumed, config_to_toml
 from gnnsys.config.resolve import Run, resolve
-from gnnsys.config.run_files import RESULT
+from gnnsys.config.run_files import CONFIG, RESULT
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
+from gnnsys.errors import DivergedError
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
 from gnnsys.pipeline import DeepModel
 from gnnsys.ranks.environment import rank_of_process
@@ -27,6 +27,7 @@ from gnnsys.system.budget import process_budget
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import replace_file
 from gnnsys.system.interrupts import on_signals
+from gnnsys.system.records import json_text
 from gnnsys.training.checkpoint import (
     CHECKPOINT,
     Checkpoint,
@@ -39,6 +40,7 @@ from gnnsys.training.checkpoint import (
     save_shards,
     snapshot_names,
 )
+from gnnsys.training.divergence import DivergenceWatch, all_finite
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric, measure
 from gnnsys.training.models import NodeClassifier, make_model
@@ -131,6 +133,7 @@ class _Trainer:
         self._ranks = run.stages * run.ways
         self._snapshot: tuple[int, list[str]] | None = None  # its epoch and its files
         self._staleness = StalenessWatch()
+        self._watch = DivergenceWatch(config)
         self._best_model: dict[str, torch.Tensor] | None = None
         self._state = RunState()
         self._asked_to_end = False  # here, at any moment; other ranks may not know yet
@@ -163,14 +166,19 @@ class _Trainer:
         self._log_start()
         for record in state.history:
             on_epoch(EpochRecord(**record))
-        while state.epoch <= (config.epochs or 0) and not self._is_stale():
-            self._train_epoch(on_batch, on_stats)
-            if self._interrupted:
-                break
-            self._end_epoch()
-            on_epoch(EpochRecord(**state.history[-1]))
-            if (state.epoch - 1) % config.checkpoint_epochs == 0:
-                self._checkpoint()
+        try:
+            while state.epoch <= (config.epochs or 0) and not self._is_stale():
+                self._train_epoch(on_batch, on_stats)
+                if self._interrupted:
+                    break
+                self._end_epoch()
+                on_epoch(EpochRecord(**state.history[-1]))
+                if (state.epoch - 1) % config.checkpoint_epochs == 0:
+                    self._checkpoint()
+        except DivergedError:
+            self._log.write("end", time=time.time(), reason="diverged")
+            self._log.close()
+            raise
         reason = "done"
         if self._interrupted:
             reason = "interrupted"
@@ -190,6 +198,7 @@ class _Trainer:
             loss, seeds = self._steps.train(batch)
             state.batch += 1
             state.step += 1
+            self._watch.look_at_loss(loss, self._place(), batch)
             state.loss_sum += loss * seeds
             state.seeds += seeds
             stats = self._stats()
@@ -207,6 +216,7 @@ class _Trainer:
 
     def _end_epoch(self) -> None:
         state, config = self._state, self._config
+        self._check_weights()
         trained = self._seconds()
         loss = state.loss_sum / len(self._dataset.train)
         val = test = None
@@ -232,6 +242,14 @@ class _Trainer:
         seconds = trained - state.epoch_began, self._seconds() - trained
         self._log_epoch(loss, val, test, *seconds, facts)
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+
+    def _place(self) -> str:
+        return f"epoch {self._state.epoch}, batch {self._state.batch} (step {self._state.step})"
+
+    def _check_weights(self) -> None:
+        parameters = (p for group in self._steps.optimizer.param_groups for p in group["params"])
+        diverged = self._steps.any_rank(not all_finite(parameters))
+        self._watch.look_at_weights(not diverged, self._place())
 
     def _warn_of_staleness(self, loss: float, staleness: list[float] | None) -> None:
         note = self._staleness.look(loss, staleness) if staleness else None
@@ -271,7 +289,7 @@ class _Trainer:
         self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
         self._log.close()
         if self._folder:
-            text = json.dumps(result.as_dict()) + "\n"
+            text = json_text(result.as_dict()) + "\n"
             replace_file(self._folder / RESULT, text.encode())
         return result
 
@@ -282,6 +300,7 @@ class _Trainer:
         self._last_checkpoint = time.monotonic()
         if self._kept_in is None:
             return
+        self._check_weights()
         model, optimizer = self._steps.weights(), self._steps.optimizer_state()
         snapshot = self._save_snapshot(self._kept_in)
         if self._folder is None:
@@ -338,6 +357,8 @@ class _Trainer:
                 "%s: goes on with %s: its losses are then not those of an unchanged run",
                 folder, ", ".join(changed),
             )  # fmt: skip
+        if self._config.data and self._is_first:
+            replace_file(folder / CONFIG, config_to_toml(self._config).encode())
         fit_weights(self._model, checkpoint.model, folder / CHECKPOINT)
         self._best_model = checkpoint.best_model
         self._state = checkpoint.state

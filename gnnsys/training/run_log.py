@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 from gnnsys.config.run_files import METRICS
 from gnnsys.system.files import as_storage_error, check_file
+from gnnsys.system.records import json_text
 
 __all__ = ["RunLog"]
 
@@ -47,7 +47,7 @@ class RunLog:
         if self._path is None:
             return
         with as_storage_error(self._path), open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
+            file.write(json_text({"kind": kind, **values}) + "\n")
 
     def scalars(self, step: int, **values: float) -> None:
         """Adds points to TensorBoard's curves."""

@@ -60,7 +60,7 @@ def test_safetensors_reads_the_weights_as_they_were(tmp_path: Path) -> None:
     with safetensors.safe_open(tmp_path / WEIGHTS, "pt") as file:
         about = file.metadata()
     assert json.loads(about.pop("crc32")).keys() == model.keys()
-    assert about == {"epoch": "2", "config": '{"model": "sage"}'}
+    assert about == {"model": "sage"}
     again = load_checkpoint(tmp_path)
     assert again.state == RunState(epoch=3, best_epoch=2)
     assert all(torch.equal(again.model[name], tensor) for name, tensor in model.items())

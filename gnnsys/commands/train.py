@@ -78,6 +78,7 @@ def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats]]
             bar.update(
                 epochs, completed=record.epoch, state="  ".join([f"loss {record.loss:.4f}", *told])
             )
+            bar.milestone()
 
         def show_batch(epoch: int, done: int, total: int) -> None:
             bar.start()

@@ -110,6 +110,8 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
     yield "best epoch", f"{result.best_epoch} of {len(result.history)}"
     yield "ended", result.reason
     yield "time", f"{result.seconds:.1f} s"
+    if result.evaluation:
+        yield "evaluated", result.evaluation["why"]
     yield from _parallel_rows(result)
     if config.stats:
         served = result.counters.as_dict()

@@ -142,15 +142,17 @@ class TrainConfig:
     """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for
     tolokers and minesweeper, else accuracy."""
 
-    eval: Literal["layerwise", "sampled"] = "layerwise"
-    """How mini-batch training is evaluated. layerwise: exactly, every node once a layer; sampled:
-    on neighbourhoods sampled as in training, which is faster where few nodes are scored."""
+    eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
+    """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
+    neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; auto: the
+    cheaper of both, and test nodes that would take long are scored once, at the end; sampled: on
+    neighbourhoods sampled as in training, not exactly."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
 
     eval_store: str = "auto"
-    """Where layerwise evaluation keeps activations: ram, a folder, or auto: in memory where they
+    """Where exact evaluation keeps activations: ram, a folder, or auto: in memory where they
     take at most a quarter of what is left, else in a temporary folder."""
 
     patience: int = 0

@@ -80,6 +80,7 @@ class _Lines(BarWithLine):
         super().__init__(disable=True)
         self._began = time.monotonic()
         self._last_milestone: float | None = None
+        self._told: list[str] = []
         self._ended = threading.Event()
 
     def milestone(self) -> None:
@@ -108,8 +109,13 @@ class _Lines(BarWithLine):
             self._tell(unfinished=True)
 
     def _tell(self, unfinished: bool) -> None:
-        shown = [task for task in self.tasks if task.visible and not (unfinished and task.finished)]
+        shown = [task for task in self.tasks if task.visible]
+        if unfinished:
+            shown = [task for task in shown if not task.finished] or shown
         told = [_words(task) for task in shown] or ["at work"]
+        if told == self._told and not unfinished:
+            return
+        self._told = told
         seconds = int(time.monotonic() - self._began)
         clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         with contextlib.suppress(OSError, ValueError):  # a reader that went away ends no work

@@ -39,6 +39,7 @@ from gnnsys.training.checkpoint import (
     save_shards,
     snapshot_names,
 )
+from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric, measure
 from gnnsys.training.models import NodeClassifier, make_model
@@ -89,7 +90,7 @@ def _run(
     on_stats: Callable[[FeatureStats], None],
 ) -> TrainResult:
     config = run.config
-    plan_run(run)
+    evaluation = plan_run(run)
     with ExitStack() as held:
 
         def open_folder() -> Path | None:
@@ -102,27 +103,35 @@ def _run(
         dataset = held.enter_context(closing(load_run_dataset(run)))
         held.enter_context(torch.random.fork_rng())
         torch.manual_seed(config.seed)
-        trainer = _Trainer(run, dataset, folder)
+        trainer = _Trainer(run, dataset, folder, evaluation)
         with on_signals(trainer.interrupt):
             return trainer.fit(on_epoch, on_batch, on_stats)
 
 
-def _make_steps(run: Run, dataset: NodeDataset, model: NodeClassifier | DeepModel) -> Steps:
+def _make_steps(
+    run: Run,
+    dataset: NodeDataset,
+    model: NodeClassifier | DeepModel,
+    evaluation: Evaluation | None,
+) -> Steps:
     if isinstance(model, DeepModel):
         return PipelineSteps(run, dataset, model)
-    make: type[FullBatch | MiniBatch] = FullBatch if run.config.full_batch else MiniBatch
-    return make(run, dataset, model)
+    if run.config.full_batch:
+        return FullBatch(run, dataset, model)
+    return MiniBatch(run, dataset, model, evaluation)
 
 
 class _Trainer:
-    def __init__(self, run: Run, dataset: NodeDataset, folder: Path | None) -> None:
+    def __init__(
+        self, run: Run, dataset: NodeDataset, folder: Path | None, evaluation: Evaluation | None
+    ) -> None:
         config = run.config
         self._config, self._dataset, self._device = config, dataset, run.device
         self._folder = folder
         self._metric = dataset.metric if config.metric == "auto" else config.metric
         check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
         self._model = make_model(run, dataset).to(run.device)
-        self._steps = _make_steps(run, dataset, self._model)
+        self._steps = _make_steps(run, dataset, self._model, evaluation)
         self._pipeline = self._steps if isinstance(self._steps, PipelineSteps) else None
         kept_in = config.resume or config.out
         self._kept_in = Path(kept_in) if kept_in else None  # on all ranks
@@ -209,11 +218,12 @@ class _Trainer:
         trained = self._seconds()
         loss = state.loss_sum / len(self._dataset.train)
         val = test = None
+        before = self._stats()
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             val = self._evaluate(self._dataset.val)
             state.stale += 1
             if state.best_epoch == 0 or val[self._metric] > state.best_val[self._metric]:
-                test = self._evaluate(self._dataset.test)
+                test = {} if self._steps.test_at_end else self._evaluate(self._dataset.test)
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
                 self._best_model = {
@@ -229,7 +239,8 @@ class _Trainer:
         facts = self._steps.facts()
         self._warn_of_staleness(loss, facts.get("staleness"))
         seconds = trained - state.epoch_began, self._seconds() - trained
-        self._log_epoch(loss, val, test, *seconds, facts)
+        facts["eval_bytes"] = (self._stats() - before).bytes
+        self._log_epoch(loss, val, test or None, *seconds, facts)
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
 
     def _warn_of_staleness(self, loss: float, staleness: list[float] | None) -> None:
@@ -246,11 +257,24 @@ class _Trainer:
         names = dict.fromkeys(("accuracy", self._metric))
         return measure(names, self._steps.logits(nodes), self._dataset.labels[nodes])
 
+    def _score_test(self) -> None:
+        """Scores the test nodes by the best weights."""
+        if self._best_model is None:
+            return
+        last = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self._model.load_state_dict(self._best_model)
+        self._steps.forget()
+        self._state.best_test = self._evaluate(self._dataset.test)
+        self._model.load_state_dict(last)
+        self._steps.forget()
+
     def _is_stale(self) -> bool:
         return 0 < self._config.patience <= self._state.stale
 
     def _finish(self, reason: str) -> TrainResult:
         state = self._state
+        if reason != "interrupted" and self._steps.test_at_end and not state.best_test:
+            self._score_test()
         result = TrainResult(
             config=self._config,
             metric=self._metric,
@@ -263,6 +287,7 @@ class _Trainer:
             counters=self._served(),
             reads=dict(self._stats().reads),
             memory=memory_facts(),
+            evaluation=self._steps.evaluation(),
             parallel=None if self._pipeline is None else self._pipeline.summary(),
         )
         self._checkpoint()
@@ -390,6 +415,7 @@ class _Trainer:
                 "classes": data.num_classes,
             },
             metric=self._metric,
+            evaluation=self._steps.evaluation(),
             parameters=sum(p.numel() for p in self._model.parameters()),
             versions=versions(),
             machine=machine(),

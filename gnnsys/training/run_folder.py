@@ -22,18 +22,14 @@ from gnnsys.system.files import (
 )
 from gnnsys.training.checkpoint import CHECKPOINT, Checkpoint
 
-__all__ = ["check_fits", "describe", "lock_run", "open_run"]
+__all__ = ["check_eval_store", "check_fits", "describe", "lock_run", "open_run"]
 
 
 def open_run(config: TrainConfig) -> Path | None:
     """The folder of the run, with its ``config.toml``."""
     if config.timeline is not None:
         check_folder_of(Path(config.timeline), f"--timeline {config.timeline}")
-    if config.eval_store not in ("auto", "ram") and not os.access(config.eval_store, os.W_OK):
-        found = "no such folder" if not Path(config.eval_store).exists() else "not permitted"
-        raise StorageError(
-            f"--eval-store {config.eval_store}: cannot be written ({found}); name another folder"
-        )
+    check_eval_store(config.eval_store)
     if config.resume:
         return Path(config.resume)
     if config.out is None:
@@ -52,6 +48,17 @@ def open_run(config: TrainConfig) -> Path | None:
             run.rmdir()
         raise
     return run
+
+
+def check_eval_store(place: str) -> None:
+    """Raises StorageError where ``--eval-store`` names a folder that cannot be written."""
+    path = Path(place)
+    if place in ("auto", "ram") or (path.is_dir() and os.access(path, os.W_OK)):
+        return
+    found = "no such folder" if not path.exists() else "not permitted"
+    if path.exists() and not path.is_dir():
+        found = "no folder"
+    raise StorageError(f"--eval-store {place}: cannot be written ({found}); name another folder")
 
 
 @contextlib.contextmanager

@@ -232,7 +232,8 @@ def _write_table(
     if (folder / MANIFEST).is_file():
         opened = open_dataset(folder)
         ids = opened.node_table("node_id") if opened.has("node_id") else None
-        classes = opened.manifest.source.get("classes")
+        found = opened.manifest.source.get("classes")
+        classes = found if isinstance(found, list) else None  # a generated graph has their number
     return write_table(
         path, nodes.numpy(), scores, multi_label=dataset.multi_label, ids=ids, classes=classes
     )

@@ -20,13 +20,13 @@ from gnnsys.config.run_files import RESULT
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
-from gnnsys.pipeline import DeepModel
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.ranks.group import join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import replace_file
 from gnnsys.system.interrupts import on_signals
+from gnnsys.system.progress import Progress
 from gnnsys.training.checkpoint import (
     CHECKPOINT,
     Checkpoint,
@@ -42,13 +42,12 @@ from gnnsys.training.checkpoint import (
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric, measure
-from gnnsys.training.models import NodeClassifier, make_model
-from gnnsys.training.pipeline_steps import PipelineSteps
+from gnnsys.training.models import make_model
+from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
 from gnnsys.training.run_folder import check_fits, describe, lock_run, open_run
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
-from gnnsys.training.steps import FullBatch, MiniBatch, Steps
 from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
@@ -63,8 +62,10 @@ def run_training(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_batch: Callable[[int, int, int], None] = lambda epoch, done, total: None,
     on_stats: Callable[[FeatureStats], None] = lambda stats: None,
+    on_evaluation: Progress = lambda what, done, total: None,
 ) -> TrainResult:
-    """Trains as ``config`` says; callbacks are told after every batch and every epoch.
+    """Trains as ``config`` says; callbacks are told after every batch and every epoch, and within
+    an exact evaluation of mini-batch training.
 
     The same config gives the same losses for a fixed torch, number of torch threads and
     instruction set, also when the run was broken off and resumed in between. torch's global random
@@ -80,7 +81,7 @@ def run_training(
     run = resolve(config)
     join_ranks(config.device)
     with process_budget().run(run.memory):
-        return _run(run, on_epoch, on_batch, on_stats)
+        return _run(run, on_epoch, on_batch, on_stats, on_evaluation)
 
 
 def _run(
@@ -88,6 +89,7 @@ def _run(
     on_epoch: Callable[[EpochRecord], None],
     on_batch: Callable[[int, int, int], None],
     on_stats: Callable[[FeatureStats], None],
+    on_evaluation: Progress,
 ) -> TrainResult:
     config = run.config
     evaluation = plan_run(run)
@@ -105,20 +107,11 @@ def _run(
         torch.manual_seed(config.seed)
         trainer = _Trainer(run, dataset, folder, evaluation)
         with on_signals(trainer.interrupt):
-            return trainer.fit(on_epoch, on_batch, on_stats)
+            return trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
 
 
-def _make_steps(
-    run: Run,
-    dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
-    evaluation: Evaluation | None,
-) -> Steps:
-    if isinstance(model, DeepModel):
-        return PipelineSteps(run, dataset, model)
-    if run.config.full_batch:
-        return FullBatch(run, dataset, model)
-    return MiniBatch(run, dataset, model, evaluation)
+class _AskedToEndError(Exception):
+    """Leaves an evaluation that takes long."""
 
 
 class _Trainer:
@@ -131,7 +124,7 @@ class _Trainer:
         self._metric = dataset.metric if config.metric == "auto" else config.metric
         check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
         self._model = make_model(run, dataset).to(run.device)
-        self._steps = _make_steps(run, dataset, self._model, evaluation)
+        self._steps = make_steps(run, dataset, self._model, evaluation)
         self._pipeline = self._steps if isinstance(self._steps, PipelineSteps) else None
         kept_in = config.resume or config.out
         self._kept_in = Path(kept_in) if kept_in else None  # on all ranks
@@ -166,8 +159,10 @@ class _Trainer:
         on_epoch: Callable[[EpochRecord], None],
         on_batch: Callable[[int, int, int], None],
         on_stats: Callable[[FeatureStats], None],
+        on_evaluation: Progress,
     ) -> TrainResult:
         state, config = self._state, self._config
+        self._steps.progress = on_evaluation
         self._log_start()
         for record in state.history:
             on_epoch(EpochRecord(**record))
@@ -184,6 +179,10 @@ class _Trainer:
             reason = "interrupted"
         elif self._is_stale():
             reason = "early stop"
+        if reason != "interrupted" and self._steps.test_at_end and not state.best_test:
+            self._checkpoint()
+            if not self._score_test(on_evaluation):
+                reason = "interrupted"
         return self._finish(reason)
 
     def _train_epoch(
@@ -257,24 +256,34 @@ class _Trainer:
         names = dict.fromkeys(("accuracy", self._metric))
         return measure(names, self._steps.logits(nodes), self._dataset.labels[nodes])
 
-    def _score_test(self) -> None:
-        """Scores the test nodes by the best weights."""
+    def _score_test(self, on_evaluation: Progress) -> bool:
+        """Scores the test nodes by the best weights; False where the run was asked to end."""
+
+        def go_on(what: str, done: int, total: int) -> None:
+            if self._asked_to_end:
+                raise _AskedToEndError
+            on_evaluation(f"test, {what}", done, total)
+
         if self._best_model is None:
-            return
+            return True
         last = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         self._model.load_state_dict(self._best_model)
         self._steps.forget()
-        self._state.best_test = self._evaluate(self._dataset.test)
-        self._model.load_state_dict(last)
-        self._steps.forget()
+        self._steps.progress = go_on
+        try:
+            self._state.best_test = self._evaluate(self._dataset.test)
+        except _AskedToEndError:
+            return False
+        finally:
+            self._model.load_state_dict(last)
+            self._steps.forget()
+        return True
 
     def _is_stale(self) -> bool:
         return 0 < self._config.patience <= self._state.stale
 
     def _finish(self, reason: str) -> TrainResult:
         state = self._state
-        if reason != "interrupted" and self._steps.test_at_end and not state.best_test:
-            self._score_test()
         result = TrainResult(
             config=self._config,
             metric=self._metric,

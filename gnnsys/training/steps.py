@@ -21,6 +21,7 @@ from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.system.budget import AHEAD, process_budget
 from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.system.once import warn_once
+from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.evaluation import Evaluation, Scope, scope_of
 from gnnsys.training.exact_inference import Layer, model_layers, run_layers
@@ -48,6 +49,9 @@ class Steps(ABC):
 
     test_at_end: bool = False
     """Whether the test nodes are to be scored once, by the best weights at the end."""
+
+    progress: Progress | None = None
+    """Told how far an evaluation is, where it is exact and of batches."""
 
     _model: nn.Module
 
@@ -289,6 +293,7 @@ class MiniBatch(Steps):
             out=self._folder.path / "out.npy" if self._folder else None,
             threads=self._config.threads,
             only=scope.layers,
+            progress=self.progress or (lambda what, done, total: None),
         )
         return out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.utils import k_hop_subgraph
 
+from gnnsys.config.file import resumed_config
 from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
@@ -140,3 +143,27 @@ def test_a_run_gets_the_same_scores_in_every_exact_way(
     assert auto.best_epoch == neighborhoods.best_epoch
     assert auto.best_test == pytest.approx(neighborhoods.best_test, abs=1e-3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_ends_before_the_test_nodes_are_scored_scores_them_when_it_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"epochs": 2, "fanouts": (3, 3), "hidden": 8}
+    whole = run_training(TrainConfig(dataset=str(folder), out=str(tmp_path / "a"), **options))
+    told: list[str] = []
+
+    def end(what: str, done: int, total: int) -> None:
+        told.append(what)
+        if what.startswith("test"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = TrainConfig(dataset=str(folder), out=str(tmp_path / "b"), **options)
+    ended = run_training(config, on_evaluation=end)
+    assert ended.reason == "interrupted"
+    assert ended.best_test == {}
+    assert ended.history == whole.history
+    assert "layer 1 of 2" in told
+    again = run_training(resumed_config(tmp_path / "b"))
+    assert again.reason == "done"
+    assert again.best_test == whole.best_test != {}
+    assert (again.history, again.best_val) == (whole.history, whole.best_val)

@@ -36,6 +36,7 @@ from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
+from gnnsys.training.evaluation import warn_of_sums
 from gnnsys.training.exact_inference import model_layers, run_layers
 from gnnsys.training.memory import plan_run
 from gnnsys.training.metrics import measure
@@ -168,7 +169,7 @@ def _blocks(
         )
         raise ArgumentError(f"--sampled: {why}; leave it out")
     kept: list[Any] = []
-    model.gnn.convs[-1].register_forward_pre_hook(lambda layer, inputs: kept.append(inputs[0]))
+    _keep_inputs(model.gnn.convs[-1], kept, trained.config.sums == "scaled")
     done = 0
     for logits in MiniBatch(trained, dataset, model).logits(nodes):
         inputs = kept.pop()  # of the seeds first; where layers are trimmed, also of these alone
@@ -178,6 +179,21 @@ def _blocks(
         progress("sampled batches: nodes", done, len(nodes))
 
 
+def _keep_inputs(conv: Any, kept: list[Any], scaled: bool) -> None:
+    """Has a layer append what it reads."""
+    if not scaled:
+        conv.register_forward_pre_hook(lambda layer, inputs: kept.append(inputs[0]))
+        return
+    propagate = conv.propagate  # all of the layer that is called where sums are scaled
+
+    def keep(edge_index: Tensor, **inputs: Any) -> Tensor:
+        kept.append(inputs["x"])
+        out: Tensor = propagate(edge_index, **inputs)
+        return out
+
+    conv.propagate = keep
+
+
 def _exact_rows(
     trained: Run, dataset: NodeDataset, model: NodeClassifier | DeepModel, progress: Progress
 ) -> tuple[Tensor, Tensor, ScratchFolder | None]:
@@ -185,6 +201,7 @@ def _exact_rows(
     if isinstance(model, DeepModel):
         read, logits = _last_rows(model, dataset)
         return read, logits, None
+    warn_of_sums(trained.config, dataset.graph)
     layers = model_layers(model, dataset.graph)
     sizes = [dataset.graph.num_nodes] * len(layers)
     folder = activation_folder(trained.config, dataset.num_classes, sizes)

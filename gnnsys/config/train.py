@@ -76,6 +76,10 @@ class TrainConfig:
     """How mini-batches draw neighbours. labor: LABOR-0, where a node's draw is shared by all that
     could sample it, so that a batch holds fewer nodes. Changes the distribution of batches."""
 
+    sums: Literal["plain", "scaled"] = "plain"
+    """How a gin sums sampled neighbours. plain: those that were drawn; scaled: times degree /
+    drawn, an unbiased estimate of the sum over all, which exact evaluation takes."""
+
     dependent_batches: int = 1
     """So many batches in a row share the draws of neighbours and therefore many nodes. Above 1,
     changes the distribution of batches."""
@@ -240,6 +244,13 @@ class TrainConfig:
             raise ArgumentError(
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
+            )
+        if self.sums == "scaled" and (
+            self.model != "gin" or self.full_batch or self.sampling != "uniform"
+        ):
+            raise ArgumentError(
+                "--sums scaled: is for --model gin on uniformly sampled neighbours, without "
+                "--full-batch or another --sampling"
             )
         check_parallel(self)
 

@@ -18,14 +18,17 @@ from torch import Tensor
 from gnnsys.config.train import TrainConfig
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.pages import numbers
+from gnnsys.system.once import warn_once
 
-__all__ = ["Evaluation", "Scope", "plan_evaluation", "scope_of"]
+__all__ = ["Evaluation", "Scope", "plan_evaluation", "scope_of", "warn_of_sums"]
 
 _log = logging.getLogger(__name__)
 _WORTH = 0.9
 """Neighbourhoods are taken below this share of all nodes' bytes: those are read in passes."""
 _LONG = 2.0
 """Epochs' training whose bytes the test nodes may take after an epoch; else they wait."""
+_MOST_EDGES = 0.9
+"""Share of the edges from which on sums over sampled ones are much as over all."""
 _EDGES = 1 << 22  # whose ends are marked at a time
 
 
@@ -154,6 +157,23 @@ def scope_of(
         if nbytes >= _WORTH * everything and not forced:
             return Scope(layers=None, nbytes=everything)
     return Scope(layers=tuple(reversed(layers)), nbytes=nbytes)
+
+
+def warn_of_sums(config: TrainConfig, graph: CSC) -> None:
+    """Says once where a model that sums is trained on few of the neighbours and judged on all."""
+    if config.model != "gin" or config.full_batch or config.sums == "scaled":
+        return
+    fanouts = [fanout for fanout in config.fanouts or () if fanout >= 0]
+    if not fanouts or graph.num_edges == 0:
+        return
+    kept = int(graph.indptr.diff().clamp(max=min(fanouts)).sum()) / graph.num_edges
+    if kept < _MOST_EDGES:
+        warn_once(
+            _log, "a gin sums its neighbours: --fanouts %s draw as few as %d %% of a layer's edges "
+            "and exact evaluation sums all of them, which its weights may not suit; --sums scaled "
+            "trains on estimates of whole sums, --eval sampled and gnnsys predict --sampled judge "
+            "it as it is trained", ",".join(map(str, config.fanouts or ())), round(100 * kept),
+        )  # fmt: skip
 
 
 def _widths(config: TrainConfig, columns: int) -> list[int]:

@@ -23,7 +23,7 @@ from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.system.once import warn_once
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
-from gnnsys.training.evaluation import Evaluation, Scope, scope_of
+from gnnsys.training.evaluation import Evaluation, Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import Layer, model_layers, run_layers
 from gnnsys.training.memory import activation_bytes, evaluation_of, keeps_activations
 from gnnsys.training.metrics import loss_of
@@ -209,6 +209,8 @@ class MiniBatch(Steps):
         self.served = Counters()
         if evaluation is None and config.eval != "sampled":
             evaluation = evaluation_of(config, dataset)
+        if evaluation is not None:
+            warn_of_sums(config, dataset.graph)
         self._evaluation = evaluation
         self.test_at_end = evaluation is not None and evaluation.test_at_end
         self._layers: list[Layer] | None = None  # of the model, taken apart
@@ -252,8 +254,12 @@ class MiniBatch(Steps):
         return loss.item(), batch.batch_size
 
     def _forward(self, batch: Data) -> Tensor:
+        degrees = None
+        if self._config.sums == "scaled":
+            indptr, ids = self._dataset.graph.indptr, batch.n_id.cpu()
+            degrees = (indptr[ids + 1] - indptr[ids]).to(self._device)
         out: Tensor = self._model(
-            batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges
+            batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges, degrees
         )
         return out[: batch.batch_size]
 

@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
-__all__ = ["ScratchFolder"]
+__all__ = ["ScratchFolder", "reclaim_scratch"]
 
 
 class ScratchFolder:
@@ -28,8 +28,8 @@ class ScratchFolder:
     """
 
     def __init__(self, prefix: str, parent: str | os.PathLike[str] | None = None) -> None:
+        reclaim_scratch(prefix, parent)
         place = Path(parent if parent is not None else tempfile.gettempdir())
-        _reclaim(prefix, place)
         handle = None
         while handle is None:  # another process may have taken it for left behind
             self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
@@ -66,10 +66,11 @@ def _lock(path: Path) -> int | None:
     return None
 
 
-def _reclaim(prefix: str, place: Path) -> None:
+def reclaim_scratch(prefix: str, parent: str | os.PathLike[str] | None = None) -> None:
+    """Removes the folders that killed processes left; see ``ScratchFolder``."""
+    place = Path(parent if parent is not None else tempfile.gettempdir())
     with contextlib.suppress(OSError):
-        left = [each for each in os.scandir(place) if each.name.startswith(prefix)]
-        for each in left:
+        for each in [each for each in os.scandir(place) if each.name.startswith(prefix)]:
             _remove_unlocked(Path(each.path))
 
 

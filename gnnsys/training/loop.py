@@ -39,13 +39,14 @@ from gnnsys.training.checkpoint import (
     save_shards,
     snapshot_names,
 )
+from gnnsys.training.curves import epoch_curves, hyperparameters
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric, measure
 from gnnsys.training.models import make_model
 from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
-from gnnsys.training.run_folder import check_fits, describe, lock_run, open_run
+from gnnsys.training.run_folder import NothingKept, check_fits, describe, lock_run, open_run
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.task import NodeDataset, load_run_dataset
@@ -145,8 +146,10 @@ class _Trainer:
         self._depth = store.depth
         disk = load_disk_profile(store.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
+        self._logged = self._stats()  # what the last epoch's curves were made of
         self._last_step_record = 0.0
         self._last_checkpoint = time.monotonic()
+        self._nothing_kept = NothingKept(config)
 
     def interrupt(self) -> None:
         """Ends the run after the batch in hand."""
@@ -204,6 +207,7 @@ class _Trainer:
             on_batch(state.epoch, state.batch, total)
             on_stats(stats)
             self._watch_disk(stats)
+            self._nothing_kept.look(state.step, total * (self._config.epochs or 0))
             self._interrupted = self._steps.any_rank(self._asked_to_end)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = minutes >= self._config.checkpoint_minutes
@@ -301,6 +305,10 @@ class _Trainer:
         )
         self._checkpoint()
         self._draw_timeline()
+        if reason != "interrupted":
+            scores = {"val": state.best_val, "test": state.best_test}
+            final = {f"final/{part}_{k}": v for part in scores for k, v in scores[part].items()}
+            self._log.hyperparameters(hyperparameters(self._config), final)
         self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
         self._log.close()
         if self._folder:
@@ -445,7 +453,7 @@ class _Trainer:
             loss=loss,
             **self._usage(stats),
         )
-        self._log.scalars(state.step, loss__step=loss)
+        self._log.scalars(state.step, {"loss/step": loss})
 
     def _log_epoch(
         self,
@@ -459,24 +467,22 @@ class _Trainer:
         if self._folder is None:
             return
         state = self._state
-        self._log.write(
-            "epoch",
-            epoch=state.epoch,
-            loss=loss,
-            val=val,
-            test=test,
-            best_epoch=state.best_epoch,
-            epoch_seconds=epoch_seconds,
-            eval_seconds=eval_seconds,
+        stats = self._stats()
+        record = {
+            "epoch": state.epoch,
+            "loss": loss,
+            "val": val,
+            "test": test,
+            "best_epoch": state.best_epoch,
+            "epoch_seconds": epoch_seconds,
+            "eval_seconds": eval_seconds,
             **facts,
-            **self._usage(self._stats()),
-        )
-        curves = {"loss__epoch": loss, "seconds__epoch": epoch_seconds}
-        for part, values in (("val", val), ("test", test)):
-            curves |= {f"{part}__{name}": value for name, value in (values or {}).items()}
-        for layer, value in enumerate(facts.get("staleness", ())):
-            curves[f"staleness__layer{layer}"] = value
-        self._log.scalars(state.epoch, **curves)
+            **self._usage(stats),
+        }
+        self._log.write("epoch", **record)
+        served, self._logged = stats - self._logged, stats
+        sizes = self._steps.num_batches(), len(self._dataset.train)
+        self._log.scalars(state.epoch, epoch_curves(record, served, *sizes))
 
     def _usage(self, stats: FeatureStats) -> dict[str, Any]:
         reads = {"reads": stats.reads} if stats.reads else {}

@@ -22,7 +22,7 @@ from gnnsys.system.budget import AHEAD, process_budget
 from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.system.once import warn_once
 from gnnsys.system.progress import Progress
-from gnnsys.system.scratch import ScratchFolder
+from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
 from gnnsys.training.evaluation import Evaluation, Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import Layer, model_layers, run_layers
 from gnnsys.training.memory import activation_bytes, evaluation_of, keeps_activations
@@ -35,6 +35,8 @@ __all__ = ["FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16
 """Nodes whose logits are handed out at a time."""
+_LAYERS = "gnnsys-layers-"
+"""How folders of activations begin."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
@@ -211,6 +213,7 @@ class MiniBatch(Steps):
             evaluation = evaluation_of(config, dataset)
         if evaluation is not None:
             warn_of_sums(config, dataset.graph)
+            reclaim_scratch(_LAYERS, _store_place(config))
         self._evaluation = evaluation
         self.test_at_end = evaluation is not None and evaluation.test_at_end
         self._layers: list[Layer] | None = None  # of the model, taken apart
@@ -331,14 +334,17 @@ def activation_folder(
             _log, "two layers' activations take %d bytes, %d are left: they are written to files "
             "in %s; --eval-store chooses another place", needed, left, tempfile.gettempdir()
         )  # fmt: skip
-    place = None if config.eval_store == "auto" else config.eval_store
     try:
-        return ScratchFolder("gnnsys-layers-", place)
+        return ScratchFolder(_LAYERS, _store_place(config))
     except OSError as error:
         raise StorageError(
             f"--eval-store {config.eval_store}: cannot be written ({error.strerror}); name another "
             "folder, or ram"
         ) from error
+
+
+def _store_place(config: TrainConfig) -> str | None:
+    return None if config.eval_store in ("auto", "ram") else config.eval_store
 
 
 def _make_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -43,6 +43,8 @@ _BATCHES = 200
 
 def run_command(config: PlanConfig) -> int:
     """Plans and tells."""
+    if config.picture is not None:
+        check_folder_of(Path(config.picture), f"--picture {config.picture}")
     if config.parallel is not None:
         return _plan_splits(config)
     with work_progress() as progress:
@@ -64,8 +66,6 @@ def _plan_splits(config: PlanConfig) -> int:
     from gnnsys.plan.splits_text import describe_plan, print_parallel_plan, split_cells
     from gnnsys.training.timeline import write_timelines
 
-    if config.picture is not None:
-        check_folder_of(Path(config.picture), f"--picture {config.picture}")
     with work_progress() as progress:
         plan, schedules = make_parallel_plan(config, progress)
     if config.picture is not None:

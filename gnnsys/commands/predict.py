@@ -160,8 +160,11 @@ def _blocks(
     if not config.sampled:
         read, logits, folder = _exact_rows(trained, dataset, model, progress)
         with closing(folder) if folder else nullcontext():
+            done = 0
             for some in _split(nodes):
-                yield read[some], logits[some]
+                yield _rows(read, some), _rows(logits, some)
+                done += len(some)
+                progress("write: nodes", done, len(nodes))
         return
     if isinstance(model, DeepModel) or len(nodes) == 0:
         why = (
@@ -177,6 +180,19 @@ def _blocks(
         yield rows[: len(logits)].detach(), logits
         done += len(logits)
         progress("sampled batches: nodes", done, len(nodes))
+
+
+def _rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of a tensor; of a file, in one pass where they stand in a row."""
+    store = getattr(table, "store", None)
+    if store is None or store.resident is not None or len(ids) == 0:
+        return table[ids]
+    first, last = int(ids[0]), int(ids[-1]) + 1
+    if not torch.equal(ids, torch.arange(first, last)):
+        return table[ids]
+    rows = torch.empty((len(ids), *store.shape[1:]), dtype=store.dtype)
+    store.read_range(first, last, rows)
+    return rows
 
 
 def _keep_inputs(conv: Any, kept: list[Any], scaled: bool) -> None:

@@ -69,13 +69,18 @@ def as_storage_error(path: Path) -> Iterator[None]:
 
 
 def check_folder_of(path: Path, name: str = "") -> None:
-    """Raises StorageError where a file cannot be written for want of its folder.
+    """Raises StorageError where a file cannot be written because of its folder.
 
     Args:
         name: what the error calls the file. Default: its path.
     """
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise StorageError(f"{name or path}: cannot be written (no such folder); make it first")
+    if not os.access(folder, os.W_OK):
+        raise StorageError(
+            f"{name or path}: cannot be written (not permitted, or read-only); name another folder"
+        )
 
 
 def lock_file(path: Path) -> BinaryIO | None:

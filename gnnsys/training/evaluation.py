@@ -8,7 +8,7 @@ timed: the same run on the same graph is evaluated in the same way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,22 +106,21 @@ def plan_evaluation(
         epoch_bytes: of the rows that training gathers in an epoch; 0 where that is not known.
     """
     widths = _widths(config, columns)
-    both = torch.cat([val, test])
     everything = Scope(layers=None, nbytes=_all_bytes(graph, widths))
     if config.eval == "layerwise":
         scope, at_end = everything, False
     else:
         forced = config.eval == "neighborhoods"
-        scope = scope_of(config, graph, both, columns, forced)
+        scope = scope_of(config, graph, (val, test), columns, forced)
         at_end = False
         if not forced and epoch_bytes and scope.nbytes > _LONG * epoch_bytes:
-            without = scope_of(config, graph, val, columns)
+            without = scope_of(config, graph, (val,), columns)
             if without.nbytes < scope.nbytes / 2:
                 scope, at_end = without, True
     found = Evaluation(
         scope=scope,
         test_at_end=at_end,
-        nodes=len(val if at_end else both),
+        nodes=len(val) + (0 if at_end else len(test)),
         all_bytes=everything.nbytes,
         epoch_bytes=epoch_bytes,
     )
@@ -130,7 +129,11 @@ def plan_evaluation(
 
 
 def scope_of(
-    config: TrainConfig, graph: CSC, nodes: Tensor, columns: int, forced: bool = False
+    config: TrainConfig,
+    graph: CSC,
+    nodes: Sequence[Tensor],
+    columns: int,
+    forced: bool = False,
 ) -> Scope:
     """The cheaper of both ways to compute the logits of some nodes.
 
@@ -140,14 +143,14 @@ def scope_of(
     Args:
         config: filled in.
         graph: in-neighbours of each node.
-        nodes: (n,) ids, in any order.
+        nodes: (n,) ids, in any order, of each part.
         columns: of the features.
         forced: their neighbourhoods, even if they are dearer.
     """
     widths = _widths(config, columns)
     everything = _all_bytes(graph, widths)
     sampler = NeighborSampler(graph, [-1], threads=config.threads)
-    ids = torch.unique(nodes)
+    ids = _distinct(graph, nodes)
     layers, nbytes = [ids], 0
     for hop, width in enumerate(reversed(widths)):
         if hop > 0:
@@ -189,15 +192,25 @@ def _degrees(graph: CSC, ids: Tensor) -> Tensor:
     return graph.indptr[ids + 1] - graph.indptr[ids]
 
 
+def _distinct(graph: CSC, parts: Iterable[Tensor]) -> Tensor:
+    """(n,) ascending ids of the nodes in some part."""
+    found = torch.zeros(graph.num_nodes, dtype=torch.bool)
+    for ids in parts:
+        found[ids] = True
+    return found.nonzero().view(-1)
+
+
 def _with_neighbours(sampler: NeighborSampler, ids: Tensor) -> Tensor:
     """(n,) ascending ids of nodes and of their in-neighbours."""
     graph = sampler.graph
-    found = torch.zeros(graph.num_nodes, dtype=torch.bool)
     ends = _degrees(graph, ids).cumsum(0)
-    first = 0
-    while first < len(ids):
-        before = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(torch.searchsorted(ends, before + _EDGES, right=True)))
-        found[sampler.sample(ids[first:last], group=0).node] = True
-        first = last
-    return found.nonzero().view(-1)
+
+    def parts() -> Iterator[Tensor]:
+        first = 0
+        while first < len(ids):
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(torch.searchsorted(ends, before + _EDGES, right=True)))
+            yield sampler.sample(ids[first:last], group=0).node
+            first = last
+
+    return _distinct(graph, parts())

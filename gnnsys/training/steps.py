@@ -276,7 +276,7 @@ class MiniBatch(Steps):
             scope = self._evaluation.scope
             if self._evaluation.test_at_end and nodes is self._dataset.test:
                 columns = self._dataset.features.shape[1]
-                scope = scope_of(self._config, self._dataset.graph, nodes, columns)
+                scope = scope_of(self._config, self._dataset.graph, (nodes,), columns)
             if self._logits is None or self._scope is not scope:
                 self.forget()
                 self._scope, self._logits = scope, self._exact(scope)

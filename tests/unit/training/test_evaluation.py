@@ -45,7 +45,7 @@ def scored(count: int) -> Tensor:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_layer_computes_what_the_scored_nodes_depend_on(edge_index: Tensor, layers: int) -> None:
     graph, nodes = CSC.from_edge_index(edge_index, NODES), scored(20)
-    scope = scope_of(config(layers), graph, nodes, COLUMNS)
+    scope = scope_of(config(layers), graph, (nodes[:8], nodes[5:]), COLUMNS)
     assert scope.layers is not None
     assert len(scope.layers) == layers
     nbytes = 0
@@ -68,7 +68,7 @@ def test_logits_are_those_of_the_whole_graph(
     x, nodes = torch.randn(NODES, COLUMNS), scored(40)
     net = kind(COLUMNS, HIDDEN, num_layers=3, out_channels=5).eval()
     graph = CSC.from_edge_index(edge_index, NODES)
-    scope = scope_of(config(3), graph, nodes, COLUMNS)
+    scope = scope_of(config(3), graph, (nodes,), COLUMNS)
     assert scope.layers is not None
     *_, out = run_layers(
         model_layers(net, graph),

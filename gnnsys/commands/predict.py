@@ -30,6 +30,7 @@ from gnnsys.dataset.folder import check_nodes, open_dataset
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions
+from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pipeline import DeepModel
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
@@ -56,6 +57,8 @@ Metrics = dict[str, dict[str, float]]
 
 def run_command(config: PredictConfig) -> int:
     """Writes the files and says where, and how right they are."""
+    # The process is this command's.
+    suit_freed_memory(check_bytes("memory", config.memory) or process_budget().left())
     with work_progress() as progress:
         written = predict(config, progress)
     if config.json:
@@ -284,9 +287,10 @@ def _judge(
         places = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
         if len(wanted) == 0 or len(ids) == 0 or not torch.equal(ids[places], wanted):
             continue
-        blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(order[places]))
+        places = order[places].sort().values  # the file is read from its beginning to its end
+        blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(places))
         names = dict.fromkeys(("accuracy", metric))
-        found[part] = measure(names, blocks, dataset.labels[wanted])
+        found[part] = measure(names, blocks, dataset.labels[nodes[places]])
     return found
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clus
 from gnnsys.convert.pyg import NAMES, convert_pyg_name
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.errors import ArgumentError, MissingFileError
+from gnnsys.system.scratch import ScratchFolder
 
 __all__ = ["ClusterGraph", "open_graph"]
 
@@ -53,8 +53,8 @@ def open_graph(config: ClusterConfig) -> Iterator[ClusterGraph]:
         ArgumentError: an unknown name, or a dataset without features.
     """
     options = ConvertOptions(threads=config.threads)
-    with tempfile.TemporaryDirectory(prefix="gnnsys-cluster-") as folder:
-        made = Path(folder) / os.path.basename(os.path.normpath(config.dataset))
+    with closing(ScratchFolder("gnnsys-cluster-")) as folder:
+        made = folder.path / os.path.basename(os.path.normpath(config.dataset))
         source = _folder_of(config)
         if source is None:
             convert_pyg_name(config.dataset, Path(config.root), made, options)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from gnnsys.system.budget import process_budget
 from gnnsys.system.files import check_folder_of
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.records import json_text
+from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 from gnnsys.training.memory import plan_memory
@@ -43,6 +43,8 @@ _BATCHES = 200
 
 def run_command(config: PlanConfig) -> int:
     """Plans and tells."""
+    if config.picture is not None:
+        check_folder_of(Path(config.picture), f"--picture {config.picture}")
     if config.parallel is not None:
         return _plan_splits(config)
     with work_progress() as progress:
@@ -64,8 +66,6 @@ def _plan_splits(config: PlanConfig) -> int:
     from gnnsys.plan.splits_text import describe_plan, print_parallel_plan, split_cells
     from gnnsys.training.timeline import write_timelines
 
-    if config.picture is not None:
-        check_folder_of(Path(config.picture), f"--picture {config.picture}")
     with work_progress() as progress:
         plan, schedules = make_parallel_plan(config, progress)
     if config.picture is not None:
@@ -98,7 +98,7 @@ def make_plan(
         UnsupportedError: the graph is heterogeneous.
     """
     dataset = _open(config)
-    memory = _memory(config, dataset)
+    memory, evaluation = _memory(config, dataset)
     threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
     hardware = _hardware(config, dataset)
@@ -146,6 +146,7 @@ def make_plan(
         "hardware": dataclasses.asdict(hardware),
         "step_time_ms": config.step_time,
         "memory": memory,
+        "evaluation": evaluation,
         "budgets": [
             {
                 "budget": budget.text,
@@ -164,8 +165,9 @@ def make_plan(
     return plan
 
 
-def _memory(config: PlanConfig, dataset: Dataset) -> dict[str, Any]:
-    """What a training run with these options takes by name, with ``--cache auto``."""
+def _memory(config: PlanConfig, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a training run with these options takes by name, with ``--cache auto``; and how it is
+    evaluated, where that is exact."""
     fanouts = config.fanouts
     run = TrainConfig(
         dataset=config.dataset,
@@ -178,12 +180,13 @@ def _memory(config: PlanConfig, dataset: Dataset) -> dict[str, Any]:
     )
     features = FeatureOptions(score="auto" if config.score == "none" else config.score)
     with process_budget().run(check_bytes("memory", config.memory)) as budget:
-        plan_memory(run, dataset, features)
+        evaluation = plan_memory(run, dataset, features)
         plan_features(dataset, features)
         if config.memory is not None:
             budget.check("give more --memory")
         names = {e.name: {"planned": e.planned, "held": 0} for e in budget.table() if e.planned}
-        return {"names": names, "total": budget.total}
+        facts = evaluation.facts() if evaluation is not None and evaluation.nodes else None
+        return {"names": names, "total": budget.total}, facts
 
 
 def _open(config: PlanConfig) -> Dataset:
@@ -234,8 +237,8 @@ def _trace(
         seed=config.seed,
         threads=config.threads,
     )
-    with tempfile.TemporaryDirectory(prefix="gnnsys-plan-") as folder:
-        path = Path(folder) / "trace"
+    with closing(ScratchFolder("gnnsys-plan-")) as folder:
+        path = folder.path / "trace"
         with TraceWriter(path, rows) as writer:
             for number, ids in enumerate(run, 1):
                 writer.add(ids)

@@ -2,68 +2,98 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import shutil
-import tempfile
-from collections.abc import Callable
-from contextlib import closing
-from itertools import chain
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gnnsys.commands.prediction_table import TABLES, write_table
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import resumed_config
 from gnnsys.config.predict import PredictConfig
 from gnnsys.config.resolve import Run, resolve
+from gnnsys.config.run_files import RESULT, result_name
+from gnnsys.config.train import TrainConfig
 from gnnsys.convert.arrays import open_array
-from gnnsys.dataset.folder import check_nodes
+from gnnsys.convert.dialect import require_pyarrow
+from gnnsys.dataset.folder import check_nodes, open_dataset
+from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions
+from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pipeline import DeepModel
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.records import json_text
+from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
+from gnnsys.training.evaluation import warn_of_sums
 from gnnsys.training.exact_inference import model_layers, run_layers
 from gnnsys.training.memory import plan_run
-from gnnsys.training.models import make_model
-from gnnsys.training.steps import activation_folder
+from gnnsys.training.metrics import measure
+from gnnsys.training.models import NodeClassifier, make_model
+from gnnsys.training.run_folder import check_eval_store
+from gnnsys.training.steps import MiniBatch, activation_folder
 from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["predict", "run_command"]
 
 _ROWS = 1 << 16  # of a table that are in memory at a time
+_PARTS = ("val", "test")
+
+Metrics = dict[str, dict[str, float]]
+"""By part and by name."""
 
 
 def run_command(config: PredictConfig) -> int:
-    """Writes the files and says where."""
+    """Writes the files and says where, and how right they are."""
+    # The process is this command's.
+    suit_freed_memory(check_bytes("memory", config.memory) or process_budget().left())
     with work_progress() as progress:
         written = predict(config, progress)
     if config.json:
         print(json_text(written))
         return 0
     for name, shape in written["files"].items():
-        print(f"{written['path']}/{name}  {' x '.join(map(str, shape))}")
+        path = f"{written['path']}/{name}" if name else written["path"]
+        print(f"{path}  {' x '.join(map(str, shape))}")
+    for line in _judged_lines(written["metrics"], written["run_metrics"]):
+        print(line)
     return 0
+
+
+def _judged_lines(here: Metrics, run: Metrics) -> Iterator[str]:
+    for part, found in here.items():
+        for name, value in found.items():
+            had = run.get(part, {}).get(name)
+            beside = "" if had is None else f" (the run's {had:.4f})"
+            yield f"{part} {name} {value:.4f}{beside}"
 
 
 def predict(
     config: PredictConfig, progress: Progress = lambda what, done, total: None
 ) -> dict[str, Any]:
-    """Classifies nodes exactly, layer by layer, and writes the results as .npy files.
+    """Classifies nodes, exactly unless ``config.sampled``, and writes .npy files or a table.
 
     Returns:
-        ``{"path": folder, "files": {name: shape}}``.
+        ``{"path": folder or table, "files": {name: shape}}``, the table's name being empty;
+        ``metrics`` and ``run_metrics``, each ``{"val": {name: value}, "test": …}``: of the nodes
+        that were classified, where all of a part were, and of the run.
 
     Raises:
-        GnnsysError: no run, weights that do not fit the dataset, ids outside the nodes, or a folder
-            that cannot be written or holds files already.
+        GnnsysError: no run, weights that do not fit the dataset, ids outside the nodes, or a place
+            that cannot be written or is taken.
     """
     run = Path(config.run)
     options = dataclasses.replace(resumed_config(run), resume=None, threads=config.threads)
@@ -72,16 +102,18 @@ def predict(
         dataset=config.dataset or options.dataset,
         root=config.root or options.root,
         device="cpu",
-        eval="layerwise",
+        eval="sampled" if config.sampled else "layerwise",
+        eval_store=config.eval_store,
     )
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)
     out = Path(config.out) if config.out else run / "predictions"
     with process_budget().run(check_bytes("memory", config.memory)):
         if out.exists():
-            raise ArgumentError(
-                f"{out}: exists already; give another folder with --out, or remove it"
-            )
+            raise ArgumentError(f"{out}: exists already; give another --out, or remove it")
+        if out.suffix in TABLES:
+            require_pyarrow(f"--out {out.name}")
+        check_eval_store(config.eval_store)
         plan_run(trained)
         dataset = load_run_dataset(trained, device="cpu")
         with closing(dataset):
@@ -95,42 +127,191 @@ def _predict(
     model = make_model(trained, dataset)
     load_weights(Path(config.run), model)
     model.eval()
-    folder = None
-    if isinstance(model, DeepModel):
-        results, count = iter(_last_rows(model, dataset)), 2
-    else:
-        layers = model_layers(model, dataset.graph)
-        count = len(layers)
-        folder = activation_folder(trained.config, dataset)
-        results = run_layers(
-            layers,
-            dataset.features,
-            dataset.graph,
-            device=torch.device("cpu"),
-            out=Path(folder.name) / "out.npy" if folder else None,
-            threads=trained.config.threads,
-            progress=progress,
-        )
     with as_storage_error(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
-    try:
-        files = {"nodes.npy": _write(partial / "nodes.npy", nodes, Tensor.numpy)}
-        if count == 1:
-            files["embeddings.npy"] = _write_rows(partial, "embeddings", dataset.features, nodes)
-        for number, rows in enumerate(results, start=1):
-            if number == count - 1:
-                files["embeddings.npy"] = _write_rows(partial, "embeddings", rows, nodes)
-            if number == count:
-                files["scores.npy"] = _write_rows(partial, "scores", rows, nodes)
-                classes = _classes_of(rows, dataset.multi_label)
-                files["predictions.npy"] = _write(partial / "predictions.npy", nodes, classes)
+        scratch = ScratchFolder(f".{out.name}.partial-", out.parent)
+        made = scratch.path / "predictions"
+        made.mkdir()
+    with closing(scratch):
+        blocks = _blocks(config, trained, dataset, model, nodes, progress)
+        with as_storage_error(made / "nodes.npy"):
+            np.save(made / "nodes.npy", nodes.numpy())
+        files: dict[str, Sequence[int]] = {"nodes.npy": [len(nodes)]}
+        files |= _write_blocks(made, blocks, len(nodes), dataset.multi_label)
+        scores = np.load(made / "scores.npy", mmap_mode="r")
+        metrics = _judge(trained.config, dataset, nodes, scores)
+        if out.suffix in TABLES:
+            files = {"": _write_table(made / out.name, trained, dataset, nodes, scores)}
         with as_storage_error(out):
-            partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return {"path": str(out), "files": {name: list(shape) for name, shape in files.items()}}
+            (made / out.name if out.suffix in TABLES else made).rename(out)
+    return {
+        "path": str(out),
+        "files": {name: list(shape) for name, shape in files.items()},
+        "metrics": metrics,
+        "run_metrics": _metrics_of_run(Path(config.run)),
+    }
+
+
+def _blocks(
+    config: PredictConfig,
+    trained: Run,
+    dataset: NodeDataset,
+    model: NodeClassifier | DeepModel,
+    nodes: Tensor,
+    progress: Progress,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the last layer reads and what it gives, of one block of nodes after another."""
+    if not config.sampled:
+        read, logits, folder = _exact_rows(trained, dataset, model, progress)
+        with closing(folder) if folder else nullcontext():
+            done = 0
+            for some in _split(nodes):
+                yield _rows(read, some), _rows(logits, some)
+                done += len(some)
+                progress("write: nodes", done, len(nodes))
+        return
+    if isinstance(model, DeepModel) or len(nodes) == 0:
+        why = (
+            "no nodes to classify" if len(nodes) == 0 else f"{trained.config.model} has no fanouts"
+        )
+        raise ArgumentError(f"--sampled: {why}; leave it out")
+    kept: list[Any] = []
+    _keep_inputs(model.gnn.convs[-1], kept, trained.config.sums == "scaled")
+    done = 0
+    for logits in MiniBatch(trained, dataset, model).logits(nodes):
+        inputs = kept.pop()  # of the seeds first; where layers are trimmed, also of these alone
+        rows = inputs[0] if isinstance(inputs, tuple) else inputs
+        yield rows[: len(logits)].detach(), logits
+        done += len(logits)
+        progress("sampled batches: nodes", done, len(nodes))
+
+
+def _rows(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of a tensor; of a file, in one pass where they stand in a row."""
+    store = getattr(table, "store", None)
+    if store is None or store.resident is not None or len(ids) == 0:
+        return table[ids]
+    first, last = int(ids[0]), int(ids[-1]) + 1
+    if not torch.equal(ids, torch.arange(first, last)):
+        return table[ids]
+    rows = torch.empty((len(ids), *store.shape[1:]), dtype=store.dtype)
+    store.read_range(first, last, rows)
+    return rows
+
+
+def _keep_inputs(conv: Any, kept: list[Any], scaled: bool) -> None:
+    """Has a layer append what it reads."""
+    if not scaled:
+        conv.register_forward_pre_hook(lambda layer, inputs: kept.append(inputs[0]))
+        return
+    propagate = conv.propagate  # all of the layer that is called where sums are scaled
+
+    def keep(edge_index: Tensor, **inputs: Any) -> Tensor:
+        kept.append(inputs["x"])
+        out: Tensor = propagate(edge_index, **inputs)
+        return out
+
+    conv.propagate = keep
+
+
+def _exact_rows(
+    trained: Run, dataset: NodeDataset, model: NodeClassifier | DeepModel, progress: Progress
+) -> tuple[Tensor, Tensor, ScratchFolder | None]:
+    """Of all nodes, what the last layer reads and what it gives; and the folder of their files."""
+    if isinstance(model, DeepModel):
+        read, logits = _last_rows(model, dataset)
+        return read, logits, None
+    warn_of_sums(trained.config, dataset.graph)
+    layers = model_layers(model, dataset.graph)
+    sizes = [dataset.graph.num_nodes] * len(layers)
+    folder = activation_folder(trained.config, dataset.num_classes, sizes)
+    rows = deque[Tensor]([dataset.features], maxlen=2)
+    results = run_layers(
+        layers,
+        dataset.features,
+        dataset.graph,
+        device=torch.device("cpu"),
+        out=folder.path / "out.npy" if folder else None,
+        threads=trained.config.threads,
+        progress=progress,
+    )
+    rows.extend(islice(results, len(layers)))  # not to its end, where files are removed
+    read, logits = rows
+    return read, logits, folder
+
+
+def _write_blocks(
+    folder: Path, blocks: Iterator[tuple[Tensor, Tensor]], count: int, multi_label: bool
+) -> dict[str, tuple[int, ...]]:
+    """Writes embeddings, scores and predictions, and returns their shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with ExitStack() as held:
+        files: dict[str, BinaryIO] = {}
+        for read, logits in blocks:
+            predicted = (logits > 0).to(torch.uint8) if multi_label else logits.argmax(dim=1)
+            made = {"embeddings": read, "scores": logits, "predictions": predicted}
+            for name, rows in made.items():
+                path = folder / f"{name}.npy"
+                with as_storage_error(path):
+                    block = np.ascontiguousarray(rows.numpy())
+                    if name not in files:
+                        files[name] = held.enter_context(open(path, "wb"))
+                        shapes[path.name] = (count, *block.shape[1:])
+                        files[name].write(npy_header(shapes[path.name], block.dtype))
+                    files[name].write(block.data)
+    return shapes
+
+
+def _write_table(
+    path: Path, trained: Run, dataset: NodeDataset, nodes: Tensor, scores: NDArray[Any]
+) -> list[int]:
+    folder, ids, classes = Path(trained.config.dataset), None, None
+    if (folder / MANIFEST).is_file():
+        opened = open_dataset(folder)
+        ids = opened.node_table("node_id") if opened.has("node_id") else None
+        found = opened.manifest.source.get("classes")
+        classes = found if isinstance(found, list) else None  # a generated graph has their number
+    return write_table(
+        path, nodes.numpy(), scores, multi_label=dataset.multi_label, ids=ids, classes=classes
+    )
+
+
+def _judge(
+    config: TrainConfig, dataset: NodeDataset, nodes: Tensor, scores: NDArray[Any]
+) -> Metrics:
+    """Of the parts whose nodes were all classified."""
+    metric = dataset.metric if config.metric == "auto" else config.metric
+    ids, order = nodes.sort()
+    found = {}
+    for part in _PARTS:
+        wanted: Tensor = getattr(dataset, part)
+        places = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
+        if len(wanted) == 0 or len(ids) == 0 or not torch.equal(ids[places], wanted):
+            continue
+        places = order[places].sort().values  # the file is read from its beginning to its end
+        blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(places))
+        names = dict.fromkeys(("accuracy", metric))
+        found[part] = measure(names, blocks, dataset.labels[nodes[places]])
+    return found
+
+
+def _metrics_of_run(run: Path) -> Metrics:
+    """As ``result.json`` has them; none of a run that has not ended."""
+    path = run / RESULT
+    if not path.is_file():
+        return {}
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        told = json.loads(path.read_text())
+        known = {name: result_name(name) for name in ("accuracy", "rocauc", "f1")}
+        return {
+            part: {
+                name: float(told[f"{part}_{short}"])
+                for name, short in known.items()
+                if isinstance(told.get(f"{part}_{short}"), (int, float))
+            }
+            for part in _PARTS
+        }
+    return {}
 
 
 @torch.no_grad()
@@ -160,25 +341,5 @@ def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
     return torch.from_numpy(ids)
 
 
-def _write(
-    path: Path, nodes: Tensor, array_of: Callable[[Tensor], NDArray[Any]]
-) -> tuple[int, ...]:
-    """Writes what ``array_of`` gives for blocks of nodes as one .npy file; returns its shape."""
-    with as_storage_error(path), open(path, "wb") as file:
-        blocks = map(array_of, nodes.split(_ROWS))
-        first = next(blocks)
-        shape = (len(nodes), *first.shape[1:])
-        file.write(npy_header(shape, first.dtype))
-        for block in chain([first], blocks):
-            file.write(np.ascontiguousarray(block).data)
-    return shape
-
-
-def _write_rows(folder: Path, name: str, rows: Tensor, nodes: Tensor) -> tuple[int, ...]:
-    return _write(folder / f"{name}.npy", nodes, lambda some: rows[some].numpy())
-
-
-def _classes_of(logits: Tensor, multi_label: bool) -> Callable[[Tensor], NDArray[Any]]:
-    if multi_label:
-        return lambda some: (logits[some] > 0).to(torch.uint8).numpy()
-    return lambda some: logits[some].argmax(dim=1).numpy()
+def _split(nodes: Tensor) -> Iterator[Tensor]:
+    return iter(nodes.split(_ROWS))

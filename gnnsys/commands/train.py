@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.train import TrainConfig
@@ -17,7 +17,7 @@ from gnnsys.pages import numbers
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.budget import process_budget
-from gnnsys.system.progress import bar_on_demand
+from gnnsys.system.progress import Progress, bar_on_demand
 from gnnsys.system.records import json_text
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 
@@ -58,7 +58,7 @@ _LINE_SECONDS = 1.0
 
 
 @contextmanager
-def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats]]:
+def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats, Progress]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -78,6 +78,7 @@ def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats]]
             bar.update(
                 epochs, completed=record.epoch, state="  ".join([f"loss {record.loss:.4f}", *told])
             )
+            bar.milestone()
 
         def show_batch(epoch: int, done: int, total: int) -> None:
             bar.start()
@@ -98,7 +99,15 @@ def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats]]
                 bar.line = live_line(recent) if last else ""
                 last = stats
 
-        yield show_epoch, show_batch, show_stats
+        evaluations: dict[str, TaskID] = {}
+
+        def show_evaluation(what: str, done: int, total: int) -> None:
+            bar.start()
+            if what not in evaluations:
+                evaluations[what] = bar.add_task(f"evaluate: {what}", total=total, state="")
+            bar.update(evaluations[what], completed=done, visible=done < total)
+
+        yield show_epoch, show_batch, show_stats, show_evaluation
 
 
 def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
@@ -109,6 +118,8 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
     yield "best epoch", f"{result.best_epoch} of {len(result.history)}"
     yield "ended", result.reason
     yield "time", f"{result.seconds:.1f} s"
+    if result.evaluation:
+        yield "evaluated", result.evaluation["why"]
     yield from _parallel_rows(result)
     if config.stats:
         served = result.counters.as_dict()

@@ -80,7 +80,7 @@ class PlanConfig:
     """Bytes (10GB) for a training run with these options, --hidden and --eval, as of gnnsys train:
     a table tells what for. Default: what the control group or the machine leaves."""
 
-    eval: Literal["layerwise", "sampled"] = "layerwise"
+    eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """Of the run that --memory is for: how it is evaluated."""
 
     fanouts: Annotated[tuple[int, ...], FANOUTS] = FIRST_FANOUTS[:2]

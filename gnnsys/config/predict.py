@@ -18,8 +18,11 @@ __all__ = ["PredictConfig"]
 class PredictConfig:
     """Classify nodes with the best weights of a run, exactly, layer by layer.
 
+    Says the scores on the validation and the test nodes, too, beside those of the run.
+
     Examples:
         gnnsys predict run1
+        gnnsys predict run1 --out run1.parquet
         gnnsys predict run1 --nodes ids.npy --dataset newer-graph
     """
 
@@ -37,7 +40,15 @@ class PredictConfig:
 
     out: str | None = None
     """Folder for predictions.npy (classes, or 0 and 1 for several labels), scores.npy,
-    embeddings.npy (inputs of the last layer) and nodes.npy. Default: RUN/predictions."""
+    embeddings.npy (inputs of the last layer) and nodes.npy; or a .csv or .parquet file for a table
+    with a row for each node: its id, its class by name, probabilities. Default:
+    RUN/predictions."""
+
+    sampled: bool = False
+    """Classify on neighbourhoods sampled with the run's --fanouts, as in training, not exactly."""
+
+    eval_store: str = "auto"
+    """Where the outputs of layers are kept, as of gnnsys train: ram, a folder or auto."""
 
     memory: str | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a

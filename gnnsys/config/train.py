@@ -86,6 +86,10 @@ class TrainConfig:
     """How mini-batches draw neighbours. labor: LABOR-0, where a node's draw is shared by all that
     could sample it, so that a batch holds fewer nodes. Changes the distribution of batches."""
 
+    sums: Literal["plain", "scaled"] = "plain"
+    """How a gin sums sampled neighbours. plain: those that were drawn; scaled: times degree /
+    drawn, an unbiased estimate of the sum over all, which exact evaluation takes."""
+
     dependent_batches: int = 1
     """So many batches in a row share the draws of neighbours and therefore many nodes. Above 1,
     changes the distribution of batches."""
@@ -156,15 +160,17 @@ class TrainConfig:
     """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for
     tolokers and minesweeper, else accuracy."""
 
-    eval: Literal["layerwise", "sampled"] = "layerwise"
-    """How mini-batch training is evaluated. layerwise: exactly, every node once a layer; sampled:
-    on neighbourhoods sampled as in training, which is faster where few nodes are scored."""
+    eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
+    """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
+    neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; auto: the
+    cheaper of both, and test nodes that would take long are scored once, at the end; sampled: on
+    neighbourhoods sampled as in training, not exactly."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
 
     eval_store: str = "auto"
-    """Where layerwise evaluation keeps activations: ram, a folder, or auto: in memory where they
+    """Where exact evaluation keeps activations: ram, a folder, or auto: in memory where they
     take at most a quarter of what is left, else in a temporary folder."""
 
     patience: int = 0
@@ -253,6 +259,13 @@ class TrainConfig:
             raise ArgumentError(
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
+            )
+        if self.sums == "scaled" and (
+            self.model != "gin" or self.full_batch or self.sampling != "uniform"
+        ):
+            raise ArgumentError(
+                "--sums scaled: is for --model gin on uniformly sampled neighbours, without "
+                "--full-batch or another --sampling"
             )
         check_parallel(self)
         if self.data is not None:

@@ -98,6 +98,8 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
             "Other precisions are what gnnsys convert --dtype would write, which loses digits; "
             "int8 is not written by this version."
         )
+    if plan["evaluation"] is not None:
+        notes.append(f"Evaluation after an epoch: {plan['evaluation']['why']}.")
     if not plan["step_time_ms"]:
         notes.append("Computing is left out; --step-time compares it with reading.")
     return notes

@@ -118,7 +118,7 @@ def advise(area: mmap.mmap, advice: int) -> None:
 
 
 def check_folder_of(path: Path, name: str = "") -> None:
-    """Raises StorageError where a file cannot be written for want of its folder, or in it.
+    """Raises StorageError where a file cannot be written because of its folder.
 
     Args:
         name: what the error calls the file. Default: its path.
@@ -127,7 +127,9 @@ def check_folder_of(path: Path, name: str = "") -> None:
     if not folder.is_dir():
         raise StorageError(f"{name or path}: cannot be written (no such folder); make it first")
     if not os.access(folder, os.W_OK):
-        raise StorageError(f"{name or path}: cannot be written: {folder} is only read")
+        raise StorageError(
+            f"{name or path}: cannot be written (not permitted, or read-only); name another folder"
+        )
 
 
 def lock_file(path: Path) -> BinaryIO | None:

@@ -168,10 +168,15 @@ def run_layers(
     block_bytes: int = _BLOCK_BYTES,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
+    only: Sequence[Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yields the outputs of one layer after another; see ``inference``.
 
     With ``out``, a layer's file is removed when the next but one is asked for.
+
+    Args:
+        only: (n,) int64 ascending ids for each layer, which computes these alone: its output has n
+            rows. Those of a layer and their in-neighbours are among those of the layer before.
     """
     if len(x) != graph.num_nodes:
         raise ArgumentError(f"x: {len(x)} rows != {graph.num_nodes} nodes of the graph")
@@ -180,11 +185,13 @@ def run_layers(
     older: Path | None = None
     for number, layer in enumerate(layers):
         place = _place(out, number, len(layers))
+        had = only[number - 1] if only and number else None
         what = f"layer {number + 1} of {len(layers)}"
         try:
             result = _run_layer(
-                layer, rows, sampler, device, place, block_bytes, threads, partial(progress, what)
-            )
+                layer, rows, had, sampler, only[number] if only else None, device, place,
+                block_bytes, threads, partial(progress, what),
+            )  # fmt: skip
         except BaseException:
             _remove(place, older)
             raise
@@ -217,7 +224,9 @@ def _remove(*paths: Path | None) -> None:
 def _run_layer(
     layer: Layer,
     rows: UnifiedTensor,
+    had: Tensor | None,  # whose rows these are; None: of all nodes
     sampler: NeighborSampler,
+    ids: Tensor | None,  # to compute; None: all nodes
     device: torch.device,
     place: Path | None,
     block_bytes: int,
@@ -225,23 +234,27 @@ def _run_layer(
     progress: Callable[[int, int], None],
 ) -> Tensor:
     graph = sampler.graph
+    count = graph.num_nodes if ids is None else len(ids)
     store: Store | None = None
     temporary = place.with_name(place.name + ".new") if place else None
     try:
-        for first, last in _blocks(graph, rows, block_bytes):
-            batch = sampler.sample(torch.arange(first, last), group=0)
+        for first, last in _blocks(graph, ids, rows, block_bytes):
+            targets = torch.arange(first, last) if ids is None else ids[first:last]
+            batch = sampler.sample(targets, group=0)
+            places = batch.node if had is None else torch.searchsorted(had, batch.node)
+            in_order = last - first if ids is None else 0
             block = Block(
-                inputs=_read_inputs(rows, batch.node, first, last).to(device),
+                inputs=_read_inputs(rows, places, in_order).to(device),
                 edge_index=torch.stack([batch.row, batch.col]).to(device),
                 nodes=batch.node.to(device),
                 targets=last - first,
             )
             outputs = layer(block).cpu()
             if store is None:
-                shape = (graph.num_nodes, *outputs.shape[1:])
+                shape = (count, *outputs.shape[1:])
                 store = _make_store(temporary, shape, outputs.dtype, threads)
             store.write(torch.arange(first, last), outputs)
-            progress(last, graph.num_nodes)
+            progress(last, count)
     except BaseException:
         _remove(temporary)
         raise
@@ -255,15 +268,16 @@ def _run_layer(
     return unified(place, threads=threads, encoding=encoding, device="cpu")
 
 
-def _read_inputs(rows: UnifiedTensor, node: Tensor, first: int, last: int) -> Tensor:
-    """Rows ``node``, which begin with ``first`` to ``last``: of a file those in one pass."""
+def _read_inputs(rows: UnifiedTensor, places: Tensor, in_order: int) -> Tensor:
+    """Rows at ``places``; the first ``in_order`` are a range, which a file reads in one pass."""
     store = rows.store
     if store.resident is not None:
-        return rows[node]
-    inputs = torch.empty((len(node), *store.shape[1:]), dtype=store.dtype)
-    targets = last - first
-    store.read_range(first, last, inputs[:targets])
-    store.gather(node[targets:], inputs[targets:])
+        return rows[places]
+    inputs = torch.empty((len(places), *store.shape[1:]), dtype=store.dtype)
+    if in_order:
+        first = int(places[0])
+        store.read_range(first, first + in_order, inputs[:in_order])
+    store.gather(places[in_order:], inputs[in_order:])
     return inputs
 
 
@@ -275,16 +289,22 @@ def _make_store(
     return FileStore.create(path, shape, dtype, threads=threads)
 
 
-def _blocks(graph: CSC, rows: Tensor, block_bytes: int) -> Iterator[tuple[int, int]]:
+def _blocks(
+    graph: CSC, ids: Tensor | None, rows: Tensor, block_bytes: int
+) -> Iterator[tuple[int, int]]:
     """Ranges of targets whose inputs and messages take about ``block_bytes``."""
     row_bytes = max(1, math.prod(rows.shape[1:]) * rows.element_size())
     room = max(1, block_bytes // (2 * row_bytes))
     # A target counts as a row of its own beside those of its neighbours.
-    cost = graph.indptr + torch.arange(len(graph.indptr))
-    first = 0
-    while first < graph.num_nodes:
+    if ids is None:
+        cost = graph.indptr + torch.arange(len(graph.indptr))
+    else:
+        cost = torch.zeros(len(ids) + 1, dtype=torch.int64)
+        torch.cumsum(graph.indptr[ids + 1] - graph.indptr[ids] + 1, 0, out=cost[1:])
+    first, count = 0, len(cost) - 1
+    while first < count:
         last = int(torch.searchsorted(cost, cost[first] + room, right=True)) - 1
-        last = min(graph.num_nodes, max(last, first + 1))
+        last = min(count, max(last, first + 1))
         yield first, last
         first = last
 

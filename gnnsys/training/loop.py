@@ -20,13 +20,13 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import DivergedError
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
-from gnnsys.pipeline import DeepModel
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.ranks.group import join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import replace_file
 from gnnsys.system.interrupts import on_signals
+from gnnsys.system.progress import Progress
 from gnnsys.system.records import json_text
 from gnnsys.training.checkpoint import (
     CHECKPOINT,
@@ -40,16 +40,24 @@ from gnnsys.training.checkpoint import (
     save_shards,
     snapshot_names,
 )
+from gnnsys.training.curves import epoch_curves, hyperparameters
 from gnnsys.training.divergence import DivergenceWatch, all_finite
+from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric, measure
-from gnnsys.training.models import NodeClassifier, make_model
-from gnnsys.training.pipeline_steps import PipelineSteps
+from gnnsys.training.models import make_model
+from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
-from gnnsys.training.run_folder import check_fits, describe, lock_run, open_run, removing_unused
+from gnnsys.training.run_folder import (
+    NothingKept,
+    check_fits,
+    describe,
+    lock_run,
+    open_run,
+    removing_unused,
+)
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
-from gnnsys.training.steps import FullBatch, MiniBatch, Steps
 from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
@@ -64,8 +72,10 @@ def run_training(
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_batch: Callable[[int, int, int], None] = lambda epoch, done, total: None,
     on_stats: Callable[[FeatureStats], None] = lambda stats: None,
+    on_evaluation: Progress = lambda what, done, total: None,
 ) -> TrainResult:
-    """Trains as ``config`` says; callbacks are told after every batch and every epoch.
+    """Trains as ``config`` says; callbacks are told after every batch and every epoch, and within
+    an exact evaluation of mini-batch training.
 
     The same config gives the same losses for a fixed torch, number of torch threads and
     instruction set, also when the run was broken off and resumed in between. torch's global random
@@ -81,7 +91,7 @@ def run_training(
     run = resolve(config)
     join_ranks(config.device)
     with process_budget().run(run.memory):
-        return _run(run, on_epoch, on_batch, on_stats)
+        return _run(run, on_epoch, on_batch, on_stats, on_evaluation)
 
 
 def _run(
@@ -89,9 +99,10 @@ def _run(
     on_epoch: Callable[[EpochRecord], None],
     on_batch: Callable[[int, int, int], None],
     on_stats: Callable[[FeatureStats], None],
+    on_evaluation: Progress,
 ) -> TrainResult:
     config = run.config
-    plan_run(run)
+    evaluation = plan_run(run)
     with ExitStack() as held:
 
         def open_folder() -> Path | None:
@@ -105,27 +116,26 @@ def _run(
         dataset = held.enter_context(closing(load_run_dataset(run)))
         held.enter_context(torch.random.fork_rng())
         torch.manual_seed(config.seed)
-        trainer = _Trainer(run, dataset, folder)
+        trainer = _Trainer(run, dataset, folder, evaluation)
         with on_signals(trainer.interrupt):
-            return trainer.fit(on_epoch, on_batch, on_stats)
+            return trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
 
 
-def _make_steps(run: Run, dataset: NodeDataset, model: NodeClassifier | DeepModel) -> Steps:
-    if isinstance(model, DeepModel):
-        return PipelineSteps(run, dataset, model)
-    make: type[FullBatch | MiniBatch] = FullBatch if run.config.full_batch else MiniBatch
-    return make(run, dataset, model)
+class _AskedToEndError(Exception):
+    """Leaves an evaluation that takes long."""
 
 
 class _Trainer:
-    def __init__(self, run: Run, dataset: NodeDataset, folder: Path | None) -> None:
+    def __init__(
+        self, run: Run, dataset: NodeDataset, folder: Path | None, evaluation: Evaluation | None
+    ) -> None:
         config = run.config
         self._config, self._dataset, self._device = config, dataset, run.device
         self._folder = folder
         self._metric = dataset.metric if config.metric == "auto" else config.metric
         check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
         self._model = make_model(run, dataset).to(run.device)
-        self._steps = _make_steps(run, dataset, self._model)
+        self._steps = make_steps(run, dataset, self._model, evaluation)
         self._pipeline = self._steps if isinstance(self._steps, PipelineSteps) else None
         kept_in = config.resume or config.out
         self._kept_in = Path(kept_in) if kept_in else None  # on all ranks
@@ -147,8 +157,10 @@ class _Trainer:
         self._depth = store.depth
         disk = load_disk_profile(store.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
+        self._logged = self._stats()  # what the last epoch's curves were made of
         self._last_step_record = 0.0
         self._last_checkpoint = time.monotonic()
+        self._nothing_kept = NothingKept(config)
 
     def interrupt(self) -> None:
         """Ends the run after the batch in hand."""
@@ -161,8 +173,10 @@ class _Trainer:
         on_epoch: Callable[[EpochRecord], None],
         on_batch: Callable[[int, int, int], None],
         on_stats: Callable[[FeatureStats], None],
+        on_evaluation: Progress,
     ) -> TrainResult:
         state, config = self._state, self._config
+        self._steps.progress = on_evaluation
         self._log_start()
         for record in state.history:
             on_epoch(EpochRecord(**record))
@@ -184,6 +198,10 @@ class _Trainer:
             reason = "interrupted"
         elif self._is_stale():
             reason = "early stop"
+        if reason != "interrupted" and self._steps.test_at_end and not state.best_test:
+            self._checkpoint()
+            if not self._score_test(on_evaluation):
+                reason = "interrupted"
         return self._finish(reason)
 
     def _train_epoch(
@@ -206,6 +224,7 @@ class _Trainer:
             on_batch(state.epoch, state.batch, total)
             on_stats(stats)
             self._watch_disk(stats)
+            self._nothing_kept.look(state.step, total * (self._config.epochs or 0))
             self._interrupted = self._steps.any_rank(self._asked_to_end)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = minutes >= self._config.checkpoint_minutes
@@ -220,11 +239,12 @@ class _Trainer:
         trained = self._seconds()
         loss = state.loss_sum / len(self._dataset.train)
         val = test = None
+        before = self._stats()
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             val = self._evaluate(self._dataset.val)
             state.stale += 1
             if state.best_epoch == 0 or val[self._metric] > state.best_val[self._metric]:
-                test = self._evaluate(self._dataset.test)
+                test = {} if self._steps.test_at_end else self._evaluate(self._dataset.test)
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
                 self._best_model = {
@@ -240,7 +260,8 @@ class _Trainer:
         facts = self._steps.facts()
         self._warn_of_staleness(loss, facts.get("staleness"))
         seconds = trained - state.epoch_began, self._seconds() - trained
-        self._log_epoch(loss, val, test, *seconds, facts)
+        facts["eval_bytes"] = (self._stats() - before).bytes
+        self._log_epoch(loss, val, test or None, *seconds, facts)
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
 
     def _place(self) -> str:
@@ -265,6 +286,29 @@ class _Trainer:
         names = dict.fromkeys(("accuracy", self._metric))
         return measure(names, self._steps.logits(nodes), self._dataset.labels[nodes])
 
+    def _score_test(self, on_evaluation: Progress) -> bool:
+        """Scores the test nodes by the best weights; False where the run was asked to end."""
+
+        def go_on(what: str, done: int, total: int) -> None:
+            if self._asked_to_end:
+                raise _AskedToEndError
+            on_evaluation(f"test, {what}", done, total)
+
+        if self._best_model is None:
+            return True
+        last = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self._model.load_state_dict(self._best_model)
+        self._steps.forget()
+        self._steps.progress = go_on
+        try:
+            self._state.best_test = self._evaluate(self._dataset.test)
+        except _AskedToEndError:
+            return False
+        finally:
+            self._model.load_state_dict(last)
+            self._steps.forget()
+        return True
+
     def _is_stale(self) -> bool:
         return 0 < self._config.patience <= self._state.stale
 
@@ -282,10 +326,15 @@ class _Trainer:
             counters=self._served(),
             reads=dict(self._stats().reads),
             memory=memory_facts(),
+            evaluation=self._steps.evaluation(),
             parallel=None if self._pipeline is None else self._pipeline.summary(),
         )
         self._checkpoint()
         self._draw_timeline()
+        if reason != "interrupted":
+            scores = {"val": state.best_val, "test": state.best_test}
+            final = {f"final/{part}_{k}": v for part in scores for k, v in scores[part].items()}
+            self._log.hyperparameters(hyperparameters(self._config), final)
         self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
         self._log.close()
         if self._folder:
@@ -412,6 +461,7 @@ class _Trainer:
                 "classes": data.num_classes,
             },
             metric=self._metric,
+            evaluation=self._steps.evaluation(),
             parameters=sum(p.numel() for p in self._model.parameters()),
             versions=versions(),
             machine=machine(),
@@ -432,7 +482,7 @@ class _Trainer:
             loss=loss,
             **self._usage(stats),
         )
-        self._log.scalars(state.step, loss__step=loss)
+        self._log.scalars(state.step, {"loss/step": loss})
 
     def _log_epoch(
         self,
@@ -446,24 +496,22 @@ class _Trainer:
         if self._folder is None:
             return
         state = self._state
-        self._log.write(
-            "epoch",
-            epoch=state.epoch,
-            loss=loss,
-            val=val,
-            test=test,
-            best_epoch=state.best_epoch,
-            epoch_seconds=epoch_seconds,
-            eval_seconds=eval_seconds,
+        stats = self._stats()
+        record = {
+            "epoch": state.epoch,
+            "loss": loss,
+            "val": val,
+            "test": test,
+            "best_epoch": state.best_epoch,
+            "epoch_seconds": epoch_seconds,
+            "eval_seconds": eval_seconds,
             **facts,
-            **self._usage(self._stats()),
-        )
-        curves = {"loss__epoch": loss, "seconds__epoch": epoch_seconds}
-        for part, values in (("val", val), ("test", test)):
-            curves |= {f"{part}__{name}": value for name, value in (values or {}).items()}
-        for layer, value in enumerate(facts.get("staleness", ())):
-            curves[f"staleness__layer{layer}"] = value
-        self._log.scalars(state.epoch, **curves)
+            **self._usage(stats),
+        }
+        self._log.write("epoch", **record)
+        served, self._logged = stats - self._logged, stats
+        sizes = self._steps.num_batches(), len(self._dataset.train)
+        self._log.scalars(state.epoch, epoch_curves(record, served, *sizes))
 
     def _usage(self, stats: FeatureStats) -> dict[str, Any]:
         reads = {"reads": stats.reads} if stats.reads else {}

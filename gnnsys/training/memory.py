@@ -23,7 +23,7 @@ from gnnsys.dataset.format import EDGE_TYPE, MANIFEST, NODE_TYPE, Task
 from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import training_seeds
-from gnnsys.loaders import NeighborSampler
+from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.system.budget import (
     AHEAD,
     BATCHES,
@@ -33,9 +33,12 @@ from gnnsys.system.budget import (
     process_budget,
     resident_memory,
 )
+from gnnsys.training.evaluation import Evaluation, plan_evaluation
+from gnnsys.training.task import NodeDataset
 
 __all__ = [
     "activation_bytes",
+    "evaluation_of",
     "keeps_activations",
     "memory_facts",
     "plan_memory",
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 ACTIVATIONS = "activations of evaluation"
+SCOPE = "nodes that evaluation computes"
 _TOO_SMALL = (
     "give more memory, fewer --fanouts, a smaller --batch-size or --hidden, or --eval sampled"
 )
@@ -76,7 +80,7 @@ class _Batch:
         return 8 * (sum(self.nodes) + 3 * self.edges)
 
 
-def plan_run(run: Run) -> None:
+def plan_run(run: Run) -> Evaluation | None:
     """``plan_memory`` for a run of ``gnnsys train``; of others than on a folder nothing is known.
 
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
@@ -84,12 +88,13 @@ def plan_run(run: Run) -> None:
     folder = Path(run.config.dataset)
     if run.config.full_batch or not (folder / MANIFEST).is_file():
         _reserve_libraries()
-        return
+        return None
     dataset = open_dataset(folder)
     if dataset.heterogeneous or dataset.task is None:
-        return
-    if dataset.has("features") and dataset.has("train"):
-        plan_memory(run.config, dataset, run.features)
+        return None
+    if not dataset.has("features") or not dataset.has("train"):
+        return None
+    return plan_memory(run.config, dataset, run.features)
 
 
 def _reserve_libraries() -> None:
@@ -113,8 +118,12 @@ def memory_facts() -> dict[str, Any]:
     }
 
 
-def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) -> None:
+def plan_memory(
+    config: TrainConfig, dataset: Dataset, options: FeatureOptions
+) -> Evaluation | None:
     """Reserves what a run takes beside its features, in the budget of this process.
+
+    Returns how it is evaluated; None where that is not exact.
 
     Args:
         config: filled in; of mini-batches.
@@ -137,11 +146,18 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
     budget.reserve("labels", labels)
     budget.reserve("ids of the splits", 8 * splits)
     budget.reserve("order of the seeds", 20 * len(seeds))
-    layerwise = config.eval == "layerwise"
-    budget.reserve("sampler maps", 4 * nodes * (2 if layerwise else 1))
+    exact = config.eval != "sampled"
+    budget.reserve("sampler maps", 4 * nodes * (2 if exact else 1))
     budget.check(_TOO_SMALL)
-    batch = _draw(config, dataset, seeds)
+    graph = dataset.graph()
+    batch = _draw(config, graph, seeds)
     columns = math.prod(tables["features"].shape[1:])
+    evaluation = None
+    if exact:
+        parts = dataset.split("val"), dataset.split("test")
+        gathered = _epoch_bytes(config, batch, columns, len(seeds))
+        evaluation = plan_evaluation(config, graph, *parts, columns, gathered)
+        budget.reserve(SCOPE, sum(ids.nbytes for ids in evaluation.scope.layers or ()))
     under_way = _AT_A_TIME * (4 * sum(batch.nodes) * columns + batch.sampled_bytes)
     budget.reserve(BATCHES, under_way)
     step = _step_bytes(config, batch, columns)
@@ -158,20 +174,24 @@ def plan_memory(config: TrainConfig, dataset: Dataset, options: FeatureOptions) 
         budget.reserve(PLANS_AHEAD, plans)
     # Ranking comes before training and evaluation after it, in the same memory.
     training = under_way + step + ahead + plans
-    evaluation = 0
-    if layerwise:
-        evaluation = _BLOCKS + 24 * nodes - (LEAST_STAGING if config.cache != "none" else 0)
-        budget.reserve(BLOCKS, max(0, evaluation - training))
+    evaluating = 0
+    if exact:
+        evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if config.cache != "none" else 0)
+        budget.reserve(BLOCKS, max(0, evaluating - training))
     if needs_importance(dataset, options):
-        budget.reserve(RANKING, max(0, _IMPORTANCE * nodes - max(training, evaluation)))
+        budget.reserve(RANKING, max(0, _IMPORTANCE * nodes - max(training, evaluating)))
     if dataset.task is not None:
         judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0
         )
         budget.reserve("what evaluation predicts", judged * _answer_bytes(config, dataset.task))
-    if layerwise and dataset.task is not None:
-        needed = activation_bytes(config, nodes, dataset.task.num_classes)
-        budget.reserve(ACTIVATIONS, needed if _fits(config, needed) else 0)
+    if evaluation is not None and dataset.task is not None:
+        sizes = [evaluation.scope.sizes(nodes, config.layers)]
+        if evaluation.test_at_end:
+            sizes.append([nodes] * config.layers)  # at most
+        needed = [activation_bytes(config, rows, dataset.task.num_classes) for rows in sizes]
+        budget.reserve(ACTIVATIONS, max((n for n in needed if _fits(config, n)), default=0))
+    return evaluation
 
 
 def _answer_bytes(config: TrainConfig, task: Task) -> int:
@@ -182,9 +202,21 @@ def _answer_bytes(config: TrainConfig, task: Task) -> int:
     return 8 + 8 + 4 * ranked
 
 
-def activation_bytes(config: TrainConfig, nodes: int, num_classes: int) -> int:
-    """Of two layers of all nodes, which layerwise evaluation has at a time."""
-    return 4 * nodes * ((config.hidden or 0) + max(config.hidden or 0, num_classes))
+def activation_bytes(config: TrainConfig, rows: Sequence[int], num_classes: int) -> int:
+    """Of two layers, the most that exact evaluation has at a time.
+
+    Args:
+        config: filled in.
+        rows: of each layer's outputs.
+        num_classes: of the last layer's.
+    """
+    hidden = config.hidden or 0
+    widths = [hidden] * (len(rows) - 2) + [max(hidden, num_classes)]
+    pairs = zip(rows, rows[1:], widths, strict=False)
+    return 4 * max(
+        (first * hidden + second * width for first, second, width in pairs),
+        default=rows[-1] * num_classes,
+    )
 
 
 def keeps_activations(config: TrainConfig, needed: int) -> bool:
@@ -199,11 +231,25 @@ def _fits(config: TrainConfig, needed: int) -> bool:
     return config.eval_store == "ram"
 
 
-def _draw(config: TrainConfig, dataset: Dataset, train: Tensor) -> _Batch:
+def evaluation_of(config: TrainConfig, dataset: NodeDataset) -> Evaluation:
+    """How a run on a dataset in hand is evaluated, for which no memory was planned."""
+    columns = dataset.features.shape[1]
+    batch = _draw(config, dataset.graph, dataset.train)
+    gathered = _epoch_bytes(config, batch, columns, len(dataset.train))
+    return plan_evaluation(config, dataset.graph, dataset.val, dataset.test, columns, gathered)
+
+
+def _epoch_bytes(config: TrainConfig, batch: _Batch, columns: int, seeds: int) -> int:
+    """Of the rows that the first layers gather in an epoch of batches of this size, counted as
+    those of evaluation."""
+    return 4 * columns * (batch.edges + sum(batch.nodes)) * seeds // max(1, batch.nodes[0])
+
+
+def _draw(config: TrainConfig, graph: CSC, train: Tensor) -> _Batch:
     """A batch of seeds from all over the training nodes."""
     seeds = train[:: max(1, len(train) // config.batch_size)][: config.batch_size]
     sampler = NeighborSampler(
-        dataset.graph(), list(config.fanouts or ()), seed=config.seed, sampling=config.sampling
+        graph, list(config.fanouts or ()), seed=config.seed, sampling=config.sampling
     )
     out = sampler.sample(seeds, 0)
     return _Batch(out.num_sampled_nodes, len(out.row))

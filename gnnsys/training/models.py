@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.nn import GINConv
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
@@ -75,6 +76,7 @@ class NodeClassifier(torch.nn.Module):
         edge_index: Tensor,
         num_sampled_nodes: list[int] | None = None,
         num_sampled_edges: list[int] | None = None,
+        degrees: Tensor | None = None,
     ) -> Tensor:
         """Logits (nodes, classes); those of the seeds alone where models trim.
 
@@ -84,6 +86,9 @@ class NodeClassifier(torch.nn.Module):
             num_sampled_nodes: per hop, that of the seeds first.
             num_sampled_edges: per hop, in the order of the edges. With both, each layer computes
                 only the nodes that later layers need; the seeds' logits are the same.
+            degrees: (nodes,) in-degrees in the whole graph, for a gin on sampled neighbours. A sum
+                over k sampled ones of d is then scaled by d / k, which is an unbiased estimate of
+                the sum over all where they are drawn uniformly without replacement.
         """
         x = F.dropout(x, self.dropout, self.training)
         if not self.can_trim or num_sampled_nodes is None or num_sampled_edges is None:
@@ -96,10 +101,26 @@ class NodeClassifier(torch.nn.Module):
             edges = sum(num_sampled_edges[: hops + 1])
             if edges < edge_index.size(1):
                 edge_index = edge_index[:, :edges]
-            x = conv((x[:sources], x[:targets]), edge_index)
+            ends = (x[:sources], x[:targets])
+            if degrees is None:
+                x = conv(ends, edge_index)
+            else:
+                x = _convolve_scaled(conv, ends, edge_index, degrees[:targets])
             if hops > 0:
                 x = self.gnn.dropout(torch.relu_(x))  # no layer keeps its output for backward
         return x
+
+
+def _convolve_scaled(
+    conv: GINConv, ends: tuple[Tensor, Tensor], edge_index: Tensor, degrees: Tensor
+) -> Tensor:
+    """A GIN's layer (Xu et al., ICLR 2019, eq. 4.1), its sums scaled by degree / sampled edges."""
+    own = ends[1]
+    sampled = torch.bincount(edge_index[1], minlength=len(own))
+    summed = conv.propagate(edge_index, x=ends, size=(len(ends[0]), len(own)))
+    summed = summed * (degrees / sampled.clamp(min=1)).to(summed)[:, None]
+    out: Tensor = conv.nn(summed + (1 + conv.eps) * own)
+    return out
 
 
 def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | DeepModel:

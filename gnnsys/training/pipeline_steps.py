@@ -12,10 +12,26 @@ from torch import Tensor
 from gnnsys.config.resolve import Run
 from gnnsys.pipeline import DeepModel, GNNPipe
 from gnnsys.pipeline.schedule import Event, bubble, num_slots
-from gnnsys.training.steps import WholeGraph
+from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.models import NodeClassifier
+from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
 from gnnsys.training.task import NodeDataset
 
-__all__ = ["PipelineSteps"]
+__all__ = ["PipelineSteps", "make_steps"]
+
+
+def make_steps(
+    run: Run,
+    dataset: NodeDataset,
+    model: NodeClassifier | DeepModel,
+    evaluation: Evaluation | None,
+) -> Steps:
+    """What trains and evaluates a model as a run asks for."""
+    if isinstance(model, DeepModel):
+        return PipelineSteps(run, dataset, model)
+    if run.config.full_batch:
+        return FullBatch(run, dataset, model)
+    return MiniBatch(run, dataset, model, evaluation)
 
 
 class PipelineSteps(WholeGraph):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,10 @@ class TrainResult:
     """Bytes by name, as planned and as held at the end, and what was resident; see
     ``gnnsys.training.memory.memory_facts``."""
 
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """How mini-batch training was evaluated exactly, and why; see
+    ``gnnsys.training.evaluation.Evaluation``. Bytes are of the rows that layers gather."""
+
     parallel: dict[str, Any] | None = None
     """Of deep models: stages, ways, chunks; bytes sent by kind, by all ranks and by each; seconds
     waited; peak memory of each process; staleness of each layer in the last epoch."""
@@ -94,6 +98,7 @@ class TrainResult:
             **self.counters.as_dict(),
             "reads": self.reads,
             "memory": self.memory,
+            "evaluation": self.evaluation,
             "parallel": self.parallel,
             "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "versions": versions(),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from gnnsys.config.file import CHANGES_LOSSES, config_to_toml
 from gnnsys.config.run_files import CONFIG, LOCK
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, StorageError
+from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.files import (
     as_storage_error,
     check_folder_of,
@@ -22,18 +25,28 @@ from gnnsys.system.files import (
 )
 from gnnsys.training.checkpoint import CHECKPOINT, Checkpoint
 
-__all__ = ["check_fits", "describe", "lock_run", "open_run", "removing_unused"]
+__all__ = [
+    "NothingKept",
+    "check_eval_store",
+    "check_fits",
+    "describe",
+    "lock_run",
+    "open_run",
+    "removing_unused",
+]
+
+_log = logging.getLogger(__name__)
+_LONG = 60.0
+"""Seconds from which on a run that keeps nothing is told of."""
+_LOOKED_AT = 2.0
+"""Seconds of a run from which on its whole time is estimated."""
 
 
 def open_run(config: TrainConfig) -> Path | None:
     """The folder of the run, with its ``config.toml``."""
     if config.timeline is not None:
         check_folder_of(Path(config.timeline), f"--timeline {config.timeline}")
-    if config.eval_store not in ("auto", "ram") and not os.access(config.eval_store, os.W_OK):
-        found = "no such folder" if not Path(config.eval_store).exists() else "not permitted"
-        raise StorageError(
-            f"--eval-store {config.eval_store}: cannot be written ({found}); name another folder"
-        )
+    check_eval_store(config.eval_store)
     if config.resume:
         return Path(config.resume)
     if config.out is None:
@@ -52,6 +65,39 @@ def open_run(config: TrainConfig) -> Path | None:
             run.rmdir()
         raise
     return run
+
+
+def check_eval_store(place: str) -> None:
+    """Raises StorageError where ``--eval-store`` names a folder that cannot be written."""
+    path = Path(place)
+    if place in ("auto", "ram") or (path.is_dir() and os.access(path, os.W_OK)):
+        return
+    found = "no such folder" if not path.exists() else "not permitted"
+    if path.exists() and not path.is_dir():
+        found = "no folder"
+    raise StorageError(f"--eval-store {place}: cannot be written ({found}); name another folder")
+
+
+class NothingKept:
+    """Says, as soon as it can be known, that a long run without a folder leaves nothing behind."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._dataset = config.dataset
+        self._told = bool(config.out or config.resume) or rank_of_process() > 0
+        self._began = time.perf_counter()
+
+    def look(self, steps: int, total: int) -> None:
+        """Told after a step, the number ``steps`` of ``total``."""
+        spent = time.perf_counter() - self._began
+        if self._told or spent < _LOOKED_AT:
+            return
+        seconds = spent / steps * total
+        if seconds > _LONG:
+            self._told = True
+            _log.warning(
+                "%s: about %d minutes, and nothing will be kept: neither weights nor scores nor a "
+                "way to go on; --out FOLDER keeps them", self._dataset, max(1, round(seconds / 60))
+            )  # fmt: skip
 
 
 @contextlib.contextmanager

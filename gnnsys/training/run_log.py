@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,20 @@ class RunLog:
         with as_storage_error(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json_text({"kind": kind, **values}) + "\n")
 
-    def scalars(self, step: int, **values: float) -> None:
+    def scalars(self, step: int, curves: Mapping[str, float]) -> None:
         """Adds points to TensorBoard's curves."""
         if self._board is None:
             return
         with self._going_on_without():
-            for name, value in values.items():
-                self._board.add_scalar(name.replace("__", "/"), value, step)
+            for name, value in curves.items():
+                self._board.add_scalar(name, value, step)
+
+    def hyperparameters(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Adds the run to TensorBoard's table of runs."""
+        if self._board is None:
+            return
+        with self._going_on_without():
+            self._board.add_hparams(dict(values), dict(scores), run_name=".")
 
     @property
     def length(self) -> int:

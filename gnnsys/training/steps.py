@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,12 @@ from gnnsys.errors import StorageError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.system.budget import AHEAD, process_budget
 from gnnsys.system.machine import cpu_flags, cpu_model
-from gnnsys.training.exact_inference import model_layers, run_layers
-from gnnsys.training.memory import activation_bytes, keeps_activations
+from gnnsys.system.once import warn_once
+from gnnsys.system.progress import Progress
+from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
+from gnnsys.training.evaluation import Evaluation, Scope, scope_of, warn_of_sums
+from gnnsys.training.exact_inference import Layer, model_layers, run_layers
+from gnnsys.training.memory import activation_bytes, evaluation_of, keeps_activations
 from gnnsys.training.metrics import loss_of
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.task import NodeDataset
@@ -32,6 +35,8 @@ __all__ = ["FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16
 """Nodes whose logits are handed out at a time."""
+_LAYERS = "gnnsys-layers-"
+"""How folders of activations begin."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
@@ -43,6 +48,12 @@ class Steps(ABC):
     optimizer: torch.optim.Optimizer
     served: Counters
     """Rows and bytes served for what was trained on and evaluated, not for batches made ahead."""
+
+    test_at_end: bool = False
+    """Whether the test nodes are to be scored once, by the best weights at the end."""
+
+    progress: Progress | None = None
+    """Told how far an evaluation is, where it is exact and of batches."""
 
     _model: nn.Module
 
@@ -90,6 +101,14 @@ class Steps(ABC):
         self._model.load_state_dict(model)
         self.optimizer.load_state_dict(optimizer)
 
+    @abstractmethod
+    def forget(self) -> None:
+        """The weights are others: what was computed by them is void."""
+
+    def evaluation(self) -> dict[str, Any]:
+        """How the run is evaluated, for JSON, where there is a choice."""
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """What there is to tell of the last epoch, for JSON."""
         return {}
@@ -110,6 +129,9 @@ class WholeGraph(Steps):
 
     def num_batches(self) -> int:
         return 1
+
+    def forget(self) -> None:
+        self._logits = None
 
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         if self._logits is None:
@@ -154,9 +176,22 @@ class FullBatch(WholeGraph):
 
 
 class MiniBatch(Steps):
-    """Trains on sampled neighbourhoods; evaluates layer by layer, or on sampled ones too."""
+    """Trains on sampled neighbourhoods; evaluates exactly, or on sampled ones too.
 
-    def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
+    Args:
+        run: what to do.
+        dataset: what on.
+        model: its weights are trained.
+        evaluation: how it is evaluated, where that was planned.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: NodeDataset,
+        model: NodeClassifier,
+        evaluation: Evaluation | None = None,
+    ) -> None:
         config, device = run.config, run.device
         self.optimizer = _make_optimizer(config, model)
         self._config = config
@@ -174,8 +209,17 @@ class MiniBatch(Steps):
         )
         self._loader = self._make_loader(dataset.train, shuffle=True)
         self.served = Counters()
-        self._logits: Tensor | None = None  # of all nodes, by the weights as they are
-        self._folder: tempfile.TemporaryDirectory[str] | None = None  # where those lie
+        if evaluation is None and config.eval != "sampled":
+            evaluation = evaluation_of(config, dataset)
+        if evaluation is not None:
+            warn_of_sums(config, dataset.graph)
+            reclaim_scratch(_LAYERS, _store_place(config))
+        self._evaluation = evaluation
+        self.test_at_end = evaluation is not None and evaluation.test_at_end
+        self._layers: list[Layer] | None = None  # of the model, taken apart
+        self._scope: Scope | None = None  # of which there are logits, by the weights as they are
+        self._logits: Tensor | None = None
+        self._folder: ScratchFolder | None = None  # where those lie
 
     def _make_loader(self, nodes: Tensor, shuffle: bool) -> NeighborLoader:
         return NeighborLoader(
@@ -201,7 +245,7 @@ class MiniBatch(Steps):
 
     def train(self, batch: Any) -> tuple[float, int]:
         self._model.train()
-        self._logits = self._folder = None
+        self.forget()
         self.served = batch.served
         batch = batch.to(self._device)
         self.optimizer.zero_grad()
@@ -213,35 +257,57 @@ class MiniBatch(Steps):
         return loss.item(), batch.batch_size
 
     def _forward(self, batch: Data) -> Tensor:
+        degrees = None
+        if self._config.sums == "scaled":
+            indptr, ids = self._dataset.graph.indptr, batch.n_id.cpu()
+            degrees = (indptr[ids + 1] - indptr[ids]).to(self._device)
         out: Tensor = self._model(
-            batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges
+            batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges, degrees
         )
         return out[: batch.batch_size]
 
     @torch.no_grad()
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         self._model.eval()
-        if self._config.eval == "sampled":
+        if self._evaluation is None:
             for batch in self._make_loader(nodes, shuffle=False):
                 yield self._forward(batch.to(self._device)).cpu()
         else:
-            if self._logits is None:
-                self._logits = self._layerwise()
+            scope = self._evaluation.scope
+            if self._evaluation.test_at_end and nodes is self._dataset.test:
+                columns = self._dataset.features.shape[1]
+                scope = scope_of(self._config, self._dataset.graph, (nodes,), columns)
+            if self._logits is None or self._scope is not scope:
+                self.forget()
+                self._scope, self._logits = scope, self._exact(scope)
             for part in nodes.split(_BLOCK):
-                yield self._logits[part]
+                yield self._logits[scope.places(part)]
         self.served = _served_so_far(self._dataset)
 
-    def _layerwise(self) -> Tensor:
-        self._folder = activation_folder(self._config, self._dataset)
+    def forget(self) -> None:
+        self._logits = self._scope = self._folder = None
+
+    def _exact(self, scope: Scope) -> Tensor:
+        """(nodes of the scope, classes)."""
+        dataset = self._dataset
+        if self._layers is None:
+            self._layers = model_layers(self._model, dataset.graph)
+        sizes = scope.sizes(dataset.graph.num_nodes, self._config.layers)
+        self._folder = activation_folder(self._config, dataset.num_classes, sizes)
         *_, out = run_layers(
-            model_layers(self._model, self._dataset.graph),
-            self._dataset.features,
-            self._dataset.graph,
+            self._layers,
+            dataset.features,
+            dataset.graph,
             device=self._device,
-            out=Path(self._folder.name) / "out.npy" if self._folder else None,
+            out=self._folder.path / "out.npy" if self._folder else None,
             threads=self._config.threads,
+            only=scope.layers,
+            progress=self.progress or (lambda what, done, total: None),
         )
         return out
+
+    def evaluation(self) -> dict[str, Any]:
+        return {} if self._evaluation is None else self._evaluation.facts()
 
 
 def _note_served(dataset: NodeDataset, batch: Any) -> Any:
@@ -254,28 +320,31 @@ def _served_so_far(dataset: NodeDataset) -> Counters:
 
 
 def activation_folder(
-    config: TrainConfig, dataset: NodeDataset
-) -> tempfile.TemporaryDirectory[str] | None:
-    """Where layers are to be written; None for memory, as ``--eval-store`` says."""
+    config: TrainConfig, num_classes: int, rows: Sequence[int]
+) -> ScratchFolder | None:
+    """Where layers of so many rows are to be written; None for memory, as ``--eval-store`` says."""
     if config.eval_store == "ram":
         return None
     if config.eval_store == "auto":
-        needed = activation_bytes(config, dataset.graph.num_nodes, dataset.num_classes)
+        needed = activation_bytes(config, rows, num_classes)
         if keeps_activations(config, needed):
             return None
         left = process_budget().left()
-        _log.warning(
-            "two layers' activations take %d bytes, %d are left: they are written to files in "
-            "%s; --eval-store chooses another place", needed, left, tempfile.gettempdir()
+        warn_once(
+            _log, "two layers' activations take %d bytes, %d are left: they are written to files "
+            "in %s; --eval-store chooses another place", needed, left, tempfile.gettempdir()
         )  # fmt: skip
-    place = None if config.eval_store == "auto" else config.eval_store
     try:
-        return tempfile.TemporaryDirectory(prefix="gnnsys-layers-", dir=place)
+        return ScratchFolder(_LAYERS, _store_place(config))
     except OSError as error:
         raise StorageError(
             f"--eval-store {config.eval_store}: cannot be written ({error.strerror}); name another "
             "folder, or ram"
         ) from error
+
+
+def _store_place(config: TrainConfig) -> str | None:
+    return None if config.eval_store in ("auto", "ram") else config.eval_store
 
 
 def _make_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from gnnsys.features.setup import setup_features
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.system.budget import process_budget
+from gnnsys.system.scratch import ScratchFolder
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["NodeDataset", "load_dataset", "load_run_dataset"]
@@ -72,7 +72,7 @@ class NodeDataset:
     metric: str
     """What the dataset is judged by: accuracy, rocauc or f1."""
 
-    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    folder: ScratchFolder | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
 
     def __post_init__(self) -> None:
@@ -214,8 +214,8 @@ def _from_memory(
 
 
 def _load_demo(seed: int, threads: int, device: str | None, setup: _Setup) -> NodeDataset:
-    folder = tempfile.TemporaryDirectory(prefix="gnnsys-demo-")
-    path = generate_community(Path(folder.name) / "demo", nodes=DEMO_NODES, seed=seed)
+    folder = ScratchFolder("gnnsys-demo-")
+    path = generate_community(folder.path / "demo", nodes=DEMO_NODES, seed=seed)
     dataset = _open_folder(path, threads, device, setup)
     dataset.name, dataset.folder = "demo", folder
     return dataset

@@ -136,6 +136,61 @@ def test_tensorboard_reads_the_same_numbers(folder: Path, tmp_path: Path) -> Non
     assert {"val/accuracy", "test/accuracy", "loss/step"} <= set(events.Tags()["scalars"])
 
 
+def test_tensorboard_has_throughput_tiers_and_hyperparameters(folder: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    result = train(folder, tmp_path / "run", cache="0.5", storage="pread")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+
+    def curve(name: str) -> list[float]:
+        return [event.value for event in events.Scalars(name)]
+
+    epochs = records(tmp_path / "run", "epoch")
+    seconds = [record["epoch_seconds"] for record in epochs]
+    seeds = len(gnnsys.open_dataset(folder).split("train"))
+    assert curve("throughput/seeds_per_second") == pytest.approx([seeds / s for s in seconds])
+    batches = -(-seeds // result.config.batch_size)
+    assert curve("throughput/batches_per_second") == pytest.approx([batches / s for s in seconds])
+    assert curve("seconds/evaluation") == pytest.approx([r["eval_seconds"] for r in epochs])
+    before = {"rows": {}, "bytes": {}, "reads": {}}
+    for number, record in enumerate(epochs):
+        rows, nbytes, reads = (
+            {key: value - before[kind].get(key, 0) for key, value in record[kind].items()}
+            for kind in ("rows", "bytes", "reads")
+        )
+        for tier in ("cache", "file"):
+            share = rows[tier] / sum(rows.values())
+            assert curve(f"tiers/{tier}_share")[number] == pytest.approx(share)
+            assert curve(f"tiers/{tier}_bytes")[number] == pytest.approx(nbytes[tier])
+        assert curve("reads/bytes_read")[number] == pytest.approx(reads["bytes_read"])
+        before = record
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    options = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert options["model"].string_value == "sage"
+    assert options["lr"].number_value == result.config.lr
+    assert options["fanouts"].string_value == ",".join(map(str, result.config.fanouts or ()))
+    assert curve("final/val_accuracy") == pytest.approx([result.best_val["accuracy"]])
+    assert curve("final/test_accuracy") == pytest.approx([result.best_test["accuracy"]])
+
+
+def test_a_long_run_without_a_folder_says_that_nothing_is_kept(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gnnsys.training import run_folder
+
+    def told(seconds: float, out: Path | None = None) -> int:
+        monkeypatch.setattr(run_folder, "_LONG", seconds)
+        caplog.clear()
+        train(folder, out)
+        return sum("--out FOLDER" in record.message for record in caplog.records)
+
+    monkeypatch.setattr(run_folder, "_LOOKED_AT", 0.0)
+    assert told(1e-3) == 1
+    assert told(1e6) == 0
+    assert told(1e-3, tmp_path / "run") == 0
+
+
 def test_writing_a_run_changes_no_loss(folder: Path, tmp_path: Path) -> None:
     often = train(folder, tmp_path / "run", checkpoint_minutes=1e-6)
     assert often.history == train(folder).history

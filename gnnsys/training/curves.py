@@ -1,0 +1,58 @@
+"""What TensorBoard is told: curves over epochs, and a run's hyperparameters with its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gnnsys.config.train import TrainConfig
+from gnnsys.features.statistics import FeatureStats
+
+__all__ = ["epoch_curves", "hyperparameters"]
+
+_HYPERPARAMETERS = (
+    "dataset", "model", "hidden", "layers", "fanouts", "sampling", "dependent_batches", "sums",
+    "precision", "full_batch", "batch_size", "epochs", "lr", "weight_decay", "dropout", "seed",
+    "split", "parallel", "stages", "ways", "chunks",
+)  # fmt: skip
+
+
+def epoch_curves(
+    record: Mapping[str, Any], served: FeatureStats, batches: int, seeds: int
+) -> dict[str, float]:
+    """Values of an epoch by the name of their curve.
+
+    Args:
+        record: of the epoch, as ``metrics.jsonl`` has it.
+        served: in the epoch, its evaluation included.
+        batches: that were trained on.
+        seeds: of these.
+    """
+    seconds = record["epoch_seconds"]
+    curves = {
+        "loss/epoch": record["loss"],
+        "seconds/epoch": seconds,
+        "seconds/evaluation": record["eval_seconds"],
+        "throughput/seeds_per_second": seeds / max(seconds, 1e-9),
+        "throughput/batches_per_second": batches / max(seconds, 1e-9),
+    }
+    for part in ("val", "test"):
+        curves |= {f"{part}/{name}": value for name, value in (record[part] or {}).items()}
+    rows = sum(served.rows.values())
+    for tier, count in served.rows.items():
+        curves[f"tiers/{tier}_share"] = count / max(1, rows)
+        curves[f"tiers/{tier}_bytes"] = served.bytes[tier]
+    curves |= {f"reads/{name}": value for name, value in served.reads.items()}
+    for layer, value in enumerate(record.get("staleness", ())):
+        curves[f"staleness/layer{layer}"] = value
+    return curves
+
+
+def hyperparameters(config: TrainConfig) -> dict[str, Any]:
+    """Options that losses depend on and that are set, as TensorBoard takes them."""
+    values = {name: getattr(config, name) for name in _HYPERPARAMETERS}
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value is not None
+    }

@@ -22,7 +22,7 @@ from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.pages.tables import pairs_on_terminal
-from gnnsys.system.progress import work_progress
+from gnnsys.system.progress import is_quiet, work_progress
 from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["run_command"]
@@ -71,7 +71,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         told = edges.describe()
         if config.dry_run and config.json:
             print(json.dumps(told))
-        else:
+        elif config.dry_run or not is_quiet():
             _tell(told, Console(stderr=config.json))
         return None if config.dry_run else write_edge_list(edges, path, options)
     if config.dry_run:

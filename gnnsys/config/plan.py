@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import ImportanceChoice, Policy
+from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Size
 from gnnsys.config.checks import (
     FANOUTS,
     FIRST_FANOUTS,
@@ -35,6 +35,16 @@ class PlanConfig:
         gnnsys plan my-graph --parallel all --ranks 8 --model gcnii --layers 32 --hidden 1000
         gnnsys plan cora --root data --parallel pipeline --ranks 4 --picture schedule.png
     """
+
+    sections: ClassVar[dict[str, str]] = {
+        "parallel": "parallel",
+        "root": "data",
+        "budget": "memory",
+        "fanouts": "batch",
+        "policy": "cache",
+        "hardware": "machine",
+        "picture": "output",
+    }
 
     dataset: Annotated[str, tyro.conf.Positional]
     """A dataset folder; with --parallel also cora, citeseer, pubmed, actor, tolokers, minesweeper
@@ -68,14 +78,14 @@ class PlanConfig:
     """Width of all rows between encoder and decoder, of --parallel; of hidden layers, of
     --memory."""
 
-    root: str = "data"
+    root: Folder = "data"
     """Folder of the named datasets, as for gnnsys train."""
 
-    budget: tuple[str, ...] = ("1%", "5%", "10%", "25%")
+    budget: Annotated[tuple[str, ...], "SIZE [SIZE ...]"] = ("1%", "5%", "10%", "25%")
     """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
     features (10%)."""
 
-    memory: str | None = None
+    memory: Size | None = None
     """Bytes (10GB) for a training run with these options, --hidden and --eval, as of gnnsys train:
     a table tells what for. Default: what the control group or the machine leaves."""
 
@@ -93,7 +103,10 @@ class PlanConfig:
     """Batches to sample, over as many epochs as it takes, or to replay. Default: 200, or all of
     --trace."""
 
-    trace: str | None = None
+    seed: int = 0
+    """Of the order of seeds and of sampling."""
+
+    trace: File | None = None
     """A recording by gnnsys train --trace FILE, to replay instead of sampling."""
 
     policy: Policy = "hybrid"
@@ -106,10 +119,10 @@ class PlanConfig:
     """Importance by which the cache is filled before the first batch. auto: what gnnsys score
     stored, else degree. presample: of as many batches as are planned, but others."""
 
-    victim_buffer: str = "0"
+    victim_buffer: Size = "0"
     """Bytes of host memory for rows that left the cache and are needed again soon."""
 
-    hardware: str = "this"
+    hardware: Annotated[str, "this|FILE"] = "this"
     """A TOML file that describes the disk and the memory, see docs/planning.md; this: measured
     here, on the disk that holds the features. With --parallel: a file that describes computing,
     memory and the network, for the time of an epoch; this: without times."""
@@ -117,13 +130,10 @@ class PlanConfig:
     step_time: float = 0.0
     """Milliseconds of computing for a batch, to compare reading with; 0 leaves it out."""
 
-    seed: int = 0
-    """Of the order of seeds and of sampling."""
-
     threads: int = 0
     """Threads that sample and plan; 0 for all cores."""
 
-    picture: str | None = None
+    picture: File | None = None
     """File for a picture of the result: .png, or .html for a page with tables."""
 
     json: bool = False

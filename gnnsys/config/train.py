@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import ImportanceChoice, Policy, Precision, Storage
+from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Precision, Size, Storage
 from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_bytes, check_least, parse_fanouts
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
@@ -35,22 +35,36 @@ class TrainConfig:
         gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
     """
 
+    sections: ClassVar[dict[str, str]] = {
+        "root": "data",
+        "model": "model",
+        "fanouts": "sampling",
+        "precision": "optimisation",
+        "parallel": "parallel",
+        "metric": "evaluation",
+        "checkpoint_epochs": "checkpoint",
+        "seed": "seed and processors",
+        "memory": "memory and cache",
+        "stats": "output",
+    }
+
     dataset: Annotated[str, tyro.conf.Positional] = ""
     """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper; or demo: a
     generated community graph whose features lie in a temporary file."""
 
-    out: str | None = None
+    out: Folder | None = None
     """Folder for the run: configuration, metrics, checkpoint and weights. Made; must be empty."""
 
-    resume: str | None = None
+    resume: Annotated[str, "RUN"] | None = None
     """Folder of a run to go on with, with its options; --epochs, --patience, --threads, --root, the
-    --checkpoint- options and all about how features are read (--cache to --stats) may be given
-    anew. So may --parallel and all about ranks, stages and ways."""
+    --checkpoint- options and all of memory and cache, and output, may be given anew. So may
+    --parallel and all about ranks, stages and ways."""
 
-    config: str | None = None
-    """A TOML file of options; those given here count before it. --out writes one."""
+    config: File | None = None
+    """A TOML file of options; those given here count before it, and --no-FLAG unsets a flag. --out
+    writes one."""
 
-    root: str = "data"
+    root: Folder = "data"
     """Folder of the datasets, laid out as PyG's loaders do (ROOT/Cora/raw, ROOT/Actor/raw,
     ROOT/HeterophilousGraph/tolokers/raw or ROOT/tolokers/raw). Nothing is written there."""
 
@@ -87,6 +101,21 @@ class TrainConfig:
     full_batch: bool = False
     """Train on the full graph in every step instead of on sampled mini-batches."""
 
+    batch_size: int = 1024
+    """Seed nodes per mini-batch."""
+
+    epochs: int | None = None
+    """Passes over the training nodes. Default: 5 for demo, else 200."""
+
+    lr: float = 0.01
+    """Learning rate of Adam."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty of Adam."""
+
+    dropout: float = 0.5
+    """Probability with which inputs of each layer are dropped in training."""
+
     parallel: Literal["pipeline", "graph", "hybrid"] | None = None
     """Spread the full graph's training over S * W ranks, see docs/pipeline.md. pipeline: each rank
     holds a run of layers; graph: a part of the vertices, exact; hybrid: both. Under torchrun a rank
@@ -120,23 +149,8 @@ class TrainConfig:
     shuffle_factor: int = 1
     """Parts that METIS makes for each chunk, shuffled and merged."""
 
-    timeline: str | None = None
+    timeline: File | None = None
     """File for a picture of what each rank did in the last epoch: .png or .html."""
-
-    batch_size: int = 1024
-    """Seed nodes per mini-batch."""
-
-    epochs: int | None = None
-    """Passes over the training nodes. Default: 5 for demo, else 200."""
-
-    lr: float = 0.01
-    """Learning rate of Adam."""
-
-    weight_decay: float = 5e-4
-    """L2 penalty of Adam."""
-
-    dropout: float = 0.5
-    """Probability with which inputs of each layer are dropped in training."""
 
     metric: Literal["auto", "accuracy", "rocauc", "f1"] = "auto"
     """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for
@@ -149,7 +163,7 @@ class TrainConfig:
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
 
-    eval_store: str = "auto"
+    eval_store: Annotated[str, "auto|ram|FOLDER"] = "auto"
     """Where layerwise evaluation keeps activations: ram, a folder, or auto: in memory where they
     take at most a quarter of what is left, else in a temporary folder."""
 
@@ -171,12 +185,12 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model trains. auto: cuda when there is one."""
 
-    memory: str | None = None
+    memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
     run that cannot fit is refused. Default: what the control group or the machine leaves.
-    Like all options from here on, it changes speed, never a batch or a loss."""
+    Like all options of memory and cache, it changes speed, never a batch or a loss."""
 
-    cache: str = "auto"
+    cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
     rows (0.1) or none. auto: none where they fit in the memory that all else leaves (the operating
     system keeps them), else what is left."""
@@ -190,7 +204,7 @@ class TrainConfig:
     """Batches that are sampled ahead for the cache to plan with. auto: up to 64. Fewer where
     the ids of so many take more memory than the loader gives them (see docs/feature-cache.md)."""
 
-    victim_buffer: str = "0"
+    victim_buffer: Size = "0"
     """Bytes (1GB) for rows that left the cache and will be needed soon; 0: none."""
 
     storage: Storage = "auto"
@@ -204,7 +218,7 @@ class TrainConfig:
     presample: how often a short run of sampling needs a row. auto: what gnnsys score stored with
     the dataset, else degree."""
 
-    trace: str | None = None
+    trace: File | None = None
     """File to which the ids of all batches are written, for gnnsys plan."""
 
     stats: bool = False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import rich.progress
 from rich.console import Console, RenderableType
@@ -18,7 +21,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["BarWithLine", "Progress", "bar_on_demand", "work_progress"]
+__all__ = [
+    "BarWithLine",
+    "Progress",
+    "bar_on_demand",
+    "is_quiet",
+    "silence",
+    "work_progress",
+]
+
+_quiet: ContextVar[bool] = ContextVar("gnnsys_quiet", default=False)
+
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total."""
@@ -64,9 +77,29 @@ class BarWithLine(rich.progress.Progress):
 @contextmanager
 def bar_on_demand(columns: Sequence[ProgressColumn]) -> Iterator[BarWithLine]:
     """A bar on standard error that shows once it is started, so not before an early error."""
-    bar = BarWithLine(*columns, console=Console(stderr=True))
+    bar = BarWithLine(*columns, console=Console(stderr=True), disable=is_quiet())
     try:
         yield bar
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Shows neither progress nor warnings meanwhile."""
+    log = logging.getLogger("gnnsys")
+    level, token = log.level, _quiet.set(True)
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+        _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether ``silence`` is in force."""
+    return _quiet.get()

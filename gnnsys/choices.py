@@ -4,6 +4,7 @@ them. Imports nothing: the command line is made of it."""
 from typing import Annotated, Literal
 
 __all__ = [
+    "DATASET_NAMES",
     "File",
     "FloatType",
     "Folder",
@@ -14,6 +15,9 @@ __all__ = [
     "Size",
     "Storage",
 ]
+
+DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
+"""Datasets to train on that are no folders."""
 
 File = Annotated[str, "FILE"]
 """A path."""

@@ -67,6 +67,8 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         given = {
             each.name: getattr(config, each.name) for each in dataclasses.fields(EdgeListParts)
         }
+        if config.split:
+            raise ArgumentError(f"--split {config.split}: goes with a named dataset")
         edges = open_edge_list(EdgeListSpec(edges=source, name=name, **given))
         told = edges.describe()
         if config.dry_run and config.json:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from gnnsys.config.doctor import DoctorConfig
+from gnnsys.errors import MissingFileError
 from gnnsys.system.machine import (
     available_memory,
     cpu_flags,
@@ -125,6 +126,10 @@ def report(findings: Sequence[Finding], *, json: bool = False, file: TextIO | No
 
 def run_command(config: DoctorConfig) -> int:
     """Prints what it found; returns 0, or 1 if the install is broken."""
+    if not os.path.isdir(config.path):
+        raise MissingFileError(
+            f"--path {config.path}: no such folder; name one on the disk to examine"
+        )
     return report(examine(config.path, config.probe), json=config.json)
 
 

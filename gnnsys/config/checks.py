@@ -15,6 +15,7 @@ __all__ = [
     "FIRST_FANOUTS",
     "check_bytes",
     "check_least",
+    "check_seed",
     "parse_fanouts",
 ]
 
@@ -49,6 +50,12 @@ def check_least(config: Any, least: int, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise ArgumentError(f"--{name.replace('_', '-')} {value}: expected at least {least}")
+
+
+def check_seed(seed: int, most: int = (1 << 64) - 1) -> None:
+    """Raises ArgumentError for a seed that random numbers cannot be drawn by."""
+    if not 0 <= seed <= most:
+        raise ArgumentError(f"--seed {seed}: expected a whole number from 0 to {most}")
 
 
 def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from gnnsys.choices import File, Folder
-from gnnsys.config.checks import check_least
+from gnnsys.config.checks import check_least, check_seed
 from gnnsys.errors import ArgumentError
 
 __all__ = ["ClusterConfig"]
@@ -169,6 +169,7 @@ class ClusterConfig:
         counts = "dim k warm_clusters order max_pairs epochs starts batch_size fanout seeds"
         check_least(self, 1, *counts.split())
         check_least(self, 0, "pretrain_epochs", "warm_epochs", "threads")
+        check_seed(self.seed, (1 << 32) - self.seeds)  # sklearn's are below 2^32
         if not 0 <= self.augment < 1:
             raise ArgumentError(f"--augment {self.augment}: expected 0 up to 1")
         for name in ("alpha", "beta"):

@@ -8,7 +8,9 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from gnnsys.choices import FloatType, Folder, Size
+from gnnsys.config.checks import check_least, check_seed
 from gnnsys.convert.spec import EdgeListParts
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["ConvertConfig"]
 
@@ -74,3 +76,8 @@ class ConvertConfig(EdgeListParts):
 
     json: bool = False
     """Print what was made as one JSON object on the last line of standard output."""
+
+    def __post_init__(self) -> None:
+        check_least(self, 0, "threads", "split", "num_nodes")
+        check_seed(self.seed)
+        parse_bytes(self.memory, "--memory")

@@ -14,9 +14,11 @@ from gnnsys.config.checks import (
     FIRST_FANOUTS,
     check_bytes,
     check_least,
+    check_seed,
     parse_fanouts,
 )
 from gnnsys.errors import ArgumentError
+from gnnsys.system.sizes import parse_bytes, parse_bytes_or_share
 
 __all__ = ["PlanConfig"]
 
@@ -47,8 +49,8 @@ class PlanConfig:
     }
 
     dataset: Annotated[str, tyro.conf.Positional]
-    """A dataset folder; with --parallel also cora, citeseer, pubmed, actor, tolokers, minesweeper
-    or demo."""
+    """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper or demo, planned as
+    if its features were in a file."""
 
     parallel: Literal["pipeline", "graph", "hybrid", "all"] | None = None
     """Instead of a cache, plan full-graph training of a deep model on several ranks: bytes sent,
@@ -142,6 +144,13 @@ class PlanConfig:
     def __post_init__(self) -> None:
         self.fanouts = parse_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
+        parse_bytes(self.victim_buffer, "--victim-buffer")
+        self.budget = tuple(text for word in self.budget for text in word.split(","))
+        if not self.budget:
+            raise ArgumentError("--budget: expected bytes (500MB, 2GB) or shares (10%)")
+        for text in self.budget:
+            parse_bytes_or_share(text, "--budget")
+        check_seed(self.seed)
         if not 0 <= self.step_time < math.inf:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
         of_parallel = ("ranks", "stages", "ways", "chunks")

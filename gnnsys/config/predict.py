@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from gnnsys.choices import File, Folder, Size, Storage
-from gnnsys.config.checks import check_bytes
+from gnnsys.config.checks import check_bytes, check_least
 from gnnsys.features.options import parse_cache
 
 __all__ = ["PredictConfig"]
@@ -56,5 +56,6 @@ class PredictConfig:
     """Print the paths and shapes as one JSON object."""
 
     def __post_init__(self) -> None:
+        check_least(self, 0, "threads")
         check_bytes("memory", self.memory)
         parse_cache(self.cache)

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from gnnsys.choices import Importance
-from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_least, parse_fanouts
+from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_least, check_seed, parse_fanouts
 
 __all__ = ["ScoreConfig"]
 
@@ -57,4 +57,5 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_least(self, 1, "batch_size", "batches")
         check_least(self, 0, "threads")
+        check_seed(self.seed)
         self.fanouts = parse_fanouts(self.fanouts)

@@ -6,6 +6,7 @@ Imports tyro (for its markers) and nothing that is large: ``gnnsys --help`` read
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -13,7 +14,14 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Precision, Size, Storage
-from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_bytes, check_least, parse_fanouts
+from gnnsys.config.checks import (
+    FANOUTS,
+    FIRST_FANOUTS,
+    check_bytes,
+    check_least,
+    check_seed,
+    parse_fanouts,
+)
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, Window
@@ -234,11 +242,12 @@ class TrainConfig:
             "checkpoint_epochs", "hidden", "epochs",
         )  # fmt: skip
         check_least(self, 0, "threads", "split", "patience")
-        if self.checkpoint_minutes <= 0:
+        check_seed(self.seed)
+        if not self.checkpoint_minutes > 0:
             raise ArgumentError(f"--checkpoint-minutes {self.checkpoint_minutes}: expected above 0")
         if not 0 <= self.dropout < 1:
             raise ArgumentError(f"--dropout {self.dropout}: expected a probability in [0, 1)")
-        if self.lr <= 0 or self.weight_decay < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
             raise ArgumentError(
                 f"--lr {self.lr} --weight-decay {self.weight_decay}: expected lr > 0 and "
                 "weight decay >= 0"

@@ -148,7 +148,7 @@ def test_values_are_read_as_python_reads_them() -> None:
     )
     assert (convert.random_split, convert.nodes) == ((0.5, 0.25, 0.25), Path("n.csv"))
     budget = read_arguments(["plan", "g", "--budget", "1%", "2GB,3GB"]).budget
-    assert budget == ("1%", "2GB,3GB")
+    assert budget == ("1%", "2GB", "3GB")
 
 
 def test_the_command_line_counts_before_a_file_of_options_and_unsets_its_flags(

@@ -26,11 +26,13 @@ from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, ReadOnlyError, TooLargeError
+from gnnsys.memory.describe import facts_of
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import check_ids
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.memory.store import AnnouncedStore, Store, check_out
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
+from gnnsys.system.sizes import size_text
 from gnnsys.system.threads import num_threads
 
 __all__ = ["LEAST_STAGING", "CachedStore", "staging_bytes"]
@@ -133,6 +135,7 @@ class CachedStore(AnnouncedStore):
             "prefetch": prefetch,
             "threads": threads,
         }
+        self._of_arena = isinstance(cache, (CacheArena, ArenaShare))
         self._capacity = self._reserve(cache)
         self._trace = TraceWriter(trace, rows) if trace is not None else None
         make = partial(
@@ -259,9 +262,22 @@ class CachedStore(AnnouncedStore):
 
     def __repr__(self) -> str:
         return (
-            f"CachedStore({self.source!r}, policy={self.policy!r}, window={self.window}, "
-            f"dtype={self.dtype})"
+            f"CachedStore({self.source!r}, cache={self._cache_in_words()!r}, "
+            f"policy={self.policy!r}, window={self.window}, dtype={self.dtype})"
         )
+
+    def facts(self) -> dict[str, str]:
+        """See ``Store.facts``."""
+        facts = facts_of(self) | {"tier": f"{self.source.tier} behind a cache"}
+        facts |= {"cache": self._cache_in_words(), "policy": self.policy}
+        buffer = f"{self.victim_cells:,} rows"
+        return facts | ({"victim buffer": buffer} if self.victim_cells else {})
+
+    def _cache_in_words(self) -> str:
+        if self._of_arena and not self._engine.is_made:
+            return "a share of an arena"  # which divides itself at the first use
+        rows = self.capacity
+        return f"{rows:,} rows, {size_text(rows * self.row_bytes)}"
 
 
 def _make_engine(
@@ -344,6 +360,10 @@ class _Once:
                     self._process = os.getpid()
                     self._value = self._make()
         return self._value
+
+    @property
+    def is_made(self) -> bool:
+        return self._value is not None
 
     def is_foreign(self) -> bool:
         return self._value is not None and self._process != os.getpid()

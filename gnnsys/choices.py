@@ -1,8 +1,32 @@
-"""The closed sets of choices that options have. Imports nothing: the command line is made of it."""
+"""The closed sets of choices that options have, and kinds of texts by the names that help has for
+them. Imports nothing: the command line is made of it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-__all__ = ["FloatType", "Importance", "ImportanceChoice", "Policy", "Precision", "Storage"]
+__all__ = [
+    "DATASET_NAMES",
+    "File",
+    "FloatType",
+    "Folder",
+    "Importance",
+    "ImportanceChoice",
+    "Policy",
+    "Precision",
+    "Size",
+    "Storage",
+]
+
+DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
+"""Datasets to train on that are no folders."""
+
+File = Annotated[str, "FILE"]
+"""A path."""
+
+Folder = Annotated[str, "FOLDER"]
+"""A path."""
+
+Size = Annotated[str, "SIZE"]
+"""Bytes, such as 10GB; see ``gnnsys.system.sizes``."""
 
 Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
 """Who leaves the cache first.

@@ -13,6 +13,7 @@ from torch_geometric.data import TensorAttr
 
 from gnnsys.counters import Counters
 from gnnsys.errors import UnsupportedError
+from gnnsys.system.notebook import facts_as_html
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["FeatureStore"]
@@ -82,6 +83,18 @@ class FeatureStore(torch_geometric.data.FeatureStore):
     def get_all_tensor_attrs(self) -> list[TensorAttr]:
         """Every matrix, without an index."""
         return [self._tensor_attr_cls(*key) for key in self._tables]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return facts_as_html(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            name if group is None else f"{group}.{name}": repr(table)
+            for (group, name), table in self._tables.items()
+        }
 
     def __len__(self) -> int:
         return len(self._tables)

@@ -69,6 +69,10 @@ def _check_fanouts(values: Any) -> list[int]:
         raise ArgumentError(
             f"num_neighbors: {values!r}, expected a list with one whole number for a hop"
         ) from error
+    if not fanouts:
+        raise ArgumentError(
+            f"num_neighbors: {values!r} has no hop; give one number for each, such as [10, 5]"
+        )
     if any(fanout < -1 for fanout in fanouts):
         raise ArgumentError(f"num_neighbors: {fanouts}; each is -1 (all neighbours) or at least 0")
     return fanouts

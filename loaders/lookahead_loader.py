@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import logging
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from gnnsys.loaders.edge_layouts import Layout, lay_out
 from gnnsys.loaders.loader_inputs import check_joined
 from gnnsys.loaders.lookahead import Lookahead, stages_paused
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
-from gnnsys.loaders.row_tables import RowTables, Tickets
+from gnnsys.loaders.row_tables import RowTables, Tickets, unified_tensors
 from gnnsys.loaders.seed_batches import (
     Epochs,
     GeneratedSeeds,
@@ -40,6 +40,7 @@ from gnnsys.loaders.seed_batches import (
 from gnnsys.loaders.stored_features import check_stored
 from gnnsys.memory import keep_freed_memory
 from gnnsys.system.budget import process_budget
+from gnnsys.system.notebook import facts_as_html
 from gnnsys.system.once import warn_once
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
@@ -123,6 +124,7 @@ class LookaheadLoader(DataLoader[Any]):
     transform_sampler_output: Callable[..., Any] | None
     filter_per_worker: bool | None
     custom_cls: Any
+    num_neighbors: Any
 
     _epochs: Epochs
     _tables: RowTables
@@ -165,6 +167,24 @@ class LookaheadLoader(DataLoader[Any]):
                 "num_workers: samples and features come from threads of this process, whatever "
                 "its value; 0, the default, says so, and worker_init_fn is not called",
             )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return facts_as_html(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        """What is shown of a loader, of which nothing is read or sampled for it."""
+        facts = {"num_neighbors": repr(self.num_neighbors)}
+        if isinstance(self.dataset, Sized):
+            facts["seeds"] = str(len(self.dataset))
+        facts["batch_size"] = str(self.batch_size)
+        batches: Any = self.batch_sampler
+        if isinstance(batches, Sized):
+            facts["batches"] = str(len(self))
+        facts["window"] = str(self.window)
+        return facts | {name: repr(table) for name, table in unified_tensors(self.data).items()}
 
     def _order_seeds(self, shuffle: bool) -> None:
         """Puts an order that knows the epoch in the place of DataLoader's own; one that is drawn

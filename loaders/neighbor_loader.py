@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch_geometric.loader
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torch_geometric.loader import NodeLoader
 from torch_geometric.sampler import BaseSampler
 
@@ -20,6 +21,7 @@ from gnnsys.loaders.lookahead_loader import (
     sampler_of,
 )
 from gnnsys.loaders.stored_features import joining_features_of_nodes
+from gnnsys.system.names import naming_keywords
 
 __all__ = ["NeighborLoader"]
 
@@ -93,6 +95,7 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
 
     _join = joining_features_of_nodes(NodeLoader.filter_fn)
 
+    @naming_keywords(DataLoader.__init__)
     def __init__(
         self,
         data: Any,

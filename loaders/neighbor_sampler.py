@@ -37,6 +37,7 @@ from gnnsys.loaders.native_sampler import Draws, NativeSampler
 from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
 from gnnsys.loaders.sampler_checks import check_input_type, check_options, choice
 from gnnsys.loaders.topology import CSC
+from gnnsys.system.names import naming_keywords
 from gnnsys.system.threads import num_threads
 
 __all__ = ["NeighborSampler"]
@@ -90,6 +91,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
     ([0, 1, 2, 3], [1, 2, 3], [0, 0, 1])
     """
 
+    @naming_keywords()
     def __init__(
         self,
         data: Any,
@@ -117,7 +119,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
                 f"The usage of the 'directed' argument in '{type(self).__name__}' is deprecated. "
                 "Use `subgraph_type='induced'` instead.",
                 FutureWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         if dependent_batches < 1:
             raise ArgumentError(f"dependent_batches: {dependent_batches}, expected at least 1")

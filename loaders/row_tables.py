@@ -28,7 +28,7 @@ from gnnsys.memory.store import BatchRows, is_announced
 from gnnsys.system.once import warn_once
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["RowTables", "TableView", "Tickets"]
+__all__ = ["RowTables", "TableView", "Tickets", "unified_tensors"]
 
 _log = logging.getLogger(__name__)
 _LEAST_BYTES = 1 << 20
@@ -223,6 +223,23 @@ def _tables_of(features: FeatureStore) -> Iterator[tuple[tuple[Any, str], Unifie
             (attr.group_name, attr.attr_name),
             features.table(attr.group_name, attr.attr_name),
         )
+
+
+def unified_tensors(data: Any) -> dict[str, UnifiedTensor]:
+    """All in what a loader is given, by the names that they have there."""
+    if isinstance(data, (tuple, list)):
+        places = _tables_of(data[0]) if isinstance(data[0], FeatureStore) else iter(())
+        return {_spoken(*place): table for place, table in places}
+    return {
+        _spoken(group_of(store), key): value
+        for store in data.stores
+        for key, value in store.items()
+        if isinstance(value, UnifiedTensor)
+    }
+
+
+def _spoken(group: Any, name: str) -> str:
+    return name if group is None else f"{group}.{name}"
 
 
 def _is_announced(value: Any) -> bool:

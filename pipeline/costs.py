@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from gnnsys.pipeline.stages import boundary_before, split_layers
 __all__ = ["Costs", "Memory", "Split", "estimate_costs"]
 
 _INDEX_BYTES = 8
+_SIZE_BYTES = 8  # of what all_gather_objects sends before an object
 _EDGE_COPIES = 2  # the matrix and its transpose
 
 
@@ -82,13 +84,19 @@ class Costs:
     weight_bytes: int
     """To add up the gradients of the parameters."""
 
+    control_bytes: int
+    """Each rank's loss and staleness, told to all others; nothing where ranks share a process."""
+
+    checkpoint_bytes: int
+    """Not of each epoch: weights and Adam's two moments, of each stage to all other ranks."""
+
     memory: list[Memory]
     """Of each rank."""
 
     @property
     def total_bytes(self) -> int:
         """Sent by all ranks."""
-        return self.layer_bytes + self.graph_bytes + self.weight_bytes
+        return self.layer_bytes + self.graph_bytes + self.weight_bytes + self.control_bytes
 
     @property
     def bubble(self) -> float:
@@ -108,8 +116,10 @@ class Costs:
                 "layer": self.layer_bytes,
                 "graph": self.graph_bytes,
                 "weight": self.weight_bytes,
+                "control": self.control_bytes,
                 "total": self.total_bytes,
             },
+            "checkpoint_bytes": self.checkpoint_bytes,
             "slots": num_slots(split.slots, split.stages),
             "bubble": self.bubble,
             "memory": {**dataclasses.asdict(greatest), "total": greatest.total},
@@ -173,8 +183,20 @@ def estimate_costs(
         layer_bytes=2 * num_nodes * crossing * element_size,
         graph_bytes=read * sum(halo) * element_size,
         weight_bytes=2 * (split.ways - 1) * learned * element_size,
+        control_bytes=_control_bytes(infos, held, split),
+        checkpoint_bytes=3 * (split.stages * split.ways - 1) * learned * element_size,
         memory=memory,
     )
+
+
+def _control_bytes(infos: Sequence[LayerInfo], held: Sequence[range], split: Split) -> int:
+    """What ``GNNPipe.train_epoch`` gathers: of each rank its size, then the object itself."""
+    to = split.stages * split.ways - 1
+    sent = 0
+    for layers in held:
+        norms = [(float(i), 0.5) for i in layers if infos[i].is_graph]
+        sent += split.ways * to * (_SIZE_BYTES + len(pickle.dumps((0.5, norms))))
+    return sent
 
 
 def _memory(

@@ -21,7 +21,7 @@ from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.pages.tables import pairs_on_terminal
-from gnnsys.system.progress import work_progress
+from gnnsys.system.progress import is_quiet, work_progress
 from gnnsys.system.records import json_text
 from gnnsys.system.sizes import parse_bytes
 
@@ -67,11 +67,13 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         given = {
             each.name: getattr(config, each.name) for each in dataclasses.fields(EdgeListParts)
         }
+        if config.split:
+            raise ArgumentError(f"--split {config.split}: goes with a named dataset")
         edges = open_edge_list(EdgeListSpec(edges=source, name=name, **given))
         told = edges.describe()
         if config.dry_run and config.json:
             print(json_text(told))
-        else:
+        elif config.dry_run or not is_quiet():
             _tell(told, Console(stderr=config.json))
         return None if config.dry_run else write_edge_list(edges, path, options)
     if config.dry_run:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from gnnsys.config.doctor import DoctorConfig
+from gnnsys.errors import MissingFileError
 from gnnsys.system.machine import (
     available_memory,
     cpu_flags,
@@ -125,11 +126,20 @@ def report(findings: Sequence[Finding], *, json: bool = False, file: TextIO | No
 
 def run_command(config: DoctorConfig) -> int:
     """Prints what it found; returns 0, or 1 if the install is broken."""
+    if not os.path.isdir(config.path):
+        raise MissingFileError(
+            f"--path {config.path}: no such folder; name one on the disk to examine"
+        )
     return report(examine(config.path, config.probe), json=config.json)
 
 
 def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
     own_sampler = "not needed: gnnsys samples neighbours with its own C++ code"
+    no_kernels = "not used yet: gnnsys runs no GPU kernels"
+    text = "gnnsys convert reads CSV, other text and Parquet"
+    graphbolt = "gnnsys convert reads and writes GraphBolt's folders"
+    ogb = "downloads OGB's datasets, whose raw files gnnsys convert reads without it"
+    board = "gnnsys train writes curves for TensorBoard into the folder of --out"
     return [
         ("install", "Python", _python),
         ("install", "gnnsys._core", _core),
@@ -148,7 +158,11 @@ def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
         ("storage", "io_uring", _io_uring),
         ("gpu", "GPUs", _gpus),
         ("gpu", "nvcc", _nvcc),
-        ("gpu", "cupy", partial(_optional, "cupy", "not used yet: gnnsys runs no GPU kernels")),
+        ("gpu", "cupy", partial(_optional, "cupy", no_kernels, "'gnnsys[cuda12]' or cuda13")),
+        ("optional", "pyarrow", partial(_optional, "pyarrow", text, "'gnnsys[convert]'")),
+        ("optional", "pyyaml", partial(_optional, "yaml", graphbolt, "'gnnsys[convert]'")),
+        ("optional", "ogb", partial(_optional, "ogb", ogb, "'gnnsys[ogb]'")),
+        ("optional", "tensorboard", partial(_optional, "tensorboard", board, "tensorboard")),
         ("optional", "pyg_lib", partial(_optional, "pyg_lib", own_sampler)),
         ("optional", "torch_sparse", partial(_optional, "torch_sparse", own_sampler)),
         ("optional", "dgl", partial(_optional, "dgl", "not used yet")),
@@ -370,11 +384,16 @@ def _nvcc() -> _Answer:
     return "ok", f"{version[1] if version else 'version unknown'} ({nvcc})", effect
 
 
-def _optional(module: str, effect: str) -> _Answer:
-    """Finds a package without importing it: importing dgl is slow and can crash."""
+def _optional(module: str, effect: str, install: str = "") -> _Answer:
+    """Finds a package without importing it: importing dgl is slow and can crash.
+
+    Args:
+        effect: what there is with it.
+        install: what pip is to install where it is missing.
+    """
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:  # no origin: a mere folder of that name
-        return "missing", "not installed", effect
+        return "missing", f"not installed{install and ': pip install '}{install}", effect
     owners = importlib.metadata.packages_distributions().get(module, [])
     return "ok", ", ".join(map(importlib.metadata.version, owners)) or "version unknown", effect
 

@@ -14,9 +14,12 @@ from rich.console import Console
 from torch import Tensor
 
 from gnnsys.cache.trace import Trace, TraceWriter, read_trace
+from gnnsys.choices import DATASET_NAMES
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.plan import PlanConfig
 from gnnsys.config.train import TrainConfig
+from gnnsys.convert.pyg import convert_pyg_name
+from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError, UnsupportedError
@@ -24,6 +27,7 @@ from gnnsys.features.importance import importance_for_cache
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import sampled_ids, training_seeds
 from gnnsys.features.setup import plan_features
+from gnnsys.generate import generate_community
 from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
 from gnnsys.plan.text import case_facts, notes_on, print_plan
@@ -35,6 +39,7 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 from gnnsys.training.memory import plan_memory
+from gnnsys.training.task import DEMO_NODES
 
 __all__ = ["make_plan", "run_command"]
 
@@ -97,7 +102,11 @@ def make_plan(
         ArgumentError: a budget below a row, or a trace of another dataset.
         UnsupportedError: the graph is heterogeneous.
     """
-    dataset = _open(config)
+    with _opened(config) as dataset:
+        return _make_plan(config, dataset, progress)
+
+
+def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict[str, Any]:
     memory, evaluation = _memory(config, dataset)
     threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
@@ -116,8 +125,7 @@ def make_plan(
             progress=progress,
         )
         workload = _workload(config, dataset, trace, importance)
-        texts = [text for word in config.budget for text in word.split(",")]
-        budgets = plan_budgets(workload, texts, victim_bytes)
+        budgets = plan_budgets(workload, config.budget, victim_bytes)
         cases = [case for budget in budgets for case in budget.cases]
         results = run_cases(
             workload, cases, threads, lambda done, total: progress("simulate", done, total)
@@ -126,7 +134,7 @@ def make_plan(
     epoch_batches = -(-len(seeds) // config.batch_size)
     found = iter(results)
     plan: dict[str, Any] = {
-        "dataset": str(dataset.path),
+        "dataset": config.dataset if config.dataset in DATASET_NAMES else str(dataset.path),
         "rows": workload.rows,
         "row_bytes": workload.row_bytes,
         "dtype": workload.dtype,
@@ -189,8 +197,22 @@ def _memory(config: PlanConfig, dataset: Dataset) -> tuple[dict[str, Any], dict[
         return {"names": names, "total": budget.total}, facts
 
 
-def _open(config: PlanConfig) -> Dataset:
-    folder = Path(config.dataset)
+@contextmanager
+def _opened(config: PlanConfig) -> Iterator[Dataset]:
+    """The dataset; one that has only a name lies in a temporary folder meanwhile."""
+    if config.dataset not in DATASET_NAMES:
+        yield _open(Path(config.dataset))
+        return
+    with closing(ScratchFolder("gnnsys-plan-")) as folder:
+        path = folder.path / config.dataset
+        if config.dataset == "demo":
+            generate_community(path, nodes=DEMO_NODES, seed=config.seed)
+        else:
+            convert_pyg_name(config.dataset, Path(config.root), path, ConvertOptions())
+        yield _open(path)
+
+
+def _open(folder: Path) -> Dataset:
     dataset = open_dataset(folder)
     if dataset.heterogeneous:
         raise UnsupportedError(

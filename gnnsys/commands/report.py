@@ -38,15 +38,17 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         page = write_report("runs/demo")  # runs/demo/report.html
     """
     folder = Path(run)
+    path = folder / "report.html" if out is None else Path(out)
     content = read_run(folder)
+    _check_place(path)
 
     # matplotlib is large: it is imported when a report is made, and not when an input is wrong.
     from gnnsys.report.charts import draw_charts
     from gnnsys.report.page import make_page
 
     page = make_page(content, draw_charts(content))
-    path = folder / "report.html" if out is None else Path(out)
-    _write(path, page)
+    # JSON can hold halves of surrogate pairs, which UTF-8 cannot.
+    replace_file(path, page.encode("utf-8", "xmlcharrefreplace"))
     return path
 
 
@@ -56,11 +58,9 @@ def run_command(config: ReportConfig) -> int:
     return 0
 
 
-def _write(path: Path, page: str) -> None:
+def _check_place(path: Path) -> None:
     way_out = "name a file in a folder that exists with --out"
     if path.is_dir():
         raise StorageError(f"{path}: is a folder, expected the name of a file; {way_out}")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: {path.parent} is not a folder; {way_out}")
-    # JSON can hold halves of surrogate pairs, which UTF-8 cannot.
-    replace_file(path, page.encode("utf-8", "xmlcharrefreplace"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from gnnsys.config.score import ScoreConfig
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.importance import store_score
-from gnnsys.errors import UnsupportedError
+from gnnsys.errors import StorageError, UnsupportedError
 from gnnsys.features.importance import importance, ranked_importance
 from gnnsys.features.replay import training_seeds
 from gnnsys.pages.tables import pairs_on_terminal
@@ -35,6 +36,8 @@ def run_command(config: ScoreConfig) -> int:
         raise UnsupportedError(
             f"{folder}: heterogeneous; gnnsys score takes homogeneous graphs so far"
         )
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"{folder}: cannot be written, and the importance is stored there")
     about: dict[str, Any] = {}
     seeds, seeds_are = training_seeds(dataset)
     if config.score == "presample":

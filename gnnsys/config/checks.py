@@ -18,6 +18,7 @@ __all__ = [
     "check_bytes",
     "check_least",
     "check_numbers",
+    "check_seed",
     "parse_fanouts",
 ]
 
@@ -72,6 +73,12 @@ def check_numbers(config: Any) -> None:
             raise ArgumentError(f"{option}: expected a number of 64 bits")
         if isinstance(value, float) and not abs(value) <= _MOST.get(field.name, _FLOAT32_MOST):
             raise ArgumentError(f"{option}: expected a number that float32 can hold")
+
+
+def check_seed(seed: int, most: int = (1 << 64) - 1) -> None:
+    """Raises ArgumentError for a seed that random numbers cannot be drawn by."""
+    if not 0 <= seed <= most:
+        raise ArgumentError(f"--seed {seed}: expected a whole number from 0 to {most}")
 
 
 def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from gnnsys.config.checks import check_least, check_numbers
+from gnnsys.choices import File, Folder
+from gnnsys.config.checks import check_least, check_numbers, check_seed
 from gnnsys.errors import ArgumentError
 
 __all__ = ["ClusterConfig"]
@@ -42,26 +43,36 @@ class ClusterConfig:
         gnnsys cluster --assign new-features.npy --run run --out clusters.npy
     """
 
+    sections: ClassVar[dict[str, str]] = {
+        "root": "data",
+        "out": "result",
+        "encoder": "encoder",
+        "k": "loss",
+        "epochs": "optimisation",
+        "threads": "processors",
+        "json": "output",
+    }
+
     dataset: Annotated[str, tyro.conf.Positional] = ""
     """A dataset folder; a folder with NAME_feat.npz, NAME_label.txt and NAME_graph.txt; or a name:
     acm, dblp, usps, cora, citeseer, pubmed, actor, tolokers, minesweeper."""
 
-    root: str = "data"
+    root: Folder = "data"
     """Folder of named datasets: ROOT/DeepClustering/acm or ROOT/acm, and as PyG's loaders lay them
     out. Nothing is written there."""
 
-    out: str | None = None
+    out: Annotated[str, "FOLDER|FILE"] | None = None
     """Folder for the result of the first seed: assignments.npy, embeddings.npy, the weights, and
     result.json of all seeds. Made; must be empty. With --assign, the file to write."""
 
-    assign: str | None = None
+    assign: File | None = None
     """A file of rows of new nodes' features (.npy, .npz, .csv, .parquet, .pt): clusters them with
     the encoder of --run, without their graph, and trains nothing."""
 
-    run: str | None = None
+    run: Folder | None = None
     """Folder that an earlier --out made, for --assign."""
 
-    plot: str | None = None
+    plot: File | None = None
     """File for a picture of the first seed's embedding in two dimensions, by cluster: .png."""
 
     encoder: Literal["mlp", "sage", "gcn"] = "mlp"
@@ -159,6 +170,7 @@ class ClusterConfig:
         counts = "dim k warm_clusters order max_pairs epochs starts batch_size fanout seeds"
         check_least(self, 1, *counts.split())
         check_least(self, 0, "pretrain_epochs", "warm_epochs", "threads")
+        check_seed(self.seed, (1 << 32) - self.seeds)  # sklearn's are below 2^32
         if not 0 <= self.augment < 1:
             raise ArgumentError(f"--augment {self.augment}: expected 0 up to 1")
         for name in ("alpha", "beta"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import FloatType
+from gnnsys.choices import FloatType, Folder, Size
+from gnnsys.config.checks import check_least, check_seed
 from gnnsys.convert.spec import EdgeListParts
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["ConvertConfig"]
 
@@ -26,6 +28,14 @@ class ConvertConfig(EdgeListParts):
         gnnsys convert my-graph graphbolt-folder --to graphbolt
     """
 
+    sections: ClassVar[dict[str, str]] = {
+        "columns": "edge list",
+        "nodes": "node",
+        "edge_features": "edge",
+        "to": "conversion",
+        "json": "output",
+    }
+
     src: Annotated[str, tyro.conf.Positional]
     """An edge list (.csv, .tsv, .txt, .parquet, .npy, .npz); a PyG Data or HeteroData saved by
     torch.save (.pt); the folder of a GraphBolt OnDiskDataset, of OGB's raw files, of acm, dblp or
@@ -40,10 +50,10 @@ class ConvertConfig(EdgeListParts):
     to: Literal["gnnsys", "graphbolt"] = "gnnsys"
     """Format to write. graphbolt takes a folder of gnnsys."""
 
-    name: str | None = None
+    name: Annotated[str, "NAME"] | None = None
     """Of the dataset. Default: the name of DST."""
 
-    root: str = "data"
+    root: Folder = "data"
     """Folder of named datasets, laid out as PyG's and OGB's loaders do."""
 
     split: int = 0
@@ -55,7 +65,7 @@ class ConvertConfig(EdgeListParts):
     dtype: Literal["keep"] | FloatType = "keep"
     """Element type that features are stored in; float64 becomes float32 unless another is given."""
 
-    memory: str = "2GB"
+    memory: Size = "2GB"
     """For arrays of edges while they are sorted; 16 bytes a node come on top."""
 
     threads: int = 0
@@ -66,3 +76,8 @@ class ConvertConfig(EdgeListParts):
 
     json: bool = False
     """Print what was made as one JSON object on the last line of standard output."""
+
+    def __post_init__(self) -> None:
+        check_least(self, 0, "threads", "split", "num_nodes")
+        check_seed(self.seed)
+        parse_bytes(self.memory, "--memory")

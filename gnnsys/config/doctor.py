@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gnnsys.choices import Folder
+
 __all__ = ["DoctorConfig"]
 
 
@@ -17,7 +19,7 @@ class DoctorConfig:
         gnnsys doctor --path /mnt/ssd --probe
     """
 
-    path: str = "."
+    path: Folder = "."
     """Folder whose disk is examined."""
 
     json: bool = False

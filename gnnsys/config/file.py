@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from gnnsys.choices import DATASET_NAMES
 from gnnsys.config.checks import parse_fanouts
 from gnnsys.config.run_files import CONFIG
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, MissingFileError
+from gnnsys.system.names import nearest
 from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["CHANGES_LOSSES", "check_resumed", "config_to_toml", "read_config", "resumed_config"]
@@ -58,7 +60,7 @@ def config_to_toml(config: TrainConfig) -> str:
 
 
 def read_config(path: str | Path) -> TrainConfig:
-    """Options from a TOML file.
+    """Options from a TOML file; a relative ``dataset`` or ``root`` is one beside that file.
 
     Raises:
         MissingFileError, FileFormatError: no such file, or not TOML.
@@ -67,15 +69,23 @@ def read_config(path: str | Path) -> TrainConfig:
     values = read_toml(Path(path), str(path), "name a file of options")
     known = {each.name for each in dataclasses.fields(TrainConfig)} - _OF_THE_CALL
     for key in values.keys() - known:
+        meant = nearest(key.replace("-", "_"), known)
         raise ArgumentError(
-            f"{path}: option {key!r} is unknown; expected one of {', '.join(sorted(known))}"
+            f"{path}: option {key!r} is unknown"
+            f"{meant or '; expected one of ' + ', '.join(sorted(known))}"
         )
     for key in _NUMBERS_TOO & values.keys():
         if type(values[key]) in (int, float):
             values[key] = str(values[key])
     if isinstance(values.get("fanouts"), str):
         values["fanouts"] = parse_fanouts([values["fanouts"]])
-    return as_record(values, TrainConfig, str(path), "mend it", ArgumentError)
+    config = as_record(values, TrainConfig, str(path), "mend it", ArgumentError)
+    beside = Path(path).parent
+    if config.dataset and config.dataset not in DATASET_NAMES:
+        config.dataset = str(beside / config.dataset)
+    if "root" in values:
+        config.root = str(beside / config.root)
+    return config
 
 
 def resumed_config(run: str | Path) -> TrainConfig:

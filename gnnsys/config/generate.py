@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from gnnsys.choices import Size
 from gnnsys.generate.graphs import CommunityGraph, RmatGraph
 
 __all__ = ["CommunityConfig", "GenerateConfig", "RmatConfig"]
@@ -19,7 +20,7 @@ class _Folder:
     out: Annotated[str, tyro.conf.Positional]
     """Folder to make."""
 
-    memory: str = "2GB"
+    memory: Size = "2GB"
     """For arrays of edges."""
 
     threads: int = 0

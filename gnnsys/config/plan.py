@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import ImportanceChoice, Policy
+from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Size
 from gnnsys.config.checks import (
     FANOUTS,
     FIRST_FANOUTS,
     check_bytes,
     check_least,
     check_numbers,
+    check_seed,
     parse_fanouts,
 )
 from gnnsys.errors import ArgumentError
+from gnnsys.system.sizes import parse_bytes, parse_bytes_or_share
 
 __all__ = ["PlanConfig"]
 
@@ -37,9 +39,19 @@ class PlanConfig:
         gnnsys plan cora --root data --parallel pipeline --ranks 4 --picture schedule.png
     """
 
+    sections: ClassVar[dict[str, str]] = {
+        "parallel": "parallel",
+        "root": "data",
+        "budget": "memory",
+        "fanouts": "batch",
+        "policy": "cache",
+        "hardware": "machine",
+        "picture": "output",
+    }
+
     dataset: Annotated[str, tyro.conf.Positional]
-    """A dataset folder; with --parallel also cora, citeseer, pubmed, actor, tolokers, minesweeper
-    or demo."""
+    """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper or demo, planned as
+    if its features were in a file."""
 
     parallel: Literal["pipeline", "graph", "hybrid", "all"] | None = None
     """Instead of a cache, plan full-graph training of a deep model on several ranks: bytes sent,
@@ -69,14 +81,14 @@ class PlanConfig:
     """Width of all rows between encoder and decoder, of --parallel; of hidden layers, of
     --memory."""
 
-    root: str = "data"
+    root: Folder = "data"
     """Folder of the named datasets, as for gnnsys train."""
 
-    budget: tuple[str, ...] = ("1%", "5%", "10%", "25%")
+    budget: Annotated[tuple[str, ...], "SIZE [SIZE ...]"] = ("1%", "5%", "10%", "25%")
     """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
     features (10%)."""
 
-    memory: str | None = None
+    memory: Size | None = None
     """Bytes (10GB) for a training run with these options, --hidden and --eval, as of gnnsys train:
     a table tells what for. Default: what the control group or the machine leaves."""
 
@@ -94,7 +106,10 @@ class PlanConfig:
     """Batches to sample, over as many epochs as it takes, or to replay. Default: 200, or all of
     --trace."""
 
-    trace: str | None = None
+    seed: int = 0
+    """Of the order of seeds and of sampling."""
+
+    trace: File | None = None
     """A recording by gnnsys train --trace FILE, to replay instead of sampling."""
 
     policy: Policy = "hybrid"
@@ -107,10 +122,10 @@ class PlanConfig:
     """Importance by which the cache is filled before the first batch. auto: what gnnsys score
     stored, else degree. presample: of as many batches as are planned, but others."""
 
-    victim_buffer: str = "0"
+    victim_buffer: Size = "0"
     """Bytes of host memory for rows that left the cache and are needed again soon."""
 
-    hardware: str = "this"
+    hardware: Annotated[str, "this|FILE"] = "this"
     """A TOML file that describes the disk and the memory, see docs/planning.md; this: measured
     here, on the disk that holds the features. With --parallel: a file that describes computing,
     memory and the network, for the time of an epoch; this: without times."""
@@ -118,13 +133,10 @@ class PlanConfig:
     step_time: float = 0.0
     """Milliseconds of computing for a batch, to compare reading with; 0 leaves it out."""
 
-    seed: int = 0
-    """Of the order of seeds and of sampling."""
-
     threads: int = 0
     """Threads that sample and plan; 0 for all cores."""
 
-    picture: str | None = None
+    picture: File | None = None
     """File for a picture of the result: .png, or .html for a page with tables."""
 
     json: bool = False
@@ -134,6 +146,13 @@ class PlanConfig:
         check_numbers(self)
         self.fanouts = parse_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
+        parse_bytes(self.victim_buffer, "--victim-buffer")
+        self.budget = tuple(text for word in self.budget for text in word.split(","))
+        if not self.budget:
+            raise ArgumentError("--budget: expected bytes (500MB, 2GB) or shares (10%)")
+        for text in self.budget:
+            parse_bytes_or_share(text, "--budget")
+        check_seed(self.seed)
         if not 0 <= self.step_time < math.inf:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
         of_parallel = ("ranks", "stages", "ways", "chunks")

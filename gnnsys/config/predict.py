@@ -7,8 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from gnnsys.choices import Storage
-from gnnsys.config.checks import check_bytes, check_numbers
+from gnnsys.choices import File, Folder, Size, Storage
+from gnnsys.config.checks import check_bytes, check_least, check_numbers
 from gnnsys.features.options import parse_cache
 
 __all__ = ["PredictConfig"]
@@ -29,16 +29,16 @@ class PredictConfig:
     run: Annotated[str, tyro.conf.Positional]
     """Folder that gnnsys train --out made."""
 
-    nodes: str | None = None
+    nodes: File | None = None
     """File of node ids (.npy, .csv, .txt). Default: all nodes."""
 
-    dataset: str | None = None
+    dataset: Annotated[str, "DATASET"] | None = None
     """Dataset to classify, with the same features. Default: that of the run."""
 
-    root: str | None = None
+    root: Folder | None = None
     """Folder of named datasets. Default: that of the run."""
 
-    out: str | None = None
+    out: Folder | None = None
     """Folder for predictions.npy (classes, or 0 and 1 for several labels), scores.npy,
     embeddings.npy (inputs of the last layer) and nodes.npy; or a .csv or .parquet file for a table
     with a row for each node: its id, its class by name, probabilities. Default:
@@ -50,11 +50,11 @@ class PredictConfig:
     eval_store: str = "auto"
     """Where the outputs of layers are kept, as of gnnsys train: ram, a folder or auto."""
 
-    memory: str | None = None
+    memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
     run that cannot fit is refused. Default: what the control group or the machine leaves."""
 
-    cache: str = "auto"
+    cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of the features, as of gnnsys train: bytes, rows, a share, none or auto."""
 
     storage: Storage = "auto"
@@ -68,5 +68,6 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_least(self, 0, "threads")
         check_bytes("memory", self.memory)
         parse_cache(self.cache)

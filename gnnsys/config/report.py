@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from gnnsys.choices import File
+
 __all__ = ["ReportConfig"]
 
 
@@ -21,5 +23,5 @@ class ReportConfig:
     run: Annotated[str, tyro.conf.Positional]
     """Folder that gnnsys train --out made; the run may still be going on."""
 
-    out: str | None = None
+    out: File | None = None
     """The page. Default: RUN/report.html."""

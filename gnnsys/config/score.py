@@ -8,7 +8,14 @@ from typing import Annotated
 import tyro
 
 from gnnsys.choices import Importance
-from gnnsys.config.checks import FANOUTS, FIRST_FANOUTS, check_least, check_numbers, parse_fanouts
+from gnnsys.config.checks import (
+    FANOUTS,
+    FIRST_FANOUTS,
+    check_least,
+    check_numbers,
+    check_seed,
+    parse_fanouts,
+)
 
 __all__ = ["ScoreConfig"]
 
@@ -58,4 +65,5 @@ class ScoreConfig:
         check_numbers(self)
         check_least(self, 1, "batch_size", "batches")
         check_least(self, 0, "threads")
+        check_seed(self.seed)
         self.fanouts = parse_fanouts(self.fanouts)

@@ -6,19 +6,21 @@ Imports tyro (for its markers) and nothing that is large: ``gnnsys --help`` read
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import ImportanceChoice, Policy, Precision, Storage
+from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Precision, Size, Storage
 from gnnsys.config.checks import (
     FANOUTS,
     FIRST_FANOUTS,
     check_bytes,
     check_least,
     check_numbers,
+    check_seed,
     parse_fanouts,
 )
 from gnnsys.config.parallel import check_parallel, split_of
@@ -42,25 +44,39 @@ class TrainConfig:
         gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
     """
 
+    sections: ClassVar[dict[str, str]] = {
+        "root": "data",
+        "model": "model",
+        "fanouts": "sampling",
+        "precision": "optimisation",
+        "parallel": "parallel",
+        "metric": "evaluation",
+        "checkpoint_epochs": "checkpoint",
+        "seed": "seed and processors",
+        "memory": "memory and cache",
+        "stats": "output",
+    }
+
     dataset: Annotated[str, tyro.conf.Positional] = ""
     """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper; or demo: a
     generated community graph whose features lie in a temporary file."""
 
-    out: str | None = None
+    out: Folder | None = None
     """Folder for the run: configuration, metrics, checkpoint and weights. Made; must be empty."""
 
-    resume: str | None = None
+    resume: Annotated[str, "RUN"] | None = None
     """Folder of a run to go on with, with its options; --epochs, --patience, --threads, --root, the
-    --checkpoint- options and all about how features are read (--cache to --stats) may be given
-    anew. So may --parallel and all about ranks, stages and ways."""
+    --checkpoint- options and all of memory and cache, and output, may be given anew. So may
+    --parallel and all about ranks, stages and ways."""
 
-    data: str | None = None
+    data: Annotated[str, "DATASET"] | None = None
     """With --resume: the place of the run's dataset, if that has moved."""
 
-    config: str | None = None
-    """A TOML file of options; those given here count before it. --out writes one."""
+    config: File | None = None
+    """A TOML file of options; those given here count before it, and --no-FLAG unsets a flag. --out
+    writes one."""
 
-    root: str = "data"
+    root: Folder = "data"
     """Folder of the datasets, laid out as PyG's loaders do (ROOT/Cora/raw, ROOT/Actor/raw,
     ROOT/HeterophilousGraph/tolokers/raw or ROOT/tolokers/raw). Nothing is written there."""
 
@@ -101,6 +117,25 @@ class TrainConfig:
     full_batch: bool = False
     """Train on the full graph in every step instead of on sampled mini-batches."""
 
+    batch_size: int = 1024
+    """Seed nodes per mini-batch."""
+
+    epochs: int | None = None
+    """Passes over the training nodes. Default: 5 for demo, else 200."""
+
+    lr: float = 0.01
+    """Learning rate of Adam."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty of Adam."""
+
+    dropout: float = 0.5
+    """Probability with which inputs of each layer are dropped in training."""
+
+    nan_loss: Literal["stop", "go-on"] = "stop"
+    """When a loss or a weight becomes NaN or infinite. stop: the run ends with an error, and its
+    last checkpoint stays; go-on: trains on after a warning."""
+
     parallel: Literal["pipeline", "graph", "hybrid"] | None = None
     """Spread the full graph's training over S * W ranks, see docs/pipeline.md. pipeline: each rank
     holds a run of layers; graph: a part of the vertices, exact; hybrid: both. Under torchrun a rank
@@ -134,27 +169,8 @@ class TrainConfig:
     shuffle_factor: int = 1
     """Parts that METIS makes for each chunk, shuffled and merged."""
 
-    timeline: str | None = None
+    timeline: File | None = None
     """File for a picture of what each rank did in the last epoch: .png or .html."""
-
-    batch_size: int = 1024
-    """Seed nodes per mini-batch."""
-
-    epochs: int | None = None
-    """Passes over the training nodes. Default: 5 for demo, else 200."""
-
-    lr: float = 0.01
-    """Learning rate of Adam."""
-
-    weight_decay: float = 5e-4
-    """L2 penalty of Adam."""
-
-    dropout: float = 0.5
-    """Probability with which inputs of each layer are dropped in training."""
-
-    nan_loss: Literal["stop", "go-on"] = "stop"
-    """When a loss or a weight becomes NaN or infinite. stop: the run ends with an error, and its
-    last checkpoint stays; go-on: trains on after a warning."""
 
     metric: Literal["auto", "accuracy", "rocauc", "f1"] = "auto"
     """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for
@@ -169,7 +185,7 @@ class TrainConfig:
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
 
-    eval_store: str = "auto"
+    eval_store: Annotated[str, "auto|ram|FOLDER"] = "auto"
     """Where exact evaluation keeps activations: ram, a folder, or auto: in memory where they
     take at most a quarter of what is left, else in a temporary folder."""
 
@@ -191,12 +207,12 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model trains. auto: cuda when there is one."""
 
-    memory: str | None = None
+    memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
     run that cannot fit is refused. Default: what the control group or the machine leaves.
-    Like all options from here on, it changes speed, never a batch or a loss."""
+    Like all options of memory and cache, it changes speed, never a batch or a loss."""
 
-    cache: str = "auto"
+    cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
     rows (0.1) or none. auto: none where they fit in the memory that all else leaves (the operating
     system keeps them), else what is left."""
@@ -210,7 +226,7 @@ class TrainConfig:
     """Batches that are sampled ahead for the cache to plan with. auto: up to 64. Fewer where
     the ids of so many take more memory than the loader gives them (see docs/feature-cache.md)."""
 
-    victim_buffer: str = "0"
+    victim_buffer: Size = "0"
     """Bytes (1GB) for rows that left the cache and will be needed soon; 0: none."""
 
     storage: Storage = "auto"
@@ -224,7 +240,7 @@ class TrainConfig:
     presample: how often a short run of sampling needs a row. auto: what gnnsys score stored with
     the dataset, else degree."""
 
-    trace: str | None = None
+    trace: File | None = None
     """File to which the ids of all batches are written, for gnnsys plan."""
 
     stats: bool = False
@@ -241,11 +257,12 @@ class TrainConfig:
             "checkpoint_epochs", "hidden", "epochs",
         )  # fmt: skip
         check_least(self, 0, "threads", "split", "patience")
-        if self.checkpoint_minutes <= 0:
+        check_seed(self.seed)
+        if not self.checkpoint_minutes > 0:
             raise ArgumentError(f"--checkpoint-minutes {self.checkpoint_minutes}: expected above 0")
         if not 0 <= self.dropout < 1:
             raise ArgumentError(f"--dropout {self.dropout}: expected a probability in [0, 1)")
-        if self.lr <= 0 or self.weight_decay < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
             raise ArgumentError(
                 f"--lr {self.lr} --weight-decay {self.weight_decay}: expected lr > 0 and "
                 "weight decay >= 0"

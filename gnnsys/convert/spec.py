@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from gnnsys.choices import FloatType
 from gnnsys.convert.dialect import TableOptions
@@ -38,7 +38,7 @@ class ConvertOptions:
 class EdgeListParts:
     """How an edge list is read, and what belongs to it."""
 
-    columns: tuple[str, str] | None = None
+    columns: Annotated[tuple[str, str], "SOURCE TARGET"] | None = None
     """Columns of sources and targets in a table: names, or f0, f1, … where it has none. Default:
     usual names, else the first two where that is clear."""
 
@@ -46,11 +46,11 @@ class EdgeListParts:
     """Whether the edge list begins with column names; and other files of text, where their rows do
     not tell it."""
 
-    delimiter: str = "auto"
+    delimiter: Annotated[str, "CHARACTER"] = "auto"
     """Of columns in the edge list: a character, tab or blanks; and in other files of text, where
     their rows do not tell it."""
 
-    encoding: str = "auto"
+    encoding: Annotated[str, "NAME"] = "auto"
     """Of text, such as latin-1. Default: by its first bytes, else utf-8."""
 
     format: Literal["auto", "text", "mtx", "parquet", "npy", "npz"] = "auto"
@@ -77,8 +77,10 @@ class EdgeListParts:
     """Ids or mask of the training nodes; likewise --val and --test."""
 
     val: Path | None = None
+    """Likewise, of those to validate on."""
 
     test: Path | None = None
+    """Likewise, of those to test on."""
 
     random_split: tuple[float, float, float] | None = None
     """Shares of the labelled nodes to train on, to validate and to test on, drawn at random."""
@@ -86,13 +88,15 @@ class EdgeListParts:
     seed: int = 0
     """Of the random split."""
 
-    edge_features: str | None = None
+    edge_features: Annotated[str, "FILE|COLUMN"] | None = None
     """File with a row for each edge, or a column of the edge list; likewise --edge-weight and
     --edge-time."""
 
-    edge_weight: str | None = None
+    edge_weight: Annotated[str, "FILE|COLUMN"] | None = None
+    """Likewise."""
 
-    edge_time: str | None = None
+    edge_time: Annotated[str, "FILE|COLUMN"] | None = None
+    """Likewise."""
 
     keep_order: bool = False
     """Write edge_id.npy: the number that each edge had in the source. It is written with features,

@@ -42,7 +42,7 @@ def parse_cache(text: str) -> int | float | str | None:
                 "a number without a point is one of rows, and 8GB one of bytes"
             )
         return share
-    if text[:1].isdigit():
+    if text[:1].isdigit() and not text.endswith("%"):
         parse_bytes(text, "--cache")
         return text
     raise ArgumentError(

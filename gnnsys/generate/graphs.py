@@ -89,7 +89,10 @@ class RmatGraph(_Graph):
     """Probability of the quadrant of low sources and low targets; b, c of the next two."""
 
     b: float = 0.19
+    """Likewise, of low sources and high targets."""
+
     c: float = 0.19
+    """Likewise, of high sources and low targets."""
 
     features: int = 128
     """Random features of each node; 0 for none."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, UnsupportedError
 from gnnsys.memory.alloc import empty
+from gnnsys.memory.describe import in_short
 from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
 from gnnsys.memory.encoding import Encoding, check_dtype
 from gnnsys.memory.gate import Gate
@@ -30,6 +31,7 @@ from gnnsys.memory.store import Store, check_out, check_range, check_write
 from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
+from gnnsys.system.names import naming_keywords
 from gnnsys.system.once import warn_once
 
 __all__ = ["FileStore"]
@@ -76,6 +78,7 @@ class FileStore(Store):
 
     tier = "file"
 
+    @naming_keywords()
     def __init__(
         self,
         path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -275,7 +278,7 @@ class FileStore(Store):
 
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
-        return f"FileStore({self.path!r}{more}, shape={tuple(self.shape)}, dtype={self.dtype})"
+        return f"FileStore({self.path!r}{more}, {in_short(self)})"
 
 
 def _absolute(

@@ -14,10 +14,12 @@ from torch import Tensor
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError
 from gnnsys.memory.alloc import view_array
+from gnnsys.memory.describe import in_short
 from gnnsys.memory.encoding import Encoding, check_dtype
 from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
 from gnnsys.memory.reads import Reads, RowsInPlace
 from gnnsys.memory.store import RowReader, Store, check_out, check_range, check_write
+from gnnsys.system.names import naming_keywords
 from gnnsys.system.once import warn_once
 
 __all__ = ["HostStore"]
@@ -50,6 +52,7 @@ class HostStore(Store):
 
     tier = "host"
 
+    @naming_keywords()
     def __init__(
         self,
         source: Tensor | NDArray[Any],
@@ -143,7 +146,7 @@ class HostStore(Store):
         return partial(HostStore, dtype=self.dtype, **self._options), (self._source,)
 
     def __repr__(self) -> str:
-        return f"HostStore(shape={tuple(self.shape)}, dtype={self.dtype})"
+        return f"HostStore({in_short(self)})"
 
 
 def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:

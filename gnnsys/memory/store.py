@@ -12,10 +12,12 @@ from torch import Tensor
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError, UnsupportedError
 from gnnsys.memory.alloc import pooled
+from gnnsys.memory.describe import facts_of
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_bounds, check_ids, row_index_error
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.system.extension import core
+from gnnsys.system.notebook import facts_as_html
 from gnnsys.system.threads import num_threads
 
 __all__ = ["AnnouncedStore", "BatchRows", "RowReader", "Store", "is_announced"]
@@ -134,6 +136,13 @@ class Store(Protocol):
         Gathering afterwards raises ArgumentError, where there was something to let go of. What was
         gathered stays valid, and so do staged rows as long as somebody has them.
         """
+
+    def facts(self) -> dict[str, str]:
+        """What a notebook shows: rows, bytes, tier and more, without reading any."""
+        return facts_of(self)
+
+    def _repr_html_(self) -> str:
+        return facts_as_html(type(self).__name__, self.facts())
 
 
 class AnnouncedStore(Store, Protocol):

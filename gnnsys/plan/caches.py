@@ -6,7 +6,6 @@ nothing of how that is printed or drawn.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from gnnsys.cache.simulator import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
 from gnnsys.errors import ArgumentError, TooLargeError
 from gnnsys.system.budget import process_budget
-from gnnsys.system.sizes import parse_bytes
+from gnnsys.system.sizes import parse_bytes_or_share
 
 __all__ = ["CacheBudget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
 
@@ -115,14 +114,9 @@ def plan_budgets(
 
 
 def _budget_bytes(text: str, workload: Workload) -> int:
-    found = re.fullmatch(r"\s*(\d{1,10}(?:\.\d{1,10})?)\s*%\s*", text)
-    if found is None:
-        size = parse_bytes(text, "--budget")
-    else:
-        share = Fraction(found.group(1)) / 100
-        if share > 1:
-            raise ArgumentError(f"--budget {text}: expected at most 100%")
-        size = int(share * workload.rows) * workload.row_bytes
+    size = parse_bytes_or_share(text, "--budget")
+    if isinstance(size, Fraction):
+        size = int(size * workload.rows) * workload.row_bytes
     if size < workload.row_bytes:
         raise ArgumentError(
             f"--budget {text}: {size} bytes, less than a row of {workload.row_bytes}; give more"

@@ -18,6 +18,7 @@ _SENT = {
     "layer": "sent between stages",
     "graph": "sent between ways",
     "weight": "sent for weights",
+    "control": "sent for control",
     "total": "sent in all",
 }
 _TIMES = {
@@ -76,6 +77,8 @@ def split_cells(plan: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     for kind, label in _SENT.items():
         rows.append([label, *(numbers.traffic(row["bytes"][kind]) for row in splits)])
+    checkpoints = (numbers.traffic(row["checkpoint_bytes"]) for row in splits)
+    rows.append(["sent for a checkpoint", *checkpoints])
     told = [f"{row['reduction']:.2f}x" if row["reduction"] else "" for row in splits]
     rows += [
         ["less than graph", *told],

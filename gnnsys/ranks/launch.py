@@ -123,9 +123,10 @@ def _relay(rank: int, lines: IO[bytes] | None) -> threading.Thread | None:
         return None
 
     def run() -> None:
-        for line in lines:
-            sys.stderr.write(f"[rank {rank}] {line.decode(errors='replace')}")
-            sys.stderr.flush()
+        with lines:
+            for line in lines:
+                sys.stderr.write(f"[rank {rank}] {line.decode(errors='replace')}")
+                sys.stderr.flush()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import rich.progress
 from rich.console import Console, RenderableType
@@ -23,7 +26,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["BarWithLine", "Progress", "bar_on_demand", "work_progress"]
+__all__ = [
+    "BarWithLine",
+    "Progress",
+    "bar_on_demand",
+    "is_quiet",
+    "silence",
+    "work_progress",
+]
+
+_quiet: ContextVar[bool] = ContextVar("gnnsys_quiet", default=False)
+
 
 _PAUSES = (5.0, 10.0, 15.0)
 """Seconds before each of the first lines; later ones are ``_PAUSE`` apart."""
@@ -136,14 +149,34 @@ def bar_on_demand(columns: Sequence[ProgressColumn]) -> Iterator[BarWithLine]:
     Where standard error is no terminal, lines say the same: the first after some seconds, and
     then each half a minute.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() and not is_quiet():
         lines = _Lines()
         with lines.telling():
             yield lines
         return
-    bar = BarWithLine(*columns, console=Console(stderr=True))
+    bar = BarWithLine(*columns, console=Console(stderr=True), disable=is_quiet())
     try:
         yield bar
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Shows neither progress nor warnings meanwhile."""
+    log = logging.getLogger("gnnsys")
+    level, token = log.level, _quiet.set(True)
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+        _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether ``silence`` is in force."""
+    return _quiet.get()

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["parse_bytes", "size_text"]
+__all__ = ["parse_bytes", "parse_bytes_or_share", "size_text"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -22,6 +22,21 @@ def parse_bytes(text: str, option: str) -> int:
     if found is None:
         raise ArgumentError(f"{option} {text}: expected a number of bytes, such as 500MB or 2GB")
     return int(Fraction(found.group(1)) * _UNITS[found.group(2)])
+
+
+def parse_bytes_or_share(text: str, option: str) -> int | Fraction:
+    """A number of bytes, or a share in per cent.
+
+    >>> parse_bytes_or_share("2KB", "--budget"), parse_bytes_or_share("12.5%", "--budget")
+    (2048, Fraction(1, 8))
+    """
+    found = re.fullmatch(r"\s*(\d{1,10}(?:\.\d{1,10})?)\s*%\s*", text)
+    if found is None:
+        return parse_bytes(text, option)
+    share = Fraction(found.group(1)) / 100
+    if share > 1:
+        raise ArgumentError(f"{option} {text}: expected at most 100%")
+    return share
 
 
 def size_text(count: float) -> str:

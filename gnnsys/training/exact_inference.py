@@ -25,6 +25,7 @@ from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.memory import FileStore, HostStore, Store, empty
+from gnnsys.system.names import naming_keywords
 from gnnsys.system.progress import Progress
 from gnnsys.training.layer_checks import (
     BIPARTITE,
@@ -67,6 +68,7 @@ Layer = Callable[[Block], Tensor]
 _BLOCK_BYTES = 64 << 20
 
 
+@naming_keywords()
 def inference(
     model: torch.nn.Module,
     data: Any,

@@ -151,6 +151,8 @@ def load_dataset(
                 dataset, options, fanouts=fanouts, batch_size=batch_size, seed=seed, threads=threads
             )
 
+        if split:
+            raise ArgumentError(f"--split {split}: {name} has 1, numbered from 0")
         if name == "demo":
             return _load_demo(seed, threads, device, setup)
         if os.sep in name or os.path.isdir(name):

@@ -17,12 +17,14 @@ from gnnsys.errors import ArgumentError
 from gnnsys.memory import FileStore, HostStore
 from gnnsys.memory.reads import Storage
 from gnnsys.memory.store import Store
+from gnnsys.system.names import naming_keywords
 from gnnsys.unified_tensor.rows import compute_device
 from gnnsys.unified_tensor.tensor import UnifiedTensor
 
 __all__ = ["unified"]
 
 
+@naming_keywords()
 def unified(
     source: Tensor | NDArray[Any] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,

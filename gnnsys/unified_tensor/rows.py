@@ -15,6 +15,7 @@ from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, RowIndexError, TooLargeError
 from gnnsys.memory import HostStore
 from gnnsys.memory.store import Store
+from gnnsys.system.notebook import facts_as_html
 from gnnsys.system.once import warn_once
 from gnnsys.unified_tensor.indexing import RowIndex, split_index
 
@@ -91,6 +92,10 @@ class StoredTensor(Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({self.store!r}, device={str(self._compute)!r})"
+
+    def _repr_html_(self) -> str:
+        facts = self.store.facts() | {"delivered to": str(self._compute)}
+        return facts_as_html(type(self).__name__, facts)
 
 
 def compute_device(device: str | torch.device | int | None) -> torch.device:

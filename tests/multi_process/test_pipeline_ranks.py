@@ -196,6 +196,47 @@ def test_the_network_counts_the_bytes_of_the_ledger(
     assert carried == pytest.approx(sum(counted.values()), rel=0.05)
 
 
+def test_control_bytes_are_those_planned(start_ranks) -> None:
+    stages, ways = 2, 2
+    script = (
+        PIPELINE
+        + """
+    from gnnsys.pipeline.costs import Split, estimate_costs
+
+    dist.init_process_group("gloo")
+    pipe = pipe_of(graph(), {stages}, {ways}, chunks=6, hidden=64)
+    costs = estimate_costs(
+        pipe.infos, Split({stages}, {ways}, 6), num_nodes=97, num_edges=400,
+        chunk_sizes=pipe.partition.chunk_sizes, halo=[0] * {ways},
+    )
+    optimizer = torch.optim.Adam(pipe.parameters(), lr=0.01)
+    for _ in range(3):
+        pipe.train_epoch(optimizer)
+    epochs = pipe.ledger()["control"]
+    pipe.reset_ledger()
+    weights, moments = pipe.state_dict(), pipe.optimizer_state_dict(optimizer)
+    held = [*weights.values(), *(value for each in moments.values() for value in each.values())]
+    tensors = sum(value.nbytes for value in held)
+    found = {
+        "epochs": [epochs, 3 * costs.control_bytes],
+        "checkpoint": [pipe.ledger()["control"], costs.checkpoint_bytes],
+        "tensors": tensors * (pipe.stages * pipe.ways - 1),
+    }
+    print(json.dumps(found))
+"""
+    )
+    ranks = start_ranks(_fill(script, {"stages": stages, "ways": ways}), stages * ways)
+    for status, out, errors in ranks.outputs():
+        assert status == 0, errors
+        found = json.loads(out)
+        counted, planned = found["epochs"]
+        assert counted == planned
+        counted, planned = found["checkpoint"]
+        assert planned == pytest.approx(found["tensors"], rel=0.01)
+        # Names and shapes of tensors travel, too.
+        assert planned < counted < 1.3 * planned
+
+
 def _endless(*, stages: int, ways: int, before: str = "", after: str = "") -> str:
     return _fill(ENDLESS, {"stages": stages, "ways": ways, "before": before, "after": after})
 

@@ -31,7 +31,7 @@ from gnnsys.system import disk_probe, machine
 NAMES = [
     "Python", "gnnsys._core", "torch", "torch_geometric", "numpy", "processor", "cores", "memory",
     "locked memory", "/dev/shm", "huge pages", "disk", "disk speed", "O_DIRECT", "io_uring", "GPUs",
-    "nvcc", "cupy", "pyg_lib", "torch_sparse", "dgl",
+    "nvcc", "cupy", "pyarrow", "pyyaml", "ogb", "tensorboard", "pyg_lib", "torch_sparse", "dgl",
 ]  # fmt: skip
 REQUIRED = ["gnnsys._core", "torch", "torch_geometric", "numpy"]
 SAMPLE = [
@@ -597,14 +597,58 @@ def test_nvcc_is_what_path_offers(
     assert finding.found.startswith(found)
 
 
-@pytest.mark.parametrize("module", ["cupy", "pyg_lib", "torch_sparse", "dgl"])
+OPTIONAL = ["cupy", "pyarrow", "pyyaml", "ogb", "tensorboard", "pyg_lib", "torch_sparse", "dgl"]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
 def test_optional_packages_agree_with_the_import_system(
-    module: str, findings: dict[str, Finding]
+    name: str, findings: dict[str, Finding]
 ) -> None:
+    module = {"pyyaml": "yaml"}.get(name, name)
     owners = importlib.metadata.packages_distributions().get(module)
-    assert (findings[module].state == "ok") == (owners is not None)
+    assert (findings[name].state == "ok") == (owners is not None)
     if owners:
-        assert importlib.metadata.version(owners[0]) in findings[module].found
+        assert importlib.metadata.version(owners[0]) in findings[name].found
+    assert findings[name].effect
+
+
+@pytest.mark.parametrize(
+    ("module", "install", "package"),
+    [
+        ("pyarrow", "'gnnsys[convert]'", "pyarrow"),
+        ("yaml", "'gnnsys[convert]'", "pyyaml"),
+        ("ogb", "'gnnsys[ogb]'", "ogb"),
+        ("cupy", "'gnnsys[cuda12]' or cuda13", "cupy-cuda12x"),
+        ("tensorboard", "tensorboard", "tensorboard"),
+    ],
+)
+def test_a_missing_package_is_told_with_the_extra_that_has_it(
+    module: str, install: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # nothing is found
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    (probe,) = [
+        each for each in doctor._probes(".", False) if module in getattr(each[2], "args", ())
+    ]
+    finding = doctor._ask(*probe)
+    assert finding.state == "missing"
+    assert finding.found == f"not installed: pip install {install}"
+    monkeypatch.undo()
+    lines = importlib.metadata.requires("gnnsys") or []
+    extra = re.search(r"\[(\w+)\]", install)
+    marks = [line for line in lines if re.split(r"[^\w.-]", line)[0] == package]
+    assert (
+        any(f"extra == '{extra[1]}'" in line.replace('"', "'") for line in marks)
+        if extra
+        else marks
+    )
+
+
+def test_json_has_the_optional_packages_and_what_they_unlock(folder: Path) -> None:
+    text, _ = text_of(examine(folder), json=True)
+    told = {each["name"]: each for each in json.loads(text)["findings"]}
+    assert "GraphBolt" in told["pyyaml"]["effect"]
+    assert told["pyarrow"]["found"] == importlib.metadata.version("pyarrow")
 
 
 def test_an_optional_package_is_found_without_being_imported(

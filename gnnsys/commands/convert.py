@@ -16,6 +16,7 @@ from gnnsys.convert.edge_list import open_edge_list, write_edge_list
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
+from gnnsys.convert.parts import holds_parts, is_pattern
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
 from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
 from gnnsys.dataset.folder import open_dataset
@@ -62,8 +63,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         _refuse_edge_list_options(config)
         return export_graphbolt(source, path, memory=options.memory, progress=options.progress)
     name = config.name or path.name
-    file, _ = split_member(source)
-    if file.is_file() and file.suffix != ".pt":
+    if _is_edge_list(split_member(source)[0], config):
         given = {
             each.name: getattr(config, each.name) for each in dataclasses.fields(EdgeListParts)
         }
@@ -88,6 +88,17 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     raise MissingFileError(
         f"{config.src}: neither a file or folder nor a known name; see gnnsys convert --help"
     )
+
+
+def _is_edge_list(file: Path, config: ConvertConfig) -> bool:
+    """Whether the source is a file of edges, a pattern, or a folder of parts."""
+    if file.is_file() or is_pattern(file):
+        return file.suffix != ".pt"
+    if not file.is_dir() or (file / MANIFEST).is_file():
+        return False
+    if is_graphbolt(file) or is_ogb(file) or is_deep_clustering(file):
+        return False
+    return config.format != "auto" or holds_parts(file)
 
 
 def _tell(told: dict[str, dict[str, Any]], console: Console) -> None:
@@ -117,8 +128,8 @@ def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
     if is_deep_clustering(source):
         return convert_deep_clustering(source, path, options)
     raise ArgumentError(
-        f"{source}: no metadata.yaml (GraphBolt), raw/ and split/ (OGB) or NAME_graph.txt (SDCN) "
-        "in it; expected one of these, or a file"
+        f"{source}: no metadata.yaml (GraphBolt), raw/ and split/ (OGB), NAME_graph.txt (SDCN) or "
+        "parts of a table (.parquet, .csv, …) in it; expected one of these, or a file"
     )
 
 

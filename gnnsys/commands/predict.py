@@ -21,7 +21,7 @@ from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import resumed_config
 from gnnsys.config.predict import PredictConfig
 from gnnsys.config.resolve import Run, resolve
-from gnnsys.convert.arrays import open_array
+from gnnsys.convert.tables import open_array
 from gnnsys.dataset.folder import check_nodes
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions

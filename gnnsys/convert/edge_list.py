@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import ArraySource, as_matrix, open_array, read_whole
+from gnnsys.convert.arrays import ArraySource, as_matrix
 from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.edge_files import EdgeFile, open_edges
 from gnnsys.convert.node_table import NodeTable, write_names
 from gnnsys.convert.spec import EdgeListSpec
+from gnnsys.convert.tables import open_array, read_whole
 from gnnsys.errors import ArgumentError
 
 __all__ = ["EdgeList", "EdgeListSpec", "convert_edge_list", "open_edge_list", "write_edge_list"]
@@ -143,7 +144,7 @@ def _write(
     keep_order = spec.keep_order or bool(attributes)
     writer.write_csc(edges.reader(names), str(spec.edges), keep_order=keep_order, counted=counted)
     for table, part in attributes.items():
-        rows = edges.attribute(part, writer.scratch / table)
+        rows = edges.attribute(part, writer.scratch / table, times=table == "edge_time")
         writer.write_edge_rows(table, rows, part)
     _write_nodes(writer, spec, nodes)
     if names is not None:

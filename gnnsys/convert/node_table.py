@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import (
-    ArraySource,
-    ParquetTable,
-    as_matrix,
-    open_array,
-    open_matrix,
-    read_whole,
-)
+from gnnsys.convert.arrays import ArraySource, as_matrix
 from gnnsys.convert.columns import EMPTY, find_id
 from gnnsys.convert.dialect import (
     TableOptions,
@@ -25,9 +18,12 @@ from gnnsys.convert.dialect import (
     require_pyarrow,
 )
 from gnnsys.convert.names import Names
-from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, describe_text
+from gnnsys.convert.parts import kind_of
+from gnnsys.convert.tables import ParquetTable, open_array, open_matrix, read_whole
+from gnnsys.convert.text import TextTable, describe_text
+from gnnsys.convert.values import as_plain
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.errors import ArgumentError, FileFormatError
 
 __all__ = ["NodeTable", "write_names"]
 
@@ -65,12 +61,11 @@ class NodeTable:
         self._path, self._options = path, options
         self.about: dict[str, Any] = {}
         """How the file was understood."""
-        if not path.is_file():
-            raise MissingFileError(f"{path}: no such file")
+        self._kind = kind_of(path)
         self.feature_columns: list[str] = []
         self._columns: dict[str, str] = {}
         self.id_column = ""
-        if path.suffix == ".npy":
+        if self._kind == "npy":
             self._ids = _read_ids(path)
             return
         self._table = self._open()
@@ -87,9 +82,9 @@ class NodeTable:
             raise FileFormatError(f"{path}: row {missing} has no id; give it one")
 
     def _open(self) -> ParquetTable | TextTable:
-        if self._path.suffix == ".parquet":
+        if self._kind == "parquet":
             return ParquetTable(self._path)
-        if not self._path.name.endswith(TEXT_SUFFIXES):
+        if self._kind != "text":
             raise ArgumentError(
                 f"{self._path}: unknown kind {self._path.suffix!r}; expected .csv, .tsv, .txt, "
                 ".parquet or .npy"
@@ -110,7 +105,7 @@ class NodeTable:
             batches = self._table.batches([column], _BLOCK_ROWS)
         else:
             batches = self._table.typed({column: pa.string()}).batches([column])
-        arrays = [batch.column(0) for batch in batches]
+        arrays = [as_plain(self._path, column, batch.column(0)) for batch in batches]
         return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], pa.string())
 
     def __len__(self) -> int:
@@ -118,7 +113,7 @@ class NodeTable:
 
     def describe(self) -> dict[str, Any]:
         """How the file was understood, and what its columns are."""
-        if self._path.suffix == ".npy":
+        if self._kind == "npy":
             return {"format": "npy", "rows": len(self)}
         about = {**self.about, "rows": len(self), "id": self.id_column, **self._columns}
         return {**about, "features": self.feature_columns}
@@ -158,7 +153,7 @@ class NodeTable:
     def times(self) -> NDArray[Any]:
         """(nodes,) the column time, as numbers."""
         column = [self._columns["time"]]
-        return read_whole(open_matrix(self._path, True, column, options=self._options))
+        return read_whole(open_matrix(self._path, True, column, times=True, options=self._options))
 
     def labels(self) -> tuple[NDArray[Any], list[str]]:
         """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 from gnnsys.choices import FloatType
 from gnnsys.convert.dialect import TableOptions
+from gnnsys.convert.parts import find_parts
 from gnnsys.system.progress import Progress
 
 __all__ = ["ConvertOptions", "EdgeListParts", "EdgeListSpec", "split_member"]
@@ -120,7 +121,12 @@ class EdgeListSpec(EdgeListParts):
     def files(self) -> list[Path]:
         """All that are read."""
         parts = [self.edges, *(getattr(self, each.name) for each in dataclasses.fields(self))]
-        files = [split_member(part)[0] for part in parts if isinstance(part, Path)]
+        files = [
+            file
+            for part in parts
+            if isinstance(part, Path)
+            for file in find_parts(split_member(part)[0])
+        ]
         attributes = [split_member(part)[0] for part in self.edge_files().values()]
         return list(dict.fromkeys(files + [file for file in attributes if file.is_file()]))
 

@@ -17,6 +17,7 @@ from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.parts import holds_parts, is_pattern
+from gnnsys.convert.pipes import is_pipe, without_pipes
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
 from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
 from gnnsys.dataset.folder import open_dataset
@@ -67,13 +68,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         given = {
             each.name: getattr(config, each.name) for each in dataclasses.fields(EdgeListParts)
         }
-        edges = open_edge_list(EdgeListSpec(edges=source, name=name, **given))
-        told = edges.describe()
-        if config.dry_run and config.json:
-            print(json.dumps(told))
-        else:
-            _tell(told, Console(stderr=config.json))
-        return None if config.dry_run else write_edge_list(edges, path, options)
+        return _convert_edge_list(EdgeListSpec(edges=source, name=name, **given), config, options)
     if config.dry_run:
         raise ArgumentError(f"--dry-run: goes with an edge list, but {config.src} is none")
     _refuse_edge_list_options(config)
@@ -90,8 +85,24 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     )
 
 
+def _convert_edge_list(
+    spec: EdgeListSpec, config: ConvertConfig, options: ConvertOptions
+) -> Path | None:
+    path = Path(config.dst)
+    with without_pipes(spec, path.absolute().parent) as (files, called):
+        edges = open_edge_list(files)
+        told = {called.get(file, file): about for file, about in edges.describe().items()}
+        if config.dry_run and config.json:
+            print(json.dumps(told))
+        else:
+            _tell(told, Console(stderr=config.json))
+        return None if config.dry_run else write_edge_list(edges, path, options)
+
+
 def _is_edge_list(file: Path, config: ConvertConfig) -> bool:
-    """Whether the source is a file of edges, a pattern, or a folder of parts."""
+    """Whether the source is a file of edges, a pipe, a pattern, or a folder of parts."""
+    if is_pipe(file):
+        return True
     if file.is_file() or is_pattern(file):
         return file.suffix != ".pt"
     if not file.is_dir() or (file / MANIFEST).is_file():

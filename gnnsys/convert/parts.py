@@ -47,6 +47,7 @@ def find_parts(path: Path) -> list[Path]:
 
     Raises:
         MissingFileError: there are none.
+        FileFormatError: a device, a pipe or a socket.
         UnsupportedError: a table of Delta Lake, whose folder also holds files of older versions.
     """
     if path.is_file():
@@ -78,8 +79,10 @@ def single_file(path: Path) -> Path:
 
 
 def _files_under(place: Path) -> list[Path]:
-    if not place.is_dir():
+    if place.is_file():
         return [place]
+    if not place.is_dir():
+        raise FileFormatError(f"{place}: neither a file nor a pipe of data; expected a table")
     if (place / "_delta_log").is_dir():
         raise UnsupportedError(
             f"{place}: a table of Delta Lake, whose folder also holds what was deleted; write it "

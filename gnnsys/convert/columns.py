@@ -14,6 +14,7 @@ Owns the rules. A table of edges, in this order:
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from gnnsys.errors import ArgumentError, FileFormatError
 
 __all__ = [
     "EMPTY",
+    "choose_columns",
     "choose_ends",
     "find_id",
     "has_edge_header",
@@ -90,6 +92,53 @@ def find_id(names: Sequence[str]) -> str:
     """The column of node ids: one with a usual name, else the first."""
     known = [_letters(name) for name in names]
     return names[next((known.index(usual) for usual in _IDS if usual in known), 0)]
+
+
+def choose_columns(
+    path: Path, names: Sequence[str], given: Sequence[str], option: str
+) -> list[str]:
+    """The columns that an option names.
+
+    Args:
+        path: of the table.
+        names: of its columns.
+        given: names; numbers from 0, where no column is called so; ``FIRST..LAST`` of either.
+        option: what to call it in messages.
+
+    Raises:
+        ArgumentError: a column that is not there, or one twice.
+
+    >>> choose_columns(Path("n.csv"), ["id", "a", "b", "c"], ["c", "1..b"], "--feature-columns")
+    ['c', 'a', 'b']
+    """
+    chosen: list[str] = []
+    for part in given:
+        first, dots, last = part.partition("..")
+        if part in names or not dots:
+            chosen.append(names[_place_of(path, names, part, option)])
+            continue
+        start, end = (_place_of(path, names, each, option) for each in (first, last))
+        if start > end:
+            raise ArgumentError(f"{option} {part}: {first} stands after {last} in {path}")
+        chosen += names[start : end + 1]
+    twice = next((name for place, name in enumerate(chosen) if name in chosen[:place]), None)
+    if twice is not None:
+        raise ArgumentError(f"{option} {' '.join(given)}: column {twice} is named twice")
+    return chosen
+
+
+def _place_of(path: Path, names: Sequence[str], column: str, option: str) -> int:
+    if column in names:
+        return names.index(column)
+    if column.isdecimal() and int(column) < len(names):
+        return int(column)
+    raise _absent(path, names, column, f"{option} {column}")
+
+
+def _absent(path: Path, names: Sequence[str], column: str, given: str) -> ArgumentError:
+    near = difflib.get_close_matches(column, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return ArgumentError(f"{given}: {path} has {', '.join(names) or 'no columns'}{hint}")
 
 
 def index_columns(names: Sequence[str], extra: bool = False) -> list[str]:
@@ -209,9 +258,7 @@ def choose_ends(
     if columns is not None:
         for column in columns:
             if column not in names:
-                raise ArgumentError(
-                    f"--columns {' '.join(columns)}: {path} has {', '.join(names) or 'none'}"
-                )
+                raise _absent(path, names, column, f"--columns {' '.join(columns)}")
         if columns[0] == columns[1]:
             raise ArgumentError(f"--columns {' '.join(columns)}: expected two columns")
         return columns

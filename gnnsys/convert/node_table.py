@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import ArraySource, as_matrix
-from gnnsys.convert.columns import EMPTY, find_id
+from gnnsys.convert.columns import EMPTY, choose_columns, find_id
 from gnnsys.convert.dialect import (
     TableOptions,
     is_integer,
@@ -25,7 +27,7 @@ from gnnsys.convert.values import as_plain
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError
 
-__all__ = ["NodeTable", "write_names"]
+__all__ = ["NodeColumns", "NodeTable", "write_names"]
 
 _SPLITS = {
     "train": "train",
@@ -47,6 +49,16 @@ def write_names(writer: DatasetWriter, names: Names) -> None:
     writer.write_nodes("node_id", cut_rows(table), table.shape, dtype)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeColumns:
+    """What a user says of a node table's columns: as ``choose_columns`` takes them; None for usual
+    ones."""
+
+    id: str | None = None
+    label: str | None = None
+    features: Sequence[str] | None = None
+
+
 class NodeTable:
     """Nodes in the order of their numbers.
 
@@ -55,10 +67,21 @@ class NodeTable:
             where it has them, the columns label, split (train, val, test or empty) and time; all
             others are features. Or .npy: the ids alone.
         options: what the user says of text.
+        columns: what the user says of its columns.
+
+    Raises:
+        MissingFileError, FileFormatError: not there, not readable, or without ids.
+        ArgumentError: columns that are not there.
     """
 
-    def __init__(self, path: Path, options: TableOptions | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: TableOptions | None = None,
+        columns: NodeColumns | None = None,
+    ) -> None:
         self._path, self._options = path, options
+        self._chosen = columns or NodeColumns()
         self.about: dict[str, Any] = {}
         """How the file was understood."""
         self._kind = kind_of(path)
@@ -72,14 +95,31 @@ class NodeTable:
         names = self._table.names
         if not names:
             raise FileFormatError(f"{path}: empty, expected a row for each node")
-        self.id_column = find_id(names)
-        others = [name for name in names if name != self.id_column]
-        self.feature_columns = [name for name in others if name.lower() not in _OWN]
-        self._columns = {name.lower(): name for name in others if name.lower() in _OWN}
+        self._choose_columns(names)
         self._ids = _plain_ids(self._read(self.id_column).to_pylist())
         missing = next((row for row, name in enumerate(self._ids) if name in (None, "")), None)
         if missing is not None:
             raise FileFormatError(f"{path}: row {missing} has no id; give it one")
+
+    def _choose_columns(self, names: list[str]) -> None:
+        chosen = self._chosen
+        self.id_column = find_id(names)
+        if chosen.id is not None:
+            (self.id_column,) = choose_columns(self._path, names, [chosen.id], "--id-column")
+        others = [name for name in names if name != self.id_column]
+        self._columns = {name.lower(): name for name in others if name.lower() in _OWN}
+        if chosen.label is not None:
+            found = choose_columns(self._path, names, [chosen.label], "--label-column")
+            self._columns["label"] = found[0]
+        used = self._columns.values()
+        self.feature_columns = [
+            name for name in others if name.lower() not in _OWN and name not in used
+        ]
+        if chosen.features is not None:
+            self.feature_columns = choose_columns(
+                self._path, names, chosen.features, "--feature-columns"
+            )
+        self._left = [name for name in others if name not in {*self.feature_columns, *used}]
 
     def _open(self) -> ParquetTable | TextTable:
         if self._kind == "parquet":
@@ -91,10 +131,11 @@ class NodeTable:
             )
         table = TextTable(self._path, options=self._options)
         self.about = describe_text(table)
-        if not table.header and table.first_rows:
+        if not table.header and table.first_rows and self._chosen.id is None:
             raise FileFormatError(
                 f"{self._path}: begins with {', '.join(table.first_rows[0][:4])}; expected a line "
-                "of column names, the id's first"
+                "of column names, the id's first; --id-column 0 takes a table without, whose "
+                "columns are f0, f1, …"
             )
         return table
 
@@ -116,7 +157,8 @@ class NodeTable:
         if self._kind == "npy":
             return {"format": "npy", "rows": len(self)}
         about = {**self.about, "rows": len(self), "id": self.id_column, **self._columns}
-        return {**about, "features": self.feature_columns}
+        about["features"] = self.feature_columns
+        return {**about, "columns, left out": self._left} if self._left else about
 
     def has(self, column: str) -> bool:
         """Whether there is a column label, split or time."""
@@ -152,8 +194,7 @@ class NodeTable:
 
     def times(self) -> NDArray[Any]:
         """(nodes,) the column time, as numbers."""
-        column = [self._columns["time"]]
-        return read_whole(open_matrix(self._path, True, column, times=True, options=self._options))
+        return read_whole(self._open_columns([self._columns["time"]], times=True))
 
     def labels(self) -> tuple[NDArray[Any], list[str]]:
         """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""
@@ -193,8 +234,11 @@ class NodeTable:
 
     def features(self) -> ArraySource:
         """The other columns as a matrix (nodes, columns)."""
-        columns = self.feature_columns
-        return as_matrix(open_matrix(self._path, True, columns, floats=True, options=self._options))
+        return as_matrix(self._open_columns(self.feature_columns, floats=True))
+
+    def _open_columns(self, columns: list[str], **how: bool) -> ArraySource:
+        header = not isinstance(self._table, TextTable) or self._table.header
+        return open_matrix(self._path, header, columns, options=self._options, **how)
 
 
 def _plain_ids(ids: list[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gnnsys.convert.spec import EdgeListSpec
 from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError
@@ -53,19 +53,21 @@ def without_pipes(
     """
     with ExitStack() as stack:
         called: dict[str, str] = {}
-        changes: dict[str, Path | str] = {}
-        for field in dataclasses.fields(spec):
-            value = getattr(spec, field.name)
-            if isinstance(value, Path | str) and is_pipe(Path(value)):
-                place = _copy(stack, Path(value), folder if folder.is_dir() else None)
-                changes[field.name] = type(value)(str(place))
-                called[str(place)] = str(value)
+        changes: dict[str, Any] = {}
+        parts = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+        paths = {name: part for name, part in parts.items() if isinstance(part, Path)}
+        files = {name: Path(part) for name, part in spec.edge_files().items()}
+        for name, file in (paths | files).items():
+            if is_pipe(file):
+                place = _copy(stack, file, folder if folder.is_dir() else None)
+                changes[name] = place if name in paths else str(place)
+                called[str(place)] = str(file)
         try:
             yield dataclasses.replace(spec, **changes), called
         except GnnsysError as error:
             message = str(error)
-            for place, pipe in called.items():
-                message = message.replace(place, pipe)
+            for copied, pipe in called.items():
+                message = message.replace(copied, pipe)
             error.args = (message,)
             raise
 
@@ -75,7 +77,7 @@ def _copy(stack: ExitStack, pipe: Path, folder: Path | None) -> Path:
     target = pipe
     if pipe.is_fifo():
         with as_storage_error(folder or links):
-            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
             _fill(file, pipe)
         target = Path(f"/proc/self/fd/{file.fileno()}")
     with open(target, "rb") as opened:

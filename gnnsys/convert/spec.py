@@ -65,6 +65,15 @@ class EdgeListParts:
     """Table with a row for each node: the id first, then columns label, split (train, val, test),
     time, and features; or a .npy of ids."""
 
+    id_column: str | None = None
+    """Of --nodes, by name or number from 0. Default: a usual name, else the first."""
+
+    label_column: str | None = None
+    """Of --nodes, likewise. Default: label."""
+
+    feature_columns: tuple[str, ...] | None = None
+    """Of --nodes, likewise, or FIRST..LAST. Default: all but the id, label, split and time."""
+
     num_nodes: int | None = None
     """Default: the rows of --nodes, --features or --labels, else the greatest id + 1."""
 

@@ -2,7 +2,15 @@
 
 from typing import Literal
 
-__all__ = ["FloatType", "Importance", "ImportanceChoice", "Policy", "Precision", "Storage"]
+__all__ = [
+    "FloatType",
+    "GapPolicy",
+    "Importance",
+    "ImportanceChoice",
+    "Policy",
+    "Precision",
+    "Storage",
+]
 
 Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
 """Who leaves the cache first.
@@ -29,3 +37,7 @@ Precision = Literal["fp32", "bf16"]
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 """Element type that features are stored in."""
+
+GapPolicy = Literal["refuse", "keep", "zero", "mean"]
+"""What to do with NaN and infinite values: refuse them, keep them, or replace each by zero or by
+the mean of its column's finite values."""

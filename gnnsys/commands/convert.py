@@ -35,6 +35,7 @@ def run_command(config: ConvertConfig) -> int:
     with work_progress() as progress:
         options = ConvertOptions(
             dtype=config.dtype,
+            nan=config.nan,
             undirected=config.undirected,
             memory=parse_bytes(config.memory, "--memory"),
             threads=config.threads,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gnnsys.choices import FloatType
+from gnnsys.choices import FloatType, GapPolicy
 from gnnsys.convert.spec import EdgeListParts
 
 __all__ = ["ConvertConfig"]
@@ -54,6 +54,10 @@ class ConvertConfig(EdgeListParts):
 
     dtype: Literal["keep"] | FloatType = "keep"
     """Element type that features are stored in; float64 becomes float32 unless another is given."""
+
+    nan: GapPolicy = "refuse"
+    """NaN and infinite values in features: refuse them; keep them, counted; or replace each by
+    zero, or by the mean of its column's finite values, which takes a pass before."""
 
     memory: str = "2GB"
     """For arrays of edges while they are sorted; 16 bytes a node come on top."""

@@ -23,6 +23,7 @@ __all__ = [
     "ArraySource",
     "MatrixRows",
     "NpzMember",
+    "WidenedRows",
     "as_matrix",
     "block_rows",
     "load_tensor",
@@ -73,6 +74,19 @@ class MatrixRows:
             block = np.asarray(self._rows[start : start + step])
             native = block.astype(block.dtype.newbyteorder("="), copy=False)
             yield widen(native) if self._bits else native
+
+
+class WidenedRows:
+    """The bits of bfloat16, read as float32."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, bits: ArraySource) -> None:
+        self._bits, self.shape = bits, bits.shape
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on."""
+        return (widen(block) for block in self._bits.blocks(first))
 
 
 class _Column:
@@ -237,7 +251,8 @@ def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def narrow(block: NDArray[Any], label: str | Path) -> NDArray[np.float32]:
     """float64 as float32; whole numbers that are rounded are told, once for each ``label``."""
-    out = block.astype(np.float32)
+    with np.errstate(over="ignore"):
+        out = block.astype(np.float32)
     large = np.abs(block) > _EXACT
     if large.any():
         values = block[large]

@@ -187,7 +187,7 @@ def _write_nodes(writer: Conversion, spec: EdgeListSpec, nodes: NodeTable | None
     if spec.features:
         writer.write_features(as_matrix(_open(spec, spec.features)), str(spec.features))
     elif nodes is not None and nodes.feature_columns:
-        writer.write_features(nodes.features(), str(spec.nodes))
+        writer.write_features(nodes.features(), str(spec.nodes), names=nodes.feature_columns)
     labels = None
     if spec.labels:
         labels = read_whole(_open(spec, spec.labels))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gnnsys.choices import FloatType
+from gnnsys.choices import FloatType, GapPolicy
 from gnnsys.convert.dialect import TableOptions
 from gnnsys.convert.parts import find_parts
 from gnnsys.system.progress import Progress
@@ -21,6 +21,9 @@ class ConvertOptions:
 
     dtype: Literal["keep"] | FloatType = "keep"
     """Element type that float features are stored in."""
+
+    nan: GapPolicy = "refuse"
+    """What to do with NaN and infinite values in features."""
 
     undirected: bool = False
     """Add the reverse of every edge."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.folder import check_nodes
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
+from gnnsys.system.sizes import size_text
 
 __all__ = ["Conversion", "ConvertOptions", "encode"]
 
+_log = logging.getLogger(__name__)
 _FEATURE_TYPES = (
     "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool",
 )  # fmt: skip
@@ -130,6 +134,19 @@ class Conversion(DatasetWriter):
                 yield stored
 
         self.write_nodes("features", read, source.shape, dtype, node_type)
+
+    def check_room(self, source: ArraySource, label: str) -> None:
+        """Tells how large sparse rows become, and refuses what the disk has no room for.
+
+        Raises:
+            StorageError: more bytes than are free.
+        """
+        size = int(np.prod(source.shape, dtype=np.int64)) * source.dtype.itemsize
+        free = shutil.disk_usage(self.partial).free
+        told = f"{label}: sparse, of shape {source.shape}; dense it takes {size_text(size)}"
+        if size > free:
+            raise StorageError(f"{told}, but {size_text(free)} are free; choose another disk")
+        _log.warning("%s", told)
 
     def write_labels(
         self,

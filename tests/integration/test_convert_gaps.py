@@ -103,7 +103,7 @@ def test_values_beyond_the_type_they_are_stored_in_are_refused(
     data = Data(
         x=torch.full((3, 2), value, dtype=torch.float64), edge_index=torch.tensor([[0], [1]])
     )
-    with pytest.raises(FileFormatError, match="g: x: holds 1.*, beyond float"):
+    with pytest.raises(FileFormatError, match=r"g: x: holds 1.*, beyond float"):
         convert_pyg(data, tmp_path / "g", ConvertOptions(dtype=dtype), name="g")
 
 

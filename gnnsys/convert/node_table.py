@@ -43,10 +43,10 @@ _BLOCK_ROWS = 1 << 20
 
 
 def write_names(writer: DatasetWriter, names: Names) -> None:
-    """Writes the table node_id: what each node is called in the source."""
-    table = names.table()
-    dtype = table.dtype.str[1:] if table.dtype.kind == "S" else table.dtype.name
-    writer.write_nodes("node_id", cut_rows(table), table.shape, dtype)
+    """Writes what each node is called in the source."""
+    for name, table in names.tables().items():
+        dtype = table.dtype.str[1:] if table.dtype.kind == "S" else table.dtype.name
+        writer.write_nodes(name, cut_rows(table), table.shape, dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,7 +62,7 @@ class EdgeListParts:
 
     ids: Literal["auto", "dense", "names"] = "auto"
     """dense: node ids are numbers from 0. names: any strings or numbers, numbered as they appear or
-    as --nodes lists them, and kept in node_id.npy. auto: names for strings or with --nodes."""
+    as --nodes lists them, and kept (Dataset.node_ids). auto: names for strings or with --nodes."""
 
     nodes: Path | None = None
     """Table with a row for each node: the id first, then columns label, split (train, val, test),

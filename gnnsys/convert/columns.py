@@ -6,7 +6,8 @@ Owns the rules. A table of edges, in this order:
    all others, or with a word above nothing but numbers, names the columns.
 2. A first row with a number in it does not, but ``0,1,…`` may, as pandas writes it: refused.
 3. Words above words: they are an edge where one of them is an id of other rows, too; names where
-   they have no digits and all below them have some; else refused.
+   they have no digits and all below them have some, or where both say that they are ids (friend_id,
+   friendName) and no id below does; else refused.
 4. A column without a name, or Parquet's index, is an index and left out.
 5. Usual names are the ends, wherever they stand. Else the first two columns, unless a third one is
    not known to be an attribute, the first one is a usual target, or it counts the rows: refused.
@@ -52,13 +53,17 @@ _TARGETS = (
     "cited",
 )
 _PAIRS = (("u", "v"), ("i", "j"), ("row", "col"), ("row", "column"), ("node1", "node2"),
-          ("head", "tail"), ("user", "item"), ("follower", "followee"), ("id1", "id2"))  # fmt: skip
+          ("head", "tail"), ("user", "item"), ("follower", "followee"), ("id1", "id2"),
+          ("parent", "child"), ("user", "friend"), ("member", "group"), ("author", "paper"),
+          ("employee", "manager"), ("buyer", "seller"), ("payer", "payee"))  # fmt: skip
 _ATTRIBUTES = {
     "weight", "w", "value", "val", "time", "timestamp", "ts", "t", "date", "year", "type", "label",
     "rating", "score", "count", "sign", "relation", "rel", "predicate", "attr", "edgeid", "key",
     "text",
 }  # fmt: skip
 _IDS = ("id", "nodeid", "node", "vertex", "vertexid", "vid", "nid")
+_SAYS_ID = re.compile(r"(.*(_| |-|:))?(id|name|key|code|uri|iri)|.*[a-z](Id|ID|Name|Key)")
+"""Names of columns that say that they hold ids: friend_id, friendId."""
 _INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 
 
@@ -231,6 +236,9 @@ def has_edge_header(path: Path, dialect: Dialect, options: TableOptions) -> bool
     below = [any(mark.isdigit() for mark in field) for row in others for field in row[:2]]
     if below and all(below) and not any(digits):
         return True
+    say_id = len(first) > 1 and all(map(_SAYS_ID.fullmatch, first[:2]))
+    if say_id and others and not any(map(_SAYS_ID.fullmatch, ids)):
+        return True
     raise _unclear(path, first)
 
 
@@ -300,7 +308,6 @@ def _why_unclear(names: Sequence[str], rows: Sequence[Sequence[str]], named: boo
     return ""
 
 
-def whole_floats(rows: Sequence[Sequence[str]], place: int) -> bool:
+def whole_floats(values: Sequence[str]) -> bool:
     """Whether a column's ids are whole numbers that are written as floats, in part."""
-    values = {row[place] for row in rows if place < len(row)}
     return all(map(is_whole, values)) and any("." in value for value in values)

@@ -346,7 +346,7 @@ def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
     rows = table.first_rows
     chosen = choose_ends(path, table.names, spec.columns, named=table.header, rows=rows)
     places = [table.names.index(name) for name in chosen]
-    floats = [whole_floats(rows, place) for place in places]
+    floats = [whole_floats(table.first_values(name)) for name in chosen]
     if spec.ids != "names":
         _check_ids(path, chosen, places, rows)
     strings = spec.ids == "names" or not all(

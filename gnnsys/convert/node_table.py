@@ -104,6 +104,11 @@ class NodeTable:
     def _choose_columns(self, names: list[str]) -> None:
         chosen = self._chosen
         self.id_column = find_id(names)
+        if self.id_column.lower() in _OWN and chosen.id is None:
+            raise FileFormatError(
+                f"{self._path}: no column is called id, and the first one is {self.id_column}; "
+                f"--id-column says which of {', '.join(names[:8])} names the nodes"
+            )
         if chosen.id is not None:
             (self.id_column,) = choose_columns(self._path, names, [chosen.id], "--id-column")
         others = [name for name in names if name != self.id_column]

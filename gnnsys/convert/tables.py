@@ -195,7 +195,7 @@ class _TextMatrix:
         single = len(names) == 1
         rows = _whole_rows(path, table, names[0]) if single and not floats else None
         otherwise = pa.float64() if rows is None else pa.int64()
-        kinds = {name: text_type(pa, _first_values(table, name), otherwise) for name in names}
+        kinds = {name: text_type(pa, table.first_values(name), otherwise) for name in names}
         known = number_type(pa, kinds[names[0]], times)
         self.dtype = known if single and known is not None else np.dtype(np.float32)
         self._table = table.typed(kinds)
@@ -211,15 +211,10 @@ class _TextMatrix:
             yield narrow(block, self._path) if self.dtype == np.float32 else block
 
 
-def _first_values(table: TextTable, column: str) -> list[str]:
-    place = table.names.index(column)
-    return [row[place] for row in table.first_rows if place < len(row)]
-
-
 def _whole_rows(path: Path, table: TextTable, column: str) -> int | None:
     """The number of rows if there are whole numbers, and nothing else, in that column."""
     pa = require_pyarrow(str(path))
-    data = _first_values(table, column)
+    data = table.first_values(column)
     if not data or not is_integer(data[0]):
         return None
     rows = gaps = 0

@@ -132,6 +132,12 @@ class TextTable:
                 "expected parts that are written alike"
             )
 
+    def first_values(self, column: str) -> list[str]:
+        """Of a column: those in the first rows of all parts."""
+        place = self.all_names.index(column)
+        rows = [row for _, dialect in self.parts for row in dialect.rows[self.header :]]
+        return [row[place] for row in rows if place < len(row)]
+
     def typed(self, types: dict[str, Any]) -> TextTable:
         """The same table with columns of those pyarrow types."""
         other = copy(self)

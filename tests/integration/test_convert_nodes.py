@@ -13,7 +13,7 @@ from gnnsys.commands.cli import main
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, FileFormatError
 
 RNG = np.random.default_rng(4)
 FRAME = pd.DataFrame(
@@ -96,6 +96,14 @@ def test_columns_that_are_not_there_are_named(
     spec = EdgeListSpec(edges=tmp_path / "e.csv", name="g", **{"nodes": file, **options})
     with pytest.raises(ArgumentError, match=says):
         convert_edge_list(spec, tmp_path / "out", ConvertOptions())
+
+
+def test_a_first_column_of_labels_is_not_the_id(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("label,who\n1,3\n0,7\n1,12\n")
+    with pytest.raises(FileFormatError, match=r"the first one is label; --id-column says"):
+        convert(tmp_path, tmp_path / "n.csv")
+    found = convert(tmp_path, tmp_path / "n.csv", id_column="who")
+    assert found.node_table("node_id").tolist() == [3, 7, 12]
 
 
 def test_the_command_takes_columns_and_tells_them(

@@ -219,3 +219,14 @@ def test_the_command_takes_folders_and_patterns(
     assert re.search(r"parts\W+12\b", capsys.readouterr().out)
     assert main(["convert", str(tmp_path / "*.csv"), str(tmp_path / "out")]) == 2
     assert "no file is called so" in capsys.readouterr().err
+
+
+def test_a_part_with_floats_names_the_same_nodes(tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
+    for number, kind in enumerate((int, float)):
+        frame = EDGES[["src", "dst"]][120 * number : 120 * (number + 1)].astype(kind)
+        frame.to_csv(tmp_path / "e" / f"{number}.csv", index=False)
+    found = convert(tmp_path, tmp_path / "e", ids="names")
+    ids = found.node_ids()
+    assert ids is not None
+    assert set(ids[:].tolist()) == set(EDGES["src"]) | set(EDGES["dst"])

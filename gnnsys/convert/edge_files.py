@@ -29,7 +29,7 @@ __all__ = ["EdgeFile", "open_edges", "read_columns", "read_matrix", "read_rows",
 _BLOCK_EDGES = 1 << 21
 _EXACT = 1 << 53
 """Up to which float64 has all whole numbers."""
-_KINDS = ("text", "mtx", "parquet", "npy", "npz")
+_KINDS = ("text", "npz", "npy", "parquet", "mtx")
 
 Ends = tuple[Any, Any]
 """Sources and targets: numpy arrays of integers, or pyarrow arrays."""

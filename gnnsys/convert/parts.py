@@ -67,13 +67,13 @@ def single_file(path: Path) -> Path:
     """The one file of what cannot be in parts.
 
     Raises:
-        UnsupportedError: there are several.
+        UnsupportedError: there are several, or it is a folder.
     """
     parts = find_parts(path)
-    if len(parts) > 1:
+    if len(parts) > 1 or path.is_dir():
         raise UnsupportedError(
-            f"{path}: {len(parts)} files such as {parts[0].name}; expected one, or parts of "
-            "Parquet or text"
+            f"{path}: stands for {len(parts)} files such as {parts[0].name}; expected one, or "
+            "parts of Parquet or text"
         )
     return parts[0]
 

@@ -152,7 +152,7 @@ HUGE = "9" * 25
 
 EDGE_FILES: dict[str, Case] = {
     "missing": (lambda p: {"edges": p / "bad.csv"}, MissingFileError, "bad.csv: no such file"),
-    "a folder": (lambda p: {"edges": p}, MissingFileError, "no such file"),
+    "a folder": (lambda p: {"edges": p}, GnnsysError, "another kind of file|stands for . files"),
     "an unknown kind": (
         txt("1,2", "bad.xls"),
         ArgumentError,

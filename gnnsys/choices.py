@@ -8,6 +8,7 @@ __all__ = [
     "File",
     "FloatType",
     "Folder",
+    "GapPolicy",
     "Importance",
     "ImportanceChoice",
     "Policy",
@@ -53,3 +54,7 @@ Precision = Literal["fp32", "bf16"]
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 """Element type that features are stored in."""
+
+GapPolicy = Literal["refuse", "keep", "zero", "mean"]
+"""What to do with NaN and infinite values: refuse them, keep them, or replace each by zero or by
+the mean of its column's finite values."""

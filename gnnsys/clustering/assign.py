@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gnnsys.clustering.encoders import make_encoder
 from gnnsys.clustering.runs import ENCODER, ENCODER_OPTIONS, WEIGHTS
-from gnnsys.convert.arrays import open_array
+from gnnsys.convert.tables import open_array
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.losses import student_t_assign
 from gnnsys.system.files import check_file, check_folder_of, read_text_file, replace_npy

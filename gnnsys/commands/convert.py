@@ -15,6 +15,8 @@ from gnnsys.convert.edge_list import open_edge_list, write_edge_list
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
+from gnnsys.convert.parts import holds_parts, is_pattern
+from gnnsys.convert.pipes import is_pipe, without_pipes
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
 from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
 from gnnsys.dataset.folder import open_dataset
@@ -33,6 +35,7 @@ def run_command(config: ConvertConfig) -> int:
     with work_progress() as progress:
         options = ConvertOptions(
             dtype=config.dtype,
+            nan=config.nan,
             undirected=config.undirected,
             memory=parse_bytes(config.memory, "--memory"),
             threads=config.threads,
@@ -62,20 +65,13 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         _refuse_edge_list_options(config)
         return export_graphbolt(source, path, memory=options.memory, progress=options.progress)
     name = config.name or path.name
-    file, _ = split_member(source)
-    if file.is_file() and file.suffix != ".pt":
+    if _is_edge_list(split_member(source)[0], config):
         given = {
             each.name: getattr(config, each.name) for each in dataclasses.fields(EdgeListParts)
         }
         if config.split:
             raise ArgumentError(f"--split {config.split}: goes with a named dataset")
-        edges = open_edge_list(EdgeListSpec(edges=source, name=name, **given))
-        told = edges.describe()
-        if config.dry_run and config.json:
-            print(json_text(told))
-        elif config.dry_run or not is_quiet():
-            _tell(told, Console(stderr=config.json))
-        return None if config.dry_run else write_edge_list(edges, path, options)
+        return _convert_edge_list(EdgeListSpec(edges=source, name=name, **given), config, options)
     if config.dry_run:
         raise ArgumentError(f"--dry-run: goes with an edge list, but {config.src} is none")
     _refuse_edge_list_options(config)
@@ -90,6 +86,33 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     raise MissingFileError(
         f"{config.src}: neither a file or folder nor a known name; see gnnsys convert --help"
     )
+
+
+def _convert_edge_list(
+    spec: EdgeListSpec, config: ConvertConfig, options: ConvertOptions
+) -> Path | None:
+    path = Path(config.dst)
+    with without_pipes(spec, path.absolute().parent) as (files, called):
+        edges = open_edge_list(files)
+        told = {called.get(file, file): about for file, about in edges.describe().items()}
+        if config.dry_run and config.json:
+            print(json_text(told))
+        elif config.dry_run or not is_quiet():
+            _tell(told, Console(stderr=config.json))
+        return None if config.dry_run else write_edge_list(edges, path, options)
+
+
+def _is_edge_list(file: Path, config: ConvertConfig) -> bool:
+    """Whether the source is a file of edges, a pipe, a pattern, or a folder of parts."""
+    if is_pipe(file):
+        return True
+    if file.is_file() or is_pattern(file):
+        return file.suffix != ".pt"
+    if not file.is_dir() or (file / MANIFEST).is_file():
+        return False
+    if is_graphbolt(file) or is_ogb(file) or is_deep_clustering(file):
+        return False
+    return config.format != "auto" or holds_parts(file)
 
 
 def _tell(told: dict[str, dict[str, Any]], console: Console) -> None:
@@ -119,8 +142,8 @@ def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
     if is_deep_clustering(source):
         return convert_deep_clustering(source, path, options)
     raise ArgumentError(
-        f"{source}: no metadata.yaml (GraphBolt), raw/ and split/ (OGB) or NAME_graph.txt (SDCN) "
-        "in it; expected one of these, or a file"
+        f"{source}: no metadata.yaml (GraphBolt), raw/ and split/ (OGB), NAME_graph.txt (SDCN) or "
+        "parts of a table (.parquet, .csv, …) in it; expected one of these, or a file"
     )
 
 

@@ -24,8 +24,8 @@ from gnnsys.config.predict import PredictConfig
 from gnnsys.config.resolve import Run, resolve
 from gnnsys.config.run_files import RESULT, result_name
 from gnnsys.config.train import TrainConfig
-from gnnsys.convert.arrays import open_array
 from gnnsys.convert.dialect import require_pyarrow
+from gnnsys.convert.tables import open_array
 from gnnsys.dataset.folder import check_nodes, open_dataset
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.errors import ArgumentError, FileFormatError
@@ -268,7 +268,7 @@ def _write_table(
     folder, ids, classes = Path(trained.config.dataset), None, None
     if (folder / MANIFEST).is_file():
         opened = open_dataset(folder)
-        ids = opened.node_table("node_id") if opened.has("node_id") else None
+        ids = opened.node_ids()
         found = opened.manifest.source.get("classes")
         classes = found if isinstance(found, list) else None  # a generated graph has their number
     return write_table(

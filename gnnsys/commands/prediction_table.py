@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gnnsys.convert.dialect import require_pyarrow
+from gnnsys.dataset.node_ids import NodeIds
 from gnnsys.system.files import as_storage_error
 
 __all__ = ["TABLES", "write_table"]
@@ -27,7 +28,7 @@ def write_table(
     scores: NDArray[Any],
     *,
     multi_label: bool,
-    ids: NDArray[Any] | None = None,
+    ids: NodeIds | None = None,
     classes: Sequence[str] | None = None,
 ) -> list[int]:
     """Writes a row for each node and returns the table's shape.
@@ -70,11 +71,11 @@ def _columns(
     nodes: NDArray[np.int64],
     scores: NDArray[Any],
     multi_label: bool,
-    ids: NDArray[Any] | None,
+    ids: NodeIds | None,
     names: list[str],
 ) -> Iterator[tuple[str, Any]]:
     logits = torch.from_numpy(np.array(scores, np.float32))
-    yield "id", nodes if ids is None else _texts(ids[nodes])
+    yield "id", nodes if ids is None else ids[nodes]
     if not multi_label:
         chosen = logits.argmax(1).numpy()
         yield "class", np.array(names, object)[chosen]
@@ -84,7 +85,3 @@ def _columns(
         if multi_label:
             yield name, (logits[:, number] > 0).to(torch.uint8).numpy()
         yield f"p_{name}", p.numpy()
-
-
-def _texts(ids: NDArray[Any]) -> NDArray[Any]:
-    return np.char.decode(ids, "utf-8").astype(object) if ids.dtype.kind == "S" else ids

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import FloatType, Folder, Size
+from gnnsys.choices import FloatType, Folder, GapPolicy, Size
 from gnnsys.config.checks import check_least, check_seed
 from gnnsys.convert.spec import EdgeListParts
 from gnnsys.system.sizes import parse_bytes
@@ -64,6 +64,10 @@ class ConvertConfig(EdgeListParts):
 
     dtype: Literal["keep"] | FloatType = "keep"
     """Element type that features are stored in; float64 becomes float32 unless another is given."""
+
+    nan: GapPolicy = "refuse"
+    """NaN and infinite values in features: refuse them; keep them, counted; or replace each by
+    zero, or by the mean of its column's finite values, which takes a pass before."""
 
     memory: Size = "2GB"
     """For arrays of edges while they are sorted; 16 bytes a node come on top."""

@@ -6,7 +6,8 @@ Owns the rules. A table of edges, in this order:
    all others, or with a word above nothing but numbers, names the columns.
 2. A first row with a number in it does not, but ``0,1,…`` may, as pandas writes it: refused.
 3. Words above words: they are an edge where one of them is an id of other rows, too; names where
-   they have no digits and all below them have some; else refused.
+   they have no digits and all below them have some, or where both say that they are ids (friend_id,
+   friendName) and no id below does; else refused.
 4. A column without a name, or Parquet's index, is an index and left out.
 5. Usual names are the ends, wherever they stand. Else the first two columns, unless a third one is
    not known to be an attribute, the first one is a usual target, or it counts the rows: refused.
@@ -14,6 +15,7 @@ Owns the rules. A table of edges, in this order:
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from gnnsys.errors import ArgumentError, FileFormatError
 
 __all__ = [
     "EMPTY",
+    "choose_columns",
     "choose_ends",
     "find_id",
     "has_edge_header",
@@ -50,13 +53,17 @@ _TARGETS = (
     "cited",
 )
 _PAIRS = (("u", "v"), ("i", "j"), ("row", "col"), ("row", "column"), ("node1", "node2"),
-          ("head", "tail"), ("user", "item"), ("follower", "followee"), ("id1", "id2"))  # fmt: skip
+          ("head", "tail"), ("user", "item"), ("follower", "followee"), ("id1", "id2"),
+          ("parent", "child"), ("user", "friend"), ("member", "group"), ("author", "paper"),
+          ("employee", "manager"), ("buyer", "seller"), ("payer", "payee"))  # fmt: skip
 _ATTRIBUTES = {
     "weight", "w", "value", "val", "time", "timestamp", "ts", "t", "date", "year", "type", "label",
     "rating", "score", "count", "sign", "relation", "rel", "predicate", "attr", "edgeid", "key",
     "text",
 }  # fmt: skip
 _IDS = ("id", "nodeid", "node", "vertex", "vertexid", "vid", "nid")
+_SAYS_ID = re.compile(r"(.*(_| |-|:))?(id|name|key|code|uri|iri)|.*[a-z](Id|ID|Name|Key)")
+"""Names of columns that say that they hold ids: friend_id, friendId."""
 _INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 
 
@@ -90,6 +97,53 @@ def find_id(names: Sequence[str]) -> str:
     """The column of node ids: one with a usual name, else the first."""
     known = [_letters(name) for name in names]
     return names[next((known.index(usual) for usual in _IDS if usual in known), 0)]
+
+
+def choose_columns(
+    path: Path, names: Sequence[str], given: Sequence[str], option: str
+) -> list[str]:
+    """The columns that an option names.
+
+    Args:
+        path: of the table.
+        names: of its columns.
+        given: names; numbers from 0, where no column is called so; ``FIRST..LAST`` of either.
+        option: what to call it in messages.
+
+    Raises:
+        ArgumentError: a column that is not there, or one twice.
+
+    >>> choose_columns(Path("n.csv"), ["id", "a", "b", "c"], ["c", "1..b"], "--feature-columns")
+    ['c', 'a', 'b']
+    """
+    chosen: list[str] = []
+    for part in given:
+        first, dots, last = part.partition("..")
+        if part in names or not dots:
+            chosen.append(names[_place_of(path, names, part, option)])
+            continue
+        start, end = (_place_of(path, names, each, option) for each in (first, last))
+        if start > end:
+            raise ArgumentError(f"{option} {part}: {first} stands after {last} in {path}")
+        chosen += names[start : end + 1]
+    twice = next((name for place, name in enumerate(chosen) if name in chosen[:place]), None)
+    if twice is not None:
+        raise ArgumentError(f"{option} {' '.join(given)}: column {twice} is named twice")
+    return chosen
+
+
+def _place_of(path: Path, names: Sequence[str], column: str, option: str) -> int:
+    if column in names:
+        return names.index(column)
+    if column.isdecimal() and int(column) < len(names):
+        return int(column)
+    raise _absent(path, names, column, f"{option} {column}")
+
+
+def _absent(path: Path, names: Sequence[str], column: str, given: str) -> ArgumentError:
+    near = difflib.get_close_matches(column, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return ArgumentError(f"{given}: {path} has {', '.join(names) or 'no columns'}{hint}")
 
 
 def index_columns(names: Sequence[str], extra: bool = False) -> list[str]:
@@ -182,6 +236,9 @@ def has_edge_header(path: Path, dialect: Dialect, options: TableOptions) -> bool
     below = [any(mark.isdigit() for mark in field) for row in others for field in row[:2]]
     if below and all(below) and not any(digits):
         return True
+    say_id = len(first) > 1 and all(map(_SAYS_ID.fullmatch, first[:2]))
+    if say_id and others and not any(map(_SAYS_ID.fullmatch, ids)):
+        return True
     raise _unclear(path, first)
 
 
@@ -209,9 +266,7 @@ def choose_ends(
     if columns is not None:
         for column in columns:
             if column not in names:
-                raise ArgumentError(
-                    f"--columns {' '.join(columns)}: {path} has {', '.join(names) or 'none'}"
-                )
+                raise _absent(path, names, column, f"--columns {' '.join(columns)}")
         if columns[0] == columns[1]:
             raise ArgumentError(f"--columns {' '.join(columns)}: expected two columns")
         return columns
@@ -253,7 +308,6 @@ def _why_unclear(names: Sequence[str], rows: Sequence[Sequence[str]], named: boo
     return ""
 
 
-def whole_floats(rows: Sequence[Sequence[str]], place: int) -> bool:
+def whole_floats(values: Sequence[str]) -> bool:
     """Whether a column's ids are whole numbers that are written as floats, in part."""
-    values = {row[place] for row in rows if place < len(row)}
     return all(map(is_whole, values)) and any("." in value for value in values)

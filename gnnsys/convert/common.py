@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import ArraySource, MatrixRows, narrow, widen
+from gnnsys.convert.arrays import ArraySource, MatrixRows, WidenedRows, narrow, widen
 from gnnsys.convert.csc import EdgeReader, EdgeSort, permute_rows, write_csc
+from gnnsys.convert.gaps import WithoutGaps
 from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.folder import check_nodes
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
+from gnnsys.system.sizes import size_text
 
 __all__ = ["Conversion", "ConvertOptions", "encode"]
 
+_log = logging.getLogger(__name__)
 _FEATURE_TYPES = (
     "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool",
 )  # fmt: skip
@@ -61,6 +66,8 @@ class Conversion(DatasetWriter):
             raise ArgumentError(f"{name}: undirected is for graphs of one type; {way_out}")
         sizes = [_size_of(Path(file)) for file in files]
         chosen = {"dtype": options.dtype, "undirected": options.undirected, **more}
+        if options.nan != "refuse":
+            chosen["nan_features"] = options.nan
         self.options = options
         super().__init__(
             path,
@@ -81,6 +88,7 @@ class Conversion(DatasetWriter):
         *,
         bits: bool = False,
         exact: bool = False,
+        names: Sequence[str] = (),
     ) -> None:
         """Writes the table features; float64 becomes float32 unless the options say otherwise.
 
@@ -90,9 +98,11 @@ class Conversion(DatasetWriter):
             node_type: whose.
             bits: whether they are the uint16 of bfloat16.
             exact: whether to keep float64 and types that no store delivers.
+            names: of the columns, for messages.
 
         Raises:
-            FileFormatError: another number of rows than nodes, or a type that no store delivers.
+            FileFormatError: another number of rows than nodes, a type that no store delivers, NaN
+                that the options refuse, or values beyond the type they are stored in.
         """
         self._check_rows(label, source.shape[0], node_type, "feature rows")
         found = "bfloat16" if bits else source.dtype.name
@@ -104,16 +114,39 @@ class Conversion(DatasetWriter):
         if self.options.dtype != "keep" and "float" in found:
             dtype = self.options.dtype
 
+        rows, keep = source, self.options.nan == "keep" or "float" not in found
+        as_found = dtype == found and not (bits and not keep)
+        if bits and not as_found:
+            rows = WidenedRows(rows)
+        if not keep:
+            rows = WithoutGaps(rows, label, self.options.nan, names)
+
         def read(first: int) -> Iterator[NDArray[Any]]:
-            for block in source.blocks(first):
-                if dtype == found:
-                    yield block
+            for block in rows.blocks(first):
+                if as_found:
+                    stored: NDArray[Any] = block
                 elif (found, dtype) == ("float64", "float32"):
-                    yield narrow(block, label)
+                    stored = narrow(block, label)
                 else:
-                    yield encode(widen(block) if bits else block, dtype)
+                    stored = encode(block, dtype)
+                if dtype != found:
+                    _check_range(block, stored, dtype, label)
+                yield stored
 
         self.write_nodes("features", read, source.shape, dtype, node_type)
+
+    def check_room(self, source: ArraySource, label: str) -> None:
+        """Tells how large sparse rows become, and refuses what the disk has no room for.
+
+        Raises:
+            StorageError: more bytes than are free.
+        """
+        size = int(np.prod(source.shape, dtype=np.int64)) * source.dtype.itemsize
+        free = shutil.disk_usage(self.partial).free
+        told = f"{label}: sparse, of shape {source.shape}; dense it takes {size_text(size)}"
+        if size > free:
+            raise StorageError(f"{told}, but {size_text(free)} are free; choose another disk")
+        _log.warning("%s", told)
 
     def write_labels(
         self,
@@ -281,6 +314,14 @@ class Conversion(DatasetWriter):
         self.write_edges(name, read, (len(order), *rows.shape[1:]), dtype, edge_type)
 
 
+def _check_range(block: NDArray[Any], stored: NDArray[Any], dtype: str, label: str) -> None:
+    lost = np.isfinite(block) & ~np.isfinite(widen(stored) if dtype == "bfloat16" else stored)
+    if lost.any():
+        raise FileFormatError(
+            f"{label}: holds {block[lost][0]}, beyond {dtype}; scale the features"
+        )
+
+
 def _size_of(file: Path) -> tuple[str, int, int]:
     try:
         found = file.stat()
@@ -313,7 +354,8 @@ def encode(block: NDArray[Any], dtype: str) -> NDArray[Any]:
     [16256, 49152]
     """
     if dtype != "bfloat16":
-        return block.astype(dtype, copy=False)
+        with np.errstate(over="ignore"):
+            return block.astype(dtype, copy=False)
     import torch
 
     from gnnsys.memory.alloc import view_array

@@ -10,23 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import (
-    ArraySource,
-    NpzMember,
-    ParquetTable,
-    npz_members,
-    open_array,
-    open_matrix,
-    rows_from,
-)
+from gnnsys.convert.arrays import ArraySource, NpzMember, npz_members
 from gnnsys.convert.columns import EMPTY, choose_ends, has_edge_header, usual_ends, whole_floats
 from gnnsys.convert.csc import EdgeReader, cut_edges
-from gnnsys.convert.dialect import is_integer, is_number, is_whole, read_dialect, require_pyarrow
+from gnnsys.convert.dialect import TableOptions, is_integer, is_number, is_whole, require_pyarrow
 from gnnsys.convert.matrices import SparseMatrix, is_scipy, read_matrix_market, read_scipy
 from gnnsys.convert.names import Names
+from gnnsys.convert.parts import kind_of, single_file
 from gnnsys.convert.spec import EdgeListSpec, split_member
-from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, describe_text
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.convert.tables import ParquetTable, open_array, open_matrix, rows_from
+from gnnsys.convert.text import TextTable, describe_text, read_parts
+from gnnsys.convert.values import as_plain, value_type
+from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.system.files import map_npy, write_at
 
 __all__ = ["EdgeFile", "open_edges", "read_columns", "read_matrix", "read_rows", "spool_array"]
@@ -34,8 +29,7 @@ __all__ = ["EdgeFile", "open_edges", "read_columns", "read_matrix", "read_rows",
 _BLOCK_EDGES = 1 << 21
 _EXACT = 1 << 53
 """Up to which float64 has all whole numbers."""
-_FORMATS = {".npz": "npz", ".npy": "npy", ".parquet": "parquet", ".mtx": "mtx"}
-_KINDS = ("text", *_FORMATS.values())
+_KINDS = ("text", "npz", "npy", "parquet", "mtx")
 
 Ends = tuple[Any, Any]
 """Sources and targets: numpy arrays of integers, or pyarrow arrays."""
@@ -71,6 +65,9 @@ class EdgeFile:
     about: Mapping[str, Any] = field(default_factory=dict)
     """How the file was understood."""
 
+    options: TableOptions | None = None
+    """What the user says of text."""
+
     header: bool = False
     """Whether they stand in its first row of text."""
 
@@ -105,12 +102,16 @@ class EdgeFile:
 
         return read
 
-    def attribute(self, part: str, scratch: Path) -> NDArray[Any]:
+    def attribute(self, part: str, scratch: Path, times: bool = False) -> NDArray[Any]:
         """Rows of an edge attribute: a column of this table, or a file."""
         if self.values is not None and part == "values":
             return self.values
         if part in self.columns:
-            return spool_array(open_matrix(self.path, self.header, [part]), scratch)
+            rows = open_matrix(
+                self.path, self.header, [part], times=times, options=self.options,
+                parquet=self.about["format"] == "Parquet",
+            )  # fmt: skip
+            return spool_array(rows, scratch)
         if self.columns and not split_member(part)[0].is_file():
             raise ArgumentError(
                 f"{part}: neither a file nor a column of {self.path}: {', '.join(self.columns)}"
@@ -139,15 +140,11 @@ def open_edges(spec: EdgeListSpec) -> EdgeFile:
     """
     path = spec.edges
     place, member = split_member(path)
-    if not place.is_file():
-        raise MissingFileError(f"{place}: no such file")
-    kind: str = spec.format
-    if kind == "auto":
-        kind = _FORMATS.get(place.suffix, "text" if place.name.endswith(TEXT_SUFFIXES) else "")
+    kind = kind_of(place) if spec.format == "auto" else spec.format
     if kind == "npz":
-        return _open_npz(place, member)
+        return _open_npz(single_file(place), member)
     if kind == "npy":
-        return _open_npy(path)
+        return _open_npy(single_file(path))
     if kind == "parquet":
         return _open_parquet(path, spec)
     if kind in ("text", "mtx"):
@@ -284,18 +281,19 @@ def _open_parquet(path: Path, spec: EdgeListSpec) -> EdgeFile:
         columns=table.names,
         ends=chosen,
         header=True,
-        about={"format": "Parquet"},
+        about={"format": "Parquet", **({"parts": table.parts} if table.parts > 1 else {})},
     )
 
 
 def _is_id(pa: Any, kind: Any) -> bool:
     """Whether a column may hold numbers of nodes; pandas makes floats of them."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    kind = value_type(pa, kind)
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
 
 
 def _is_text(pa: Any, kind: Any) -> bool:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return str(value) in ("string", "large_string", "string_view")
+    return str(value_type(pa, kind)) in ("string", "large_string", "string_view")
 
 
 def _read_ends(
@@ -306,7 +304,8 @@ def _read_ends(
     for batch in rows_from(batches, first):
         ends = [batch.column(name) for name in columns]
         for place, what in enumerate(("source", "target")):
-            end = _as_ids(pa, path, ends[place], what, done)
+            plain = as_plain(path, columns[place], ends[place])
+            end = _as_ids(pa, path, plain, what, done)
             if strings:
                 end = pa.compute.utf8_trim_whitespace(end.cast(pa.string()))
             empty = pa.compute.index(end.is_null(), True).as_py()
@@ -337,16 +336,17 @@ def _as_ids(pa: Any, path: Path, end: Any, what: str, done: int) -> Any:
 def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
     pa = require_pyarrow(str(path))
     options = spec.table_options()
-    dialect = read_dialect(path, options)
-    if dialect.banner or kind == "mtx":
-        return _open_matrix(read_matrix_market(path, dialect), path)
-    table = TextTable(path, options=options, decide=has_edge_header, dialect=dialect)
+    parts = read_parts(path, options)
+    file, dialect = parts[0]
+    if (dialect.banner or kind == "mtx") and len(parts) == 1:
+        return _open_matrix(read_matrix_market(file, dialect), file)
+    table = TextTable(path, options=options, decide=has_edge_header, parts=parts)
     if not dialect.rows:
         raise FileFormatError(f"{path}: empty, expected rows of sources and targets")
     rows = table.first_rows
     chosen = choose_ends(path, table.names, spec.columns, named=table.header, rows=rows)
     places = [table.names.index(name) for name in chosen]
-    floats = [whole_floats(rows, place) for place in places]
+    floats = [whole_floats(table.first_values(name)) for name in chosen]
     if spec.ids != "names":
         _check_ids(path, chosen, places, rows)
     strings = spec.ids == "names" or not all(
@@ -372,6 +372,7 @@ def _open_text(path: Path, spec: EdgeListSpec, kind: str) -> EdgeFile:
         blocks=blocks,
         columns=table.names,
         ends=chosen,
+        options=options,
         header=table.header,
         sample=[[row[place] for place in places] for row in rows[:3] if len(row) > max(places)],
         about=describe_text(table),

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import ArraySource, as_matrix, open_array, read_whole
+from gnnsys.convert.arrays import ArraySource, as_matrix
 from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.edge_files import EdgeFile, open_edges
-from gnnsys.convert.node_table import NodeTable, write_names
+from gnnsys.convert.node_table import NodeColumns, NodeTable, write_names
 from gnnsys.convert.spec import EdgeListSpec
+from gnnsys.convert.tables import open_array, read_whole
 from gnnsys.errors import ArgumentError
 
 __all__ = ["EdgeList", "EdgeListSpec", "convert_edge_list", "open_edge_list", "write_edge_list"]
@@ -77,7 +78,7 @@ def open_edge_list(spec: EdgeListSpec) -> EdgeList:
     """Opens an edge list and decides how it is read; raises as ``convert_edge_list``."""
     _check_options(spec)
     edges = open_edges(spec)
-    nodes = NodeTable(spec.nodes, spec.table_options(of_edges=False)) if spec.nodes else None
+    nodes = _open_nodes(spec)
     named = spec.ids == "names" or (spec.ids == "auto" and (edges.has_strings or nodes is not None))
     if edges.has_strings and not named:
         raise ArgumentError(f"{spec.edges}: ids are strings; leave out --ids dense")
@@ -92,6 +93,18 @@ def open_edge_list(spec: EdgeListSpec) -> EdgeList:
     if nodes is not None and not named:
         nodes.check_dense()
     return EdgeList(spec, edges, nodes, named)
+
+
+def _open_nodes(spec: EdgeListSpec) -> NodeTable | None:
+    columns = NodeColumns(id=spec.id_column, label=spec.label_column, features=spec.feature_columns)
+    if spec.nodes is not None:
+        return NodeTable(spec.nodes, spec.table_options(of_edges=False), columns)
+    if columns != NodeColumns():
+        raise ArgumentError(
+            "--id-column, --label-column and --feature-columns are of --nodes FILE, which is not "
+            "given"
+        )
+    return None
 
 
 def write_edge_list(source: EdgeList, path: Path, options: ConvertOptions) -> Path:
@@ -143,7 +156,7 @@ def _write(
     keep_order = spec.keep_order or bool(attributes)
     writer.write_csc(edges.reader(names), str(spec.edges), keep_order=keep_order, counted=counted)
     for table, part in attributes.items():
-        rows = edges.attribute(part, writer.scratch / table)
+        rows = edges.attribute(part, writer.scratch / table, times=table == "edge_time")
         writer.write_edge_rows(table, rows, part)
     _write_nodes(writer, spec, nodes)
     if names is not None:
@@ -174,7 +187,7 @@ def _write_nodes(writer: Conversion, spec: EdgeListSpec, nodes: NodeTable | None
     if spec.features:
         writer.write_features(as_matrix(_open(spec, spec.features)), str(spec.features))
     elif nodes is not None and nodes.feature_columns:
-        writer.write_features(nodes.features(), str(spec.nodes))
+        writer.write_features(nodes.features(), str(spec.nodes), names=nodes.feature_columns)
     labels = None
     if spec.labels:
         labels = read_whole(_open(spec, spec.labels))

@@ -257,7 +257,7 @@ class _Exporter:
         names = {"features": "feat", "labels": "label"}
         for node_type, nodes in self._dataset.manifest.nodes.items():
             for name, table in nodes.tables.items():
-                if name in (*_SPLITS.values(), SCORE_TABLE) or name.startswith("gb_"):
+                if name in (*_SPLITS.values(), SCORE_TABLE) or name.startswith(("gb_", "node_id_")):
                     continue
                 if table.shape[0] == nodes.count:
                     rows = self._dataset.node_table(name, node_type)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.dialect import require_pyarrow
+from gnnsys.dataset.node_ids import pack_ids
 from gnnsys.errors import FileFormatError, TooLargeError
 
 __all__ = ["Names"]
@@ -98,13 +99,13 @@ class Names:
             )
         return found
 
-    def table(self) -> NDArray[Any]:
-        """The names by number: as integers where all are, else as UTF-8 in bytes of fixed width."""
+    def tables(self) -> dict[str, NDArray[Any]]:
+        """The tables that hold the names by number: of integers where all are, else of words."""
         names = list(self._numbers)
         if all(isinstance(name, int) or _INTEGER.fullmatch(name) for name in names):
             numbers = [int(name) for name in names]
             for dtype in (np.int64, np.uint64):
                 least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
                 if least <= min(numbers, default=0) and max(numbers, default=0) <= most:
-                    return np.array(numbers, dtype)
-        return np.array([str(name).encode() for name in names], dtype=bytes)
+                    return {"node_id": np.array(numbers, dtype)}
+        return pack_ids([str(name) for name in names])

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import (
-    ArraySource,
-    ParquetTable,
-    as_matrix,
-    open_array,
-    open_matrix,
-    read_whole,
-)
-from gnnsys.convert.columns import EMPTY, find_id
+from gnnsys.convert.arrays import ArraySource, as_matrix
+from gnnsys.convert.columns import EMPTY, choose_columns, find_id
 from gnnsys.convert.dialect import (
     TableOptions,
     is_integer,
@@ -25,11 +20,14 @@ from gnnsys.convert.dialect import (
     require_pyarrow,
 )
 from gnnsys.convert.names import Names
-from gnnsys.convert.text import TEXT_SUFFIXES, TextTable, describe_text
+from gnnsys.convert.parts import kind_of
+from gnnsys.convert.tables import ParquetTable, open_array, open_matrix, read_whole
+from gnnsys.convert.text import TextTable, describe_text
+from gnnsys.convert.values import as_plain
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.errors import ArgumentError, FileFormatError
 
-__all__ = ["NodeTable", "write_names"]
+__all__ = ["NodeColumns", "NodeTable", "write_names"]
 
 _SPLITS = {
     "train": "train",
@@ -45,10 +43,20 @@ _BLOCK_ROWS = 1 << 20
 
 
 def write_names(writer: DatasetWriter, names: Names) -> None:
-    """Writes the table node_id: what each node is called in the source."""
-    table = names.table()
-    dtype = table.dtype.str[1:] if table.dtype.kind == "S" else table.dtype.name
-    writer.write_nodes("node_id", cut_rows(table), table.shape, dtype)
+    """Writes what each node is called in the source."""
+    for name, table in names.tables().items():
+        dtype = table.dtype.str[1:] if table.dtype.kind == "S" else table.dtype.name
+        writer.write_nodes(name, cut_rows(table), table.shape, dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeColumns:
+    """What a user says of a node table's columns: as ``choose_columns`` takes them; None for usual
+    ones."""
+
+    id: str | None = None
+    label: str | None = None
+    features: Sequence[str] | None = None
 
 
 class NodeTable:
@@ -59,47 +67,80 @@ class NodeTable:
             where it has them, the columns label, split (train, val, test or empty) and time; all
             others are features. Or .npy: the ids alone.
         options: what the user says of text.
+        columns: what the user says of its columns.
+
+    Raises:
+        MissingFileError, FileFormatError: not there, not readable, or without ids.
+        ArgumentError: columns that are not there.
     """
 
-    def __init__(self, path: Path, options: TableOptions | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: TableOptions | None = None,
+        columns: NodeColumns | None = None,
+    ) -> None:
         self._path, self._options = path, options
+        self._chosen = columns or NodeColumns()
         self.about: dict[str, Any] = {}
         """How the file was understood."""
-        if not path.is_file():
-            raise MissingFileError(f"{path}: no such file")
+        self._kind = kind_of(path)
         self.feature_columns: list[str] = []
         self._columns: dict[str, str] = {}
         self.id_column = ""
-        if path.suffix == ".npy":
+        if self._kind == "npy":
             self._ids = _read_ids(path)
             return
         self._table = self._open()
         names = self._table.names
         if not names:
             raise FileFormatError(f"{path}: empty, expected a row for each node")
-        self.id_column = find_id(names)
-        others = [name for name in names if name != self.id_column]
-        self.feature_columns = [name for name in others if name.lower() not in _OWN]
-        self._columns = {name.lower(): name for name in others if name.lower() in _OWN}
+        self._choose_columns(names)
         self._ids = _plain_ids(self._read(self.id_column).to_pylist())
         missing = next((row for row, name in enumerate(self._ids) if name in (None, "")), None)
         if missing is not None:
             raise FileFormatError(f"{path}: row {missing} has no id; give it one")
 
+    def _choose_columns(self, names: list[str]) -> None:
+        chosen = self._chosen
+        self.id_column = find_id(names)
+        if self.id_column.lower() in _OWN and chosen.id is None:
+            raise FileFormatError(
+                f"{self._path}: no column is called id, and the first one is {self.id_column}; "
+                f"--id-column says which of {', '.join(names[:8])} names the nodes"
+            )
+        if chosen.id is not None:
+            (self.id_column,) = choose_columns(self._path, names, [chosen.id], "--id-column")
+        others = [name for name in names if name != self.id_column]
+        self._columns = {name.lower(): name for name in others if name.lower() in _OWN}
+        if chosen.label is not None:
+            found = choose_columns(self._path, names, [chosen.label], "--label-column")
+            self._columns["label"] = found[0]
+        used = self._columns.values()
+        self.feature_columns = [
+            name for name in others if name.lower() not in _OWN and name not in used
+        ]
+        if chosen.features is not None:
+            self.feature_columns = choose_columns(
+                self._path, names, chosen.features, "--feature-columns"
+            )
+        self._left = [name for name in others if name not in {*self.feature_columns, *used}]
+
     def _open(self) -> ParquetTable | TextTable:
-        if self._path.suffix == ".parquet":
+        if self._kind == "parquet":
             return ParquetTable(self._path)
-        if not self._path.name.endswith(TEXT_SUFFIXES):
+        if self._kind != "text":
             raise ArgumentError(
                 f"{self._path}: unknown kind {self._path.suffix!r}; expected .csv, .tsv, .txt, "
                 ".parquet or .npy"
             )
         table = TextTable(self._path, options=self._options)
         self.about = describe_text(table)
-        if not table.header and table.first_rows:
+        if not table.header and table.first_rows and self._chosen.id is None:
             raise FileFormatError(
                 f"{self._path}: begins with {', '.join(table.first_rows[0][:4])}; expected a line "
-                "of column names, the id's first"
+                "of column names, the id's first; --id-column 0 takes a table without, whose "
+                "columns are f0, f1, …"
             )
         return table
 
@@ -110,7 +151,7 @@ class NodeTable:
             batches = self._table.batches([column], _BLOCK_ROWS)
         else:
             batches = self._table.typed({column: pa.string()}).batches([column])
-        arrays = [batch.column(0) for batch in batches]
+        arrays = [as_plain(self._path, column, batch.column(0)) for batch in batches]
         return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], pa.string())
 
     def __len__(self) -> int:
@@ -118,10 +159,11 @@ class NodeTable:
 
     def describe(self) -> dict[str, Any]:
         """How the file was understood, and what its columns are."""
-        if self._path.suffix == ".npy":
+        if self._kind == "npy":
             return {"format": "npy", "rows": len(self)}
         about = {**self.about, "rows": len(self), "id": self.id_column, **self._columns}
-        return {**about, "features": self.feature_columns}
+        about["features"] = self.feature_columns
+        return {**about, "columns, left out": self._left} if self._left else about
 
     def has(self, column: str) -> bool:
         """Whether there is a column label, split or time."""
@@ -157,8 +199,7 @@ class NodeTable:
 
     def times(self) -> NDArray[Any]:
         """(nodes,) the column time, as numbers."""
-        column = [self._columns["time"]]
-        return read_whole(open_matrix(self._path, True, column, options=self._options))
+        return read_whole(self._open_columns([self._columns["time"]], times=True))
 
     def labels(self) -> tuple[NDArray[Any], list[str]]:
         """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""
@@ -198,8 +239,11 @@ class NodeTable:
 
     def features(self) -> ArraySource:
         """The other columns as a matrix (nodes, columns)."""
-        columns = self.feature_columns
-        return as_matrix(open_matrix(self._path, True, columns, floats=True, options=self._options))
+        return as_matrix(self._open_columns(self.feature_columns, floats=True))
+
+    def _open_columns(self, columns: list[str], **how: bool) -> ArraySource:
+        header = not isinstance(self._table, TextTable) or self._table.header
+        return open_matrix(self._path, header, columns, options=self._options, **how)
 
 
 def _plain_ids(ids: list[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import NpzMember, npz_members, open_array, read_whole
+from gnnsys.convert.arrays import NpzMember, npz_members
 from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.edge_files import read_columns, read_matrix, read_rows, spool_array
 from gnnsys.convert.ogb_raw import (
@@ -28,6 +28,7 @@ from gnnsys.convert.ogb_raw import (
     read_triplets,
     read_type_counts,
 )
+from gnnsys.convert.tables import open_array, read_whole
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,28 +58,43 @@ def convert_pyg_file(
     >>> convert_pyg_file(folder / "pair.pt", folder / "pair", ConvertOptions()).name
     'pair'
     """
-    _trust_graphs()
     if not source.is_file():
         raise MissingFileError(f"{source}: no such file")
-    content = load_torch(
-        source,
-        "cannot be loaded without running code from it",
-        "; expected torch.save of a Data or HeteroData object",
-    )
+    with _trusting():
+        content = load_torch(
+            source,
+            "cannot be loaded without running code from it",
+            "; expected torch.save of a Data or HeteroData object",
+        )
     data = _take_graph(content, source)
     return convert_pyg(
         data, path, options, name=name or source.stem, files=[source], split=split, metric=metric
     )
 
 
-def _trust_graphs() -> None:
-    """Names the classes that Data and HeteroData objects are made of; PyG names only some."""
-    import torch
+@contextmanager
+def _trusting() -> Iterator[None]:
+    """Lets torch load what Data and HeteroData objects are made of; PyG names only some."""
+    from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
     from torch_geometric.data import Data, HeteroData, data, storage
 
     parts = [data.DataEdgeAttr, data.DataTensorAttr, storage.BaseStorage, storage.GlobalStorage]
     stores = [storage.NodeStorage, storage.EdgeStorage]
-    torch.serialization.add_safe_globals([Data, HeteroData, *parts, *stores])
+    # Transforms leave notes in a graph, in a defaultdict, which torch makes but does not fill.
+    notes = [storage.AttrType, set, (_plain_dict, "collections.defaultdict")]
+    before = get_safe_globals()
+    try:
+        clear_safe_globals()
+        known = [each for each in before if each is not defaultdict]
+        add_safe_globals([*known, Data, HeteroData, *parts, *stores, *notes])
+        yield
+    finally:
+        clear_safe_globals()
+        add_safe_globals(before)
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _take_graph(content: Any, source: Path) -> Data | HeteroData:
@@ -85,6 +102,12 @@ def _take_graph(content: Any, source: Path) -> Data | HeteroData:
     from torch_geometric.data.separate import separate
 
     slices = None
+    graphs = content if isinstance(content, tuple | list) else ()
+    if len(graphs) > 1 and all(isinstance(each, Data | HeteroData) for each in graphs):
+        raise UnsupportedError(
+            f"{source}: holds {len(graphs)} graphs, expected 1, such as RandomLinkSplit makes; "
+            "save one of them"
+        )
     if isinstance(content, tuple) and len(content) in (2, 3):
         content, slices, kind = (*content, Data)[:3]
         if isinstance(content, dict):
@@ -94,12 +117,13 @@ def _take_graph(content: Any, source: Path) -> Data | HeteroData:
             f"{source}: holds a {type(content).__name__}, expected Data, HeteroData or what an "
             "InMemoryDataset saves"
         )
+    content = type(content).from_dict(content.to_dict())  # without notes of transforms
     if not slices:
         return content
-    graphs = _count_graphs(slices)
-    if graphs != 1:
+    count = _count_graphs(slices)
+    if count != 1:
         raise UnsupportedError(
-            f"{source}: holds {graphs} graphs, expected 1; save one of them, or "
+            f"{source}: holds {count} graphs, expected 1; save one of them, or "
             "torch_geometric.data.Batch of them as a Data object"
         )
     return separate(type(content), content, idx=0, slice_dict=slices, decrement=False)

@@ -100,7 +100,7 @@ def convert_pyg(
             label = f"{name}, edges {edge_type}" if heterogeneous else name
             tables = _write_edge_set(writer, store, label, edge_type)
             owner = edge_type if heterogeneous else NODE_TYPE
-            taken |= {(owner, key) for key in ("edge_index", *tables.values())}
+            taken |= {(owner, key) for key in tables.values()}
         writer.source["left_out"] = _list_left_out(nodes | edges if heterogeneous else nodes, taken)
         return writer.commit()
 
@@ -230,7 +230,9 @@ class _NodeSet:
                 x = x[:, None] if x.ndim == 1 else x
                 writer.write_features(MatrixRows(x), label, kind, bits=bits)
             else:
-                writer.write_features(_SparseRows(store["x"]), label, kind)
+                rows = _SparseRows(store["x"])
+                writer.check_room(rows, label)
+                writer.write_features(rows, label, kind)
         labels = self._find_labels(store)
         if labels is not None:
             writer.write_labels(labels, f"{self._label}: y", kind, metric=metric)
@@ -302,21 +304,38 @@ def _is_table(value: Any, rows: int) -> bool:
 def _write_edge_set(
     writer: Conversion, store: Any, label: str, edge_type: EdgeType
 ) -> dict[str, str]:
-    if not _has(store, "edge_index"):
-        raise FileFormatError(
-            f"{label}: no edge_index tensor, found {', '.join(store.keys()) or 'nothing'}; a graph "
-            "in adj_t is to be converted before ToSparseTensor"
-        )
-    index = _array(store["edge_index"])
+    key, index, weights = _find_edges(store, label)
     if index.ndim != 2 or index.shape[0] != 2 or index.dtype.kind not in "iu":
         raise FileFormatError(
             f"{label}: edge_index is {index.dtype} {index.shape}, expected integers (2, edges)"
         )
     tables = _edge_tables(store, label, index.shape[1])
-    writer.write_csc(cut_edges(index), f"{label}: edge_index", edge_type, keep_order=bool(tables))
-    for table, key in tables.items():
-        writer.write_edge_rows(table, _array(store[key]), f"{label}: {key}", edge_type)
-    return tables
+    arrays = {table: _array(store[name]) for table, name in tables.items()}
+    if weights is not None:
+        arrays["edge_weight"], tables["edge_weight"] = weights, key
+    writer.write_csc(cut_edges(index), f"{label}: {key}", edge_type, keep_order=bool(tables))
+    for table, rows in arrays.items():
+        writer.write_edge_rows(table, rows, f"{label}: {tables[table]}", edge_type)
+    return {"edge_index": key, **tables}
+
+
+def _find_edges(store: Any, label: str) -> tuple[str, NDArray[Any], NDArray[Any] | None]:
+    """Where the edges stand, (2, edges) sources and targets, and their weights in ``adj_t``."""
+    import torch
+
+    if _has(store, "edge_index"):
+        return "edge_index", _array(store["edge_index"]), None
+    if not _has(store, "adj_t") or store["adj_t"].layout == torch.strided:
+        raise FileFormatError(
+            f"{label}: no edge_index tensor, found {', '.join(store.keys()) or 'nothing'}; "
+            "expected edge_index, or adj_t of torch.sparse, as ToSparseTensor makes it without "
+            "torch_sparse"
+        )
+    # Rows are targets. PyG puts tables of edges into the same order.
+    pointers, sources, values = map(_array, _parts(store["adj_t"].detach().to_sparse_csr()))
+    targets = np.repeat(np.arange(len(pointers) - 1), np.diff(pointers))
+    weighted = values.ndim == 1 and (values != 1).any() and "edge_weight" not in store
+    return "adj_t", np.stack([sources, targets]), values if weighted else None
 
 
 def _edge_tables(store: Any, label: str, num_edges: int) -> dict[str, str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from gnnsys.choices import FloatType
+from gnnsys.choices import FloatType, GapPolicy
 from gnnsys.convert.dialect import TableOptions
+from gnnsys.convert.parts import find_parts
 from gnnsys.system.progress import Progress
 
 __all__ = ["ConvertOptions", "EdgeListParts", "EdgeListSpec", "split_member"]
@@ -20,6 +21,9 @@ class ConvertOptions:
 
     dtype: Literal["keep"] | FloatType = "keep"
     """Element type that float features are stored in."""
+
+    nan: GapPolicy = "refuse"
+    """What to do with NaN and infinite values in features."""
 
     undirected: bool = False
     """Add the reverse of every edge."""
@@ -58,11 +62,20 @@ class EdgeListParts:
 
     ids: Literal["auto", "dense", "names"] = "auto"
     """dense: node ids are numbers from 0. names: any strings or numbers, numbered as they appear or
-    as --nodes lists them, and kept in node_id.npy. auto: names for strings or with --nodes."""
+    as --nodes lists them, and kept (Dataset.node_ids). auto: names for strings or with --nodes."""
 
     nodes: Path | None = None
     """Table with a row for each node: the id first, then columns label, split (train, val, test),
     time, and features; or a .npy of ids."""
+
+    id_column: Annotated[str, "COLUMN"] | None = None
+    """Of --nodes, by name or number from 0. Default: a usual name, else the first."""
+
+    label_column: Annotated[str, "COLUMN"] | None = None
+    """Of --nodes, likewise. Default: label."""
+
+    feature_columns: Annotated[tuple[str, ...], "COLUMN"] | None = None
+    """Of --nodes, likewise, or FIRST..LAST. Default: all but the id, label, split and time."""
 
     num_nodes: int | None = None
     """Default: the rows of --nodes, --features or --labels, else the greatest id + 1."""
@@ -124,7 +137,12 @@ class EdgeListSpec(EdgeListParts):
     def files(self) -> list[Path]:
         """All that are read."""
         parts = [self.edges, *(getattr(self, each.name) for each in dataclasses.fields(self))]
-        files = [split_member(part)[0] for part in parts if isinstance(part, Path)]
+        files = [
+            file
+            for part in parts
+            if isinstance(part, Path)
+            for file in find_parts(split_member(part)[0])
+        ]
         attributes = [split_member(part)[0] for part in self.edge_files().values()]
         return list(dict.fromkeys(files + [file for file in attributes if file.is_file()]))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +23,48 @@ from gnnsys.convert.dialect import (
     require_pyarrow,
     spoken,
 )
+from gnnsys.convert.parts import find_parts
 from gnnsys.errors import FileFormatError
 
-__all__ = ["TEXT_SUFFIXES", "TextTable", "describe_text"]
+__all__ = ["TextTable", "describe_text", "read_parts"]
 
-TEXT_SUFFIXES = tuple(
-    suffix + packed
-    for suffix in (".csv", ".tsv", ".txt", ".edges", ".edgelist", ".el", ".mtx")
-    for packed in ("", ".gz", ".bz2", ".zst", ".xz")
-)
 _BLOCK_BYTES = 16 << 20
 
 
+def read_parts(path: Path, options: TableOptions) -> list[tuple[Path, Dialect]]:
+    """How each part of a table is written, of those that have rows; the first one if none has.
+
+    Raises:
+        MissingFileError, FileFormatError, ArgumentError: as ``read_dialect``.
+    """
+    files = find_parts(path)
+    found: list[tuple[Path, Dialect]] = []
+    for file in files:
+        dialect = read_dialect(file, options)
+        if dialect.rows and not found:  # others are read with the same delimiter
+            options = replace(options, delimiter=dialect.delimiter, only_where_unclear=False)
+        if dialect.rows or len(files) == 1:
+            found.append((file, dialect))
+    return found or [(files[0], read_dialect(files[0], options))]
+
+
 class TextTable:
-    """A table in a text file of any dialect, read in batches of rows.
+    """A table in a text file of any dialect, or in parts, read in batches of rows.
 
     Columns of the same name are numbered. An index column is not among ``names``.
 
     Args:
-        path: of the file.
+        path: of the file, a folder of parts or a pattern.
         header: whether its first row names the columns; None to look, as ``decide`` does.
         names: of the columns where there is no header; f0, f1, … by default.
         types: pyarrow types by column; others are guessed from the first block.
         options: what the user says of it.
         decide: the rule for headers.
-        dialect: of the file, where it was read before.
+        parts: of the table, where they were read before.
 
     Raises:
-        MissingFileError, FileFormatError: not there, not readable, or not clear how.
+        MissingFileError, FileFormatError: not there, not readable, not clear how, or parts with
+            other columns.
     """
 
     def __init__(
@@ -60,15 +76,16 @@ class TextTable:
         *,
         options: TableOptions | None = None,
         decide: Callable[[Path, Dialect, TableOptions], bool] = has_header,
-        dialect: Dialect | None = None,
+        parts: list[tuple[Path, Dialect]] | None = None,
     ) -> None:
         self._pyarrow = require_pyarrow(str(path))
-        self._path = path
         self._types = types or {}
         options = options or TableOptions()
-        self.dialect = dialect or read_dialect(path, options)
+        self.parts = parts or read_parts(path, options)
+        """Files and how each is written."""
+        self._path, self.dialect = self.parts[0]
         rows = [list(row) for row in self.dialect.rows]
-        self.header = decide(path, self.dialect, options) if header is None else header
+        self.header = decide(self._path, self.dialect, options) if header is None else header
         fields = rows[0] if rows else []
         width = len(rows[1]) if len(rows) > 1 else len(fields)
         extra = self.header and width == len(fields) + 1
@@ -87,6 +104,39 @@ class TextTable:
             [row[place] for place in kept if place < len(row)] for row in rows[self.header :]
         ]
         """The first rows below the header, without the index."""
+        for part in self.parts[1:]:
+            self._check_part(*part, options, decide)
+
+    def _check_part(
+        self,
+        path: Path,
+        dialect: Dialect,
+        options: TableOptions,
+        decide: Callable[[Path, Dialect, TableOptions], bool],
+    ) -> None:
+        first, expected = dialect.rows[0], self.dialect.rows[0]
+        header = self.header
+        if not header:
+            with suppress(FileFormatError):  # where that is not clear, it is as in the first part
+                header = decide(path, dialect, options)
+        if header != self.header or (header and first != expected):
+            names = "the column names" if self.header else "a row without names, as"
+            raise FileFormatError(
+                f"{path}: begins with {', '.join(first[:4])}, expected {names} "
+                f"{', '.join(expected[:4])} of {self._path}; parts of one table have the same "
+                "columns, and all a header or none"
+            )
+        if dialect.attributes != self.dialect.attributes:
+            raise FileFormatError(
+                f"{path}: {{…}} at the ends of rows in it or in {self._path}, not in both; "
+                "expected parts that are written alike"
+            )
+
+    def first_values(self, column: str) -> list[str]:
+        """Of a column: those in the first rows of all parts."""
+        place = self.all_names.index(column)
+        rows = [row for _, dialect in self.parts for row in dialect.rows[self.header :]]
+        return [row[place] for row in rows if place < len(row)]
 
     def typed(self, types: dict[str, Any]) -> TextTable:
         """The same table with columns of those pyarrow types."""
@@ -101,6 +151,13 @@ class TextTable:
             FileFormatError: a row with other columns, or text where a number should be; with the
                 line's number.
         """
+        for path, dialect in self.parts:
+            part = copy(self)
+            part._path, part.dialect = path, dialect
+            yield from part._read(columns)
+
+    def _read(self, columns: Sequence[str] | None) -> Iterator[Any]:
+        """The batches of the file in hand."""
         if not self.dialect.rows:
             return
         pa = self._pyarrow
@@ -197,6 +254,8 @@ def describe_text(table: TextTable) -> dict[str, Any]:
         "delimiter": spoken(dialect.delimiter),
         "header": table.header,
     }
+    if len(table.parts) > 1:
+        about["parts"] = len(table.parts)
     if dialect.compression != "none":
         about["compression"] = dialect.compression
     if dialect.encoding != "utf-8":

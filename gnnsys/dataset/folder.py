@@ -31,6 +31,7 @@ from gnnsys.dataset.format import (
     read_manifest,
 )
 from gnnsys.dataset.importance import SCORE_TABLE
+from gnnsys.dataset.node_ids import NodeIds
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.topology import CSC
@@ -141,6 +142,22 @@ class Dataset:
     def has(self, name: str, of: str | EdgeType = NODE_TYPE) -> bool:
         """Whether a node or edge type has a table of that name."""
         return name in self._owner(of).tables
+
+    def node_ids(self, node_type: str = NODE_TYPE) -> NodeIds | None:
+        """What the nodes are called in the source; None where it numbers them as the folder does.
+
+        Raises:
+            FileFormatError: tables that do not fit each other.
+        """
+        nothing = np.empty(0, np.int64), np.empty(0, np.uint8)
+        if self.has("node_id", node_type):
+            table = self._find("node_id", node_type)
+            return NodeIds(self._map(table), *nothing, self._shard_path(table))
+        if not self.has("node_id_ends", node_type):
+            return None
+        ends = self._find("node_id_ends", node_type)
+        text = self.node_table("node_id_text", node_type)
+        return NodeIds(None, self._map(ends), text, self._shard_path(ends))
 
     def graph(self, edge_type: EdgeType = EDGE_TYPE) -> CSC:
         """The edges of a type: indptr in memory, neighbours mapped.

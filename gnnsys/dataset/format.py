@@ -65,7 +65,13 @@ EDGE_TYPE: EdgeType = (NODE_TYPE, "to", NODE_TYPE)
 """The edge type of a homogeneous graph."""
 
 _FORMAT = "gnnsys dataset"
-_OTHER_ROWS = ("train", "val", "test", "gb_")  # node tables without a row for each node
+_OTHER_ROWS = (
+    "train",
+    "val",
+    "test",
+    "gb_",
+    "node_id_text",
+)  # node tables without a row for each node
 _DTYPES = re.compile(
     "bool|u?int(8|16|32|64)|bfloat16|float(16|32|64)|complex(64|128)|S[1-9][0-9]{0,5}"
 )

@@ -466,7 +466,8 @@ def test_a_node_table_gives_numbers_features_labels_splits_and_times(
     kind: Callable[[Path], Path], ids: str, tmp_path: Path
 ) -> None:
     (tmp_path / "e.csv").write_text("".join(f"{a},{b}\n" for a, b in NAMED))
-    found = convert(tmp_path, tmp_path / "e.csv", ids=ids, nodes=kind(tmp_path))
+    options = ConvertOptions(nan="keep")
+    found = convert(tmp_path, tmp_path / "e.csv", options, ids=ids, nodes=kind(tmp_path))
     assert found.node_table("node_id").tolist() == [b"x1", b"007", b"y", b"8"]
     assert found.edge_table("indptr").tolist() == [0, 4, 4, 4, 5]
     assert found.edge_table("indices").tolist() == [0, 2, 3, 3, 1]

@@ -219,6 +219,11 @@ def test_a_packed_file_that_is_cut_off_is_one_error(
         ("1.5,2\n2.5,3\n", "--columns"),
         ("source,target\n1,2,3,4\n", "--delimiter"),
         ("source,target\n1,é\n", "--encoding"),
+        ("friend_id,buddy_id\nann,bob\nbob,cem\ncem,dan\n", ""),
+        ("friendName,buddyName\nann,bob\nbob,cem\ncem,dan\n", ""),
+        ("friend_id,buddy_id\nann,bob_id\nbob,cem_id\n", "--header"),
+        ("user,friend\nann,bob\nbob,cem\ncem,dan\n", ""),
+        ("colour,shape\nann,bob\nbob,cem\n", "--header"),
     ],
 )
 def test_what_cannot_be_known_is_refused_with_the_option(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch_geometric.transforms as T
 from torch_geometric.data import Data, HeteroData, InMemoryDataset
 
 from gnnsys.convert import arrays
@@ -20,9 +22,16 @@ from gnnsys.convert.pyg import (
     convert_pyg_file,
     convert_pyg_name,
 )
+from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Manifest, read_manifest
 from gnnsys.dataset.named import NAMED, load_raw
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.errors import (
+    ArgumentError,
+    FileFormatError,
+    MissingFileError,
+    StorageError,
+    UnsupportedError,
+)
 
 OPTIONS = ConvertOptions(threads=1)
 GRAPHS = ["cora", "pubmed", "actor", "tolokers", "dblp"]
@@ -436,3 +445,97 @@ def test_sparse_features_are_made_dense_some_rows_at_a_time(
     data = Data(x=sparse, edge_index=torch.tensor([[0, 1, 2], [1, 2, 6]]), num_nodes=7)
     folder = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="sparse")
     assert np.array_equal(np.load(folder / "features.npy"), dense.numpy())
+
+
+def test_sparse_features_that_the_disk_has_no_room_for_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for width, fits in ((1 << 50, False), (5, True)):
+        entries = torch.tensor([[0, 6], [2, 4]]), torch.tensor([1.0, 2.0])
+        x = torch.sparse_coo_tensor(*entries, (7, width))
+        data = Data(x=x, edge_index=torch.tensor([[0, 1], [1, 6]]), num_nodes=7)
+        if fits:
+            convert_pyg(data, tmp_path / "g", ConvertOptions(), name="g")
+            assert f"sparse, of shape (7, {width}); dense it takes" in caplog.text
+        else:
+            with pytest.raises(StorageError, match=r"dense it takes .*, but .* are free"):
+                convert_pyg(data, tmp_path / "g", ConvertOptions(), name="g")
+            assert not list(tmp_path.iterdir())
+
+
+# Transforms ---------------------------------------------------------------------------------------
+
+
+def transformed(seed: int, heterogeneous: bool, how: list[Any]) -> Data | HeteroData:
+    """A graph without repeated edges, saved after transforms as people do."""
+    random = torch.Generator().manual_seed(seed)
+    index = torch.randperm(12 * 9, generator=random)[:30]
+    data: Data | HeteroData
+    if heterogeneous:
+        data = HeteroData()
+        data["a"].x, data["b"].x = torch.rand(12, 3), torch.rand(9, 2)
+        data["a"].y = torch.arange(12) % 3
+        data["a", "to", "b"].edge_index = torch.stack([index // 9, index % 9])
+    else:
+        edges = torch.stack([index // 9, index % 9])
+        data = Data(x=torch.rand(12, 3), edge_index=edges, y=torch.arange(12) % 3)
+        data.edge_attr = torch.rand(30, 2)
+    return T.Compose(how)(data)
+
+
+@pytest.mark.parametrize("heterogeneous", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    [
+        [T.ToUndirected(), T.RandomNodeSplit(num_val=2, num_test=3), T.NormalizeFeatures()],
+        [T.ToSparseTensor()],
+        [T.ToUndirected(), T.ToSparseTensor(), T.RandomNodeSplit(num_val=2, num_test=3)],
+        [T.ToSparseTensor(layout=torch.sparse_coo)],
+    ],
+)
+def test_graphs_after_transforms_keep_their_edges(
+    heterogeneous: bool, how: list[Any], tmp_path: Path
+) -> None:
+    data = transformed(1, heterogeneous, how)
+    torch.save(data, tmp_path / "d.pt")
+    found = open_dataset(convert_pyg_file(tmp_path / "d.pt", tmp_path / "g", ConvertOptions()))
+    kinds = data.edge_types if heterogeneous else [EDGE_TYPE]
+    for kind in kinds:
+        store = data[kind] if heterogeneous else data
+        if "adj_t" in store:
+            target, source = store["adj_t"].to_dense().nonzero().T
+        else:
+            source, target = store["edge_index"]
+        mine = Counter(map(tuple, found.edge_index(kind).T.tolist()))
+        assert mine == Counter(zip(source.tolist(), target.tolist(), strict=True))
+        assert found.num_edges(kind) == len(source)
+    node_type = "a" if heterogeneous else "node"
+    owner = data["a"] if heterogeneous else data
+    for part in ("train", "val", "test"):
+        if f"{part}_mask" in owner:
+            ids = owner[f"{part}_mask"].nonzero().flatten()
+            assert torch.equal(found.split(part, node_type), ids)
+    assert np.array_equal(found.node_table("features", node_type), owner.x.numpy())
+    if not heterogeneous and "adj_t" in data:
+        assert np.array_equal(found.edge_table("edge_features"), data.edge_attr.numpy())
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
+def test_values_of_an_adjacency_are_weights(layout: torch.layout, tmp_path: Path) -> None:
+    graph = transformed(2, False, [])
+    graph.edge_weight = torch.rand(30)
+    wanted = np.zeros((12, 12), np.float32)
+    wanted[graph.edge_index[1], graph.edge_index[0]] = graph.edge_weight.numpy()
+    data = T.ToSparseTensor(attr="edge_weight", layout=layout)(graph)
+    folder = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="g")
+    found = open_dataset(folder)
+    source, target = found.edge_index().numpy()
+    back = np.zeros_like(wanted)
+    back[target, source] = found.edge_table("edge_weight")
+    assert np.array_equal(back, wanted)
+
+
+def test_parts_of_a_link_split_are_refused_together(tmp_path: Path) -> None:
+    torch.save(T.RandomLinkSplit()(transformed(3, False, [])), tmp_path / "d.pt")
+    with pytest.raises(UnsupportedError, match=r"d\.pt: holds 3 graphs, expected 1"):
+        convert_pyg_file(tmp_path / "d.pt", tmp_path / "g", ConvertOptions())

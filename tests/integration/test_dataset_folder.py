@@ -459,7 +459,8 @@ def test_convert_says_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "e.csv").write_text("bob,ann\nann,carl\n")
     (tmp_path / "n.csv").write_text("id,label,f\nann,x,1\nbob,y,nan\ncarl,x,3\n")
     command = ["convert", str(tmp_path / "e.csv"), str(tmp_path / "g")]
-    code, out, _ = run(capsys, *command, "--nodes", str(tmp_path / "n.csv"), "--undirected")
+    nodes = ["--nodes", str(tmp_path / "n.csv"), "--nan", "keep"]
+    code, out, _ = run(capsys, *command, *nodes, "--undirected")
     assert code == 0
     for words in ("2 classes", "NaN in features", "node_id.npy", "edge-list"):
         assert words in out

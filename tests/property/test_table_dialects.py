@@ -8,6 +8,7 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
 
 NODES = 30
-OPTIONS = ("--header", "--columns", "--delimiter", "--ids", "--encoding")
+OPTIONS = ("--header", "--columns", "--delimiter", "--ids", "--encoding", "--id-column")
 HEADS = (
     ("source", "target"), ("src", "dst"), ("from", "to"), ("u", "v"), ("paper", "cited"),
     ("follower", "followee"), ("left", "right"), (":START_ID", ":END_ID"),
@@ -135,3 +136,121 @@ def test_a_table_of_pandas_is_read_right_or_refused(
         assert any(option in refusal for option in OPTIONS), refusal
     else:
         assert found == true_edges(frame)
+
+
+@settings(max_examples=120, deadline=None, print_blob=True)
+@given(tables(), st.integers(2, 12), st.sampled_from([".csv", ".csv.gz", ".parquet"]))
+def test_parts_of_pandas_are_read_right_or_refused(
+    table: tuple[pd.DataFrame, dict[str, Any]], count: int, suffix: str
+) -> None:
+    frame, how = table
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "parts").mkdir()
+        (place / "parts" / "_SUCCESS").touch()
+        for number, rows in enumerate(np.array_split(np.arange(len(frame)), count)):
+            file, part = place / "parts" / f"part-{number}{suffix}", frame.iloc[rows]
+            if suffix == ".parquet":
+                part.to_parquet(file, index=how["index"])
+            else:
+                part.to_csv(file, **how)
+        found, refusal = None, ""
+        try:
+            found = convert(place, place / "parts", ids="names")
+        except GnnsysError as error:
+            refusal = str(error)
+    event("refused" if refusal else "read")
+    if refusal:
+        assert any(option in refusal for option in (*OPTIONS, "parts of one table")), refusal
+    else:
+        assert found == true_edges(frame)
+
+
+@st.composite
+def node_tables(draw: st.DrawFn) -> tuple[pd.DataFrame, dict[str, Any], str, dict[str, Any]]:
+    """A table of nodes in pandas, how to write it, where, and options for it."""
+    count = draw(st.integers(1, 10))
+    words = draw(st.booleans())
+    name = st.text("abcdefgh é-", min_size=1, max_size=6).map(str.strip).filter(bool)
+    usable = name.filter(lambda text: text.lower() not in ("nan", "na", "none", "null"))
+    ids = draw(st.lists(usable if words else st.integers(0, 99), min_size=count, max_size=count,
+                        unique=True))  # fmt: skip
+    called = draw(st.sampled_from(["id", "node_id", "Id", "user", "key"]))
+    columns: dict[str, list[Any]] = {called: ids}
+
+    def column(values: st.SearchStrategy[Any]) -> list[Any]:
+        return draw(st.lists(values, min_size=count, max_size=count))
+
+    if draw(st.booleans()):
+        kind = draw(st.sampled_from([st.sampled_from(["x", "y y", "z,z"]), st.integers(0, 3)]))
+        columns["label"] = column(kind)
+    kinds = {
+        "f": st.floats(-9, 9, width=32), "age": st.integers(0, 99), "good": st.booleans(),
+        "born": st.dates(date(1900, 1, 1), date(2100, 1, 1)).map(pd.Timestamp),
+    }  # fmt: skip
+    for each in draw(st.lists(st.sampled_from(sorted(kinds)), unique=True, min_size=1)):
+        columns[each] = column(kinds[each])
+    frame = pd.DataFrame(columns)
+    frame = frame[draw(st.permutations(list(frame.columns)))]
+    options = {"id_column": called} if called in ("user", "key") else {}
+    if draw(st.booleans()):
+        options["feature_columns"] = (draw(st.sampled_from([n for n in frame if n in kinds])),)
+    how = {
+        "sep": draw(st.sampled_from([",", ";", "\t", "|"])),
+        "index": draw(st.integers(0, 3)) == 0,
+        "quoting": draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        "lineterminator": draw(st.sampled_from(["\n", "\r\n"])),
+    }
+    return frame, how, draw(st.sampled_from([".csv", ".txt", ".tsv.gz", ".parquet"])), options
+
+
+def true_features(frame: pd.DataFrame, names: Sequence[str]) -> Any:
+    columns = []
+    for name in names:
+        values = frame[name]
+        if values.dtype.kind == "M":
+            values = (values - pd.Timestamp(0)) / pd.Timedelta(days=1)
+        columns.append(values.to_numpy(np.float32))
+    return np.column_stack(columns)
+
+
+@settings(max_examples=200, deadline=None, print_blob=True)
+@given(node_tables())
+def test_a_table_of_nodes_is_read_right_or_refused(
+    table: tuple[pd.DataFrame, dict[str, Any], str, dict[str, Any]],
+) -> None:
+    frame, how, suffix, options = table
+    called = next(name for name in frame if name not in ("label", "f", "age", "good", "born"))
+    features = options.get("feature_columns") or [
+        name for name in frame if name not in (called, "label")
+    ]
+    ids = [str(each) for each in frame[called]]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "e.csv").write_text(f'source,target\n"{ids[0]}","{ids[-1]}"\n')
+        if suffix == ".parquet":
+            frame.to_parquet(place / f"n{suffix}", index=how["index"])
+        else:
+            text = frame.to_csv(**how).encode()
+            content = gzip.compress(text) if suffix.endswith(".gz") else text
+            (place / f"n{suffix}").write_bytes(content)
+        spec = EdgeListSpec(
+            edges=place / "e.csv", name="g", ids="names", nodes=place / f"n{suffix}", **options
+        )
+        found, refusal = None, ""
+        try:
+            found = open_dataset(convert_edge_list(spec, place / "out", ConvertOptions()))
+        except GnnsysError as error:
+            refusal = str(error)
+        event("refused" if refusal else "read")
+        if found is None:
+            assert any(option in refusal for option in OPTIONS), refusal
+            return
+        named = found.node_ids()
+        assert named is not None
+        assert [str(each) for each in named[:]] == ids
+        assert np.array_equal(found.node_table("features"), true_features(frame, features))
+        if "label" in frame:
+            codes = pd.factorize(frame["label"], sort=True)[0]
+            expected = codes if frame["label"].dtype.kind != "i" else frame["label"].to_numpy()
+            assert found.node_table("labels").tolist() == expected.tolist()

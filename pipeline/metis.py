@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import IO
 
 import numpy as np
-import pymetis
 from numpy.typing import NDArray
 
-from gnnsys.errors import GnnsysError
+from gnnsys.errors import GnnsysError, UnsupportedError
 
 __all__ = ["part_graph", "serve"]
 
@@ -34,10 +34,19 @@ def part_graph(parts: int, starts: Ids, neighbors: Ids, weights: Ids, seed: int)
         weights: (V,) of the vertices; parts are balanced by their sums.
         seed: of METIS.
 
+    Raises:
+        UnsupportedError: pymetis is not installed.
+
     >>> starts, neighbors = np.array([0, 1, 2, 3, 4]), np.array([1, 0, 3, 2])
     >>> part_graph(2, starts, neighbors, weights=np.ones(4, np.int64), seed=0).tolist()
     [1, 1, 0, 0]
     """
+    # pymetis has no wheels for aarch64: there gnnsys is installed without it.
+    if find_spec("pymetis") is None:
+        raise UnsupportedError(
+            "METIS, which splits graphs, is not installed: pip install pymetis (where it has no "
+            "wheel, that takes a C++ compiler)"
+        )
     if len(neighbors) <= _HERE:
         return _run(parts, starts, neighbors, weights, seed)
     child = subprocess.Popen(
@@ -63,6 +72,8 @@ def part_graph(parts: int, starts: Ids, neighbors: Ids, weights: Ids, seed: int)
 
 
 def _run(parts: int, starts: Ids, neighbors: Ids, weights: Ids, seed: int) -> Ids:
+    import pymetis
+
     _, found = pymetis.part_graph(
         parts,
         pymetis.CSRAdjacency(starts, neighbors),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnnsys.errors import ArgumentError, RowIndexError
+from gnnsys.errors import ArgumentError, RowIndexError, UnsupportedError
 from gnnsys.pipeline import metis
 from gnnsys.pipeline.partition import Partition, check_partition, partition_graph
 
@@ -78,3 +80,10 @@ def test_wrong_edges_and_numbers_are_refused() -> None:
         check_partition(Partition(torch.tensor([0, 0, 2]), (0, 2, 3)), 3)
     with pytest.raises(ArgumentError, match="expected 0 at first and 3 at last"):
         check_partition(Partition(torch.arange(3), (0, 2)), 3)
+
+
+def test_a_machine_without_metis_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymetis", None)
+    with pytest.raises(UnsupportedError, match="pip install pymetis"):
+        partition_graph(random_edges(20, 60), 20, 4)
+    assert partition_graph(random_edges(20, 60), 20, 1).num_chunks == 1

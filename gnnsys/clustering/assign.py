@@ -17,7 +17,8 @@ from gnnsys.clustering.runs import ENCODER, ENCODER_OPTIONS, WEIGHTS
 from gnnsys.convert.tables import open_array
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.losses import student_t_assign
-from gnnsys.system.files import check_file, check_folder_of, read_text_file, replace_npy
+from gnnsys.system.files import check_folder_of, read_text_file, replace_npy
+from gnnsys.training.tensor_file import TensorFile
 
 __all__ = ["assign_clusters", "write_clusters"]
 
@@ -50,9 +51,8 @@ def assign_clusters(run: Path, features: Path) -> NDArray[np.int64]:
             f"{features}: {tuple(rows.shape)}, expected (n, {width}), the features of {run}"
         )
     encoder = make_encoder(**about).eval()
-    check_file(run / WEIGHTS)
     try:
-        state = safetensors.torch.load_file(run / WEIGHTS)
+        state = dict(TensorFile(run / WEIGHTS))
         centers = state.pop("centers")
         encoder.load_state_dict(state)
     except FileNotFoundError:

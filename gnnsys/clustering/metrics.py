@@ -12,7 +12,7 @@ from sklearn.metrics.cluster import contingency_matrix
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["LABEL_METRICS", "METRICS", "cluster_metrics", "modularity"]
+__all__ = ["LABEL_METRICS", "METRICS", "cluster_metrics", "match_classes", "modularity"]
 
 LABEL_METRICS = ("acc", "nmi", "ari", "f1")
 METRICS = ("modularity", *LABEL_METRICS)
@@ -43,18 +43,35 @@ def cluster_metrics(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[str, f
     known = labels >= 0
     if not known.any():
         raise ArgumentError("labels: none is known")
-    classes, y = np.unique(labels[known], return_inverse=True)
-    names, c = np.unique(clusters[known], return_inverse=True)
-    row, column = linear_sum_assignment(contingency_matrix(c, y), maximize=True)
-    class_of = np.full(len(names), -1)
-    class_of[row] = column
-    paired = class_of[c]
+    y, c = labels[known], clusters[known]
+    classes = np.unique(y)
+    class_of = match_classes(y, c)
+    paired = np.array([class_of.get(cluster, -1) for cluster in c.tolist()])
     return {
         "acc": float((paired == y).mean()),
         "nmi": float(normalized_mutual_info_score(y, c)),
         "ari": float(adjusted_rand_score(y, c)),
-        "f1": float(f1_score(y, paired, labels=np.arange(len(classes)), average="macro")),
+        "f1": float(f1_score(y, paired, labels=classes, average="macro")),
     }
+
+
+def match_classes(labels: NDArray[Any], clusters: NDArray[Any]) -> dict[int, int]:
+    """The class that each cluster is paired with, so that most nodes are of both.
+
+    Args:
+        labels: (n,) classes, all known.
+        clusters: (n,).
+
+    Returns:
+        By cluster; those that are left without a class are not there.
+
+    >>> match_classes(np.array([4, 4, 9, 9, 9]), np.array([1, 1, 0, 0, 1]))
+    {0: 9, 1: 4}
+    """
+    classes, y = np.unique(labels, return_inverse=True)
+    names, c = np.unique(clusters, return_inverse=True)
+    pairs = linear_sum_assignment(contingency_matrix(c, y), maximize=True)
+    return {int(names[row]): int(classes[column]) for row, column in zip(*pairs, strict=True)}
 
 
 def modularity(edge_index: NDArray[np.int64], clusters: NDArray[np.int64]) -> float:

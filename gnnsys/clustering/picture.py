@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
 from gnnsys.clustering.graph import ClusterGraph
+from gnnsys.clustering.metrics import match_classes
 from gnnsys.clustering.trainer import SeedResult
 from gnnsys.pages.drawing import png
 from gnnsys.pages.style import paper_looks
@@ -42,23 +44,46 @@ def draw_embedding(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
     panels = [("clusters", result.assignments[chosen])]
     if graph.labels is not None:
         panels.append(("classes", graph.labels[chosen]))
+    colors = cluster_colors(graph.labels, result.assignments)
     with paper_looks():
         figure = Figure(figsize=(6.4 * len(panels), 5.6), layout="constrained")
         for place, (name, groups) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), place + 1)
-            _draw(axes, spots, groups, name)
+            _draw(axes, spots, groups, name, colors if name == "clusters" else {})
         shown = f"{len(chosen):,} of {nodes:,} nodes" if len(chosen) < nodes else f"{nodes:,} nodes"
         figure.suptitle(f"{graph.name}: {shown}, epoch {epoch} of seed {result.seed}")
         replace_file(path, png(figure, dpi=144))
 
 
-def _draw(axes: Axes, spots: NDArray[Any], groups: NDArray[Any], name: str) -> None:
+def cluster_colors(labels: NDArray[Any] | None, clusters: NDArray[Any]) -> dict[int, int]:
+    """The number of each cluster's colour: that of the class it is paired with (``match_classes``),
+    and for clusters without one, those that no class has.
+
+    >>> cluster_colors(np.array([1, 1, 0, -1]), np.array([5, 5, 6, 7]))
+    {5: 1, 6: 0, 7: 2}
+    """
+    if labels is None or not (labels >= 0).any():
+        return {}
+    known = labels >= 0
+    colors = match_classes(labels[known], clusters[known])
+    free = itertools.count(int(labels.max()) + 1)
+    for cluster in np.unique(clusters).tolist():
+        if cluster not in colors:
+            colors[cluster] = next(free)
+    return dict(sorted(colors.items()))
+
+
+def _draw(
+    axes: Axes, spots: NDArray[Any], groups: NDArray[Any], name: str, colors: dict[int, int]
+) -> None:
     axes.set_title(name)
     axes.set_axis_off()
     for group in np.unique(groups):
         x, y = spots[groups == group].T
         label = "unknown" if group < 0 else str(group)
-        axes.scatter(x, y, s=5, linewidths=0, color=_color(group), label=label)
+        axes.scatter(
+            x, y, s=5, linewidths=0, color=_color(colors.get(int(group), group)), label=label
+        )
     if len(np.unique(groups)) <= 20:
         axes.legend(loc="best", markerscale=3, fontsize="small", frameon=False)
 

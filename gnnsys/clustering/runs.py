@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import safetensors.torch
 
 from gnnsys.clustering.batches import make_batches
 from gnnsys.clustering.graph import ClusterGraph, open_graph
@@ -21,12 +20,20 @@ from gnnsys.clustering.trainer import (
     train_seed,
 )
 from gnnsys.config.cluster import ClusterConfig
-from gnnsys.config.run_files import RESULT
+from gnnsys.config.run_files import LOCK, RESULT
 from gnnsys.errors import ArgumentError
 from gnnsys.system.device import choose_device
-from gnnsys.system.files import as_storage_error, check_folder_of, replace_file, replace_npy
+from gnnsys.system.files import (
+    as_storage_error,
+    check_folder_of,
+    replace_file,
+    replace_npy,
+    replacing,
+)
 from gnnsys.system.progress import Progress
 from gnnsys.system.records import json_text
+from gnnsys.training.run_folder import lock_run
+from gnnsys.training.tensor_file import write_safetensors
 
 __all__ = ["ENCODER", "ENCODER_OPTIONS", "WEIGHTS", "run_clustering"]
 
@@ -60,7 +67,7 @@ def run_clustering(
     config = config.filled_in()
     out = _make_folder(config)
     try:
-        with open_graph(config) as graph:
+        with open_graph(config) as graph, lock_run(out) if out else nullcontext():
             return _run(config, graph, out, progress)
     except BaseException:
         if out is not None and out.is_dir() and not any(out.iterdir()):
@@ -119,6 +126,9 @@ def _make_folder(config: ClusterConfig) -> Path | None:
     if config.out is None:
         return None
     out = Path(config.out)
+    if (out / LOCK).is_file():
+        with lock_run(out):  # says who has it, or removes what a killed process left
+            pass
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArgumentError(f"--out {out}: exists already; give another folder")
     with as_storage_error(out):
@@ -169,6 +179,7 @@ def _write(
     shape = config.encoder, graph.data.x.shape[1], config.hidden, config.dim, config.normalize
     encoder = dict(zip(ENCODER_OPTIONS, shape, strict=True))
     weights = {name: tensor.cpu().contiguous() for name, tensor in first.state.items()}
-    replace_file(out / WEIGHTS, safetensors.torch.save(weights))
+    with replacing(out / WEIGHTS) as file:
+        write_safetensors(file, weights, {})
     replace_file(out / ENCODER, json_text(encoder).encode())
     replace_file(out / RESULT, json_text(result).encode())

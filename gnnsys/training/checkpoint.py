@@ -7,21 +7,17 @@ have checksums, which are verified when they are read.
 
 from __future__ import annotations
 
-import json
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.system.files import check_file, replacing
-from gnnsys.system.records import json_text
+from gnnsys.training.tensor_file import TensorFile, write_safetensors
 
 __all__ = [
     "Checkpoint",
@@ -39,7 +35,6 @@ __all__ = [
 VERSION = 1
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
-_CHECKSUMS = "crc32"
 _OF_THE_MODEL = ("model", "hidden", "layers")
 
 
@@ -121,7 +116,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     about = {key: str(config[key]) for key in _OF_THE_MODEL if key in config}
     with replacing(run / WEIGHTS) as file:
-        _write_safetensors(file, weights, about)
+        write_safetensors(file, weights, about)
     with replacing(run / CHECKPOINT) as file:
         try:
             torch.save({"version": VERSION, **parts}, file)
@@ -148,35 +143,7 @@ def save_shards(run: Path, names: list[str], shards: dict[int, dict[str, torch.T
     """
     for rank, shard in shards.items():
         with replacing(run / names[rank]) as file:
-            _write_safetensors(file, shard, {})
-
-
-class _Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of a file, each read, and compared with its checksum, when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _as_file_error(path), safe_open(path, "pt") as file:
-            self._names = list(file.keys())
-            self._checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        with _as_file_error(self._path), safe_open(self._path, "pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        if self._checksums.get(name) not in (None, _checksum(tensor)):
-            raise FileFormatError(
-                f"{self._path}: {name} is damaged: its checksum is another; take a copy of the file"
-            )
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+            write_safetensors(file, shard, {})
 
 
 def load_shards(run: Path, names: list[str]) -> Iterator[Mapping[str, torch.Tensor]]:
@@ -185,7 +152,7 @@ def load_shards(run: Path, names: list[str]) -> Iterator[Mapping[str, torch.Tens
     Raises:
         MissingFileError, FileFormatError: a file is not there, or damaged.
     """
-    return (_Tensors(run / name) for name in names)
+    return (TensorFile(run / name) for name in names)
 
 
 def remove_snapshots(run: Path, keep: list[str] | None) -> None:
@@ -237,59 +204,7 @@ def load_weights(run: Path, model: torch.nn.Module) -> None:
         ArgumentError: weights of another model.
     """
     path = run / WEIGHTS
-    fit_weights(model, dict(_Tensors(path)), path)
-
-
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-
-
-def _write_safetensors(
-    file: BinaryIO, tensors: dict[str, torch.Tensor], about: dict[str, str]
-) -> None:
-    """Writes one tensor after another. safetensors' own ``save`` makes bytes of all of them first;
-    its ``save_file`` makes a file that others may not read, and tells of no OSError."""
-    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
-    header: dict[str, Any] = {"__metadata__": {**about, _CHECKSUMS: json_text(checksums)}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json_text(header).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)  # so that tensors are aligned
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        file.write(_bytes_of(tensor))
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
-def _checksum(tensor: torch.Tensor) -> str:
-    return f"{zlib.crc32(_bytes_of(tensor)):08x}"
-
-
-@contextmanager
-def _as_file_error(path: Path) -> Iterator[None]:
-    """Turns what safetensors raises for a file into an error of ours."""
-    check_file(path)
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path}: no such file; gnnsys train --out makes it, in a folder that all ranks see"
-        ) from error
-    except Exception as error:  # safetensors raises a kind of its own, which is no public name
-        raise FileFormatError(f"{path}: not a whole safetensors file ({error})") from error
+    fit_weights(model, dict(TensorFile(path)), path)
 
 
 def _kind_of(tensor: torch.Tensor) -> str:

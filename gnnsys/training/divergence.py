@@ -26,7 +26,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     >>> all_finite([torch.ones(3)]), all_finite([torch.ones(3), torch.tensor([1.0, torch.inf])])
     (True, False)
     """
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    found = [torch.isfinite(tensor).all() for tensor in tensors]
+    return not found or bool(torch.stack(found).all())  # one wait for a GPU
 
 
 class DivergenceWatch:
@@ -53,7 +54,7 @@ class DivergenceWatch:
             self._tell(f"the loss is {loss} in {place}; {cause}")
 
     def look_at_weights(self, finite: bool, place: str) -> None:
-        """Before weights are kept or judged."""
+        """Before weights are kept or judged; those that are not finite are never kept."""
         if not finite:
             way = f"try a lower --lr than {self._config.lr:g}"
             self._tell(f"weights are NaN or infinite in {place}; {way}")

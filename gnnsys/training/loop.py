@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from gnnsys.training.run_folder import (
 )
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
+from gnnsys.training.steps import AskedToEndError
 from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
@@ -74,17 +75,21 @@ def run_training(
     on_stats: Callable[[FeatureStats], None] = lambda stats: None,
     on_evaluation: Progress = lambda what, done, total: None,
 ) -> TrainResult:
-    """Trains as ``config`` says; callbacks are told after every batch and every epoch, and within
-    an exact evaluation of mini-batch training.
+    """Trains as ``config`` says.
 
     The same config gives the same losses for a fixed torch, number of torch threads and
     instruction set, also when the run was broken off and resumed in between. torch's global random
     state is left as it was. SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the run after the batch in
     hand, with a checkpoint where there is ``config.out``; a second SIGINT or SIGTERM at once.
 
+    Args:
+        on_epoch, on_batch: told after each; of a batch, its epoch, number and how many there are.
+        on_stats: told after each batch what reading features has cost so far.
+        on_evaluation: told how far an exact evaluation of mini-batch training is.
+
     Raises:
         GnnsysError: a dataset that is not there, options that do not fit it, a folder that cannot
-            be written, a checkpoint of another model or dataset.
+            be written, a checkpoint of another model or dataset, a loss that becomes NaN.
     """
     if config.resume:
         check_resumed(config)
@@ -119,10 +124,6 @@ def _run(
         trainer = _Trainer(run, dataset, folder, evaluation)
         with on_signals(trainer.interrupt):
             return trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
-
-
-class _AskedToEndError(Exception):
-    """Leaves an evaluation that takes long."""
 
 
 class _Trainer:
@@ -216,7 +217,7 @@ class _Trainer:
             loss, seeds = self._steps.train(batch)
             state.batch += 1
             state.step += 1
-            self._watch.look_at_loss(loss, self._place(), batch)
+            self._watch.look_at_loss(loss, self._place(), self._steps.inputs(batch))
             state.loss_sum += loss * seeds
             state.seeds += seeds
             stats = self._stats()
@@ -235,7 +236,7 @@ class _Trainer:
 
     def _end_epoch(self) -> None:
         state, config = self._state, self._config
-        self._check_weights()
+        finite = self._check_weights()
         trained = self._seconds()
         loss = state.loss_sum / len(self._dataset.train)
         val = test = None
@@ -243,7 +244,8 @@ class _Trainer:
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             val = self._evaluate(self._dataset.val)
             state.stale += 1
-            if state.best_epoch == 0 or val[self._metric] > state.best_val[self._metric]:
+            first = state.best_epoch == 0
+            if finite and (first or val[self._metric] > state.best_val[self._metric]):
                 test = {} if self._steps.test_at_end else self._evaluate(self._dataset.test)
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
@@ -267,10 +269,12 @@ class _Trainer:
     def _place(self) -> str:
         return f"epoch {self._state.epoch}, batch {self._state.batch} (step {self._state.step})"
 
-    def _check_weights(self) -> None:
+    def _check_weights(self) -> bool:
+        """Whether they are finite."""
         parameters = (p for group in self._steps.optimizer.param_groups for p in group["params"])
-        diverged = self._steps.any_rank(not all_finite(parameters))
-        self._watch.look_at_weights(not diverged, self._place())
+        finite = not self._steps.any_rank(not all_finite(parameters))
+        self._watch.look_at_weights(finite, self._place())
+        return finite
 
     def _warn_of_staleness(self, loss: float, staleness: list[float] | None) -> None:
         note = self._staleness.look(loss, staleness) if staleness else None
@@ -291,23 +295,16 @@ class _Trainer:
 
         def go_on(what: str, done: int, total: int) -> None:
             if self._asked_to_end:
-                raise _AskedToEndError
+                raise AskedToEndError
             on_evaluation(f"test, {what}", done, total)
 
         if self._best_model is None:
             return True
-        last = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
-        self._model.load_state_dict(self._best_model)
-        self._steps.forget()
         self._steps.progress = go_on
-        try:
+        with suppress(AskedToEndError), self._steps.with_weights(self._best_model):
             self._state.best_test = self._evaluate(self._dataset.test)
-        except _AskedToEndError:
-            return False
-        finally:
-            self._model.load_state_dict(last)
-            self._steps.forget()
-        return True
+            return True
+        return False
 
     def _is_stale(self) -> bool:
         return 0 < self._config.patience <= self._state.stale
@@ -330,7 +327,8 @@ class _Trainer:
             parallel=None if self._pipeline is None else self._pipeline.summary(),
         )
         self._checkpoint()
-        self._draw_timeline()
+        if self._pipeline is not None:
+            self._pipeline.draw_timeline(self._config)
         if reason != "interrupted":
             scores = {"val": state.best_val, "test": state.best_test}
             final = {f"final/{part}_{k}": v for part in scores for k, v in scores[part].items()}
@@ -347,9 +345,8 @@ class _Trainer:
     def _checkpoint(self) -> None:
         """Writes all that the next batch depends on; ranks that write nothing hand theirs on."""
         self._last_checkpoint = time.monotonic()
-        if self._kept_in is None:
+        if self._kept_in is None or not self._check_weights():
             return
-        self._check_weights()
         model, optimizer = self._steps.weights(), self._steps.optimizer_state()
         snapshot = self._save_snapshot(self._kept_in)
         if self._folder is None:
@@ -389,15 +386,6 @@ class _Trainer:
             on_all_ranks(lambda: save_shards(folder, names, shards))
             self._snapshot = epoch, names
         return self._snapshot[1]
-
-    def _draw_timeline(self) -> None:
-        if self._config.timeline is None or self._pipeline is None:
-            return
-        events = self._pipeline.events()
-        if self._is_first:
-            from gnnsys.training.timeline import write_run_timeline
-
-            write_run_timeline(Path(self._config.timeline), self._config, events)
 
     def _restore(self, checkpoint: Checkpoint, folder: Path) -> None:
         changed = check_fits(checkpoint, folder, self._dataset.digest, self._config)
@@ -449,17 +437,10 @@ class _Trainer:
             place = {"epoch": self._state.epoch, "batch": self._state.batch}
             self._log.write("resume", time=time.time(), **place)
             return
-        graph, data = self._dataset.graph, self._dataset
         self._log.write(
             "start",
             time=time.time(),
-            dataset={
-                "name": data.name,
-                "nodes": graph.num_nodes,
-                "edges": graph.num_edges,
-                "features": data.features.shape[1],
-                "classes": data.num_classes,
-            },
+            dataset=self._dataset.facts(),
             metric=self._metric,
             evaluation=self._steps.evaluation(),
             parameters=sum(p.numel() for p in self._model.parameters()),
@@ -474,14 +455,8 @@ class _Trainer:
             return
         self._last_step_record = now
         state = self._state
-        self._log.write(
-            "step",
-            epoch=state.epoch,
-            batch=state.batch,
-            step=state.step,
-            loss=loss,
-            **self._usage(stats),
-        )
+        place = {"epoch": state.epoch, "batch": state.batch, "step": state.step}
+        self._log.write("step", **place, loss=loss, **self._usage(stats))
         self._log.scalars(state.step, {"loss/step": loss})
 
     def _log_epoch(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnnsys.config.resolve import Run
+from gnnsys.config.train import TrainConfig
 from gnnsys.pipeline import DeepModel, GNNPipe
-from gnnsys.pipeline.schedule import Event, bubble, num_slots
+from gnnsys.pipeline.schedule import bubble, num_slots
+from gnnsys.ranks.environment import rank_of_process
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
@@ -124,6 +127,12 @@ class PipelineSteps(WholeGraph):
             "staleness": pipe.staleness() if self._reads_snapshots else None,
         }
 
-    def events(self) -> list[Event]:
-        """What all ranks did in the last epoch."""
-        return self._pipe.events()
+    def draw_timeline(self, config: TrainConfig) -> None:
+        """Writes what all ranks did in the last epoch, where it is wanted."""
+        if config.timeline is None:
+            return
+        events = self._pipe.events()
+        if rank_of_process() == 0:
+            from gnnsys.training.timeline import write_run_timeline
+
+            write_run_timeline(Path(config.timeline), config, events)

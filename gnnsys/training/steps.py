@@ -6,6 +6,7 @@ import logging
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ from gnnsys.training.metrics import loss_of
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.task import NodeDataset
 
-__all__ = ["FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
+__all__ = ["AskedToEndError", "FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16
@@ -39,6 +40,10 @@ _LAYERS = "gnnsys-layers-"
 """How folders of activations begin."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
+
+
+class AskedToEndError(Exception):
+    """Leaves an evaluation that takes long, for a run that was asked to end."""
 
 
 class Steps(ABC):
@@ -72,6 +77,22 @@ class Steps(ABC):
     @abstractmethod
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         """Of nodes, block by block (n, classes), on the CPU, by the weights as they are."""
+
+    def inputs(self, batch: Any) -> Any:
+        """Features ``x`` and node ids ``n_id`` that a step on a batch took, if they are at hand."""
+        return batch
+
+    @contextmanager
+    def with_weights(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Evaluates by other weights meanwhile."""
+        last = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self._model.load_state_dict(weights)
+        self.forget()
+        try:
+            yield
+        finally:
+            self._model.load_state_dict(last)
+            self.forget()
 
     def weights(self) -> dict[str, Tensor]:
         """Of the model, by the names that it has in one process."""
@@ -168,6 +189,9 @@ class FullBatch(WholeGraph):
         loss.backward()
         self.optimizer.step()
         return loss.item(), len(self._train)
+
+    def inputs(self, batch: Any) -> Any:
+        return Data(x=self._x, n_id=torch.arange(len(self._x)))
 
     @torch.no_grad()
     def _compute_all(self) -> Tensor:

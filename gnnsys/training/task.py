@@ -98,6 +98,16 @@ class NodeDataset:
         """Lets go of the features' file; a trace of it is whole from here on."""
         self.features.store.close()
 
+    def facts(self) -> dict[str, Any]:
+        """Its name and sizes, for JSON."""
+        return {
+            "name": self.name,
+            "nodes": self.graph.num_nodes,
+            "edges": self.graph.num_edges,
+            "features": self.features.shape[1],
+            "classes": self.num_classes,
+        }
+
     def edge_index(self) -> Tensor:
         """(2, edges) int64, in memory, sorted by target."""
         check_nodes(self.graph.indices.numpy(), len(self.labels), f"{self.name}: sources of edges")

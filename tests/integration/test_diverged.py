@@ -240,3 +240,13 @@ def test_all_that_is_printed_as_json_is_strict(
         assert main([*command, "--json"]) in (0, 1), command
         out = capsys.readouterr().out
         strict(out if command == ["doctor"] else out.splitlines()[-1])
+
+
+def test_weights_that_are_nan_are_not_kept(graph: str) -> None:
+    options = {"dataset": graph, "epochs": 6, "lr": 1e30, "nan_loss": "go-on", **_WAYS["full"]}
+    run_training(TrainConfig(**options, out="run"))
+    kept = torch.load("run/checkpoint.pt", weights_only=True)
+    for weights in (kept["model"], kept["best_model"]):
+        assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    assert kept["state"]["epoch"] <= 6
+    assert len(records_of("run")) > 6

@@ -1,0 +1,100 @@
+"""Tensors in files of safetensors, each with its checksum."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import safe_open
+
+from gnnsys.errors import FileFormatError, MissingFileError
+from gnnsys.system.files import check_file
+from gnnsys.system.records import json_text
+
+__all__ = ["TensorFile", "write_safetensors"]
+
+_CHECKSUMS = "crc32"
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_safetensors(
+    file: BinaryIO, tensors: dict[str, torch.Tensor], about: dict[str, str]
+) -> None:
+    """Writes one tensor after another. safetensors' own ``save`` makes bytes of all of them first;
+    its ``save_file`` makes a file that others may not read, and tells of no OSError."""
+    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    header: dict[str, Any] = {"__metadata__": {**about, _CHECKSUMS: json_text(checksums)}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json_text(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # so that tensors are aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(_bytes_of(tensor))
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    return f"{zlib.crc32(_bytes_of(tensor)):08x}"
+
+
+@contextmanager
+def _as_file_error(path: Path) -> Iterator[None]:
+    """Turns what safetensors raises for a file into an error of ours."""
+    check_file(path)
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"{path}: no such file; --out makes it, in a folder that all ranks see"
+        ) from error
+    except Exception as error:  # safetensors raises a kind of its own, which is no public name
+        raise FileFormatError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+class TensorFile(Mapping[str, torch.Tensor]):
+    """The tensors of a file, each read, and compared with its checksum, when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _as_file_error(path), safe_open(path, "pt") as file:
+            self._names = list(file.keys())
+            self._checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with _as_file_error(self._path), safe_open(self._path, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        if self._checksums.get(name) not in (None, _checksum(tensor)):
+            raise FileFormatError(
+                f"{self._path}: {name} is damaged: its checksum is another; take a copy of the file"
+            )
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

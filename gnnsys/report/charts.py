@@ -12,7 +12,7 @@ from gnnsys.pages.drawing import Chart, Drawing
 from gnnsys.pages.style import page_looks
 from gnnsys.report.run import Epoch, RecordedRun, Sample
 
-__all__ = ["draw_charts"]
+__all__ = ["draw_charts", "spans_decades", "thinned"]
 
 _POINTS = 300  # of a line: more cannot be told apart
 _INTERVALS = 80  # of the run, in which rates are averaged
@@ -44,18 +44,18 @@ def draw_charts(run: RecordedRun) -> list[Chart]:
 
 def _loss(run: RecordedRun) -> Chart:
     drawing = _new(run, "loss")
-    steps = _finite((sample.seconds, sample.loss) for sample in run.steps)
-    epochs = _finite((sample.seconds, sample.loss) for sample in run.epochs)
-    groups = [(group[-1][0], [loss for _, loss in group]) for group in _groups(steps)]
-    averaged = len(groups) < len(steps)
+    steps = _timed((sample.seconds, sample.loss) for sample in run.steps)
+    epochs = _timed((sample.seconds, sample.loss) for sample in run.epochs)
+    means = thinned(steps)
+    averaged = len(means) < len(steps)
     if averaged:
+        groups = [(group[-1][0], [loss for _, loss in group]) for group in _groups(steps)]
         drawing.band([(at, min(each), max(each)) for at, each in groups], "range of steps")
-    means = [(at, sum(each) / len(each)) for at, each in groups]
     drawing.line(means, "steps, averaged" if averaged else "steps", faint=True)
-    drawing.line(epochs, "mean of the epoch")
+    means = thinned(epochs)
+    drawing.line(means, "epochs, averaged" if len(means) < len(epochs) else "mean of the epoch")
     unit = "cross entropy"
-    seen = sorted(loss for _, loss in steps + epochs)
-    if seen and seen[0] > 0 and seen[-1] > _LOG_SCALE_FROM * seen[len(seen) // 2]:
+    if spans_decades(loss for _, loss in steps + epochs):
         drawing.use_log_scale()
         unit += ", log scale"
     ends = run.epochs or run.steps
@@ -71,12 +71,14 @@ def _metric(run: RecordedRun) -> Chart:
         ("test", lambda epoch: epoch.test),
     )
     for series, (label, values_of) in enumerate(kinds):
-        points = _finite(
+        points = _timed(
             (epoch.seconds, values[metric])
             for epoch in run.epochs
             if (values := values_of(epoch)) is not None and metric in values
         )
-        drawing.line(points, label, series=series)
+        means = thinned(points)
+        averaged = ", averaged" if len(means) < len(points) else ""
+        drawing.line(means, f"{label}{averaged}", series=series)
     summary = ""
     if best is not None and best.val is not None:
         value = best.val.get(metric, math.nan)
@@ -239,6 +241,28 @@ def _new(run: RecordedRun, name: str, **options: Any) -> Drawing:
 def _finite(points: Iterable[tuple[float, float]]) -> _Points:
     """Those that can be drawn."""
     return [(at, value) for at, value in points if math.isfinite(at) and math.isfinite(value)]
+
+
+def _timed(points: Iterable[tuple[float, float]]) -> _Points:
+    """Those whose time is known, with NaN for what is not finite."""
+    return [
+        (at, value if math.isfinite(value) else math.nan)
+        for at, value in points
+        if math.isfinite(at)
+    ]
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> _Points:
+    """Means of neighbours, so few that they can be told apart; NaN where one of them is."""
+    return [
+        (group[-1][0], sum(value for _, value in group) / len(group)) for group in _groups(points)
+    ]
+
+
+def spans_decades(values: Iterable[float]) -> bool:
+    """Whether a few are so large that the rest would lie on the axis."""
+    seen = sorted(filter(math.isfinite, values))
+    return bool(seen) and seen[0] > 0 and seen[-1] > _LOG_SCALE_FROM * seen[len(seen) // 2]
 
 
 def _groups(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

@@ -24,7 +24,7 @@ def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
     dataset = as_object(run.start.get("dataset")).get("name")
     dataset = dataset or run.options.get("dataset", "an unnamed dataset")
     name = f"{run.options.get('model', 'model')} on {dataset}"
-    state = run.reason or "not ended"
+    state = run.state
     return render(
         "report",
         title=f"{name}: {state}",
@@ -69,11 +69,11 @@ def _notices(run: RecordedRun) -> list[str]:
         )
     if not run.samples:
         notices.append("No steps or epochs yet: there is nothing to draw.")
-    lost = next((sample for sample in run.samples if not math.isfinite(sample.loss)), None)
+    lost = run.first_lost()
     if lost is not None:
         notices.append(
             f"The run diverged: its loss is {numbers.metric(lost.loss)} in epoch {lost.epoch}. "
-            "Values that are not finite are not drawn."
+            "Where a value is not finite, its line has a gap."
         )
     if run.resumes:
         places = (

@@ -143,10 +143,30 @@ class RecordedRun:
         return _float_or(val, None), _float_or(test, None)
 
     @property
+    def state(self) -> str:
+        """Why the run ended, or that it has not."""
+        return self.reason or "not ended"
+
+    def first_lost(self) -> Sample | None:
+        """The first step or epoch whose loss is not finite."""
+        return next((each for each in self.samples if not math.isfinite(each.loss)), None)
+
+    @property
     def seconds(self) -> float:
         """Of training so far."""
         last = self.samples[-1].seconds if self.samples else 0.0
         return _float_or(self.result.get("seconds"), last)
+
+    def times(self) -> dict[str, float]:
+        """The ``seconds`` by what they went to: training, evaluation and the rest, which is the
+        checkpoints between epochs; NaN where a record lacks them."""
+        epochs, total = self.epochs, self.seconds
+        training = sum(epoch.epoch_seconds for epoch in epochs)
+        evaluation = sum(epoch.eval_seconds for epoch in epochs)
+        if self.samples and not isinstance(self.samples[-1], Epoch):  # in the middle of an epoch
+            training += total - (epochs[-1].seconds if epochs else 0.0)
+        rest = max(0.0, total - training - evaluation)
+        return {"training": training, "evaluation": evaluation, "checkpoints": rest}
 
     @property
     def peak_rss(self) -> float:

@@ -128,7 +128,8 @@ class TrainConfig:
     """Parts that METIS makes for each chunk, shuffled and merged."""
 
     timeline: str | None = None
-    """File for a picture of what each rank did in the last epoch: .png or .html."""
+    """File for a picture of what each rank did in the last epoch: .png or .html; or
+    .json for its events, which chrome://tracing and Perfetto open."""
 
     batch_size: int = 1024
     """Seed nodes per mini-batch."""

@@ -51,7 +51,8 @@ def compare(runs: Runs) -> dict[str, Any]:
         "options": {"differ": differ, "same": same},
         "notes": _notes(runs),
     }
-    return _strict(made)  # type: ignore[no-any-return]
+    strict: dict[str, Any] = _strict(made)
+    return strict
 
 
 def group_runs(runs: Runs) -> dict[str, Runs]:
@@ -65,8 +66,8 @@ def group_runs(runs: Runs) -> dict[str, Runs]:
         sizes = tuple(str(dataset.get(kind)) for kind in ("nodes", "edges", "features", "classes"))
         groups.setdefault((run.metric, _dataset_name(run), sizes), {})[name] = run
     named: dict[str, Runs] = {}
-    for (metric, dataset, _), members in groups.items():
-        title = f"{metric} on {dataset}"
+    for (metric, data, _), members in groups.items():
+        title = f"{metric} on {data}"
         if title in named:
             title += f" of {as_object(next(iter(members.values())).start['dataset']).get('nodes')}"
             title += " nodes"

@@ -16,7 +16,7 @@ import torch
 
 from gnnsys.config.file import check_resumed
 from gnnsys.config.resolve import Run, resolve
-from gnnsys.config.run_files import RESULT
+from gnnsys.config.run_files import RESULT, TIMELINE
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
@@ -49,6 +49,7 @@ from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps
 from gnnsys.training.task import NodeDataset, load_run_dataset
+from gnnsys.training.trace_events import title_of, trace_file
 
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
 
@@ -323,13 +324,20 @@ class _Trainer:
         return self._snapshot[1]
 
     def _draw_timeline(self) -> None:
-        if self._config.timeline is None or self._pipeline is None:
+        """What all ranks did in the last epoch, for the folder and as it was asked for."""
+        if self._pipeline is None or not (self._config.timeline or self._kept_in):
             return
         events = self._pipeline.events()
-        if self._is_first:
+        paths = [self._folder / TIMELINE] if self._folder else []
+        if self._config.timeline is not None and self._is_first:
+            paths.append(Path(self._config.timeline))
+        for path in paths if events else ():
+            if path.suffix == ".json":
+                replace_file(path, trace_file(events, title_of(self._config)))
+                continue
             from gnnsys.training.timeline import write_run_timeline
 
-            write_run_timeline(Path(self._config.timeline), self._config, events)
+            write_run_timeline(path, self._config, events)
 
     def _restore(self, checkpoint: Checkpoint, folder: Path) -> None:
         changed = check_fits(checkpoint, folder, self._dataset.digest, self._config)

@@ -46,10 +46,10 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     content = read_run(folder)
 
     # matplotlib is large: it is imported when a report is made, and not when an input is wrong.
-    from gnnsys.report.charts import draw_charts
+    from gnnsys.report.charts import draw_charts, draw_timeline
     from gnnsys.report.page import make_page
 
-    _write(path, make_page(content, draw_charts(content)))
+    _write(path, make_page(content, draw_charts(content), draw_timeline(content)))
     return path
 
 

@@ -12,7 +12,7 @@ from gnnsys.pages.drawing import Chart, Drawing
 from gnnsys.pages.style import page_looks
 from gnnsys.report.run import Epoch, RecordedRun, Sample
 
-__all__ = ["draw_charts", "spans_decades", "thinned"]
+__all__ = ["MOST_SPANS", "draw_charts", "draw_timeline", "spans_decades", "thinned"]
 
 _POINTS = 300  # of a line: more cannot be told apart
 _INTERVALS = 80  # of the run, in which rates are averaged
@@ -21,6 +21,9 @@ _LOG_SCALE_FROM = 30  # times the median
 _ORIGIN = Sample(
     epoch=0, batch=0, loss=math.nan, seconds=0.0, seeds=0, rows={}, bytes={}, rss=math.nan
 )
+
+MOST_SPANS = 4000
+"""Of a timeline that is drawn."""
 
 _T = TypeVar("_T")
 _Points = list[tuple[float, float]]
@@ -40,6 +43,25 @@ def draw_charts(run: RecordedRun) -> list[Chart]:
         if any(epoch.staleness for epoch in run.epochs):
             draw.append(_staleness)
         return [chart(run) for chart in draw]
+
+
+def draw_timeline(run: RecordedRun) -> Chart | None:
+    """What each rank of a parallel run did in its last epoch; None where that was not kept, or is
+    more than can be drawn."""
+    if not 0 < len(run.spans) <= MOST_SPANS:
+        return None
+    # They bring torch: imported for parallel runs only.
+    from gnnsys.pipeline.schedule import Event, Kind
+    from gnnsys.training.timeline import timeline_chart
+
+    kinds = {kind.value for kind in Kind}
+    events = [
+        Event(span.rank, span.kind, span.chunk, span.start, span.end)
+        for span in run.spans
+        if span.kind in kinds
+    ]
+    with page_looks():
+        return timeline_chart(0, "Timeline of the last epoch", events, "seconds")
 
 
 def _loss(run: RecordedRun) -> Chart:
@@ -95,9 +117,9 @@ def _staleness(run: RecordedRun) -> Chart:
         ("the stalest layer", max),
         ("mean of the layers", lambda staleness: sum(staleness) / len(staleness)),
     )
-    for label, of in kinds:
+    for series, (label, of) in enumerate(kinds):
         points = [(e.seconds, of(e.staleness)) for e in run.epochs if e.staleness]
-        drawing.line(_finite(points), label)
+        drawing.line(thinned(_finite(points)), label, series=series)
     summary = f"layer {last.index(max(last))} at {max(last):.3f} in the last epoch"
     return drawing.finish("Staleness", "of the norm of a layer's rows", summary)
 
@@ -106,7 +128,8 @@ def _throughput(run: RecordedRun) -> Chart:
     drawing = _new(run, "throughput", from_zero=True)
     epochs = _finite((epoch.seconds, rate) for epoch, rate in run.epoch_rates())
     drawing.line(_finite(_step_rates(run)), "between steps", faint=True)
-    drawing.line(epochs, "mean of the epoch")
+    means = thinned(epochs)
+    drawing.line(means, "epochs, averaged" if len(means) < len(epochs) else "mean of the epoch")
     summary = f"{numbers.rate(epochs[-1][1])} seeds per second in the last epoch" if epochs else ""
     return drawing.finish("Throughput", "seeds per second", summary)
 

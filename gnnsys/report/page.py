@@ -19,8 +19,13 @@ __all__ = ["make_page"]
 _STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "not ended": "warning"}
 
 
-def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
-    """The whole page, which needs no other file."""
+def make_page(run: RecordedRun, charts: Sequence[Chart], timeline: Chart | None = None) -> str:
+    """The whole page, which needs no other file.
+
+    Args:
+        charts: over the time of the run.
+        timeline: of the ranks of a parallel run.
+    """
     dataset = as_object(run.start.get("dataset")).get("name")
     dataset = dataset or run.options.get("dataset", "an unnamed dataset")
     name = f"{run.options.get('model', 'model')} on {dataset}"
@@ -35,6 +40,11 @@ def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
         notes=_notices(run),
         tiles=_tiles(run),
         charts=charts,
+        times=_times(run),
+        shares=_shares(run),
+        ranks=_ranks(run),
+        timeline=timeline,
+        undrawn=len(run.spans) if run.spans and timeline is None else 0,
         tiers=_tiers(run),
         reads=list(stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))),
         memory=list(memory_rows(as_object(run.result.get("memory")))),
@@ -122,6 +132,55 @@ def _tiles(run: RecordedRun) -> list[tuple[str, str, str]]:
 def _of_memory(run: RecordedRun) -> str:
     size = as_object(run.start.get("machine")).get("memory_bytes")
     return f"of {numbers.memory(size)}" if _is_number(size) else "resident"
+
+
+def _shares(run: RecordedRun) -> list[tuple[str, float]]:
+    """Parts of the time and their percentages, of a bar; empty where they are not known."""
+    times = run.times()
+    total = sum(times.values())
+    if not total > 0 or not math.isfinite(total):
+        return []
+    return [(part, 100 * seconds / total) for part, seconds in times.items()]
+
+
+def _times(run: RecordedRun) -> TextTable:
+    times = run.times()
+    total = sum(times.values())
+    rows = [[part, numbers.duration(sec), _share(sec, total)] for part, sec in times.items()]
+    served: dict[str, float] = {}
+    for epoch in run.epochs:
+        for tier, size in epoch.eval_bytes.items():
+            served[tier] = served.get(tier, 0.0) + size
+    size = numbers.traffic(sum(served.values())) if served else None
+    head = ["part", "time", "share of the time"]
+    if size is not None:
+        head.append("features served")
+        rows = [[*row, size if row[0] == "evaluation" else ""] for row in rows]
+    return TextTable("Where the time went", head, rows if run.samples else [])
+
+
+def _ranks(run: RecordedRun) -> TextTable:
+    """What each rank of a parallel run sent, by kind, and how long it waited for others."""
+    ranks = run.ranks()
+    kinds = list(dict.fromkeys(kind for sent, _, _ in ranks for kind in sent))
+    body = [
+        [
+            str(rank),
+            *(numbers.traffic(sent.get(kind, 0)) for kind in kinds),
+            numbers.traffic(sum(sent.values())),
+            numbers.count(messages),
+            numbers.duration(waited),
+        ]
+        for rank, (sent, messages, waited) in enumerate(ranks)
+    ]
+    if len(ranks) > 1:
+        sums = [sum(sent.get(kind, 0) for sent, _, _ in ranks) for kind in kinds]
+        messages = sum(count for _, count, _ in ranks)
+        waited = sum(seconds for _, _, seconds in ranks)
+        told = [*map(numbers.traffic, [*sums, sum(sums)]), numbers.count(messages)]
+        body.append(["in all", *told, numbers.duration(waited)])
+    head = ["rank", *(f"sent: {kind}" for kind in kinds), "sent in all", "messages", "waited"]
+    return TextTable("Ranks", head, body)
 
 
 def _tiers(run: RecordedRun) -> TextTable:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gnnsys.config.run_files import CONFIG, METRICS
+from gnnsys.config.run_files import CONFIG, METRICS, TIMELINE
 from gnnsys.errors import FileFormatError, MissingFileError
-from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, as_object
-from gnnsys.system.files import check_file
+from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, Span, as_object
+from gnnsys.system.files import check_file, read_text_file
 from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["read_run"]
@@ -46,7 +46,47 @@ def read_run(folder: Path) -> RecordedRun:
     recorded = as_object(run.start.get("config"))  # also options that are not set, unlike the file
     file = folder / CONFIG
     run.options = {**recorded, **(read_toml(file, str(file), "") if file.is_file() else {})}
+    run.spans = _read_spans(folder / TIMELINE)
     return run
+
+
+@dataclass(frozen=True, slots=True)
+class _TraceEvent:
+    """Of the Trace Event Format; times in microseconds."""
+
+    ph: str
+    pid: int
+    name: str
+    ts: float = 0.0
+    dur: float = 0.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    traceEvents: list[_TraceEvent]
+
+
+def _read_spans(path: Path) -> list[Span]:
+    """The spans of a trace; none where there is no file, as of a run that is not parallel."""
+    if not path.exists():
+        return []
+    way_out = "remove the file: it is of the timeline alone"
+    try:
+        content = json.loads(read_text_file(path, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: is not JSON ({error}); {way_out}") from error
+    return [
+        Span(
+            rank=event.pid,
+            kind=event.name,
+            chunk=chunk if type(chunk := event.args.get("chunk", -1)) is int else -1,
+            start=event.ts / 1e6,
+            end=(event.ts + event.dur) / 1e6,
+        )
+        for event in as_record(content, _Trace, str(path), way_out).traceEvents
+        if event.ph == "X" and math.isfinite(event.ts) and math.isfinite(event.dur)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from gnnsys.config.run_files import result_name
 
-__all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "as_object"]
+__all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "Span", "as_object"]
+
+_SUMS = ("messages", "seconds_waited")
 
 _Otherwise = TypeVar("_Otherwise", float, None)
 
@@ -71,6 +73,9 @@ class Epoch(Sample):
     staleness: tuple[float, ...] = ()
     """Of each graph layer of a pipeline; empty where there is none."""
 
+    eval_bytes: Mapping[str, float] = field(default_factory=dict)
+    """Feature bytes that evaluation was served, by tier; empty where they were not recorded."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resume:
@@ -84,6 +89,24 @@ class Resume:
 
     seconds: float = 0.0
     """Of training before the resume."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """What a rank did for some time."""
+
+    rank: int
+
+    kind: str
+    """As ``gnnsys.pipeline.schedule.Kind`` has it."""
+
+    chunk: int
+    """-1 where it was about none."""
+
+    start: float
+    """Seconds since the epoch began."""
+
+    end: float
 
 
 @dataclass(slots=True)
@@ -109,6 +132,9 @@ class RecordedRun:
 
     result: Mapping[str, Any] = field(default_factory=dict)
     """Of the ``end`` record."""
+
+    spans: list[Span] = field(default_factory=list)
+    """Of the last epoch of a parallel run."""
 
     cut: bool = False
     """The last line of the file was not written to its end."""
@@ -175,6 +201,16 @@ class RecordedRun:
         seen.append(_float_or(self.result.get("peak_rss"), 0.0))
         return max(filter(math.isfinite, seen), default=0.0)
 
+    def ranks(self) -> list[tuple[dict[str, float], float, float]]:
+        """Of each rank of a parallel run that ended, bytes sent by kind, messages and seconds
+        waited."""
+        told = as_object(self.result.get("parallel")).get("ranks")
+        ledgers = map(as_object, told) if isinstance(told, list) else ()
+        return [
+            (_counts(ledger, "bytes"), *(sum(_counts(ledger, name).values()) for name in _SUMS))
+            for ledger in ledgers
+        ]
+
     def epoch_rates(self) -> list[tuple[Epoch, float]]:
         """Epochs and their seeds per second of training; NaN where that cannot be told."""
         rates = []
@@ -205,6 +241,10 @@ class RecordedRun:
         if ended or not self.samples:
             return {name: _float_or(count, math.nan) for name, count in ended.items()}
         return self.samples[-1].reads
+
+
+def _counts(ledger: Mapping[str, Any], name: str) -> dict[str, float]:
+    return {kind: _float_or(count, 0.0) for kind, count in as_object(ledger.get(name)).items()}
 
 
 def as_object(value: Any) -> Mapping[str, Any]:

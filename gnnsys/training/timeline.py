@@ -19,7 +19,7 @@ from gnnsys.pipeline.timeline import idle_share
 from gnnsys.system.files import replace_file
 from gnnsys.training.trace_events import title_of
 
-__all__ = ["write_run_timeline", "write_timelines"]
+__all__ = ["timeline_chart", "write_run_timeline", "write_timelines"]
 
 _WIDTH, _LANE, _HEAD = 12.0, 0.34, 0.9  # inches
 _LOOKS = {
@@ -61,7 +61,9 @@ def write_timelines(
         replace_file(path, _png(title, timelines, unit, lane))
         return
     with page_looks():
-        charts = [_chart(number, *each, unit, lane) for number, each in enumerate(timelines)]
+        charts = [
+            timeline_chart(number, *each, unit, lane) for number, each in enumerate(timelines)
+        ]
     tables = [] if table is None else [TextTable("Costs", *table)]
     page = render("schedule", title=title, about=about, notes=notes, tables=tables, charts=charts)
     replace_file(path, page.encode())
@@ -100,7 +102,17 @@ def _png(title: str, timelines: Sequence[Timeline], unit: str, lane: str) -> byt
         return png(figure, dpi=130)
 
 
-def _chart(number: int, name: str, events: Sequence[Event], unit: str, lane: str) -> Chart:
+def timeline_chart(
+    number: int, name: str, events: Sequence[Event], unit: str, lane: str = "rank"
+) -> Chart:
+    """A timeline for a page, to be called inside ``page_looks``.
+
+    Args:
+        number: unique on the page.
+        name: its title.
+        unit: of the events' times.
+        lane: what a lane is.
+    """
     figure = Figure((_WIDTH, _LANE * _ranks(events) + _HEAD), layout="constrained")
     _draw(figure.add_subplot(), events, unit, lane)
     figure.legend(handles=_legend(), loc="outside upper right", ncols=4, frameon=False)

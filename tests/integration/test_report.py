@@ -17,6 +17,8 @@ import pytest
 from gnnsys.commands.report import run_command, write_report
 from gnnsys.config.report import ReportConfig
 from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, StorageError
+from gnnsys.pipeline.schedule import Event
+from gnnsys.training.trace_events import trace_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_folders import BATCHES, Page, Records, records, write_run
@@ -116,6 +118,83 @@ def test_epochs_that_were_not_evaluated_have_no_score(tmp_path: Path) -> None:
     page = report(tmp_path, made)
     assert page.table("epoch")["1"][1:3] == ["—", "—"]
     assert "best validation 0.8000 in epoch 2" in page.html
+
+
+def test_the_parts_of_the_time_add_up(tmp_path: Path) -> None:
+    made = records()
+    for record in made[1:-1]:  # a checkpoint of 1 s after the first epoch
+        record["seconds"] += float(record["epoch"] > 1)
+    made[-1]["result"]["seconds"] = 10.0
+    page = report(tmp_path, made)
+    assert page.table("part") == {
+        "part": ["time", "share of the time"],
+        "training": ["6.00 s", "60.0%"],
+        "evaluation": ["3.00 s", "30.0%"],
+        "checkpoints": ["1.00 s", "10.0%"],
+    }
+    names = [value for name, value in page.attributes if name == "aria-label"]
+    assert "Time: training 60.0%, evaluation 30.0%, checkpoints 10.0%" in names
+    widths = [float(each) for each in re.findall(r'style="width: ([\d.]+)%', page.html)]
+    assert widths == [60, 30, 10]
+
+
+def test_what_evaluation_read_is_told_where_it_was_recorded(tmp_path: Path) -> None:
+    made = records()
+    for record in made:
+        if record["kind"] == "epoch":
+            record["eval_bytes"] = {"host": 1_000_000, "file": 500_000}
+    parts = report(tmp_path, made).table("part")
+    assert parts["evaluation"] == ["3.00 s", "33.3%", "4.5 MB"]
+    assert parts["training"][2] == ""
+
+
+# Ranks --------------------------------------------------------------------------------------------
+
+
+def with_ranks(made: Records) -> Records:
+    made[-1]["result"]["parallel"] = {
+        "ranks": [
+            {
+                "bytes": {"layer": 1_000_000 * rank, "weight": 500},
+                "messages": {"layer": 10, "weight": 2},
+                "seconds_waited": {"layer": 0.5, "weight": 1.25},
+            }
+            for rank in range(3)
+        ]
+    }
+    return made
+
+
+def test_a_parallel_run_shows_what_each_rank_sent_and_waited_for(tmp_path: Path) -> None:
+    assert report(tmp_path, with_ranks(records())).table("rank") == {
+        "rank": ["sent: layer", "sent: weight", "sent in all", "messages", "waited"],
+        "0": ["0 B", "500 B", "500 B", "12", "1.75 s"],
+        "1": ["1 MB", "500 B", "1 MB", "12", "1.75 s"],
+        "2": ["2 MB", "500 B", "2 MB", "12", "1.75 s"],
+        "in all": ["3 MB", "1.5 kB", "3 MB", "36", "5.25 s"],
+    }
+
+
+def test_a_kept_timeline_is_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path, with_ranks(records()))
+    events = [Event(rank, "forward", 0, rank, rank + 1.0) for rank in range(3)]
+    (run / "timeline.json").write_bytes(trace_file(events, "a title"))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "Timeline of the last epoch: idle 66.7%" in page.text
+    assert "time (seconds)" in page.text
+    for rank in range(3):
+        assert f"rank {rank}" in page.text
+    (run / "timeline.json").write_bytes(trace_file(events * 2000, "a title"))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "6000 events are too many to draw" in page.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"traceEvents": 1}', '{"traceEvents": [{"ph": 2}]}'])
+def test_a_damaged_timeline_is_named(text: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path, records())
+    (run / "timeline.json").write_text(text)
+    with pytest.raises(FileFormatError, match=r"timeline\.json: .*remove the file"):
+        write_report(run)
 
 
 # How features were read ---------------------------------------------------------------------------

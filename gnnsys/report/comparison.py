@@ -9,9 +9,12 @@ from typing import Any
 
 from gnnsys.config.file import OF_THE_CALL
 from gnnsys.errors import ArgumentError
+from gnnsys.pages import numbers
 from gnnsys.report.run import Epoch, RecordedRun, as_object
 
 __all__ = ["Runs", "compare", "group_runs", "run_names"]
+
+_SIZES = ("nodes", "edges", "features", "classes")
 
 Runs = Mapping[str, RecordedRun]
 """By names that differ, in the order they were asked for."""
@@ -58,23 +61,24 @@ def compare(runs: Runs) -> dict[str, Any]:
 def group_runs(runs: Runs) -> dict[str, Runs]:
     """The runs whose scores can be compared, by what they are scores of: one metric, one dataset.
 
-    Datasets of one name and different sizes are told apart.
+    Datasets of one name and different sizes are told apart by those.
     """
-    groups: dict[tuple[str, str, tuple[Any, ...]], dict[str, RecordedRun]] = {}
+    groups: dict[tuple[str, str, tuple[str, ...]], dict[str, RecordedRun]] = {}
     for name, run in runs.items():
         dataset = as_object(run.start.get("dataset"))
-        sizes = tuple(str(dataset.get(kind)) for kind in ("nodes", "edges", "features", "classes"))
+        sizes = tuple(numbers.plain(dataset.get(kind)) for kind in _SIZES)
         groups.setdefault((run.metric, _dataset_name(run), sizes), {})[name] = run
+    names = [(metric, data) for metric, data, _ in groups]
     named: dict[str, Runs] = {}
-    for (metric, data, _), members in groups.items():
-        title = f"{metric} on {data}"
-        if title in named:
-            title += f" of {as_object(next(iter(members.values())).start['dataset']).get('nodes')}"
-            title += " nodes"
-        while title in named:
-            title += ", another"
-        named[title] = members
+    for (metric, data, sizes), members in groups.items():
+        apart = names.count((metric, data)) > 1
+        named[f"{metric} on {data}{_sizes(sizes) if apart else ''}"] = members
     return named
+
+
+def _sizes(sizes: Sequence[str]) -> str:
+    told = (f"{size} {kind}" for kind, size in zip(_SIZES, sizes, strict=True))
+    return f" ({', '.join(told)})"
 
 
 def _dataset_name(run: RecordedRun) -> str:
@@ -158,7 +162,7 @@ def _notes(runs: Runs) -> list[str]:
         )
     for name, run in runs.items():
         if run.reason is None:
-            notes.append(f"{name}: has not ended; shown is what was written so far.")
+            notes.append(f"{name}: {run.state}; shown is what was written so far.")
         if not run.epochs:
             notes.append(f"{name}: has no epochs yet, so no scores and no curves.")
         lost = run.first_lost()

@@ -92,7 +92,7 @@ def _curves(
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
         unit += ", log scale"
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axis == "epoch"))
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axis == "epoch", min_n_ticks=1))
     axes.set_xlabel(f"time ({axis_unit})" if axis_unit else "epoch")
     label_unit(axes, unit)
     return Chart(

@@ -16,7 +16,7 @@ from gnnsys.report.run import RecordedRun, as_object
 
 __all__ = ["make_page"]
 
-_STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "not ended": "warning"}
+_STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "going on": "good"}
 
 
 def make_page(run: RecordedRun, charts: Sequence[Chart], timeline: Chart | None = None) -> str:
@@ -73,10 +73,12 @@ def _notices(run: RecordedRun) -> list[str]:
     notices = []
     if run.reason is None:
         cut = ", and its last line was cut off in the middle" if run.cut else ""
-        notices.append(
-            f"This run has not ended: it is going on or was killed{cut}. "
-            "The page shows what was written so far."
+        found = (
+            f"This run is going on: {run.writer} is writing it"
+            if run.writer
+            else "This run has not ended: it is going on or was killed"
         )
+        notices.append(f"{found}{cut}. The page shows what was written so far.")
     if not run.samples:
         notices.append("No steps or epochs yet: there is nothing to draw.")
     lost = run.first_lost()
@@ -84,6 +86,11 @@ def _notices(run: RecordedRun) -> list[str]:
         notices.append(
             f"The run diverged: its loss is {numbers.metric(lost.loss)} in epoch {lost.epoch}. "
             "Where a value is not finite, its line has a gap."
+        )
+    if run.lost_scores():
+        notices.append(
+            f"The validation {run.metric} is not finite in {numbers.count(run.lost_scores())} of "
+            f"{numbers.count(len(run.epochs))} epochs: its line has gaps there."
         )
     if run.resumes:
         places = (
@@ -207,12 +214,13 @@ def _tiers(run: RecordedRun) -> TextTable:
 
 def _epochs(run: RecordedRun) -> TextTable:
     metrics = list(dict.fromkeys(name for epoch in run.epochs for name in epoch.val or {}))
+    best = run.best
     head = ["epoch", "loss"]
     head += [f"{kind} {name}" for name in metrics for kind in ("validation", "test")]
     head += ["training", "evaluation", "seeds/s"]
     body = [
         [
-            f"{epoch.epoch} (best)" if epoch is run.best else str(epoch.epoch),
+            f"{epoch.epoch} (best)" if epoch is best else str(epoch.epoch),
             numbers.metric(epoch.loss),
             *(
                 numbers.metric((values or {}).get(name))

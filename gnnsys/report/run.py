@@ -136,6 +136,9 @@ class RecordedRun:
     spans: list[Span] = field(default_factory=list)
     """Of the last epoch of a parallel run."""
 
+    writer: str | None = None
+    """The process that is writing it, such as: process 123 on host."""
+
     cut: bool = False
     """The last line of the file was not written to its end."""
 
@@ -171,7 +174,12 @@ class RecordedRun:
     @property
     def state(self) -> str:
         """Why the run ended, or that it has not."""
-        return self.reason or "not ended"
+        return self.reason or ("going on" if self.writer else "not ended")
+
+    def lost_scores(self) -> int:
+        """Evaluated epochs whose validation score is not finite."""
+        values = [(epoch.val or {}).get(self.metric, 0.0) for epoch in self.epochs]
+        return sum(not math.isfinite(value) for value in values)
 
     def first_lost(self) -> Sample | None:
         """The first step or epoch whose loss is not finite."""

@@ -112,8 +112,10 @@ def test_runs_of_another_metric_or_dataset_are_shown_apart(tmp_path: Path) -> No
         e=records(),
     )
     assert (
-        "cannot be compared. They are shown apart: accuracy on demo: a, e; f1 on demo: b; "
-        "accuracy on other: c; accuracy on demo of 7 nodes: d." in page.text
+        "cannot be compared. They are shown apart: "
+        "accuracy on demo (20000 nodes, 320000 edges, 128 features, — classes): a, e; "
+        "f1 on demo: b; accuracy on other: c; "
+        "accuracy on demo (7 nodes, 320000 edges, 128 features, — classes): d." in page.text
     )
     members = [[row[0] for row in table[1:]] for table in page.tables if table[0][0] == "run"]
     assert members == [["a", "e"], ["b"], ["c"], ["d"]]

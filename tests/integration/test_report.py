@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 import shutil
 import subprocess
@@ -94,6 +95,20 @@ def test_a_run_that_goes_on_is_shown_so_far(tmp_path: Path) -> None:
     assert "This run has not ended" in page.text
     assert "Validation accuracy 0.8000 best, epoch 2 of 2" in page.text
     assert page.table("tier")["device"] == ["25,000", "50.0%", "12,800,000", "12.8 MB", "50.0%"]
+
+
+def test_the_process_that_writes_a_run_is_told_while_it_lives(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", records()[:-12])
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (run / "lock").write_text(f"process {other.pid} on {platform.node()}")
+        page = Page(write_report(run).read_text(encoding="utf-8"))
+        assert page.title == "sage on demo: going on"
+        assert f"is going on: process {other.pid} on " in page.text
+        other.kill()
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert page.title == "sage on demo: not ended"
+    assert "This run has not ended: it is going on or was killed" in page.text
+    assert (run / "lock").exists()
 
 
 @pytest.mark.parametrize("made", [[], records()[:1]], ids=["an empty file", "only a start"])
@@ -380,6 +395,9 @@ def test_a_missing_folder_or_file_is_named_with_the_command_that_makes_it(tmp_pa
         write_report(tmp_path / "nothing")
     with pytest.raises(MissingFileError, match=r"metrics\.jsonl: no such.*gnnsys train --out"):
         write_report(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(MissingFileError, match=r"file: is no folder.*gnnsys train --out"):
+        write_report(tmp_path / "file")
 
 
 @pytest.mark.filterwarnings("error")
@@ -399,6 +417,29 @@ def test_a_diverged_run_is_shown(value: float | None, tmp_path: Path) -> None:
     else:
         assert f"The run diverged: its loss is {shown} in epoch 2." in page.text
         assert third[:2] == [shown, shown]
+
+
+def paths_of(html: str, title: str) -> list[str]:
+    """The lines of a chart, each as the letters and numbers of its path."""
+    drawing = re.search(rf'<svg role="img" aria-label="{title}.*?</svg>', html, re.DOTALL)
+    assert drawing is not None
+    lines = re.findall(r'<path d="([^"]*)" [^>]*stroke: var\(--series-', drawing[0])
+    return [line for line in lines if "L" in line]
+
+
+def test_lines_have_gaps_where_values_are_not_finite(tmp_path: Path) -> None:
+    made = records(60)
+    for record in made:
+        if record["kind"] == "epoch" and record["epoch"] in (20, 21, 40):
+            record |= {"loss": None, "val": {"accuracy": None}}
+    page = report(tmp_path / "gaps", made)
+    whole = report(tmp_path / "whole", records(60))
+    for title, line in (("Loss", 1), ("Metric", 0)):
+        assert paths_of(page.html, title)[line].count("M") == 3
+        assert paths_of(whole.html, title)[line].count("M") == 1
+    assert "its loss is NaN in epoch 20. Where a value is not finite, its line" in page.text
+    assert "The validation accuracy is not finite in 3 of 60 epochs" in page.text
+    assert "not finite" not in whole.text
 
 
 @pytest.mark.filterwarnings("error")

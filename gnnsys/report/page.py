@@ -154,14 +154,11 @@ def _times(run: RecordedRun) -> TextTable:
     times = run.times()
     total = sum(times.values())
     rows = [[part, numbers.duration(sec), _share(sec, total)] for part, sec in times.items()]
-    served: dict[str, float] = {}
-    for epoch in run.epochs:
-        for tier, size in epoch.eval_bytes.items():
-            served[tier] = served.get(tier, 0.0) + size
-    size = numbers.traffic(sum(served.values())) if served else None
+    read = [sum(epoch.eval_bytes.values()) for epoch in run.epochs if epoch.eval_bytes]
     head = ["part", "time", "share of the time"]
-    if size is not None:
+    if read:
         head.append("features served")
+        size = numbers.traffic(sum(read))
         rows = [[*row, size if row[0] == "evaluation" else ""] for row in rows]
     return TextTable("Where the time went", head, rows if run.samples else [])
 

@@ -11,8 +11,6 @@ from gnnsys.config.run_files import result_name
 
 __all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "Span", "as_object"]
 
-_SUMS = ("messages", "seconds_waited")
-
 _Otherwise = TypeVar("_Otherwise", float, None)
 
 
@@ -215,7 +213,11 @@ class RecordedRun:
         told = as_object(self.result.get("parallel")).get("ranks")
         ledgers = map(as_object, told) if isinstance(told, list) else ()
         return [
-            (_counts(ledger, "bytes"), *(sum(_counts(ledger, name).values()) for name in _SUMS))
+            (
+                _counts(ledger, "bytes"),
+                sum(_counts(ledger, "messages").values()),
+                sum(_counts(ledger, "seconds_waited").values()),
+            )
             for ledger in ledgers
         ]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gnnsys.config.report import ReportConfig
-from gnnsys.errors import StorageError
+from gnnsys.errors import ArgumentError, StorageError
 from gnnsys.report.comparison import Runs, compare, run_names
 from gnnsys.report.reader import read_run
 from gnnsys.system.files import replace_file
@@ -77,6 +77,8 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path = "comparison.h
 
 def run_command(config: ReportConfig) -> int:
     """``gnnsys report``: writes the page and prints its path, or the numbers with ``--json``."""
+    if not config.runs:
+        raise ArgumentError("expected the folder of a run, which gnnsys train --out RUN makes")
     path: Path | None = None
     if not config.json or config.out is not None:
         if len(config.runs) == 1:

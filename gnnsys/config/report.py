@@ -7,8 +7,6 @@ from typing import Annotated
 
 import tyro
 
-from gnnsys.errors import ArgumentError
-
 __all__ = ["ReportConfig"]
 
 
@@ -34,7 +32,3 @@ class ReportConfig:
 
     json: bool = False
     """Print the numbers as JSON."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise ArgumentError("expected the folder of a run, which gnnsys train --out RUN makes")

@@ -178,6 +178,11 @@ def test_a_run_that_cannot_be_read_is_one_error_that_names_it(
     assert not page.exists()
 
 
+def test_a_report_of_nothing_is_refused(capsys) -> None:
+    assert main(["report"]) == 2
+    assert "expected the folder of a run" in capsys.readouterr().err
+
+
 def test_a_run_named_twice_is_refused(tmp_path: Path, capsys) -> None:
     run = write_run(tmp_path / "run", records())
     assert main(["report", str(run), f"{run}/../run"]) == 2

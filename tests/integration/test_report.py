@@ -67,6 +67,9 @@ def test_charts_have_real_text_and_a_name_that_says_what_they_show(tmp_path: Pat
     assert "Metric over time, in rocauc: best validation 0.8000 in epoch 2" in names
     assert "Memory over time, in GiB: peak 1.5 GiB" in names
     assert "Feature bytes served so far over time, in MB: 30.7 MB in all" in names
+    drawn = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", page.html))
+    for unit in ("cross entropy", "rocauc", "seeds per second", "GiB", "MB per second", "MB"):
+        assert unit in drawn
     assert page.text.count("time (s)") == 6
     assert page.text.count("epoch 1 2 3") == 6
 

@@ -77,7 +77,8 @@ def _draw(
     axes: Axes, spots: NDArray[Any], groups: NDArray[Any], name: str, colors: dict[int, int]
 ) -> None:
     axes.set_title(name)
-    axes.set_axis_off()
+    axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+    axes.spines[:].set_visible(False)
     for group in np.unique(groups):
         x, y = spots[groups == group].T
         label = "unknown" if group < 0 else str(group)

@@ -1,19 +1,23 @@
-"""The command ``gnnsys report``: one HTML page about a training run, which works offline.
+"""The command ``gnnsys report``: one HTML page about training runs, which works offline.
 
-``gnnsys.report`` reads the run (``reader``), says what the charts show (``charts``) and makes the
-texts of the page (``page``); ``gnnsys.pages`` has its template.
+``gnnsys.report`` reads a run (``reader``), says what the charts show (``charts``) and makes the
+texts of the page (``page``); ``comparison`` and its kin do so for several runs. ``gnnsys.pages``
+has the templates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gnnsys.config.report import ReportConfig
-from gnnsys.errors import StorageError
+from gnnsys.errors import ArgumentError, StorageError
+from gnnsys.report.comparison import Runs, compare, run_names
 from gnnsys.report.reader import read_run
 from gnnsys.system.files import replace_file
+from gnnsys.system.records import json_text
 
-__all__ = ["run_command", "write_report"]
+__all__ = ["run_command", "write_comparison", "write_report"]
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -43,19 +47,53 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     _check_place(path)
 
     # matplotlib is large: it is imported when a report is made, and not when an input is wrong.
-    from gnnsys.report.charts import draw_charts
+    from gnnsys.report.charts import draw_charts, draw_timeline
     from gnnsys.report.page import make_page
 
-    page = make_page(content, draw_charts(content))
-    # JSON can hold halves of surrogate pairs, which UTF-8 cannot.
-    replace_file(path, page.encode("utf-8", "xmlcharrefreplace"))
+    _write(path, make_page(content, draw_charts(content), draw_timeline(content)))
+    return path
+
+
+def write_comparison(runs: Sequence[str | Path], out: str | Path = "comparison.html") -> Path:
+    """Writes a page of several runs side by side, finished or not, and returns its path.
+
+    Runs of different metrics or datasets have tables and charts of their own, which a note says.
+
+    Args:
+        runs: folders that ``gnnsys train --out`` made.
+        out: of the page. What is there is replaced.
+
+    Raises:
+        ArgumentError: a folder stands there twice.
+        MissingFileError, FileFormatError, StorageError: as ``write_report``, for any of the runs.
+    """
+    content = _read_runs(runs)
+    path = Path(out)
+    _check_place(path)
+
+    from gnnsys.report.comparison_page import make_comparison
+
+    _write(path, make_comparison(content))
     return path
 
 
 def run_command(config: ReportConfig) -> int:
-    """``gnnsys report``: writes the page and prints its path."""
-    print(write_report(config.run, config.out))
+    """``gnnsys report``: writes the page and prints its path, or the numbers with ``--json``."""
+    if not config.runs:
+        raise ArgumentError("expected the folder of a run, which gnnsys train --out RUN makes")
+    path: Path | None = None
+    if not config.json or config.out is not None:
+        if len(config.runs) == 1:
+            path = write_report(config.runs[0], config.out)
+        else:
+            path = write_comparison(config.runs, config.out or "comparison.html")
+    print(json_text(compare(_read_runs(config.runs))) if config.json else path)
     return 0
+
+
+def _read_runs(folders: Sequence[str | Path]) -> Runs:
+    paths = [Path(folder) for folder in folders]
+    return {name: read_run(path) for name, path in zip(run_names(paths), paths, strict=True)}
 
 
 def _check_place(path: Path) -> None:
@@ -64,3 +102,8 @@ def _check_place(path: Path) -> None:
         raise StorageError(f"{path}: is a folder, expected the name of a file; {way_out}")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: {path.parent} is not a folder; {way_out}")
+
+
+def _write(path: Path, page: str) -> None:
+    # JSON can hold halves of surrogate pairs, which UTF-8 cannot.
+    replace_file(path, page.encode("utf-8", "xmlcharrefreplace"))

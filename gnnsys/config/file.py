@@ -15,7 +15,14 @@ from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.system.names import nearest
 from gnnsys.system.records import as_record, read_toml
 
-__all__ = ["CHANGES_LOSSES", "check_resumed", "config_to_toml", "read_config", "resumed_config"]
+__all__ = [
+    "CHANGES_LOSSES",
+    "OF_THE_CALL",
+    "check_resumed",
+    "config_to_toml",
+    "read_config",
+    "resumed_config",
+]
 
 # What a resumed run may be given anew. call: no part of the run; losses: the losses to come are
 # others; speed: nothing that was computed, and nothing that will be, is another.
@@ -40,7 +47,8 @@ _RESUMED_WITH: dict[str, Literal["call", "losses", "speed"]] = {
         "speed",
     ),
 }  # fmt: skip
-_OF_THE_CALL = {name for name, changes in _RESUMED_WITH.items() if changes == "call"}
+OF_THE_CALL = {name for name, changes in _RESUMED_WITH.items() if changes == "call"}
+"""Options that are no part of the run."""
 
 CHANGES_LOSSES = tuple(name for name, changes in _RESUMED_WITH.items() if changes == "losses")
 """Options that a resumed run may change, but not without changing what comes."""
@@ -53,7 +61,7 @@ def config_to_toml(config: TrainConfig) -> str:
     import tomli_w
 
     values = dataclasses.asdict(config.filled_in())
-    values = {key: value for key, value in values.items() if key not in _OF_THE_CALL}
+    values = {key: value for key, value in values.items() if key not in OF_THE_CALL}
     known = {key: value for key, value in values.items() if value is not None}
     unset = [f"# {key} is not set\n" for key, value in values.items() if value is None]
     return str(tomli_w.dumps(known)) + "".join(unset)
@@ -67,7 +75,7 @@ def read_config(path: str | Path) -> TrainConfig:
         ArgumentError: an option that there is not, or a value of another type.
     """
     values = read_toml(Path(path), str(path), "name a file of options")
-    known = {each.name for each in dataclasses.fields(TrainConfig)} - _OF_THE_CALL
+    known = {each.name for each in dataclasses.fields(TrainConfig)} - OF_THE_CALL
     for key in values.keys() - known:
         meant = nearest(key.replace("-", "_"), known)
         raise ArgumentError(

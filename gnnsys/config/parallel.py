@@ -52,8 +52,10 @@ def check_parallel(config: TrainConfig) -> None:
     """Raises ArgumentError for options that do not fit each other."""
     counts = ("stages", "ways", "chunks", "ranks")
     check_least(config, 1, *counts, "snapshot_period", "shuffle_factor")
-    if config.timeline is not None and not config.timeline.endswith((".png", ".html")):
-        raise ArgumentError(f"--timeline {config.timeline}: expected a name in .png or .html")
+    if config.timeline is not None and not config.timeline.endswith((".png", ".html", ".json")):
+        raise ArgumentError(
+            f"--timeline {config.timeline}: expected a name in .png, .html or .json"
+        )
     if config.parallel is None:
         for name in (*counts, "timeline"):
             if getattr(config, name) is not None:

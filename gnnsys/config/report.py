@@ -14,14 +14,23 @@ __all__ = ["ReportConfig"]
 
 @dataclass(kw_only=True, slots=True)
 class ReportConfig:
-    """Make one HTML page of a run: curves, throughput, bytes by tier, configuration.
+    """Make one HTML page of a run, or of several side by side.
+
+    Of one run: curves, throughput, bytes by tier, where the time went, configuration. Of several:
+    scores, time and memory of each, their curves over epochs or time, the options that differ.
 
     Examples:
         gnnsys report run1
+        gnnsys report run1 run2 run3 --out compared.html
+        gnnsys report run1 run2 --json
     """
 
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder that gnnsys train --out made; the run may still be going on."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders that gnnsys train --out made; a run may still be going on."""
 
     out: File | None = None
-    """The page. Default: RUN/report.html."""
+    """The page. Default: RUN/report.html; comparison.html here for several runs; none with
+    --json."""
+
+    json: bool = False
+    """Print the numbers as JSON."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIG", "LOCK", "METRICS", "RESULT", "result_name"]
+__all__ = ["CONFIG", "LOCK", "METRICS", "RESULT", "TIMELINE", "result_name"]
 
 CONFIG = "config.toml"
 LOCK = "lock"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+TIMELINE = "timeline.json"
 
 
 def result_name(metric: str) -> str:

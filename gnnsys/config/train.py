@@ -170,7 +170,8 @@ class TrainConfig:
     """Parts that METIS makes for each chunk, shuffled and merged."""
 
     timeline: File | None = None
-    """File for a picture of what each rank did in the last epoch: .png or .html."""
+    """File for a picture of what each rank did in the last epoch: .png or .html; or
+    .json for its events, which chrome://tracing and Perfetto open."""
 
     metric: Literal["auto", "accuracy", "rocauc", "f1"] = "auto"
     """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,22 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from gnnsys.pages.style import CARD, MUTED, SERIES, VARIABLES
 
-__all__ = ["Chart", "Drawing", "Key", "inline_svg", "line_keys", "png"]
+__all__ = [
+    "Chart",
+    "Drawing",
+    "Key",
+    "inline_svg",
+    "label_unit",
+    "line_keys",
+    "lone_points",
+    "png",
+    "time_unit",
+]
 
 _INCHES = (6.4, 3.2)
 _MARKED_POINTS = 40
 _EPOCH_TICKS = 8
+_UNIT_LETTERS = 26
 _ROOM = 1.015  # to the right of the last point, whose mark would be cut
 
 
@@ -35,7 +47,8 @@ class Key:
     label: str
 
     mark: str
-    """A class of the style sheet: ``line``, ``faint``, ``band``, ``area``, ``ring``, ``dashed``."""
+    """A class of the style sheet: ``line``, ``faint``, ``band``, ``area``, ``ring``, ``dashed``,
+    ``dotted``."""
 
     color: str
     """A variable of the style sheet, such as ``--series-1``."""
@@ -82,7 +95,7 @@ class Drawing:
         self._figure = Figure(_INCHES, layout="constrained")
         self._axes = self._figure.add_subplot()
         self._name = name
-        self._unit, self._second = _time_unit(seconds)
+        self._unit, self._second = time_unit(seconds)
         self._end = seconds / self._second
         self._epochs = [(number, at / self._second) for number, at in epochs]
         self._resumes = [at / self._second for at in resumes]
@@ -98,8 +111,11 @@ class Drawing:
         faint: bool = False,
         marked: bool = True,
     ) -> None:
-        """A line through points (seconds, value); a point is marked where there are few."""
-        if not points:
+        """A line through points (seconds, value), with a gap where a value is not finite.
+
+        Points are marked where there are few, and those that gaps leave alone.
+        """
+        if not any(math.isfinite(value) for _, value in points):
             return
         at, values = self._columns(points)
         few = len(points) <= _MARKED_POINTS
@@ -109,7 +125,8 @@ class Drawing:
             color=_color(series),
             alpha=0.5 if faint else 1,
             linewidth=1.1 if faint else 1.8 if few else 1.3,
-            marker="o" if len(points) == 1 or (few and marked and not faint) else "",
+            marker="o",
+            markevery=None if few and marked and not faint else lone_points(values),
             markersize=4 if faint else 5,
             markeredgecolor=CARD,
             markeredgewidth=0.8,
@@ -164,6 +181,7 @@ class Drawing:
         if self._resumes:
             self._keys.append(Key("resumed", "dashed", "--muted"))
         self._set_axes()
+        label_unit(self._axes, unit)
         label = f"{title} over time, in {unit}: {summary}"
         svg = inline_svg(self._figure, self._name, label)
         return Chart(title, unit, svg, self._keys, summary)
@@ -221,12 +239,31 @@ def inline_svg(figure: Figure, name: str, label: str) -> Markup:
     return head.format(label, width, height) + body + Markup("</svg>")
 
 
+def lone_points(values: Sequence[float]) -> list[int]:
+    """Places of values that no line would show, as what stands beside them is not finite.
+
+    >>> lone_points([1.0, math.nan, 2.0, math.nan, 3.0, 4.0])
+    [0, 2]
+    """
+    known = [False, *map(math.isfinite, values), False]
+    return [
+        place
+        for place in range(len(values))
+        if known[place + 1] and not known[place] and not known[place + 2]
+    ]
+
+
+def label_unit(axes: Axes, unit: str) -> None:
+    """Names the y axis, in lines that are short enough for its height."""
+    axes.set_ylabel(textwrap.fill(unit, _UNIT_LETTERS))
+
+
 def line_keys(axes: Axes) -> list[Key]:
     """The legend of axes whose lines have the colours C0, C1, … and labels."""
     return [
         Key(
             str(line.get_label()),
-            "dashed" if line.get_linestyle() == "--" else "line",
+            {"--": "dashed", ":": "dotted"}.get(str(line.get_linestyle()), "line"),
             f"--series-{int(str(line.get_color())[1:]) + 1}",
         )
         for line in axes.get_lines()
@@ -244,7 +281,12 @@ def _color(series: int) -> str:
     return SERIES[series % len(SERIES)]
 
 
-def _time_unit(seconds: float) -> tuple[str, float]:
+def time_unit(seconds: float) -> tuple[str, float]:
+    """The unit for an axis that reaches to ``seconds``, and its length in seconds.
+
+    >>> time_unit(600)
+    ('min', 60)
+    """
     if seconds < 180:
         return "s", 1
     return ("min", 60) if seconds < 3 * 3600 else ("h", 3600)

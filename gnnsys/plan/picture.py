@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gnnsys.pages import numbers
-from gnnsys.pages.drawing import Chart, inline_svg, line_keys, png
+from gnnsys.pages.drawing import Chart, inline_svg, label_unit, line_keys, png
 from gnnsys.pages.style import page_looks, paper_looks
 from gnnsys.pages.templates import render
 from gnnsys.plan.estimate import PARTS
@@ -46,10 +46,11 @@ def _png(plan: dict[str, Any]) -> bytes:
     with paper_looks(_PAPER):
         figure = Figure((2 * _INCHES[0], _INCHES[1]), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _draw_hits(left, plan)
-        _draw_times(right, plan)
-        for axes, title in ((left, "rows served without the disk"), (right, "time of an epoch")):
-            axes.set_title(title, loc="left")
+        figure.suptitle(_title(plan))
+        for axes, (_, title, unit, draw) in zip((left, right), _CHARTS, strict=True):
+            draw(axes, plan)
+            axes.set_title(title, loc="left", fontsize=11)
+            label_unit(axes, unit)
             axes.legend(frameon=False, fontsize=9)
         return png(figure, dpi=150)
 
@@ -114,6 +115,16 @@ def _set_sizes(axes: Axes, plan: dict[str, Any]) -> None:
     axes.set_xlabel("memory of the cache")
 
 
+_CHARTS = (
+    ("hits", "Rows served without the disk", "share of rows", _draw_hits),
+    ("times", "Time of an epoch", "seconds, if one part alone took time", _draw_times),
+)
+
+
+def _title(plan: dict[str, Any]) -> str:
+    return f"Cache plan of {Path(plan['dataset']).name}"
+
+
 def _page(plan: dict[str, Any]) -> str:
     about = (
         f"{plan['rows']:,} rows of {plan['row_bytes']:,} bytes, "
@@ -123,7 +134,7 @@ def _page(plan: dict[str, Any]) -> str:
     )
     return render(
         "plan",
-        title=f"Cache plan of {Path(plan['dataset']).name}",
+        title=_title(plan),
         about=about,
         notes=plan["notes"],
         charts=_charts(plan),
@@ -132,16 +143,13 @@ def _page(plan: dict[str, Any]) -> str:
 
 
 def _charts(plan: dict[str, Any]) -> list[Chart]:
-    charts = (
-        ("hits", "Rows served without the disk", "share of rows", _draw_hits),
-        ("times", "Time of an epoch", "seconds, if one part alone took time", _draw_times),
-    )
     made = []
     with page_looks():
-        for name, title, unit, draw in charts:
+        for name, title, unit, draw in _CHARTS:
             figure = Figure(_INCHES, layout="constrained")
             axes = figure.add_subplot()
             draw(axes, plan)
+            label_unit(axes, unit)
             svg = inline_svg(figure, name, f"{title}, {unit}")
             made.append(Chart(title, unit, svg, line_keys(axes)))
     return made

@@ -12,7 +12,7 @@ from gnnsys.pages.drawing import Chart, Drawing
 from gnnsys.pages.style import page_looks
 from gnnsys.report.run import Epoch, RecordedRun, Sample
 
-__all__ = ["draw_charts"]
+__all__ = ["MOST_SPANS", "draw_charts", "draw_timeline", "spans_decades", "thinned"]
 
 _POINTS = 300  # of a line: more cannot be told apart
 _INTERVALS = 80  # of the run, in which rates are averaged
@@ -21,6 +21,9 @@ _LOG_SCALE_FROM = 30  # times the median
 _ORIGIN = Sample(
     epoch=0, batch=0, loss=math.nan, seconds=0.0, seeds=0, rows={}, bytes={}, rss=math.nan
 )
+
+MOST_SPANS = 4000
+"""Of a timeline that is drawn."""
 
 _T = TypeVar("_T")
 _Points = list[tuple[float, float]]
@@ -42,20 +45,39 @@ def draw_charts(run: RecordedRun) -> list[Chart]:
         return [chart(run) for chart in draw]
 
 
+def draw_timeline(run: RecordedRun) -> Chart | None:
+    """What each rank of a parallel run did in its last epoch; None where that was not kept, or is
+    more than can be drawn."""
+    if not 0 < len(run.spans) <= MOST_SPANS:
+        return None
+    # They bring torch: imported for parallel runs only.
+    from gnnsys.pipeline.schedule import Event, Kind
+    from gnnsys.training.timeline import timeline_chart
+
+    kinds = {kind.value for kind in Kind}
+    events = [
+        Event(span.rank, span.kind, span.chunk, span.start, span.end)
+        for span in run.spans
+        if span.kind in kinds
+    ]
+    with page_looks():
+        return timeline_chart(0, "Timeline of the last epoch", events, "seconds")
+
+
 def _loss(run: RecordedRun) -> Chart:
     drawing = _new(run, "loss")
-    steps = _finite((sample.seconds, sample.loss) for sample in run.steps)
-    epochs = _finite((sample.seconds, sample.loss) for sample in run.epochs)
-    groups = [(group[-1][0], [loss for _, loss in group]) for group in _groups(steps)]
-    averaged = len(groups) < len(steps)
+    steps = _timed((sample.seconds, sample.loss) for sample in run.steps)
+    epochs = _timed((sample.seconds, sample.loss) for sample in run.epochs)
+    means = thinned(steps)
+    averaged = len(means) < len(steps)
     if averaged:
+        groups = [(group[-1][0], [loss for _, loss in group]) for group in _groups(steps)]
         drawing.band([(at, min(each), max(each)) for at, each in groups], "range of steps")
-    means = [(at, sum(each) / len(each)) for at, each in groups]
     drawing.line(means, "steps, averaged" if averaged else "steps", faint=True)
-    drawing.line(epochs, "mean of the epoch")
+    means = thinned(epochs)
+    drawing.line(means, "epochs, averaged" if len(means) < len(epochs) else "mean of the epoch")
     unit = "cross entropy"
-    seen = sorted(loss for _, loss in steps + epochs)
-    if seen and seen[0] > 0 and seen[-1] > _LOG_SCALE_FROM * seen[len(seen) // 2]:
+    if spans_decades(loss for _, loss in steps + epochs):
         drawing.use_log_scale()
         unit += ", log scale"
     ends = run.epochs or run.steps
@@ -71,12 +93,14 @@ def _metric(run: RecordedRun) -> Chart:
         ("test", lambda epoch: epoch.test),
     )
     for series, (label, values_of) in enumerate(kinds):
-        points = _finite(
+        points = _timed(
             (epoch.seconds, values[metric])
             for epoch in run.epochs
             if (values := values_of(epoch)) is not None and metric in values
         )
-        drawing.line(points, label, series=series)
+        means = thinned(points)
+        averaged = ", averaged" if len(means) < len(points) else ""
+        drawing.line(means, f"{label}{averaged}", series=series)
     summary = ""
     if best is not None and best.val is not None:
         value = best.val.get(metric, math.nan)
@@ -93,9 +117,9 @@ def _staleness(run: RecordedRun) -> Chart:
         ("the stalest layer", max),
         ("mean of the layers", lambda staleness: sum(staleness) / len(staleness)),
     )
-    for label, of in kinds:
+    for series, (label, of) in enumerate(kinds):
         points = [(e.seconds, of(e.staleness)) for e in run.epochs if e.staleness]
-        drawing.line(_finite(points), label)
+        drawing.line(thinned(_finite(points)), label, series=series)
     summary = f"layer {last.index(max(last))} at {max(last):.3f} in the last epoch"
     return drawing.finish("Staleness", "of the norm of a layer's rows", summary)
 
@@ -104,7 +128,8 @@ def _throughput(run: RecordedRun) -> Chart:
     drawing = _new(run, "throughput", from_zero=True)
     epochs = _finite((epoch.seconds, rate) for epoch, rate in run.epoch_rates())
     drawing.line(_finite(_step_rates(run)), "between steps", faint=True)
-    drawing.line(epochs, "mean of the epoch")
+    means = thinned(epochs)
+    drawing.line(means, "epochs, averaged" if len(means) < len(epochs) else "mean of the epoch")
     summary = f"{numbers.rate(epochs[-1][1])} seeds per second in the last epoch" if epochs else ""
     return drawing.finish("Throughput", "seeds per second", summary)
 
@@ -239,6 +264,28 @@ def _new(run: RecordedRun, name: str, **options: Any) -> Drawing:
 def _finite(points: Iterable[tuple[float, float]]) -> _Points:
     """Those that can be drawn."""
     return [(at, value) for at, value in points if math.isfinite(at) and math.isfinite(value)]
+
+
+def _timed(points: Iterable[tuple[float, float]]) -> _Points:
+    """Those whose time is known, with NaN for what is not finite."""
+    return [
+        (at, value if math.isfinite(value) else math.nan)
+        for at, value in points
+        if math.isfinite(at)
+    ]
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> _Points:
+    """Means of neighbours, so few that they can be told apart; NaN where one of them is."""
+    return [
+        (group[-1][0], sum(value for _, value in group) / len(group)) for group in _groups(points)
+    ]
+
+
+def spans_decades(values: Iterable[float]) -> bool:
+    """Whether a few are so large that the rest would lie on the axis."""
+    seen = sorted(filter(math.isfinite, values))
+    return bool(seen) and seen[0] > 0 and seen[-1] > _LOG_SCALE_FROM * seen[len(seen) // 2]
 
 
 def _groups(items: Sequence[_T]) -> Iterator[Sequence[_T]]:

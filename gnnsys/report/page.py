@@ -16,15 +16,20 @@ from gnnsys.report.run import RecordedRun, as_object
 
 __all__ = ["make_page"]
 
-_STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "not ended": "warning"}
+_STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "going on": "good"}
 
 
-def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
-    """The whole page, which needs no other file."""
+def make_page(run: RecordedRun, charts: Sequence[Chart], timeline: Chart | None = None) -> str:
+    """The whole page, which needs no other file.
+
+    Args:
+        charts: over the time of the run.
+        timeline: of the ranks of a parallel run.
+    """
     dataset = as_object(run.start.get("dataset")).get("name")
     dataset = dataset or run.options.get("dataset", "an unnamed dataset")
     name = f"{run.options.get('model', 'model')} on {dataset}"
-    state = run.reason or "not ended"
+    state = run.state
     return render(
         "report",
         title=f"{name}: {state}",
@@ -35,6 +40,11 @@ def make_page(run: RecordedRun, charts: Sequence[Chart]) -> str:
         notes=_notices(run),
         tiles=_tiles(run),
         charts=charts,
+        times=_times(run),
+        shares=_shares(run),
+        ranks=_ranks(run),
+        timeline=timeline,
+        undrawn=len(run.spans) if run.spans and timeline is None else 0,
         tiers=_tiers(run),
         reads=list(stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))),
         memory=list(memory_rows(as_object(run.result.get("memory")))),
@@ -63,17 +73,24 @@ def _notices(run: RecordedRun) -> list[str]:
     notices = []
     if run.reason is None:
         cut = ", and its last line was cut off in the middle" if run.cut else ""
-        notices.append(
-            f"This run has not ended: it is going on or was killed{cut}. "
-            "The page shows what was written so far."
+        found = (
+            f"This run is going on: {run.writer} is writing it"
+            if run.writer
+            else "This run has not ended: it is going on or was killed"
         )
+        notices.append(f"{found}{cut}. The page shows what was written so far.")
     if not run.samples:
         notices.append("No steps or epochs yet: there is nothing to draw.")
-    lost = next((sample for sample in run.samples if not math.isfinite(sample.loss)), None)
+    lost = run.first_lost()
     if lost is not None:
         notices.append(
             f"The run diverged: its loss is {numbers.metric(lost.loss)} in epoch {lost.epoch}. "
-            "Values that are not finite are not drawn."
+            "Where a value is not finite, its line has a gap."
+        )
+    if run.lost_scores():
+        notices.append(
+            f"The validation {run.metric} is not finite in {numbers.count(run.lost_scores())} of "
+            f"{numbers.count(len(run.epochs))} epochs: its line has gaps there."
         )
     if run.resumes:
         places = (
@@ -124,6 +141,52 @@ def _of_memory(run: RecordedRun) -> str:
     return f"of {numbers.memory(size)}" if _is_number(size) else "resident"
 
 
+def _shares(run: RecordedRun) -> list[tuple[str, float]]:
+    """Parts of the time and their percentages, of a bar; empty where they are not known."""
+    times = run.times()
+    total = sum(times.values())
+    if not total > 0 or not math.isfinite(total):
+        return []
+    return [(part, 100 * seconds / total) for part, seconds in times.items()]
+
+
+def _times(run: RecordedRun) -> TextTable:
+    times = run.times()
+    total = sum(times.values())
+    rows = [[part, numbers.duration(sec), _share(sec, total)] for part, sec in times.items()]
+    read = [sum(epoch.eval_bytes.values()) for epoch in run.epochs if epoch.eval_bytes]
+    head = ["part", "time", "share of the time"]
+    if read:
+        head.append("features served")
+        size = numbers.traffic(sum(read))
+        rows = [[*row, size if row[0] == "evaluation" else ""] for row in rows]
+    return TextTable("Where the time went", head, rows if run.samples else [])
+
+
+def _ranks(run: RecordedRun) -> TextTable:
+    """What each rank of a parallel run sent, by kind, and how long it waited for others."""
+    ranks = run.ranks()
+    kinds = list(dict.fromkeys(kind for sent, _, _ in ranks for kind in sent))
+    body = [
+        [
+            str(rank),
+            *(numbers.traffic(sent.get(kind, 0)) for kind in kinds),
+            numbers.traffic(sum(sent.values())),
+            numbers.count(messages),
+            numbers.duration(waited),
+        ]
+        for rank, (sent, messages, waited) in enumerate(ranks)
+    ]
+    if len(ranks) > 1:
+        sums = [sum(sent.get(kind, 0) for sent, _, _ in ranks) for kind in kinds]
+        messages = sum(count for _, count, _ in ranks)
+        waited = sum(seconds for _, _, seconds in ranks)
+        told = [*map(numbers.traffic, [*sums, sum(sums)]), numbers.count(messages)]
+        body.append(["in all", *told, numbers.duration(waited)])
+    head = ["rank", *(f"sent: {kind}" for kind in kinds), "sent in all", "messages", "waited"]
+    return TextTable("Ranks", head, body)
+
+
 def _tiers(run: RecordedRun) -> TextTable:
     rows, sizes = run.tiers("rows"), run.tiers("bytes")
     tiers = list(dict.fromkeys([*rows, *sizes]))
@@ -148,12 +211,13 @@ def _tiers(run: RecordedRun) -> TextTable:
 
 def _epochs(run: RecordedRun) -> TextTable:
     metrics = list(dict.fromkeys(name for epoch in run.epochs for name in epoch.val or {}))
+    best = run.best
     head = ["epoch", "loss"]
     head += [f"{kind} {name}" for name in metrics for kind in ("validation", "test")]
     head += ["training", "evaluation", "seeds/s"]
     body = [
         [
-            f"{epoch.epoch} (best)" if epoch is run.best else str(epoch.epoch),
+            f"{epoch.epoch} (best)" if epoch is best else str(epoch.epoch),
             numbers.metric(epoch.loss),
             *(
                 numbers.metric((values or {}).get(name))

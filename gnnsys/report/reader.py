@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gnnsys.config.run_files import CONFIG, METRICS
+import psutil
+
+from gnnsys.config.run_files import CONFIG, LOCK, METRICS, TIMELINE
 from gnnsys.errors import FileFormatError, MissingFileError
-from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, as_object
-from gnnsys.system.files import check_file
+from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, Span, as_object
+from gnnsys.system.files import check_file, lock_holder, read_text_file
 from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["read_run"]
@@ -33,7 +37,8 @@ def read_run(folder: Path) -> RecordedRun:
     path = folder / METRICS
     way_out = "gnnsys train --out RUN makes the folder RUN with it"
     if not folder.is_dir():
-        raise MissingFileError(f"{folder}: no such folder, expected that of a run; {way_out}")
+        found = "is no folder" if folder.exists() else "no such folder"
+        raise MissingFileError(f"{folder}: {found}, expected that of a run; {way_out}")
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file, expected the metrics of a run; {way_out}")
     builder = _Builder()
@@ -46,7 +51,61 @@ def read_run(folder: Path) -> RecordedRun:
     recorded = as_object(run.start.get("config"))  # also options that are not set, unlike the file
     file = folder / CONFIG
     run.options = {**recorded, **(read_toml(file, str(file), "") if file.is_file() else {})}
+    run.writer = _writer(folder / LOCK)
+    run.spans = _read_spans(folder / TIMELINE)
     return run
+
+
+def _writer(lock: Path) -> str | None:
+    """Who holds a run's lock, unless that process has gone without letting it go.
+
+    The lock itself is left alone: a run that is about to start must find it free.
+    """
+    if not lock.is_file():
+        return None
+    holder = lock_holder(lock)
+    told = re.fullmatch(r"process (\d{1,9}) on (.*)", holder)
+    gone = told and told[2] == platform.node() and not psutil.pid_exists(int(told[1]))
+    return None if gone else holder
+
+
+@dataclass(frozen=True, slots=True)
+class _TraceEvent:
+    """Of the Trace Event Format; times in microseconds."""
+
+    ph: str
+    pid: int
+    name: str
+    ts: float = 0.0
+    dur: float = 0.0
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    traceEvents: list[_TraceEvent]
+
+
+def _read_spans(path: Path) -> list[Span]:
+    """The spans of a trace; none where there is no file, as of a run that is not parallel."""
+    if not path.exists():
+        return []
+    way_out = "remove the file: it is of the timeline alone"
+    try:
+        content = json.loads(read_text_file(path, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: is not JSON ({error}); {way_out}") from error
+    return [
+        Span(
+            rank=event.pid,
+            kind=event.name,
+            chunk=chunk if type(chunk := event.args.get("chunk", -1)) is int else -1,
+            start=event.ts / 1e6,
+            end=(event.ts + event.dur) / 1e6,
+        )
+        for event in as_record(content, _Trace, str(path), way_out).traceEvents
+        if event.ph == "X" and math.isfinite(event.ts) and math.isfinite(event.dur)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from gnnsys.config.run_files import result_name
 
-__all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "as_object"]
+__all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "Span", "as_object"]
 
 _Otherwise = TypeVar("_Otherwise", float, None)
 
@@ -71,6 +71,9 @@ class Epoch(Sample):
     staleness: tuple[float, ...] = ()
     """Of each graph layer of a pipeline; empty where there is none."""
 
+    eval_bytes: Mapping[str, float] = field(default_factory=dict)
+    """Feature bytes that evaluation was served, by tier; empty where they were not recorded."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resume:
@@ -84,6 +87,24 @@ class Resume:
 
     seconds: float = 0.0
     """Of training before the resume."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """What a rank did for some time."""
+
+    rank: int
+
+    kind: str
+    """As ``gnnsys.pipeline.schedule.Kind`` has it."""
+
+    chunk: int
+    """-1 where it was about none."""
+
+    start: float
+    """Seconds since the epoch began."""
+
+    end: float
 
 
 @dataclass(slots=True)
@@ -109,6 +130,12 @@ class RecordedRun:
 
     result: Mapping[str, Any] = field(default_factory=dict)
     """Of the ``end`` record."""
+
+    spans: list[Span] = field(default_factory=list)
+    """Of the last epoch of a parallel run."""
+
+    writer: str | None = None
+    """The process that is writing it, such as: process 123 on host."""
 
     cut: bool = False
     """The last line of the file was not written to its end."""
@@ -143,10 +170,35 @@ class RecordedRun:
         return _float_or(val, None), _float_or(test, None)
 
     @property
+    def state(self) -> str:
+        """Why the run ended, or that it has not."""
+        return self.reason or ("going on" if self.writer else "not ended")
+
+    def lost_scores(self) -> int:
+        """Evaluated epochs whose validation score is not finite."""
+        values = [(epoch.val or {}).get(self.metric, 0.0) for epoch in self.epochs]
+        return sum(not math.isfinite(value) for value in values)
+
+    def first_lost(self) -> Sample | None:
+        """The first step or epoch whose loss is not finite."""
+        return next((each for each in self.samples if not math.isfinite(each.loss)), None)
+
+    @property
     def seconds(self) -> float:
         """Of training so far."""
         last = self.samples[-1].seconds if self.samples else 0.0
         return _float_or(self.result.get("seconds"), last)
+
+    def times(self) -> dict[str, float]:
+        """The ``seconds`` by what they went to: training, evaluation and the rest, which is the
+        checkpoints between epochs; NaN where a record lacks them."""
+        epochs, total = self.epochs, self.seconds
+        training = sum(epoch.epoch_seconds for epoch in epochs)
+        evaluation = sum(epoch.eval_seconds for epoch in epochs)
+        if self.samples and not isinstance(self.samples[-1], Epoch):  # in the middle of an epoch
+            training += total - (epochs[-1].seconds if epochs else 0.0)
+        rest = max(0.0, total - training - evaluation)
+        return {"training": training, "evaluation": evaluation, "checkpoints": rest}
 
     @property
     def peak_rss(self) -> float:
@@ -154,6 +206,20 @@ class RecordedRun:
         seen = [sample.rss for sample in self.samples]
         seen.append(_float_or(self.result.get("peak_rss"), 0.0))
         return max(filter(math.isfinite, seen), default=0.0)
+
+    def ranks(self) -> list[tuple[dict[str, float], float, float]]:
+        """Of each rank of a parallel run that ended, bytes sent by kind, messages and seconds
+        waited."""
+        told = as_object(self.result.get("parallel")).get("ranks")
+        ledgers = map(as_object, told) if isinstance(told, list) else ()
+        return [
+            (
+                _counts(ledger, "bytes"),
+                sum(_counts(ledger, "messages").values()),
+                sum(_counts(ledger, "seconds_waited").values()),
+            )
+            for ledger in ledgers
+        ]
 
     def epoch_rates(self) -> list[tuple[Epoch, float]]:
         """Epochs and their seeds per second of training; NaN where that cannot be told."""
@@ -185,6 +251,10 @@ class RecordedRun:
         if ended or not self.samples:
             return {name: _float_or(count, math.nan) for name, count in ended.items()}
         return self.samples[-1].reads
+
+
+def _counts(ledger: Mapping[str, Any], name: str) -> dict[str, float]:
+    return {kind: _float_or(count, 0.0) for kind, count in as_object(ledger.get(name)).items()}
 
 
 def as_object(value: Any) -> Mapping[str, Any]:

@@ -328,7 +328,7 @@ class _Trainer:
         )
         self._checkpoint()
         if self._pipeline is not None:
-            self._pipeline.draw_timeline(self._config)
+            self._pipeline.draw_timeline(self._config, self._kept_in)
         if reason != "interrupted":
             scores = {"val": state.best_val, "test": state.best_test}
             final = {f"final/{part}_{k}": v for part in scores for k, v in scores[part].items()}

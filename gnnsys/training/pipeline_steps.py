@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from gnnsys.config.resolve import Run
+from gnnsys.config.run_files import TIMELINE
 from gnnsys.config.train import TrainConfig
 from gnnsys.pipeline import DeepModel, GNNPipe
 from gnnsys.pipeline.schedule import bubble, num_slots
 from gnnsys.ranks.environment import rank_of_process
+from gnnsys.system.files import replace_file
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
 from gnnsys.training.task import NodeDataset
+from gnnsys.training.trace_events import title_of, trace_file
 
 __all__ = ["PipelineSteps", "make_steps"]
 
@@ -127,12 +130,20 @@ class PipelineSteps(WholeGraph):
             "staleness": pipe.staleness() if self._reads_snapshots else None,
         }
 
-    def draw_timeline(self, config: TrainConfig) -> None:
-        """Writes what all ranks did in the last epoch, where it is wanted."""
-        if config.timeline is None:
+    def draw_timeline(self, config: TrainConfig, run: Path | None) -> None:
+        """Writes what all ranks did in the last epoch, into the run's folder and as asked for."""
+        if config.timeline is None and run is None:
             return
         events = self._pipe.events()
-        if rank_of_process() == 0:
+        if rank_of_process() > 0 or not events:
+            return
+        paths = [run / TIMELINE] if run else []
+        if config.timeline is not None:
+            paths.append(Path(config.timeline))
+        for path in paths:
+            if path.suffix == ".json":
+                replace_file(path, trace_file(events, title_of(config)))
+                continue
             from gnnsys.training.timeline import write_run_timeline
 
-            write_run_timeline(Path(config.timeline), config, events)
+            write_run_timeline(path, config, events)

@@ -17,8 +17,9 @@ from gnnsys.pages.templates import render
 from gnnsys.pipeline.schedule import Event, Kind
 from gnnsys.pipeline.timeline import idle_share
 from gnnsys.system.files import replace_file
+from gnnsys.training.trace_events import title_of
 
-__all__ = ["write_run_timeline", "write_timelines"]
+__all__ = ["timeline_chart", "write_run_timeline", "write_timelines"]
 
 _WIDTH, _LANE, _HEAD = 12.0, 0.34, 0.9  # inches
 _LOOKS = {
@@ -57,10 +58,12 @@ def write_timelines(
         StorageError: the file cannot be written.
     """
     if path.suffix == ".png":
-        replace_file(path, _png(timelines, unit, lane))
+        replace_file(path, _png(title, timelines, unit, lane))
         return
     with page_looks():
-        charts = [_chart(number, *each, unit, lane) for number, each in enumerate(timelines)]
+        charts = [
+            timeline_chart(number, *each, unit, lane) for number, each in enumerate(timelines)
+        ]
     tables = [] if table is None else [TextTable("Costs", *table)]
     page = render("schedule", title=title, about=about, notes=notes, tables=tables, charts=charts)
     replace_file(path, page.encode())
@@ -70,7 +73,7 @@ def write_run_timeline(path: Path, config: TrainConfig, events: Sequence[Event])
     """Draws the last epoch of a training run; raises as ``write_timelines``."""
     write_timelines(
         path,
-        f"Last epoch of {config.model} on {Path(config.dataset).name}",
+        title_of(config),
         f"{config.layers} layers, {config.stages} stages x {config.ways} ways, "
         f"{config.chunks} chunks",
         [(f"{config.parallel}, {config.stages} x {config.ways}", events)],
@@ -86,7 +89,7 @@ def _ranks(events: Sequence[Event]) -> int:
     return len({event.rank for event in events})
 
 
-def _png(timelines: Sequence[Timeline], unit: str, lane: str) -> bytes:
+def _png(title: str, timelines: Sequence[Timeline], unit: str, lane: str) -> bytes:
     heights = [_LANE * _ranks(events) + _HEAD for _, events in timelines]
     with paper_looks():
         figure = Figure((_WIDTH, sum(heights) + 0.4), layout="constrained")
@@ -94,11 +97,22 @@ def _png(timelines: Sequence[Timeline], unit: str, lane: str) -> bytes:
         for each, timeline in zip(axes[:, 0], timelines, strict=True):
             _draw(each, timeline[1], unit, lane)
             each.set_title(_heading(*timeline), loc="left", fontsize=11)
-        figure.legend(handles=_legend(), loc="outside upper right", ncols=4, frameon=False)
+        figure.suptitle(title, x=0.01, ha="left")
+        figure.legend(handles=_legend(), loc="outside lower right", ncols=4, frameon=False)
         return png(figure, dpi=130)
 
 
-def _chart(number: int, name: str, events: Sequence[Event], unit: str, lane: str) -> Chart:
+def timeline_chart(
+    number: int, name: str, events: Sequence[Event], unit: str, lane: str = "rank"
+) -> Chart:
+    """A timeline for a page, to be called inside ``page_looks``.
+
+    Args:
+        number: unique on the page.
+        name: its title.
+        unit: of the events' times.
+        lane: what a lane is.
+    """
     figure = Figure((_WIDTH, _LANE * _ranks(events) + _HEAD), layout="constrained")
     _draw(figure.add_subplot(), events, unit, lane)
     figure.legend(handles=_legend(), loc="outside upper right", ncols=4, frameon=False)
@@ -131,6 +145,6 @@ def _draw(axes: Axes, events: Sequence[Event], unit: str, lane: str) -> None:
     axes.set_yticks(list(lanes.values()), [f"{lane} {rank}" for rank in lanes])
     axes.invert_yaxis()
     axes.set_xlim(0, end)
-    axes.set_xlabel(unit)
+    axes.set_xlabel(f"time ({unit})")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

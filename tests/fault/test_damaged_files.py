@@ -55,6 +55,7 @@ _KINDS: dict[str, tuple[str, list[list[str]]]] = {
     "snapshots": ("pipe/snapshot-*", _ON_PIPELINE),
     "options": ("run/config.toml", [*_ON_RUN, [*_TRAIN, "--config", "run/config.toml"]]),
     "metrics": ("run/metrics.jsonl", _ON_RUN[2:]),
+    "timeline": ("pipe/timeline.json", [["report", "pipe"]]),
 }
 
 Call = Callable[[list[str]], tuple[Any, str]]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.image
@@ -20,112 +18,11 @@ import pytest
 from gnnsys.commands.report import run_command, write_report
 from gnnsys.config.report import ReportConfig
 from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, StorageError
+from gnnsys.pipeline.schedule import Event
+from gnnsys.training.trace_events import trace_file
 
-Records = list[dict[str, Any]]
-TIERS = {"device": 0.5, "host": 0.3, "file": 0.2}
-BATCHES = 20
-
-
-def records(epochs: int = 3, *, name: str = "demo", metric: str = "accuracy") -> Records:
-    """Of a finished run: 20 batches of 100 seeds and 1000 rows of 512 bytes an epoch, 0.1 s each,
-    and 1 s of evaluation after the epoch. The second epoch is the best."""
-    made: Records = [
-        {
-            "kind": "start",
-            "time": 1_750_000_000.0,
-            "dataset": {"name": name, "nodes": 20_000, "edges": 320_000, "features": 128},
-            "metric": metric,
-            "parameters": 17_226,
-            "versions": {"gnnsys": "0.1.0", "torch": "2.13.0+cpu"},
-            "machine": {"cpu": "A processor", "cores": 2, "memory_bytes": 16 << 30},
-            "config": {"dataset": name, "model": "sage", "fanouts": [15, 10], "patience": None},
-        }
-    ]
-    seconds = 0.0
-    for epoch in range(1, epochs + 1):
-        for batch in range(1, BATCHES + 1):
-            seconds += 0.1
-            step = (epoch - 1) * BATCHES + batch
-            counts = served(step, seconds)
-            made.append(
-                {"kind": "step", "epoch": epoch, "batch": batch, "step": step, **counts}
-                | {"loss": 2.0 * 0.98**step}
-            )
-        seconds += 1.0
-        made.append(
-            {"kind": "epoch", "epoch": epoch, **served(epoch * BATCHES, seconds)}
-            | {"loss": 2.0 / epoch, "best_epoch": min(epoch, 2)}
-            | {"val": score(metric, epoch, 0.8), "test": score(metric, epoch, 0.75)}
-            | {"epoch_seconds": 2.0, "eval_seconds": 1.0}
-        )
-    result = {**served(epochs * BATCHES, seconds), "best_epoch": 2, "peak_rss": 3 << 29}
-    made.append({"kind": "end", "time": 1_750_000_100.0, "reason": "done", "result": result})
-    return made
-
-
-def served(step: int, seconds: float) -> dict[str, Any]:
-    rows = {tier: int(1000 * share) * step for tier, share in TIERS.items()}
-    sizes = {tier: 512 * number for tier, number in rows.items()}
-    return {"seconds": seconds, "seeds": 100 * step, "rows": rows, "bytes": sizes, "rss": 1 << 30}
-
-
-def score(metric: str, epoch: int, best: float) -> dict[str, float]:
-    return {metric: best - abs(epoch - 2) / 10}
-
-
-def write_run(folder: Path, made: Records, rest: str = "") -> Path:
-    folder.mkdir(exist_ok=True)
-    lines = "".join(json.dumps(record) + "\n" for record in made)
-    (folder / "metrics.jsonl").write_text(lines + rest)
-    return folder
-
-
-class Page(HTMLParser):
-    """The text of each element of a page, and its attributes."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.html = html
-        self.title = ""
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str]] = []
-        self.tables: list[list[list[str]]] = []
-        self.pieces: list[str] = []
-        self._open: list[str] = []
-        self.feed(html)
-        self.text = " ".join(" ".join(self.pieces).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(name, value or "") for name, value in attrs]
-        self._open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        while self._open and self._open.pop() != tag:
-            pass
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self._open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if "title" in self._open and "svg" not in self._open:
-            self.title += data
-        elif "style" not in self._open:
-            self.pieces.append(data)
-            if self._open and self._open[-1] in ("td", "th"):
-                self.tables[-1][-1][-1] += data
-
-    def table(self, corner: str) -> dict[str, list[str]]:
-        """The rows of the table whose first cell is ``corner``, by their own first cell."""
-        found = next(table for table in self.tables if table[0][0] == corner)
-        return {row[0]: row[1:] for row in found}
+sys.path.insert(0, str(Path(__file__).parent))
+from run_folders import BATCHES, Page, Records, records, write_run
 
 
 def report(folder: Path, made: Records, rest: str = "") -> Page:
@@ -170,6 +67,9 @@ def test_charts_have_real_text_and_a_name_that_says_what_they_show(tmp_path: Pat
     assert "Metric over time, in rocauc: best validation 0.8000 in epoch 2" in names
     assert "Memory over time, in GiB: peak 1.5 GiB" in names
     assert "Feature bytes served so far over time, in MB: 30.7 MB in all" in names
+    drawn = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", page.html))
+    for unit in ("cross entropy", "rocauc", "seeds per second", "GiB", "MB per second", "MB"):
+        assert unit in drawn
     assert page.text.count("time (s)") == 6
     assert page.text.count("epoch 1 2 3") == 6
 
@@ -200,6 +100,20 @@ def test_a_run_that_goes_on_is_shown_so_far(tmp_path: Path) -> None:
     assert page.table("tier")["device"] == ["25,000", "50.0%", "12,800,000", "12.8 MB", "50.0%"]
 
 
+def test_the_process_that_writes_a_run_is_told_while_it_lives(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", records()[:-12])
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (run / "lock").write_text(f"process {other.pid} on {platform.node()}")
+        page = Page(write_report(run).read_text(encoding="utf-8"))
+        assert page.title == "sage on demo: going on"
+        assert f"is going on: process {other.pid} on " in page.text
+        other.kill()
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert page.title == "sage on demo: not ended"
+    assert "This run has not ended: it is going on or was killed" in page.text
+    assert (run / "lock").exists()
+
+
 @pytest.mark.parametrize("made", [[], records()[:1]], ids=["an empty file", "only a start"])
 def test_a_run_without_steps_says_so(made: Records, tmp_path: Path) -> None:
     page = report(tmp_path, made)
@@ -222,6 +136,83 @@ def test_epochs_that_were_not_evaluated_have_no_score(tmp_path: Path) -> None:
     page = report(tmp_path, made)
     assert page.table("epoch")["1"][1:3] == ["—", "—"]
     assert "best validation 0.8000 in epoch 2" in page.html
+
+
+def test_the_parts_of_the_time_add_up(tmp_path: Path) -> None:
+    made = records()
+    for record in made[1:-1]:  # a checkpoint of 1 s after the first epoch
+        record["seconds"] += float(record["epoch"] > 1)
+    made[-1]["result"]["seconds"] = 10.0
+    page = report(tmp_path, made)
+    assert page.table("part") == {
+        "part": ["time", "share of the time"],
+        "training": ["6.00 s", "60.0%"],
+        "evaluation": ["3.00 s", "30.0%"],
+        "checkpoints": ["1.00 s", "10.0%"],
+    }
+    names = [value for name, value in page.attributes if name == "aria-label"]
+    assert "Time: training 60.0%, evaluation 30.0%, checkpoints 10.0%" in names
+    widths = [float(each) for each in re.findall(r'style="width: ([\d.]+)%', page.html)]
+    assert widths == [60, 30, 10]
+
+
+def test_what_evaluation_read_is_told_where_it_was_recorded(tmp_path: Path) -> None:
+    made = records()
+    for record in made:
+        if record["kind"] == "epoch":
+            record["eval_bytes"] = {"host": 1_000_000, "file": 500_000}
+    parts = report(tmp_path, made).table("part")
+    assert parts["evaluation"] == ["3.00 s", "33.3%", "4.5 MB"]
+    assert parts["training"][2] == ""
+
+
+# Ranks --------------------------------------------------------------------------------------------
+
+
+def with_ranks(made: Records) -> Records:
+    made[-1]["result"]["parallel"] = {
+        "ranks": [
+            {
+                "bytes": {"layer": 1_000_000 * rank, "weight": 500},
+                "messages": {"layer": 10, "weight": 2},
+                "seconds_waited": {"layer": 0.5, "weight": 1.25},
+            }
+            for rank in range(3)
+        ]
+    }
+    return made
+
+
+def test_a_parallel_run_shows_what_each_rank_sent_and_waited_for(tmp_path: Path) -> None:
+    assert report(tmp_path, with_ranks(records())).table("rank") == {
+        "rank": ["sent: layer", "sent: weight", "sent in all", "messages", "waited"],
+        "0": ["0 B", "500 B", "500 B", "12", "1.75 s"],
+        "1": ["1 MB", "500 B", "1 MB", "12", "1.75 s"],
+        "2": ["2 MB", "500 B", "2 MB", "12", "1.75 s"],
+        "in all": ["3 MB", "1.5 kB", "3 MB", "36", "5.25 s"],
+    }
+
+
+def test_a_kept_timeline_is_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path, with_ranks(records()))
+    events = [Event(rank, "forward", 0, rank, rank + 1.0) for rank in range(3)]
+    (run / "timeline.json").write_bytes(trace_file(events, "a title"))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "Timeline of the last epoch: idle 66.7%" in page.text
+    assert "time (seconds)" in page.text
+    for rank in range(3):
+        assert f"rank {rank}" in page.text
+    (run / "timeline.json").write_bytes(trace_file(events * 2000, "a title"))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "6000 events are too many to draw" in page.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"traceEvents": 1}', '{"traceEvents": [{"ph": 2}]}'])
+def test_a_damaged_timeline_is_named(text: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path, records())
+    (run / "timeline.json").write_text(text)
+    with pytest.raises(FileFormatError, match=r"timeline\.json: .*remove the file"):
+        write_report(run)
 
 
 # How features were read ---------------------------------------------------------------------------
@@ -407,6 +398,9 @@ def test_a_missing_folder_or_file_is_named_with_the_command_that_makes_it(tmp_pa
         write_report(tmp_path / "nothing")
     with pytest.raises(MissingFileError, match=r"metrics\.jsonl: no such.*gnnsys train --out"):
         write_report(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(MissingFileError, match=r"file: is no folder.*gnnsys train --out"):
+        write_report(tmp_path / "file")
 
 
 @pytest.mark.filterwarnings("error")
@@ -426,6 +420,29 @@ def test_a_diverged_run_is_shown(value: float | None, tmp_path: Path) -> None:
     else:
         assert f"The run diverged: its loss is {shown} in epoch 2." in page.text
         assert third[:2] == [shown, shown]
+
+
+def paths_of(html: str, title: str) -> list[str]:
+    """The lines of a chart, each as the letters and numbers of its path."""
+    drawing = re.search(rf'<svg role="img" aria-label="{title}.*?</svg>', html, re.DOTALL)
+    assert drawing is not None
+    lines = re.findall(r'<path d="([^"]*)" [^>]*stroke: var\(--series-', drawing[0])
+    return [line for line in lines if "L" in line]
+
+
+def test_lines_have_gaps_where_values_are_not_finite(tmp_path: Path) -> None:
+    made = records(60)
+    for record in made:
+        if record["kind"] == "epoch" and record["epoch"] in (20, 21, 40):
+            record |= {"loss": None, "val": {"accuracy": None}}
+    page = report(tmp_path / "gaps", made)
+    whole = report(tmp_path / "whole", records(60))
+    for title, line in (("Loss", 1), ("Metric", 0)):
+        assert paths_of(page.html, title)[line].count("M") == 3
+        assert paths_of(whole.html, title)[line].count("M") == 1
+    assert "its loss is NaN in epoch 20. Where a value is not finite, its line" in page.text
+    assert "The validation accuracy is not finite in 3 of 60 epochs" in page.text
+    assert "not finite" not in whole.text
 
 
 @pytest.mark.filterwarnings("error")
@@ -508,7 +525,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_the_command_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path, records())
-    assert run_command(ReportConfig(run=str(run))) == 0
+    assert run_command(ReportConfig(runs=(str(run),))) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,9 @@ from torch_geometric.data import Data
 
 from gnnsys.commands.cli import main
 from gnnsys.pipeline import DeepModel, GNNPipe, deep_layers
+from gnnsys.pipeline.schedule import Event, Kind, epoch_actions
 from gnnsys.training.task import load_dataset
+from gnnsys.training.trace_events import trace_file
 
 TRAINING = ["--full-batch", "--layers", "6", "--hidden", "16", "--epochs", "6", "--seed", "3"]
 
@@ -73,6 +76,47 @@ def test_processes_train_as_one_process_does(graph: str, tmp_path: Path) -> None
         assert four["parallel"]["sent"][kind] == one["parallel"]["sent"][kind] > 0
     assert len(four["parallel"]["peak_rss"]) == 4
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_trace_holds_what_each_rank_did(graph: str, tmp_path: Path, capsys) -> None:
+    split = ["--parallel", "hybrid", "--stages", "2", "--ways", "2", "--chunks", "8"]
+    files = ["--timeline", str(tmp_path / "trace.json"), "--out", str(tmp_path / "run")]
+    train(capsys, graph, "--model", "gcn", *TRAINING, "--order", "fixed", *split, *files)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert trace == json.loads((tmp_path / "run" / "timeline.json").read_text())
+    events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    for rank in range(4):
+        done = [event for event in events if event["pid"] == event["tid"] == rank]
+        planned = epoch_actions(rank // 2, 2, list(range(4)))
+        assert [(event["name"], event["args"].get("chunk", -1)) for event in done] == [
+            (action.kind.value, action.chunk) for action in planned if action.kind is not Kind.STEP
+        ]
+        for one, next_one in itertools.pairwise(done):  # a microsecond's millionth for rounding
+            assert 0 <= one["ts"] + one["dur"] <= next_one["ts"] + 1e-6
+    assert min(event["ts"] for event in events) == 0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2])
+    spent = max(event["ts"] + event["dur"] for event in events)
+    assert 0 < spent / 1e6 <= last["epoch_seconds"]
+    names = [event["args"]["name"] for event in trace["traceEvents"] if "name" in event["args"]]
+    assert names == [f"rank {rank}" for rank in range(4)]
+
+
+def test_a_trace_has_the_spans_that_were_recorded() -> None:
+    events = [
+        Event(1, "forward", 3, 0.25, 0.5),
+        Event(0, "receive backward", 0, 1.0, 1.0000015),
+        Event(0, "sync", -1, 2.0, 4.5),
+    ]
+    trace = json.loads(trace_file(events, "a title"))
+    told = [event for event in trace.pop("traceEvents") if event["ph"] == "X"]
+    assert [(e["pid"], e["name"], e["args"], e["cat"]) for e in told] == [
+        (1, "forward", {"chunk": 3}, "compute"),
+        (0, "receive backward", {"chunk": 0}, "wait"),
+        (0, "sync", {}, "sync"),
+    ]
+    spans = [(e["ts"], e["dur"]) for e in told]
+    assert np.allclose(spans, [(250_000, 250_000), (1_000_000, 1.5), (2_000_000, 2_500_000)])
+    assert trace == {"displayTimeUnit": "ms", "otherData": {"title": "a title"}}
 
 
 def test_a_resumed_run_repeats_the_bits(graph: str, tmp_path: Path, capsys) -> None:
@@ -181,7 +225,7 @@ def test_deep_models_train_on_the_full_graph_by_themselves(graph: str, capsys) -
         (["--model", "gat"], r"expected a model of gcn, sage, gcnii, resgcn"),
         (["--precision", "bf16"], r"trains in fp32"),
         (["--snapshot-period", "0"], r"--snapshot-period 0: expected at least 1"),
-        (["--timeline", "a.pdf"], r"expected a name in .png or .html"),
+        (["--timeline", "a.pdf"], r"expected a name in .png, .html or .json"),
         (["--timeline", "no/where.png"], r"--timeline .*no/where.png: cannot be written"),
         (["--chunks", "700", "--ways", "2"], r"chunks\(700\) > vertices\(600\)"),
     ],

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import gnnsys
-from gnnsys.commands.cli import _CONFIGS, main
+from gnnsys.commands.arguments import CONFIGS
+from gnnsys.commands.cli import main
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.generate import generate_community
 from gnnsys.ranks.environment import rank_of_process, rank_on_machine, world_around
@@ -229,7 +230,7 @@ def test_ranks_that_are_no_numbers_are_named(
 _NUMBERS = [
     (command, field.name, value)
     for command in ("train", "cluster", "plan", "score", "predict")
-    for field in dataclasses.fields(_CONFIGS[command])
+    for field in dataclasses.fields(CONFIGS[command])
     for kind, values in [("int", [1 << 64, -(1 << 63) - 1]), ("float", ["nan", "1e39"])]
     if str(field.type).split(" | ")[0] == kind
     for value in values
@@ -241,7 +242,7 @@ _NUMBERS = [
 def test_numbers_that_nothing_can_count_with_are_refused(
     command: str, name: str, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = _CONFIGS[command]
+    config = CONFIGS[command]
     kind = int if isinstance(value, int) else float
     with pytest.raises(ArgumentError, match=f"--{name.replace('_', '-')} "):
         config(**{"run" if command == "predict" else "dataset": "g", name: kind(value)})

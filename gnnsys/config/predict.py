@@ -47,7 +47,7 @@ class PredictConfig:
     sampled: bool = False
     """Classify on neighbourhoods sampled with the run's --fanouts, as in training, not exactly."""
 
-    eval_store: str = "auto"
+    eval_store: Annotated[str, "auto|ram|FOLDER"] = "auto"
     """Where the outputs of layers are kept, as of gnnsys train: ram, a folder or auto."""
 
     memory: Size | None = None

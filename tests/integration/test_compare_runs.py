@@ -180,7 +180,7 @@ def test_a_run_that_cannot_be_read_is_one_error_that_names_it(
 
 def test_a_report_of_nothing_is_refused(capsys) -> None:
     assert main(["report"]) == 2
-    assert "expected the folder of a run" in capsys.readouterr().err
+    assert "RUNS is missing" in capsys.readouterr().err
 
 
 def test_a_run_named_twice_is_refused(tmp_path: Path, capsys) -> None:

@@ -72,7 +72,7 @@ def as_lists(out):
     return *(part.tolist() for part in parts), out.num_sampled_nodes, out.num_sampled_edges
 
 
-FANOUTS = [[3, 2], [15, 0, 2], [-1], [8, 5], [17, 3], [32, 2], [40], [100], [0], []]
+FANOUTS = [[3, 2], [15, 0, 2], [-1], [8, 5], [17, 3], [32, 2], [40], [100], [0]]
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -28,6 +28,7 @@ __all__ = ["main"]
 # What Python, torch and gloo say, each a RuntimeError.
 _NO_THREAD = re.compile("can't start new thread|Resource temporarily unavailable")
 _NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
+_LONG_WORD = re.compile(r"[^\s/]{300,}")  # of a file; names of files are shorter
 _OF_ALL_RANKS = (ArgumentError, DivergedError, MissingFileError, FileFormatError, UnsupportedError)
 
 
@@ -98,7 +99,7 @@ def _print_error(text: str) -> None:
 def _told(error: Exception) -> tuple[int, str]:
     """The exit status and the message of what ended a command."""
     if isinstance(error, GnnsysError):
-        return 2, str(error)
+        return 2, _LONG_WORD.sub(lambda word: f"{word[0][:60]}…", str(error))
     if getattr(error, "errno", 0) == errno.EAGAIN or _NO_THREAD.search(str(error)):
         return 2, (
             "the system starts no more threads or processes; raise the limit that is reached: "

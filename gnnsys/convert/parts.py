@@ -15,7 +15,6 @@ from urllib.parse import unquote
 from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
 
 __all__ = [
-    "_TEXT_SUFFIXES",
     "find_parts",
     "folder_values",
     "holds_parts",

@@ -248,6 +248,16 @@ def test_numbers_that_nothing_can_count_with_are_refused(
         config(**{"run" if command == "predict" else "dataset": "g", name: kind(value)})
 
 
+def test_a_long_word_of_a_file_is_cut_in_its_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("0 1\n" + "1" * 500_000 + " 2\n", "x" * 500_000):
+        Path("e.txt").write_text(text)
+        told = ended(["convert", "e.txt", "new", "--header", "no", "--ids", "dense"], capsys)
+        assert told.startswith("gnnsys: error: e.txt: ")
+        assert len(told) < 500
+
+
 @pytest.mark.parametrize("threads", [-1, 1 << 17, 1 << 63])
 def test_absurd_numbers_of_threads_are_refused(threads: int) -> None:
     with pytest.raises(ArgumentError, match=f"threads: {threads}"):

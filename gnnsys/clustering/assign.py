@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
@@ -55,9 +53,7 @@ def assign_clusters(run: Path, features: Path) -> NDArray[np.int64]:
         state = dict(TensorFile(run / WEIGHTS))
         centers = state.pop("centers")
         encoder.load_state_dict(state)
-    except FileNotFoundError:
-        raise MissingFileError(f"{run / WEIGHTS}: no such file; --out makes it") from None
-    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:
         raise FileFormatError(f"{run / WEIGHTS}: not the weights of {ENCODER} ({error})") from error
     found = []
     with torch.no_grad():

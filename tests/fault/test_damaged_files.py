@@ -17,7 +17,7 @@ import pytest
 from gnnsys.commands.cli import main
 from gnnsys.generate import generate_community
 
-_COUNT = 40
+_COUNT = 30
 """Files that are damaged of each kind."""
 
 _ABSURD = [

@@ -215,7 +215,9 @@ def test_other_bad_input_is_refused(graph: str, capsys, tmp_path: Path) -> None:
     refused(r"\(3, 5\), expected \(n, 12\)", "--assign", str(rows), "--run", mlp, *to)
     (tmp_path / "mlp" / "model.safetensors").write_bytes(b"damaged")
     np.save(rows, np.ones((3, 12), np.float32))
-    refused(r"not the weights", "--assign", str(rows), "--run", mlp, *to)
+    refused(
+        r"model.safetensors: not a whole safetensors file", "--assign", str(rows), "--run", mlp, *to
+    )
     assert not (tmp_path / "new.npy").exists()
 
 

@@ -175,7 +175,7 @@ def test_what_a_killed_predict_wrote_is_removed_by_the_next(run: Any, tmp_path: 
     )
     arguments = ["predict", str(run[0]), "--out", str(tmp_path / "p")]
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", slow, *arguments], stdout=subprocess.PIPE, text=True, cwd="/"
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "there\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 class DivergenceWatch:
-    """Looks at the losses and weights of a run, as ``--nan-loss`` says.
+    """Tells of losses and weights that are not finite, as ``--nan-loss`` says.
 
     With stop, both methods raise DivergedError; with go-on, the first of them warns.
     """
@@ -40,24 +39,21 @@ class DivergenceWatch:
         self._config = config
         self._told = False
 
-    def look_at_loss(self, loss: float, place: str, batch: Any) -> None:
-        """After a step.
+    def bad_loss(self, loss: float, place: str, batch: Any) -> None:
+        """After a step whose loss is not finite.
 
         Args:
             loss: of the step.
             place: where the run is, in words.
-            batch: that the step took, whose features ``x``, if it has them, are looked at once the
-                loss is not finite.
+            batch: that the step took, whose features ``x``, if it has them, are looked at.
         """
-        if not math.isfinite(loss):
-            cause = _bad_features(batch) or f"try a lower --lr than {self._config.lr:g}"
-            self._tell(f"the loss is {loss} in {place}; {cause}")
+        cause = _bad_features(batch) or f"try a lower --lr than {self._config.lr:g}"
+        self._tell(f"the loss is {loss} in {place}; {cause}")
 
-    def look_at_weights(self, finite: bool, place: str) -> None:
-        """Before weights are kept or judged; those that are not finite are never kept."""
-        if not finite:
-            way = f"try a lower --lr than {self._config.lr:g}"
-            self._tell(f"weights are NaN or infinite in {place}; {way}")
+    def bad_weights(self, place: str) -> None:
+        """Before weights that are not finite would be judged; they are never kept."""
+        way = f"try a lower --lr than {self._config.lr:g}"
+        self._tell(f"weights are NaN or infinite in {place}; {way}")
 
     def _tell(self, what: str) -> None:
         if self._config.nan_loss == "stop":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
@@ -145,6 +146,7 @@ class _Trainer:
         self._snapshot: tuple[int, list[str]] | None = None  # its epoch and its files
         self._staleness = StalenessWatch()
         self._watch = DivergenceWatch(config)
+        self._finite = True  # the weights, when they were looked at last
         self._best_model: dict[str, torch.Tensor] | None = None
         self._state = RunState()
         self._asked_to_end = False  # here, at any moment; other ranks may not know yet
@@ -217,7 +219,8 @@ class _Trainer:
             loss, seeds = self._steps.train(batch)
             state.batch += 1
             state.step += 1
-            self._watch.look_at_loss(loss, self._place(), self._steps.inputs(batch))
+            if not math.isfinite(loss):
+                self._watch.bad_loss(loss, self._place(), self._steps.inputs(batch))
             state.loss_sum += loss * seeds
             state.seeds += seeds
             stats = self._stats()
@@ -230,13 +233,14 @@ class _Trainer:
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = minutes >= self._config.checkpoint_minutes
             if self._interrupted or (self._kept_in and self._steps.any_rank(due)):
+                self._check_weights()
                 self._checkpoint()
             if self._interrupted:
                 return
 
     def _end_epoch(self) -> None:
         state, config = self._state, self._config
-        finite = self._check_weights()
+        self._check_weights()
         trained = self._seconds()
         loss = state.loss_sum / len(self._dataset.train)
         val = test = None
@@ -245,7 +249,7 @@ class _Trainer:
             val = self._evaluate(self._dataset.val)
             state.stale += 1
             first = state.best_epoch == 0
-            if finite and (first or val[self._metric] > state.best_val[self._metric]):
+            if self._finite and (first or val[self._metric] > state.best_val[self._metric]):
                 test = {} if self._steps.test_at_end else self._evaluate(self._dataset.test)
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
@@ -269,12 +273,12 @@ class _Trainer:
     def _place(self) -> str:
         return f"epoch {self._state.epoch}, batch {self._state.batch} (step {self._state.step})"
 
-    def _check_weights(self) -> bool:
-        """Whether they are finite."""
+    def _check_weights(self) -> None:
+        """Once after the steps, before weights are judged or kept."""
         parameters = (p for group in self._steps.optimizer.param_groups for p in group["params"])
-        finite = not self._steps.any_rank(not all_finite(parameters))
-        self._watch.look_at_weights(finite, self._place())
-        return finite
+        self._finite = not self._steps.any_rank(not all_finite(parameters))
+        if not self._finite:
+            self._watch.bad_weights(self._place())
 
     def _warn_of_staleness(self, loss: float, staleness: list[float] | None) -> None:
         note = self._staleness.look(loss, staleness) if staleness else None
@@ -345,7 +349,7 @@ class _Trainer:
     def _checkpoint(self) -> None:
         """Writes all that the next batch depends on; ranks that write nothing hand theirs on."""
         self._last_checkpoint = time.monotonic()
-        if self._kept_in is None or not self._check_weights():
+        if self._kept_in is None or not self._finite:
             return
         model, optimizer = self._steps.weights(), self._steps.optimizer_state()
         snapshot = self._save_snapshot(self._kept_in)

@@ -337,11 +337,11 @@ class _Trainer:
             scores = {"val": state.best_val, "test": state.best_test}
             final = {f"final/{part}_{k}": v for part in scores for k, v in scores[part].items()}
             self._log.hyperparameters(hyperparameters(self._config), final)
-        self._log.write("end", time=time.time(), reason=reason, result=result.as_dict())
+        told = result.as_dict()  # once: the peak of memory may grow
+        self._log.write("end", time=time.time(), reason=reason, result=told)
         self._log.close()
         if self._folder:
-            text = json_text(result.as_dict()) + "\n"
-            replace_file(self._folder / RESULT, text.encode())
+            replace_file(self._folder / RESULT, f"{json_text(told)}\n".encode())
         return result
 
     # What is kept ---------------------------------------------------------------------------------

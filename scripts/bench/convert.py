@@ -1,8 +1,9 @@
 """Edge lists to CSC on disk: `gnnsys convert` and scipy, each in a process of its own.
 
 A run reads a file of random edges and writes indptr and indices as .npy files, start of Python
-included. scipy keeps everything in memory and merges repeated edges, which random ones nearly never
-are; it is the base, not a limit. Peak memory of each stands in the notes.
+included. scipy (pandas reads text for it) keeps everything in memory and merges repeated edges,
+which random ones nearly never are; it is the base, not a limit. Peak memory of each stands in the
+notes.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ source, target, nodes, out = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.arg
 if source.endswith(".npz"):
     ends = np.load(source)["edge_index"]
     ends = ends[0], ends[1]
+elif source.endswith(".csv"):
+    import pandas
+    table = pandas.read_csv(source)
+    ends = tuple(table[name].to_numpy() for name in ("source", "target"))
 else:
     import pyarrow.parquet
     table = pyarrow.parquet.read_table(source)
@@ -84,11 +89,12 @@ class Workload:
         if kind == "npz":
             np.savez(path, edge_index=ends)
         else:
-            import pyarrow
+            import pyarrow.csv
             import pyarrow.parquet
 
             table = pyarrow.table({"source": ends[0], "target": ends[1]})
-            pyarrow.parquet.write_table(table, path)
+            write = pyarrow.csv.write_csv if kind == "csv" else pyarrow.parquet.write_table
+            write(table, path)
         return path
 
     def convert(self, path: Path, edges: int) -> Path:
@@ -165,7 +171,7 @@ def make_case(work: Workload, kind: str) -> Case:
 
 def make_cases(work: Workload, notes: dict[str, Any]) -> Iterator[Case]:
     """A case for each kind of file, with the peak memory noted after each."""
-    for kind in ("npz", "parquet"):
+    for kind in ("npz", "parquet", "csv"):
         yield make_case(work, kind)
         notes["peak_rss_bytes"][kind] = dict(work.peaks)
         for name, peak in work.peaks.items():

@@ -19,8 +19,8 @@ from gnnsys.convert.parts import holds_parts, is_pattern
 from gnnsys.convert.pipes import is_pipe, without_pipes
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
 from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
-from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
+from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.system.progress import is_quiet, work_progress
@@ -47,9 +47,9 @@ def run_command(config: ConvertConfig) -> int:
     if config.to == "graphbolt":
         print(json_text({"path": str(path)}) if config.json else f"wrote {path}")
     elif config.json:
-        print(json_text(describe_dataset(open_dataset(path))))
+        print(json_text(describe_dataset(DatasetTables(path))))
     else:
-        print_tables(open_dataset(path), Console())
+        print_tables(DatasetTables(path), Console())
     return 0
 
 

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from gnnsys.config.info import InfoConfig
-from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import EdgeType, Table
 from gnnsys.dataset.importance import SCORE_TABLE
+from gnnsys.dataset.tables import DatasetTables
 from gnnsys.system.progress import work_progress
 from gnnsys.system.records import json_text
 
@@ -23,7 +23,7 @@ __all__ = ["describe_dataset", "print_tables", "run_command"]
 
 def run_command(config: InfoConfig) -> int:
     """Prints what the folder holds, after checking all of it where that is asked for."""
-    dataset = open_dataset(Path(config.path))
+    dataset = DatasetTables(Path(config.path))
     if config.verify:
         with work_progress() as progress:
             dataset.verify(progress)
@@ -36,7 +36,7 @@ def run_command(config: InfoConfig) -> int:
     return 0
 
 
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+def describe_dataset(dataset: DatasetTables) -> dict[str, Any]:
     """The folder as JSON: counts, tables, degrees, task, source."""
     manifest = dataset.manifest
     return {
@@ -73,7 +73,7 @@ def _tables(tables: dict[str, Table]) -> dict[str, Any]:
     }
 
 
-def _degrees(dataset: Dataset, edge_type: EdgeType) -> dict[str, float]:
+def _degrees(dataset: DatasetTables, edge_type: EdgeType) -> dict[str, float]:
     degree = np.diff(dataset.edge_table("indptr", edge_type))
     if len(degree) == 0:
         return {}
@@ -85,7 +85,7 @@ def _degrees(dataset: Dataset, edge_type: EdgeType) -> dict[str, float]:
     }
 
 
-def print_tables(dataset: Dataset, console: Console) -> None:
+def print_tables(dataset: DatasetTables, console: Console) -> None:
     """Prints what ``describe_dataset`` says for people."""
     facts = describe_dataset(dataset)
     head = RichTable(title=escape(f"{facts['name']}: {facts['path']}"), show_header=False)
@@ -126,5 +126,5 @@ def _listed(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _of(dataset: Dataset, what: str) -> str:
+def _of(dataset: DatasetTables, what: str) -> str:
     return escape(f" {what}") if dataset.heterogeneous else ""

@@ -26,8 +26,9 @@ from gnnsys.config.run_files import RESULT, result_name
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.convert.tables import open_array
-from gnnsys.dataset.folder import check_nodes, open_dataset
+from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
+from gnnsys.dataset.tables import check_nodes
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions
 from gnnsys.memory.alloc import suit_freed_memory

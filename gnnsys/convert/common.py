@@ -16,8 +16,8 @@ from gnnsys.convert.arrays import ArraySource, MatrixRows, WidenedRows, narrow, 
 from gnnsys.convert.csc import EdgeReader, EdgeSort, permute_rows, write_csc
 from gnnsys.convert.gaps import WithoutGaps
 from gnnsys.convert.spec import ConvertOptions
-from gnnsys.dataset.folder import check_nodes
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
+from gnnsys.dataset.tables import check_nodes
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
 from gnnsys.system.sizes import size_text

@@ -36,9 +36,9 @@ from gnnsys.convert.graphbolt_metadata import (
     check_relative,
     require_yaml,
 )
-from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import EdgeType, Table, edge_folder, node_folder
 from gnnsys.dataset.importance import SCORE_TABLE
+from gnnsys.dataset.tables import DatasetTables
 from gnnsys.dataset.writer import cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.system.files import as_storage_error, sync
@@ -88,7 +88,7 @@ def export_graphbolt(
     [[2, 0, 1], [0, 1, 2]]
     """
     folder, target = Path(folder), Path(target).absolute()
-    dataset = open_dataset(folder)
+    dataset = DatasetTables(folder)
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise ArgumentError(
             f"{target}: exists already and is not overwritten; remove it or give another name"
@@ -120,7 +120,9 @@ def export_graphbolt(
 class _Exporter:
     """Writes the files of one GraphBolt folder."""
 
-    def __init__(self, dataset: Dataset, target: Path, memory: int, progress: Progress) -> None:
+    def __init__(
+        self, dataset: DatasetTables, target: Path, memory: int, progress: Progress
+    ) -> None:
         self._dataset, self._target = dataset, target
         self._memory, self._progress = memory, progress
 
@@ -299,7 +301,7 @@ class _Exporter:
         return [content]
 
     def _compose_set(self, split: str, node_type: str) -> list[dict[str, Any]]:
-        ids = self._dataset.split(split, node_type).numpy()
+        ids = self._dataset.split_ids(split, node_type)
         arrays = {"seeds": (cut_rows(ids)(0), ids.shape, ids.dtype.str)}
         if self._dataset.has("labels", node_type):
             labels = self._dataset.node_table("labels", node_type)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from gnnsys.convert.arrays import widen
 from gnnsys.convert.common import encode
 from gnnsys.convert.dialect import require_pyarrow
-from gnnsys.dataset.folder import Dataset, check_nodes
 from gnnsys.dataset.format import EdgeType
+from gnnsys.dataset.tables import DatasetTables, check_nodes
 from gnnsys.errors import StorageError
 from gnnsys.system.files import as_storage_error, write_whole
 
@@ -31,8 +31,8 @@ class Edges:
         FileFormatError: an indptr that does not ascend; later, a source outside the nodes.
     """
 
-    def __init__(self, dataset: Dataset, edge_type: EdgeType) -> None:
-        self._indptr = dataset.graph(edge_type).indptr.numpy()
+    def __init__(self, dataset: DatasetTables, edge_type: EdgeType) -> None:
+        self._indptr = dataset.indptr(edge_type)
         self._indices = dataset.edge_table("indices", edge_type)
         self._nodes = dataset.num_nodes(edge_type[0])
         self._label = f"{dataset.path}: indices of {edge_type}"
@@ -47,8 +47,8 @@ class Edges:
         """Likewise."""
         first = int(np.searchsorted(self._indptr, start, side="right")) - 1
         last = int(np.searchsorted(self._indptr, end, side="left"))
-        degrees = np.diff(np.clip(self._indptr[first : last + 1], start, end))
-        return np.repeat(np.arange(first, last), degrees)
+        ends = self._indptr[first : last + 1].clip(start, end)
+        return np.repeat(np.arange(first, last), ends[1:] - ends[:-1])
 
 
 def take(rows: NDArray[Any], ids: NDArray[Any]) -> Blocks:

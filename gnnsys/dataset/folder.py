@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +15,16 @@ from torch_geometric.data.graph_store import EdgeLayout
 from torch_geometric.utils import index_to_mask
 
 from gnnsys.cache.arena import CacheArena
-from gnnsys.dataset.format import (
-    CHECKSUM_CHUNK,
-    EDGE_TYPE,
-    NODE_TYPE,
-    EdgeSet,
-    EdgeType,
-    Manifest,
-    NodeSet,
-    Shard,
-    Table,
-    Task,
-    read_manifest,
-)
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
 from gnnsys.dataset.importance import SCORE_TABLE
-from gnnsys.dataset.node_ids import NodeIds
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.dataset.tables import DatasetTables
+from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
-from gnnsys.system.files import map_npy
-from gnnsys.system.progress import Progress
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["Dataset", "check_nodes", "open_dataset"]
-
-
-def check_nodes(ids: NDArray[Any], nodes: int, label: str, first: int = 0) -> None:
-    """Raises FileFormatError where an id, of ``label`` from ``first`` on, is outside the nodes."""
-    if len(ids) and not 0 <= ids.min() <= ids.max() < nodes:
-        place = int(np.argmax((ids < 0) | (ids >= nodes)))
-        raise FileFormatError(
-            f"{label}: id {ids[place]} at position {first + place} is outside the nodes "
-            f"[0, {nodes})"
-        )
+__all__ = ["Dataset", "open_dataset"]
 
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
@@ -73,7 +47,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     return Dataset(Path(path))
 
 
-class Dataset:
+class Dataset(DatasetTables):
     """A dataset folder that is open; make one with ``gnnsys.open_dataset``.
 
     Tables are named as their files: features, labels, train, val, test, time for nodes; edge_time,
@@ -87,92 +61,14 @@ class Dataset:
     (200, 50, torch.Size([25]))
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
-        self.manifest: Manifest = read_manifest(path)
-        for table in self._all_tables().values():
-            self._check_files(table)
-
-    @property
-    def name(self) -> str:
-        """Of the dataset."""
-        return self.manifest.name
-
-    @property
-    def heterogeneous(self) -> bool:
-        """Whether there are several node or edge types."""
-        return self.manifest.heterogeneous
-
-    @property
-    def node_types(self) -> list[str]:
-        """One of them, ``"node"``, where the graph is homogeneous."""
-        return list(self.manifest.nodes)
-
-    @property
-    def edge_types(self) -> list[EdgeType]:
-        """Source node type, relation and target node type of each."""
-        return list(self.manifest.edges)
-
-    @property
-    def task(self) -> Task | None:
-        """What is to be learnt, where the folder says it."""
-        return self.manifest.task
-
-    def num_nodes(self, node_type: str = NODE_TYPE) -> int:
-        """Nodes of a type."""
-        return self._owner(node_type).count
-
-    def num_edges(self, edge_type: EdgeType = EDGE_TYPE) -> int:
-        """Edges of a type."""
-        return self._owner(edge_type).count
-
-    def node_table(self, name: str, node_type: str = NODE_TYPE) -> NDArray[Any]:
-        """A table of a node type, mapped read-only; bfloat16 as uint16.
-
-        Raises:
-            MissingFileError: there is no such table.
-            ArgumentError: there is no such node type.
-        """
-        return self._map(self._find(name, node_type))
-
-    def edge_table(self, name: str, edge_type: EdgeType = EDGE_TYPE) -> NDArray[Any]:
-        """A table of an edge type, likewise; row e belongs to position e of the CSC."""
-        return self._map(self._find(name, edge_type))
-
-    def has(self, name: str, of: str | EdgeType = NODE_TYPE) -> bool:
-        """Whether a node or edge type has a table of that name."""
-        return name in self._owner(of).tables
-
-    def node_ids(self, node_type: str = NODE_TYPE) -> NodeIds | None:
-        """What the nodes are called in the source; None where it numbers them as the folder does.
-
-        Raises:
-            FileFormatError: tables that do not fit each other.
-        """
-        nothing = np.empty(0, np.int64), np.empty(0, np.uint8)
-        if self.has("node_id", node_type):
-            table = self._find("node_id", node_type)
-            return NodeIds(self._map(table), *nothing, self._shard_path(table))
-        if not self.has("node_id_ends", node_type):
-            return None
-        ends = self._find("node_id_ends", node_type)
-        text = self.node_table("node_id_text", node_type)
-        return NodeIds(None, self._map(ends), text, self._shard_path(ends))
-
     def graph(self, edge_type: EdgeType = EDGE_TYPE) -> CSC:
         """The edges of a type: indptr in memory, neighbours mapped.
 
         Raises:
             FileFormatError: an indptr that does not ascend to the number of edges, or is damaged.
         """
-        indptr = torch.from_numpy(np.array(self.edge_table("indptr", edge_type)))
-        try:
-            graph = CSC(indptr, view_array(self.edge_table("indices", edge_type)))
-        except ArgumentError as error:
-            file = self._shard_path(self._find("indptr", edge_type))
-            raise FileFormatError(f"{file}: {error}; convert the source again") from error
-        self._compare("indptr", edge_type)
-        return graph
+        indptr = torch.from_numpy(self.indptr(edge_type))
+        return CSC(indptr, view_array(self.edge_table("indices", edge_type)))
 
     def edge_index(self, edge_type: EdgeType = EDGE_TYPE) -> Tensor:
         """(2, edges) int64 sources and targets, in memory, sorted by target.
@@ -219,14 +115,7 @@ class Dataset:
         Raises:
             FileFormatError: an id outside the nodes, or a damaged file.
         """
-        node_type = node_type or (self.task.node_type if self.task else NODE_TYPE)
-        if not self.has(name, node_type):
-            return torch.empty(0, dtype=torch.int64)
-        ids = np.array(self.node_table(name, node_type))
-        file = self._shard_path(self._find(name, node_type))
-        check_nodes(ids, self.num_nodes(node_type), str(file))
-        self._compare(name, node_type)
-        return torch.from_numpy(ids)
+        return torch.from_numpy(self.split_ids(name, node_type))
 
     def labels(self, node_type: str = NODE_TYPE) -> Tensor:
         """(nodes,) classes, or (nodes, labels) truth values, of a node type, in memory.
@@ -291,115 +180,6 @@ class Dataset:
             if self.has(part):
                 data[f"{part}_mask"] = index_to_mask(self.split(part), self.num_nodes())
         return data
-
-    def verify(self, progress: Progress = lambda what, done, total: None) -> None:
-        """Reads every table and compares it with its checksums and ids with their bounds.
-
-        Raises:
-            FileFormatError: the first that does not fit, with the file and the place in it.
-        """
-        tables = self._all_tables()
-        total = sum(table.data_bytes for table in tables.values())
-        done = 0
-        for table in tables.values():
-            for nbytes in self._verify_table(table):
-                done += nbytes
-                progress("verify bytes", done, total)
-        for edge_type in self.edge_types:
-            self._verify_edges(edge_type)
-
-    def _verify_table(self, table: Table) -> Iterator[int]:
-        for shard in table.shards:
-            path = self.path / shard.path
-            with open(path, "rb") as file:
-                file.seek(shard.bytes - shard.rows * table.encoding.row_stride)
-                for number, wanted in enumerate(shard.crc32):
-                    place, data = file.tell(), file.read(CHECKSUM_CHUNK)
-                    found = f"{zlib.crc32(data):08x}"
-                    if found != wanted:
-                        raise FileFormatError(
-                            f"{path}: checksum {number} (from byte {place}) is {found}, expected "
-                            f"{wanted}: the file was changed or damaged; convert the source again"
-                        )
-                    yield len(data)
-
-    def _verify_edges(self, edge_type: EdgeType) -> None:
-        graph, nodes = self.graph(edge_type), self.num_nodes(edge_type[0])
-        step = CHECKSUM_CHUNK // graph.indices.element_size()
-        for start in range(0, graph.num_edges, step):
-            low, high = torch.aminmax(graph.indices[start : start + step])
-            if low < 0 or high >= nodes:
-                file = self._shard_path(self._find("indices", edge_type))
-                raise FileFormatError(
-                    f"{file}: holds the node {int(low if low < 0 else high)}, outside [0, {nodes})"
-                )
-
-    # Tables and their files -----------------------------------------------------------------------
-
-    def _all_tables(self) -> dict[str, Table]:
-        owners: list[NodeSet | EdgeSet] = [
-            *self.manifest.nodes.values(),
-            *self.manifest.edges.values(),
-        ]
-        tables = [table for owner in owners for table in owner.tables.values()]
-        return {shard.path: table for table in tables for shard in table.shards[:1]}
-
-    def _owner(self, of: str | EdgeType) -> NodeSet | EdgeSet:
-        found: NodeSet | EdgeSet | None
-        if isinstance(of, str):
-            found, known = self.manifest.nodes.get(of), str(self.node_types)
-        else:
-            found, known = self.manifest.edges.get(of), str(self.edge_types)
-        if found is None:
-            raise ArgumentError(f"{self.path}: no type {of!r}; it has {known}")
-        return found
-
-    def _find(self, name: str, of: str | EdgeType) -> Table:
-        tables = self._owner(of).tables
-        if name not in tables:
-            raise MissingFileError(
-                f"{self.path}: {of} has no table {name!r}; it has {', '.join(tables) or 'none'}"
-            )
-        return tables[name]
-
-    def _shard_path(self, table: Table) -> Path:
-        if len(table.shards) != 1:
-            raise UnsupportedError(
-                f"{self.path}: a table of {len(table.shards)} shards; this version reads one"
-            )
-        return self.path / table.shards[0].path
-
-    def _map(self, table: Table) -> NDArray[Any]:
-        return map_npy(self._shard_path(table))
-
-    def _compare(self, name: str, of: str | EdgeType) -> None:
-        """Compares a table with its checksums, which is for those that are read whole anyway."""
-        for _ in self._verify_table(self._find(name, of)):
-            pass
-
-    def _check_files(self, table: Table) -> None:
-        for shard in table.shards:
-            path = self.path / shard.path
-            if not path.is_file():
-                raise MissingFileError(f"{path}: no such file, but graph.json names it")
-            found = path.stat().st_size
-            if found != shard.bytes:
-                state = "truncated" if found < shard.bytes else "longer than it should be"
-                raise FileFormatError(
-                    f"{path}: {state}: {found} bytes, expected {shard.bytes} by graph.json; "
-                    "convert the source again"
-                )
-            self._check_header(table, shard)
-
-    def _check_header(self, table: Table, shard: Shard) -> None:
-        path = self.path / shard.path
-        array = map_npy(path)
-        wanted = (shard.rows, *table.shape[1:]), table.encoding.file_dtype
-        if (array.shape, array.dtype) != wanted:
-            raise FileFormatError(
-                f"{path}: holds {array.dtype} {array.shape}, expected {wanted[1]} {wanted[0]} by "
-                "graph.json"
-            )
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{key}: {value.count}" for key, value in self.manifest.nodes.items())

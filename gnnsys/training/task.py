@@ -18,9 +18,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
-from gnnsys.dataset.folder import Dataset, check_nodes, open_dataset
+from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.importance import without_score
 from gnnsys.dataset.named import NAMED, load_raw
+from gnnsys.dataset.tables import check_nodes
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.setup import setup_features

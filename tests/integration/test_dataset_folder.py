@@ -289,7 +289,7 @@ def test_an_indptr_that_descends_is_found_when_it_is_used(folder: Path, tmp_path
     indptr = np.load(file, mmap_mode="r+")
     indptr[5] = EDGES + 1
     indptr.flush()
-    with pytest.raises(FileFormatError, match=r"indptr\.npy: indptr: entry 5 is 2001"):
+    with pytest.raises(FileFormatError, match=r"indptr\.npy: entry 5 is 2001"):
         gnnsys.open_dataset(file.parent).graph()
 
 
@@ -301,7 +301,9 @@ def test_a_neighbour_outside_the_nodes_is_found(tmp_path: Path) -> None:
             for name, rows in (("indptr", np.array([0, 0, 1])), ("indices", np.array([wrong]))):
                 writer.write_edges(name, cut_rows(rows), rows.shape, "int64")
             found = gnnsys.open_dataset(writer.commit())
-        with pytest.raises(FileFormatError, match=rf"holds the node {wrong}, outside \[0, 2\)"):
+        with pytest.raises(
+            FileFormatError, match=rf"id {wrong} at position 0 is outside the nodes \[0, 2\)"
+        ):
             found.verify()
 
 

@@ -137,6 +137,18 @@ def test_torch_is_not_imported_before_it_is_needed(command: str) -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
+def test_tables_are_converted_and_described_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "edges.csv").write_text("source,target\n0,1\n1,2\n")
+    check = (
+        "import sys\nfrom gnnsys.commands.cli import main\n"
+        "assert main(['convert', 'edges.csv', 'ring', '--json']) == 0\n"
+        "assert main(['info', 'ring', '--verify']) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=tmp_path)
+    assert (tmp_path / "ring" / "graph.json").is_file()
+
+
 def test_help_imports_no_torch() -> None:
     check = (
         "import sys\nfrom gnnsys.commands.cli import main\n"

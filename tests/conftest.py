@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import struct
 import subprocess
 import sys
 import uuid
@@ -132,3 +134,55 @@ def train_through_kills() -> Callable[..., None]:
         assert done.returncode == 0, done.stderr
 
     return train
+
+
+_CALLS = {
+    "x86_64": {
+        "io_uring_setup": 425, "madvise": 28, "openat": 257, "pwrite64": 18,
+        "sched_getaffinity": 204,
+    },
+    "aarch64": {
+        "io_uring_setup": 425, "madvise": 233, "openat": 56, "pwrite64": 68,
+        "sched_getaffinity": 123,
+    },
+}  # fmt: skip
+
+_REFUSE = """
+import ctypes, sys
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filters", ctypes.c_void_p)]
+filters = ctypes.create_string_buffer({program!r})
+program = Program({length}, ctypes.addressof(filters))
+prctl = ctypes.CDLL(None).prctl
+no_new_privileges, set_seccomp, by_filter = 38, 22, 2
+if prctl(no_new_privileges, 1, 0, 0, 0) or prctl(set_seccomp, by_filter, ctypes.byref(program)):
+    sys.exit("the kernel takes no filter")
+"""
+
+
+@pytest.fixture
+def refuse_calls() -> Callable[..., str]:
+    """Script lines after which the kernel answers system calls with errors, by a seccomp filter.
+
+    Called with an errno for each name of a call. With ``mask``, only calls are refused whose
+    ``argument``, by number, has one of its bits. A machine without filters skips the test.
+    """
+    calls = _CALLS.get(platform.machine())
+    if calls is None or "Seccomp_filters" not in Path("/proc/self/status").read_text():
+        pytest.skip("no filters of system calls here")
+
+    def refuse(refused: dict[str, int], argument: int = 0, mask: int = 0) -> str:
+        load, jump_equal, jump_set, ret = 0x20, 0x15, 0x45, 0x06
+        error, allow = 0x00050000, 0x7FFF0000
+        low_half = 16 + 8 * argument  # offset in struct seccomp_data, little endian
+        filters = [(load, 0, 0, 0)]
+        for name, code in refused.items():
+            filters.append((jump_equal, 0, 3 if mask else 1, calls[name]))
+            if mask:
+                filters += [(load, 0, 0, low_half), (jump_set, 0, 1, mask)]
+            filters.append((ret, 0, 0, error | code))
+        filters.append((ret, 0, 0, allow))
+        program = b"".join(struct.pack("HBBI", *each) for each in filters)
+        return _REFUSE.format(program=program, length=len(filters))
+
+    return refuse

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,24 +149,6 @@ def test_a_full_disk_for_the_trace_is_one_error_and_leaves_no_file(
 # Limits -------------------------------------------------------------------------------------------
 
 
-def deny_io_uring() -> str:
-    """Lines of Python after which the kernel refuses io_uring_setup, by a seccomp filter."""
-    load, jump_equal, ret = 0x20, 0x15, 0x06
-    filters = [(load, 0, 0, 0), (jump_equal, 0, 1, 425), (ret, 0, 0, 0x00050001)]
-    program = b"".join(struct.pack("HBBI", *each) for each in [*filters, (ret, 0, 0, 0x7FFF0000)])
-    return f"""
-import ctypes
-class Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filters", ctypes.c_void_p)]
-filters = ctypes.create_string_buffer({program!r})
-program = Program(4, ctypes.addressof(filters))
-prctl = ctypes.CDLL(None).prctl
-no_new_privileges, set_seccomp, by_filter = 38, 22, 2
-if prctl(no_new_privileges, 1, 0, 0, 0) or prctl(set_seccomp, by_filter, ctypes.byref(program)):
-    raise SystemExit("seccomp is not available")
-"""
-
-
 LIMITED = """
 import sys
 from gnnsys.commands.cli import main
@@ -181,7 +163,7 @@ raise SystemExit(main(sys.argv[2:]))
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
-    memory_group: Any, tmp_path: Path
+    memory_group: Any, refuse_calls: Callable[..., str], tmp_path: Path
 ) -> None:
     nodes, features, limit = 30_000, 4096, 400 << 20
     size = nodes * features * 4
@@ -196,7 +178,7 @@ def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
         arguments = [str(memory_group.folder), "train", str(large), "--cache", cache, *options]
         return run_script(before + LIMITED, *arguments, cwd=tmp_path)
 
-    done = [run("40MB"), run("40MB", before=deny_io_uring())]
+    done = [run("40MB"), run("40MB", before=refuse_calls({"io_uring_setup": errno.EPERM}))]
     for each in done:
         assert each.returncode == 0, each.stderr
     assert "io_uring" not in done[0].stderr

@@ -165,7 +165,11 @@ def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
         ("optional", "tensorboard", partial(_optional, "tensorboard", board, "tensorboard")),
         ("optional", "pyg_lib", partial(_optional, "pyg_lib", own_sampler)),
         ("optional", "torch_sparse", partial(_optional, "torch_sparse", own_sampler)),
-        ("optional", "dgl", partial(_optional, "dgl", "not used yet")),
+        (
+            "optional",
+            "dgl",
+            partial(_optional, "dgl", "opens what gnnsys convert --to graphbolt writes"),
+        ),
     ]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gnnsys.commands.prediction_table import TABLES, write_table
 from gnnsys.config.checks import check_bytes
-from gnnsys.config.file import resumed_config
+from gnnsys.config.file import check_place, resumed_config
 from gnnsys.config.predict import PredictConfig
 from gnnsys.config.resolve import Run, resolve
 from gnnsys.config.run_files import RESULT, result_name
@@ -98,6 +98,8 @@ def predict(
     """
     run = Path(config.run)
     options = dataclasses.replace(resumed_config(run), resume=None, threads=config.threads)
+    if config.dataset is None:
+        check_place(options.dataset, config.run, "--dataset")
     options = dataclasses.replace(
         options,
         dataset=config.dataset or options.dataset,

@@ -18,6 +18,7 @@ from gnnsys.system.records import as_record, read_toml
 __all__ = [
     "CHANGES_LOSSES",
     "OF_THE_CALL",
+    "check_place",
     "check_resumed",
     "config_to_toml",
     "read_config",
@@ -104,14 +105,20 @@ def resumed_config(run: str | Path) -> TrainConfig:
     return dataclasses.replace(read_config(path), resume=str(run))
 
 
+def check_place(dataset: str, run: str | None, option: str) -> None:
+    """Raises MissingFileError, naming the option that mends it, where a run's dataset has moved."""
+    if os.path.isabs(dataset) and not os.path.isdir(dataset):
+        raise MissingFileError(
+            f"{dataset}: no such folder, where the dataset of {run} was; {option} PLACE says where "
+            "it is now"
+        )
+
+
 def check_resumed(config: TrainConfig) -> None:
     """Raises ArgumentError where a resumed run is asked for other options than it had."""
     before = resumed_config(config.resume or "")
-    if config.data is None and os.path.isabs(config.dataset) and not os.path.isdir(config.dataset):
-        raise MissingFileError(
-            f"{config.dataset}: no such folder, where the dataset of {config.resume} was; --data "
-            "PLACE says where it is now"
-        )
+    if config.data is None:
+        check_place(config.dataset, config.resume, "--data")
     asked, had = (dataclasses.asdict(c.filled_in()) for c in (config, before))
     moved = {"dataset"} if config.data else set()  # the checkpoint says whether it is the same
     for key in asked.keys() - _RESUMED_WITH.keys() - moved:

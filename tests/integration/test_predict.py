@@ -167,6 +167,22 @@ def test_results_have_the_permissions_of_the_umask(
     assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
 
 
+def test_a_dataset_that_has_moved_is_named_with_the_option_that_finds_it(
+    run: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "elsewhere"
+    folder.rename(moved)
+    try:
+        arguments = ["predict", str(run[0]), "--out", str(tmp_path / "p")]
+        assert main(arguments) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"{folder}: no such folder, where the dataset of {run[0]} was" in told
+        assert "--dataset PLACE says where it is now" in told
+        assert main([*arguments, "--dataset", str(moved)]) == 0
+    finally:
+        moved.rename(folder)
+
+
 def test_what_a_killed_predict_wrote_is_removed_by_the_next(run: Any, tmp_path: Path) -> None:
     slow = (
         "import sys, time; from gnnsys.commands import predict as p; from gnnsys.commands.cli "

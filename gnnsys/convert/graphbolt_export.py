@@ -11,9 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.system.files import as_storage_error, sync
 from gnnsys.system.progress import Progress
 from gnnsys.system.records import as_record
+from gnnsys.system.scratch import ScratchFolder
 
 __all__ = ["export_graphbolt"]
 
@@ -78,7 +78,7 @@ def export_graphbolt(
         UnsupportedError: a type's name has a colon, with which GraphBolt separates names.
         StorageError: ``target`` cannot be written.
 
-    >>> import torch
+    >>> import tempfile, torch
     >>> from torch_geometric.data import Data
     >>> from gnnsys.convert.pyg import ConvertOptions, convert_pyg
     >>> place = Path(tempfile.mkdtemp())
@@ -95,25 +95,20 @@ def export_graphbolt(
         )
     with as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=target.parent)
-    temporary = Path(place)
-    try:
-        exporter = _Exporter(dataset, temporary, memory, progress)
+        scratch = ScratchFolder(f".{target.name}.partial-", target.parent)
+        made = scratch.path / "graphbolt"
+        made.mkdir()
+    with closing(scratch):
+        exporter = _Exporter(dataset, made, memory, progress)
         if "graphbolt" in dataset.manifest.source:
             exporter.restore(dataset.manifest.source["graphbolt"])
         else:
             exporter.compose()
         with as_storage_error(target):
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)  # mkdtemp makes it for its owner only
-            for path in temporary.rglob("*"):
+            for path in (made, *made.rglob("*")):
                 sync(path)
-            os.rename(temporary, target)
+            os.rename(made, target)
             sync(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 

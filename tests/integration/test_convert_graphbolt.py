@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -407,6 +408,25 @@ def test_other_folders_go_out_whole(tmp_path: Path) -> None:
         np.testing.assert_array_equal(again.edge(table), np.load(ours / f"{table}.npy"))
     assert again.manifest.task is not None
     assert again.manifest.task.num_classes == int(data.y.max()) + 1
+
+
+def test_what_a_killed_export_wrote_is_removed_by_the_next(tmp_path: Path) -> None:
+    ours = convert_graphbolt(make_homogeneous(tmp_path / "source"), tmp_path / "ours", OPTIONS)
+
+    def kill(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    place = tmp_path / "exports"
+    child = os.fork()
+    if child == 0:
+        export_graphbolt(ours, place / "out", progress=kill)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    (left,) = place.iterdir()
+    assert left.name != "out"
+    assert_same_folder(tmp_path / "source", export_graphbolt(ours, place / "out"))
+    assert list(place.iterdir()) == [place / "out"]
 
 
 def test_export_refuses_to_overwrite_and_leaves_nothing(

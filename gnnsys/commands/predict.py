@@ -39,7 +39,7 @@ from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
-from gnnsys.training.evaluation import warn_of_sums
+from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import model_layers, run_layers
 from gnnsys.training.memory import plan_run
 from gnnsys.training.metrics import measure
@@ -165,11 +165,12 @@ def _blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the last layer reads and what it gives, of one block of nodes after another."""
     if not config.sampled:
-        read, logits, folder = _exact_rows(trained, dataset, model, progress)
+        scope = _scope(config, trained, dataset, model, nodes)
+        read, logits, folder = _exact_rows(trained, dataset, model, scope, progress)
         with closing(folder) if folder else nullcontext():
             done = 0
             for some in _split(nodes):
-                yield _rows(read, some), _rows(logits, some)
+                yield _rows(read, scope.inputs(some)), _rows(logits, scope.places(some))
                 done += len(some)
                 progress("write: nodes", done, len(nodes))
         return
@@ -217,16 +218,33 @@ def _keep_inputs(conv: Any, kept: list[Any], scaled: bool) -> None:
     conv.propagate = keep
 
 
+def _scope(
+    config: PredictConfig,
+    trained: Run,
+    dataset: NodeDataset,
+    model: NodeClassifier | DeepModel,
+    nodes: Tensor,
+) -> Scope:
+    """The nodes that layers compute: all, or those alone that the chosen ones depend on."""
+    if config.nodes is None or len(nodes) == 0 or isinstance(model, DeepModel):
+        return Scope(layers=None, nbytes=0)
+    return scope_of(trained.config, dataset.graph, (nodes,), dataset.features.shape[1])
+
+
 def _exact_rows(
-    trained: Run, dataset: NodeDataset, model: NodeClassifier | DeepModel, progress: Progress
+    trained: Run,
+    dataset: NodeDataset,
+    model: NodeClassifier | DeepModel,
+    scope: Scope,
+    progress: Progress,
 ) -> tuple[Tensor, Tensor, ScratchFolder | None]:
-    """Of all nodes, what the last layer reads and what it gives; and the folder of their files."""
+    """What the last layer reads and what it gives, of a scope; and the folder of their files."""
     if isinstance(model, DeepModel):
         read, logits = _last_rows(model, dataset)
         return read, logits, None
     warn_of_sums(trained.config, dataset.graph)
     layers = model_layers(model, dataset.graph)
-    sizes = [dataset.graph.num_nodes] * len(layers)
+    sizes = scope.sizes(dataset.graph.num_nodes, len(layers))
     folder = activation_folder(trained.config, dataset.num_classes, sizes)
     rows = deque[Tensor]([dataset.features], maxlen=2)
     results = run_layers(
@@ -236,6 +254,7 @@ def _exact_rows(
         device=torch.device("cpu"),
         out=folder.path / "out.npy" if folder else None,
         threads=trained.config.threads,
+        only=scope.layers,
         progress=progress,
     )
     rows.extend(islice(results, len(layers)))  # not to its end, where files are removed

@@ -55,6 +55,12 @@ class Scope:
         """Where nodes lie in the last layer's outputs."""
         return nodes if self.layers is None else torch.searchsorted(self.layers[-1], nodes)
 
+    def inputs(self, nodes: Tensor) -> Tensor:
+        """Where what the last layer reads of nodes lies: a layer's outputs, or the features."""
+        if self.layers is None or len(self.layers) == 1:
+            return nodes
+        return torch.searchsorted(self.layers[-2], nodes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:

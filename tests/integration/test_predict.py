@@ -17,6 +17,8 @@ import torch
 
 import gnnsys
 from gnnsys.commands.cli import main
+from gnnsys.commands.predict import predict as predict_nodes
+from gnnsys.config.predict import PredictConfig
 from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
 from gnnsys.training.loop import TrainResult, run_training
@@ -74,6 +76,29 @@ def test_only_parts_that_were_classified_whole_are_scored(
     assert told["metrics"].keys() == {"val"}
     every = predict(capsys, run[0], "--out", str(tmp_path / "q"))
     assert told["metrics"]["val"] == every["metrics"]["val"]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_few_nodes_are_classified_from_their_neighbourhoods(
+    layers: int, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(folder, tmp_path / "run", layers=layers, fanouts=(3,) * layers)
+    ids = np.array([7, 3, 1_999, 7])
+    np.save(tmp_path / "ids.npy", ids)
+    graph = gnnsys.open_dataset(folder).edge_index().numpy()
+    needed = [np.unique(ids)]  # by each layer, the last first
+    for _ in range(layers - 1):
+        needed.append(np.union1d(needed[-1], graph[0][np.isin(graph[1], needed[-1])]))
+    totals: dict[str, int] = {}
+    config = PredictConfig(run=str(tmp_path / "run"), nodes=str(tmp_path / "ids.npy"))
+    made = predict_nodes(config, lambda what, done, total: totals.update({what: total or 0}))
+    computed = [totals[f"layer {layer + 1} of {layers}"] for layer in range(layers)]
+    assert computed == [len(each) for each in reversed(needed)]
+    assert sum(computed) < layers * 2_000
+    predict(capsys, tmp_path / "run", "--out", str(tmp_path / "all"))
+    for name in ("scores", "embeddings", "predictions"):
+        some, every = (np.load(Path(p) / f"{name}.npy") for p in (made["path"], tmp_path / "all"))
+        np.testing.assert_allclose(some, every[ids], atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["sage", "gcn"])

@@ -17,7 +17,8 @@ class ReportConfig:
     """Make one HTML page of a run, or of several side by side.
 
     Of one run: curves, throughput, bytes by tier, where the time went, configuration. Of several:
-    scores, time and memory of each, their curves over epochs or time, the options that differ.
+    scores, time and memory of each, their curves over epochs, steps or time, the options that
+    differ.
 
     Examples:
         gnnsys report run1

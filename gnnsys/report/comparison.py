@@ -12,7 +12,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.pages import numbers
 from gnnsys.report.run import Epoch, RecordedRun, as_object
 
-__all__ = ["Runs", "compare", "group_runs", "run_names"]
+__all__ = ["Runs", "axes_of", "compare", "group_runs", "run_names"]
 
 _SIZES = ("nodes", "edges", "features", "classes")
 
@@ -54,6 +54,12 @@ def compare(runs: Runs) -> dict[str, Any]:
         "options": {"differ": differ, "same": same},
         "notes": _notes(runs),
     }
+
+
+def axes_of(runs: Runs) -> list[str]:
+    """What curves of the runs can be drawn over."""
+    known = any(epoch.step is not None for run in runs.values() for epoch in run.epochs)
+    return ["epoch", "step", "time"] if known else ["epoch", "time"]
 
 
 def group_runs(runs: Runs) -> dict[str, Runs]:
@@ -142,6 +148,7 @@ def _numbers(name: str, run: RecordedRun) -> dict[str, Any]:
 def _point(epoch: Epoch, metric: str) -> dict[str, Any]:
     return {
         "epoch": epoch.epoch,
+        "step": epoch.step,
         "seconds": epoch.seconds,
         "loss": epoch.loss,
         "val": (epoch.val or {}).get(metric),
@@ -158,7 +165,10 @@ def _notes(runs: Runs) -> list[str]:
             f"These runs have different metrics or datasets, whose scores cannot be compared. "
             f"They are shown apart: {told}."
         )
+    by_step = "step" in axes_of(runs)
     for name, run in runs.items():
+        if by_step and any(epoch.step is None for epoch in run.epochs):
+            notes.append(f"{name}: its steps were not recorded; curves over steps leave it out.")
         if run.reason is None:
             notes.append(f"{name}: {run.state}; shown is what was written so far.")
         if not run.epochs:

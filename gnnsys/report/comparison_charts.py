@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
@@ -15,10 +15,7 @@ from gnnsys.report.charts import spans_decades, thinned
 from gnnsys.report.comparison import Runs
 from gnnsys.report.run import Epoch
 
-__all__ = ["AXES", "draw_curves"]
-
-AXES = ("epoch", "time")
-"""What curves can be drawn over."""
+__all__ = ["draw_curves"]
 
 _INCHES = (6.4, 3.2)
 _STYLES = ("-", "--", ":")
@@ -27,12 +24,13 @@ _MARKED_POINTS = 40
 _Points = list[tuple[float, float]]
 
 
-def draw_curves(runs: Runs, number: int) -> dict[str, list[Chart]]:
-    """Loss and validation of runs whose scores can be compared, over each of ``AXES``.
+def draw_curves(runs: Runs, number: int, axes: Iterable[str]) -> dict[str, list[Chart]]:
+    """Loss and validation of runs whose scores can be compared, by what they are drawn over.
 
     Args:
         runs: of one metric and dataset.
         number: unique on the page.
+        axes: of ``comparison.axes_of``.
     """
     metric = next(iter(runs.values())).metric
 
@@ -49,7 +47,7 @@ def draw_curves(runs: Runs, number: int) -> dict[str, list[Chart]]:
                 _curves(f"compare{number}{place}{axis}", *kind, axis, runs)
                 for place, kind in enumerate(kinds)
             ]
-            for axis in AXES
+            for axis in axes
         }
 
 
@@ -58,9 +56,9 @@ def _curves(
 ) -> Chart:
     lines = {
         label: [
-            (float(epoch.epoch) if axis == "epoch" else epoch.seconds, value)
+            (at, value)
             for epoch in run.epochs
-            if (value := of(epoch)) is not None
+            if (at := _place(epoch, axis)) is not None and (value := of(epoch)) is not None
         ]
         for label, run in runs.items()
     }
@@ -92,8 +90,8 @@ def _curves(
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
         unit += ", log scale"
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axis == "epoch", min_n_ticks=1))
-    axes.set_xlabel(f"time ({axis_unit})" if axis_unit else "epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axis != "time", min_n_ticks=1))
+    axes.set_xlabel(f"time ({axis_unit})" if axis_unit else axis)
     label_unit(axes, unit)
     return Chart(
         title,
@@ -102,6 +100,10 @@ def _curves(
         line_keys(axes),
         _span(lines),
     )
+
+
+def _place(epoch: Epoch, axis: str) -> float | None:
+    return {"epoch": epoch.epoch, "step": epoch.step, "time": epoch.seconds}[axis]
 
 
 def _drawable(points: Sequence[tuple[float, float]]) -> _Points:

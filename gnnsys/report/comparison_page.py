@@ -8,8 +8,8 @@ from typing import Any
 from gnnsys.pages import numbers
 from gnnsys.pages.tables import TextTable
 from gnnsys.pages.templates import render
-from gnnsys.report.comparison import Runs, compare, group_runs
-from gnnsys.report.comparison_charts import AXES, draw_curves
+from gnnsys.report.comparison import Runs, axes_of, compare, group_runs
+from gnnsys.report.comparison_charts import draw_curves
 
 __all__ = ["make_comparison"]
 
@@ -18,7 +18,7 @@ def make_comparison(runs: Runs) -> str:
     """The whole page, which needs no other file."""
     found = compare(runs)
     by_name = {each["run"]: each for each in found["runs"]}
-    groups = group_runs(runs)
+    groups, axes = group_runs(runs), axes_of(runs)
     differ = found["options"]["differ"]
     options = [
         [option, *(numbers.plain(values[name]) for name in runs)]
@@ -32,9 +32,9 @@ def make_comparison(runs: Runs) -> str:
         scores=[
             _scores(title, [by_name[name] for name in members]) for title, members in groups.items()
         ],
-        axes=AXES,
+        axes=axes,
         groups=[
-            {"title": title, "charts": draw_curves(members, number)}
+            {"title": title, "charts": draw_curves(members, number, axes)}
             for number, (title, members) in enumerate(groups.items())
         ],
         differ=TextTable("Options that differ", ["option", *runs], options),

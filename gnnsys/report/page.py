@@ -212,12 +212,14 @@ def _tiers(run: RecordedRun) -> TextTable:
 def _epochs(run: RecordedRun) -> TextTable:
     metrics = list(dict.fromkeys(name for epoch in run.epochs for name in epoch.val or {}))
     best = run.best
-    head = ["epoch", "loss"]
+    by_step = any(epoch.step is not None for epoch in run.epochs)
+    head = ["epoch", "steps", "loss"] if by_step else ["epoch", "loss"]
     head += [f"{kind} {name}" for name in metrics for kind in ("validation", "test")]
     head += ["training", "evaluation", "seeds/s"]
     body = [
         [
             f"{epoch.epoch} (best)" if epoch is best else str(epoch.epoch),
+            *([numbers.count(epoch.step)] if by_step else []),
             numbers.metric(epoch.loss),
             *(
                 numbers.metric((values or {}).get(name))

@@ -46,6 +46,9 @@ class Sample:
     reads: Mapping[str, float] = field(default_factory=dict)
     """Counts of the cache and its reads; empty where there are none, as in older runs."""
 
+    step: float | None = None
+    """Batches trained on in all epochs; None at the end of epochs of older runs."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch(Sample):

@@ -478,6 +478,7 @@ class _Trainer:
         stats = self._stats()
         record = {
             "epoch": state.epoch,
+            "step": state.step,
             "loss": loss,
             "val": val,
             "test": test,

@@ -40,7 +40,7 @@ def records(epochs: int = 3, *, name: str = "demo", metric: str = "accuracy") ->
             )
         seconds += 1.0
         made.append(
-            {"kind": "epoch", "epoch": epoch, **served(epoch * BATCHES, seconds)}
+            {"kind": "epoch", "epoch": epoch, "step": step, **served(step, seconds)}
             | {"loss": 2.0 / epoch, "best_epoch": min(epoch, 2)}
             | {"val": score(metric, epoch, 0.8), "test": score(metric, epoch, 0.75)}
             | {"epoch_seconds": 2.0, "eval_seconds": 1.0}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 import pytest
 
@@ -25,6 +26,7 @@ def changed(made: Records, **config: Any) -> Records:
 
 
 def compared(folder: Path, **runs: Records) -> Page:
+    folder.mkdir(exist_ok=True)
     folders = [write_run(folder / name, made) for name, made in runs.items()]
     return Page(write_comparison(folders, folder / "page.html").read_text(encoding="utf-8"))
 
@@ -60,6 +62,7 @@ def test_numbers_are_those_that_pandas_reads_in_the_metrics(tmp_path: Path, caps
         curve = pandas.DataFrame(run["curve"])
         assert curve.loss.tolist() == epochs.loss.tolist()
         assert curve.val.tolist() == scores.tolist()
+        assert curve.step.tolist() == epochs.step.tolist()
         assert curve.seconds.tolist() == epochs.seconds.tolist()
 
 
@@ -91,13 +94,63 @@ def test_curves_are_there_over_epochs_and_time_with_a_legend(tmp_path: Path) -> 
     names = [value for name, value in page.attributes if name == "aria-label"]
     assert names == [
         f"{title} over {axis}, in {unit}, of one, other"
-        for axis in ("epoch", "time")
+        for axis in ("epoch", "step", "time")
         for title, unit in (("Loss", "cross entropy, log scale"), ("Validation", "accuracy"))
     ]
-    assert page.html.count("<li><i") == 8
+    assert page.html.count("<li><i") == 12
     assert page.tags["script"] == page.tags["link"] == 0
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
+
+
+def drawn(page: Page, title: str, axis: str) -> list[list[float]]:
+    """Where the points of each line of a chart lie from left to right."""
+    chart = rf'<svg role="img" aria-label="{title} over {axis},.*?</svg>'
+    drawing = re.search(chart, page.html, re.DOTALL)
+    assert drawing is not None
+    lines = re.findall(r'<path d="([^"]*)" [^>]*stroke: var\(--series-', drawing[0])
+    found = [[float(x) for x in re.findall(r"[ML] ([\d.]+) ", line)] for line in lines]
+    return [places for places in found if len(places) > 1]
+
+
+def test_curves_over_steps_are_stretched_by_the_batches_of_an_epoch(tmp_path: Path) -> None:
+    larger = records(5)  # batches: 7 of them are an epoch
+    for record in larger:
+        if record["kind"] == "epoch":
+            record["step"] = 7 * record["epoch"]
+    page = compared(tmp_path, one=records(4), other=larger)
+    for title in ("Loss", "Validation"):
+        one, other = drawn(page, title, "step")
+        steps = [*range(20, 81, 20), *range(7, 36, 7)]
+        line = numpy.polynomial.Polynomial.fit([20, 80], [one[0], one[-1]], 1)
+        assert [*one, *other] == pytest.approx([line(step) for step in steps])
+        one, other = drawn(page, title, "epoch")
+        assert one == other[:4]
+
+
+def test_curves_over_steps_need_runs_that_recorded_them(tmp_path: Path, capsys) -> None:
+    older = records()
+    for record in older:
+        if record["kind"] == "epoch":
+            del record["step"]
+    page = compared(tmp_path / "mixed", old=older, new=records())
+    told = "old: its steps were not recorded; curves over steps leave it out."
+    assert told in page.text
+    assert len(drawn(page, "Loss", "step")) == 1
+    assert len(drawn(page, "Loss", "time")) == 2
+    page = compared(tmp_path / "older", a=older, b=older)
+    assert "over step" not in page.html.split("</style>")[1]
+    assert told not in page.text
+
+
+def test_each_choice_of_an_axis_shows_its_charts(tmp_path: Path) -> None:
+    page = compared(tmp_path, one=records(), other=records(2))
+    style, body = page.html.split("</style>")
+    choices = re.findall(r'<input type="radio" name="axis" id="([^"]*)"( checked)?>', body)
+    assert choices == [("over-epoch", " checked"), ("over-step", ""), ("over-time", "")]
+    for name, _ in choices:
+        assert f'<div class="grid {name}">' in body
+        assert f"#{name}:not(:checked) ~ .{name}" in style
 
 
 def test_runs_of_another_metric_or_dataset_are_shown_apart(tmp_path: Path) -> None:
@@ -119,7 +172,7 @@ def test_runs_of_another_metric_or_dataset_are_shown_apart(tmp_path: Path) -> No
     )
     members = [[row[0] for row in table[1:]] for table in page.tables if table[0][0] == "run"]
     assert members == [["a", "e"], ["b"], ["c"], ["d"]]
-    assert page.tags["svg"] == 16
+    assert page.tags["svg"] == 24
     assert page.text.count("(best)") == 2  # of a and e, which are equal
 
 

@@ -29,7 +29,7 @@ from gnnsys.config.file import read_config, resumed_config
 from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
 from gnnsys.training.checkpoint import load_checkpoint
-from gnnsys.training.loop import TrainResult, run_training
+from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 from gnnsys.training.models import NodeClassifier
 
 OPTIONS: dict[str, Any] = {
@@ -283,6 +283,31 @@ def test_several_labels_a_node_are_learnt(tmp_path: Path) -> None:
 
 
 # Resume -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("full_batch", [False, True])
+def test_epochs_have_the_steps_that_were_trained_also_after_a_resume(
+    folder: Path, tmp_path: Path, full_batch: bool
+) -> None:
+    counted, ends = 0, []
+    stop_at = (2, 1 if full_batch else 3)
+
+    def count(epoch: int, done: int, total: int) -> None:
+        nonlocal counted
+        counted += 1
+        if (epoch, done) == stop_at and not ends[1:]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def end(record: EpochRecord) -> None:
+        if record.epoch > len(ends):  # a resumed run tells of the epochs before
+            ends.append(counted)
+
+    options = OPTIONS | {"full_batch": full_batch}
+    config = TrainConfig(dataset=str(folder), out=str(tmp_path / "run"), **options)
+    assert run_training(config, end, count).reason == "interrupted"
+    assert run_training(resumed_config(tmp_path / "run"), end, count).reason == "done"
+    steps = [record["step"] for record in records(tmp_path / "run", "epoch")]
+    assert steps == ends == [counted * epoch // 4 for epoch in range(1, 5)]
 
 
 @pytest.mark.parametrize("full_batch", [False, True])

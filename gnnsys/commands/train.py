@@ -118,6 +118,9 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
     yield "best epoch", f"{result.best_epoch} of {len(result.history)}"
     yield "ended", result.reason
     yield "time", f"{result.seconds:.1f} s"
+    if result.load_seconds:
+        share = result.load_seconds / result.seconds
+        yield "loading", f"{result.load_seconds:.1f} s ({share:.1%} of the time)"
     if result.evaluation:
         yield "evaluated", result.evaluation["why"]
     yield from _parallel_rows(result)

@@ -56,9 +56,9 @@ def _curves(
 ) -> Chart:
     lines = {
         label: [
-            (at, value)
+            (place, value)
             for epoch in run.epochs
-            if (at := _place(epoch, axis)) is not None and (value := of(epoch)) is not None
+            if (place := _place(epoch, axis)) is not None and (value := of(epoch)) is not None
         ]
         for label, run in runs.items()
     }

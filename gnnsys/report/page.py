@@ -215,7 +215,8 @@ def _epochs(run: RecordedRun) -> TextTable:
     by_step = any(epoch.step is not None for epoch in run.epochs)
     head = ["epoch", "steps", "loss"] if by_step else ["epoch", "loss"]
     head += [f"{kind} {name}" for name in metrics for kind in ("validation", "test")]
-    head += ["training", "evaluation", "seeds/s"]
+    loads = any(epoch.load_seconds for epoch in run.epochs)
+    head += [*(["loading"] if loads else []), "training", "evaluation", "seeds/s"]
     body = [
         [
             f"{epoch.epoch} (best)" if epoch is best else str(epoch.epoch),
@@ -226,7 +227,8 @@ def _epochs(run: RecordedRun) -> TextTable:
                 for name in metrics
                 for values in (epoch.val, epoch.test)
             ),
-            numbers.duration(epoch.epoch_seconds),
+            *([numbers.duration(epoch.load_seconds)] if loads else []),
+            numbers.duration(epoch.epoch_seconds - epoch.load_seconds),
             numbers.duration(epoch.eval_seconds),
             numbers.rate(rate) if math.isfinite(rate) else numbers.NOTHING,
         ]

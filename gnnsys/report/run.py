@@ -46,6 +46,9 @@ class Sample:
     reads: Mapping[str, float] = field(default_factory=dict)
     """Counts of the cache and its reads; empty where there are none, as in older runs."""
 
+    load_seconds: float = 0.0
+    """For which training waited for batches in this epoch so far; 0 also in older runs."""
+
     step: float | None = None
     """Batches trained on in all epochs; None at the end of epochs of older runs."""
 
@@ -193,15 +196,20 @@ class RecordedRun:
         return _float_or(self.result.get("seconds"), last)
 
     def times(self) -> dict[str, float]:
-        """The ``seconds`` by what they went to: training, evaluation and the rest, which is the
-        checkpoints between epochs; NaN where a record lacks them."""
+        """The ``seconds`` by what they went to: loading, which is waiting for batches and left out
+        where there was none; training, evaluation and the rest, which is the checkpoints between
+        epochs; NaN where a record lacks them."""
         epochs, total = self.epochs, self.seconds
         training = sum(epoch.epoch_seconds for epoch in epochs)
         evaluation = sum(epoch.eval_seconds for epoch in epochs)
+        loading = sum(epoch.load_seconds for epoch in epochs)
         if self.samples and not isinstance(self.samples[-1], Epoch):  # in the middle of an epoch
             training += total - (epochs[-1].seconds if epochs else 0.0)
+            loading += self.samples[-1].load_seconds
+        loading = _float_or(self.result.get("load_seconds"), loading)
         rest = max(0.0, total - training - evaluation)
-        return {"training": training, "evaluation": evaluation, "checkpoints": rest}
+        parts = {"training": training - loading, "evaluation": evaluation, "checkpoints": rest}
+        return {"loading": loading} | parts if loading else parts
 
     @property
     def peak_rss(self) -> float:

@@ -57,6 +57,12 @@ class RunState:
     epoch_began: float = 0.0
     """When the epoch in hand began, in ``seconds``."""
 
+    load_seconds: float = 0.0
+    """Waited for batches, in the sessions before."""
+
+    load_began: float = 0.0
+    """Of all that was waited for batches, what was before the epoch in hand."""
+
     seeds: int = 0
     """Of all epochs."""
 

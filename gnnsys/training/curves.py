@@ -32,6 +32,7 @@ def epoch_curves(
     curves = {
         "loss/epoch": record["loss"],
         "seconds/epoch": seconds,
+        "seconds/loading": record["load_seconds"],
         "seconds/evaluation": record["eval_seconds"],
         "throughput/seeds_per_second": seeds / max(seconds, 1e-9),
         "throughput/batches_per_second": batches / max(seconds, 1e-9),

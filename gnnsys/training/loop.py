@@ -214,7 +214,7 @@ class _Trainer:
     ) -> None:
         state, total = self._state, self._steps.num_batches()
         if state.batch == 0:
-            state.epoch_began = self._seconds()
+            state.epoch_began, state.load_began = self._seconds(), self._load_seconds()
         for batch in self._steps.batches(state.epoch - 1, state.batch):
             loss, seeds = self._steps.train(batch)
             state.batch += 1
@@ -324,6 +324,7 @@ class _Trainer:
             best_val=state.best_val,
             best_test=state.best_test,
             seconds=self._seconds(),
+            load_seconds=self._load_seconds(),
             counters=self._served(),
             reads=dict(self._stats().reads),
             memory=memory_facts(),
@@ -368,6 +369,7 @@ class _Trainer:
                 state,
                 served={tier: [s.rows, s.bytes] for tier, s in served.items()},
                 reads=dict(self._stats().reads),
+                load_seconds=self._load_seconds(),
             ),
             model=model,
             best_model=self._best_model,
@@ -434,6 +436,9 @@ class _Trainer:
     def _seconds(self) -> float:
         return time.perf_counter() - self._begin
 
+    def _load_seconds(self) -> float:
+        return self._state.load_seconds + self._steps.load_seconds
+
     # What is told ---------------------------------------------------------------------------------
 
     def _log_start(self) -> None:
@@ -497,6 +502,7 @@ class _Trainer:
         reads = {"reads": stats.reads} if stats.reads else {}
         return {
             "seconds": stats.seconds,
+            "load_seconds": self._load_seconds() - self._state.load_began,  # of the epoch
             "seeds": self._state.seeds,
             "rows": stats.rows,
             "bytes": stats.bytes,

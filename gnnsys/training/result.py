@@ -66,6 +66,9 @@ class TrainResult:
     seconds: float
     """Wall time of training and validation."""
 
+    load_seconds: float
+    """Of these, those in which training waited for batches; 0 where it is of the whole graph."""
+
     counters: Counters
     """Feature rows and bytes served, by tier."""
 
@@ -95,6 +98,7 @@ class TrainResult:
             "reason": self.reason,
             "loss": self.history[-1].loss if self.history else None,
             "seconds": self.seconds,
+            "load_seconds": self.load_seconds,
             **self.counters.as_dict(),
             "reads": self.reads,
             "memory": self.memory,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,9 @@ class Steps(ABC):
     optimizer: torch.optim.Optimizer
     served: Counters
     """Rows and bytes served for what was trained on and evaluated, not for batches made ahead."""
+
+    load_seconds: float = 0.0
+    """For which training waited for batches in this process; none where the whole graph is one."""
 
     test_at_end: bool = False
     """Whether the test nodes are to be scored once, by the best weights at the end."""
@@ -262,7 +266,7 @@ class MiniBatch(Steps):
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         self._loader.set_epoch(epoch, first)
-        return iter(self._loader)
+        return _Timed(self, self._loader)
 
     def num_batches(self) -> int:
         return len(self._loader)
@@ -332,6 +336,21 @@ class MiniBatch(Steps):
 
     def evaluation(self) -> dict[str, Any]:
         return {} if self._evaluation is None else self._evaluation.facts()
+
+
+class _Timed(Iterator[Any]):
+    """Batches of a loader; how long each was waited for is added to ``steps.load_seconds``."""
+
+    def __init__(self, steps: Steps, loader: NeighborLoader) -> None:
+        self._steps = steps
+        self._batches = iter(loader)
+
+    def __next__(self) -> Any:
+        began = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._steps.load_seconds += time.perf_counter() - began
 
 
 def _note_served(dataset: NodeDataset, batch: Any) -> Any:

@@ -56,6 +56,15 @@ def served(step: int, seconds: float) -> dict[str, Any]:
     return {"seconds": seconds, "seeds": 100 * step, "rows": rows, "bytes": sizes, "rss": 1 << 30}
 
 
+def with_loading(made: Records) -> Records:
+    """With 0.02 s of waiting for each batch, which counts from the beginning of an epoch."""
+    for record in made[1:-1]:
+        batch = record.get("batch", BATCHES)
+        record["load_seconds"] = 0.02 * batch
+    made[-1]["result"]["load_seconds"] = 0.02 * made[-2]["step"]
+    return made
+
+
 def score(metric: str, epoch: int, best: float) -> dict[str, float]:
     return {metric: best - abs(epoch - 2) / 10}
 

@@ -17,7 +17,7 @@ from gnnsys.commands.cli import main
 from gnnsys.commands.report import write_comparison
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_folders import Page, Records, records, write_run
+from run_folders import Page, Records, records, with_loading, write_run
 
 
 def changed(made: Records, **config: Any) -> Records:
@@ -41,7 +41,9 @@ def numbers_of(capsys: pytest.CaptureFixture[str], *folders: Path) -> dict[str, 
 
 
 def test_numbers_are_those_that_pandas_reads_in_the_metrics(tmp_path: Path, capsys) -> None:
-    folders = [write_run(tmp_path / f"run{epochs}", records(epochs)) for epochs in (2, 3, 5)]
+    folders = [
+        write_run(tmp_path / f"run{epochs}", with_loading(records(epochs))) for epochs in (2, 3, 5)
+    ]
     told = numbers_of(capsys, *folders)
     assert [run["run"] for run in told["runs"]] == ["run2", "run3", "run5"]
     for run, folder in zip(told["runs"], folders, strict=True):
@@ -55,7 +57,9 @@ def test_numbers_are_those_that_pandas_reads_in_the_metrics(tmp_path: Path, caps
         assert run["last_val"] == scores.iloc[-1]
         assert run["last_loss"] == epochs.loss.iloc[-1]
         assert run["seconds"] == epochs.seconds.iloc[-1]
-        assert run["seconds_of"]["training"] == epochs.epoch_seconds.sum()
+        loading = epochs.load_seconds.sum()
+        assert run["seconds_of"]["loading"] == pytest.approx(loading)
+        assert run["seconds_of"]["training"] == pytest.approx(epochs.epoch_seconds.sum() - loading)
         assert run["seconds_of"]["evaluation"] == epochs.eval_seconds.sum()
         assert sum(run["seconds_of"].values()) == pytest.approx(run["seconds"])
         assert run["peak_rss"] == 3 << 29
@@ -70,13 +74,15 @@ def test_the_page_shows_scores_and_the_options_that_differ(tmp_path: Path) -> No
     page = compared(
         tmp_path,
         slow=changed(records(2), lr=0.1, out="slow"),
-        fast=changed(records(3), lr=0.01, out="fast"),
+        fast=changed(with_loading(records(3)), lr=0.01, out="fast"),
     )
     assert page.title == "2 runs compared"
     scores = page.table("run")
     assert scores["slow"][:3] == ["done", "0.8000 (best)", "0.7500"]
-    assert scores["fast"][2:9] == [
-        "0.7500", "0.7000", "0.6667", "2 of 3", "9.00 s", "6.00 s", "3.00 s",
+    assert scores["run"][6:10] == ["time", "loading", "training", "evaluation"]
+    assert scores["slow"][6:10] == ["6.00 s", "—", "4.00 s", "2.00 s"]
+    assert scores["fast"][2:10] == [
+        "0.7500", "0.7000", "0.6667", "2 of 3", "9.00 s", "1.20 s", "4.80 s", "3.00 s",
     ]  # fmt: skip
     options = page.table("option")
     assert options == {"option": ["slow", "fast"], "lr": ["0.1", "0.01"]}

@@ -22,7 +22,7 @@ from gnnsys.pipeline.schedule import Event
 from gnnsys.training.trace_events import trace_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_folders import BATCHES, Page, Records, records, write_run
+from run_folders import BATCHES, Page, Records, records, with_loading, write_run
 
 
 def report(folder: Path, made: Records, rest: str = "") -> Page:
@@ -154,6 +154,33 @@ def test_the_parts_of_the_time_add_up(tmp_path: Path) -> None:
     assert "Time: training 60.0%, evaluation 30.0%, checkpoints 10.0%" in names
     widths = [float(each) for each in re.findall(r'style="width: ([\d.]+)%', page.html)]
     assert widths == [60, 30, 10]
+
+
+def test_waiting_for_batches_is_a_part_of_the_time(tmp_path: Path) -> None:
+    page = report(tmp_path, with_loading(records()))
+    assert page.table("part") == {
+        "part": ["time", "share of the time"],
+        "loading": ["1.20 s", "13.3%"],
+        "training": ["4.80 s", "53.3%"],
+        "evaluation": ["3.00 s", "33.3%"],
+        "checkpoints": ["0.00 s", "0.0%"],
+    }
+    names = [value for name, value in page.attributes if name == "aria-label"]
+    assert "Time: loading 13.3%, training 53.3%, evaluation 33.3%, checkpoints 0.0%" in names
+    epochs = page.table("epoch")
+    assert epochs["epoch"][-4:] == ["loading", "training", "evaluation", "seeds/s"]
+    assert epochs["1"][-4:] == ["0.40 s", "1.60 s", "1.00 s", "1,000"]
+
+
+def test_waiting_for_batches_is_told_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    half = with_loading(records())[:-12]  # up to the tenth step of the third epoch
+    assert report(tmp_path, half).table("part") == {
+        "part": ["time", "share of the time"],
+        "loading": ["1.00 s", "14.3%"],
+        "training": ["4.00 s", "57.1%"],
+        "evaluation": ["2.00 s", "28.6%"],
+        "checkpoints": ["0.00 s", "0.0%"],
+    }
 
 
 def test_what_evaluation_read_is_told_where_it_was_recorded(tmp_path: Path) -> None:
@@ -446,7 +473,7 @@ def test_lines_have_gaps_where_values_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("field", ["seconds", "seeds", "rows", "bytes"])
+@pytest.mark.parametrize("field", ["seconds", "load_seconds", "seeds", "rows", "bytes"])
 @pytest.mark.parametrize("value", [math.nan, 0])
 def test_no_number_of_a_run_can_break_the_page(field: str, value: float, tmp_path: Path) -> None:
     made = records()

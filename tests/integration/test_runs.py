@@ -66,7 +66,8 @@ def state_of(out: Path) -> dict[str, Any]:
     """All that decides about the batches to come, and what came out so far."""
     checkpoint = load_checkpoint(out)
     state = dataclasses.asdict(checkpoint.state)
-    for of_the_process in ("seconds", "epoch_began", "metrics_bytes", "served"):
+    seconds = ("seconds", "epoch_began", "load_seconds", "load_began")
+    for of_the_process in (*seconds, "metrics_bytes", "served"):
         del state[of_the_process]
     return {
         "state": state,
@@ -152,6 +153,7 @@ def test_tensorboard_has_throughput_tiers_and_hyperparameters(folder: Path, tmp_
     assert curve("throughput/seeds_per_second") == pytest.approx([seeds / s for s in seconds])
     batches = -(-seeds // result.config.batch_size)
     assert curve("throughput/batches_per_second") == pytest.approx([batches / s for s in seconds])
+    assert curve("seconds/loading") == pytest.approx([r["load_seconds"] for r in epochs])
     assert curve("seconds/evaluation") == pytest.approx([r["eval_seconds"] for r in epochs])
     before = {"rows": {}, "bytes": {}, "reads": {}}
     for number, record in enumerate(epochs):
@@ -346,6 +348,48 @@ def test_an_interrupted_run_ends_after_the_batch_and_goes_on_inside_the_epoch(
     assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
     # Batches that were made ahead and never trained on are not counted.
     assert parts.counters.as_dict() == whole.counters.as_dict()
+
+
+def test_waiting_for_batches_is_told_by_epoch_and_goes_on_adding_up_after_a_resume(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gnnsys.training import steps
+
+    loading, training = 0.05, 0.02
+    joined = steps._note_served
+
+    def join_slowly(dataset: Any, batch: Any) -> Any:
+        time.sleep(loading)
+        return joined(dataset, batch)
+
+    monkeypatch.setattr(steps, "_note_served", join_slowly)
+
+    def train_slowly(epoch: int, done: int, total: int) -> None:
+        time.sleep(training)
+        if (epoch, done) == (2, 3) and not (tmp_path / "run" / "result.json").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = TrainConfig(dataset=str(folder), out=str(tmp_path / "run"), **OPTIONS)
+    broken = run_training(config, on_batch=train_slowly)
+    assert broken.reason == "interrupted"
+    result = run_training(resumed_config(tmp_path / "run"), on_batch=train_slowly)
+    epochs = records(tmp_path / "run", "epoch")
+    for epoch in epochs:
+        begun = 1 + (epoch["epoch"] == 2)  # a first batch cannot be made ahead
+        assert begun * loading <= epoch["load_seconds"]
+        assert epoch["load_seconds"] <= epoch["epoch_seconds"] - 4 * training
+    steps_of_two = [r for r in records(tmp_path / "run", "step") if r["epoch"] == 2]
+    assert all(0 < each["load_seconds"] <= epochs[1]["load_seconds"] for each in steps_of_two)
+    assert result.load_seconds == pytest.approx(sum(epoch["load_seconds"] for epoch in epochs))
+    assert epochs[0]["load_seconds"] + loading <= broken.load_seconds <= result.load_seconds
+
+
+def test_training_of_the_whole_graph_waits_for_no_batches(folder: Path, tmp_path: Path) -> None:
+    result = train(folder, tmp_path / "run", full_batch=True)
+    assert result.load_seconds == result.as_dict()["load_seconds"] == 0
+    assert {epoch["load_seconds"] for epoch in records(tmp_path / "run", "epoch")} == {0}
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "loading" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_ctrl_c_at_the_shell_leaves_a_checkpoint_and_says_how_to_go_on(

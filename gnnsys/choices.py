@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 __all__ = [
     "DATASET_NAMES",
+    "EVAL_STORES",
     "File",
     "FloatType",
     "Folder",
@@ -19,6 +20,9 @@ __all__ = [
 
 DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
 """Datasets to train on that are no folders."""
+
+EVAL_STORES = ("auto", "ram")
+"""Places of activations that are no folders."""
 
 File = Annotated[str, "FILE"]
 """A path."""

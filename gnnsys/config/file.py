@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from gnnsys.choices import DATASET_NAMES
+from gnnsys.choices import DATASET_NAMES, EVAL_STORES
 from gnnsys.config.checks import parse_fanouts
 from gnnsys.config.run_files import CONFIG
 from gnnsys.config.train import TrainConfig
@@ -69,7 +69,7 @@ def config_to_toml(config: TrainConfig) -> str:
 
 
 def read_config(path: str | Path) -> TrainConfig:
-    """Options from a TOML file; a relative ``dataset`` or ``root`` is one beside that file.
+    """Options from a TOML file; relative paths in it are beside that file.
 
     Raises:
         MissingFileError, FileFormatError: no such file, or not TOML.
@@ -94,6 +94,8 @@ def read_config(path: str | Path) -> TrainConfig:
         config.dataset = str(beside / config.dataset)
     if "root" in values:
         config.root = str(beside / config.root)
+    if config.eval_store not in EVAL_STORES:
+        config.eval_store = str(beside / config.eval_store)
     return config
 
 

@@ -13,7 +13,16 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Precision, Size, Storage
+from gnnsys.choices import (
+    EVAL_STORES,
+    File,
+    Folder,
+    ImportanceChoice,
+    Policy,
+    Precision,
+    Size,
+    Storage,
+)
 from gnnsys.config.checks import (
     FANOUTS,
     FIRST_FANOUTS,
@@ -316,6 +325,11 @@ class TrainConfig:
             self,
             dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
             root=os.path.abspath(self.root),
+            eval_store=(
+                self.eval_store
+                if self.eval_store in EVAL_STORES
+                else os.path.abspath(self.eval_store)
+            ),
             trace=self.trace and os.path.abspath(self.trace),
             timeline=self.timeline and os.path.abspath(self.timeline),
             stages=stages,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gnnsys.choices import EVAL_STORES
 from gnnsys.config.file import CHANGES_LOSSES, config_to_toml
 from gnnsys.config.run_files import CONFIG, LOCK
 from gnnsys.config.train import TrainConfig
@@ -70,7 +71,7 @@ def open_run(config: TrainConfig) -> Path | None:
 def check_eval_store(place: str) -> None:
     """Raises StorageError where ``--eval-store`` names a folder that cannot be written."""
     path = Path(place)
-    if place in ("auto", "ram") or (path.is_dir() and os.access(path, os.W_OK)):
+    if place in EVAL_STORES or (path.is_dir() and os.access(path, os.W_OK)):
         return
     found = "no such folder" if not path.exists() else "not permitted"
     if path.exists() and not path.is_dir():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
@@ -387,7 +388,7 @@ def activation_folder(
 
 
 def _store_place(config: TrainConfig) -> str | None:
-    return None if config.eval_store in ("auto", "ram") else config.eval_store
+    return None if config.eval_store in EVAL_STORES else config.eval_store
 
 
 def _make_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

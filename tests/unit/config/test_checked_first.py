@@ -107,16 +107,20 @@ def test_names_of_datasets_are_those_that_can_be_loaded() -> None:
 def test_paths_of_a_file_of_options_are_beside_it_and_of_the_command_line_are_here(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    (place / "c.toml").write_text('dataset = "g"\nepochs = 1\nroot = "sets"\n')
+    (place / "layers").mkdir()
+    options = 'dataset = "g"\nepochs = 1\nroot = "sets"\neval_store = "layers"\n'
+    (place / "c.toml").write_text(options)
     monkeypatch.chdir(tmp_path)
     relative = os.path.relpath(place / "c.toml")
     config = read_config(relative)
     assert os.path.samefile(config.dataset, place / "g")
     assert os.path.normpath(Path.cwd() / config.root) == str(place / "sets")
+    assert os.path.samefile(config.eval_store, place / "layers")
     assert main(["train", "--config", relative, "--json", "--out", "run"]) == 0
     # A run's own file has absolute paths, so that both can be moved apart.
     kept = read_config(tmp_path / "run" / "config.toml")
-    assert (kept.dataset, kept.root) == (str(place / "g"), str(place / "sets"))
+    paths = kept.dataset, kept.root, kept.eval_store
+    assert paths == (str(place / "g"), str(place / "sets"), str(place / "layers"))
     (tmp_path / "run").rename(tmp_path / "moved")
     assert main(["train", "--resume", "moved", "--epochs", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["epochs"] == 2
@@ -128,7 +132,7 @@ def test_a_name_in_a_file_of_options_stays_a_name(name: str, tmp_path: Path) -> 
     (tmp_path / name).mkdir()
     (tmp_path / "c.toml").write_text(f'dataset = "{name}"\n')
     config = read_config(tmp_path / "c.toml")
-    assert (config.dataset, config.root) == (name, "data")
+    assert (config.dataset, config.root, config.eval_store) == (name, "data", "auto")
     (tmp_path / "d.toml").write_text(config_to_toml(config))
     assert read_config(tmp_path / "d.toml").dataset == name
 

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from gnnsys.config.run_files import CONFIG, LOCK, METRICS, TIMELINE
 from gnnsys.errors import FileFormatError, MissingFileError
 from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, Span, as_object
-from gnnsys.system.files import check_file, lock_holder, read_text_file
+from gnnsys.system.files import check_file, is_locked, lock_holder, read_text_file
 from gnnsys.system.records import as_record, read_toml
 
 __all__ = ["read_run"]
@@ -51,22 +47,10 @@ def read_run(folder: Path) -> RecordedRun:
     recorded = as_object(run.start.get("config"))  # also options that are not set, unlike the file
     file = folder / CONFIG
     run.options = {**recorded, **(read_toml(file, str(file), "") if file.is_file() else {})}
-    run.writer = _writer(folder / LOCK)
+    lock = folder / LOCK
+    run.writer = lock_holder(lock) if lock.is_file() and is_locked(lock) else None
     run.spans = _read_spans(folder / TIMELINE)
     return run
-
-
-def _writer(lock: Path) -> str | None:
-    """Who holds a run's lock, unless that process has gone without letting it go.
-
-    The lock itself is left alone: a run that is about to start must find it free.
-    """
-    if not lock.is_file():
-        return None
-    holder = lock_holder(lock)
-    told = re.fullmatch(r"process (\d{1,9}) on (.*)", holder)
-    gone = told and told[2] == platform.node() and not psutil.pid_exists(int(told[1]))
-    return None if gone else holder
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import mmap
 import os
 import platform
 import stat
+import time
 import tokenize
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ __all__ = [
     "as_storage_error",
     "check_file",
     "check_folder_of",
+    "is_locked",
     "lock_file",
     "lock_holder",
     "map_npy",
@@ -48,6 +50,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_LOOK_SECONDS = 0.5
+"""More than it takes to look whether a file is locked, which locks it for a moment."""
 
 HEADER_BYTES = 4096
 """The .npy header is padded to this, so that rows of whole pages are aligned to pages."""
@@ -138,6 +142,7 @@ def lock_file(path: Path) -> BinaryIO | None:
     The lock goes when the file is closed. Whoever has it may remove the file or its folder. It says
     who that is: ``lock_holder``. Where the file system has no locks, there is none, which is told.
     """
+    deadline = time.monotonic() + _LOOK_SECONDS
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_file(path)
@@ -146,7 +151,10 @@ def lock_file(path: Path) -> BinaryIO | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            return None
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_LOOK_SECONDS / 20)
+            continue
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -163,11 +171,23 @@ def lock_file(path: Path) -> BinaryIO | None:
 
 
 def lock_holder(path: Path) -> str:
-    """Who has the lock: process 123 on host."""
+    """Who has the lock, or had it last: process 123 on host."""
     try:
         return path.read_text() or "another process"
     except OSError:
         return "another process"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock, wherever it runs; False where the file system has none."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def map_npy(path: Path) -> NDArray[Any]:

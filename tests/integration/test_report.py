@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import re
 import shutil
@@ -102,16 +103,25 @@ def test_a_run_that_goes_on_is_shown_so_far(tmp_path: Path) -> None:
 
 def test_the_process_that_writes_a_run_is_told_while_it_lives(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", records()[:-12])
-    with subprocess.Popen(["sleep", "60"]) as other:
-        (run / "lock").write_text(f"process {other.pid} on {platform.node()}")
+    lock = run / "lock"
+    told = "process 123 on another host"  # whose processes cannot be looked at from here
+    lock.write_text(told)
+    locking = "import fcntl; fcntl.flock(file := open('lock'), fcntl.LOCK_EX); print(flush=True)"
+    command = [sys.executable, "-c", f"{locking}; input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=run, **pipes) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         page = Page(write_report(run).read_text(encoding="utf-8"))
         assert page.title == "sage on demo: going on"
-        assert f"is going on: process {other.pid} on " in page.text
+        assert f"is going on: {told} is writing it" in page.text
         other.kill()
-    page = Page(write_report(run).read_text(encoding="utf-8"))
-    assert page.title == "sage on demo: not ended"
-    assert "This run has not ended: it is going on or was killed" in page.text
-    assert (run / "lock").exists()
+    for left in (told, f"process {os.getpid()} on {platform.node()}"):  # a pid given anew
+        lock.write_text(left)
+        page = Page(write_report(run).read_text(encoding="utf-8"))
+        assert page.title == "sage on demo: not ended"
+        assert "This run has not ended: it is going on or was killed" in page.text
+        assert lock.read_text() == left
 
 
 @pytest.mark.parametrize("made", [[], records()[:1]], ids=["an empty file", "only a start"])

@@ -28,6 +28,7 @@ from gnnsys.commands.cli import main
 from gnnsys.config.file import read_config, resumed_config
 from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
+from gnnsys.report.reader import read_run
 from gnnsys.training.checkpoint import load_checkpoint
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 from gnnsys.training.models import NodeClassifier
@@ -663,11 +664,14 @@ def test_a_run_that_is_being_written_is_refused_with_who_writes_it(
             time.sleep(0.01)
         status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "3")
         assert status == 2
-        assert f"process {other.pid} on {platform.node()} is writing this run" in told
+        holder = f"process {other.pid} on {platform.node()}"
+        assert f"{holder} is writing this run" in told
+        assert read_run(run).writer == holder
     finally:
         other.kill()
         other.wait()
     assert (run / "lock").exists()
+    assert read_run(run).writer is None
     shutil.rmtree(run)
     train(folder, run, epochs=1)
     (run / "lock").write_text(f"process {other.pid}")  # left by a kill

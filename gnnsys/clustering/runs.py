@@ -317,10 +317,11 @@ def _fixed(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _place(seed: SeedState | None) -> dict[str, Any]:
-    """Where a seed is, for JSON."""
+    """Where a seed is, for JSON; None begins the next one."""
     if seed is None:
-        return {}
-    return {"seed": seed.result.seed, "phase": seed.phase, "epoch": seed.epoch}
+        return {"epoch": 0, "batch": 0}
+    place = {"phase": seed.phase, "epoch": seed.epoch, "batch": seed.batch}
+    return {"seed": seed.result.seed, **place}
 
 
 def _check(config: ClusterConfig, graph: ClusterGraph) -> int:

@@ -17,7 +17,8 @@ class ReportConfig:
     """Make one HTML page of a run, or of several side by side.
 
     Of one run: curves, throughput, bytes by tier, where the time went, configuration. Of several:
-    scores, time and memory of each, their curves over epochs or time, the options that differ.
+    scores, time and memory of each, their curves over epochs or time, the options that differ. Of
+    runs of gnnsys cluster: losses and scores by seed, sizes of clusters, the picture.
 
     Examples:
         gnnsys report run1
@@ -26,7 +27,7 @@ class ReportConfig:
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Folders that gnnsys train --out made; a run may still be going on."""
+    """Folders that gnnsys train or cluster made by --out; a run may still be going on."""
 
     out: File | None = None
     """The page. Default: RUN/report.html; comparison.html here for several runs; none with

@@ -157,11 +157,11 @@ def fixed_options(config: TrainConfig | ClusterConfig) -> dict[str, Any]:
 
 
 def check_resumed(config: TrainConfig | ClusterConfig) -> None:
-    """Raises an error where a resumed run is asked for other options than it had, or its dataset is
-    gone.
+    """Checks a run that is to go on.
 
     Raises:
-        ArgumentError, MissingFileError.
+        ArgumentError: it is asked for other options than it had.
+        MissingFileError: its dataset is not where it was.
     """
     check_unchanged(config)
     if config.data is None:

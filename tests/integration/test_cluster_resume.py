@@ -131,7 +131,6 @@ _KILLED = """
     torch.set_num_threads(1)
     from gnnsys.clustering.encoders import MlpEncoder
     from gnnsys.clustering.runs import run_clustering
-from gnnsys.clustering.trainer import fit_means
     from gnnsys.config.cluster import ClusterConfig
     from gnnsys.config.file import resumed_options
 

@@ -5,5 +5,6 @@ batches (``batches``); ``encoders`` has what embeds nodes; ``metrics`` compares 
 classes; ``runs`` does all seeds and writes their result, ``checkpoint`` has how far a run is,
 ``assign`` clusters new nodes, ``picture`` draws.
 Invariants: labels decide nothing unless ``--select labels`` says so; the features of a batch come
-from the dataset's store, so that they may lie in a file; a run that is resumed ends with the bits of one left alone.
+from the dataset's store, so that they may lie in a file; a run that is resumed ends with the bits
+of one left alone.
 """

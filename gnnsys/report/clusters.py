@@ -132,7 +132,9 @@ def _cell(seeds: Sequence[Seed], which: str, curve: str) -> str:
     if found is None:
         return numbers.NOTHING
     mean, deviation = found
-    return numbers.metric(mean) + (f" ± {numbers.metric(deviation)}" if deviation else "")
+    return numbers.metric(mean) + (
+        f" ± {numbers.metric(deviation)}" if deviation is not None else ""
+    )
 
 
 def _seconds(seeds: Sequence[Seed]) -> float:

@@ -43,8 +43,8 @@ class Batches(Protocol):
     is_whole: bool
     """Whether there is one, of all nodes."""
 
-    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
-        """The batches of an epoch, drawn by a seed."""
+    def epoch(self, number: int, seed: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, drawn by a seed, without those before ``first``."""
 
     def rows(self, nodes: Tensor) -> Tensor:
         """(n, features) of some nodes."""
@@ -74,8 +74,8 @@ class _Whole:
         nodes = torch.arange(graph.num_nodes)
         self._batch = Batch(nodes, x, data.edge_index.to(device), pairs)
 
-    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
-        yield self._batch
+    def epoch(self, number: int, seed: int, first: int = 0) -> Iterator[Batch]:
+        yield from [self._batch][first:]
 
     def rows(self, nodes: Tensor) -> Tensor:
         return self._batch.x[nodes]
@@ -94,7 +94,7 @@ class _Sampled:
         # The convolutions need two steps, the pairs as many as their order.
         self._hops = max(config.order or 1, 1 if config.encoder == "mlp" else 2)
 
-    def epoch(self, number: int, seed: int) -> Iterator[Batch]:
+    def epoch(self, number: int, seed: int, first: int = 0) -> Iterator[Batch]:
         config = self._config
         loader = NeighborLoader(
             self._graph.data,
@@ -104,7 +104,7 @@ class _Sampled:
             seed=seed,
             threads=config.threads,
         )
-        loader.set_epoch(number)
+        loader.set_epoch(number, first)
         for batch in loader:
             pairs = _pairs(batch.edge_index, batch.num_nodes, config)
             x, edges = batch.x.float().to(self._device), batch.edge_index.to(self._device)

@@ -19,6 +19,7 @@ from gnnsys.convert.pyg import NAMES, convert_pyg_name
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.task import digest_of
 
 __all__ = ["ClusterGraph", "open_graph"]
 
@@ -39,9 +40,19 @@ class ClusterGraph:
 
     num_classes: int | None
 
+    digest: str
+    """Tells this graph from others: a checkpoint of one does not fit another."""
+
     @property
     def num_nodes(self) -> int:
         return int(self.data.num_nodes)
+
+    def facts(self) -> dict[str, Any]:
+        """Its name and sizes, for JSON."""
+        known = {} if self.num_classes is None else {"classes": self.num_classes}
+        nodes, features = self.data.x.shape
+        edges = self.data.edge_index.shape[1]
+        return {"name": self.name, "nodes": nodes, "edges": edges, "features": features, **known}
 
 
 @contextmanager
@@ -89,8 +100,8 @@ def _read(dataset: Dataset, config: ClusterConfig) -> ClusterGraph:
     if not dataset.has("features"):
         raise ArgumentError(f"{config.dataset}: has no features to cluster nodes by")
     data = dataset.to_data(threads=config.threads, device="cpu")
-    task = dataset.task
+    task, digest = dataset.task, digest_of(dataset)
     if task is None or task.multi_label:
-        return ClusterGraph(dataset.name, data, None, None)
+        return ClusterGraph(dataset.name, data, None, None, digest)
     labels = dataset.labels().numpy()
-    return ClusterGraph(dataset.name, data, labels, task.num_classes)
+    return ClusterGraph(dataset.name, data, labels, task.num_classes, digest)

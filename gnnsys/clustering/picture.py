@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -13,27 +12,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
+from gnnsys.clustering.checkpoint import SeedResult
 from gnnsys.clustering.graph import ClusterGraph
 from gnnsys.clustering.metrics import match_classes
-from gnnsys.clustering.trainer import SeedResult
 from gnnsys.pages.drawing import png
 from gnnsys.pages.style import paper_looks
-from gnnsys.system.files import replace_file
 
 __all__ = ["draw_embedding"]
 
 _MOST = 4000  # nodes that are drawn; t-SNE takes a minute for some thousands
 
 
-def draw_embedding(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
-    """Draws nodes, or 4000 of them, by t-SNE (van der Maaten and Hinton, JMLR 2008).
-
-    Args:
-        path: of a .png file.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+def draw_embedding(graph: ClusterGraph, result: SeedResult) -> bytes:
+    """Nodes, or 4000 of them, by t-SNE (van der Maaten and Hinton, JMLR 2008), as a PNG file."""
     assert result.selected is not None
     nodes, epoch = len(result.embeddings), result.selected.number
     draw = np.random.default_rng(0)
@@ -52,7 +43,7 @@ def draw_embedding(path: Path, graph: ClusterGraph, result: SeedResult) -> None:
             _draw(axes, spots, groups, name, colors if name == "clusters" else {})
         shown = f"{len(chosen):,} of {nodes:,} nodes" if len(chosen) < nodes else f"{nodes:,} nodes"
         figure.suptitle(f"{graph.name}: {shown}, epoch {epoch} of seed {result.seed}")
-        replace_file(path, png(figure, dpi=144))
+        return png(figure, dpi=144)
 
 
 def cluster_colors(labels: NDArray[Any] | None, clusters: NDArray[Any]) -> dict[int, int]:

@@ -6,19 +6,21 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gnnsys.clustering.batches import Batch, Batches
+from gnnsys.clustering.checkpoint import ClusterEpoch, EpochInHand, SeedResult, SeedState
 from gnnsys.clustering.encoders import (
     Encoder,
     MlpEncoder,
@@ -34,53 +36,20 @@ from gnnsys.errors import DivergedError
 from gnnsys.losses import dec_kl, student_t_assign, target_distribution
 from gnnsys.system.progress import Progress
 
-__all__ = ["ClusterEpoch", "ClusterTask", "SeedResult", "scale_of_features", "train_seed"]
+__all__ = ["ClusterTask", "fit_means", "scale_of_features", "train_seed"]
 
 _RECONSTRUCTED = 256  # nodes of a batch
 _STARTS = 20  # of k-means
 _RENEWED = 10  # epochs for which clusters of the contrastive loss alone are kept
 _MANY = 200_000  # nodes, from which on k-means sees them in batches
+_MEANS_THREADS = 2
+"""Of k-means at most. scikit-learn adds up what threads found in the order in which they come; of
+two the sum is the same either way, of more it is another each time."""
 
 _SCALED_BY = 1 << 16  # nodes that the scale of features is taken from
 
 _Looked = tuple[list[float], Tensor, Tensor]
 """The loss and its two parts; (n, dim) embeddings; (n, K) assignments."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterEpoch:
-    """What one epoch gave; number 0 is the start, before any training."""
-
-    number: int
-    loss: float
-    contrastive: float
-    clustering: float
-    metrics: dict[str, float]
-    """Of the clusters at that point; empty without labels."""
-
-    modularity: float | None
-    """Of the clusters at that point, if epochs are selected by it."""
-
-
-@dataclass(slots=True)
-class SeedResult:
-    """A trained seed."""
-
-    seed: int
-    epochs: list[ClusterEpoch] = field(default_factory=list)
-    selected: ClusterEpoch | None = None
-    """The one whose clusters are kept."""
-
-    assignments: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """(N,)."""
-
-    embeddings: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    """(N, dim)."""
-
-    state: dict[str, Tensor] = field(default_factory=dict)
-    """Weights of the encoder, and ``centers`` (K, dim)."""
-
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +72,12 @@ class ClusterTask:
     scale: float
     """Of features; ``scale_of_features``."""
 
+    on_epoch: Callable[[SeedResult], None] = lambda result: None
+    """Told after each epoch of training."""
+
+    between: Callable[[Callable[[], SeedState]], None] = lambda state: None
+    """Called between two batches with what makes the state then; may raise, to end the seed."""
+
 
 def scale_of_features(batches: Batches, num_nodes: int, normalize: str) -> float:
     """What brings the root of their mean square to 1, whatever unit they are in.
@@ -117,28 +92,63 @@ def scale_of_features(batches: Batches, num_nodes: int, normalize: str) -> float
     return 1 / math.sqrt(square) if square > 0 else 1.0
 
 
-def train_seed(task: ClusterTask, seed: int) -> SeedResult:
+def fit_means(z: NDArray[np.float32], clusters: int, starts: int, seed: int) -> Any:
+    """Fitted k-means of rows (n, dim), the same for the same number of torch threads."""
+    threads = min(_MEANS_THREADS, torch.get_num_threads())
+    with threadpool_limits(threads, user_api="openmp"):
+        if len(z) > _MANY:
+            return MiniBatchKMeans(clusters, n_init=3, random_state=seed).fit(z)
+        return KMeans(clusters, n_init=starts, random_state=seed).fit(z)
+
+
+def train_seed(task: ClusterTask, seed: int, before: SeedState | None = None) -> SeedResult:
     """Trains one seed.
+
+    Args:
+        before: where it goes on; None begins it.
 
     Raises:
         DivergedError: the loss or the embeddings are NaN or infinite.
     """
-    begun = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        trainer = _SeedTrainer(task, seed)
-        trainer.start()
-        result = trainer.train()
-    result.seconds = time.perf_counter() - begun
-    return result
+        return _SeedTrainer(task, before or SeedState(result=SeedResult(seed))).train()
 
 
 class _SeedTrainer:
-    def __init__(self, task: ClusterTask, seed: int) -> None:
-        self._task, self._config, self._batches, self._seed = task, task.config, task.batches, seed
+    """Goes on from any state: each phase begins in the epoch and batch that the state names."""
+
+    def __init__(self, task: ClusterTask, state: SeedState) -> None:
+        self._task, self._config, self._batches = task, task.config, task.batches
+        self._state, self._seed = state, state.result.seed
+        self._begin = time.perf_counter() - state.result.seconds
         self._objective = make_objective(task.config)
-        self._encoder: Encoder
-        self._centers: nn.Parameter
+        config = task.config
+        self._shape = config.encoder, task.graph.data.x.shape[1], config.hidden, config.dim
+        self._encoder = self._new_encoder()
+        self._centers = nn.Parameter(torch.empty(task.clusters, config.dim, device=task.device))
+        self._models: dict[str, nn.Module] = {}
+        self._optimizer: Optimizer
+
+    def train(self) -> SeedResult:
+        """Trains all phases, and keeps the epoch that the options select."""
+        state = self._state
+        while state.phase != "train":
+            self._reconstruct()
+            self._contrast()
+            self._compare()
+        self._hold(encoder=self._encoder, centers=nn.ParameterDict({"centers": self._centers}))
+        while state.epoch <= self._config.epochs:
+            self._train_epoch()
+        state.result.seconds = self._seconds()
+        return state.result
+
+    def _new_encoder(self) -> Encoder:
+        normalize = self._config.normalize or "none"
+        return make_encoder(*self._shape, normalize, self._task.scale).to(self._task.device)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._begin
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self._task.progress(f"seed {self._seed}: {what}", done, total)
@@ -149,124 +159,183 @@ class _SeedTrainer:
             f"{config.dataset}: {what}, of seed {self._seed}; try a lower --lr than {config.lr:g}"
         )
 
+    # The state ------------------------------------------------------------------------------------
+
+    def _enter(self, phase: Literal["reconstruct", "contrast", "train"]) -> None:
+        state = self._state
+        state.phase, state.epoch, state.batch = phase, 0, 0
+
+    def _hold(self, **models: nn.Module) -> None:
+        """What is trained from now on, and as the state has it."""
+        state, device = self._state, self._task.device
+        self._models = models
+        parameters = [each for model in models.values() for each in model.parameters()]
+        self._optimizer = torch.optim.Adam(parameters, self._config.lr)
+        for name, weights in state.models.items():
+            models[name].load_state_dict(weights)
+        if state.optimizer is not None:
+            self._optimizer.load_state_dict(state.optimizer)
+        if state.torch_rng is not None:
+            torch.set_rng_state(state.torch_rng)
+        if state.cuda_rng and device.type == "cuda":
+            torch.cuda.set_rng_state_all(state.cuda_rng)
+        state.models, state.optimizer, state.torch_rng, state.cuda_rng = {}, None, None, []
+
+    def _state_now(self) -> SeedState:
+        state = copy.copy(self._state)
+        state.result = copy.copy(state.result)
+        state.result.seconds = self._seconds()
+        state.models = {name: model.state_dict() for name, model in self._models.items()}
+        state.optimizer = self._optimizer.state_dict()
+        state.torch_rng = torch.get_rng_state()
+        if self._task.device.type == "cuda":
+            state.cuda_rng = torch.cuda.get_rng_state_all()
+        return state
+
+    def _end_batch(self) -> None:
+        self._state.batch += 1
+        self._task.between(self._state_now)
+
+    def _end_epoch(self) -> None:
+        self._state.epoch += 1
+        self._state.batch = 0
+        self._task.between(self._state_now)
+
     # The start ------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Makes an encoder, and centers where k-means finds clusters: of some, those whose clusters
-        have the greatest modularity."""
-        best = -math.inf
-        for number in range(self._config.starts):
-            encoder = self._reconstruct(number)
-            self._contrast(encoder, number)
-            means = self._means(encoder, self._task.clusters, _STARTS)
-            worth = 0.0 if self._config.starts == 1 else self._modularity(means.labels_)
-            if worth > best:
-                best, self._encoder = worth, encoder
-                centers = torch.from_numpy(means.cluster_centers_).to(self._task.device)
-                self._centers = nn.Parameter(centers)
-
-    def _reconstruct(self, start: int) -> Encoder:
-        """A new encoder, trained to keep what features can be made of again."""
-        config, device = self._config, self._task.device
-        shape = config.encoder, self._task.graph.data.x.shape[1], config.hidden, config.dim
-        encoder = make_encoder(*shape, config.normalize or "none", self._task.scale).to(device)
-        decoder = make_decoder(*shape).to(device)
-        parameters = [*encoder.parameters(), *decoder.parameters()]
-        optimizer = torch.optim.Adam(parameters, config.lr)
-        for epoch in range(config.pretrain_epochs):
-            for x, z in self._embedded(encoder, epoch):
+    def _reconstruct(self) -> None:
+        """Trains the encoder to keep what features can be made of again."""
+        config, state = self._config, self._state
+        if state.phase != "reconstruct":
+            return
+        encoder, decoder = self._encoder, make_decoder(*self._shape).to(self._task.device)
+        self._hold(encoder=encoder, decoder=decoder)
+        while state.epoch < config.pretrain_epochs:
+            for x, z in self._embedded(encoder):
                 wanted = (
                     encoder.prepare(x) if isinstance(encoder, MlpEncoder) else x * self._task.scale
                 )
-                _descend(optimizer, F.mse_loss(decoder(z), wanted))
-            self._tell(f"reconstruct{self._of(start)}", epoch + 1, config.pretrain_epochs)
-        return encoder
+                _descend(self._optimizer, F.mse_loss(decoder(z), wanted))
+                self._end_batch()
+            state.order = None
+            self._tell(f"reconstruct{self._of_starts()}", state.epoch + 1, config.pretrain_epochs)
+            self._end_epoch()
+        self._enter("contrast")
 
-    def _of(self, start: int) -> str:
-        return f", start {start + 1} of {self._config.starts}" if self._config.starts > 1 else ""
+    def _of_starts(self) -> str:
+        starts = self._config.starts
+        return f", start {self._state.start + 1} of {starts}" if starts > 1 else ""
 
-    def _embedded(self, encoder: Encoder, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _embedded(self, encoder: Encoder) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and embeddings: of few nodes at a time if that is all an encoder needs."""
+        state = self._state
         if self._config.encoder != "mlp":
-            for batch in self._batches.epoch(epoch, self._seed):
+            for batch in self._batches.epoch(state.epoch, self._seed, state.batch):
                 yield batch.x, encoder(batch.x, batch.edge_index)
             return
-        for nodes in torch.randperm(self._task.graph.num_nodes).split(_RECONSTRUCTED):
+        if state.order is None:
+            state.order = torch.randperm(self._task.graph.num_nodes)
+        for nodes in state.order.split(_RECONSTRUCTED)[state.batch :]:
             x = self._batches.rows(nodes)
             yield x, encoder(x)
 
-    def _contrast(self, encoder: Encoder, start: int) -> None:
+    def _contrast(self) -> None:
         """Trains the encoder by the contrastive loss alone."""
-        config = self._config
-        clusters = config.warm_clusters or self._task.clusters
-        optimizer = torch.optim.Adam(encoder.parameters(), config.lr)
-        of = torch.empty(0)
-        for epoch in range(config.warm_epochs):
-            if epoch % _RENEWED == 0:
-                of = torch.from_numpy(self._means(encoder, clusters, 1).labels_).long()
-            for batch in self._batches.epoch(epoch, self._seed):
+        config, state, encoder = self._config, self._state, self._encoder
+        self._hold(encoder=encoder)
+        while state.epoch < config.warm_epochs:
+            if state.epoch % _RENEWED == 0 and state.batch == 0:
+                clusters = config.warm_clusters or self._task.clusters
+                state.clusters = torch.from_numpy(self._means(clusters, 1).labels_).long()
+            assert state.clusters is not None
+            for batch in self._batches.epoch(state.epoch, self._seed, state.batch):
                 z = encoder(batch.x, batch.edge_index)
-                mine = of[batch.nodes].to(z.device)
-                _descend(optimizer, self._objective(encoder, batch, z, mine))
-            self._tell(f"contrast{self._of(start)}", epoch + 1, config.warm_epochs)
+                mine = state.clusters[batch.nodes].to(z.device)
+                _descend(self._optimizer, self._objective(encoder, batch, z, mine))
+                self._end_batch()
+            self._tell(f"contrast{self._of_starts()}", state.epoch + 1, config.warm_epochs)
+            self._end_epoch()
+        state.clusters = None
 
-    def _means(self, encoder: Encoder, clusters: int, starts: int) -> Any:
+    def _compare(self) -> None:
+        """Finds centers by k-means; keeps the start whose clusters have the greatest modularity."""
+        config, state = self._config, self._state
+        means = self._means(self._task.clusters, _STARTS)
+        worth = 0.0 if config.starts == 1 else self._modularity(means.labels_)
+        if state.worth is None or worth > state.worth:
+            state.worth = worth
+            state.best = {
+                "encoder": copy.deepcopy(self._encoder.state_dict()),
+                "centers": {"centers": torch.tensor(means.cluster_centers_)},
+            }
+        state.start += 1
+        if state.start < config.starts:
+            self._enter("reconstruct")
+            self._encoder = self._new_encoder()
+        else:
+            self._enter("train")
+            state.models, state.best = state.best, {}
+
+    def _means(self, clusters: int, starts: int) -> Any:
         """Fitted k-means of the embedding, the best of some starts."""
-        z = self._batches.embed(encoder).cpu().numpy()
+        z = self._batches.embed(self._encoder).cpu().numpy()
         if not np.isfinite(z).all():
             raise self._diverged("embeddings are NaN or infinite")
-        if len(z) > _MANY:
-            return MiniBatchKMeans(clusters, n_init=3, random_state=self._seed).fit(z)
-        return KMeans(clusters, n_init=starts, random_state=self._seed).fit(z)
+        return fit_means(z, clusters, starts, self._seed)
 
     # Training -------------------------------------------------------------------------------------
 
-    def train(self) -> SeedResult:
-        """Trains all epochs, and keeps the one that the options select."""
-        config = self._config
-        result = SeedResult(self._seed)
-        parameters = [*self._encoder.parameters(), self._centers]
-        optimizer = torch.optim.Adam(parameters, config.lr)
+    def _train_epoch(self) -> None:
+        config, state, result = self._config, self._state, self._state.result
+        number = state.epoch
+        # The last epoch only looks at what the steps before have made.
+        optimizer = self._optimizer if number < config.epochs else None
         run = self._whole_epoch if self._batches.is_whole else self._sampled_epoch
-        best = -math.inf
-        for number in range(config.epochs + 1):
-            state = copy.deepcopy(self._encoder.state_dict())
-            state["centers"] = self._centers.detach().clone()
-            # The last epoch only looks at what the steps before have made.
-            losses, z, q = run(number, optimizer if number < config.epochs else None)
-            assignments = q.argmax(1).cpu().numpy()
-            loss, contrastive, clustering = losses
-            if not math.isfinite(loss):
-                raise self._diverged(f"the loss is {loss} in epoch {number}")
-            labels = self._task.graph.labels
-            metrics = {} if labels is None else cluster_metrics(labels, assignments)
-            graded = self._modularity(assignments) if config.select == "modularity" else None
-            epoch = ClusterEpoch(number, loss, contrastive, clustering, metrics, graded)
-            result.epochs.append(epoch)
-            worth = self._worth(epoch)
-            if worth > best:
-                best = worth
-                result.selected, result.state, result.assignments = epoch, state, assignments
-                result.embeddings = z.cpu().numpy()
-            self._tell("train", number, config.epochs)
-        return result
+        weights, (losses, z, q) = run(optimizer)
+        assignments = q.argmax(1).cpu().numpy()
+        loss, contrastive, clustering = losses
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss} in epoch {number}")
+        labels = self._task.graph.labels
+        metrics = {} if labels is None else cluster_metrics(labels, assignments)
+        graded = self._modularity(assignments) if config.select == "modularity" else None
+        epoch = ClusterEpoch(number, loss, contrastive, clustering, metrics, graded)
+        result.epochs.append(epoch)
+        if result.selected is None or self._worth(epoch) > self._worth(result.selected):
+            result.selected, result.state, result.assignments = epoch, weights, assignments
+            result.embeddings = z.cpu().numpy()
+        state.hand = None
+        result.seconds = self._seconds()
+        self._tell("train", number, config.epochs)
+        self._task.on_epoch(result)
+        self._end_epoch()
 
-    def _whole_epoch(self, number: int, optimizer: Optimizer | None) -> _Looked:
+    def _weights(self) -> dict[str, Tensor]:
+        weights = copy.deepcopy(self._encoder.state_dict())
+        return {**weights, "centers": self._centers.detach().clone()}
+
+    def _whole_epoch(self, optimizer: Optimizer | None) -> tuple[dict[str, Tensor], _Looked]:
         """One step on all nodes: what it embeds is what the epoch is judged by."""
-        (batch,) = self._batches.epoch(number, self._seed)
-        return self._step(batch, None, optimizer)
+        weights = self._weights()
+        (batch,) = self._batches.epoch(self._state.epoch, self._seed)
+        return weights, self._step(batch, None, optimizer)
 
-    def _sampled_epoch(self, number: int, optimizer: Optimizer | None) -> _Looked:
+    def _sampled_epoch(self, optimizer: Optimizer | None) -> tuple[dict[str, Tensor], _Looked]:
         """Judged by all nodes as the epoch finds them; the loss is that of its batches."""
-        z = self._batches.embed(self._encoder)
+        state, device = self._state, self._task.device
+        if state.hand is None:
+            z = self._batches.embed(self._encoder)
+            state.hand = EpochInHand(self._weights(), z)
+        hand = state.hand
+        z = hand.z = hand.z.to(device)
         with torch.no_grad():
-            q = student_t_assign(z, self._centers)
-        sums, nodes = torch.zeros(3, dtype=torch.float64), 0
-        for batch in self._batches.epoch(number, self._seed):
+            q = student_t_assign(z, hand.weights["centers"].to(device))
+        for batch in self._batches.epoch(state.epoch, self._seed, state.batch):
             losses, _, _ = self._step(batch, q.sum(0), optimizer)
-            sums += torch.tensor(losses, dtype=torch.float64) * len(batch.x)
-            nodes += len(batch.x)
-        return (sums / nodes).tolist(), z, q
+            hand.sums += torch.tensor(losses, dtype=torch.float64) * len(batch.x)
+            hand.nodes += len(batch.x)
+            self._end_batch()
+        return hand.weights, ((hand.sums / hand.nodes).tolist(), z, q)
 
     def _step(self, batch: Batch, totals: Tensor | None, optimizer: Optimizer | None) -> _Looked:
         """A step on a batch, or none.

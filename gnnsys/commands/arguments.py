@@ -85,7 +85,7 @@ def read_arguments(arguments: list[str]) -> Any:
     own = [argument for argument in rest if argument not in ("--quiet", "--debug")]
     asks = any(argument in ("-h", "--help") for argument in own)
     if kind is not GenerateConfig:
-        default = _train_default(own) if kind is TrainConfig else None
+        default = _default_of(kind, own) if kind in (TrainConfig, ClusterConfig) else None
         if asks:
             _show(kind, shown(kind, default, _OfAll), f"gnnsys {name}", ["--help"])
         return parse(kind, f"gnnsys {name}", own, default)
@@ -123,16 +123,17 @@ def _show(about: type, kind: Any, command: str, arguments: list[str]) -> None:
     tyro.cli(kind, prog=command, description=described(about), args=arguments, config=MARKERS)
 
 
-def _train_default(arguments: list[str]) -> TrainConfig | None:
-    """The options that ``--resume`` or ``--config`` of ``train`` stand for, if one is given."""
-    run, file = (_value_of(option, arguments) for option in ("--resume", "--config"))
+def _default_of(kind: Any, arguments: list[str]) -> Any:
+    """The options that ``--resume``, or ``--config`` of ``train``, stand for, if one is given."""
+    run = _value_of("--resume", arguments)
+    file = _value_of("--config", arguments) if kind is TrainConfig else None
     if run is None and file is None:
         return None
     if run is not None and file is not None:
         raise ArgumentError("--resume and --config exclude each other: a run has its options")
-    from gnnsys.config.file import read_config, resumed_config
+    from gnnsys.config.file import read_config, resumed_options
 
-    return resumed_config(run) if run is not None else read_config(file or "")
+    return resumed_options(run, kind) if run is not None else read_config(file or "")
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

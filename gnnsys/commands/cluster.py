@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from gnnsys.clustering.assign import write_clusters
 from gnnsys.clustering.metrics import METRICS
-from gnnsys.clustering.runs import run_clustering
+from gnnsys.clustering.runs import finished_result, run_clustering
 from gnnsys.config.cluster import ClusterConfig
+from gnnsys.config.file import check_unchanged
 from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pages.tables import TextTable, on_terminal
 from gnnsys.system.budget import process_budget
@@ -21,26 +23,48 @@ from gnnsys.system.records import json_text
 
 __all__ = ["run_command"]
 
+INTERRUPTED = 130
 _WHICH = ("selected", "last")
 
 
 def run_command(config: ClusterConfig) -> int:
-    """Clusters, and tells how well."""
+    """Clusters, and tells how well; the exit code is 130 where the run was interrupted."""
     if config.assign is not None:
         return _assign(config)
+    finished = finished_result(config)
+    if finished is not None:
+        check_unchanged(config)
+        told = (
+            f"{config.resume}: has ended, nothing is left to do; see gnnsys report {config.resume}"
+        )
+        print(json_text(finished) if config.json else told)
+        return 0
     if config.batch_size is not None:
         suit_freed_memory(process_budget().left())  # as gnnsys train does
     with work_progress() as progress:
         result = run_clustering(config, progress)
+    folder, interrupted = config.resume or config.out, result["reason"] == "interrupted"
     if config.json:
         print(json_text(result))
+    else:
+        console = Console()
+        if result["seeds"]:
+            console.print(on_terminal(_table(result)))
+        for name in () if interrupted else (folder, config.plot):
+            if name is not None:
+                console.print(f"wrote {name}", highlight=False)
+    if not interrupted:
         return 0
-    console = Console()
-    console.print(on_terminal(_table(result)))
-    for name in (config.out, config.plot):
-        if name is not None:
-            console.print(f"wrote {name}", highlight=False)
-    return 0
+    place = result["place"]
+    way_on = (
+        f"; go on with gnnsys cluster --resume {folder}" if folder else ", without a checkpoint"
+    )
+    print(
+        f"gnnsys: interrupted in epoch {place['epoch']} of seed {place['seed']} "
+        f"({place['phase']}){way_on}",
+        file=sys.stderr,
+    )
+    return INTERRUPTED
 
 
 def _assign(config: ClusterConfig) -> int:

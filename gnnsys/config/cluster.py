@@ -40,6 +40,8 @@ class ClusterConfig:
         gnnsys cluster acm --root data
         gnnsys cluster usps --root data --seeds 10 --out run --plot usps.png
         gnnsys cluster my-graph --k 40 --encoder sage --batch-size 4096 --out run
+        gnnsys cluster --resume run
+        gnnsys report run
         gnnsys cluster --assign new-features.npy --run run --out clusters.npy
     """
 
@@ -49,6 +51,7 @@ class ClusterConfig:
         "encoder": "encoder",
         "k": "loss",
         "epochs": "optimisation",
+        "checkpoint_minutes": "checkpoint",
         "threads": "processors",
         "json": "output",
     }
@@ -62,8 +65,16 @@ class ClusterConfig:
     out. Nothing is written there."""
 
     out: Annotated[str, "FOLDER|FILE"] | None = None
-    """Folder for the result of the first seed: assignments.npy, embeddings.npy, the weights, and
-    result.json of all seeds. Made; must be empty. With --assign, the file to write."""
+    """Folder for the run: configuration, metrics, checkpoint; of the first seed assignments.npy,
+    embeddings.npy and the weights; result.json of all seeds. Made; must be empty. With --assign,
+    the file to write."""
+
+    resume: Annotated[str, "RUN"] | None = None
+    """Folder of a run to go on with, with its options; --seeds, --plot, --root, --threads and
+    --checkpoint-minutes may be given anew."""
+
+    data: Annotated[str, "DATASET"] | None = None
+    """With --resume: the place of the run's dataset, if that has moved."""
 
     assign: File | None = None
     """A file of rows of new nodes' features (.npy, .npz, .csv, .parquet, .pt): clusters them with
@@ -156,6 +167,10 @@ class ClusterConfig:
     whose clusters have most edges within, against chance; labels: the most accurate one, which
     peeks at the labels, as some published results do."""
 
+    checkpoint_minutes: float = 1.0
+    """Least time between two checkpoints inside a seed, with --out. One is written after each seed,
+    too, and where a signal ends the run."""
+
     threads: int = 0
     """Threads that sample and gather; 0 for all cores."""
 
@@ -181,6 +196,8 @@ class ClusterConfig:
             raise ArgumentError("--alpha 0 --beta 0: expected a loss to train")
         if self.tau is not None and not self.tau > 0:
             raise ArgumentError(f"--tau {self.tau}: expected above 0")
+        if not self.checkpoint_minutes > 0:
+            raise ArgumentError(f"--checkpoint-minutes {self.checkpoint_minutes}: expected above 0")
         if not self.lr > 0:
             raise ArgumentError(f"--lr {self.lr}: expected above 0")
         if not self.hidden or min(self.hidden) < 1:
@@ -189,6 +206,10 @@ class ClusterConfig:
             raise ArgumentError(f"--normalize {self.normalize}: goes with --encoder mlp")
         if self.plot is not None and not self.plot.endswith(".png"):
             raise ArgumentError(f"--plot {self.plot}: expected a name in .png")
+        if self.data is not None:
+            if self.resume is None:
+                raise ArgumentError("--data: goes with --resume; else the dataset comes first")
+            self.dataset = self.data = os.path.abspath(self.data)
         if self.assign is not None:
             self._check_assign()
         elif not self.dataset:
@@ -203,7 +224,8 @@ class ClusterConfig:
             )
 
     def filled_in(self) -> ClusterConfig:
-        """The same options with every default that depends on the dataset filled in.
+        """The same options with every default that depends on the dataset filled in, paths
+        absolute.
 
         >>> ClusterConfig(dataset="usps", tau=1.0).filled_in().order
         4
@@ -212,4 +234,10 @@ class ClusterConfig:
         if self.encoder != "mlp":
             settings = {**settings, "normalize": "none"}
         missing = {name: value for name, value in settings.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)
+        return dataclasses.replace(
+            self,
+            dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
+            root=os.path.abspath(self.root),
+            plot=self.plot and os.path.abspath(self.plot),
+            **missing,
+        )

@@ -1,14 +1,15 @@
-"""Options of a training run as a TOML file, and which of them a resumed run may change."""
+"""Options of a run as a TOML file, and which of them a resumed run may change."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from gnnsys.choices import DATASET_NAMES, EVAL_STORES
 from gnnsys.config.checks import parse_fanouts
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.config.run_files import CONFIG
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, MissingFileError
@@ -17,17 +18,28 @@ from gnnsys.system.records import as_record, read_toml
 
 __all__ = [
     "CHANGES_LOSSES",
+    "COMMAND",
     "OF_THE_CALL",
     "check_place",
     "check_resumed",
+    "check_unchanged",
     "config_to_toml",
+    "fixed_options",
     "read_config",
     "resumed_config",
+    "resumed_options",
 ]
+
+COMMAND = "command"
+"""What a file of options has before them, unless they are of ``gnnsys train``."""
+
+_Config = TypeVar("_Config", bound="TrainConfig | ClusterConfig")
+_COMMANDS: dict[type, str] = {TrainConfig: "train", ClusterConfig: "cluster"}
 
 # What a resumed run may be given anew. call: no part of the run; losses: the losses to come are
 # others; speed: nothing that was computed, and nothing that will be, is another.
-_RESUMED_WITH: dict[str, Literal["call", "losses", "speed"]] = {
+_Changes = dict[str, Literal["call", "losses", "speed"]]
+_TRAIN_RESUMED_WITH: _Changes = {
     **dict.fromkeys(
         (
             "config", "data", "json", "memory", "out", "ranks", "resume", "stats", "timeline",
@@ -48,16 +60,25 @@ _RESUMED_WITH: dict[str, Literal["call", "losses", "speed"]] = {
         "speed",
     ),
 }  # fmt: skip
-OF_THE_CALL = {name for name, changes in _RESUMED_WITH.items() if changes == "call"}
+_RESUMED_WITH: dict[type, _Changes] = {
+    TrainConfig: _TRAIN_RESUMED_WITH,
+    ClusterConfig: {
+        **dict.fromkeys(("assign", "data", "json", "out", "resume", "run"), "call"),
+        **dict.fromkeys(("checkpoint_minutes", "plot", "root", "seeds", "threads"), "speed"),
+    },
+}
+OF_THE_CALL = {
+    name for each in _RESUMED_WITH.values() for name, changes in each.items() if changes == "call"
+}
 """Options that are no part of the run."""
 
-CHANGES_LOSSES = tuple(name for name, changes in _RESUMED_WITH.items() if changes == "losses")
+CHANGES_LOSSES = tuple(name for name, changes in _TRAIN_RESUMED_WITH.items() if changes == "losses")
 """Options that a resumed run may change, but not without changing what comes."""
 
 _NUMBERS_TOO = {"cache", "memory", "victim_buffer"}  # texts that a user may write as numbers
 
 
-def config_to_toml(config: TrainConfig) -> str:
+def config_to_toml(config: TrainConfig | ClusterConfig) -> str:
     """The options with every default filled in; those that are None stand as comments."""
     import tomli_w
 
@@ -65,7 +86,8 @@ def config_to_toml(config: TrainConfig) -> str:
     values = {key: value for key, value in values.items() if key not in OF_THE_CALL}
     known = {key: value for key, value in values.items() if value is not None}
     unset = [f"# {key} is not set\n" for key, value in values.items() if value is None]
-    return str(tomli_w.dumps(known)) + "".join(unset)
+    command = {} if isinstance(config, TrainConfig) else {COMMAND: _COMMANDS[type(config)]}
+    return str(tomli_w.dumps(command | known)) + "".join(unset)
 
 
 def read_config(path: str | Path) -> TrainConfig:
@@ -75,8 +97,17 @@ def read_config(path: str | Path) -> TrainConfig:
         MissingFileError, FileFormatError: no such file, or not TOML.
         ArgumentError: an option that there is not, or a value of another type.
     """
-    values = read_toml(Path(path), str(path), "name a file of options")
-    known = {each.name for each in dataclasses.fields(TrainConfig)} - OF_THE_CALL
+    return _read_options(Path(path), TrainConfig)
+
+
+def _read_options(path: Path, kind: type[_Config]) -> _Config:
+    values = read_toml(path, str(path), "name a file of options")
+    command, wanted = values.pop(COMMAND, "train"), _COMMANDS[kind]
+    if command != wanted:
+        raise ArgumentError(
+            f"{path}: has options of gnnsys {command}, expected those of gnnsys {wanted}"
+        )
+    known = {each.name for each in dataclasses.fields(kind)} - OF_THE_CALL
     for key in values.keys() - known:
         meant = nearest(key.replace("-", "_"), known)
         raise ArgumentError(
@@ -88,23 +119,27 @@ def read_config(path: str | Path) -> TrainConfig:
             values[key] = str(values[key])
     if isinstance(values.get("fanouts"), str):
         values["fanouts"] = parse_fanouts([values["fanouts"]])
-    config = as_record(values, TrainConfig, str(path), "mend it", ArgumentError)
-    beside = Path(path).parent
-    if config.dataset and config.dataset not in DATASET_NAMES:
-        config.dataset = str(beside / config.dataset)
+    config = as_record(values, kind, str(path), "mend it", ArgumentError)
+    if isinstance(config, TrainConfig) and config.dataset not in ("", *DATASET_NAMES):
+        config.dataset = str(path.parent / config.dataset)
     if "root" in values:
-        config.root = str(beside / config.root)
-    if config.eval_store not in EVAL_STORES:
-        config.eval_store = str(beside / config.eval_store)
+        config.root = str(path.parent / config.root)
+    if isinstance(config, TrainConfig) and config.eval_store not in EVAL_STORES:
+        config.eval_store = str(path.parent / config.eval_store)
     return config
 
 
 def resumed_config(run: str | Path) -> TrainConfig:
-    """The options of the run in a folder, set to go on with it."""
+    """The options of the training run in a folder, set to go on with it."""
+    return resumed_options(run, TrainConfig)
+
+
+def resumed_options(run: str | Path, kind: type[_Config]) -> _Config:
+    """Likewise, of a run of any kind."""
     path = Path(run) / CONFIG
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; --resume takes a folder that --out made")
-    return dataclasses.replace(read_config(path), resume=str(run))
+    return dataclasses.replace(_read_options(path, kind), resume=str(run))
 
 
 def check_place(dataset: str, run: str | None, option: str) -> None:
@@ -116,14 +151,31 @@ def check_place(dataset: str, run: str | None, option: str) -> None:
         )
 
 
-def check_resumed(config: TrainConfig) -> None:
-    """Raises ArgumentError where a resumed run is asked for other options than it had."""
-    before = resumed_config(config.resume or "")
+def fixed_options(config: TrainConfig | ClusterConfig) -> dict[str, Any]:
+    """Those, filled in, that a resumed run cannot change."""
+    values = dataclasses.asdict(config.filled_in())
+    changeable = _RESUMED_WITH[type(config)]
+    return {key: value for key, value in values.items() if key not in changeable}
+
+
+def check_resumed(config: TrainConfig | ClusterConfig) -> None:
+    """Checks a run that is to go on.
+
+    Raises:
+        ArgumentError: it is asked for other options than it had.
+        MissingFileError: its dataset is not where it was.
+    """
+    check_unchanged(config)
     if config.data is None:
         check_place(config.dataset, config.resume, "--data")
-    asked, had = (dataclasses.asdict(c.filled_in()) for c in (config, before))
+
+
+def check_unchanged(config: TrainConfig | ClusterConfig) -> None:
+    """Raises ArgumentError where a resumed run is asked for other options than it had."""
+    before = resumed_options(config.resume or "", type(config))
+    asked, had = fixed_options(config), fixed_options(before)
     moved = {"dataset"} if config.data else set()  # the checkpoint says whether it is the same
-    for key in asked.keys() - _RESUMED_WITH.keys() - moved:
+    for key in asked.keys() - moved:
         if asked[key] != had[key]:
             option = f"--{key.replace('_', '-')}"
             raise ArgumentError(

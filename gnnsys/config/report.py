@@ -18,7 +18,7 @@ class ReportConfig:
 
     Of one run: curves, throughput, bytes by tier, where the time went, configuration. Of several:
     scores, time and memory of each, their curves over epochs, steps or time, the options that
-    differ.
+    differ. Of runs of gnnsys cluster: losses and scores by seed, sizes of clusters, the picture.
 
     Examples:
         gnnsys report run1
@@ -27,7 +27,7 @@ class ReportConfig:
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Folders that gnnsys train --out made; a run may still be going on."""
+    """Folders that gnnsys train or cluster made by --out; a run may still be going on."""
 
     out: File | None = None
     """The page. Default: RUN/report.html; comparison.html here for several runs; none with

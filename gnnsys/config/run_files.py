@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIG", "LOCK", "METRICS", "RESULT", "TIMELINE", "result_name"]
+__all__ = ["CONFIG", "LOCK", "METRICS", "PICTURE", "RESULT", "TIMELINE", "result_name"]
 
 CONFIG = "config.toml"
 LOCK = "lock"
 METRICS = "metrics.jsonl"
+PICTURE = "embedding.png"
 RESULT = "result.json"
 TIMELINE = "timeline.json"
 

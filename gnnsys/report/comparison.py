@@ -12,7 +12,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.pages import numbers
 from gnnsys.report.run import Epoch, RecordedRun, as_object
 
-__all__ = ["Runs", "axes_of", "compare", "group_runs", "run_names"]
+__all__ = ["Runs", "axes_of", "compare", "group_runs", "run_names", "split_options"]
 
 _SIZES = ("nodes", "edges", "features", "classes")
 
@@ -48,7 +48,7 @@ def compare(runs: Runs) -> dict[str, Any]:
         ``runs``, with the scores, times in seconds, bytes and epochs of each; ``options``, with
         those that ``differ``, each with a value by run, and the ``same``; ``notes``.
     """
-    differ, same = _split_options(runs)
+    differ, same = split_options(runs)
     return {
         "runs": [_numbers(name, run) for name, run in runs.items()],
         "options": {"differ": differ, "same": same},
@@ -91,7 +91,7 @@ def _dataset_name(run: RecordedRun) -> str:
     return str(name or run.options.get("dataset", "an unnamed dataset"))
 
 
-def _split_options(runs: Runs) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def split_options(runs: Runs) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Options that differ, each by run, and those that do not; without those of a call, as --out.
 
     An option that a run does not know, as it is of another version, is None there.

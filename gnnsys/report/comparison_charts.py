@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
@@ -15,7 +16,7 @@ from gnnsys.report.charts import spans_decades, thinned
 from gnnsys.report.comparison import Runs
 from gnnsys.report.run import Epoch
 
-__all__ = ["draw_curves"]
+__all__ = ["draw_curves", "plot_lines"]
 
 _INCHES = (6.4, 3.2)
 _STYLES = ("-", "--", ":")
@@ -70,6 +71,29 @@ def _curves(
         axis_unit, scale = time_unit(max(at for points in lines.values() for at, _ in points))
     figure = Figure(_INCHES, layout="constrained")
     axes = figure.add_subplot()
+    plot_lines(axes, lines, scale)
+    if title == "Loss" and spans_decades(value for each in lines.values() for _, value in each):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        unit += ", log scale"
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axis != "time", min_n_ticks=1))
+    axes.set_xlabel(f"time ({axis_unit})" if axis_unit else axis)
+    label_unit(axes, unit)
+    return Chart(
+        title,
+        unit,
+        inline_svg(figure, name, f"{title} over {axis}, in {unit}, of {', '.join(runs)}"),
+        line_keys(axes),
+        _span(lines),
+    )
+
+
+def plot_lines(axes: Axes, lines: Mapping[str, _Points], scale: float = 1.0) -> None:
+    """Lines through points, in colours and styles that tell them apart.
+
+    Args:
+        scale: that the first number of each point is divided by.
+    """
     for series, (label, points) in enumerate(lines.items()):
         means = thinned(points)
         at, values = [each / scale for each, _ in means], [value for _, value in means]
@@ -86,20 +110,6 @@ def _curves(
             markeredgecolor=CARD,
             markeredgewidth=0.8,
         )
-    if title == "Loss" and spans_decades(value for each in lines.values() for _, value in each):
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        unit += ", log scale"
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=axis != "time", min_n_ticks=1))
-    axes.set_xlabel(f"time ({axis_unit})" if axis_unit else axis)
-    label_unit(axes, unit)
-    return Chart(
-        title,
-        unit,
-        inline_svg(figure, name, f"{title} over {axis}, in {unit}, of {', '.join(runs)}"),
-        line_keys(axes),
-        _span(lines),
-    )
 
 
 def _place(epoch: Epoch, axis: str) -> float | None:

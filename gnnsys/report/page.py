@@ -14,9 +14,9 @@ from gnnsys.pages.tables import TextTable
 from gnnsys.pages.templates import render
 from gnnsys.report.run import RecordedRun, as_object
 
-__all__ = ["make_page"]
+__all__ = ["LOOKS", "about", "facts", "machine_facts", "make_page", "unfinished"]
 
-_STATES = {"done": "good", "early stop": "good", "interrupted": "warning", "going on": "good"}
+LOOKS = {"done": "good", "early stop": "good", "interrupted": "warning", "going on": "good"}
 
 
 def make_page(run: RecordedRun, charts: Sequence[Chart], timeline: Chart | None = None) -> str:
@@ -35,8 +35,8 @@ def make_page(run: RecordedRun, charts: Sequence[Chart], timeline: Chart | None 
         title=f"{name}: {state}",
         name=name,
         state=state,
-        look=_STATES.get(state, "warning"),
-        about=_about(run),
+        look=LOOKS.get(state, "warning"),
+        about=about(run),
         notes=_notices(run),
         tiles=_tiles(run),
         charts=charts,
@@ -49,36 +49,42 @@ def make_page(run: RecordedRun, charts: Sequence[Chart], timeline: Chart | None 
         reads=list(stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))),
         memory=list(memory_rows(as_object(run.result.get("memory")))),
         epochs=_epochs(run),
-        options=_facts(run.options),
-        versions=_facts(as_object(run.start.get("versions"))),
-        machine=_machine(run),
+        options=facts(run.options),
+        versions=facts(as_object(run.start.get("versions"))),
+        machine=machine_facts(run),
     )
 
 
-def _about(run: RecordedRun) -> str:
+def about(run: RecordedRun) -> str:
+    """Sizes and when it was started."""
     sizes = as_object(run.start.get("dataset"))
-    facts = [
+    told = [
         f"{_count_any(sizes[kind])} {kind}"
         for kind in ("nodes", "edges", "features", "classes")
         if kind in sizes
     ]
     if "parameters" in run.start:
-        facts.append(f"{_count_any(run.start['parameters'])} parameters")
+        told.append(f"{_count_any(run.start['parameters'])} parameters")
     if "time" in run.start:
-        facts.append(f"started {_date(run.start['time'])}")
-    return " · ".join(facts)
+        told.append(f"started {_date(run.start['time'])}")
+    return " · ".join(told)
+
+
+def unfinished(run: RecordedRun) -> list[str]:
+    """What is said of a run that has not ended; nothing of others."""
+    if run.reason is not None:
+        return []
+    cut = ", and its last line was cut off in the middle" if run.cut else ""
+    found = (
+        f"This run is going on: {run.writer} is writing it"
+        if run.writer
+        else "This run has not ended: it is going on or was killed"
+    )
+    return [f"{found}{cut}. The page shows what was written so far."]
 
 
 def _notices(run: RecordedRun) -> list[str]:
-    notices = []
-    if run.reason is None:
-        cut = ", and its last line was cut off in the middle" if run.cut else ""
-        found = (
-            f"This run is going on: {run.writer} is writing it"
-            if run.writer
-            else "This run has not ended: it is going on or was killed"
-        )
-        notices.append(f"{found}{cut}. The page shows what was written so far.")
+    notices = unfinished(run)
     if not run.samples:
         notices.append("No steps or epochs yet: there is nothing to draw.")
     lost = run.first_lost()
@@ -237,16 +243,18 @@ def _epochs(run: RecordedRun) -> TextTable:
     return TextTable("Epochs", head, body)
 
 
-def _machine(run: RecordedRun) -> list[tuple[str, str]]:
-    facts = dict(as_object(run.start.get("machine")))
-    size = facts.get("memory_bytes")
+def machine_facts(run: RecordedRun) -> list[tuple[str, str]]:
+    """What it ran on."""
+    known = dict(as_object(run.start.get("machine")))
+    size = known.get("memory_bytes")
     if _is_number(size):
-        facts["memory_bytes"] = numbers.memory(size)
-    return [(name.removesuffix("_bytes"), value) for name, value in _facts(facts)]
+        known["memory_bytes"] = numbers.memory(size)
+    return [(name.removesuffix("_bytes"), value) for name, value in facts(known)]
 
 
-def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, numbers.plain(value)) for name, value in facts.items()]
+def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and what a page shows of each."""
+    return [(name, numbers.plain(value)) for name, value in values.items()]
 
 
 def _share(part: float, whole: float) -> str:

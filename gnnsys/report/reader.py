@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from gnnsys.config.run_files import CONFIG, LOCK, METRICS, TIMELINE
 from gnnsys.errors import FileFormatError, MissingFileError
 from gnnsys.report.run import Epoch, RecordedRun, Resume, Sample, Span, as_object
+from gnnsys.report.seeds import SeedEnd, SeedEpoch
 from gnnsys.system.files import check_file, is_locked, lock_holder, read_text_file
 from gnnsys.system.records import as_record, read_toml
 
@@ -181,6 +182,11 @@ class _Builder:
         elif kind == "resume":
             run.resumes.append(replace(record.read(Resume), seconds=run.seconds))
             self._resumed = True
+        elif run.start.get("command") == "cluster" and kind in ("epoch", "seed"):
+            if kind == "epoch":
+                run.seed_epochs.append(record.read(SeedEpoch))
+            else:
+                run.seed_ends.append(record.read(SeedEnd))
         elif kind == "step":
             self._append(record.read(Sample))
         elif kind == "epoch":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gnnsys.config.run_files import result_name
+from gnnsys.report.seeds import SeedEnd, SeedEpoch
 
 __all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "Span", "as_object"]
 
@@ -140,6 +141,12 @@ class RecordedRun:
     spans: list[Span] = field(default_factory=list)
     """Of the last epoch of a parallel run."""
 
+    seed_epochs: list[SeedEpoch] = field(default_factory=list)
+    """Of a clustering run, which has no samples."""
+
+    seed_ends: list[SeedEnd] = field(default_factory=list)
+    """Likewise."""
+
     writer: str | None = None
     """The process that is writing it, such as: process 123 on host."""
 
@@ -153,6 +160,11 @@ class RecordedRun:
     @property
     def epochs(self) -> list[Epoch]:
         return [sample for sample in self.samples if isinstance(sample, Epoch)]
+
+    @property
+    def is_clustering(self) -> bool:
+        """Whether ``gnnsys cluster`` made it."""
+        return bool(self.start.get("command", self.options.get("command")) == "cluster")
 
     @property
     def metric(self) -> str:

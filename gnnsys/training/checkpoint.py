@@ -20,16 +20,19 @@ from gnnsys.system.files import check_file, replacing
 from gnnsys.training.tensor_file import TensorFile, write_safetensors
 
 __all__ = [
+    "CHECKPOINT",
     "Checkpoint",
     "RunState",
     "fit_weights",
     "load_checkpoint",
     "load_shards",
     "load_weights",
+    "read_parts",
     "remove_snapshots",
     "save_checkpoint",
     "save_shards",
     "snapshot_names",
+    "write_parts",
 ]
 
 VERSION = 1
@@ -123,7 +126,16 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     about = {key: str(config[key]) for key in _OF_THE_MODEL if key in config}
     with replacing(run / WEIGHTS) as file:
         write_safetensors(file, weights, about)
-    with replacing(run / CHECKPOINT) as file:
+    write_parts(run / CHECKPOINT, parts)
+
+
+def write_parts(path: Path, parts: dict[str, Any]) -> None:
+    """Gives a checkpoint new content, whole.
+
+    Args:
+        parts: tensors, numbers, texts, and lists and dicts of them.
+    """
+    with replacing(path) as file:
         try:
             torch.save({"version": VERSION, **parts}, file)
         except RuntimeError as error:  # of its archive, which a refused write leaves unfinished
@@ -175,6 +187,21 @@ def load_checkpoint(run: Path) -> Checkpoint:
         MissingFileError, FileFormatError: it is not there, damaged, or of a newer version.
     """
     path = run / CHECKPOINT
+    content = read_parts(path)
+    if isinstance(content.get("snapshot"), str):  # as it was before each rank had its file
+        content["snapshot"] = [content["snapshot"]]
+    try:
+        return Checkpoint(**{**content, "state": RunState(**content["state"])})
+    except (TypeError, KeyError) as error:
+        raise FileFormatError(f"{path}: parts are missing ({error})") from error
+
+
+def read_parts(path: Path) -> dict[str, Any]:
+    """What ``write_parts`` wrote, on the CPU.
+
+    Raises:
+        MissingFileError, FileFormatError: it is not there, damaged, or of a newer version.
+    """
     check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -194,12 +221,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         raise FileFormatError(
             f"{path}: version {version}, this gnnsys reads {VERSION}; use the one that wrote it"
         )
-    if isinstance(content.get("snapshot"), str):  # as it was before each rank had its file
-        content["snapshot"] = [content["snapshot"]]
-    try:
-        return Checkpoint(**{**content, "state": RunState(**content["state"])})
-    except (TypeError, KeyError) as error:
-        raise FileFormatError(f"{path}: parts are missing ({error})") from error
+    return dict(content)
 
 
 def load_weights(run: Path, model: torch.nn.Module) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gnnsys.choices import EVAL_STORES
+from gnnsys.config.cluster import ClusterConfig
 from gnnsys.config.file import CHANGES_LOSSES, config_to_toml
 from gnnsys.config.run_files import CONFIG, LOCK
 from gnnsys.config.train import TrainConfig
@@ -32,6 +33,7 @@ __all__ = [
     "check_fits",
     "describe",
     "lock_run",
+    "make_run_folder",
     "open_run",
     "removing_unused",
 ]
@@ -50,9 +52,17 @@ def open_run(config: TrainConfig) -> Path | None:
     check_eval_store(config.eval_store)
     if config.resume:
         return Path(config.resume)
-    if config.out is None:
-        return None
-    run = Path(config.out)
+    return None if config.out is None else make_run_folder(config.out, config)
+
+
+def make_run_folder(out: str, config: TrainConfig | ClusterConfig) -> Path:
+    """A folder with ``config.toml`` for a new run.
+
+    Raises:
+        ArgumentError: it holds files already.
+        StorageError: it cannot be written.
+    """
+    run = Path(out)
     if run.is_dir() and any(run.iterdir()):
         raise ArgumentError(
             f"--out {run}: holds files already; give another folder, or go on with --resume {run}"
@@ -102,14 +112,20 @@ class NothingKept:
 
 
 @contextlib.contextmanager
-def removing_unused(run: Path) -> Iterator[None]:
-    """Removes a run's folder after an error before there was more in it than its options."""
+def removing_unused(run: Path, *more: str) -> Iterator[None]:
+    """Removes a run's folder after an error before there was more in it than its options.
+
+    Args:
+        more: names of files that are worth nothing by themselves, too.
+    """
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if [path.name for path in run.iterdir()] == [CONFIG]:
-                (run / CONFIG).unlink()
+            found = [*run.iterdir()]
+            if {path.name for path in found} <= {CONFIG, *more}:
+                for path in found:
+                    path.unlink()
                 run.rmdir()
         raise
 
@@ -168,7 +184,7 @@ def check_fits(checkpoint: Checkpoint, folder: Path, digest: str, config: TrainC
     ]
 
 
-def describe(config: TrainConfig) -> dict[str, Any]:
+def describe(config: TrainConfig | ClusterConfig) -> dict[str, Any]:
     """The options as JSON and a checkpoint hold them."""
     values = dataclasses.asdict(config)
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

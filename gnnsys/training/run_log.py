@@ -28,9 +28,12 @@ class RunLog:
         length: bytes of ``metrics.jsonl`` to keep: what a killed run wrote after its last
             checkpoint is done again.
         step: from which TensorBoard is to leave out what it has.
+        board: whether TensorBoard is written at all.
     """
 
-    def __init__(self, run: Path | None, length: int = 0, step: int = 0) -> None:
+    def __init__(
+        self, run: Path | None, length: int = 0, step: int = 0, board: bool = True
+    ) -> None:
         self._path = run / METRICS if run else None
         self._board: Any = None
         if run is None or self._path is None:
@@ -39,8 +42,9 @@ class RunLog:
         with as_storage_error(self._path):
             self._path.touch()
             os.truncate(self._path, min(length, self._path.stat().st_size))
-        with self._going_on_without():
-            self._board = _open_board(run / "tensorboard", step)
+        if board:
+            with self._going_on_without():
+                self._board = _open_board(run / "tensorboard", step)
 
     def write(self, kind: str, **values: Any) -> None:
         """Appends one record."""

@@ -31,7 +31,7 @@ from gnnsys.system.budget import process_budget
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["NodeDataset", "load_dataset", "load_run_dataset"]
+__all__ = ["NodeDataset", "digest_of", "load_dataset", "load_run_dataset"]
 
 DEMO_NODES = 20_000
 
@@ -249,11 +249,9 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
     features, graphs = dataset.stores(threads=threads, device=device, **setup(dataset))
-    text = without_score(dataset.manifest).to_json().encode()
     found = NodeDataset(
         name=dataset.name,
-        digest=f"{dataset.name}: {dataset.num_nodes()} nodes, {dataset.num_edges()} edges, crc32 "
-        f"{zlib.crc32(text):08x}",
+        digest=digest_of(dataset),
         source=(features, graphs),
         features=features.table(None, "x"),
         graph=graphs.graph(),
@@ -266,6 +264,13 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
     )
     _enter(found)
     return found
+
+
+def digest_of(dataset: Dataset) -> str:
+    """Tells a dataset folder from others, wherever it lies: its manifest has checksums."""
+    text = without_score(dataset.manifest).to_json().encode()
+    sizes = f"{dataset.num_nodes()} nodes, {dataset.num_edges()} edges"
+    return f"{dataset.name}: {sizes}, crc32 {zlib.crc32(text):08x}"
 
 
 def _enter(dataset: NodeDataset) -> None:

@@ -201,7 +201,7 @@ def test_other_bad_input_is_refused(graph: str, capsys, tmp_path: Path) -> None:
     refused(r"acm_feat.npz: no such file", "acm", "--root", str(tmp_path))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    refused(r"full: exists already", graph, "--out", str(tmp_path / "full"))
+    refused(r"full: holds files already", graph, "--out", str(tmp_path / "full"))
     rows = tmp_path / "x.npy"
     np.save(rows, np.ones((3, 5), np.float32))
     run, to = str(tmp_path / "run"), ["--out", str(tmp_path / "new.npy")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,9 +74,12 @@ def read_matrix_market(path: Path, dialect: Dialect) -> SparseMatrix:
             f"{path}: a dense array of Matrix Market, expected a coordinate matrix, whose entries "
             "are edges"
         )
+    # Later versions warn where they are not told which of both kinds to give.
+    known = inspect.signature(scipy.io.mmread).parameters
+    arrays = {"spmatrix": False} if "spmatrix" in known else {}
     try:
         with open_text(path, dialect) as stream:
-            matrix = scipy.io.mmread(stream)
+            matrix = scipy.io.mmread(stream, **arrays)
     except (OSError, ValueError, OverflowError, TypeError, EOFError) as error:
         raise FileFormatError(f"{path}: not a whole Matrix Market file ({error})") from error
     found = SparseMatrix(path, matrix, f"Matrix Market, {' '.join(kind[2:])}")

@@ -214,6 +214,7 @@ class RecordedRun:
         epochs, total = self.epochs, self.seconds
         training = sum(epoch.epoch_seconds for epoch in epochs)
         evaluation = sum(epoch.eval_seconds for epoch in epochs)
+        evaluation += _float_or(self.result.get("test_seconds"), 0.0)
         loading = sum(epoch.load_seconds for epoch in epochs)
         if self.samples and not isinstance(self.samples[-1], Epoch):  # in the middle of an epoch
             training += total - (epochs[-1].seconds if epochs else 0.0)

@@ -163,6 +163,7 @@ class _Trainer:
         self._logged = self._stats()  # what the last epoch's curves were made of
         self._last_step_record = 0.0
         self._last_checkpoint = time.monotonic()
+        self._test_seconds = 0.0
         self._nothing_kept = NothingKept(config)
 
     def interrupt(self) -> None:
@@ -203,8 +204,10 @@ class _Trainer:
             reason = "early stop"
         if reason != "interrupted" and self._steps.test_at_end and not state.best_test:
             self._checkpoint()
+            began = self._seconds()
             if not self._score_test(on_evaluation):
                 reason = "interrupted"
+            self._test_seconds = self._seconds() - began
         return self._finish(reason)
 
     def _train_epoch(
@@ -227,7 +230,7 @@ class _Trainer:
             self._log_step(loss, stats)
             on_batch(state.epoch, state.batch, total)
             on_stats(stats)
-            self._watch_disk(stats)
+            self._warn(self._disk_watch.look(stats))
             self._nothing_kept.look(state.step, total * (self._config.epochs or 0))
             self._interrupted = self._steps.any_rank(self._asked_to_end)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
@@ -264,10 +267,18 @@ class _Trainer:
         )
         state.history.append(dataclasses.asdict(record))
         facts = self._steps.facts()
-        self._warn_of_staleness(loss, facts.get("staleness"))
-        seconds = trained - state.epoch_began, self._seconds() - trained
-        facts["eval_bytes"] = (self._stats() - before).bytes
-        self._log_epoch(loss, val, test or None, *seconds, facts)
+        self._warn(
+            self._staleness.look(loss, facts["staleness"]) if facts.get("staleness") else None
+        )
+        self._log_epoch(
+            loss=loss,
+            val=val,
+            test=test or None,
+            epoch_seconds=trained - state.epoch_began,
+            eval_seconds=self._seconds() - trained,
+            eval_bytes=(self._stats() - before).bytes,
+            **facts,
+        )
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
 
     def _place(self) -> str:
@@ -280,14 +291,8 @@ class _Trainer:
         if not self._finite:
             self._watch.bad_weights(self._place())
 
-    def _warn_of_staleness(self, loss: float, staleness: list[float] | None) -> None:
-        note = self._staleness.look(loss, staleness) if staleness else None
+    def _warn(self, note: str | None) -> None:
         if note is not None and self._is_first:
-            _log.warning("%s: %s", self._config.dataset, note)
-
-    def _watch_disk(self, stats: FeatureStats) -> None:
-        note = self._disk_watch.look(stats)
-        if note is not None:
             _log.warning("%s: %s", self._config.dataset, note)
 
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
@@ -325,6 +330,7 @@ class _Trainer:
             best_test=state.best_test,
             seconds=self._seconds(),
             load_seconds=self._load_seconds(),
+            test_seconds=self._test_seconds,
             counters=self._served(),
             reads=dict(self._stats().reads),
             memory=memory_facts(),
@@ -468,31 +474,12 @@ class _Trainer:
         self._log.write("step", **place, loss=loss, **self._usage(stats))
         self._log.scalars(state.step, {"loss/step": loss})
 
-    def _log_epoch(
-        self,
-        loss: float,
-        val: dict[str, float] | None,
-        test: dict[str, float] | None,
-        epoch_seconds: float,
-        eval_seconds: float,
-        facts: dict[str, Any],
-    ) -> None:
+    def _log_epoch(self, **found: Any) -> None:
         if self._folder is None:
             return
-        state = self._state
-        stats = self._stats()
-        record = {
-            "epoch": state.epoch,
-            "step": state.step,
-            "loss": loss,
-            "val": val,
-            "test": test,
-            "best_epoch": state.best_epoch,
-            "epoch_seconds": epoch_seconds,
-            "eval_seconds": eval_seconds,
-            **facts,
-            **self._usage(stats),
-        }
+        state, stats = self._state, self._stats()
+        place = {"epoch": state.epoch, "step": state.step, "best_epoch": state.best_epoch}
+        record = {**place, **found, **self._usage(stats)}
         self._log.write("epoch", **record)
         served, self._logged = stats - self._logged, stats
         sizes = self._steps.num_batches(), len(self._dataset.train)

@@ -69,6 +69,9 @@ class TrainResult:
     load_seconds: float
     """Of these, those in which training waited for batches; 0 where it is of the whole graph."""
 
+    test_seconds: float
+    """Of these, those that scoring the test nodes once at the end took; 0 where epochs did."""
+
     counters: Counters
     """Feature rows and bytes served, by tier."""
 
@@ -99,6 +102,7 @@ class TrainResult:
             "loss": self.history[-1].loss if self.history else None,
             "seconds": self.seconds,
             "load_seconds": self.load_seconds,
+            "test_seconds": self.test_seconds,
             **self.counters.as_dict(),
             "reads": self.reads,
             "memory": self.memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import subprocess
@@ -640,6 +641,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if done.returncode != 0:
         pytest.skip(f"mount is not permitted: {done.stderr.strip()}")
     yield disk
+    gc.collect()  # what a failure's frames still map
     subprocess.run(["umount", str(disk)], check=True)
 
 

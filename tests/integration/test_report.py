@@ -166,6 +166,17 @@ def test_the_parts_of_the_time_add_up(tmp_path: Path) -> None:
     assert widths == [60, 30, 10]
 
 
+def test_scoring_the_test_nodes_at_the_end_is_evaluation(tmp_path: Path) -> None:
+    made = records()
+    made[-1]["result"] |= {"seconds": 16.0, "test_seconds": 5.0}
+    assert report(tmp_path, made).table("part") == {
+        "part": ["time", "share of the time"],
+        "training": ["6.00 s", "37.5%"],
+        "evaluation": ["8.00 s", "50.0%"],
+        "checkpoints": ["2.00 s", "12.5%"],
+    }
+
+
 def test_waiting_for_batches_is_a_part_of_the_time(tmp_path: Path) -> None:
     page = report(tmp_path, with_loading(records()))
     assert page.table("part") == {

@@ -139,6 +139,8 @@ def test_a_run_gets_the_same_scores_in_every_exact_way(
     assert vals[1] == pytest.approx(vals[0], abs=2 / 60)  # a node's logits may tie
     assert vals[2] == vals[1]
     assert auto.evaluation["test_at_end"]
+    assert 0 < auto.test_seconds < auto.seconds
+    assert layerwise.test_seconds == neighborhoods.test_seconds == 0
     assert [record.test for record in auto.history] == [None] * 3
     assert auto.best_epoch == neighborhoods.best_epoch
     assert auto.best_test == pytest.approx(neighborhoods.best_test, abs=1e-3)

@@ -288,11 +288,13 @@ class _Origin:
 def _retold(error: Exception, origin: str) -> Exception:
     ends_loops = isinstance(error, (StopIteration, StopAsyncIteration))
     try:
-        if isinstance(error, OSError) and error.errno is not None:  # these lie in no __dict__
+        if isinstance(error, OSError) and error.strerror is not None:  # these lie in no __dict__
             text = f"{origin}: {error.strerror}"
             again: Exception = type(error)(error.errno, text, error.filename, None, error.filename2)
         else:
             again = type(error)(f"{origin}: {error}")
+            if isinstance(error, OSError) and isinstance(again, OSError):
+                again.errno = error.errno  # which errors of one text may have been given
         again.__dict__.update(error.__dict__)
     except Exception:  # a type that is not made from a text
         ends_loops = True

@@ -21,6 +21,7 @@ from torch_geometric.sampler import SamplerOutput
 
 import gnnsys
 from gnnsys.memory import HostStore
+from gnnsys.memory.table_file import read_error
 from gnnsys.system.once import warn_once
 
 NODES = 300
@@ -241,13 +242,14 @@ class AheadStore(HostStore):
 
     lookahead = 0
 
-    def __init__(self, source: Tensor, fails_at: int = -1) -> None:
+    def __init__(self, source: Tensor, fails_at: int = -1, error: Exception | None = None) -> None:
         super().__init__(source)
         self.waiting: list[tuple[int, Tensor]] = []  # tickets that were given and not redeemed
         self.given = 0
         self.most = 0
         self.retracted: list[int] = []
         self.fails_at = fails_at
+        self.error = error or OSError(5, "the disk is gone")
 
     def announce(self, ids: Tensor, owner: Any = None) -> int:
         assert owner is not None
@@ -261,7 +263,7 @@ class AheadStore(HostStore):
     ) -> Tensor:
         if ticket is not None:
             if ticket == self.fails_at:
-                raise OSError(5, "the disk is gone")
+                raise self.error
             due, announced = self.waiting.pop(0)
             assert due == ticket
             assert torch.equal(ids, announced)
@@ -316,6 +318,26 @@ def test_a_store_that_fails_ends_the_epoch_and_keeps_no_ticket(window: int) -> N
         next(batches)
     assert store.waiting == other.waiting == []
     assert store.retracted == [4]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(5, "the disk is gone", "x.npy"), "the disk is gone: 'x.npy'$"),
+        (read_error("x.npy", 7, 5), r"x\.npy: cannot be read at byte 7 \(Input/output error\);"),
+        (gnnsys.errors.ResourceError("no thread left"), "no thread left$"),
+        (MemoryError("no room"), "no room$"),
+    ],
+)
+def test_an_error_of_a_store_keeps_its_kind_number_and_text(error: Exception, says: str) -> None:
+    data = make_data()
+    ahead = Data(x=unify(AheadStore(data.x, 2, error)), edge_index=data.edge_index)
+    batches = iter(loader_of(ahead, window=3))
+    next(batches)
+    with pytest.raises(type(error), match=f"batch 1 of epoch 0, fetching: {says}") as caught:
+        next(batches)
+    assert getattr(caught.value, "errno", None) == getattr(error, "errno", None)
+    assert "None" not in str(caught.value)
 
 
 def test_a_transform_of_the_sampler_output_is_announced_as_it_left_it() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gnnsys.pages import numbers
 from gnnsys.pages.tables import TextTable
 from gnnsys.pages.templates import render
 from gnnsys.report.cluster_charts import MOST_LINES, draw_curves
-from gnnsys.report.comparison import split_options
+from gnnsys.report.comparison import Runs, split_options
+from gnnsys.report.comparison_page import render_comparison
 from gnnsys.report.page import LOOKS, about, facts, machine_facts, unfinished
 from gnnsys.report.run import RecordedRun, as_object
 from gnnsys.report.seeds import CURVES, Seed, group_seeds, spread
@@ -20,7 +21,7 @@ __all__ = ["compare_clusterings", "make_cluster_comparison", "make_cluster_page"
 _WHICH = ("selected", "last")
 
 
-def compare_clusterings(runs: Mapping[str, RecordedRun]) -> dict[str, Any]:
+def compare_clusterings(runs: Runs) -> dict[str, Any]:
     """What ``gnnsys report --json`` prints.
 
     Returns:
@@ -71,7 +72,7 @@ def make_cluster_page(run: RecordedRun, picture: bytes | None) -> str:
     )
 
 
-def make_cluster_comparison(runs: Mapping[str, RecordedRun]) -> str:
+def make_cluster_comparison(runs: Runs) -> str:
     """The whole page of several runs."""
     found = compare_clusterings(runs)
     seeds = {name: _seeds(run) for name, run in runs.items()}
@@ -88,23 +89,14 @@ def make_cluster_comparison(runs: Mapping[str, RecordedRun]) -> str:
         for name, run in runs.items()
     ]
     head = ["run", "state", "dataset", "seeds", *(CURVES[curve] for curve in curves), "time"]
-    differ = found["options"]["differ"]
-    options = [
-        [option, *(numbers.plain(values[name]) for name in runs)]
-        for option, values in differ.items()
-    ]
-    return render(
-        "comparison",
-        title=f"{len(runs)} clustering runs compared",
-        about=", ".join(runs),
-        notes=found["notes"],
-        scores=[TextTable("In the selected epoch, mean ± deviation over seeds", head, rows)],
-        axes=["epoch"],
-        groups=[
-            {"title": "Mean of seeds", "charts": {"epoch": draw_curves(seeds)}},
-        ],
-        differ=TextTable("Options that differ", ["option", *runs], options),
-        same=facts(found["options"]["same"]),
+    title = "In the selected epoch, mean ± deviation over seeds"
+    return render_comparison(
+        f"{len(runs)} clustering runs compared",
+        runs,
+        found,
+        [TextTable(title, head, rows)],
+        ["epoch"],
+        [{"title": "Mean of seeds", "charts": {"epoch": draw_curves(seeds)}}],
     )
 
 

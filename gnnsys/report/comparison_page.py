@@ -10,8 +10,9 @@ from gnnsys.pages.tables import TextTable
 from gnnsys.pages.templates import render
 from gnnsys.report.comparison import Runs, axes_of, compare, group_runs
 from gnnsys.report.comparison_charts import draw_curves
+from gnnsys.report.page import facts
 
-__all__ = ["make_comparison"]
+__all__ = ["make_comparison", "render_comparison"]
 
 
 def make_comparison(runs: Runs) -> str:
@@ -19,6 +20,34 @@ def make_comparison(runs: Runs) -> str:
     found = compare(runs)
     by_name = {each["run"]: each for each in found["runs"]}
     groups, axes = group_runs(runs), axes_of(runs)
+    scores = [
+        _scores(title, [by_name[name] for name in members]) for title, members in groups.items()
+    ]
+    charts = [
+        {"title": title, "charts": draw_curves(members, number, axes)}
+        for number, (title, members) in enumerate(groups.items())
+    ]
+    return render_comparison(f"{len(runs)} runs compared", runs, found, scores, axes, charts)
+
+
+def render_comparison(
+    title: str,
+    runs: Runs,
+    found: dict[str, Any],
+    scores: list[TextTable],
+    axes: list[str],
+    groups: list[dict[str, Any]],
+) -> str:
+    """The page of runs of any kind.
+
+    Args:
+        title: of the page.
+        runs: by name.
+        found: ``notes`` and ``options``, as ``comparison.compare`` has them.
+        scores: tables of them.
+        axes: what curves can be drawn over.
+        groups: the ``title`` of each, and ``charts`` by axis.
+    """
     differ = found["options"]["differ"]
     options = [
         [option, *(numbers.plain(values[name]) for name in runs)]
@@ -26,19 +55,14 @@ def make_comparison(runs: Runs) -> str:
     ]
     return render(
         "comparison",
-        title=f"{len(runs)} runs compared",
+        title=title,
         about=", ".join(runs),
         notes=found["notes"],
-        scores=[
-            _scores(title, [by_name[name] for name in members]) for title, members in groups.items()
-        ],
+        scores=scores,
         axes=axes,
-        groups=[
-            {"title": title, "charts": draw_curves(members, number, axes)}
-            for number, (title, members) in enumerate(groups.items())
-        ],
+        groups=groups,
         differ=TextTable("Options that differ", ["option", *runs], options),
-        same=[(name, numbers.plain(value)) for name, value in found["options"]["same"].items()],
+        same=facts(found["options"]["same"]),
     )
 
 

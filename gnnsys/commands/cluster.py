@@ -18,12 +18,12 @@ from gnnsys.config.file import check_unchanged
 from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pages.tables import TextTable, on_terminal
 from gnnsys.system.budget import process_budget
+from gnnsys.system.interrupts import INTERRUPTED
 from gnnsys.system.progress import work_progress
 from gnnsys.system.records import json_text
 
 __all__ = ["run_command"]
 
-INTERRUPTED = 130
 _WHICH = ("selected", "last")
 
 

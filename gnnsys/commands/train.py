@@ -17,13 +17,12 @@ from gnnsys.pages import numbers
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.budget import process_budget
+from gnnsys.system.interrupts import INTERRUPTED
 from gnnsys.system.progress import Progress, bar_on_demand
 from gnnsys.system.records import json_text
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 
 __all__ = ["run_command"]
-
-INTERRUPTED = 130
 
 
 def run_command(config: TrainConfig) -> int:

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["on_signals", "signals"]
+__all__ = ["INTERRUPTED", "on_signals", "signals"]
+
+INTERRUPTED = 130
+"""Exit status of a command that was interrupted."""
 
 _INSISTING = (signal.SIGINT, signal.SIGTERM)
 _ASKING = (signal.SIGHUP, signal.SIGUSR1)

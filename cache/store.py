@@ -328,7 +328,7 @@ def _make_engine(
 def _check_memory(capacity: int, cells: int, row_bytes: int) -> int:
     """Bytes that are available beside a cache; raises TooLargeError where it does not fit."""
     budget, needed = process_budget(), (capacity + cells) * row_bytes
-    free = budget.left(CACHE_ROWS)
+    free = budget.left(CACHE_ROWS, mapped=False)
     if needed > free:
         fits = f"at most cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
         raise TooLargeError(

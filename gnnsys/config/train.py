@@ -189,8 +189,8 @@ class TrainConfig:
     eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
     neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; auto: the
-    cheaper of both, and test nodes that would take long are scored once, at the end; sampled: on
-    neighbourhoods sampled as in training, not exactly."""
+    cheaper of both; sampled: on neighbourhoods sampled as in training, not exactly. By auto and
+    sampled, test nodes that would take long are scored once, at the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""

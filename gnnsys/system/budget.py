@@ -172,16 +172,25 @@ class Budget:
                 for name in names
             ]
 
-    def left(self, of: str = "") -> int:
-        """Bytes that nobody has and nobody planned for but the name ``of``, at least 0."""
+    def left(self, of: str = "", *, mapped: bool = True) -> int:
+        """Bytes that nobody has and nobody planned for but the name ``of``, at least 0.
+
+        Args:
+            of: what this name was planned and does not hold yet is left, too.
+            mapped: whether the planned pages of files are to stay resident. The kernel could take
+                them back: False for the most that can be had. A total that was set counts them
+                always.
+        """
         table = [
             replace(entry, planned=min(entry.planned, entry.held)) if entry.name == of else entry
             for entry in self.table()
         ]
-        # What is mapped and resident counts as available: the kernel could take it back.
-        rest = available_memory() - sum(
-            entry.planned if entry.mapped else max(0, entry.planned - entry.held) for entry in table
-        )
+        rest = available_memory()  # with the mapped pages that are resident
+        for entry in table:
+            if not entry.mapped:
+                rest -= max(0, entry.planned - entry.held)
+            elif mapped:
+                rest -= entry.planned
         if self.total is not None:
             rest = min(rest, self.total - sum(entry.nbytes for entry in table))
         return max(0, rest)

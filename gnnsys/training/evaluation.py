@@ -20,7 +20,14 @@ from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.pages import numbers
 from gnnsys.system.once import warn_once
 
-__all__ = ["Evaluation", "Scope", "plan_evaluation", "scope_of", "warn_of_sums"]
+__all__ = [
+    "Evaluation",
+    "Scope",
+    "plan_evaluation",
+    "sampled_test_waits",
+    "scope_of",
+    "warn_of_sums",
+]
 
 _log = logging.getLogger(__name__)
 _WORTH = 0.9
@@ -132,6 +139,22 @@ def plan_evaluation(
     )
     _log.info("evaluation: %s", found.describe())
     return found
+
+
+def sampled_test_waits(train: int, val: int, test: int) -> bool:
+    """Whether the test nodes are scored once, at the end, where neighbours are sampled: a node
+    gathers about as much there as in training, and the rule is that of exact evaluation.
+
+    Args:
+        train: nodes; ``val`` and ``test`` likewise.
+    """
+    waits = val + test > _LONG * train and val < (val + test) / 2
+    if waits:
+        _log.info(
+            "evaluation: sampled, %d nodes scored after an epoch of %d; the %d test nodes are "
+            "scored once, at the end", val, train, test
+        )  # fmt: skip
+    return waits
 
 
 def scope_of(

@@ -196,10 +196,11 @@ def plan_memory(
 
 def _answer_bytes(config: TrainConfig, task: Task) -> int:
     """Of a node that is evaluated: its labels, and what it is judged by."""
-    ranked = (task.metric if config.metric == "auto" else config.metric) == "rocauc"
+    metric = task.metric if config.metric == "auto" else config.metric
+    ranked = 4 * (metric == "rocauc")
     if task.multi_label:
-        return task.num_classes * (4 + 1 + 4 * ranked)
-    return 8 + 8 + 4 * ranked
+        return task.num_classes * (4 + 1 + ranked)
+    return 8 + 1 + 8 * (metric == "f1") + ranked
 
 
 def activation_bytes(config: TrainConfig, rows: Sequence[int], num_classes: int) -> int:

@@ -41,35 +41,49 @@ def measure(metrics: Iterable[str], logits: Iterable[Tensor], labels: Tensor) ->
 
     Args:
         metrics: of accuracy, rocauc and f1.
-        logits: of all nodes, (n, classes) a block. One is held at a time: of each is kept what was
-            predicted, and for rocauc the order.
+        logits: of all nodes, (n, classes) a block. One is held at a time: of each is kept what the
+            metrics need; the accuracy of single labels only counts.
         labels: (nodes,) int64, -1 where unknown; or (nodes, classes) float32, NaN where unknown.
 
     >>> measure(["accuracy"], [torch.eye(2), torch.eye(2)], torch.tensor([0, 1, 1, -1]))
-    {'accuracy': 0.6666666865348816}
+    {'accuracy': 0.6666666666666666}
     """
     names, single = [*metrics], labels.dim() == 1
-    predicted = torch.empty(labels.shape, dtype=torch.int64 if single else torch.bool)
-    ranked = torch.empty(labels.shape) if "rocauc" in names else None
-    classes = end = 0
+    predicted = ranked = None
+    if not single:
+        predicted = torch.empty(labels.shape, dtype=torch.bool)
+    elif "f1" in names:
+        predicted = torch.empty(labels.shape, dtype=torch.int64)
+    if "rocauc" in names:
+        ranked = torch.empty(labels.shape)
+    classes = end = right = 0
     for block in logits:
         begin, end, classes = end, end + len(block), block.shape[1]
-        predicted[begin:end] = block.argmax(1) if single else block > 0
+        answers = block.argmax(1) if single else block > 0
+        if single:
+            right += int((answers == labels[begin:end]).sum())
+        if predicted is not None:
+            predicted[begin:end] = answers
         if ranked is not None:
             ranked[begin:end] = block.softmax(1)[:, 1] if single else block
     known = labels >= 0 if single else ~labels.isnan()
-    if not known.any():
+    count = int(known.sum())
+    if count == 0:
         return dict.fromkeys(names, float("nan"))
-    if single:
-        predicted, labels = predicted[known], labels[known]
+    if single and (predicted is not None or ranked is not None):
+        labels = labels[known]
+        predicted = None if predicted is None else predicted[known]
         ranked = None if ranked is None else ranked[known]
     found = {}
     for name in names:
         if name == "rocauc":
             assert ranked is not None
             found[name] = _rocauc(ranked, labels)
+        elif name == "accuracy" and single:
+            found[name] = right / count
         else:
-            found[name] = (_f1 if name == "f1" else _accuracy)(predicted, labels, classes)
+            assert predicted is not None
+            found[name] = (_f1 if name == "f1" else _label_accuracy)(predicted, labels, classes)
     return found
 
 
@@ -82,9 +96,7 @@ def check_metric(metric: str, num_classes: int, multi_label: bool, dataset: str)
         )
 
 
-def _accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:
-    if labels.dim() == 1:
-        return float((predicted == labels).float().mean())
+def _label_accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:
     from torchmetrics.functional.classification import multilabel_accuracy
 
     known = labels.nan_to_num(_IGNORED).int()

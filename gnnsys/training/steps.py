@@ -26,7 +26,13 @@ from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.system.once import warn_once
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
-from gnnsys.training.evaluation import Evaluation, Scope, scope_of, warn_of_sums
+from gnnsys.training.evaluation import (
+    Evaluation,
+    Scope,
+    sampled_test_waits,
+    scope_of,
+    warn_of_sums,
+)
 from gnnsys.training.exact_inference import Layer, model_layers, run_layers
 from gnnsys.training.memory import activation_bytes, evaluation_of, keeps_activations
 from gnnsys.training.metrics import loss_of
@@ -63,7 +69,7 @@ class Steps(ABC):
     """Whether the test nodes are to be scored once, by the best weights at the end."""
 
     progress: Progress | None = None
-    """Told how far an evaluation is, where it is exact and of batches."""
+    """Told how far an evaluation is, where training is on mini-batches."""
 
     _model: nn.Module
 
@@ -244,7 +250,11 @@ class MiniBatch(Steps):
             warn_of_sums(config, dataset.graph)
             reclaim_scratch(_LAYERS, _store_place(config))
         self._evaluation = evaluation
-        self.test_at_end = evaluation is not None and evaluation.test_at_end
+        if evaluation is not None:
+            self.test_at_end = evaluation.test_at_end
+        else:
+            parts = dataset.train, dataset.val, dataset.test
+            self.test_at_end = sampled_test_waits(*map(len, parts))
         self._layers: list[Layer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
@@ -299,8 +309,12 @@ class MiniBatch(Steps):
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         self._model.eval()
         if self._evaluation is None:
+            done = 0
             for batch in self._make_loader(nodes, shuffle=False):
                 yield self._forward(batch.to(self._device)).cpu()
+                done += batch.batch_size
+                if self.progress is not None:
+                    self.progress("sampled batches: nodes", done, len(nodes))
         else:
             scope = self._evaluation.scope
             if self._evaluation.test_at_end and nodes is self._dataset.test:

@@ -98,7 +98,10 @@ def test_without_a_total_plans_come_off_what_the_machine_leaves(
     assert budget.left() == 950
     budget.reserve("libraries, mapped", 300, there=300, mapped=True)  # available, but in use
     assert budget.left() == 650
+    assert budget.left(mapped=False) == 950  # the kernel could take them back
     assert Budget(5000).left() == 1000
+    budget.total = 1300  # counts them always
+    assert budget.left(mapped=False) == 100
 
 
 def test_what_does_not_fit_is_refused_with_the_table() -> None:
@@ -122,6 +125,7 @@ def test_the_machine_refuses_only_what_the_kernel_cannot_take_back() -> None:
     budget = Budget()
     budget.reserve("topology", 1 << 60, mapped=True)
     budget.check("")
+    assert budget.left() == 0 < budget.left(mapped=False)
     budget.reserve("rows", 1 << 60)
     with pytest.raises(TooLargeError, match="rows"):
         budget.check("")

@@ -17,7 +17,7 @@ from gnnsys.config.file import resumed_config
 from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
-from gnnsys.training.evaluation import plan_evaluation, scope_of
+from gnnsys.training.evaluation import plan_evaluation, sampled_test_waits, scope_of
 from gnnsys.training.exact_inference import model_layers, run_layers
 from gnnsys.training.loop import run_training
 
@@ -118,6 +118,16 @@ def test_test_nodes_wait_where_they_take_longer_than_training(edge_index: Tensor
     assert not plan_evaluation(config(2), graph, most, few, COLUMNS, epoch_bytes=1).test_at_end
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "test", "waits"),
+    [(100, 99, 101, False), (100, 100, 101, True), (99, 150, 50, False), (10, 20, 1, False)],
+)
+def test_sampled_test_nodes_wait_where_they_take_longer_than_training(
+    train: int, val: int, test: int, waits: bool
+) -> None:
+    assert sampled_test_waits(train, val, test) == waits
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("evaluation") / "g"
@@ -147,10 +157,25 @@ def test_a_run_gets_the_same_scores_in_every_exact_way(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sampled_evaluation_scores_the_test_nodes_as_their_batches_do(folder: Path) -> None:
+    options: dict[str, Any] = {"fanouts": (-1, -1), "hidden": 8, "epochs": 3}  # all neighbours
+    exact, sampled = (
+        run_training(TrainConfig(dataset=str(folder), eval=way, **options))
+        for way in ("layerwise", "sampled")
+    )
+    assert sampled.test_seconds > 0
+    assert [record.test for record in sampled.history] == [None] * 3
+    assert [record.val for record in sampled.history] == pytest.approx(
+        [record.val for record in exact.history], abs=2 / 60
+    )
+    assert sampled.best_test == pytest.approx(exact.best_test, abs=1e-3)
+
+
+@pytest.mark.parametrize(("way", "work"), [("auto", "layer 1 of 2"), ("sampled", "sampled")])
 def test_a_run_that_ends_before_the_test_nodes_are_scored_scores_them_when_it_goes_on(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, way: Any, work: str
 ) -> None:
-    options: dict[str, Any] = {"epochs": 2, "fanouts": (3, 3), "hidden": 8}
+    options: dict[str, Any] = {"epochs": 2, "fanouts": (3, 3), "hidden": 8, "eval": way}
     whole = run_training(TrainConfig(dataset=str(folder), out=str(tmp_path / "a"), **options))
     told: list[str] = []
 
@@ -164,7 +189,7 @@ def test_a_run_that_ends_before_the_test_nodes_are_scored_scores_them_when_it_go
     assert ended.reason == "interrupted"
     assert ended.best_test == {}
     assert ended.history == whole.history
-    assert "layer 1 of 2" in told
+    assert told[0].startswith(work)
     again = run_training(resumed_config(tmp_path / "b"))
     assert again.reason == "done"
     assert again.best_test == whole.best_test != {}

@@ -326,17 +326,20 @@ def _make_engine(
 
 
 def _check_memory(capacity: int, cells: int, row_bytes: int) -> int:
-    """Bytes that are available beside a cache; raises TooLargeError where it does not fit."""
+    """Bytes that are available beside a cache; raises TooLargeError where it does not fit.
+
+    One that a run has planned was judged with the whole plan, by ``Budget.check``.
+    """
     budget, needed = process_budget(), (capacity + cells) * row_bytes
     free = budget.left(CACHE_ROWS, mapped=False)
-    if needed > free:
+    if needed > max(free, budget.planned(CACHE_ROWS)):
         fits = f"at most cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
         raise TooLargeError(
             f"cache: {capacity} rows and a victim buffer of {cells} rows of {row_bytes} bytes take "
             f"{needed} bytes > {free}, the memory available here; give "
             f"{fits if free >> 21 else 'more memory, or no cache'}"
         )
-    return free - needed
+    return max(0, free - needed)
 
 
 def _close_trace(trace: TraceWriter, process: int) -> None:

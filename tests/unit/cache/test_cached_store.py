@@ -705,3 +705,18 @@ def test_the_budget_knows_the_rows_of_a_cache(source: FileStore, cache: int | fl
     del store
     gc.collect()
     assert held() == before
+
+
+def test_a_cache_that_a_run_has_planned_is_not_judged_again(
+    source: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbytes = 100 * source.row_bytes
+    monkeypatch.setattr("gnnsys.system.budget.available_memory", lambda: nbytes - 1)
+    budget = process_budget()
+    with budget.run(None):
+        budget.reserve("features, mapped", 1 << 40, mapped=True)  # the kernel may take them back
+        assert CachedStore(source, cache=99).capacity == 99
+        with pytest.raises(TooLargeError, match=f"{nbytes} bytes > {nbytes - 1}, the memory"):
+            CachedStore(source, cache=100)
+        budget.reserve(CACHE_ROWS, nbytes)
+        assert CachedStore(source, cache=100).capacity == 100

@@ -1,0 +1,58 @@
+"""The GPU's kernels, executed on the CPU under sanitizers, and damaged ones, which must be seen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gnnsys.system.records import read_toml
+
+CSRC = Path(__file__).parents[2] / "csrc"
+FLAGS = {
+    "plain": ["-O1"],
+    "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "tsan": ["-O1", "-fsanitize=thread"],
+}
+MUTANTS = read_toml(CSRC / "tests/cuda/mutants.toml", "mutants", "")["mutant"]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("simt")
+    jobs = str(len(os.sched_getaffinity(0)))
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    run(["cmake", *generator, "-S", CSRC / "tests/simt", "-B", folder])
+    run(["cmake", "--build", folder, "-j", jobs])
+    return folder
+
+
+def run(command: list[str | Path]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_kernels_compute_what_their_references_do_in_every_schedule(build: Path) -> None:
+    jobs = str(len(os.sched_getaffinity(0)))
+    run(["ctest", "--test-dir", build, "--output-on-failure", "-j", jobs])
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant["name"] for mutant in MUTANTS])
+def test_a_damaged_kernel_is_seen(mutant: dict[str, str], build: Path, tmp_path: Path) -> None:
+    shutil.copytree(CSRC / "cuda", tmp_path / "cuda")
+    damaged = tmp_path / "cuda" / mutant["file"]
+    text = damaged.read_text()
+    assert text.count(mutant["old"]) == 1
+    damaged.write_text(text.replace(mutant["old"], mutant["new"]))
+    program = tmp_path / "check"
+    source = CSRC / f"tests/cuda/{mutant['check']}_check.cpp"
+    library = build / f"libsimt_{mutant['build']}.a"
+    flags = ["-std=c++20", "-w", f"-I{tmp_path}", f"-I{CSRC}/tests", f"-I{CSRC}/include"]
+    compiler = os.environ.get("CXX", "g++")
+    run([compiler, *flags, *FLAGS[mutant["build"]], source, library, "-o", program])
+    seen = subprocess.run([program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert seen.returncode != 0, "the damage was not seen"
+    assert mutant["says"] in seen.stderr + seen.stdout, seen.stderr[-2000:]

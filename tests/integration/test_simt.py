@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from gnnsys.system.records import read_toml
 
 CSRC = Path(__file__).parents[2] / "csrc"
+COMPILER = os.environ.get("CXX", "g++")
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of cmake, ninja
 FLAGS = {
     "plain": ["-O1"],
     "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -19,19 +22,29 @@ FLAGS = {
 }
 MUTANTS = read_toml(CSRC / "tests/cuda/mutants.toml", "mutants", "")["mutant"]
 
+pytestmark = pytest.mark.skipif(
+    shutil.which(COMPILER) is None, reason="needs a C++ compiler, as an install from sources does"
+)
+
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("simt")
     jobs = str(len(os.sched_getaffinity(0)))
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    run(["cmake", *generator, "-S", CSRC / "tests/simt", "-B", folder])
+    run(["cmake", "-G", "Ninja", "-S", CSRC / "tests/simt", "-B", folder])
     run(["cmake", "--build", folder, "-j", jobs])
     return folder
 
 
 def run(command: list[str | Path]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=600)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        timeout=600,
+        env=os.environ | {"PATH": PATH},
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
@@ -51,8 +64,7 @@ def test_a_damaged_kernel_is_seen(mutant: dict[str, str], build: Path, tmp_path:
     source = CSRC / f"tests/cuda/{mutant['check']}_check.cpp"
     library = build / f"libsimt_{mutant['build']}.a"
     flags = ["-std=c++20", "-w", f"-I{tmp_path}", f"-I{CSRC}/tests", f"-I{CSRC}/include"]
-    compiler = os.environ.get("CXX", "g++")
-    run([compiler, *flags, *FLAGS[mutant["build"]], source, library, "-o", program])
+    run([COMPILER, *flags, *FLAGS[mutant["build"]], source, library, "-o", program])
     seen = subprocess.run([program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert seen.returncode != 0, "the damage was not seen"
     assert mutant["says"] in seen.stderr + seen.stdout, seen.stderr[-2000:]

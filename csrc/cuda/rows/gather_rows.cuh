@@ -8,8 +8,9 @@
 // VLDB 2021).
 //
 // A row is a number of words; a word is the widest access, up to 16 bytes, that the addresses and
-// the row allow. Each thread has kFlight loads under way before it stores the first. The id of a
-// row that is not there gives zeros and a fault.
+// the row allow. Each thread has kFlight loads under way before it stores the first: the compiler,
+// which would mix them, is not told that `data` and `out` lie apart. The id of a row that is not
+// there gives zeros and a fault.
 namespace gnnsys::cuda {
 
 constexpr int kFlight = 4;
@@ -51,81 +52,79 @@ struct Decode {
   }
 };
 
-struct Table {
-  const char* data;
-  i64 rows;
-  i64 stride;  // bytes from row to row
-  i64 words;   // of a row
-};
-
-// Where the row of the i-th id begins; null where there is none.
-template <class Id>
-__device__ __forceinline__ const char* find_row(const Table& table, const Id* ids, i64 i,
-                                                u32* fault) {
-  const i64 id = static_cast<i64>(ids[i]);
-  if (id >= 0 && id < table.rows) return table.data + id * table.stride;
-  report(fault, kIdOutOfRange, id);
-  return nullptr;
+__device__ __forceinline__ bool is_row(i64 id, i64 rows) {
+  return static_cast<u64>(id) < static_cast<u64>(rows);
 }
 
 // Rows of at most kLanes words: kLanes threads a row, kFlight rows at a time.
+//   data: `rows` rows of `words` words each, `stride` bytes apart. ids: (n).
 //   out: (n, words) words as Out writes them. Blocks of a multiple of 32 threads.
+// Reads a row and an id, writes a row.
 template <class Word, int kLanes, class Out, class Id>
-__global__ void gather_short_rows(Table table, const Id* __restrict__ ids, i64 n,
-                                  char* __restrict__ out, u32* fault) {
+__global__ void gather_short_rows(const char* data, i64 rows, i64 stride, i64 words,
+                                  const Id* __restrict__ ids, i64 n, char* out, u32* fault) {
   const int groups = static_cast<int>(blockDim.x) / kLanes;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const i64 group = static_cast<int>(threadIdx.x) / kLanes;
   const i64 tile = static_cast<i64>(groups) * kFlight;
-  const bool has_word = lane < table.words;
-  for (i64 first = blockIdx.x * tile; first < n; first += gridDim.x * tile) {
-    const char* row[kFlight];
+  if (lane >= words) return;
+  for (i64 first = blockIdx.x * tile + group; first < n; first += gridDim.x * tile) {
+    i64 id[kFlight];
+    bool there[kFlight];
     Word held[kFlight];
 #pragma unroll
     for (int k = 0; k < kFlight; ++k) {
-      const i64 i = first + k * groups + group;
-      row[k] = i < n && has_word ? find_row(table, ids, i, fault) : nullptr;
+      const i64 i = first + k * groups;
+      id[k] = i < n ? static_cast<i64>(ids[i]) : 0;
+      there[k] = i < n && is_row(id[k], rows);
     }
 #pragma unroll
     for (int k = 0; k < kFlight; ++k) {
       held[k] = Word{};
-      if (row[k] != nullptr) held[k] = reinterpret_cast<const Word*>(row[k])[lane];
+      if (there[k]) held[k] = reinterpret_cast<const Word*>(data + id[k] * stride)[lane];
     }
 #pragma unroll
     for (int k = 0; k < kFlight; ++k) {
-      const i64 i = first + k * groups + group;
-      if (i < n && has_word) Out::put(out + (i * table.words + lane) * Out::kOutBytes, held[k]);
+      const i64 i = first + k * groups;
+      if (i < n) Out::put(out + (i * words + lane) * Out::kOutBytes, held[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kFlight; ++k) {
+      if (first + k * groups < n && !there[k]) report(fault, kIdOutOfRange, id[k]);
     }
   }
 }
 
 // Rows of more words than a warp has lanes: a warp a row. The lanes' reads begin at a multiple of
-// kLine, so that no line is asked for twice.
+// kLine, so that no line is asked for twice. Arguments and traffic as above.
 template <class Word, class Out, class Id>
-__global__ void gather_long_rows(Table table, const Id* __restrict__ ids, i64 n,
-                                 char* __restrict__ out, u32* fault) {
+__global__ void gather_long_rows(const char* data, i64 rows, i64 stride, i64 words,
+                                 const Id* __restrict__ ids, i64 n, char* out, u32* fault) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const i64 warps = thread_count() / kWarp;
   for (i64 i = thread_number() / kWarp; i < n; i += warps) {
-    const char* row = find_row(table, ids, i, fault);
-    char* to = out + i * table.words * Out::kOutBytes;
+    const i64 id = static_cast<i64>(ids[i]);
+    const bool there = is_row(id, rows);
+    const char* row = data + (there ? id * stride : 0);
+    char* to = out + i * words * Out::kOutBytes;
     const i64 before = static_cast<i64>(reinterpret_cast<u64>(row) % kLine / sizeof(Word));
-    for (i64 at = lane - before; at < table.words; at += kFlight * kWarp) {
+    for (i64 at = lane - before; at < words; at += kFlight * kWarp) {
       Word held[kFlight];
 #pragma unroll
       for (int k = 0; k < kFlight; ++k) {
         const i64 word = at + k * kWarp;
         held[k] = Word{};
-        if (row != nullptr && word >= 0 && word < table.words) {
+        if (there && word >= 0 && word < words) {
           held[k] = reinterpret_cast<const Word*>(row)[word];
         }
       }
 #pragma unroll
       for (int k = 0; k < kFlight; ++k) {
         const i64 word = at + k * kWarp;
-        if (word >= 0 && word < table.words) Out::put(to + word * Out::kOutBytes, held[k]);
+        if (word >= 0 && word < words) Out::put(to + word * Out::kOutBytes, held[k]);
       }
     }
+    if (!there) report(fault, kIdOutOfRange, id);
   }
 }
 

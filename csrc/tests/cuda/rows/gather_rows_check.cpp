@@ -31,14 +31,14 @@ void check_copies(simt::Random& random, const Case& c, bool faulty) {
   }
   simt::Exact<char> out(c.n * row_bytes);
   simt::Exact<u32> fault(std::vector<u32>{0, 0, 0});
-  const Table rows{table.data(), c.rows, c.stride, c.words};
   const simt::Dim3 grid{static_cast<unsigned>(draw(random, 1, 3))}, block{64};
   simt::launch(grid, block, 0, [&] {
     if constexpr (kLanes > 0) {
-      gather_short_rows<Word, kLanes, Copy<Word>, Id>(rows, ids.data(), c.n, out.data(),
-                                                      fault.data());
+      gather_short_rows<Word, kLanes, Copy<Word>, Id>(table.data(), c.rows, c.stride, c.words,
+                                                      ids.data(), c.n, out.data(), fault.data());
     } else {
-      gather_long_rows<Word, Copy<Word>, Id>(rows, ids.data(), c.n, out.data(), fault.data());
+      gather_long_rows<Word, Copy<Word>, Id>(table.data(), c.rows, c.stride, c.words, ids.data(),
+                                             c.n, out.data(), fault.data());
     }
   });
   EXPECT(out.copy() == expected, "%lld rows of %zu bytes by ids of %zu, %d lanes",
@@ -74,8 +74,8 @@ void check_casts(const std::vector<Stored>& values, const Oracle& oracle, int la
   const i64 per_row = lanes > 0 ? static_cast<i64>(sizeof(Word) / sizeof(Stored)) * 2 : 640;
   const i64 rows = static_cast<i64>(values.size()) / per_row;
   const i64 bytes = per_row * static_cast<i64>(sizeof(Stored));
-  const Table table{reinterpret_cast<const char*>(values.data()), rows, bytes,
-                    bytes / static_cast<i64>(sizeof(Word))};
+  const auto* data = reinterpret_cast<const char*>(values.data());
+  const i64 words = bytes / static_cast<i64>(sizeof(Word));
   std::vector<i64> ids(rows);
   for (i64 i = 0; i < rows; ++i) ids[i] = rows - 1 - i;
   simt::Exact<Delivered> out(rows * per_row);
@@ -84,9 +84,9 @@ void check_casts(const std::vector<Stored>& values, const Oracle& oracle, int la
   simt::launch({2}, {64}, 0, [&] {
     char* to = reinterpret_cast<char*>(out.data());
     if (lanes > 0) {
-      gather_short_rows<Word, 2, Out, i64>(table, ids.data(), rows, to, fault);
+      gather_short_rows<Word, 2, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
     } else {
-      gather_long_rows<Word, Out, i64>(table, ids.data(), rows, to, fault);
+      gather_long_rows<Word, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
     }
   });
   for (i64 i = 0; i < rows * per_row; ++i) {

@@ -1,0 +1,117 @@
+"""A device that executes kernels on the CPU, thread by thread: slow, and bit for bit what they say.
+
+The kernels and the executor are compiled by the C++ compiler of the machine, ``$CXX`` or ``c++``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from gnnsys.errors import BuildError
+from gnnsys.system.gpu.device import SOURCES, Argument, Launch, compiled, source_hash
+
+__all__ = ["HostExecutorDevice", "Schedule"]
+
+_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-w", "-ffp-contract=off")
+_ORDERS = ("ascending", "descending", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Which CUDA thread runs next; results may not depend on it."""
+
+    order: Literal["ascending", "descending", "random"] = "ascending"
+    seed: int = 0
+    """Of the random order."""
+    resident_blocks: int = 1
+    """Blocks that run at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    library: ctypes.CDLL
+    name: str
+
+
+class HostExecutorDevice:
+    """Executes kernels on the CPU; the memory of the device is that of the process.
+
+    Args:
+        schedule: of all launches.
+
+    Raises:
+        BuildError: the machine has no C++ compiler.
+    """
+
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        self._schedule = schedule or Schedule()
+        compiler = os.environ.get("CXX") or "c++"
+        found = shutil.which(compiler)
+        if found is None:
+            raise BuildError(
+                f"device simt: kernels are compiled by {compiler}, which is not on PATH; install a "
+                "C++20 compiler, or name one by CXX"
+            )
+        self._compiler = found
+
+    def kernel(self, header: str, instance: str) -> _Kernel:
+        return _compile(self._compiler, header, instance)
+
+    def launch(self, kernel: _Kernel, launch: Launch, arguments: Sequence[Argument]) -> None:
+        """See ``Device``; returns when it is done.
+
+        Raises:
+            RuntimeError: a fault of the kernel: its threads wait for each other for ever, or break
+                a rule of CUDA.
+        """
+        schedule = self._schedule
+        kernel.library.simt_schedule(
+            _ORDERS.index(schedule.order),
+            ctypes.c_uint64(schedule.seed),
+            schedule.resident_blocks,
+        )
+        shape = (ctypes.c_uint * 6)(launch.blocks, 1, 1, launch.threads, 1, 1)
+        places = [ctypes.cast(ctypes.pointer(argument), ctypes.c_void_p) for argument in arguments]
+        run: Any = getattr(kernel.library, kernel.name)
+        run.restype = ctypes.c_char_p
+        told = run(shape, ctypes.c_size_t(0), (ctypes.c_void_p * len(places))(*places))
+        if told is not None:
+            raise RuntimeError(f"{kernel.name}: {told.decode()}")
+
+
+@cache
+def _compile(compiler: str, header: str, instance: str) -> _Kernel:
+    source = (
+        f'#include "{header}"\n#include "simt/entry.hpp"\n'
+        "using namespace gnnsys::cuda;\n"
+        f"SIMT_ENTRY(entry, {instance})\nSIMT_SCHEDULE\n"
+    )
+    parts = [SOURCES / "simt/executor.cpp", SOURCES / "simt/fiber.cpp"]
+    executor = _made(compiler, ".o", ["-r", *parts], "", "the executor of kernels")
+    library = _made(compiler, ".so", ["-shared", executor], source, f"{header}: {instance}")
+    return _Kernel(ctypes.CDLL(str(library)), "entry")
+
+
+def _made(compiler: str, suffix: str, arguments: list[str | Path], source: str, what: str) -> Path:
+    """What the compiler makes of files and, if there is one, of a source."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+
+    def make(path: Path) -> None:
+        done = subprocess.run(
+            [compiler, *_FLAGS, f"-I{SOURCES}", *arguments, *(["-xc++", "-"] if source else []),
+             "-o", path],
+            input=source, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise BuildError(f"{what}: {compiler} cannot compile it:\n{done.stderr}")
+
+    name = source_hash([compiler, version, *_FLAGS, suffix, source])
+    return compiled(name + suffix, make)

@@ -214,8 +214,9 @@ class TrainConfig:
     threads: int = 0
     """Threads that sample and gather; 0 for all cores. Changes speed, never a batch."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model trains. auto: cuda when there is one."""
+    device: Literal["auto", "cpu", "cuda", "simt"] = "auto"
+    """Where the model trains. auto: cuda when there is one; simt: the CPU, where the kernels of a
+    GPU gather the features, executed thread by thread: slow, to test them."""
 
     memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a

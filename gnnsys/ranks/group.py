@@ -14,6 +14,7 @@ from gnnsys.errors import GnnsysError, RankFailedError
 from gnnsys.ranks.distributed import DistributedTransport, watch_ranks
 from gnnsys.ranks.environment import rank_of_process, rank_on_machine, world_around
 from gnnsys.ranks.transport import all_gather_objects
+from gnnsys.system.device import SIMT
 
 __all__ = ["join_ranks", "on_all_ranks", "on_first_rank"]
 
@@ -27,7 +28,7 @@ def join_ranks(device: str) -> None:
     """Joins the process group of all ranks; does nothing for a process by itself.
 
     Args:
-        device: what a rank computes on: cpu, cuda, or auto for cuda where there is one.
+        device: what a rank computes on: cpu or simt, cuda, or auto for cuda where there is one.
 
     Raises:
         RankFailedError: ranks that do not come.
@@ -35,7 +36,7 @@ def join_ranks(device: str) -> None:
     world = world_around() or 1
     if world == 1:
         return
-    on_gpu = torch.cuda.is_available() and device != "cpu"
+    on_gpu = torch.cuda.is_available() and device not in ("cpu", SIMT)
     if on_gpu:
         torch.cuda.set_device(rank_on_machine())
     try:

@@ -6,7 +6,10 @@ import torch
 
 from gnnsys.errors import ArgumentError
 
-__all__ = ["choose_device"]
+__all__ = ["SIMT", "choose_device"]
+
+SIMT = "simt"
+"""The CPU, where a GPU's kernels gather: each of their threads is executed there."""
 
 
 def choose_device(device: str) -> torch.device:
@@ -15,6 +18,8 @@ def choose_device(device: str) -> torch.device:
     Raises:
         ArgumentError: cuda, where there is none.
     """
+    if device == SIMT:
+        return torch.device("cpu")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

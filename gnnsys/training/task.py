@@ -28,6 +28,7 @@ from gnnsys.features.setup import setup_features
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.system.budget import process_budget
+from gnnsys.system.device import SIMT
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
@@ -144,7 +145,8 @@ def load_dataset(
         split: which of several splits.
         seed: of the demo's generator, and of the batches of ``--score presample``.
         threads: that gather features; 0 for all cores.
-        device: where features are consumed; None for "cuda" when there is one.
+        device: where features are consumed; None for "cuda" when there is one; see
+            ``gnnsys.unified``.
         options: how the features of a folder or the demo are read; None for the defaults.
         fanouts: of training, for ``--score presample``; likewise ``batch_size``, in seeds.
 
@@ -191,7 +193,7 @@ def load_run_dataset(run: Run, device: str | None = None) -> NodeDataset:
         split=config.split,
         seed=config.seed,
         threads=config.threads,
-        device=device or run.device.type,
+        device=device or (SIMT if config.device == SIMT else run.device.type),
         options=run.features,
         fanouts=config.fanouts or (),
         batch_size=config.batch_size,

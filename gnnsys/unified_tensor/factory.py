@@ -15,8 +15,11 @@ from gnnsys.cache.plan import Policy
 from gnnsys.cache.store import CachedStore
 from gnnsys.errors import ArgumentError
 from gnnsys.memory import FileStore, HostStore
+from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.reads import Storage
 from gnnsys.memory.store import Store
+from gnnsys.system.device import SIMT
+from gnnsys.system.gpu import HostExecutorDevice
 from gnnsys.system.names import naming_keywords
 from gnnsys.unified_tensor.rows import compute_device
 from gnnsys.unified_tensor.tensor import UnifiedTensor
@@ -49,7 +52,8 @@ def unified(
         source: (rows, …) CPU tensor or numpy array, read in place; or the path of a ``.npy`` file
             in C order, or of a raw file (then ``shape`` and ``encoding`` say what it holds); or a
             list of paths, of ``.npy`` files that hold one range of rows each.
-        device: where rows are consumed; None for "cuda" when there is one, else "cpu".
+        device: where rows are consumed; None for "cuda" when there is one, else "cpu". "simt" is
+            the CPU, by the kernels of a GPU, executed thread by thread: slow, and for tests.
         dtype: of gathered rows; None for the stored one.
         threads: that gather; 0 for all cores this process may use.
         encoding: element type of a file that its header cannot name (``torch.bfloat16`` stored as
@@ -116,6 +120,8 @@ def unified(
     else:
         # Which refuses whatever else it is.
         store = HostStore(source, dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    if device == SIMT:
+        return UnifiedTensor(MappedStore(store, HostExecutorDevice()), compute_device("cpu"))
     return UnifiedTensor(store, compute_device(device))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.system.gpu.device import Device, Launch
 
-__all__ = ["Faults", "Rows", "gather_rows"]
+__all__ = ["Faults", "Rows", "can_cast", "gather_rows"]
 
 _THREADS = 256
 _FLIGHT = 4  # rows that a thread of gather_short_rows has under way
@@ -151,6 +151,11 @@ def gather_rows(
     )
 
 
+def can_cast(stored: torch.dtype, delivered: torch.dtype) -> bool:
+    """Whether kernels deliver elements of one type as another."""
+    return stored in _ELEMENTS and (delivered in _CASTS or (stored, delivered) in _NARROWED)
+
+
 def _choose_word(rows: Rows, out: Tensor) -> tuple[int, str]:
     """Bytes of a word of the rows, the widest that all addresses allow, and what becomes of it."""
     width = math.gcd(16, rows.address, rows.row_bytes, rows.stride if rows.count > 1 else 0)
@@ -158,8 +163,7 @@ def _choose_word(rows: Rows, out: Tensor) -> tuple[int, str]:
     if stored == delivered:
         width = math.gcd(width, out.data_ptr())
         return width, f"Copy<{_WORDS[width]}>"
-    casts = stored in _ELEMENTS and (delivered in _CASTS or (stored, delivered) in _NARROWED)
-    if not casts:
+    if not can_cast(stored, delivered):
         raise DTypeError(f"out: rows of {stored} are not cast to {delivered} on a device")
     # The elements of a word are stored by at most 16 bytes at a time.
     while out.data_ptr() % min(16, width // stored.itemsize * delivered.itemsize):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from gnnsys.cache.store import CachedStore
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexError
 from gnnsys.memory import FileStore, HostStore, Reads, Store
 from gnnsys.memory.direct_rows import uring_refusal
+from gnnsys.memory.mapped import MappedStore
+from gnnsys.system.gpu import HostExecutorDevice
 
 STORAGES = ["mmap", "pread"] + ([] if uring_refusal() else ["uring"])
 ROWS, WIDTH = 23, 5
@@ -66,6 +69,10 @@ def kinds() -> dict[str, Make]:
         CachedStore(FileStore(saved(path)), cache=4), cache=4
     )
     made["cache of memory"] = lambda path: CachedStore(HostStore(VALUES), cache=4)
+    if shutil.which(os.environ.get("CXX", "c++")):  # compiles the kernels
+        made["host, by kernels"] = lambda path: MappedStore(
+            HostStore(VALUES.copy(), writable=True), HostExecutorDevice()
+        )
     return made
 
 

@@ -46,20 +46,18 @@ __global__ void count_edges(const i64* __restrict__ indptr, i64 num_nodes, i64 n
     for (int k = 0; k < kFlight; ++k) {
       const i64 i = begin + k * static_cast<i64>(blockDim.x);
       node[k] = i < n ? targets[i] : -1;
-      if (i < n && (node[k] < 0 || node[k] >= num_nodes)) {
-        report(fault, kIdOutOfRange, node[k]);
-        node[k] = -1;
-      }
     }
 #pragma unroll
     for (int k = 0; k < kFlight; ++k) {
-      from[k] = node[k] >= 0 ? indptr[node[k]] : 0;
-      to[k] = node[k] >= 0 ? indptr[node[k] + 1] : 0;
+      const bool is_node = node[k] >= 0 && node[k] < num_nodes;
+      from[k] = is_node ? indptr[node[k]] : 0;
+      to[k] = is_node ? indptr[node[k] + 1] : 0;
     }
 #pragma unroll
     for (int k = 0; k < kFlight; ++k) {
       const i64 i = begin + k * static_cast<i64>(blockDim.x);
       if (i >= n) continue;
+      if (node[k] < 0 || node[k] >= num_nodes) report(fault, kIdOutOfRange, node[k]);
       if (from[k] < 0 || to[k] < from[k] || to[k] > num_edges || to[k] - from[k] > kMaxDegree) {
         report(fault, kBadIndptr, node[k]);
         to[k] = from[k];
@@ -156,6 +154,7 @@ template <int kPicks>
 __global__ void pick_by_block(const i64* __restrict__ targets, const i64* __restrict__ first,
                               const u32* __restrict__ degree, const i64* __restrict__ offsets,
                               i64 n, Choice choice, Stream stream, i64* __restrict__ position) {
+  static_assert(kPicks <= kMaxFanout);
   GNNSYS_SHARED(u64, sorted, kPicks);  // pick above number of the draw; ~0 is behind all others
   GNNSYS_SHARED(u32, drawn, kPicks);
   GNNSYS_SHARED(u8, meets, kPicks);
@@ -190,10 +189,10 @@ __global__ void pick_by_block(const i64* __restrict__ targets, const i64* __rest
         sort_block<kPicks>(sorted);
       }
     }
+    // A thread reads only what it overwrites itself for the next target.
     for (int p = self; p < k; p += threads) {
       position[offsets[i] + p] = first[i] + static_cast<i64>(sorted[p] >> 32);
     }
-    __syncthreads();  // the next target's draws take their place
   }
 }
 

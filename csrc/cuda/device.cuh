@@ -23,11 +23,15 @@ using u64 = unsigned long long;
 
 constexpr int kWarp = 32;
 constexpr u32 kAllLanes = 0xffffffffu;
+constexpr int kFlight = 4;  // loads that a thread has under way before it uses the first
 
 // Faults that a launch finds, in a word of device memory that is 0 before: the host reads it at the
 // next synchronisation and raises what it means.
 enum Fault : u32 {
   kIdOutOfRange = 1,
+  kBadIndptr = 2,  // not ascending within [0, edges], or 2^32 edges at the node that it names
+  kBadSource = 3,  // a neighbour that is no node of the graph
+  kTableFull = 4,  // a hash table has no entry left for the id that it names
 };
 
 // The first fault stays: [0] what, [1] and [2] the halves of the id or value.
@@ -36,6 +40,16 @@ __device__ inline void report(u32* fault, u32 what, i64 value) {
     fault[1] = static_cast<u32>(static_cast<u64>(value));
     fault[2] = static_cast<u32>(static_cast<u64>(value) >> 32);
   }
+}
+
+// A word that other threads may be changing by atomics.
+template <class T>
+__device__ __forceinline__ T peek(const T* place) {
+#ifdef __CUDACC__
+  return *static_cast<const volatile T*>(place);
+#else
+  return __atomic_load_n(place, __ATOMIC_RELAXED);
+#endif
 }
 
 __device__ __forceinline__ i64 thread_number() {

@@ -13,7 +13,6 @@
 // there gives zeros and a fault.
 namespace gnnsys::cuda {
 
-constexpr int kFlight = 4;
 constexpr int kLine = 128;  // bytes of a memory request, which a long row's reads do not split
 
 // What becomes of a word: it is copied.

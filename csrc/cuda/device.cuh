@@ -28,6 +28,7 @@ constexpr u32 kAllLanes = 0xffffffffu;
 // next synchronisation and raises what it means.
 enum Fault : u32 {
   kIdOutOfRange = 1,
+  kSourceOutOfRange = 2,  // of the edge with this number
 };
 
 // The first fault stays: [0] what, [1] and [2] the halves of the id or value.

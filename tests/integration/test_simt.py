@@ -50,7 +50,14 @@ def test_a_damaged_kernel_is_seen(mutant: dict[str, str], build: Path, tmp_path:
     program = tmp_path / "check"
     source = CSRC / f"tests/cuda/{mutant['check']}_check.cpp"
     library = build / f"libsimt_{mutant['build']}.a"
-    flags = ["-std=c++20", "-w", "-ffp-contract=off", f"-I{tmp_path}", f"-I{CSRC}/tests", f"-I{CSRC}/include"]
+    flags = [
+        "-std=c++20",
+        "-w",
+        "-ffp-contract=off",
+        f"-I{tmp_path}",
+        f"-I{CSRC}/tests",
+        f"-I{CSRC}/include",
+    ]
     compiler = os.environ.get("CXX", "g++")
     run([compiler, *flags, *FLAGS[mutant["build"]], source, library, "-o", program])
     seen = subprocess.run([program], capture_output=True, text=True, cwd=tmp_path, timeout=120)

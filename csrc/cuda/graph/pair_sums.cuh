@@ -12,8 +12,9 @@
 //
 // In all of them x and y are u (N, d), 1 head of d channels, and the pairs are edges from their
 // second row to their first. Products and sums are those of csrc/cpu/graph/pair_sums.cpp, bit for
-// bit; exponentials are `exponential`s: a term differs from the CPU's by 3 units in the last place
-// of a float, 2 of a double, and a rounding, at most.
+// bit, but for `exponential`, whose values differ by at most 3 units in the last place of a float,
+// 2 of a double: a sum then differs by the same part of the sum of its terms' absolute values, and
+// by what its own roundings add.
 namespace gnnsys::cuda {
 
 // out (E): weight[e, 0] * exp(tau * u[i] . u[j]). A weight of 0 stands for a pair that is there the

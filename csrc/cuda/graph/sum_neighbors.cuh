@@ -120,9 +120,9 @@ __global__ void find_hubs(Edges<Id> edges, i64 hub_degree, i64* __restrict__ hub
 
 constexpr int kSlice = 16;  // columns of a hub that a block sums
 
-// The targets of find_hubs: a block of kThreads threads for a slice of columns of each. All of them
-// read rows and leave products in shared memory, where one thread a column adds them in order while
-// the next are on their way: an edge takes as long as an addition waits for the one before it.
+// The targets of find_hubs, of rows with a column at least: a block of kThreads threads for a slice
+// of columns of each. All of them read rows and leave products in shared memory, where one thread a
+// column adds them in order while the next are on their way: what is left in sequence is additions.
 //
 //   Bytes: as sum_neighbors, ids and factors once for each slice.
 template <class Value, class Id, int kVector, int kThreads>

@@ -11,6 +11,8 @@ namespace cuda = gnnsys::cuda;
 using namespace reference;
 using simt::draw;
 
+constexpr int kOverflows = 10000;  // tau whose exponentials are infinite
+
 // Weighted pairs, each there both ways, by first row.
 template <class Value, class Id>
 struct Pairs {
@@ -76,14 +78,13 @@ std::vector<Value> backward(const Pairs<Value, Id>& pairs, const std::vector<Val
 }
 
 template <class Value, class Id, int kVector>
-void check_pairs(simt::Random& random, i64 num_rows, i64 hub, i64 width) {
+void check_pairs(simt::Random& random, i64 num_rows, i64 hub, i64 width, Value tau) {
   constexpr int kThreads = 64;
   constexpr i64 kHub = 20;
   Pairs<Value, Id> pairs = draw_pairs<Value, Id>(random, num_rows, hub);
   const i64 num_pairs = static_cast<i64>(pairs.edges.source.size());
   std::vector<Value> u = values<Value>(random, num_rows * width);
   for (Value& value : u) value /= static_cast<Value>(std::sqrt(width));
-  const Value tau = static_cast<Value>(draw(random, 1, 30)) / 10;
   simt::Exact<Value> weight(pairs.weight), grad(values<Value>(random, num_rows));
   const std::vector<Value> sums = forward(pairs, u, width, tau);
   const std::vector<Value> derivative = backward(pairs, u, width, tau, grad.copy());
@@ -118,6 +119,7 @@ void check_pairs(simt::Random& random, i64 num_rows, i64 hub, i64 width) {
                                 out);
   EXPECT(same_bits<Value>(out, sums), "sums over %lld pairs of %lld rows of %lld values", num_pairs,
          num_rows, width);
+  if (tau == kOverflows) return;  // derivatives are no numbers
 
   dots(cuda::PairFactors<Value>{weight.data(), grad.data(), tau, factors.data()});
   device.rows.weight = factors.data();
@@ -129,14 +131,19 @@ void check_pairs(simt::Random& random, i64 num_rows, i64 hub, i64 width) {
 
 template <class Value, int kVector>
 void check_all(simt::Random& random, bool tiny) {
-  if (tiny) return check_pairs<Value, i32, kVector>(random, 30, 25, kVector);
+  const auto check = [&]<class Id>(Id, i64 num_rows, i64 hub, i64 width) {
+    const Value tau = static_cast<Value>(draw(random, 1, 30)) / 10;
+    check_pairs<Value, Id, kVector>(random, num_rows, hub, width, tau);
+  };
+  if (tiny) return check(i32{}, 30, 25, kVector);
   const i64 most = 200 / kVector;
   for (i64 hub : {i64{0}, i64{draw(random, 31, 33)}, i64{90}}) {
-    check_pairs<Value, i32, kVector>(random, 40 + hub, hub, kVector * draw(random, 1, 10));
+    check(i32{}, 40 + hub, hub, kVector * draw(random, 1, 10));
   }
-  check_pairs<Value, i64, kVector>(random, 50, 25, kVector * draw(random, 1, most));
-  check_pairs<Value, i64, kVector>(random, 1, 0, kVector);
-  check_pairs<Value, i32, kVector>(random, 0, 0, kVector);
+  check(i64{}, 50, 25, kVector * draw(random, 1, most));
+  check(i64{}, 1, 0, kVector);
+  check(i32{}, 0, 0, kVector);
+  check_pairs<Value, i32, kVector>(random, 30, 0, kVector, kOverflows);
 }
 
 }  // namespace

@@ -32,6 +32,7 @@ enum Fault : u32 {
   kBadIndptr = 2,  // not ascending within [0, edges], or 2^32 edges at the node that it names
   kBadSource = 3,  // a neighbour that is no node of the graph
   kTableFull = 4,  // a hash table has no entry left for the id that it names
+  kSourceOutOfRange = 5,  // of the edge with this number
 };
 
 // The first fault stays: [0] what, [1] and [2] the halves of the id or value.

@@ -63,8 +63,9 @@ def test_a_damaged_kernel_is_seen(mutant: dict[str, str], build: Path, tmp_path:
     program = tmp_path / "check"
     source = CSRC / f"tests/cuda/{mutant['check']}_check.cpp"
     library = build / f"libsimt_{mutant['build']}.a"
-    flags = ["-std=c++20", "-w", f"-I{tmp_path}", f"-I{CSRC}/tests", f"-I{CSRC}/include"]
-    run([COMPILER, *flags, *FLAGS[mutant["build"]], source, library, "-o", program])
+    paths = [f"-I{folder}" for folder in (tmp_path, CSRC / "tests", CSRC / "include")]
+    flags = ["-std=c++20", "-w", "-ffp-contract=off", *paths, *FLAGS[mutant["build"]]]
+    run([COMPILER, *flags, source, library, "-o", program])
     seen = subprocess.run([program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert seen.returncode != 0, "the damage was not seen"
     assert mutant["says"] in seen.stderr + seen.stdout, seen.stderr[-2000:]

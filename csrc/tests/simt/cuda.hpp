@@ -4,6 +4,7 @@
 // what they are written in. Only what csrc/cuda needs is here; memory order is CUDA's: atomics
 // order nothing but themselves, collectives order nothing but __syncwarp.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -176,3 +177,11 @@ inline unsigned __float_as_uint(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+
+// Rounded by themselves, which takes a compiler that fuses no products and sums.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }

@@ -16,7 +16,7 @@ from gnnsys.loaders.typed_graph import TypedGraph
 from gnnsys.loaders.user_graph import as_times
 from gnnsys.system.extension import core
 
-__all__ = ["Draws", "NativeSampler"]
+__all__ = ["Draws", "NativeSampler", "as_seed_ids"]
 
 _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -112,7 +112,7 @@ class NativeSampler:
         if kind not in self._graph.node_types:
             raise ArgumentError(f"{name}: the graph has the node types {self._graph.node_types}")
         number = self._graph.node_types.index(kind)
-        ids = _as_ids(name, ids)
+        ids = as_seed_ids(name, ids)
         count = self._graph.num_nodes[number]
         if self._graph.num_nodes != [count]:  # the native message tells only a type's number
             outside = ((ids < 0) | (ids >= count)).nonzero()
@@ -132,7 +132,12 @@ class NativeSampler:
         return number, ids.numpy(), None if time is None else time.numpy()
 
 
-def _as_ids(name: str, ids: Tensor) -> Tensor:
+def as_seed_ids(name: str, ids: Tensor) -> Tensor:
+    """Seeds of any integer type as (n,) int64, contiguous.
+
+    Raises:
+        DTypeError: they are no integers.
+    """
     if ids.dtype not in _ID_DTYPES and len(ids):  # torch.tensor([]) has real numbers
         raise DTypeError(f"{name}: dtype {ids.dtype}, expected node ids")
     return ids.to(torch.int64).contiguous()

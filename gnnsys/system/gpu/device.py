@@ -18,7 +18,7 @@ __all__ = ["SOURCES", "Argument", "Device", "Launch", "compiled", "source_hash"]
 SOURCES = Path(core.__file__).parent / "_cuda"
 """Folder of the installed sources: ``cuda``, device code; ``simt``, which runs it on the CPU."""
 
-Argument = ctypes.c_void_p | ctypes.c_int64 | ctypes.c_int32 | ctypes.c_double | ctypes.c_float
+Argument = ctypes.c_void_p | ctypes.c_int64 | ctypes.Structure
 """One argument of a kernel; a pointer is an address that the device reads."""
 
 

@@ -8,18 +8,32 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
-from gnnsys.system.gpu.device import Device, Launch
+from gnnsys.system.gpu.device import Argument, Device, Launch
 
-__all__ = ["Faults", "Rows", "can_cast", "gather_rows"]
+__all__ = [
+    "MOST_FANOUT",
+    "Choice",
+    "Faults",
+    "NodeTable",
+    "Rows",
+    "Sampling",
+    "Stream",
+    "can_cast",
+    "gather_rows",
+]
 
 _THREADS = 256
 _FLIGHT = 4  # rows that a thread of gather_short_rows has under way
 _WARP = 32
+_SCAN_TILE = 1024
+MOST_FANOUT = 2048
+"""Of neighbours that kernels draw; -1, which takes all, apart."""
 _WORDS = {1: "u8", 2: "u16", 4: "u32", 8: "uint2", 16: "uint4"}
 _IDS = {torch.int64: "i64", torch.int32: "i32"}
 _ELEMENTS = {
@@ -34,6 +48,15 @@ _ELEMENTS = {
 }
 _CASTS = {torch.float32, torch.float64}
 _NARROWED = {(torch.float32, torch.float16), (torch.float32, torch.bfloat16)}
+
+
+_FAULTS: dict[int, tuple[type[Exception], str]] = {
+    1: (RowIndexError, "ids: {} is no row of the table"),
+    2: (ArgumentError, "indptr: does not ascend within the edges at node {}"),
+    3: (ArgumentError, "indices: {} is no node of the graph"),
+    4: (RuntimeError, "a hash table is full, at id {}"),
+}
+"""By the numbers of ``Fault`` in ``device.cuh``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +113,14 @@ class Faults:
 
         Raises:
             RowIndexError: an id of no row.
+            ArgumentError: a graph whose arrays point outside themselves.
         """
         what, low, high = self._words.tolist()
         if what == 0:
             return
         self._words.zero_()
-        raise RowIndexError(f"ids: {(high << 32) | (low & 0xFFFFFFFF)} is no row of the table")
+        error, text = _FAULTS[what]
+        raise error(text.format((high << 32) | (low & 0xFFFFFFFF)))
 
 
 def gather_rows(
@@ -149,6 +174,166 @@ def gather_rows(
             ctypes.c_void_p(faults.address),
         ],
     )
+
+
+class Choice(ctypes.Structure):
+    """How many edges of a target are drawn, and how."""
+
+    _fields_ = (("fanout", ctypes.c_int64), ("replace", ctypes.c_int64))
+
+
+class Stream(ctypes.Structure):
+    """Whose random numbers are drawn; see ``gnnsys.rng``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("seed", "epoch", "group", "hop", "edge_type")
+    )
+
+
+class _NodeTable(ctypes.Structure):
+    _fields_ = (("entries", ctypes.c_void_p), ("mask", ctypes.c_uint64))
+
+
+class Sampling:
+    """The launches of neighbour sampling over a CSC; kernels: ``cuda/sampler``.
+
+    Arrays are tensors of the device, contiguous; names and shapes are those of the sources.
+
+    Args:
+        device: that launches.
+        indptr: (nodes + 1,) int64.
+        indices: (edges,) int32 or int64.
+        faults: told of a graph whose arrays point outside themselves.
+        most_blocks: of a launch.
+    """
+
+    def __init__(
+        self, device: Device, indptr: Tensor, indices: Tensor, faults: Faults, most_blocks: int
+    ) -> None:
+        self._device, self._indptr, self._indices = device, indptr, indices
+        self._faults, self._most_blocks = faults, most_blocks
+        self._id = _IDS[indices.dtype]
+
+    def count_edges(self, targets: Tensor, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
+        """``first``, ``degree`` and ``count`` of each target, (n,)."""
+        n = len(targets)
+        first, count = torch.empty_like(targets), torch.empty_like(targets)
+        degree = torch.empty(n, dtype=torch.int32, device=targets.device)
+        self._launch(
+            "sample_neighbors", "count_edges", n, self._indptr, len(self._indptr) - 1,
+            len(self._indices), targets, n, choice, first, degree, count, self._faults,
+        )  # fmt: skip
+        return first, degree, count
+
+    def prefix_sum(self, counts: Tensor) -> Tensor:
+        """(n + 1,) int64 of (n,) int64 or uint8 counts."""
+        n, kind = len(counts), "i64" if counts.dtype == torch.int64 else "u8"
+        tiles = -(-n // _SCAN_TILE)
+        sums = torch.empty(tiles, dtype=torch.int64, device=counts.device)
+        offsets = torch.zeros(n + 1, dtype=torch.int64, device=counts.device)
+        self._launch("prefix_sum", f"sum_tiles<{kind}>", n, counts, n, sums)
+        self._launch("prefix_sum", "scan_sums", 1, sums, tiles, offsets[n:])
+        self._launch("prefix_sum", f"scan_tiles<{kind}>", n, counts, n, sums, offsets)
+        return offsets
+
+    def pick(
+        self, targets: Tensor, first: Tensor, degree: Tensor, offsets: Tensor, choice: Choice,
+        stream: Stream, position: Tensor,
+    ) -> None:  # fmt: skip
+        """Draws the ``position`` (edges,) int64 of targets that do not take all their edges."""
+        size = 1 << max(0, choice.fanout - 1).bit_length()
+        one_block = size > _WARP
+        name = f"pick_by_block<{max(64, size)}>" if one_block else f"pick_by_lanes<{size}>"
+        items = len(targets) * (_THREADS if one_block else size)
+        self._launch(
+            "sample_neighbors", name, items, targets, first, degree, offsets, len(targets), choice,
+            stream, position,
+        )  # fmt: skip
+
+    def read_neighbors(
+        self, first: Tensor, degree: Tensor, offsets: Tensor, choice: Choice, first_place: int,
+        position: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """``source`` (edges,) of the indices' type and ``col`` (edges,) int64."""
+        source = torch.empty(len(position), dtype=self._indices.dtype, device=position.device)
+        col = torch.empty_like(position)
+        self._launch(
+            "sample_neighbors", f"read_neighbors<{self._id}>", len(position), self._indices,
+            len(self._indptr) - 1, first, degree, offsets, len(first), choice, first_place,
+            position, source, col, self._faults,
+        )  # fmt: skip
+        return source, col
+
+    def add_nodes(self, table: NodeTable, ids: Tensor, first_place: int) -> Tensor:
+        """Gives ids places in the batch; returns their ``entry`` (n,)."""
+        entry = torch.empty(len(ids), dtype=torch.int32, device=ids.device)
+        self._launch(
+            "relabel", f"add_nodes<{_IDS[ids.dtype]}>", len(ids), table, ids, len(ids), first_place,
+            entry, self._faults,
+        )  # fmt: skip
+        return entry
+
+    def mark_new(self, table: NodeTable, entry: Tensor, first_place: int) -> Tensor:
+        """``is_new`` (n,) uint8."""
+        is_new = torch.empty(len(entry), dtype=torch.uint8, device=entry.device)
+        self._launch(
+            "relabel", "mark_new", len(entry), table, entry, len(entry), first_place, is_new
+        )
+        return is_new
+
+    def place_new_nodes(
+        self, table: NodeTable, ids: Tensor, entry: Tensor, new_before: Tensor, first_place: int,
+        node: Tensor,
+    ) -> None:  # fmt: skip
+        """Appends new nodes to ``node``."""
+        self._launch(
+            "relabel", f"place_new_nodes<{_IDS[ids.dtype]}>", len(ids), table, ids, entry,
+            new_before, len(ids), first_place, node,
+        )  # fmt: skip
+
+    def read_places(self, table: NodeTable, entry: Tensor) -> Tensor:
+        """``row`` (n,) int64: the place of each id in the batch."""
+        row = torch.empty(len(entry), dtype=torch.int64, device=entry.device)
+        self._launch("relabel", "read_places", len(entry), table, entry, len(entry), row)
+        return row
+
+    def _launch(self, header: str, instance: str, items: int, *arguments: Any) -> None:
+        """Runs a kernel on as many threads as there are items, if there are any."""
+        if items == 0:
+            return
+        kernel = self._device.kernel(f"cuda/sampler/{header}.cuh", instance)
+        blocks = 1 if instance == "scan_sums" else min(self._most_blocks, -(-items // _THREADS))
+        self._device.launch(kernel, Launch(blocks, _THREADS), [*map(_packed, arguments)])
+
+
+class NodeTable:
+    """A hash table of ``cuda/sampler/node_table.cuh``, for so many ids.
+
+    Args:
+        ids: that it will have held at most.
+        device: of torch.
+    """
+
+    def __init__(self, ids: int, device: torch.device | str) -> None:
+        self.capacity = 1 << max(4, (2 * ids - 1).bit_length())
+        self._entries = torch.full((self.capacity, 2), -1, dtype=torch.int64, device=device)
+
+    @property
+    def packed(self) -> ctypes.Structure:
+        """What kernels take."""
+        return _NodeTable(self._entries.data_ptr(), self.capacity - 1)
+
+
+def _packed(argument: Any) -> Argument:
+    if isinstance(argument, ctypes.Structure):
+        return argument
+    if isinstance(argument, NodeTable):
+        return argument.packed
+    if isinstance(argument, Faults):
+        return ctypes.c_void_p(argument.address)
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_int64(argument)
 
 
 def can_cast(stored: torch.dtype, delivered: torch.dtype) -> bool:

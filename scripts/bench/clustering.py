@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> None:
     threads = max(1, (os.cpu_count() or 1) // options.processes)
     work = functools.partial(train, root=options.root, device=options.device, threads=threads)
     left = [job for job in jobs if job not in done]
+    if not left:
+        return
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for line in pool.imap_unordered(work, left):
             with options.out.open("a") as file:

@@ -25,7 +25,6 @@ import psutil
 import torch
 from environment import describe_environment
 from harness import BenchError, check_json, run_entry
-from matplotlib.figure import Figure
 from options import make_parser, positive, positive_list
 from report import write_json
 from torch import Tensor
@@ -301,6 +300,8 @@ def _told(times: dict[str, list[float]]) -> str:
 
 def draw(path: Path, cases: list[dict[str, Any]]) -> None:
     """Time, kept bytes and peak memory over the nodes, in logarithms."""
+    from matplotlib.figure import Figure  # which the processes that are measured do without
+
     figure = Figure((13, 4.2), layout="constrained")
     about = {
         "seconds": ("forward and backward, s", statistics.median),

@@ -18,11 +18,29 @@ import torch
 
 from gnnsys.commands.cli import main
 from gnnsys.generate import generate_community
+from gnnsys.ranks.launch import run_ranks
 
 TRAINING = ["--full-batch", "--model", "gcn", "--layers", "4", "--hidden", "8", "--seed", "3"]
 SPLIT = ["--parallel", "pipeline", "--chunks", "6", "--snapshot-period", "4"]
 TWO = [*SPLIT, "--ranks", "2"]
 THREE = [*SPLIT, "--ranks", "3"]
+
+# The command, but for how long a rank may be silent before it counts as gone,
+SHORT_SILENCE = """
+import sys
+from gnnsys.commands.cli import main
+from gnnsys.ranks.liveness import Liveness
+Liveness.__init__.__defaults__ = (0.5, 5.0, 600.0)
+sys.exit(main())
+"""
+# and but for how long the rest may take to end by themselves.
+SHORT_GRACE = """
+import sys
+from gnnsys.commands.cli import main
+from gnnsys.ranks.launch import run_ranks
+run_ranks.__defaults__ = (5.0,)
+sys.exit(main())
+"""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -38,9 +56,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts ``gnnsys train``; what is left of it is killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def train(*arguments: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def train(*arguments: str, command: Sequence[str] = ("-m", "gnnsys")) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "gnnsys", "train", *arguments],
+            [sys.executable, *command, "train", *arguments],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -147,10 +165,11 @@ def test_a_rank_killed_while_it_writes_is_named_and_the_run_goes_on(
 def test_under_torchrun_the_others_name_a_killed_rank(
     graph: str, tmp_path: Path, start: Start
 ) -> None:
-    run = tmp_path / "run"
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "3"]
+    run, script = tmp_path / "run", tmp_path / "gnnsys_train.py"
+    script.write_text(SHORT_SILENCE)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "3", str(script)]
     options = [*TRAINING, *SPLIT, "--epochs", "100000", "--out", str(run)]
-    process = start(graph, *options, launcher=torchrun)
+    process = start(graph, *options, command=torchrun)
     wait_for_checkpoint(process, run)
     begun = time.monotonic()
     rank_process(process, 2).kill()
@@ -163,8 +182,12 @@ def test_under_torchrun_the_others_name_a_killed_rank(
 def test_a_rank_that_is_killed_before_all_have_met_is_named_and_the_rest_ended(
     graph: str, tmp_path: Path, start: Start
 ) -> None:
+    grace = run_ranks.__defaults__
+    assert grace is not None
+    assert grace[0] < 40
     begun = time.monotonic()
-    process = start(graph, *TRAINING, *THREE, "--epochs", "3", "--out", "run")
+    command = ("-c", SHORT_GRACE)
+    process = start(graph, *TRAINING, *THREE, "--epochs", "3", "--out", "run", command=command)
     while len(psutil.Process(process.pid).children()) < 3:  # they have much to import
         assert time.monotonic() - begun < 30
         time.sleep(0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 _BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 _KEYS = {
@@ -45,13 +47,19 @@ def bench() -> Iterator[SimpleNamespace]:
             del sys.modules[name]
 
 
-@pytest.fixture(scope="session")
-def run_entry() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs an entry of scripts/bench in a process of its own."""
+@pytest.fixture
+def run_entry(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs an entry of scripts/bench as its command line does, but in this process."""
 
     def run(entry: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, _BENCH / entry, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=250)
+        path, threads = str(_BENCH / entry), torch.get_num_threads()
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(path, run_name="__main__")
+        torch.set_num_threads(threads)
+        return subprocess.CompletedProcess(sys.argv, int(end.value.code or 0), *capsys.readouterr())
 
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,30 +13,48 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gnnsys.commands.cli import main
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def run_blocks(page: str, folder: Path) -> list[str]:
-    """Runs what a page shows, one block after another; returns the kinds of blocks."""
+# Commands of words that a shell leaves as they are.
+PLAIN = re.compile(r"(gnnsys [\w ./,%=-]+(#.*)?\n)+")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run_blocks(page: str) -> list[str]:
+    """Runs what a page shows, one block after another; returns the kinds of blocks.
+
+    Plain commands run in this process, which has imported torch already.
+    """
     blocks = re.findall(r"```(bash|python)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for kind, text in blocks:
+        if PLAIN.fullmatch(joined := text.replace("\\\n", "")):
+            for line in joined.splitlines():
+                assert main(shlex.split(line, comments=True)[1:]) == 0, line
+            continue
         command = ["bash", "-e", "-c", text] if kind == "bash" else [sys.executable, "-c", text]
         done = subprocess.run(
-            command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+            command, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return [kind for kind, _ in blocks]
 
 
 def test_every_command_about_formats_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    assert run_blocks("formats.md", tmp_path) == ["bash"]
+    assert run_blocks("formats.md") == ["bash"]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_every_command_from_csv_to_model_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    assert run_blocks("from-csv-to-model.md", tmp_path).count("bash") >= 5
+    assert run_blocks("from-csv-to-model.md").count("bash") >= 5
     # What the page says came out: many more right than the largest trade has people.
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["test_acc"] > 0.7
@@ -49,14 +68,14 @@ def test_every_command_from_csv_to_model_runs_in_an_empty_folder(tmp_path: Path)
 
 @pytest.mark.slow
 def test_every_command_about_planning_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    assert run_blocks("planning.md", tmp_path).count("bash") >= 3
+    assert run_blocks("planning.md").count("bash") >= 3
     assert (tmp_path / "plan.html").read_text().count("<svg") == 2
     assert (tmp_path / "demo-graph" / "static_score.npy").is_file()
 
 
 @pytest.mark.slow
 def test_every_command_about_pipelines_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    assert run_blocks("pipeline.md", tmp_path).count("bash") >= 4
+    assert run_blocks("pipeline.md").count("bash") >= 4
     alike = [
         [json.loads(line)["loss"] for line in lines if '"kind": "epoch"' in line][:5]
         for run in ("run", "run2")
@@ -68,7 +87,7 @@ def test_every_command_about_pipelines_runs_in_an_empty_folder(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_every_command_about_clusters_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    assert run_blocks("clustering.md", tmp_path) == ["bash", "python"]
+    assert run_blocks("clustering.md") == ["bash", "python"]
     written = np.load(tmp_path / "run" / "assignments.npy")
     assert (np.load(tmp_path / "clusters.npy") == written).all()
     assert (tmp_path / "clusters.png").stat().st_size > 10_000

@@ -263,6 +263,6 @@ def test_full_batch_gcn_reaches_the_published_accuracy(
 
 @pytest.mark.slow
 def test_mini_batches_score_as_the_full_batch(real_graphs: Path) -> None:
-    options = {"model": "sage", "epochs": 100, "eval_every": 5, "root": str(real_graphs)}
+    options = {"model": "sage", "epochs": 50, "eval_every": 5, "root": str(real_graphs)}
     full = mean_score("cora", seeds=2, full_batch=True, **options)
     assert abs(mean_score("cora", seeds=2, **options) - full) <= 0.015

@@ -55,11 +55,12 @@ def run_ranks(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_processes_train_as_one_process_does(graph: str, tmp_path: Path) -> None:
+def test_processes_train_as_one_process_does(
+    graph: str, tmp_path: Path, capsys, one_thread: None
+) -> None:
     split = ["--parallel", "hybrid", "--stages", "2", "--ways", "2", "--chunks", "8"]
     options = [graph, "--model", "gcnii", "--snapshot-period", "2", *TRAINING, *split]
-    told = run_ranks(tmp_path, *options, "--out", "one", "--json")
-    one = json.loads(told.stdout.splitlines()[-1])
+    one = train(capsys, *options, "--out", str(tmp_path / "one"))
     picture = tmp_path / "timeline.png"
     told = run_ranks(
         tmp_path, *options, "--ranks", "4", "--out", "four", "--json", "--timeline", str(picture)

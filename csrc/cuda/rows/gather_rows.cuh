@@ -1,55 +1,12 @@
 #pragma once
 
 #include "../device.cuh"
-#include "elements.cuh"
+#include "move_rows.cuh"
 
 // Rows of a table in host memory that the GPU reaches, or in device memory, by id (Min et al.,
 // "Large graph convolutional network training with GPU-oriented data communication architecture",
-// VLDB 2021).
-//
-// A row is a number of words; a word is the widest access, up to 16 bytes, that the addresses and
-// the row allow. Each thread has kFlight loads under way before it stores the first. The id of a
-// row that is not there gives zeros and a fault.
+// VLDB 2021). The id of a row that is not there gives zeros and a fault.
 namespace gnnsys::cuda {
-
-constexpr int kFlight = 4;
-constexpr int kLine = 128;  // bytes of a memory request, which a long row's reads do not split
-
-// What becomes of a word: it is copied.
-template <class Word>
-struct Copy {
-  static constexpr int kOutBytes = sizeof(Word);  // of a word
-  __device__ static void put(char* out, Word word) { *reinterpret_cast<Word*>(out) = word; }
-};
-
-// Or each of its elements is cast.
-template <class Word, class Stored, class Delivered>
-struct Decode {
-  static constexpr int kElements = sizeof(Word) / sizeof(Stored);
-  static constexpr int kOutBytes = kElements * sizeof(Delivered);
-  static constexpr int kWidth = kOutBytes < 16 ? kOutBytes : 16;  // of a store
-  static constexpr int kAtATime = kWidth / static_cast<int>(sizeof(Delivered));
-
-  struct alignas(kWidth) Group {
-    Delivered values[kAtATime];
-  };
-  struct alignas(sizeof(Word)) Elements {
-    Stored values[kElements];
-  };
-
-  __device__ static void put(char* out, Word word) {
-    const Elements elements = __builtin_bit_cast(Elements, word);
-#pragma unroll
-    for (int first = 0; first < kElements; first += kAtATime) {
-      Group group;
-#pragma unroll
-      for (int i = 0; i < kAtATime; ++i) {
-        group.values[i] = Cast<Delivered, Stored>::of(elements.values[first + i]);
-      }
-      reinterpret_cast<Group*>(out)[first / kAtATime] = group;
-    }
-  }
-};
 
 struct Table {
   const char* data;
@@ -68,65 +25,23 @@ __device__ __forceinline__ const char* find_row(const Table& table, const Id* id
   return nullptr;
 }
 
-// Rows of at most kLanes words: kLanes threads a row, kFlight rows at a time.
+// Rows of at most kLanes words. Each is read and written once, and its id read.
 //   out: (n, words) words as Out writes them. Blocks of a multiple of 32 threads.
 template <class Word, int kLanes, class Out, class Id>
 __global__ void gather_short_rows(Table table, const Id* __restrict__ ids, i64 n,
                                   char* __restrict__ out, u32* fault) {
-  const int groups = static_cast<int>(blockDim.x) / kLanes;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const i64 group = static_cast<int>(threadIdx.x) / kLanes;
-  const i64 tile = static_cast<i64>(groups) * kFlight;
-  const bool has_word = lane < table.words;
-  for (i64 first = blockIdx.x * tile; first < n; first += gridDim.x * tile) {
-    const char* row[kFlight];
-    Word held[kFlight];
-#pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
-      const i64 i = first + k * groups + group;
-      row[k] = i < n && has_word ? find_row(table, ids, i, fault) : nullptr;
-    }
-#pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
-      held[k] = Word{};
-      if (row[k] != nullptr) held[k] = reinterpret_cast<const Word*>(row[k])[lane];
-    }
-#pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
-      const i64 i = first + k * groups + group;
-      if (i < n && has_word) Out::put(out + (i * table.words + lane) * Out::kOutBytes, held[k]);
-    }
-  }
+  move_short_rows<Word, kLanes, Out>(table.words, n, [&](i64 i) {
+    return Move{find_row(table, ids, i, fault), out + i * table.words * Out::kOutBytes};
+  });
 }
 
-// Rows of more words than a warp has lanes: a warp a row. The lanes' reads begin at a multiple of
-// kLine, so that no line is asked for twice.
+// The same of rows of more words than a warp has lanes.
 template <class Word, class Out, class Id>
 __global__ void gather_long_rows(Table table, const Id* __restrict__ ids, i64 n,
                                  char* __restrict__ out, u32* fault) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const i64 warps = thread_count() / kWarp;
-  for (i64 i = thread_number() / kWarp; i < n; i += warps) {
-    const char* row = find_row(table, ids, i, fault);
-    char* to = out + i * table.words * Out::kOutBytes;
-    const i64 before = static_cast<i64>(reinterpret_cast<u64>(row) % kLine / sizeof(Word));
-    for (i64 at = lane - before; at < table.words; at += kFlight * kWarp) {
-      Word held[kFlight];
-#pragma unroll
-      for (int k = 0; k < kFlight; ++k) {
-        const i64 word = at + k * kWarp;
-        held[k] = Word{};
-        if (row != nullptr && word >= 0 && word < table.words) {
-          held[k] = reinterpret_cast<const Word*>(row)[word];
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kFlight; ++k) {
-        const i64 word = at + k * kWarp;
-        if (word >= 0 && word < table.words) Out::put(to + word * Out::kOutBytes, held[k]);
-      }
-    }
-  }
+  move_long_rows<Word, Out>(table.words, n, [&](i64 i) {
+    return Move{find_row(table, ids, i, fault), out + i * table.words * Out::kOutBytes};
+  });
 }
 
 }  // namespace gnnsys::cuda

@@ -28,6 +28,14 @@ constexpr u32 kAllLanes = 0xffffffffu;
 // next synchronisation and raises what it means.
 enum Fault : u32 {
   kIdOutOfRange = 1,
+  // Of a plan of a cache: a position outside the batch, given twice, or copied from a copy; their
+  // number where it is not the batch's; a number outside the memory.
+  kPlanPosition,
+  kPlanRows,
+  kPlanSlot,
+  kPlanCell,
+  kPlanStaged,
+  kPlanPeer,
 };
 
 // The first fault stays: [0] what, [1] and [2] the halves of the id or value.

@@ -33,6 +33,14 @@ enum Fault : u32 {
   kBadSource = 3,  // a neighbour that is no node of the graph
   kTableFull = 4,  // a hash table has no entry left for the id that it names
   kSourceOutOfRange = 5,  // of the edge with this number
+  // Of a plan of a cache: a position outside the batch, given twice, or copied from a copy; their
+  // number where it is not the batch's; a number outside the memory.
+  kPlanPosition = 6,
+  kPlanRows = 7,
+  kPlanSlot = 8,
+  kPlanCell = 9,
+  kPlanStaged = 10,
+  kPlanPeer = 11,
 };
 
 // The first fault stays: [0] what, [1] and [2] the halves of the id or value.

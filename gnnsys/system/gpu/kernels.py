@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _THREADS = 256
-_FLIGHT = 4  # rows that a thread of gather_short_rows has under way
+_FLIGHT = 4  # rows of a lane that are under way
 _WARP = 32
 _SCAN_TILE = 1024
 MOST_FANOUT = 2048
@@ -156,14 +156,14 @@ def gather_rows(
     words, id_type = rows.row_bytes // width, _IDS[ids.dtype]
     if words <= _WARP:
         lanes = 1 << (words - 1).bit_length()
-        instance = f"gather_short_rows<{_WORDS[width]}, {lanes}, {put}, {id_type}>"
         at_a_time = _THREADS // lanes * _FLIGHT
     else:
-        instance = f"gather_long_rows<{_WORDS[width]}, {put}, {id_type}>"
-        at_a_time = _THREADS // _WARP
+        lanes, at_a_time = 0, _THREADS // _WARP
     blocks = min(most_blocks, -(-len(ids) // at_a_time))
     device.launch(
-        device.kernel("cuda/rows/gather_rows.cuh", instance),
+        device.kernel(
+            "cuda/rows/gather_rows.cuh", f"gather_rows<{_WORDS[width]}, {lanes}, {put}, {id_type}>"
+        ),
         Launch(blocks, _THREADS),
         [
             ctypes.c_void_p(rows.address),

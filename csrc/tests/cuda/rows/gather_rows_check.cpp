@@ -33,13 +33,8 @@ void check_copies(simt::Random& random, const Case& c, bool faulty) {
   simt::Exact<u32> fault(std::vector<u32>{0, 0, 0});
   const simt::Dim3 grid{static_cast<unsigned>(draw(random, 1, 3))}, block{64};
   simt::launch(grid, block, 0, [&] {
-    if constexpr (kLanes > 0) {
-      gather_short_rows<Word, kLanes, Copy<Word>, Id>(table.data(), c.rows, c.stride, c.words,
-                                                      ids.data(), c.n, out.data(), fault.data());
-    } else {
-      gather_long_rows<Word, Copy<Word>, Id>(table.data(), c.rows, c.stride, c.words, ids.data(),
-                                             c.n, out.data(), fault.data());
-    }
+    gather_rows<Word, kLanes, Copy<Word>, Id>(table.data(), c.rows, c.stride, c.words, ids.data(),
+                                              c.n, out.data(), fault.data());
   });
   EXPECT(out.copy() == expected, "%lld rows of %zu bytes by ids of %zu, %d lanes",
          static_cast<long long>(c.n), row_bytes, sizeof(Id), kLanes);
@@ -84,9 +79,9 @@ void check_casts(const std::vector<Stored>& values, const Oracle& oracle, int la
   simt::launch({2}, {64}, 0, [&] {
     char* to = reinterpret_cast<char*>(out.data());
     if (lanes > 0) {
-      gather_short_rows<Word, 2, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
+      gather_rows<Word, 2, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
     } else {
-      gather_long_rows<Word, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
+      gather_rows<Word, 0, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
     }
   });
   for (i64 i = 0; i < rows * per_row; ++i) {

@@ -15,7 +15,7 @@ import pytest
 CSRC = Path(__file__).parents[2] / "csrc"
 SOURCES = sorted(CSRC.glob("tests/cuda/*/*.cu"))
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
-COPIES = re.compile(r"gather_rowsI5uint4Li\d+ENS0_4Copy")
+COPIES = re.compile(r"(gather_rows|move_\w+_slots)I5uint4Li\d+ENS0_4Copy")
 """Mangled names of kernels that copy words of 16 bytes."""
 LOADS_IN_FLIGHT = 4
 

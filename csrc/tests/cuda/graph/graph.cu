@@ -5,15 +5,15 @@
 
 namespace gnnsys::cuda {
 
-#define DOTS(Value, Id, vector, Put)                                                          \
-  template __global__ void dot_edges<Value, Id, vector, Put>(Edges<Id>, Rows<Value>,         \
-                                                             const Value*, Put, u32*);
-#define SUMS(Value, Id, vector)                                                               \
-  template __global__ void sum_neighbors<Value, Id, vector>(Edges<Id>, Rows<Value>, i64,     \
-                                                            Value*, u32*);                   \
+#define DOTS(Value, Id, vector, Put)                                                               \
+  template __global__ void dot_edges<Value, Id, vector, Put>(Edges<Id>, Rows<Value>, const Value*, \
+                                                             Put, u32*);
+#define SUMS(Value, Id, vector)                                                                  \
+  template __global__ void sum_neighbors<Value, Id, vector>(Edges<Id>, Rows<Value>, i64, Value*, \
+                                                            u32*);                               \
   DOTS(Value, Id, vector, WeightDerivative<Value>)
-#define PAIRS(Value, Id, vector)                \
-  DOTS(Value, Id, vector, PairTerms<Value>)     \
+#define PAIRS(Value, Id, vector)            \
+  DOTS(Value, Id, vector, PairTerms<Value>) \
   DOTS(Value, Id, vector, PairFactors<Value>)
 
 SUMS(float, i64, 1)
@@ -30,10 +30,9 @@ PAIRS(float, i32, 4)
 PAIRS(float, i64, 4)
 PAIRS(double, i64, 2)
 
-#define HUBS(Value, Id, vector)                                                             \
-  template __global__ void sum_hubs<Value, Id, vector, 256>(Edges<Id>, Rows<Value>,        \
-                                                            const i64*, const u32*, Value*, \
-                                                            u32*);
+#define HUBS(Value, Id, vector)                                                                 \
+  template __global__ void sum_hubs<Value, Id, vector, 256>(Edges<Id>, Rows<Value>, const i64*, \
+                                                            const u32*, Value*, u32*);
 
 HUBS(float, i64, 1)
 HUBS(float, i64, 4)

@@ -6,16 +6,16 @@
 
 namespace gnnsys::cuda {
 
-#define SCANS(Count)                                               \
-  template __global__ void sum_tiles(const Count*, i64, i64*);     \
+#define SCANS(Count)                                           \
+  template __global__ void sum_tiles(const Count*, i64, i64*); \
   template __global__ void scan_tiles(const Count*, i64, const i64*, i64*);
 
 SCANS(i64)
 SCANS(u8)
 
-#define PICKS(by, size)                                                                    \
-  template __global__ void by<size>(const i64*, const i64*, const u32*, const i64*, i64,  \
-                                    Choice, Stream, i64*);
+#define PICKS(by, size)                                                                          \
+  template __global__ void by<size>(const i64*, const i64*, const u32*, const i64*, i64, Choice, \
+                                    Stream, i64*);
 
 PICKS(pick_by_lanes, 1)
 PICKS(pick_by_lanes, 2)
@@ -28,14 +28,14 @@ PICKS(pick_by_block, 256)
 PICKS(pick_by_block, 1024)
 PICKS(pick_by_block, 2048)
 
-#define IDS(Id)                                                                                  \
-  template __global__ void read_neighbors(const Id*, i64, const i64*, const u32*, const i64*,   \
-                                          i64, Choice, i64, i64*, Id*, i64*, u32*);             \
-  template __global__ void add_nodes(NodeTable, const Id*, i64, i64, u32*, u32*);               \
-  template __global__ void place_new_nodes(NodeTable, const Id*, const u32*, const i64*, i64,   \
-                                           i64, i64*);                                          \
-  template __global__ void add_rows(NodeTable, const Id*, const i32*, i64, u32*);               \
-  template __global__ void remove_rows(NodeTable, const Id*, i64);                              \
+#define IDS(Id)                                                                                    \
+  template __global__ void read_neighbors(const Id*, i64, const i64*, const u32*, const i64*, i64, \
+                                          Choice, i64, i64*, Id*, i64*, u32*);                     \
+  template __global__ void add_nodes(NodeTable, const Id*, i64, i64, u32*, u32*);                  \
+  template __global__ void place_new_nodes(NodeTable, const Id*, const u32*, const i64*, i64, i64, \
+                                           i64*);                                                  \
+  template __global__ void add_rows(NodeTable, const Id*, const i32*, i64, u32*);                  \
+  template __global__ void remove_rows(NodeTable, const Id*, i64);                                 \
   template __global__ void find_slots(NodeTable, const Id*, i64, i32*);
 
 IDS(i32)

@@ -27,6 +27,7 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders.bidirectional import GraphEdges, make_bidirectional
 from gnnsys.loaders.fanouts import fanouts_by_relation
 from gnnsys.loaders.graph_inputs import read_graph
+from gnnsys.loaders.kernel_sampler import KernelSampler
 from gnnsys.loaders.links import (
     as_negative_sampling,
     check_links,
@@ -37,6 +38,8 @@ from gnnsys.loaders.native_sampler import Draws, NativeSampler
 from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
 from gnnsys.loaders.sampler_checks import check_input_type, check_options, choice
 from gnnsys.loaders.topology import CSC
+from gnnsys.system.device import SIMT
+from gnnsys.system.gpu import HostExecutorDevice
 from gnnsys.system.names import naming_keywords
 from gnnsys.system.threads import num_threads
 
@@ -76,6 +79,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             samples the same neighbours in them and a cache sees them again. (Balin et al.:
             "Cooperative Minibatching in Graph Neural Networks", TMLR 2025.) Needs
             batches that are numbered. Negative nodes are drawn anew in each.
+        device: "cpu", or "simt" to sample by the kernels of a GPU, executed on the CPU thread by
+            thread: the same batches, slowly, of homogeneous graphs without times and weights.
 
     The other arguments are those of ``NeighborLoader``.
 
@@ -112,6 +117,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         isa: str = "auto",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
+        device: Literal["cpu", "simt"] = "cpu",
     ) -> None:
         if not directed:
             subgraph_type = SubgraphType.induced
@@ -127,6 +133,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.temporal_strategy = choice("temporal_strategy", temporal_strategy)
         self.sample_direction = choice("sample_direction", sample_direction)
         self.sampling = choice("sampling", sampling)
+        self.device = choice("device", device)
         self.replace = replace
         self.keep_orig_edges = False
         self.seed = seed
@@ -377,6 +384,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         if self._is_backward:
             out.row, out.col = out.col, out.row
         if self.subgraph_type == SubgraphType.bidirectional:
+            assert isinstance(self._native, NativeSampler)
             times = None if seed_time is None else torch.cat(list(seed_time.values()))  # by tree
             edges = GraphEdges(self._typed_graph, self._native, self._is_backward, times)
             out = make_bidirectional(out, edges, self.keep_orig_edges)
@@ -387,12 +395,16 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         return self.sample_direction == "backward"
 
     def _make_native(self) -> None:
-        self._native = NativeSampler(self._typed_graph, self.threads, self.isa)
         graph = self._typed_graph
+        self._native: NativeSampler | KernelSampler
+        if self.device == SIMT:
+            self._native = KernelSampler(graph, HostExecutorDevice())
+        else:
+            self._native = NativeSampler(graph, self.threads, self.isa)
+            self._native.get()  # at once, so that its errors are raised here
         self._negative_nodes = NegativeNodes(
             dict(zip(graph.node_types, graph.node_time, strict=True))
         )
-        self._native.get()  # at once, so that its errors are raised here
 
     def __getstate__(self) -> dict[str, Any]:
         made = ("_native", "_negative_nodes")

@@ -18,6 +18,7 @@ _CHOICES = {
     "temporal_strategy": ("uniform", "last"),
     "sample_direction": ("forward", "backward"),
     "sampling": ("uniform", "labor"),
+    "device": ("cpu", "simt"),
 }
 
 
@@ -39,6 +40,10 @@ def check_options(sampler: NeighborSampler) -> None:
             "subgraph_type: 'disjoint' sampling not supported for neighbor sampling with "
             "`subgraph_type='induced'`: 'induced' excludes disjoint and time_attr, whose trees "
             "share no edges; use 'directional' or 'bidirectional'"
+        )
+    if sampler.device != "cpu" and sampler.subgraph_type != SubgraphType.directional:
+        raise UnsupportedError(
+            f"device: {sampler.device!r} samples directional subgraphs alone; use 'cpu'"
         )
     if sampler.sampling == "labor":
         excluded = {

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -399,6 +400,9 @@ def _optional(module: str, effect: str, install: str = "") -> _Answer:
     if spec is None or spec.origin is None:  # no origin: a mere folder of that name
         return "missing", f"not installed{install and ': pip install '}{install}", effect
     owners = importlib.metadata.packages_distributions().get(module, [])
+    if not owners:  # Python 3.10 knows those alone that list their modules
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return "ok", importlib.metadata.version(module), effect
     return "ok", ", ".join(map(importlib.metadata.version, owners)) or "version unknown", effect
 
 

@@ -111,6 +111,10 @@ class TrainConfig:
     """How mini-batches draw neighbours. labor: LABOR-0, where a node's draw is shared by all that
     could sample it, so that a batch holds fewer nodes. Changes the distribution of batches."""
 
+    sampler: Literal["auto", "cpu", "gpu"] = "auto"
+    """Who draws neighbours; the batches are the same. gpu: the kernels of --device simt, uniformly
+    and at most 2048 of a node; auto: gpu where they can."""
+
     sums: Literal["plain", "scaled"] = "plain"
     """How a gin sums sampled neighbours. plain: those that were drawn; scaled: times degree /
     drawn, an unbiased estimate of the sum over all, which exact evaluation takes."""
@@ -295,6 +299,8 @@ class TrainConfig:
                 "--sums scaled: is for --model gin on uniformly sampled neighbours, without "
                 "--full-batch or another --sampling"
             )
+        if self.sampler == "gpu" and (self.device != "simt" or self.full_batch):
+            raise ArgumentError("--sampler gpu: is for mini-batches on --device simt")
         check_parallel(self)
         if self.data is not None:
             if self.resume is None:

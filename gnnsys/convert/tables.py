@@ -306,6 +306,11 @@ class ParquetTable:
                     for batch in opened.iter_batches(batch_size=rows, columns=stored):
                         yield self._with_keys(batch, values).select(list(columns))
             except (self._pyarrow.ArrowException, OSError) as error:
+                if "Expected all lists to be of size" in str(error):  # of pyarrow before 26
+                    raise FileFormatError(
+                        f"{file}: a row has nothing in a column of lists of fixed size, which "
+                        f"pyarrow {self._pyarrow.__version__} does not read ({error}); fill it in"
+                    ) from error
                 raise FileFormatError(f"{file}: damaged ({error}); fetch it again") from error
 
     def _with_keys(self, batch: Any, values: dict[str, str | None]) -> Any:

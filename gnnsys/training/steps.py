@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from gnnsys.counters import Counters
 from gnnsys.errors import StorageError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.system.budget import AHEAD, process_budget
+from gnnsys.system.device import SIMT
+from gnnsys.system.gpu.kernels import MOST_FANOUT
 from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.system.once import warn_once
 from gnnsys.system.progress import Progress
@@ -241,6 +243,7 @@ class MiniBatch(Steps):
             threads=config.threads,
             sampling=config.sampling,
             dependent_batches=config.dependent_batches,
+            device=_sampler_device(config),
         )
         self._loader = self._make_loader(dataset.train, shuffle=True)
         self.served = Counters()
@@ -351,6 +354,14 @@ class MiniBatch(Steps):
 
     def evaluation(self) -> dict[str, Any]:
         return {} if self._evaluation is None else self._evaluation.facts()
+
+
+def _sampler_device(config: TrainConfig) -> Literal["cpu", "simt"]:
+    """That draws the neighbours of mini-batches."""
+    can = config.sampling == "uniform" and max(config.fanouts or (0,)) <= MOST_FANOUT
+    if config.sampler == "gpu" or (config.sampler == "auto" and config.device == SIMT and can):
+        return "simt"
+    return "cpu"
 
 
 class _Timed(Iterator[Any]):

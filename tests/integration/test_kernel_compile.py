@@ -7,7 +7,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 COPIES = re.compile(r"(gather_rows|move_\w+_slots)I5uint4Li\d+ENS0_4Copy")
 """Mangled names of kernels that copy words of 16 bytes."""
 LOADS_IN_FLIGHT = 4
+
+Once = Callable[[str, Callable[[Path], None]], Path]
 
 
 def tool(name: str) -> Path:
@@ -64,21 +66,28 @@ class Nvrtc:
 
 
 @pytest.fixture(scope="module")
-def cubins(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+def cubins(once: Once) -> dict[tuple[str, str], Path]:
     """A file for each source and architecture, and beside it the log."""
-    nvrtc, folder, found = Nvrtc(), tmp_path_factory.mktemp("cubins"), {}
-    for source in SOURCES:
-        for architecture in ARCHITECTURES:
-            cubin, log = nvrtc.compile(
-                source.read_text(),
-                source.name,
-                [f"-arch={architecture}", "-std=c++20", f"-I{CSRC}", "-default-device"],
-            )
-            path = folder / f"{source.stem}-{architecture}.cubin"
-            path.write_bytes(cubin)
-            path.with_suffix(".log").write_text(log)
-            found[source.stem, architecture] = path
-    return found
+
+    def make(folder: Path) -> None:
+        nvrtc = Nvrtc()
+        for source in SOURCES:
+            for architecture in ARCHITECTURES:
+                cubin, log = nvrtc.compile(
+                    source.read_text(),
+                    source.name,
+                    [f"-arch={architecture}", "-std=c++20", f"-I{CSRC}", "-default-device"],
+                )
+                path = folder / f"{source.stem}-{architecture}.cubin"
+                path.write_bytes(cubin)
+                path.with_suffix(".log").write_text(log)
+
+    folder = once("cubins", make)
+    return {
+        (source.stem, architecture): folder / f"{source.stem}-{architecture}.cubin"
+        for source in SOURCES
+        for architecture in ARCHITECTURES
+    }
 
 
 def kernels_of(cubin: Path) -> Iterator[tuple[str, list[str]]]:

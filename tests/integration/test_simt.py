@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ CSRC = Path(__file__).parents[2] / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of cmake, ninja
 FLAGS = {
-    "plain": ["-O1"],
-    "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "tsan": ["-O1", "-fsanitize=thread"],
+    "plain": [],
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "tsan": ["-fsanitize=thread"],
 }
 MUTANTS = read_toml(CSRC / "tests/cuda/mutants.toml", "mutants", "")["mutant"]
+
+Once = Callable[[str, Callable[[Path], None]], Path]
 
 pytestmark = pytest.mark.skipif(
     shutil.which(COMPILER) is None, reason="needs a C++ compiler, as an install from sources does"
@@ -28,12 +31,12 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("simt")
-    jobs = str(len(os.sched_getaffinity(0)))
-    run(["cmake", "-G", "Ninja", "-S", CSRC / "tests/simt", "-B", folder])
-    run(["cmake", "--build", folder, "-j", jobs])
-    return folder
+def build(once: Once) -> Path:
+    def make(folder: Path) -> None:
+        run(["cmake", "-G", "Ninja", "-S", CSRC / "tests/simt", "-B", folder])
+        run(["cmake", "--build", folder, "-j", str(len(os.sched_getaffinity(0)))])
+
+    return once("simt", make)
 
 
 def run(command: list[str | Path]) -> None:

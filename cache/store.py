@@ -17,8 +17,9 @@ from torch.utils.data import get_worker_info
 
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
 from gnnsys.cache.engine import Engine
-from gnnsys.cache.executor import CpuExecutor
+from gnnsys.cache.executor import CpuExecutor, Executor
 from gnnsys.cache.importance import rank_normalised
+from gnnsys.cache.kernel_executor import KernelExecutor
 from gnnsys.cache.plan import POLICIES, Policy
 from gnnsys.cache.planner import Planner
 from gnnsys.cache.resident import ResidentRows
@@ -32,6 +33,8 @@ from gnnsys.memory.ids import check_ids
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.memory.store import AnnouncedStore, Store, check_out
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
+from gnnsys.system.device import SIMT
+from gnnsys.system.gpu import HostExecutorDevice
 from gnnsys.system.sizes import size_text
 from gnnsys.system.threads import num_threads
 
@@ -77,6 +80,7 @@ class CachedStore(AnnouncedStore):
         prefetch: batches whose reads are started ahead.
         trace: a file for the ids of each batch that is gathered (``gnnsys.cache.trace``).
         threads: that move rows; 0 for all cores this process may use.
+        device: "cpu", or "simt" for rows that the kernels of a GPU move, executed on the CPU.
 
     Raises:
         ArgumentError, DTypeError: options that cannot be used, or a writable source.
@@ -113,6 +117,7 @@ class CachedStore(AnnouncedStore):
         prefetch: int = 2,
         trace: str | os.PathLike[str] | None = None,
         threads: int = 0,
+        device: Literal["cpu", "simt"] = "cpu",
     ) -> None:
         _check(source, policy, window, prefetch, threads)
         self.source = source
@@ -134,6 +139,7 @@ class CachedStore(AnnouncedStore):
             "prefill": prefill,
             "prefetch": prefetch,
             "threads": threads,
+            "device": device,
         }
         self._of_arena = isinstance(cache, (CacheArena, ArenaShare))
         self._capacity = self._reserve(cache)
@@ -290,6 +296,7 @@ def _make_engine(
     prefill: bool,
     prefetch: int,
     threads: int,
+    device: str,
     victim_buffer: int,
     **planning: Any,
 ) -> Engine | ResidentRows:
@@ -310,7 +317,11 @@ def _make_engine(
             ) from error
 
     budget = process_budget()
-    executor = CpuExecutor(capacity, cells, source.row_bytes, threads)
+    executor: Executor
+    if device == SIMT:
+        executor = KernelExecutor(capacity, cells, source.row_bytes, HostExecutorDevice())
+    else:
+        executor = CpuExecutor(capacity, cells, source.row_bytes, threads)
     budget.hold(CACHE_ROWS, (capacity + cells) * source.row_bytes, executor)
     return Engine(
         source,

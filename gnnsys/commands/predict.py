@@ -117,7 +117,7 @@ def predict(
         if out.suffix in TABLES:
             require_pyarrow(f"--out {out.name}")
         check_eval_store(config.eval_store)
-        plan_run(trained)
+        plan_run(trained, trains=False)
         dataset = load_run_dataset(trained, device="cpu")
         with closing(dataset):
             return _predict(config, trained, dataset, out, progress)

@@ -22,6 +22,7 @@ from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
+from gnnsys.system.device import SIMT
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["Dataset", "open_dataset"]
@@ -155,7 +156,9 @@ class Dataset(DatasetTables):
             for name, attribute in (("labels", "y"), ("time", "time")):
                 if self.has(name, node_type):
                     table = self._shard_path(self._find(name, node_type))
-                    features.put_file(table, group, attribute, device=device)
+                    # Kernels gather features alone.
+                    near = "cpu" if device == SIMT else device
+                    features.put_file(table, group, attribute, device=near)
         for edge_type in self.edge_types:
             kind = edge_type if self.heterogeneous else None
             graphs.put_csc(kind, self.graph(edge_type), self.num_nodes(edge_type[0]))

@@ -50,7 +50,7 @@ class MappedStore(Store):
         if rows is None:
             raise ArgumentError(
                 f"device: kernels read rows in memory, and those of {source.path or 'source'} are "
-                "in a file; load it, or use device='cpu'"
+                "in a file; give it a cache, load it, or use device='cpu'"
             )
         if rows.numel() > 0 and not rows[0].is_contiguous():
             raise ArgumentError("source: the elements of its rows are not dense; use .contiguous()")

@@ -80,8 +80,9 @@ class _Batch:
         return 8 * (sum(self.nodes) + 3 * self.edges)
 
 
-def plan_run(run: Run) -> Evaluation | None:
-    """``plan_memory`` for a run of ``gnnsys train``; of others than on a folder nothing is known.
+def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
+    """``plan_memory`` for a run of ``gnnsys train``, or for predictions by it; of others than on a
+    folder nothing is known.
 
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
     """
@@ -94,7 +95,7 @@ def plan_run(run: Run) -> Evaluation | None:
         return None
     if not dataset.has("features") or not dataset.has("train"):
         return None
-    return plan_memory(run.config, dataset, run.features)
+    return plan_memory(run.config, dataset, run.features, trains=trains)
 
 
 def _reserve_libraries() -> None:
@@ -119,7 +120,7 @@ def memory_facts() -> dict[str, Any]:
 
 
 def plan_memory(
-    config: TrainConfig, dataset: Dataset, options: FeatureOptions
+    config: TrainConfig, dataset: Dataset, options: FeatureOptions, *, trains: bool = True
 ) -> Evaluation | None:
     """Reserves what a run takes beside its features, in the budget of this process.
 
@@ -129,6 +130,7 @@ def plan_memory(
         config: filled in; of mini-batches.
         dataset: homogeneous, with features and a task.
         options: of its features.
+        trains: whether it is trained on, or only evaluated.
 
     Raises:
         TooLargeError: what is known before a batch was sampled does not fit.
@@ -145,8 +147,9 @@ def plan_memory(
     labels = tables["labels"].data_bytes if "labels" in tables else 0
     budget.reserve("labels", labels)
     budget.reserve("ids of the splits", 8 * splits)
-    budget.reserve("order of the seeds", 20 * len(seeds))
     exact = config.eval != "sampled"
+    if trains:
+        budget.reserve("order of the seeds", 20 * len(seeds))
     budget.reserve("sampler maps", 4 * nodes * (2 if exact else 1))
     budget.check(_TOO_SMALL)
     graph = dataset.graph()
@@ -158,12 +161,14 @@ def plan_memory(
         gathered = _epoch_bytes(config, batch, columns, len(seeds))
         evaluation = plan_evaluation(config, graph, *parts, columns, gathered)
         budget.reserve(SCOPE, sum(ids.nbytes for ids in evaluation.scope.layers or ()))
-    under_way = _AT_A_TIME * (4 * sum(batch.nodes) * columns + batch.sampled_bytes)
-    budget.reserve(BATCHES, under_way)
-    step = _step_bytes(config, batch, columns)
-    budget.reserve("training steps", step)
-    ahead = plans = 0
-    if config.cache != "none":
+    under_way = step = ahead = plans = 0
+    batches = trains or not exact
+    if batches:
+        under_way = _AT_A_TIME * (4 * sum(batch.nodes) * columns + batch.sampled_bytes)
+        budget.reserve(BATCHES, under_way)
+        step = _step_bytes(config, batch, columns)
+        budget.reserve("training steps" if trains else "what layers compute", step)
+    if batches and config.cache != "none":
         left = budget.left()
         most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
         ahead = min(most, 67 * batch.sampled_bytes)

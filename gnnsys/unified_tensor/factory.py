@@ -109,6 +109,7 @@ def unified(
                 prefill=prefill,
                 trace=trace,
                 threads=threads,
+                device="simt" if device == SIMT else "cpu",
             )
             store = store if dtype is None else store.with_dtype(dtype)
         elif trace is not None or scores is not None or victim_buffer:
@@ -120,6 +121,8 @@ def unified(
     else:
         # Which refuses whatever else it is.
         store = HostStore(source, dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    if device == SIMT and cache is not None:  # whose kernels deliver rows
+        return UnifiedTensor(store, compute_device("cpu"))
     if device == SIMT:
         return UnifiedTensor(MappedStore(store, HostExecutorDevice()), compute_device("cpu"))
     return UnifiedTensor(store, compute_device(device))

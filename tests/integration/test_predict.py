@@ -21,6 +21,7 @@ from gnnsys.commands.predict import predict as predict_nodes
 from gnnsys.config.predict import PredictConfig
 from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
+from gnnsys.system.budget import process_budget
 from gnnsys.training.loop import TrainResult, run_training
 
 
@@ -128,6 +129,19 @@ def test_sampled_predictions_are_those_of_evaluation_on_samples(
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_no_memory_is_planned_for_training(run: Any, tmp_path: Path, sampled: bool) -> None:
+    names: set[str] = set()
+
+    def look(what: str, done: int, total: int) -> None:
+        names.update(each.name for each in process_budget().table() if each.planned)
+
+    predict_nodes(PredictConfig(run=str(run[0]), out=str(tmp_path / "p"), sampled=sampled), look)
+    assert names >= {"libraries", "labels"}
+    assert not names & {"training steps", "order of the seeds"}
+    assert ("batches under way" in names) == sampled
+
+
 def test_a_table_has_ids_classes_and_probabilities(
     ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import pickle
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -428,10 +429,13 @@ INDICES: dict[str, Any] = {
 
 
 def outcome(action: Callable[[], Any]) -> Any:
-    try:
-        return action()
-    except Exception as error:
-        return error
+    with warnings.catch_warnings():
+        # numpy before 2.3 takes np.bool for a number, and says that it will not.
+        warnings.filterwarnings("ignore", "In future, it will be an error for 'np.bool'")
+        try:
+            return action()
+        except Exception as error:
+            return error
 
 
 def check_agrees(source: Source, name: str, index: Any) -> None:

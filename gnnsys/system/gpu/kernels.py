@@ -18,6 +18,9 @@ from gnnsys.system.gpu.device import Argument, Device, Launch
 
 __all__ = [
     "MOST_FANOUT",
+    "THREADS",
+    "WARP",
+    "WORDS",
     "Choice",
     "Faults",
     "NodeTable",
@@ -28,13 +31,14 @@ __all__ = [
     "gather_rows",
 ]
 
-_THREADS = 256
+THREADS = 256
+"""Of a block."""
 _FLIGHT = 4  # rows of a lane that are under way
-_WARP = 32
+WARP = 32
 _SCAN_TILE = 1024
 MOST_FANOUT = 2048
 """Of neighbours that kernels draw; -1, which takes all, apart."""
-_WORDS = {1: "u8", 2: "u16", 4: "u32", 8: "uint2", 16: "uint4"}
+WORDS = {1: "u8", 2: "u16", 4: "u32", 8: "uint2", 16: "uint4"}
 _IDS = {torch.int64: "i64", torch.int32: "i32"}
 _ELEMENTS = {
     torch.float64: "double",
@@ -55,6 +59,11 @@ _FAULTS: dict[int, tuple[type[Exception], str]] = {
     2: (ArgumentError, "indptr: does not ascend within the edges at node {}"),
     3: (ArgumentError, "indices: {} is no node of the graph"),
     4: (RuntimeError, "a hash table is full, at id {}"),
+    6: (ArgumentError, "plan: position {} is outside the batch, or given twice"),
+    7: (ArgumentError, "plan: {} positions, not those of the batch"),
+    8: (ArgumentError, "plan: no slot {}"),
+    9: (ArgumentError, "plan: no cell {}"),
+    10: (ArgumentError, "plan: no staging row {}"),
 }
 """By the numbers of ``Fault`` in ``device.cuh``."""
 
@@ -154,17 +163,17 @@ def gather_rows(
         return
     width, put = _choose_word(rows, out)
     words, id_type = rows.row_bytes // width, _IDS[ids.dtype]
-    if words <= _WARP:
+    if words <= WARP:
         lanes = 1 << (words - 1).bit_length()
-        at_a_time = _THREADS // lanes * _FLIGHT
+        at_a_time = THREADS // lanes * _FLIGHT
     else:
-        lanes, at_a_time = 0, _THREADS // _WARP
+        lanes, at_a_time = 0, THREADS // WARP
     blocks = min(most_blocks, -(-len(ids) // at_a_time))
     device.launch(
         device.kernel(
-            "cuda/rows/gather_rows.cuh", f"gather_rows<{_WORDS[width]}, {lanes}, {put}, {id_type}>"
+            "cuda/rows/gather_rows.cuh", f"gather_rows<{WORDS[width]}, {lanes}, {put}, {id_type}>"
         ),
-        Launch(blocks, _THREADS),
+        Launch(blocks, THREADS),
         [
             ctypes.c_void_p(rows.address),
             *(ctypes.c_int64(number) for number in (rows.count, rows.stride, words)),
@@ -242,9 +251,9 @@ class Sampling:
     ) -> None:  # fmt: skip
         """Draws the ``position`` (edges,) int64 of targets that do not take all their edges."""
         size = 1 << max(0, choice.fanout - 1).bit_length()
-        one_block = size > _WARP
+        one_block = size > WARP
         name = f"pick_by_block<{max(64, size)}>" if one_block else f"pick_by_lanes<{size}>"
-        items = len(targets) * (_THREADS if one_block else size)
+        items = len(targets) * (THREADS if one_block else size)
         self._launch(
             "sample_neighbors", name, items, targets, first, degree, offsets, len(targets), choice,
             stream, position,
@@ -302,8 +311,8 @@ class Sampling:
         if items == 0:
             return
         kernel = self._device.kernel(f"cuda/sampler/{header}.cuh", instance)
-        blocks = 1 if instance == "scan_sums" else min(self._most_blocks, -(-items // _THREADS))
-        self._device.launch(kernel, Launch(blocks, _THREADS), [*map(_packed, arguments)])
+        blocks = 1 if instance == "scan_sums" else min(self._most_blocks, -(-items // THREADS))
+        self._device.launch(kernel, Launch(blocks, THREADS), [*map(_packed, arguments)])
 
 
 class NodeTable:
@@ -347,13 +356,13 @@ def _choose_word(rows: Rows, out: Tensor) -> tuple[int, str]:
     stored, delivered = rows.dtype, out.dtype
     if stored == delivered:
         width = math.gcd(width, out.data_ptr())
-        return width, f"Copy<{_WORDS[width]}>"
+        return width, f"Copy<{WORDS[width]}>"
     if not can_cast(stored, delivered):
         raise DTypeError(f"out: rows of {stored} are not cast to {delivered} on a device")
     # The elements of a word are stored by at most 16 bytes at a time.
     while out.data_ptr() % min(16, width // stored.itemsize * delivered.itemsize):
         width //= 2
-    word, kinds = _WORDS[width], (_ELEMENTS[stored], _ELEMENTS[delivered])
+    word, kinds = WORDS[width], (_ELEMENTS[stored], _ELEMENTS[delivered])
     return width, f"Decode<{word}, {kinds[0]}, {kinds[1]}>"
 
 

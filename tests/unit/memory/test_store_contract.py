@@ -73,6 +73,10 @@ def kinds() -> dict[str, Make]:
         made["host, by kernels"] = lambda path: MappedStore(
             HostStore(VALUES.copy(), writable=True), HostExecutorDevice()
         )
+        for cache in (4, ROWS):
+            made[f"pread, cache of {cache} by kernels"] = lambda path, c=cache: CachedStore(
+                FileStore(saved(path), storage="pread"), cache=c, device="simt"
+            )
     return made
 
 

@@ -128,7 +128,6 @@ def test_sampled_predictions_are_those_of_evaluation_on_samples(
     assert found["metrics"]["val"] == pytest.approx(result.best_val)
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_no_memory_is_planned_for_training(run: Any, tmp_path: Path, sampled: bool) -> None:
     names: set[str] = set()
@@ -142,6 +141,7 @@ def test_no_memory_is_planned_for_training(run: Any, tmp_path: Path, sampled: bo
     assert ("batches under way" in names) == sampled
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table_has_ids_classes_and_probabilities(
     ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

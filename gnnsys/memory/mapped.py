@@ -56,7 +56,7 @@ class MappedStore(Store):
             raise ArgumentError("source: the elements of its rows are not dense; use .contiguous()")
         self.shape, self.encoding, self.counters = source.shape, source.encoding, source.counters
         self.path = source.path
-        self._source, self._gpu, self._faults = source, device, Faults()
+        self._source, self._gpu = source, device
         self._check_cast()
 
     def _check_cast(self) -> None:
@@ -82,8 +82,9 @@ class MappedStore(Store):
         if target.numel() > 0:
             table = Rows.of(rows.flatten(1) if rows.dim() > 1 else rows.view(-1, 1))
             flat = target.view(len(wanted), table.columns)
-            gather_rows(self._gpu, table, wanted, flat, self._faults, most_blocks=_BLOCKS)
-            self._faults.raise_found()
+            faults = Faults()  # of this thread alone
+            gather_rows(self._gpu, table, wanted, flat, faults, most_blocks=_BLOCKS)
+            faults.raise_found()
         self.counters.add(self.tier, len(wanted), len(wanted) * self.row_bytes)
         return target if out is None or out is target else out.copy_(target)
 

@@ -52,8 +52,6 @@ _ELEMENTS = {
 }
 _CASTS = {torch.float32, torch.float64}
 _NARROWED = {(torch.float32, torch.float16), (torch.float32, torch.bfloat16)}
-
-
 _FAULTS: dict[int, tuple[type[Exception], str]] = {
     1: (RowIndexError, "ids: {} is no row of the table"),
     2: (ArgumentError, "indptr: does not ascend within the edges at node {}"),

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.system.gpu.device import Device, Launch
+from gnnsys.system.gpu.device import Argument, Device, Launch
 from gnnsys.system.gpu.kernels import THREADS, WARP, WORDS, Faults
 
 __all__ = ["LISTS", "PlanLaunches"]
@@ -105,7 +105,7 @@ class PlanLaunches:
         word = WORDS[width]
         items = max(1, rows, sum(map(len, lists))) * (lanes or WARP)
         launch = Launch(min(self._most_blocks, -(-items // THREADS)), THREADS)
-        arguments = [
+        arguments: list[Argument] = [
             plan, memory, ctypes.c_void_p(places[2]), ctypes.c_void_p(self._marks.data_ptr()),
             ctypes.c_void_p(self._faults.address),
         ]  # fmt: skip

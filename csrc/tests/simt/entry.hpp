@@ -43,7 +43,7 @@ const char* enter(void (*kernel)(P...), const unsigned* shape, std::size_t dynam
   }
 
 // order: that of simt::Order, as a number.
-#define SIMT_SCHEDULE                                                                             \
-  extern "C" void simt_schedule(int order, std::uint64_t seed, unsigned resident_blocks) {        \
-    simt::set_schedule({static_cast<simt::Order>(order), seed, resident_blocks});                 \
+#define SIMT_SCHEDULE                                                                      \
+  extern "C" void simt_schedule(int order, std::uint64_t seed, unsigned resident_blocks) { \
+    simt::set_schedule({static_cast<simt::Order>(order), seed, resident_blocks});          \
   }

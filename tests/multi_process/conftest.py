@@ -8,6 +8,7 @@ import runpy
 import socket
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from textwrap import dedent
 
@@ -83,6 +84,15 @@ class Ranks:
     def outputs(self) -> list[tuple[int, str, str]]:
         """Status, output and errors of each, when all have ended."""
         return [process.outcome() for process in self.processes]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> None:
+    """Started in a folder without sources, which it would import in place of what is installed."""
+    folder = Path.cwd()
+    os.chdir("/")
+    ensure_running()
+    os.chdir(folder)
 
 
 @pytest.fixture

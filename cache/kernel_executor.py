@@ -10,11 +10,11 @@ from gnnsys.cache.executor import CpuExecutor
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.memory.reads import StagedRows
 from gnnsys.system.gpu import Device
+from gnnsys.system.gpu.kernels import MOST_BLOCKS
 from gnnsys.system.gpu.plan_kernels import LISTS, PlanLaunches
 
 __all__ = ["KernelExecutor"]
 
-_BLOCKS = 64
 _NO_OFFSETS = np.empty(0, np.int64)
 _EMPTY = np.empty((0, 3), np.int32)
 
@@ -29,7 +29,7 @@ class KernelExecutor(CpuExecutor):
 
     def __init__(self, capacity: int, cells: int, row_bytes: int, device: Device) -> None:
         super().__init__(capacity, cells, row_bytes)
-        self._launches = PlanLaunches(device, self._slots, self._cells, _BLOCKS)
+        self._launches = PlanLaunches(device, self._slots, self._cells, MOST_BLOCKS)
 
     def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
         """See ``Executor.execute``."""

@@ -11,11 +11,17 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders.native_sampler import Draws, as_seed_ids
 from gnnsys.loaders.typed_graph import TypedGraph
 from gnnsys.system.gpu import Device
-from gnnsys.system.gpu.kernels import MOST_FANOUT, Choice, Faults, NodeTable, Sampling, Stream
+from gnnsys.system.gpu.kernels import (
+    MOST_BLOCKS,
+    MOST_FANOUT,
+    Choice,
+    Faults,
+    NodeTable,
+    Sampling,
+    Stream,
+)
 
 __all__ = ["KernelSampler"]
-
-_BLOCKS = 64
 
 
 class KernelSampler:
@@ -73,7 +79,9 @@ class KernelSampler:
 
     def _sample(self, seeds: Tensor, fanouts: list[int], draws: Draws) -> HeteroSamplerOutput:
         faults = Faults()
-        launches = Sampling(self._device, self._graph.indptr, self._graph.indices, faults, _BLOCKS)
+        launches = Sampling(
+            self._device, self._graph.indptr, self._graph.indices, faults, MOST_BLOCKS
+        )
         node, begin, table = seeds, 0, NodeTable(len(seeds), seeds.device)
         launches.add_nodes(table, node, 0)
         rows, cols, positions = [seeds[:0]], [seeds[:0]], [seeds[:0]]

@@ -12,13 +12,9 @@ from gnnsys.memory.ids import check_ids
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.memory.store import Store, check_out
 from gnnsys.system.gpu import Device
-from gnnsys.system.gpu.kernels import Faults, Rows, can_cast, gather_rows
+from gnnsys.system.gpu.kernels import MOST_BLOCKS, Faults, Rows, can_cast, gather_rows
 
 __all__ = ["MappedStore"]
-
-_BLOCKS = 64
-"""Of 256 threads, 8 to a multiprocessor: 5 to 12 of those saturate a PCIe link (Min et al., 2021),
-and the rest is for training."""
 
 
 class MappedStore(Store):
@@ -57,9 +53,6 @@ class MappedStore(Store):
         self.shape, self.encoding, self.counters = source.shape, source.encoding, source.counters
         self.path = source.path
         self._source, self._gpu = source, device
-        self._check_cast()
-
-    def _check_cast(self) -> None:
         stored, delivered = self.encoding.stored, self.encoding.delivered
         if stored != delivered and not can_cast(stored, delivered):
             raise DTypeError(f"dtype: rows of {stored} are not cast to {delivered} on a device")
@@ -83,7 +76,7 @@ class MappedStore(Store):
             table = Rows.of(rows.flatten(1) if rows.dim() > 1 else rows.view(-1, 1))
             flat = target.view(len(wanted), table.columns)
             faults = Faults()  # of this thread alone
-            gather_rows(self._gpu, table, wanted, flat, faults, most_blocks=_BLOCKS)
+            gather_rows(self._gpu, table, wanted, flat, faults, most_blocks=MOST_BLOCKS)
             faults.raise_found()
         self.counters.add(self.tier, len(wanted), len(wanted) * self.row_bytes)
         return target if out is None or out is target else out.copy_(target)
@@ -102,9 +95,7 @@ class MappedStore(Store):
 
     def with_dtype(self, dtype: torch.dtype) -> MappedStore:
         """See ``Store.with_dtype``."""
-        other = MappedStore(self._source.with_dtype(dtype), self._gpu)
-        other.counters = self.counters
-        return other
+        return MappedStore(self._source.with_dtype(dtype), self._gpu)
 
     def close(self) -> None:
         """See ``Store.close``."""

@@ -52,23 +52,30 @@ __global__ void add_nodes(NodeTable table, const Id* __restrict__ ids, i64 n, i6
   }
 }
 
+// Of a thread's items from `begin` on, a block apart: what their entries say, ~0 where there is
+// none.
+__device__ __forceinline__ void load_places(const NodeTable& table, const u32* entry, i64 n,
+                                            i64 begin, u64 (&place)[kFlight]) {
+  u32 at[kFlight];
+#pragma unroll
+  for (int k = 0; k < kFlight; ++k) {
+    const i64 i = begin + k * static_cast<i64>(blockDim.x);
+    at[k] = i < n ? entry[i] : kNoEntry;
+  }
+#pragma unroll
+  for (int k = 0; k < kFlight; ++k) {
+    place[k] = at[k] != kNoEntry ? table.entries[at[k]].value : ~0ull;
+  }
+}
+
 // Which ids are the first of a node that has been new since first_place: is_new is 1 for them, 0
 // for all others. Reads 4 bytes and 8 at random, and writes 1, an id.
 __global__ void mark_new(NodeTable table, const u32* __restrict__ entry, i64 n, i64 first_place,
                          u8* __restrict__ is_new) {
   const i64 tile = static_cast<i64>(blockDim.x) * kFlight;
   for (i64 begin = blockIdx.x * tile + threadIdx.x; begin < n; begin += gridDim.x * tile) {
-    u32 at[kFlight];
     u64 place[kFlight];
-#pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
-      const i64 i = begin + k * static_cast<i64>(blockDim.x);
-      at[k] = i < n ? entry[i] : kNoEntry;
-    }
-#pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
-      place[k] = at[k] != kNoEntry ? table.entries[at[k]].value : ~0ull;
-    }
+    load_places(table, entry, n, begin, place);
 #pragma unroll
     for (int k = 0; k < kFlight; ++k) {
       const i64 i = begin + k * static_cast<i64>(blockDim.x);
@@ -98,17 +105,8 @@ __global__ void read_places(NodeTable table, const u32* __restrict__ entry, i64 
                             i64* __restrict__ row) {
   const i64 tile = static_cast<i64>(blockDim.x) * kFlight;
   for (i64 begin = blockIdx.x * tile + threadIdx.x; begin < n; begin += gridDim.x * tile) {
-    u32 at[kFlight];
     u64 place[kFlight];
-#pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
-      const i64 i = begin + k * static_cast<i64>(blockDim.x);
-      at[k] = i < n ? entry[i] : kNoEntry;
-    }
-#pragma unroll
-    for (int k = 0; k < kFlight; ++k) {
-      place[k] = at[k] != kNoEntry ? table.entries[at[k]].value : ~0ull;
-    }
+    load_places(table, entry, n, begin, place);
 #pragma unroll
     for (int k = 0; k < kFlight; ++k) {
       const i64 i = begin + k * static_cast<i64>(blockDim.x);

@@ -102,7 +102,6 @@ def _compile(compiler: str, header: str, instance: str) -> _Kernel:
 
 def _made(compiler: str, suffix: str, arguments: list[str | Path], source: str, what: str) -> Path:
     """What the compiler makes of files and, if there is one, of a source."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
 
     def make(path: Path) -> None:
         done = subprocess.run(
@@ -113,5 +112,10 @@ def _made(compiler: str, suffix: str, arguments: list[str | Path], source: str, 
         if done.returncode != 0:
             raise BuildError(f"{what}: {compiler} cannot compile it:\n{done.stderr}")
 
-    name = source_hash([compiler, version, *_FLAGS, suffix, source])
+    name = source_hash([compiler, _version_of(compiler), *_FLAGS, suffix, source])
     return compiled(name + suffix, make)
+
+
+@cache
+def _version_of(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout

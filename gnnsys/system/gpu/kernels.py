@@ -17,6 +17,7 @@ from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.system.gpu.device import Argument, Device, Launch
 
 __all__ = [
+    "MOST_BLOCKS",
     "MOST_FANOUT",
     "THREADS",
     "WARP",
@@ -34,6 +35,9 @@ __all__ = [
 THREADS = 256
 """Of a block."""
 _FLIGHT = 4  # rows of a lane that are under way
+MOST_BLOCKS = 64
+"""Of a launch, 8 to a multiprocessor: 5 to 12 of those saturate a PCIe link (Min et al., 2021), and
+the rest is for training."""
 WARP = 32
 _SCAN_TILE = 1024
 MOST_FANOUT = 2048

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -67,7 +68,7 @@ class Nvrtc:
 
 @pytest.fixture(scope="module")
 def cubins(once: Once) -> dict[tuple[str, str], Path]:
-    """A file for each source and architecture, and beside it the log."""
+    """A file for each source and architecture, and beside it the log and the instructions."""
 
     def make(folder: Path) -> None:
         nvrtc = Nvrtc()
@@ -81,6 +82,10 @@ def cubins(once: Once) -> dict[tuple[str, str], Path]:
                 path = folder / f"{source.stem}-{architecture}.cubin"
                 path.write_bytes(cubin)
                 path.with_suffix(".log").write_text(log)
+                done = subprocess.run(
+                    [tool("nvdisasm"), "-c", path], capture_output=True, timeout=120, check=True
+                )
+                path.with_suffix(".sass").write_bytes(done.stdout)
 
     folder = once("cubins", make)
     return {
@@ -92,10 +97,8 @@ def cubins(once: Once) -> dict[tuple[str, str], Path]:
 
 def kernels_of(cubin: Path) -> Iterator[tuple[str, list[str]]]:
     """Names and instructions."""
-    done = subprocess.run(
-        [tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, timeout=120, check=True
-    )
-    for part in re.split(r"^\.text\.", done.stdout, flags=re.MULTILINE)[1:]:
+    sass = cubin.with_suffix(".sass").read_text()
+    for part in re.split(r"^\.text\.", sass, flags=re.MULTILINE)[1:]:
         name, _, body = part.partition(":")
         yield name, re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?(.*?)\s*;", body, re.MULTILINE)
 
@@ -112,13 +115,13 @@ def test_kernels_keep_everything_in_registers(
         check=True,
     )  # fmt: skip
     usage = re.findall(r"Function (\w+):\s*\n\s*(.*)", done.stdout)
-    names = {name for name, _ in usage}
-    assert names
-    assert names == {name for name, _ in kernels_of(cubin)}
+    kernels = dict(kernels_of(cubin))
+    assert kernels
+    assert kernels.keys() == {name for name, _ in usage}
     for name, used in usage:
         numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", used)}
         assert (numbers["STACK"], numbers["LOCAL"]) == (0, 0), name
-    for name, instructions in kernels_of(cubin):
+    for name, instructions in kernels.items():
         local = [line for line in instructions if line.startswith(("LDL", "STL"))]
         assert not local, name
 
@@ -157,3 +160,13 @@ def test_nvcc_takes_the_same_sources(source: Path, tmp_path: Path) -> None:
     spilt = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
     assert spilt
     assert set(spilt) == {("0", "0")}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_nvcc_makes_programs_of_checks(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [CSRC.parent / "scripts/build_drivers", tmp_path, "philox"],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"ARCH": "sm_90"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["philox"]

@@ -4,7 +4,6 @@
 // what they are written in. Only what csrc/cuda needs is here; memory order is CUDA's: atomics
 // order nothing but themselves, collectives order nothing but __syncwarp.
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -158,6 +157,10 @@ T atomicMax(T* place, std::type_identity_t<T> value) {
   }
   return old;
 }
+
+// The C library's; <cmath> takes longer to compile than most kernels.
+extern "C" float expf(float x) noexcept;
+extern "C" double exp(double x) noexcept;
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }

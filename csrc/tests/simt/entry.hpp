@@ -1,11 +1,9 @@
 #pragma once
 
-// Kernels as functions that a program without C++ can call: SIMT_ENTRY(name, kernel) defines one.
+// A kernel as a function that a program without C++ can call: SIMT_ENTRY(kernel) defines it.
 
 #include <cstddef>
 #include <cstdint>
-#include <exception>
-#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -18,29 +16,28 @@ void call(void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
   kernel(*static_cast<std::remove_cv_t<P>*>(arguments[I])...);
 }
 
-// What is told stays until the thread's next call.
+inline thread_local const char* told = nullptr;
+
 template <class... P>
-const char* enter(void (*kernel)(P...), const unsigned* shape, std::size_t dynamic_shared,
-                  void** arguments) noexcept {
-  thread_local std::string told;
-  try {
-    launch({shape[0], shape[1], shape[2]}, {shape[3], shape[4], shape[5]}, dynamic_shared,
-           [&] { call(kernel, arguments, std::index_sequence_for<P...>()); });
-    return nullptr;
-  } catch (const std::exception& error) {
-    told = error.what();
-    return told.c_str();
-  }
+int enter(void (*kernel)(P...), Dim3 grid, Dim3 block, unsigned dynamic_shared,
+          void** arguments) noexcept {
+  const auto thread = [&] { call(kernel, arguments, std::index_sequence_for<P...>()); };
+  told = try_run(grid, block, dynamic_shared, body_of(thread));
+  return told == nullptr ? 0 : 1;
 }
 
 }  // namespace simt
 
-// shape: blocks in x, y, z and threads of a block in x, y, z. arguments: where each lies. Returns
-// what went wrong, or null.
-#define SIMT_ENTRY(name, ...)                                                                \
-  extern "C" const char* name(const unsigned* shape, std::size_t shared, void** arguments) { \
-    return simt::enter(&__VA_ARGS__, shape, shared, arguments);                              \
-  }
+// A function that is called as cuLaunchKernel of CUDA's driver is, but runs this kernel whatever
+// the function; and what went wrong in the last launch of the thread, or null.
+#define SIMT_ENTRY(...)                                                                     \
+  extern "C" int simt_launch(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z,      \
+                             unsigned block_x, unsigned block_y, unsigned block_z,          \
+                             unsigned shared, void*, void** arguments, void**) {            \
+    return simt::enter(&__VA_ARGS__, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, \
+                       shared, arguments);                                                  \
+  }                                                                                         \
+  extern "C" const char* simt_error() { return simt::told; }
 
 // order: that of simt::Order, as a number.
 #define SIMT_SCHEDULE                                                                      \

@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -119,16 +120,16 @@ Machine& machine() {
 
 class Launch {
  public:
-  Launch(Dim3 grid, Dim3 block, std::size_t dynamic, const std::function<void()>& kernel)
-      : grid_(grid), extent_(block), dynamic_(dynamic), kernel_(kernel) {
+  Launch(Dim3 grid, Dim3 block, std::size_t dynamic, Body body)
+      : grid_(grid), extent_(block), dynamic_(dynamic), body_(body) {
     const Schedule& schedule = machine().schedule;
     order_ = schedule.order;
     random_ = schedule.seed * 0x9E3779B97F4A7C15ull + 0x2545F4914F6CDD1Dull;
     const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
     const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
     if (blocks == 0 || threads == 0 || threads > kMaxThreads) {
-      throw Error("a launch of " + std::to_string(blocks) + " blocks of " +
-                  std::to_string(threads) + " threads");
+      throw std::runtime_error("a launch of " + std::to_string(blocks) + " blocks of " +
+                               std::to_string(threads) + " threads");
     }
     num_blocks_ = blocks;
     num_threads_ = static_cast<unsigned>(threads);
@@ -140,12 +141,12 @@ class Launch {
     while (true) {
       while (blocks_.size() < most && started_ < num_blocks_) start_block();
       if (blocks_.empty()) return;
-      if (ready_.empty()) throw Error(describe_deadlock());
+      if (ready_.empty()) throw std::runtime_error(describe_deadlock());
       Thread& thread = take_ready();
       do resume(thread);
       while (give_shared(thread));
       attend(thread);
-      if (!fault_.empty()) throw Error(fault_);
+      if (!fault_.empty()) throw std::runtime_error(fault_);
       if (thread.block->live == 0) end_block(*thread.block);
     }
   }
@@ -404,7 +405,7 @@ class Launch {
     while (true) {
       Launch& launch = *machine().launch;
       acquire(&launch.begin_token_);
-      launch.kernel_();
+      launch.body_.run(launch.body_.what);
       release(&launch.end_token_);
       self->thread->state = State::kDone;
       leave();
@@ -435,7 +436,7 @@ class Launch {
 
   const Dim3 grid_, extent_;
   const std::size_t dynamic_;
-  const std::function<void()>& kernel_;
+  const Body body_;
   Order order_ = Order::kAscending;
   std::uint64_t random_ = 0, num_blocks_ = 0, started_ = 0;
   unsigned num_threads_ = 0;
@@ -449,17 +450,27 @@ class Launch {
 
 void set_schedule(const Schedule& schedule) { machine().schedule = schedule; }
 
-void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared,
-            const std::function<void()>& kernel) {
+void run(Dim3 grid, Dim3 block, std::size_t dynamic_shared, Body body) {
   Machine& all = machine();
-  if (all.launch != nullptr) throw Error("a kernel launches another");
+  if (all.launch != nullptr) throw std::runtime_error("a kernel launches another");
   if (!all.launcher) all.launcher = Fiber::of_this_thread();
-  Launch one(grid, block, dynamic_shared, kernel);
+  Launch one(grid, block, dynamic_shared, body);
   struct Current {
     explicit Current(Launch* launch) { machine().launch = launch; }
     ~Current() { machine().launch = nullptr; }
   } current(&one);
   one.run();
+}
+
+const char* try_run(Dim3 grid, Dim3 block, std::size_t dynamic_shared, Body body) noexcept {
+  thread_local std::string told;
+  try {
+    run(grid, block, dynamic_shared, body);
+    return nullptr;
+  } catch (const std::exception& error) {
+    told = error.what();
+    return told.c_str();
+  }
 }
 
 Dim3 thread_index() { return machine().thread->index; }

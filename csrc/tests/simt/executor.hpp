@@ -1,20 +1,14 @@
 #pragma once
 
+// Few headers: this one is compiled with every kernel that a program asks for.
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <stdexcept>
 
 // Runs CUDA kernels on the CPU, from the sources that NVRTC compiles: a fiber for each CUDA thread,
 // all on the thread that launches. Fibers change at barriers, collectives of a warp and, in a
 // random schedule, at atomics, so that a missing barrier gives a wrong result, an error or, in a
 // build with ThreadSanitizer, a race.
 namespace simt {
-
-// A fault of a kernel that the executor sees itself: a deadlock, a collective with a wrong mask.
-class Error : public std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 struct Dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -32,9 +26,30 @@ struct Schedule {
 // Of all launches of this thread from now on.
 void set_schedule(const Schedule& schedule);
 
-// Runs `kernel`, the body of one CUDA thread, grid x block times. Throws Error; memory that the
-// kernel wrote before stays as it is then.
-void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, const std::function<void()>& kernel);
+// What a CUDA thread does: run(what).
+struct Body {
+  void (*run)(const void* what);
+  const void* what;
+};
+
+template <class Kernel>
+Body body_of(const Kernel& kernel) {
+  return {[](const void* what) { (*static_cast<const Kernel*>(what))(); }, &kernel};
+}
+
+// Runs a body grid x block times. Throws std::runtime_error for a fault that the executor sees
+// itself, as a deadlock or a collective with a wrong mask; memory that was written before stays as
+// it is then.
+void run(Dim3 grid, Dim3 block, std::size_t dynamic_shared, Body body);
+
+// The same of `kernel()`.
+template <class Kernel>
+void launch(Dim3 grid, Dim3 block, std::size_t dynamic_shared, const Kernel& kernel) {
+  run(grid, block, dynamic_shared, body_of(kernel));
+}
+
+// As run(); returns what went wrong, which stays until the thread's next call, or null.
+const char* try_run(Dim3 grid, Dim3 block, std::size_t dynamic_shared, Body body) noexcept;
 
 // What follows is for cuda.hpp, on behalf of the CUDA thread that is running.
 // ----------------------

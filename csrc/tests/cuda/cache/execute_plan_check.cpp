@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "../rows/casts.hpp"
 #include "simt/check.hpp"
 
 namespace {
@@ -30,14 +31,17 @@ struct Lists {
 struct Device {
   Shape shape;
   simt::Exact<char> slots, cells;
-  std::vector<Bytes> peers;
-  std::vector<Area> peer_areas;
+  std::vector<simt::Exact<char>> peers;
+  simt::Exact<Area> peer_areas;
 
   Device(const Shape& s, std::size_t offset)
-      : shape(s), slots(size_of(s.slots), offset), cells(size_of(s.cells), offset), peers(s.peers) {
-    for (Bytes& peer : peers) {
-      peer.resize(size_of(s.peer_slots));
-      peer_areas.push_back(area(peer.data(), s.peer_slots));
+      : shape(s),
+        slots(size_of(s.slots), offset),
+        cells(size_of(s.cells), offset),
+        peer_areas(s.peers) {
+    for (i64 i = 0; i < s.peers; ++i) {
+      peers.emplace_back(size_of(s.peer_slots));
+      peer_areas[i] = area(peers[i].data(), s.peer_slots);
     }
   }
 
@@ -359,12 +363,10 @@ void check_batches(const Shape& shape, simt::Random& random, bool tiny, const De
           device.peer_areas.data(),
           shape.peers,
           words};
-      simt::launch(draw_grid(random), {64}, 0, [&] {
-        move_out_of_slots<Word, kLanes, Out>(plan, memory, out.data(), marks.data(), fault.data());
-      });
-      simt::launch(draw_grid(random), {64}, 0, [&] {
-        move_into_slots<Word, kLanes, Out>(plan, memory, out.data(), marks.data(), fault.data());
-      });
+      simt::launch(draw_grid(random), {64}, move_out_of_slots<Word, kLanes, Out>, plan, memory,
+                   out.data(), marks.data(), fault.data());
+      simt::launch(draw_grid(random), {64}, move_into_slots<Word, kLanes, Out>, plan, memory,
+                   out.data(), marks.data(), fault.data());
       EXPECT(marks.copy() == std::vector<u32>(lists.rows), "the marks are left zero");
     };
     const Bytes old_slots = device.slots.copy(), old_cells = device.cells.copy();
@@ -435,7 +437,6 @@ void check_row_bytes(i64 row_bytes, simt::Random& random, bool tiny) {
   }
 }
 
-// Casts themselves are checked in gather_rows_check.cpp.
 template <class Word, int kLanes, class Stored, class Delivered>
 void check_decoding(i64 row_bytes, simt::Random& random, bool tiny) {
   const auto decode = [](const Bytes& rows) {
@@ -443,7 +444,7 @@ void check_decoding(i64 row_bytes, simt::Random& random, bool tiny) {
     for (std::size_t i = 0; i < rows.size() / sizeof(Stored); ++i) {
       Stored stored;
       std::memcpy(&stored, &rows[i * sizeof(Stored)], sizeof(Stored));
-      const Delivered delivered = Cast<Delivered, Stored>::of(stored);
+      const auto delivered = casts::cast<Delivered>(stored);
       std::memcpy(&out[i * sizeof(Delivered)], &delivered, sizeof(Delivered));
     }
     return out;

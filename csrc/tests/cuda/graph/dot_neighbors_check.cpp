@@ -43,12 +43,10 @@ void check_case(simt::Random& random, const Case& c) {
     std::memcpy(static_cast<void*>(other.data()), y.data(), y.size() * sizeof(Value));
   }
   simt::Exact<u32> fault(std::vector<u32>{0, 0, 0});
-  const cuda::WeightDerivative<Device<Value>> put{device.moved(out.data(), c.heads)};
+  cuda::WeightDerivative<Device<Value>> put{device.moved(out.data(), c.heads)};
   const simt::Dim3 grid{static_cast<unsigned>(draw(random, 1, 3))}, block{64};
-  simt::launch(grid, block, 0, [&] {
-    cuda::dot_edges<Device<Value>, Id, kVector>(device.edges, device.rows, other.data(), put,
-                                                fault.data());
-  });
+  simt::launch(grid, block, cuda::dot_edges<Device<Value>, Id, kVector, decltype(put)>,
+               device.edges, device.rows, other.data(), put, fault.data());
   EXPECT(fault[0] == (c.faulty ? cuda::kSourceOutOfRange : 0u), "fault %u", fault[0]);
   if (c.faulty) {
     const i64 said = static_cast<i64>(u64{fault[1]} | u64{fault[2]} << 32);

@@ -1,5 +1,6 @@
 #include "cuda/graph/pair_sums.cuh"
 
+#include <limits>
 #include <numeric>
 
 #include "cuda/graph/sum_neighbors.cuh"
@@ -62,19 +63,39 @@ std::vector<Value> forward(const Pairs<Value, Id>& pairs, const std::vector<Valu
   return out;
 }
 
+// `size` gets the sums of the terms' absolute values.
 template <class Value, class Id>
 std::vector<Value> backward(const Pairs<Value, Id>& pairs, const std::vector<Value>& u, i64 width,
-                            Value tau, const std::vector<Value>& grad) {
+                            Value tau, const simt::Exact<Value>& grad, std::vector<Value>& size) {
   std::vector<Value> out(u.size());
+  size.resize(u.size());
   for (i64 i = 0; i < pairs.edges.targets(); ++i) {
     for (i64 e = pairs.edges.indptr[i]; e < pairs.edges.indptr[i + 1]; ++e) {
       const i64 j = pairs.edges.source[e];
       const Value exponential = std::exp(tau * dot(&u[i * width], &u[j * width], width));
       const Value factor = pairs.weight[2 * e] * grad[i] + pairs.weight[2 * e + 1] * grad[j];
       add_multiple(&out[i * width], &u[j * width], tau * exponential * factor, width);
+      const Value most =
+          tau * exponential *
+          (pairs.weight[2 * e] * std::abs(grad[i]) + pairs.weight[2 * e + 1] * std::abs(grad[j]));
+      for (i64 k = 0; k < width; ++k) size[i * width + k] += most * std::abs(u[j * width + k]);
     }
   }
   return out;
+}
+
+// The same bits; on a GPU, whose exp is not the C library's, values that differ by no more than
+// that and the roundings of at most 100 additions explain.
+template <class Value>
+bool agree(simt::Exact<Value>& found, const std::vector<Value>& expected,
+           const std::vector<Value>& size) {
+  if (!simt::kOnGpu) return same_bits<Value>(found, expected);
+  const Value most = 128 * std::numeric_limits<Value>::epsilon();
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    if (found[i] == expected[i]) continue;
+    if (!(std::abs(found[i] - expected[i]) <= most * size[i])) return false;
+  }
+  return true;
 }
 
 template <class Value, class Id, int kVector>
@@ -87,45 +108,40 @@ void check_pairs(simt::Random& random, i64 num_rows, i64 hub, i64 width, Value t
   for (Value& value : u) value /= static_cast<Value>(std::sqrt(width));
   simt::Exact<Value> weight(pairs.weight), grad(values<Value>(random, num_rows));
   const std::vector<Value> sums = forward(pairs, u, width, tau);
-  const std::vector<Value> derivative = backward(pairs, u, width, tau, grad.copy());
+  std::vector<Value> size;
+  const std::vector<Value> derivative = backward(pairs, u, width, tau, grad, size);
 
   OnDevice<Value, Id> device(pairs.edges, Rows<Value>{u, {}, {}, 1, width, false});
   simt::Exact<Value> terms(num_pairs), factors(num_pairs), out(num_rows), by_u(u.size());
   simt::Exact<i64> hubs(num_rows);
   simt::Exact<u32> fault(std::vector<u32>{0, 0, 0}), count(std::vector<u32>{0});
   const simt::Dim3 grid{static_cast<unsigned>(draw(random, 1, 3))}, block{kThreads};
-  const auto dots = [&](const auto& put) {
-    simt::launch(grid, block, 0, [&] {
-      cuda::dot_edges<Value, Id, kVector>(device.edges, device.rows, device.rows.x, put,
-                                          fault.data());
-    });
+  const auto dots = [&]<class Put>(const Put& put) {
+    simt::launch(grid, block, cuda::dot_edges<Value, Id, kVector, Put>, device.edges, device.rows,
+                 device.rows.x, put, fault.data());
   };
   const auto add_up = [&]<int kOfSum>(const cuda::Edges<Id>& edges, const cuda::Rows<Value>& rows,
                                       simt::Exact<Value>& to) {
-    simt::launch(grid, block, 0, [&] {
-      cuda::sum_neighbors<Value, Id, kOfSum>(edges, rows, kHub, to.data(), fault.data());
-    });
-    simt::launch(grid, block, 0, [&] {
-      cuda::sum_hubs<Value, Id, kOfSum, kThreads>(edges, rows, hubs.data(), count.data(), to.data(),
-                                                  fault.data());
-    });
+    simt::launch(grid, block, cuda::sum_neighbors<Value, Id, kOfSum>, edges, rows, kHub, to.data(),
+                 fault.data());
+    simt::launch(grid, block, cuda::sum_hubs<Value, Id, kOfSum, kThreads>, edges, rows, hubs.data(),
+                 count.data(), to.data(), fault.data());
   };
-  simt::launch(grid, block, 0,
-               [&] { cuda::find_hubs(device.edges, kHub, hubs.data(), count.data()); });
+  simt::launch(grid, block, cuda::find_hubs<Id>, device.edges, kHub, hubs.data(), count.data());
   dots(cuda::PairTerms<Value>{weight.data(), tau, terms.data()});
   cuda::Edges<Id> segments = device.edges;
   segments.source = nullptr;
   add_up.template operator()<1>(segments, {terms.data(), num_pairs, 1, 1, nullptr, nullptr, false},
                                 out);
-  EXPECT(same_bits<Value>(out, sums), "sums over %lld pairs of %lld rows of %lld values", num_pairs,
+  EXPECT(agree(out, sums, sums), "sums over %lld pairs of %lld rows of %lld values", num_pairs,
          num_rows, width);
   if (tau == kOverflows) return;  // derivatives are no numbers
 
   dots(cuda::PairFactors<Value>{weight.data(), grad.data(), tau, factors.data()});
   device.rows.weight = factors.data();
   add_up.template operator()<kVector>(device.edges, device.rows, by_u);
-  EXPECT(same_bits<Value>(by_u, derivative),
-         "derivatives by %lld pairs of %lld rows of %lld values", num_pairs, num_rows, width);
+  EXPECT(agree(by_u, derivative, size), "derivatives by %lld pairs of %lld rows of %lld values",
+         num_pairs, num_rows, width);
   EXPECT(fault[0] == 0, "fault %u", fault[0]);
 }
 

@@ -19,20 +19,18 @@ i64 run(simt::Random& random, const cuda::Edges<Id>& edges, const cuda::Rows<Val
         i64 hub_degree, simt::Exact<Value>& out) {
   simt::Exact<u32> fault(std::vector<u32>{0, 0, 0}), count(std::vector<u32>{0});
   i64 num_hubs = 0;
-  for (i64 t = 0; t < edges.targets; ++t) num_hubs += edges.degree(t) > hub_degree;
+  for (i64 t = 0; t < edges.targets; ++t) {
+    num_hubs += edges.indptr[t + 1] - edges.indptr[t] > hub_degree;
+  }
   simt::Exact<i64> hubs(num_hubs);
   const simt::Dim3 grid{static_cast<unsigned>(draw(random, 1, 3))}, block{kThreads};
-  simt::launch(grid, block, 0,
-               [&] { cuda::find_hubs(edges, hub_degree, hubs.data(), count.data()); });
+  simt::launch(grid, block, cuda::find_hubs<Id>, edges, hub_degree, hubs.data(), count.data());
   EXPECT(count[0] == num_hubs, "%u hubs, not %lld", count[0], num_hubs);
-  simt::launch(grid, block, 0, [&] {
-    cuda::sum_neighbors<Value, Id, kVector>(edges, rows, hub_degree, out.data(), fault.data());
-  });
+  simt::launch(grid, block, cuda::sum_neighbors<Value, Id, kVector>, edges, rows, hub_degree,
+               out.data(), fault.data());
   if (num_hubs > 0) {
-    simt::launch(grid, block, 0, [&] {
-      cuda::sum_hubs<Value, Id, kVector, kThreads>(edges, rows, hubs.data(), count.data(),
-                                                   out.data(), fault.data());
-    });
+    simt::launch(grid, block, cuda::sum_hubs<Value, Id, kVector, kThreads>, edges, rows,
+                 hubs.data(), count.data(), out.data(), fault.data());
   }
   if (fault[0] == 0) return -1;
   EXPECT(fault[0] == cuda::kSourceOutOfRange, "fault %u", fault[0]);

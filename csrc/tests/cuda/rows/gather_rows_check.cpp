@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "casts.hpp"
 #include "simt/check.hpp"
 
 namespace {
@@ -32,10 +33,8 @@ void check_copies(simt::Random& random, const Case& c, bool faulty) {
   simt::Exact<char> out(c.n * row_bytes);
   simt::Exact<u32> fault(std::vector<u32>{0, 0, 0});
   const simt::Dim3 grid{static_cast<unsigned>(draw(random, 1, 3))}, block{64};
-  simt::launch(grid, block, 0, [&] {
-    gather_rows<Word, kLanes, Copy<Word>, Id>(table.data(), c.rows, c.stride, c.words, ids.data(),
-                                              c.n, out.data(), fault.data());
-  });
+  simt::launch(grid, block, gather_rows<Word, kLanes, Copy<Word>, Id>, table.data(), c.rows,
+               c.stride, c.words, ids.data(), c.n, out.data(), fault.data());
   EXPECT(out.copy() == expected, "%lld rows of %zu bytes by ids of %zu, %d lanes",
          static_cast<long long>(c.n), row_bytes, sizeof(Id), kLanes);
   const bool found = c.n > 0 && (c.rows == 0 || faulty);
@@ -63,30 +62,26 @@ void check_sizes(simt::Random& random, bool tiny) {
   }
 }
 
-// Every half, and every bfloat16 and float nearby, cast as g++ casts them.
-template <class Stored, class Delivered, class Word, class Oracle>
-void check_casts(const std::vector<Stored>& values, const Oracle& oracle, int lanes) {
+// Every half, and every bfloat16 and float nearby.
+template <class Stored, class Delivered, class Word>
+void check_casts(const std::vector<Stored>& values, int lanes) {
   const i64 per_row = lanes > 0 ? static_cast<i64>(sizeof(Word) / sizeof(Stored)) * 2 : 640;
   const i64 rows = static_cast<i64>(values.size()) / per_row;
   const i64 bytes = per_row * static_cast<i64>(sizeof(Stored));
-  const auto* data = reinterpret_cast<const char*>(values.data());
   const i64 words = bytes / static_cast<i64>(sizeof(Word));
-  std::vector<i64> ids(rows);
+  const simt::Exact<Stored> table(values);
+  simt::Exact<i64> ids(rows);
   for (i64 i = 0; i < rows; ++i) ids[i] = rows - 1 - i;
   simt::Exact<Delivered> out(rows * per_row);
-  u32 fault[3] = {};
+  simt::Exact<u32> fault(std::vector<u32>{0, 0, 0});
   using Out = Decode<Word, Stored, Delivered>;
-  simt::launch({2}, {64}, 0, [&] {
-    char* to = reinterpret_cast<char*>(out.data());
-    if (lanes > 0) {
-      gather_rows<Word, 2, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
-    } else {
-      gather_rows<Word, 0, Out, i64>(data, rows, bytes, words, ids.data(), rows, to, fault);
-    }
-  });
+  simt::launch({2}, {64},
+               lanes > 0 ? gather_rows<Word, 2, Out, i64> : gather_rows<Word, 0, Out, i64>,
+               reinterpret_cast<const char*>(table.data()), rows, bytes, words, ids.data(), rows,
+               reinterpret_cast<char*>(out.data()), fault.data());
   for (i64 i = 0; i < rows * per_row; ++i) {
     const i64 from = ids[i / per_row] * per_row + i % per_row;
-    const Delivered expected = oracle(values[from]);
+    const Delivered expected = casts::cast<Delivered>(values[from]);
     EXPECT(std::memcmp(&out[i], &expected, sizeof(Delivered)) == 0, "element %lld",
            static_cast<long long>(from));
   }
@@ -104,37 +99,14 @@ void check_decoding(simt::Random& random, bool tiny) {
     std::memcpy(&floats[i], &bits, sizeof bits);
     if (floats[i] != floats[i]) floats[i] = 1;
   }
-  const auto half = [](Half h) {  // a number that is none becomes a quiet one
-    _Float16 value;
-    std::memcpy(&value, &h, sizeof value);
-    return static_cast<float>(value);
-  };
-  check_casts<Half, float, uint4>(halves, half, 2);
-  check_casts<Half, float, u16>(halves, half, 2);
-  check_casts<Half, float, uint2>(halves, half, 0);
-  check_casts<BFloat, float, uint4>(
-      bfloats,
-      [](BFloat b) {
-        const u32 bits = u32{b.bits} << 16;
-        float value;
-        std::memcpy(&value, &bits, sizeof value);
-        return value;
-      },
-      0);
-  check_casts<float, Half, uint4>(
-      floats,
-      [](float value) {
-        const auto rounded = static_cast<_Float16>(value);
-        Half h;
-        std::memcpy(&h, &rounded, sizeof h);
-        return h;
-      },
-      2);
-  check_casts<i8, float, uint4>(
-      std::vector<i8>{std::vector<i8>(2560, static_cast<i8>(-7))},
-      [](i8 value) { return static_cast<float>(value); }, 0);
-  check_casts<float, double, uint2>(
-      floats, [](float value) { return static_cast<double>(value); }, 2);
+  check_casts<Half, float, uint4>(halves, 2);
+  check_casts<Half, float, u16>(halves, 2);
+  check_casts<Half, float, uint2>(halves, 0);
+  check_casts<BFloat, float, uint4>(bfloats, 0);
+  check_casts<float, Half, uint4>(floats, 2);
+  check_casts<float, BFloat, uint4>(floats, 0);
+  check_casts<i8, float, uint4>(std::vector<i8>(2560, static_cast<i8>(-7)), 0);
+  check_casts<float, double, uint2>(floats, 2);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace {
 
 using namespace gnnsys::cuda;
 using simt::draw;
+using simt::Exact;
 using tables::Table;
 
 // A cache that changes from batch to batch, and looks up ids in between.
@@ -20,21 +21,18 @@ void check_cache(simt::Random& random, std::vector<Id> pool, int batches) {
   Table table(tables::capacity_for(2 * pool.size()));
   std::size_t given = 0;
   std::unordered_map<Id, i32> slot_of;
-  u32 fault[3] = {};
-  const auto run = [&](auto&& kernel) {
-    simt::launch(launches::some_blocks(random), {64}, 0, kernel);
-  };
-  const auto add = [&](const std::vector<Id>& ids, const std::vector<i32>& slots) {
-    run([&] {
-      add_rows(table.view(), ids.data(), slots.data(), static_cast<i64>(ids.size()), fault);
-    });
+  Exact<u32> fault(std::vector<u32>{0, 0, 0});
+  const auto add = [&](const Exact<Id>& ids, const Exact<i32>& slots) {
+    simt::launch(launches::some_blocks(random), {64}, add_rows<Id>, table.view(), ids.data(),
+                 slots.data(), static_cast<i64>(ids.size()), fault.data());
     given += ids.size();
   };
   for (int batch = 0; batch < batches; ++batch) {
     std::shuffle(pool.begin(), pool.end(), random);
-    const std::vector<Id> leave(pool.begin(), pool.begin() + draw(random, 0, most));
-    run([&] { remove_rows(table.view(), leave.data(), static_cast<i64>(leave.size())); });
-    for (Id id : leave) slot_of.erase(id);
+    const Exact<Id> leave(std::vector<Id>(pool.begin(), pool.begin() + draw(random, 0, most)));
+    simt::launch(launches::some_blocks(random), {64}, remove_rows<Id>, table.view(), leave.data(),
+                 static_cast<i64>(leave.size()));
+    for (Id id : leave.copy()) slot_of.erase(id);
 
     std::shuffle(pool.begin(), pool.end(), random);
     std::vector<Id> come(pool.begin(), pool.begin() + draw(random, 0, most));
@@ -51,17 +49,17 @@ void check_cache(simt::Random& random, std::vector<Id> pool, int batches) {
         all.push_back(id);
         places.push_back(slot);
       }
-      add(all, places);
+      add(Exact(all), Exact(places));
     } else {
-      add(come, slots);
+      add(Exact(come), Exact(slots));
     }
 
-    std::vector<Id> asked = pool;
-    for (Id other : {Id{-1}, Id{-2}, static_cast<Id>(pool[0] + 1), pool[0]}) asked.push_back(other);
-    simt::Exact<i32> found(asked.size());
-    run([&] {
-      find_slots(table.view(), asked.data(), static_cast<i64>(asked.size()), found.data());
-    });
+    std::vector<Id> ids = pool;
+    for (Id other : {Id{-1}, Id{-2}, static_cast<Id>(pool[0] + 1), pool[0]}) ids.push_back(other);
+    const Exact<Id> asked(ids);
+    Exact<i32> found(asked.size());
+    simt::launch(launches::some_blocks(random), {64}, find_slots<Id>, table.view(), asked.data(),
+                 static_cast<i64>(asked.size()), found.data());
     for (std::size_t i = 0; i < asked.size(); ++i) {
       const auto at = slot_of.find(asked[i]);
       EXPECT(found[i] == (at == slot_of.end() ? -1 : at->second), "the slot of id %lld",
@@ -73,16 +71,19 @@ void check_cache(simt::Random& random, std::vector<Id> pool, int batches) {
 
 void check_full(simt::Random&) {
   Table table(4);
-  const std::vector<i64> ids{1, 2, 3, 4};
-  const std::vector<i32> slots{0, 1, 2, 3};
-  const i64 other[] = {5, 4};
-  i32 found[2];
-  u32 fault[3] = {};
-  simt::launch({1}, {32}, 0, [&] { add_rows(table.view(), ids.data(), slots.data(), 4, fault); });
-  simt::launch({1}, {32}, 0, [&] { find_slots(table.view(), other, 2, found); });
+  const Exact<i64> ids(std::vector<i64>{1, 2, 3, 4}), other(std::vector<i64>{5, 4});
+  const Exact<i32> slots(std::vector<i32>{0, 1, 2, 3});
+  Exact<i32> found(2);
+  Exact<u32> fault(std::vector<u32>{0, 0, 0});
+  const auto add = [&](const Exact<i64>& some, i64 n) {
+    simt::launch({1}, {32}, add_rows<i64>, table.view(), some.data(), slots.data(), n,
+                 fault.data());
+  };
+  add(ids, 4);
+  simt::launch({1}, {32}, find_slots<i64>, table.view(), other.data(), 2, found.data());
   EXPECT(found[0] == -1 && found[1] == 3 && fault[0] == 0, "a table without a free entry");
-  simt::launch({1}, {32}, 0, [&] { remove_rows(table.view(), other, 2); });
-  simt::launch({1}, {32}, 0, [&] { add_rows(table.view(), other, slots.data(), 1, fault); });
+  simt::launch({1}, {32}, remove_rows<i64>, table.view(), other.data(), 2);
+  add(other, 1);
   EXPECT(fault[0] == kTableFull && fault[1] == 5, "a full table");
 }
 

@@ -18,15 +18,15 @@ inline simt::Dim3 some_blocks(simt::Random& random) {
 }
 
 template <class Count>
-std::vector<i64> prefix_sum(simt::Random& random, const Count* counts, i64 n) {
+simt::Exact<i64> prefix_sum(simt::Random& random, const Count* counts, i64 n) {
   const i64 tiles = (n + kScanTile - 1) / kScanTile;
   simt::Exact<i64> sums(tiles), offsets(n + 1);
   const simt::Dim3 block{kScanThreads};
-  simt::launch(some_blocks(random), block, 0, [&] { sum_tiles(counts, n, sums.data()); });
-  simt::launch({1}, block, 0, [&] { scan_sums(sums.data(), tiles, offsets.data() + n); });
-  simt::launch(some_blocks(random), block, 0,
-               [&] { scan_tiles(counts, n, sums.data(), offsets.data()); });
-  return offsets.copy();
+  simt::launch(some_blocks(random), block, sum_tiles<Count>, counts, n, sums.data());
+  simt::launch({1}, block, scan_sums, sums.data(), tiles, offsets.data() + n);
+  simt::launch(some_blocks(random), block, scan_tiles<Count>, counts, n, sums.data(),
+               offsets.data());
+  return offsets;
 }
 
 // Targets whose extents are known.
@@ -42,15 +42,14 @@ struct Hop {
 
 template <int kPicks>
 void pick_at_most(simt::Random& random, const Hop& hop, i64* position) {
-  const auto call = [&](auto kernel) {
-    kernel(hop.targets, hop.first, hop.degree, hop.offsets, hop.n, hop.choice, hop.stream,
-           position);
+  const auto run = [&](unsigned threads, auto* kernel) {
+    simt::launch(some_blocks(random), {threads}, kernel, hop.targets, hop.first, hop.degree,
+                 hop.offsets, hop.n, hop.choice, hop.stream, position);
   };
   if constexpr (kPicks <= kWarp) {
-    simt::launch(some_blocks(random), {64}, 0, [&] { call(pick_by_lanes<kPicks>); });
+    run(64, pick_by_lanes<kPicks>);
   } else {
-    const unsigned threads = kPicks / static_cast<unsigned>(simt::draw(random, 1, 2) * 2);
-    simt::launch(some_blocks(random), {threads}, 0, [&] { call(pick_by_block<kPicks>); });
+    run(kPicks / static_cast<unsigned>(simt::draw(random, 1, 2) * 2), pick_by_block<kPicks>);
   }
 }
 

@@ -1,7 +1,5 @@
 #include "cuda/sampler/philox.cuh"
 
-#include <vector>
-
 #include "gnnsys/philox.hpp"
 #include "reference.hpp"
 #include "simt/check.hpp"
@@ -31,9 +29,9 @@ __global__ void draw_words(const Stream* streams, const u64* nodes, const u32* b
 
 void simt::check(Random& random, bool) {
   const i64 n = 100;
-  std::vector<Stream> streams(n);
-  std::vector<u64> nodes(n);
-  std::vector<u32> bounds(n);
+  Exact<Stream> streams(n);
+  Exact<u64> nodes(n);
+  Exact<u32> bounds(n);
   for (i64 i = 0; i < n; ++i) {
     // Zeros, small numbers and all bits; bounds whose draws are often rejected, too.
     const int shift = i % 3 == 0 ? 0 : 58;
@@ -44,9 +42,8 @@ void simt::check(Random& random, bool) {
   }
   for (u32 retry : {0u, 1u, 255u}) {
     Exact<Words> words(n);
-    launch({2}, {32}, 0, [&] {
-      draw_words(streams.data(), nodes.data(), bounds.data(), n, retry, words.data());
-    });
+    launch({2}, {32}, draw_words, streams.data(), nodes.data(), bounds.data(), n, retry,
+           words.data());
     for (i64 i = 0; i < n; ++i) {
       const Stream& s = streams[i];
       const u64 key = gnnsys::stream_key(s.seed, s.epoch, s.group, s.hop, s.edge_type);

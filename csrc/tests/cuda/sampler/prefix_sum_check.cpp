@@ -21,8 +21,8 @@ void check_counts(simt::Random& random, i64 n, i64 most) {
   std::vector<i64> values(n);
   for (i64 i = 0; i < n; ++i)
     values[i] = counts[i] = static_cast<Count>(simt::draw(random, 0, most));
-  EXPECT(launches::prefix_sum(random, counts.data(), n) == sums_before(values), "sums of %lld",
-         static_cast<long long>(n));
+  EXPECT(launches::prefix_sum(random, counts.data(), n).copy() == sums_before(values),
+         "sums of %lld", static_cast<long long>(n));
 }
 
 }  // namespace
@@ -48,7 +48,8 @@ void simt::check(Random& random, bool tiny) {
   for (i64& sum : sums) sum = draw(random, 0, i64{1} << 40);
   const std::vector<i64> expected = sums_before(sums);
   sums.push_back(-1);
+  Exact<i64> scanned(sums);
   const i64 tiles = static_cast<i64>(sums.size()) - 1;
-  launch({1}, {kScanThreads}, 0, [&] { scan_sums(sums.data(), tiles, &sums[tiles]); });
-  EXPECT(sums == expected, "sums of %lld tiles", static_cast<long long>(tiles));
+  launch({1}, {kScanThreads}, scan_sums, scanned.data(), tiles, &scanned[tiles]);
+  EXPECT(scanned.copy() == expected, "sums of %lld tiles", static_cast<long long>(tiles));
 }

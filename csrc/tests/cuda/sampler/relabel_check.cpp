@@ -10,45 +10,46 @@ namespace {
 
 using namespace gnnsys::cuda;
 using simt::draw;
+using simt::Exact;
 using tables::Table;
 
 // A batch's node list in the making, with the kernels that make it.
 struct Batch {
   Table table;
-  std::vector<i64> node;
-  u32 fault[3] = {};
+  Exact<i64> node{0};
+  Exact<u32> fault{std::vector<u32>{0, 0, 0}};
+
+  explicit Batch(std::size_t capacity) : table(capacity) {}
 
   void add_seeds(simt::Random& random, const std::vector<i64>& seeds) {
-    node = seeds;
+    node = Exact(seeds);
     rebuild(random, table.size());
   }
   // A table of another size, of the nodes so far.
   void rebuild(simt::Random& random, std::size_t capacity) {
     table = Table(capacity);
-    simt::launch(launches::some_blocks(random), {64}, 0, [&] {
-      add_nodes<i64>(table.view(), node.data(), static_cast<i64>(node.size()), 0, nullptr, fault);
-    });
+    simt::launch(launches::some_blocks(random), {64}, add_nodes<i64>, table.view(), node.data(),
+                 static_cast<i64>(node.size()), 0, nullptr, fault.data());
   }
 
   template <class Id>
-  std::vector<i64> add_hop(simt::Random& random, const std::vector<Id>& ids) {
+  std::vector<i64> add_hop(simt::Random& random, const std::vector<Id>& sources) {
+    const Exact<Id> ids(sources);
     const auto n = static_cast<i64>(ids.size()), before = static_cast<i64>(node.size());
-    simt::Exact<u32> entry(n);
-    simt::Exact<u8> is_new(n);
-    simt::Exact<i64> row(n);
-    const auto run = [&](auto&& kernel) {
-      simt::launch(launches::some_blocks(random), {64}, 0, kernel);
+    Exact<u32> entry(n);
+    Exact<u8> is_new(n);
+    Exact<i64> row(n);
+    const auto run = [&](auto* kernel, auto... arguments) {
+      simt::launch(launches::some_blocks(random), {64}, kernel, table.view(), arguments...);
     };
-    run([&] { add_nodes(table.view(), ids.data(), n, before, entry.data(), fault); });
-    run([&] { mark_new(table.view(), entry.data(), n, before, is_new.data()); });
-    const std::vector<i64> rank = launches::prefix_sum(random, is_new.data(), n);
-    simt::Exact<i64> list(before + rank[n]);
-    std::copy(node.begin(), node.end(), list.data());
-    run([&] {
-      place_new_nodes(table.view(), ids.data(), entry.data(), rank.data(), n, before, list.data());
-    });
-    run([&] { read_places(table.view(), entry.data(), n, row.data()); });
-    node = list.copy();
+    run(add_nodes<Id>, ids.data(), n, before, entry.data(), fault.data());
+    run(mark_new, entry.data(), n, before, is_new.data());
+    const Exact<i64> rank = launches::prefix_sum(random, is_new.data(), n);
+    Exact<i64> list(before + rank[n]);
+    std::copy(node.data(), node.data() + before, list.data());
+    run(place_new_nodes<Id>, ids.data(), entry.data(), rank.data(), n, before, list.data());
+    run(read_places, entry.data(), n, row.data());
+    node = std::move(list);
     return row.copy();
   }
 };
@@ -72,7 +73,7 @@ void check_batch(simt::Random& random, const std::vector<i64>& pool, std::size_t
   std::size_t ids = seeds;
   for (std::size_t hop : hops) ids += hop;
   Expected expected;
-  Batch batch{Table(tables::capacity_for(ids)), {}, {}};
+  Batch batch(tables::capacity_for(ids));
   std::vector<i64> first(seeds);
   for (i64& id : first) expected.add(id = some(), true);
   batch.add_seeds(random, first);
@@ -85,7 +86,7 @@ void check_batch(simt::Random& random, const std::vector<i64>& pool, std::size_t
     }
     EXPECT(batch.add_hop(random, sources) == rows, "places of %zu ids among %zu", count,
            pool.size());
-    EXPECT(batch.node == expected.node, "nodes after %zu ids", count);
+    EXPECT(batch.node.copy() == expected.node, "nodes after %zu ids", count);
     batch.rebuild(random, 2 * batch.table.size());
   }
   EXPECT(batch.fault[0] == 0, "a fault");
@@ -99,13 +100,13 @@ std::vector<i64> random_ids(simt::Random& random, std::size_t count, i64 last) {
 
 void check_faults(simt::Random& random) {
   // A table that its ids just fill, and one more: all but the last get their places.
-  Batch batch{Table(8), {}, {}};
+  Batch batch(8);
   batch.add_seeds(random, {3, 1, 4, 5, 9, 2, 6});
   EXPECT(batch.add_hop<i32>(random, {4, 8, 3}) == (std::vector<i64>{2, 7, 0}), "a full table");
   EXPECT(batch.fault[0] == 0, "no fault");
   EXPECT(batch.add_hop<i32>(random, {8, 10, 6}) == (std::vector<i64>{7, -1, 6}), "none is left");
   EXPECT(batch.fault[0] == kTableFull && batch.fault[1] == 10, "a full table");
-  Batch other{Table(8), {}, {}};
+  Batch other(8);
   EXPECT(other.add_hop<i64>(random, {5, -1}) == (std::vector<i64>{0, -1}), "an id below 0");
   EXPECT(other.fault[0] == kIdOutOfRange && other.fault[1] == ~0u, "an id below 0");
 }

@@ -13,6 +13,7 @@ namespace {
 
 using namespace gnnsys::cuda;
 using simt::draw;
+using simt::Exact;
 
 constexpr i64 kNodeBase = (i64{1} << 33) + 5;  // of ids, and of positions in the CSC
 constexpr i64 kEdgeBase = (i64{1} << 34) + 7;
@@ -20,23 +21,29 @@ constexpr i64 kEdgeBase = (i64{1} << 34) + 7;
 // A graph of a few nodes far behind the first id, whose neighbours follow kEdgeBase others.
 template <class Index>
 struct Graph {
-  std::vector<i64> indptr;
-  std::vector<Index> indices;
+  Exact<i64> indptr;
+  Exact<Index> indices;
   i64 num_nodes = sizeof(Index) == 4 ? i64{1} << 31 : kNodeBase + (i64{1} << 40);
 
-  Graph(simt::Random& random, const std::vector<i64>& degrees) {
-    indptr.push_back(kEdgeBase);
-    for (i64 degree : degrees) indptr.push_back(indptr.back() + degree);
-    indices.resize(indptr.back() - kEdgeBase);
-    for (Index& node : indices) node = static_cast<Index>(draw(random, 0, num_nodes - 1));
+  Graph(simt::Random& random, const std::vector<i64>& degrees)
+      : indptr(sums_before(degrees)), indices(end() - kEdgeBase) {
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      indices[i] = static_cast<Index>(draw(random, 0, num_nodes - 1));
+    }
+  }
+  static std::vector<i64> sums_before(const std::vector<i64>& degrees) {
+    std::vector<i64> sums{kEdgeBase};
+    for (i64 degree : degrees) sums.push_back(sums.back() + degree);
+    return sums;
   }
   // So far before the arrays that ids and positions are what they are called.
   template <class T>
-  static const T* back(const std::vector<T>& array, i64 by) {
+  static const T* back(const Exact<T>& array, i64 by) {
     return reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(array.data()) -
                                       static_cast<std::uintptr_t>(by) * sizeof(T));
   }
   i64 nodes() const { return static_cast<i64>(indptr.size()) - 1; }
+  i64 end() const { return indptr[indptr.size() - 1]; }
 };
 
 template <class Index>
@@ -44,8 +51,8 @@ void check_hop(simt::Random& random, const Graph<Index>& graph, i64 n, Choice ch
   const Stream stream{random(), 1, random() >> 40, 2, 0};
   const u64 key =
       gnnsys::stream_key(stream.seed, stream.epoch, stream.group, stream.hop, stream.edge_type);
-  simt::Exact<i64> targets(n), first(n), count(n);
-  simt::Exact<u32> degree(n), fault(std::vector<u32>{0, 0, 0});
+  Exact<i64> targets(n), first(n), count(n);
+  Exact<u32> degree(n), fault(std::vector<u32>{0, 0, 0});
   std::vector<i64> positions, sources, cols, counts;
   for (i64 i = 0; i < n; ++i) {
     const i64 node = draw(random, 0, graph.nodes() - 1);
@@ -62,24 +69,22 @@ void check_hop(simt::Random& random, const Graph<Index>& graph, i64 n, Choice ch
   }
   const i64* indptr = Graph<Index>::back(graph.indptr, kNodeBase);
   const Index* indices = Graph<Index>::back(graph.indices, kEdgeBase);
-  simt::launch(launches::some_blocks(random), {32}, 0, [&] {
-    count_edges(indptr, kNodeBase + graph.nodes(), graph.indptr.back(), targets.data(), n, choice,
-                first.data(), degree.data(), count.data(), fault.data());
-  });
+  simt::launch(launches::some_blocks(random), {32}, count_edges, indptr, kNodeBase + graph.nodes(),
+               graph.end(), targets.data(), n, choice, first.data(), degree.data(), count.data(),
+               fault.data());
   EXPECT(count.copy() == counts, "counts of fanout %lld", static_cast<long long>(choice.fanout));
-  simt::Exact<i64> offsets(launches::prefix_sum(random, count.data(), n));
+  const Exact<i64> offsets = launches::prefix_sum(random, count.data(), n);
   const i64 edges = offsets[n];
-  simt::Exact<i64> position(edges), col(edges);
-  simt::Exact<Index> source(edges);
+  Exact<i64> position(edges), col(edges);
+  Exact<Index> source(edges);
   if (choice.fanout > 0) {
     launches::pick(random,
                    {targets.data(), first.data(), degree.data(), offsets.data(), n, choice, stream},
                    position.data());
   }
-  simt::launch(launches::some_blocks(random), {32}, 0, [&] {
-    read_neighbors(indices, graph.num_nodes, first.data(), degree.data(), offsets.data(), n, choice,
-                   11, position.data(), source.data(), col.data(), fault.data());
-  });
+  simt::launch(launches::some_blocks(random), {32}, read_neighbors<Index>, indices, graph.num_nodes,
+               first.data(), degree.data(), offsets.data(), n, choice, 11, position.data(),
+               source.data(), col.data(), fault.data());
   const std::vector<Index> found = source.copy();
   EXPECT(position.copy() == positions && col.copy() == cols &&
              std::vector<i64>(found.begin(), found.end()) == sources,
@@ -92,16 +97,18 @@ void check_hop(simt::Random& random, const Graph<Index>& graph, i64 n, Choice ch
 void check_picks(simt::Random& random, const std::vector<u32>& degrees, Choice choice) {
   const auto n = static_cast<i64>(degrees.size());
   const Stream stream{random(), random(), random(), 0, 0};
-  simt::Exact<i64> targets(n), first(n), offsets(n + 1);
+  Exact<i64> targets(n), first(n), offsets(n + 1);
+  const Exact<u32> degree(degrees);
   offsets[0] = 0;
   for (i64 i = 0; i < n; ++i) {
     targets[i] = draw(random, 0, i64{1} << 62);
     first[i] = draw(random, 0, i64{1} << 50);
-    offsets[i + 1] = offsets[i] + choice.edges(degrees[i]);
+    offsets[i + 1] =
+        offsets[i] + gnnsys::sampled_edges(degrees[i], choice.fanout, choice.replace != 0);
   }
-  simt::Exact<i64> position(offsets[n]);
+  Exact<i64> position(offsets[n]);
   launches::pick(random,
-                 {targets.data(), first.data(), degrees.data(), offsets.data(), n, choice, stream},
+                 {targets.data(), first.data(), degree.data(), offsets.data(), n, choice, stream},
                  position.data());
   const std::vector<int64_t> nodes(targets.data(), targets.data() + n);
   const std::vector<int64_t> begins(first.data(), first.data() + n);
@@ -112,7 +119,7 @@ void check_picks(simt::Random& random, const std::vector<u32>& degrees, Choice c
        choice.replace != 0, nodes.data(), nullptr, begins.data(), degrees.data()},
       0, n, scratch, expected.data());
   for (i64 i = 0; i < n; ++i) {
-    if (!choice.draws(degrees[i])) continue;
+    if (!gnnsys::needs_draws(degrees[i], choice.fanout, choice.replace != 0)) continue;
     for (i64 e = offsets[i]; e < offsets[i + 1]; ++e) {
       EXPECT(position[e] == expected[e], "%lld of %u, replace %lld",
              static_cast<long long>(choice.fanout), degrees[i],
@@ -125,18 +132,17 @@ void check_faults(simt::Random& random) {
   Graph<i64> graph(random, {3, 2, 4});
   const i64 good = graph.indptr[1];
   const auto fault_of = [&](i64 target, i64 num_edges) {
-    u32 fault[3] = {};
-    i64 first, count;
-    u32 degree;
-    simt::launch({1}, {32}, 0, [&] {
-      count_edges(graph.indptr.data(), graph.nodes(), num_edges, &target, 1, Choice{2, 1}, &first,
-                  &degree, &count, fault);
-    });
-    EXPECT(count == (fault[0] == 0 ? 2 : 0), "edges at a fault");
+    const Exact<i64> targets(std::vector<i64>{target});
+    Exact<i64> first(1), count(1);
+    Exact<u32> degree(1), fault(std::vector<u32>{0, 0, 0});
+    simt::launch({1}, {32}, count_edges, graph.indptr.data(), graph.nodes(), num_edges,
+                 targets.data(), 1, Choice{2, 1}, first.data(), degree.data(), count.data(),
+                 fault.data());
+    EXPECT(count[0] == (fault[0] == 0 ? 2 : 0), "edges at a fault");
     EXPECT(fault[0] == 0 || fault[1] == static_cast<u32>(target), "the node at fault");
     return fault[0];
   };
-  const i64 edges = graph.indptr.back();
+  const i64 edges = graph.end();
   EXPECT(fault_of(0, edges) == 0 && fault_of(2, edges) == 0, "no fault");
   EXPECT(fault_of(-1, edges) == kIdOutOfRange && fault_of(3, edges) == kIdOutOfRange, "targets");
   EXPECT(fault_of(2, edges - 1) == kBadIndptr, "an end behind all edges");
@@ -145,16 +151,15 @@ void check_faults(simt::Random& random) {
     EXPECT(fault_of(bad > graph.indptr[2] + 1 ? 0 : 1, i64{1} << 40) == kBadIndptr, "indptr");
   }
   graph.indptr[1] = good;
-  const i64 nodes[] = {0, 5, -3, 7};
-  const i64 first = 0, offsets[] = {0, 4};
-  const u32 degree = 4;
-  i64 position[4], source[4], col[4];
+  const Exact<i64> nodes(std::vector<i64>{0, 5, -3, 7}), first(std::vector<i64>{0}),
+      offsets(std::vector<i64>{0, 4});
+  const Exact<u32> degree(std::vector<u32>{4});
+  Exact<i64> position(4), source(4), col(4);
   for (i64 num_nodes : {8, 7}) {
-    u32 fault[3] = {};
-    simt::launch({1}, {1}, 0, [&] {
-      read_neighbors(nodes, num_nodes, &first, &degree, offsets, 1, Choice{-1, 0}, 0, position,
-                     source, col, fault);
-    });
+    Exact<u32> fault(std::vector<u32>{0, 0, 0});
+    simt::launch({1}, {1}, read_neighbors<i64>, nodes.data(), num_nodes, first.data(),
+                 degree.data(), offsets.data(), 1, Choice{-1, 0}, 0, position.data(), source.data(),
+                 col.data(), fault.data());
     EXPECT(fault[0] == kBadSource && fault[1] == static_cast<u32>(-3), "a source");
     EXPECT(source[1] == 5 && source[2] == 0 && source[3] == (num_nodes == 8 ? 7 : 0), "in place");
   }

@@ -75,33 +75,31 @@ void append(std::vector<T>& to, const Exact<T>& from) {
 template <class Index>
 Batch sample_by_kernels(simt::Random& random, const Graph<Index>& graph, const Request& request) {
   Batch batch;
-  u32 fault[3] = {};
-  const auto run = [&](auto&& kernel) {
-    simt::launch(launches::some_blocks(random), {64}, 0, kernel);
+  Exact<u32> fault(std::vector<u32>{0, 0, 0});
+  const auto run = [&](auto* kernel, auto... arguments) {
+    simt::launch(launches::some_blocks(random), {64}, kernel, arguments...);
   };
-  batch.node = request.seeds;
-  tables::Table table(tables::capacity_for(batch.node.size()));
+  const Exact<i64> indptr(graph.indptr);
+  const Exact<Index> indices(graph.indices);
+  Exact<i64> node(request.seeds);
+  tables::Table table(tables::capacity_for(node.size()));
   const auto add_all = [&] {
-    run([&] {
-      add_nodes<i64>(table.view(), batch.node.data(), static_cast<i64>(batch.node.size()), 0,
-                     nullptr, fault);
-    });
+    run(add_nodes<i64>, table.view(), node.data(), static_cast<i64>(node.size()), 0, nullptr,
+        fault.data());
   };
   add_all();
   i64 begin = 0;
-  batch.nodes_per_hop.push_back(static_cast<i64>(batch.node.size()));
+  batch.nodes_per_hop.push_back(static_cast<i64>(node.size()));
   for (std::size_t hop = 0; hop < request.fanouts.size(); ++hop) {
-    const i64 end = static_cast<i64>(batch.node.size()), n = end - begin;
+    const i64 end = static_cast<i64>(node.size()), n = end - begin;
     const Choice choice{request.fanouts[hop], request.replace};
     const Stream stream{request.seed, request.epoch, request.group, hop, 0};
-    const i64* targets = batch.node.data() + begin;
+    const i64* targets = node.data() + begin;
     Exact<i64> first(n), count(n);
     Exact<u32> degree(n);
-    run([&] {
-      count_edges(graph.indptr.data(), graph.nodes(), graph.indptr.back(), targets, n, choice,
-                  first.data(), degree.data(), count.data(), fault);
-    });
-    Exact<i64> offsets(launches::prefix_sum(random, count.data(), n));
+    run(count_edges, indptr.data(), graph.nodes(), graph.indptr.back(), targets, n, choice,
+        first.data(), degree.data(), count.data(), fault.data());
+    const Exact<i64> offsets = launches::prefix_sum(random, count.data(), n);
     const i64 edges = offsets[n];
     Exact<i64> position(edges), col(edges), row(edges);
     Exact<Index> source(edges);
@@ -110,27 +108,24 @@ Batch sample_by_kernels(simt::Random& random, const Graph<Index>& graph, const R
                      {targets, first.data(), degree.data(), offsets.data(), n, choice, stream},
                      position.data());
     }
-    run([&] {
-      read_neighbors(graph.indices.data(), graph.nodes(), first.data(), degree.data(),
-                     offsets.data(), n, choice, begin, position.data(), source.data(), col.data(),
-                     fault);
-    });
+    run(read_neighbors<Index>, indices.data(), graph.nodes(), first.data(), degree.data(),
+        offsets.data(), n, choice, begin, position.data(), source.data(), col.data(), fault.data());
 
-    if (const std::size_t ids = batch.node.size() + edges; table.size() < 2 * ids) {
+    if (const std::size_t ids = node.size() + edges; table.size() < 2 * ids) {
       table = tables::Table(tables::capacity_for(ids));
       add_all();
     }
     Exact<u32> entry(edges);
     Exact<u8> is_new(edges);
-    run([&] { add_nodes(table.view(), source.data(), edges, end, entry.data(), fault); });
-    run([&] { mark_new(table.view(), entry.data(), edges, end, is_new.data()); });
-    const std::vector<i64> new_before = launches::prefix_sum(random, is_new.data(), edges);
-    batch.node.resize(end + new_before[edges]);
-    run([&] {
-      place_new_nodes(table.view(), source.data(), entry.data(), new_before.data(), edges, end,
-                      batch.node.data());
-    });
-    run([&] { read_places(table.view(), entry.data(), edges, row.data()); });
+    run(add_nodes<Index>, table.view(), source.data(), edges, end, entry.data(), fault.data());
+    run(mark_new, table.view(), entry.data(), edges, end, is_new.data());
+    const Exact<i64> new_before = launches::prefix_sum(random, is_new.data(), edges);
+    Exact<i64> longer(end + new_before[edges]);
+    std::copy(node.data(), node.data() + end, longer.data());
+    run(place_new_nodes<Index>, table.view(), source.data(), entry.data(), new_before.data(), edges,
+        end, longer.data());
+    node = std::move(longer);
+    run(read_places, table.view(), entry.data(), edges, row.data());
     append(batch.row, row);
     append(batch.col, col);
     append(batch.edge, position);
@@ -139,6 +134,7 @@ Batch sample_by_kernels(simt::Random& random, const Graph<Index>& graph, const R
     begin = end;
   }
   EXPECT(fault[0] == 0, "a fault");
+  batch.node = node.copy();
   return batch;
 }
 

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "cuda/sampler/node_table.cuh"
@@ -15,14 +14,14 @@ using namespace gnnsys::cuda;
 
 class Table {
  public:
-  explicit Table(std::size_t capacity) : entries_(std::make_unique<simt::Exact<Entry>>(capacity)) {
-    std::memset(static_cast<void*>(entries_->data()), 0xff, capacity * sizeof(Entry));
+  explicit Table(std::size_t capacity) : entries_(capacity) {
+    std::memset(static_cast<void*>(entries_.data()), 0xff, capacity * sizeof(Entry));
   }
-  std::size_t size() const { return entries_->size(); }
-  NodeTable view() { return {entries_->data(), size() - 1}; }
+  std::size_t size() const { return entries_.size(); }
+  NodeTable view() { return {entries_.data(), size() - 1}; }
 
  private:
-  std::unique_ptr<simt::Exact<Entry>> entries_;
+  simt::Exact<Entry> entries_;
 };
 
 inline std::size_t capacity_for(std::size_t ids) {

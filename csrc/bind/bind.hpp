@@ -40,6 +40,7 @@ using Freely = nanobind::call_guard<nanobind::gil_scoped_release>;
 void bind_cache(nanobind::module_& m);
 void bind_graph(nanobind::module_& m);
 void bind_io(nanobind::module_& m);
+void bind_launch(nanobind::module_& m);
 void bind_rows(nanobind::module_& m);
 void bind_sampler(nanobind::module_& m);
 

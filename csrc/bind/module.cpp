@@ -76,6 +76,7 @@ NB_MODULE(_core, m) {
   bind_cache(m);
   bind_graph(m);
   bind_io(m);
+  bind_launch(m);
   bind_rows(m);
   bind_sampler(m);
 }

@@ -9,6 +9,7 @@ __all__ = [
     "ArgumentError",
     "BuildError",
     "DTypeError",
+    "DeviceError",
     "DivergedError",
     "FileFormatError",
     "GnnsysError",
@@ -77,6 +78,17 @@ class RankFailedError(GnnsysError, RuntimeError):
     def __init__(self, message: str, rank: int) -> None:
         super().__init__(message, rank)
         self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DeviceError(GnnsysError, RuntimeError):
+    """CUDA, its driver or what reaches them is missing or refuses something."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message, status)
+        self.status = status
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -1,29 +1,21 @@
-"""What the disk of a file can do: measured once, stored per disk.
-
-Profiles lie in ``$XDG_CACHE_HOME/gnnsys/disks`` (``~/.cache`` without it), one JSON file a disk.
-Where they cannot be written, gnnsys goes on without.
-"""
+"""What the disk of a file can do: measured once, stored per disk (``profiles``)."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
 import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
 
-from gnnsys.errors import ArgumentError, GnnsysError
+from gnnsys.errors import ArgumentError
 from gnnsys.system.extension import core
-from gnnsys.system.files import replace_file
 from gnnsys.system.machine import mount_of, queue_of, read_text
-from gnnsys.system.records import json_text
+from gnnsys.system.profiles import load_profile, save_profile
 
 __all__ = ["LEAST_BYTES", "DiskProfile", "load", "measure", "measure_folder", "save"]
 
@@ -72,24 +64,20 @@ def load(path: str | os.PathLike[str]) -> DiskProfile | None:
     True
     """
     try:
-        return DiskProfile(**json.loads(_place(path).read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        _log.info("%s: the stored profile of its disk cannot be read (%s)", path, error)
+        found = load_profile("disks", disk_name(path))
+        return None if found is None else DiskProfile(**found)
+    except (OSError, TypeError) as error:  # no such path; a profile of another form
+        _log.info("%s: no profile of its disk can be read (%s)", path, error)
         return None
 
 
 def save(path: str | os.PathLike[str], profile: DiskProfile) -> bool:
     """Stores the profile of the disk that holds ``path``; whether it could be written."""
-    place = _place(path)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(place, json_text(asdict(profile), indent=2).encode())
-    except (OSError, GnnsysError) as error:
-        _log.info("the profile of the disk of %s is not kept: %s", path, error)
+        return save_profile("disks", disk_name(path), asdict(profile))
+    except OSError as error:
+        _log.info("%s: the profile of its disk is not kept: %s", path, error)
         return False
-    return True
 
 
 def disk_name(path: str | os.PathLike[str]) -> str:
@@ -102,12 +90,6 @@ def disk_name(path: str | os.PathLike[str]) -> str:
     disk = queue.parent
     marks = (read_text(disk / name) for name in ("serial", "device/serial", "wwid", "size"))
     return " ".join([disk.name, *filter(None, marks)])
-
-
-def _place(path: str | os.PathLike[str]) -> Path:
-    top = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    key = hashlib.sha256(disk_name(path).encode()).hexdigest()[:16]
-    return Path(top) / "gnnsys" / "disks" / f"{key}.json"
 
 
 def measure(path: str | os.PathLike[str], seconds: float = 1.0) -> DiskProfile:

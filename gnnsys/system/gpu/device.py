@@ -6,20 +6,34 @@ import ctypes
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
+from torch import Tensor
+
 from gnnsys.system.extension import core
 from gnnsys.system.files import as_storage_error
+from gnnsys.system.gpu.host_memory import Range
+from gnnsys.system.profiles import user_cache
 
-__all__ = ["SOURCES", "Argument", "Device", "Launch", "compiled", "source_hash"]
+__all__ = [
+    "SOURCES",
+    "Argument",
+    "Device",
+    "Launch",
+    "Mapping",
+    "compiled",
+    "source_hash",
+]
 
 SOURCES = Path(core.__file__).parent / "_cuda"
 """Folder of the installed sources: ``cuda``, device code; ``simt``, which runs it on the CPU."""
 
-Argument = ctypes.c_void_p | ctypes.c_int64 | ctypes.Structure
-"""One argument of a kernel; a pointer is an address that the device reads."""
+Argument = int | ctypes.Structure
+"""One argument of a kernel: an address or another number of 64 bits, or a structure by value."""
 
 
 class Launch(NamedTuple):
@@ -31,7 +45,13 @@ class Launch(NamedTuple):
 
 
 class Device(Protocol):
-    """Compiles kernels and launches them, in the order in which they are asked for."""
+    """Compiles kernels and launches them, in the order in which they are asked for.
+
+    Memory, copies, streams and events of the device are torch's.
+    """
+
+    torch_device: torch.device
+    """Where the tensors lie that kernels read and write."""
 
     def kernel(self, header: str, instance: str) -> Any:
         """A kernel that is ready to be launched; compiled at the first call for it.
@@ -52,6 +72,58 @@ class Device(Protocol):
             launch: on how many threads.
             arguments: one for each parameter, of its type.
         """
+
+    def map_host(self, memory: Range) -> bool:
+        """Lets kernels read memory of this process at its own addresses.
+
+        Returns:
+            Whether ``unmap_host`` is to be called once for it, before the memory is let go of.
+
+        Raises:
+            ResourceError: the limit of locked memory is too low.
+            DeviceError: the device cannot read it.
+        """
+
+    def unmap_host(self, memory: Range) -> None:
+        """Takes back a ``map_host``."""
+
+
+class Mapping:
+    """The memory of a CPU tensor, which a device reads while this object lives.
+
+    Args:
+        device: that is to read it.
+        tensor: of which the whole storage is mapped; kept.
+
+    Raises:
+        ResourceError, DeviceError: see ``Device.map_host``.
+    """
+
+    def __init__(self, device: Device, tensor: Tensor) -> None:
+        self._memory = memory = _storage_of(tensor)
+        is_to_unmap = memory.nbytes > 0 and device.map_host(memory)
+        self._end = weakref.finalize(
+            self, _end, device if is_to_unmap else None, memory, tensor, os.getpid()
+        )
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Whether the tensor's memory is still that which is mapped."""
+        return _storage_of(tensor) == self._memory
+
+    def close(self) -> None:
+        """Ends it."""
+        self._end()
+
+
+def _end(device: Device | None, memory: Range, tensor: Tensor, process: int) -> None:
+    if device is not None and process == os.getpid():  # a forked one has mapped nothing
+        device.unmap_host(memory)
+    del tensor  # not earlier
+
+
+def _storage_of(tensor: Tensor) -> Range:
+    storage = tensor.untyped_storage()
+    return Range(storage.data_ptr(), storage.nbytes())
 
 
 def source_hash(texts: Iterable[str]) -> str:
@@ -83,8 +155,7 @@ def compiled(name: str, make: Callable[[Path], None]) -> Path:
     Raises:
         StorageError: it cannot be written.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "gnnsys/kernels" / name
+    path = user_cache() / "kernels" / name
     if not path.is_file():
         with as_storage_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import torch
 
 from gnnsys.errors import BuildError
-from gnnsys.system.gpu.device import SOURCES, Argument, Launch, compiled, source_hash
+from gnnsys.system.extension import core
+from gnnsys.system.gpu.device import (
+    SOURCES,
+    Argument,
+    Launch,
+    compiled,
+    source_hash,
+)
+from gnnsys.system.gpu.host_memory import Range
 
 __all__ = ["HostExecutorDevice", "Schedule"]
 
@@ -38,6 +48,9 @@ class Schedule:
 @dataclass(frozen=True, slots=True)
 class _Kernel:
     library: ctypes.CDLL
+    call: int
+    """Address of the function that runs it."""
+
     name: str
 
 
@@ -50,6 +63,8 @@ class HostExecutorDevice:
     Raises:
         BuildError: the machine has no C++ compiler.
     """
+
+    torch_device = torch.device("cpu")
 
     def __init__(self, schedule: Schedule | None = None) -> None:
         self._schedule = schedule or Schedule()
@@ -78,13 +93,22 @@ class HostExecutorDevice:
             ctypes.c_uint64(schedule.seed),
             schedule.resident_blocks,
         )
-        shape = (ctypes.c_uint * 6)(launch.blocks, 1, 1, launch.threads, 1, 1)
-        places = [ctypes.cast(ctypes.pointer(argument), ctypes.c_void_p) for argument in arguments]
-        run: Any = getattr(kernel.library, kernel.name)
-        run.restype = ctypes.c_char_p
-        told = run(shape, ctypes.c_size_t(0), (ctypes.c_void_p * len(places))(*places))
-        if told is not None:
-            raise RuntimeError(f"{kernel.name}: {told.decode()}")
+        status = core.launch_kernel(
+            kernel.call, 0, launch.blocks, launch.threads, 0, list(arguments)
+        )
+        if status != 0:
+            raise RuntimeError(f"{kernel.name}: {kernel.library.simt_error().decode()}")
+
+    def __repr__(self) -> str:
+        return "HostExecutorDevice()"
+
+    def map_host(self, memory: Range) -> bool:
+        """See ``Device.map_host``."""
+        del memory
+        return False
+
+    def unmap_host(self, memory: Range) -> None:
+        """See ``Device.unmap_host``."""
 
 
 @cache
@@ -92,12 +116,16 @@ def _compile(compiler: str, header: str, instance: str) -> _Kernel:
     source = (
         f'#include "{header}"\n#include "simt/entry.hpp"\n'
         "using namespace gnnsys::cuda;\n"
-        f"SIMT_ENTRY(entry, {instance})\nSIMT_SCHEDULE\n"
+        f"SIMT_ENTRY({instance})\nSIMT_SCHEDULE\n"
     )
     parts = [SOURCES / "simt/executor.cpp", SOURCES / "simt/fiber.cpp"]
     executor = _made(compiler, ".o", ["-r", *parts], "", "the executor of kernels")
     library = _made(compiler, ".so", ["-shared", executor], source, f"{header}: {instance}")
-    return _Kernel(ctypes.CDLL(str(library)), "entry")
+    loaded = ctypes.CDLL(str(library))
+    loaded.simt_error.restype = ctypes.c_char_p
+    call = ctypes.cast(loaded.simt_launch, ctypes.c_void_p).value
+    assert call is not None
+    return _Kernel(loaded, call, instance)
 
 
 def _made(compiler: str, suffix: str, arguments: list[str | Path], source: str, what: str) -> Path:

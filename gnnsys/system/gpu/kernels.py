@@ -17,6 +17,7 @@ from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.system.gpu.device import Argument, Device, Launch
 
 __all__ = [
+    "IDS",
     "MOST_BLOCKS",
     "MOST_FANOUT",
     "THREADS",
@@ -43,7 +44,8 @@ _SCAN_TILE = 1024
 MOST_FANOUT = 2048
 """Of neighbours that kernels draw; -1, which takes all, apart."""
 WORDS = {1: "u8", 2: "u16", 4: "u32", 8: "uint2", 16: "uint4"}
-_IDS = {torch.int64: "i64", torch.int32: "i32"}
+IDS = {torch.int64: "i64", torch.int32: "i32"}
+"""Types of ids, as sources name them."""
 _ELEMENTS = {
     torch.float64: "double",
     torch.float32: "float",
@@ -61,6 +63,7 @@ _FAULTS: dict[int, tuple[type[Exception], str]] = {
     2: (ArgumentError, "indptr: does not ascend within the edges at node {}"),
     3: (ArgumentError, "indices: {} is no node of the graph"),
     4: (RuntimeError, "a hash table is full, at id {}"),
+    5: (RowIndexError, "edge_index: edge {} changed: its node has no row any more"),
     6: (ArgumentError, "plan: position {} is outside the batch, or given twice"),
     7: (ArgumentError, "plan: {} positions, not those of the batch"),
     8: (ArgumentError, "plan: no slot {}"),
@@ -113,11 +116,9 @@ class Faults:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._words = torch.zeros(3, dtype=torch.int32, device=device)
-
-    @property
-    def address(self) -> int:
+        self.address = self._words.data_ptr()
         """Where the device writes them."""
-        return self._words.data_ptr()
+        self._looked: tuple[Tensor, torch.cuda.Event] | None = None
 
     def raise_found(self) -> None:
         """Raises what was found since the last call; waits for the device.
@@ -126,7 +127,28 @@ class Faults:
             RowIndexError: an id of no row.
             ArgumentError: a graph whose arrays point outside themselves.
         """
-        what, low, high = self._words.tolist()
+        self._raise(self._words)
+
+    def raise_earlier(self) -> None:
+        """As ``raise_found``, but does not wait: what a launch on a GPU finds is raised some calls
+        later."""
+        if not self._words.is_cuda:
+            self._raise(self._words)
+            return
+        if self._looked is not None:
+            words, copied = self._looked
+            if not copied.query():
+                return
+            self._looked = None
+            self._raise(words)
+        words = torch.empty(3, dtype=torch.int32, pin_memory=True)
+        words.copy_(self._words, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self._words.device))
+        self._looked = words, copied
+
+    def _raise(self, words: Tensor) -> None:
+        what, low, high = words.tolist()
         if what == 0:
             return
         self._words.zero_()
@@ -155,7 +177,7 @@ def gather_rows(
     """
     _check_contiguous("ids", ids, 1)
     _check_contiguous("out", out, 2)
-    if ids.dtype not in _IDS:
+    if ids.dtype not in IDS:
         raise DTypeError(f"ids: {ids.dtype}, expected torch.int64 or torch.int32")
     if tuple(out.shape) != (len(ids), rows.columns):
         raise ArgumentError(f"out: {tuple(out.shape)}, expected {(len(ids), rows.columns)}")
@@ -164,7 +186,7 @@ def gather_rows(
     if out.numel() == 0:
         return
     width, put = _choose_word(rows, out)
-    words, id_type = rows.row_bytes // width, _IDS[ids.dtype]
+    words, id_type = rows.row_bytes // width, IDS[ids.dtype]
     if words <= WARP:
         lanes = 1 << (words - 1).bit_length()
         at_a_time = THREADS // lanes * _FLIGHT
@@ -177,12 +199,14 @@ def gather_rows(
         ),
         Launch(blocks, THREADS),
         [
-            ctypes.c_void_p(rows.address),
-            *(ctypes.c_int64(number) for number in (rows.count, rows.stride, words)),
-            ctypes.c_void_p(ids.data_ptr()),
-            ctypes.c_int64(len(ids)),
-            ctypes.c_void_p(out.data_ptr()),
-            ctypes.c_void_p(faults.address),
+            rows.address,
+            rows.count,
+            rows.stride,
+            words,
+            ids.data_ptr(),
+            len(ids),
+            out.data_ptr(),
+            faults.address,
         ],
     )
 
@@ -223,7 +247,7 @@ class Sampling:
     ) -> None:
         self._device, self._indptr, self._indices = device, indptr, indices
         self._faults, self._most_blocks = faults, most_blocks
-        self._id = _IDS[indices.dtype]
+        self._id = IDS[indices.dtype]
 
     def count_edges(self, targets: Tensor, choice: Choice) -> tuple[Tensor, Tensor, Tensor]:
         """``first``, ``degree`` and ``count`` of each target, (n,)."""
@@ -232,7 +256,8 @@ class Sampling:
         degree = torch.empty(n, dtype=torch.int32, device=targets.device)
         self._launch(
             "sample_neighbors", "count_edges", n, self._indptr, len(self._indptr) - 1,
-            len(self._indices), targets, n, choice, first, degree, count, self._faults,
+            len(self._indices), targets, n, choice, first, degree, count,
+            self._faults.address,
         )  # fmt: skip
         return first, degree, count
 
@@ -271,7 +296,7 @@ class Sampling:
         self._launch(
             "sample_neighbors", f"read_neighbors<{self._id}>", len(position), self._indices,
             len(self._indptr) - 1, first, degree, offsets, len(first), choice, first_place,
-            position, source, col, self._faults,
+            position, source, col, self._faults.address,
         )  # fmt: skip
         return source, col
 
@@ -279,8 +304,8 @@ class Sampling:
         """Gives ids places in the batch; returns their ``entry`` (n,)."""
         entry = torch.empty(len(ids), dtype=torch.int32, device=ids.device)
         self._launch(
-            "relabel", f"add_nodes<{_IDS[ids.dtype]}>", len(ids), table, ids, len(ids), first_place,
-            entry, self._faults,
+            "relabel", f"add_nodes<{IDS[ids.dtype]}>", len(ids), table.argument, ids, len(ids),
+            first_place, entry, self._faults.address,
         )  # fmt: skip
         return entry
 
@@ -288,7 +313,14 @@ class Sampling:
         """``is_new`` (n,) uint8."""
         is_new = torch.empty(len(entry), dtype=torch.uint8, device=entry.device)
         self._launch(
-            "relabel", "mark_new", len(entry), table, entry, len(entry), first_place, is_new
+            "relabel",
+            "mark_new",
+            len(entry),
+            table.argument,
+            entry,
+            len(entry),
+            first_place,
+            is_new,
         )
         return is_new
 
@@ -298,14 +330,14 @@ class Sampling:
     ) -> None:  # fmt: skip
         """Appends new nodes to ``node``."""
         self._launch(
-            "relabel", f"place_new_nodes<{_IDS[ids.dtype]}>", len(ids), table, ids, entry,
+            "relabel", f"place_new_nodes<{IDS[ids.dtype]}>", len(ids), table.argument, ids, entry,
             new_before, len(ids), first_place, node,
         )  # fmt: skip
 
     def read_places(self, table: NodeTable, entry: Tensor) -> Tensor:
         """``row`` (n,) int64: the place of each id in the batch."""
         row = torch.empty(len(entry), dtype=torch.int64, device=entry.device)
-        self._launch("relabel", "read_places", len(entry), table, entry, len(entry), row)
+        self._launch("relabel", "read_places", len(entry), table.argument, entry, len(entry), row)
         return row
 
     def _launch(self, header: str, instance: str, items: int, *arguments: Any) -> None:
@@ -314,7 +346,10 @@ class Sampling:
             return
         kernel = self._device.kernel(f"cuda/sampler/{header}.cuh", instance)
         blocks = 1 if instance == "scan_sums" else min(self._most_blocks, -(-items // THREADS))
-        self._device.launch(kernel, Launch(blocks, THREADS), [*map(_packed, arguments)])
+        packed: list[Argument] = [
+            each.data_ptr() if isinstance(each, Tensor) else each for each in arguments
+        ]
+        self._device.launch(kernel, Launch(blocks, THREADS), packed)
 
 
 class NodeTable:
@@ -328,23 +363,8 @@ class NodeTable:
     def __init__(self, ids: int, device: torch.device | str) -> None:
         self.capacity = 1 << max(4, (2 * ids - 1).bit_length())
         self._entries = torch.full((self.capacity, 2), -1, dtype=torch.int64, device=device)
-
-    @property
-    def packed(self) -> ctypes.Structure:
+        self.argument = _NodeTable(self._entries.data_ptr(), self.capacity - 1)
         """What kernels take."""
-        return _NodeTable(self._entries.data_ptr(), self.capacity - 1)
-
-
-def _packed(argument: Any) -> Argument:
-    if isinstance(argument, ctypes.Structure):
-        return argument
-    if isinstance(argument, NodeTable):
-        return argument.packed
-    if isinstance(argument, Faults):
-        return ctypes.c_void_p(argument.address)
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_int64(argument)
 
 
 def can_cast(stored: torch.dtype, delivered: torch.dtype) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from gnnsys.system.gpu.device import Argument, Device, Launch
 from gnnsys.system.gpu.kernels import THREADS, WARP, WORDS, Faults
 
-__all__ = ["LISTS", "PlanLaunches"]
+__all__ = ["LISTS", "PlanLaunches", "Staging"]
 
 LISTS = ("hits", "peers", "victim_in", "fills", "copies", "victim_out")
 """Of a plan: (n, columns) int32, in the order of the kernels' structure."""
@@ -51,13 +53,32 @@ class _CacheMemory(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """Rows that were read, where a device reads them."""
+
+    address: int
+    offsets: NDArray[np.int64]
+    """(k,) bytes from there to each."""
+
+    owner: Any
+    """What keeps them."""
+
+    @staticmethod
+    def of_rows(rows: Tensor) -> Staging:
+        """All rows of a tensor (k, row bytes) uint8 of the device."""
+        return Staging(rows.data_ptr(), np.arange(len(rows)) * rows.shape[1], rows)
+
+
 class PlanLaunches:
     """Moves rows between slots, cells, staging and outputs by two launches a batch.
+
+    Batches are carried out in the order of the calls, on whichever streams they are launched.
 
     Args:
         device: that launches.
         slots: (n, row bytes) uint8 of the device.
-        cells: (m, row bytes) uint8, likewise.
+        cells: (m, row bytes) uint8, likewise, or of the host and mapped.
         most_blocks: of a launch.
     """
 
@@ -66,52 +87,76 @@ class PlanLaunches:
         self._most_blocks = most_blocks
         self._faults = Faults(slots.device)
         self._marks = torch.zeros(0, dtype=torch.int32, device=slots.device)
+        self._done: torch.cuda.Event | None = None
 
     def run(
-        self,
-        rows: int,
-        lists: Sequence[NDArray[np.int32]],
-        staging: int,
-        offsets: NDArray[np.int64],
-        out: Tensor,
+        self, rows: int, lists: Sequence[NDArray[np.int32]], staging: Staging, out: Tensor
     ) -> None:
         """Carries a plan out.
 
         Args:
             rows: positions of the batch.
             lists: in the order of ``LISTS``.
-            staging: address of the rows that were read.
-            offsets: (k,) bytes from there to each.
+            staging: the rows that were read.
             out: (rows, …) contiguous, of rows as they are stored.
 
         Raises:
-            ArgumentError: a plan that does not fit the batch or the memory.
+            ArgumentError: a plan that does not fit the batch or the memory; on a GPU, one before.
         """
-        row_bytes = self._slots.shape[1]
+        stream = torch.cuda.current_stream(self._slots.device) if self._slots.is_cuda else None
+        if stream is not None and self._done is not None:
+            stream.wait_event(self._done)
         if len(self._marks) < rows:
             self._marks = torch.zeros(2 * rows, dtype=torch.int32, device=self._slots.device)
+        self._launch(rows, lists, staging, out)
+        if stream is not None:
+            self._done = stream.record_event()
+        self._faults.raise_earlier()
+
+    def _launch(
+        self, rows: int, lists: Sequence[NDArray[np.int32]], staging: Staging, out: Tensor
+    ) -> None:
+        row_bytes, offsets = self._slots.shape[1], staging.offsets
         places = (self._slots.data_ptr(), self._cells.data_ptr(), out.data_ptr())
         staged = int(np.gcd.reduce(offsets)) if len(offsets) else 0
-        width = math.gcd(16, row_bytes, *places, staging, staged)
+        width = math.gcd(16, row_bytes, *places, staging.address, staged)
         words = row_bytes // width
         lanes = 1 << (words - 1).bit_length() if words <= WARP else 0
-        plan = _Plan(rows, *(_List(each.ctypes.data, len(each)) for each in lists))
+        arrays = _on_device([offsets, *lists], self._slots.device)
+        at, *of_lists = arrays.addresses
+        plan = _Plan(rows, *(_List(a, len(each)) for a, each in zip(of_lists, lists, strict=True)))
         memory = _CacheMemory(
             _Area(places[0], len(self._slots), row_bytes),
             _Area(places[1], len(self._cells), row_bytes),
-            _Staging(staging, offsets.ctypes.data, len(offsets)),
+            _Staging(staging.address, at, len(offsets)),
             None, 0, words,
         )  # fmt: skip
         word = WORDS[width]
         items = max(1, rows, sum(map(len, lists))) * (lanes or WARP)
         launch = Launch(min(self._most_blocks, -(-items // THREADS)), THREADS)
         arguments: list[Argument] = [
-            plan, memory, ctypes.c_void_p(places[2]), ctypes.c_void_p(self._marks.data_ptr()),
-            ctypes.c_void_p(self._faults.address),
+            plan, memory, places[2], self._marks.data_ptr(), self._faults.address,
         ]  # fmt: skip
         for name in ("move_out_of_slots", "move_into_slots"):
             kernel = self._device.kernel(
                 "cuda/cache/execute_plan.cuh", f"{name}<{word}, {lanes}, Copy<{word}>>"
             )
             self._device.launch(kernel, launch, arguments)
-        self._faults.raise_found()
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    addresses: list[int]
+    memory: Tensor
+    """They lie in."""
+
+
+def _on_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> _Arrays:
+    """Arrays side by side in memory of the device, by one copy."""
+    ends = np.cumsum([-(-array.nbytes // 8) * 8 for array in arrays])
+    host = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    places, starts = host.numpy(), [0, *ends[:-1].tolist()]
+    for start, array in zip(starts, arrays, strict=True):
+        places[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+    memory = host.to(device, non_blocking=True)
+    return _Arrays([memory.data_ptr() + start for start in starts], memory)

@@ -1,0 +1,188 @@
+"""Which pages of host memory are registered, against a set of pages that keeps CUDA's rules."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+import signal
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gnnsys.errors import DeviceError, ResourceError
+from gnnsys.memory import HostStore
+from gnnsys.memory.alloc import view_array
+from gnnsys.system.gpu.host_memory import HostMemory, Range, check_not_lost
+
+PAGE = mmap.PAGESIZE
+PAGES = 12
+
+
+class Pages:
+    """Registers memory as ``cudaHostRegister`` is documented to: whole pages, each once."""
+
+    def __init__(self, most: int = PAGES, foreign: set[int] | None = None) -> None:
+        self.most, self.of, self.flags = most, dict[int, int](), set[int]()
+        self.foreign = foreign or set()
+
+    @property
+    def registered(self) -> set[int]:
+        return {
+            first + i * PAGE for first, nbytes in self.of.items() for i in range(nbytes // PAGE)
+        }
+
+    def register(self, address: int, nbytes: int, flags: int) -> None:
+        assert address % PAGE == nbytes % PAGE == 0 < nbytes
+        pages = set(range(address, address + nbytes, PAGE))
+        if pages & (self.registered | self.foreign):
+            raise DeviceError("cudaErrorHostMemoryAlreadyRegistered", 712)
+        if len(self.registered | pages) > self.most:
+            raise DeviceError("cudaErrorMemoryAllocation", 2)
+        self.of[address] = nbytes
+        self.flags.add(flags)
+
+    def unregister(self, address: int) -> None:
+        del self.of[address]
+
+
+def area(flags: int = mmap.MAP_PRIVATE, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -> mmap.mmap:
+    return mmap.mmap(-1, PAGES * PAGE, flags=flags | mmap.MAP_ANONYMOUS, prot=prot)
+
+
+def address_of(memory: mmap.mmap) -> int:
+    return np.frombuffer(memory, np.uint8).ctypes.data
+
+
+def pages_of(memory: Range) -> set[int]:
+    first = memory.address // PAGE * PAGE
+    return set(range(first, memory.address + memory.nbytes, PAGE))
+
+
+@settings(deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["add", "remove"]),
+            st.sampled_from([(0, 5), (7, 3 * PAGE), (2 * PAGE, 2 * PAGE), (3 * PAGE + 9, PAGE)]),
+        ),
+        max_size=12,
+    ),
+    chunk=st.sampled_from([PAGE, 2 * PAGE, 1 << 30]),
+)
+def test_pages_are_registered_as_long_as_a_range_needs_them(
+    steps: list[tuple[str, tuple[int, int]]], chunk: int
+) -> None:
+    # Ranges that begin and end within pages of others, and none that is within another.
+    places = {(0, 5): 0, (7, 3 * PAGE): 0, (2 * PAGE, 2 * PAGE): 5 * PAGE}
+    memory, pages = area(), Pages()
+    host, live = HostMemory(pages, True, chunk), list[Range]()
+    for what, (first, nbytes) in steps:
+        shift = places.get((first, nbytes), 0)
+        wanted = Range(address_of(memory) + first + shift, nbytes)
+        if what == "add":
+            host.add(wanted)
+            live.append(wanted)
+        elif wanted in live:
+            host.remove(wanted)
+            live.remove(wanted)
+        assert pages.registered == set().union(*map(pages_of, live))
+        assert all(nbytes <= max(chunk, PAGE) for nbytes in pages.of.values())
+    for each in live:
+        host.remove(each)
+    assert not pages.of
+
+
+def test_what_another_registered_is_used_and_left_registered() -> None:
+    memory = area()
+    first = address_of(memory)
+    pages = Pages(foreign={first, first + PAGE})
+    host = HostMemory(pages, True, PAGE)
+    host.add(Range(first, 4 * PAGE))
+    assert pages.registered == {first + 2 * PAGE, first + 3 * PAGE}
+    host.remove(Range(first, 4 * PAGE))
+    assert not pages.of
+
+
+def test_a_refusal_leaves_nothing_registered_and_names_the_limit() -> None:
+    memory = area()
+    pages = Pages(most=2)
+    host, wanted = HostMemory(pages, True, PAGE), Range(address_of(memory), 3 * PAGE)
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (before[1], before[1]))
+        with pytest.raises(DeviceError, match="cannot be registered: cudaErrorMemoryAllocation"):
+            host.add(wanted)
+        assert not pages.of
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (PAGE, before[1]))
+        with pytest.raises(ResourceError, match=r"the limit is 4 KiB; .*ulimit -l"):
+            host.add(wanted)
+        assert not pages.of
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+    pages.most = 3
+    host.add(wanted)
+    assert len(pages.registered) == 3
+
+
+@pytest.mark.parametrize("reads_only", [True, False])
+def test_memory_that_can_only_be_read_is_told_to_be_so_or_refused(
+    tmp_path: object, reads_only: bool
+) -> None:
+    path = f"{tmp_path}/rows.npy"
+    np.save(path, np.arange(4096.0))
+    rows = np.load(path, mmap_mode="r")
+    wanted = Range(rows.ctypes.data, rows.nbytes)
+    pages = Pages(most=1 << 20)
+    host = HostMemory(pages, reads_only)
+    if reads_only:
+        host.add(wanted)
+        assert pages.flags == {1 | 2 | 8}
+    else:
+        with pytest.raises(DeviceError, match="can only be read"):
+            host.add(wanted)
+        assert not pages.of
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """How a forked process ends that returns ``work()``: its status, or minus a signal."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # not pytest's
+        os._exit(work())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_private_pages_are_not_there_in_a_forked_process_which_is_told_so(is_shared: bool) -> None:
+    memory = area(mmap.MAP_SHARED if is_shared else mmap.MAP_PRIVATE)
+    array = np.frombuffer(memory, np.uint8)
+    first = array.ctypes.data
+    rows = view_array(array[PAGE // 2 : 3 * PAGE + PAGE // 2].view(np.float32).reshape(-1, 64))
+    store = HostStore(rows)
+    wanted = Range(rows.data_ptr(), rows.nbytes)
+    host = HostMemory(Pages(), True, PAGE)
+    host.add(wanted)
+
+    def read(page: int) -> Callable[[], int]:
+        return lambda: ctypes.c_uint8.from_address(first + page * PAGE).value
+
+    def gather() -> int:
+        try:
+            check_not_lost(wanted.address, wanted.nbytes)
+            store.read_range(0, 1)
+        except DeviceError as error:
+            return 3 if "num_workers=0" in str(error) else 4
+        return 0
+
+    lost = [0, -signal.SIGSEGV, -signal.SIGSEGV, 0]  # the ends belong to others, too
+    assert [in_child(read(page)) for page in range(4)] == ([0] * 4 if is_shared else lost)
+    assert in_child(gather) == (0 if is_shared else 3)
+    check_not_lost(wanted.address, wanted.nbytes)
+    host.remove(wanted)
+    assert [in_child(read(page)) for page in range(4)] == [0] * 4
+    assert in_child(gather) == 0

@@ -136,7 +136,6 @@ def run_command(config: DoctorConfig) -> int:
 
 def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
     own_sampler = "not needed: gnnsys samples neighbours with its own C++ code"
-    no_kernels = "not used yet: gnnsys runs no GPU kernels"
     text = "gnnsys convert reads CSV, other text and Parquet"
     graphbolt = "gnnsys convert reads and writes GraphBolt's folders"
     ogb = "downloads OGB's datasets, whose raw files gnnsys convert reads without it"
@@ -159,7 +158,9 @@ def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
         ("storage", "io_uring", _io_uring),
         ("gpu", "GPUs", _gpus),
         ("gpu", "nvcc", _nvcc),
-        ("gpu", "cupy", partial(_optional, "cupy", no_kernels, "'gnnsys[cuda12]' or cuda13")),
+        ("gpu", "CUDA calls", _cuda_calls),
+        ("gpu", "rows of host memory", partial(_ways, probe)),
+        ("gpu", "IOMMU", _iommu),
         ("optional", "pyarrow", partial(_optional, "pyarrow", text, "'gnnsys[convert]'")),
         ("optional", "pyyaml", partial(_optional, "yaml", graphbolt, "'gnnsys[convert]'")),
         ("optional", "ogb", partial(_optional, "ogb", ogb, "'gnnsys[ogb]'")),
@@ -367,7 +368,7 @@ def _gpus() -> _Answer:
     if usable:
         cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         found = "; ".join(f"{card.name}, {size_text(card.total_memory)}" for card in cards)
-        return "ok", found, "trains there; rows are gathered by the CPU and copied"
+        return "ok", found, "trains there"
     built = f"torch {torch.__version__} is built " + (
         f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     )
@@ -378,7 +379,7 @@ def _gpus() -> _Answer:
 
 
 def _nvcc() -> _Answer:
-    effect = "not used yet: gnnsys compiles no GPU kernels"
+    effect = "not needed: NVRTC compiles kernels when they are first used"
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return "missing", "not on PATH", effect
@@ -387,6 +388,51 @@ def _nvcc() -> _Answer:
     )
     version = re.search(r"release (\S+),", ran.stdout)
     return "ok", f"{version[1] if version else 'version unknown'} ({nvcc})", effect
+
+
+def _cuda_calls() -> _Answer:
+    from gnnsys.errors import DeviceError
+    from gnnsys.system.gpu.provider import find_provider
+
+    try:
+        provider = find_provider()
+    except DeviceError as error:
+        return "missing", str(error), "rows are gathered by the CPU and then copied to a GPU"
+    found = f"{provider.name}, NVRTC {provider.nvrtc}"
+    return "ok", found, "compile and launch the kernels of a GPU"
+
+
+def _ways(probe: bool) -> _Answer:
+    import torch
+
+    from gnnsys.memory.way_probe import measure_ways
+    from gnnsys.system.gpu import kernel_device
+    from gnnsys.system.gpu.way import load_ways, save_ways
+
+    gpu = kernel_device("cuda") if torch.cuda.is_available() else None
+    if gpu is None:
+        return "missing", "no GPU that kernels reach", "rows are gathered by the CPU"
+    profile, kept = load_ways(gpu.torch_device), "kept"
+    if probe:
+        profile = measure_ways(gpu)
+        kept = "kept" if save_ways(gpu.torch_device, profile) else "not kept: no place to write it"
+    if profile is None:
+        effect = "kernels read rows of 64 B to 24 KiB in place: gnnsys doctor --probe measures"
+        return "missing", "not probed", effect
+    found = ", ".join(
+        f"{size_text(each.row_bytes)}: {each.zero_copy / 1e9:.1f} and {each.staged / 1e9:.1f}"
+        for each in profile.speeds
+    )
+    effect = "the faster way is taken, by the size of rows"
+    return "ok", f"GB/s in place and copied: {found}, measured {profile.when}, {kept}", effect
+
+
+def _iommu() -> _Answer:
+    units = sorted(path.name for path in Path("/sys/class/iommu").glob("*"))
+    if not units:
+        return "ok", "off", "a GPU reads host memory without its translation"
+    effect = "a GPU's reads of host memory may be slower: iommu=pt passes them through"
+    return "ok", f"on: {', '.join(units)}", effect
 
 
 def _optional(module: str, effect: str, install: str = "") -> _Answer:

@@ -16,9 +16,10 @@ from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError
 from gnnsys.memory.alloc import view_array
 from gnnsys.memory.describe import in_short
 from gnnsys.memory.encoding import Encoding, check_dtype
-from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
+from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids, from_dlpack
 from gnnsys.memory.reads import Reads, RowsInPlace
 from gnnsys.memory.store import RowReader, Store, check_out, check_range, check_write
+from gnnsys.system.gpu.host_memory import check_not_lost
 from gnnsys.system.names import naming_keywords
 from gnnsys.system.once import warn_once
 
@@ -105,6 +106,7 @@ class HostStore(Store):
                 return rows
 
     def _check_source(self) -> None:
+        check_not_lost(self._source.data_ptr(), self._needed_bytes)
         found = self._source.untyped_storage().nbytes()
         if found < self._needed_bytes:
             raise ArgumentError(
@@ -149,7 +151,8 @@ class HostStore(Store):
         return f"HostStore({in_short(self)})"
 
 
-def _as_tensor(source: Tensor | NDArray[Any]) -> Tensor:
+def _as_tensor(source: Any) -> Tensor:
+    source = from_dlpack(source)
     if isinstance(source, np.ndarray):
         source = _view_numpy(source)
     if not isinstance(source, Tensor):

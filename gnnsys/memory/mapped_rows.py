@@ -46,7 +46,7 @@ class MappedRows(RowReader):
         self._rows += len(batch.ids)
         shards = self._table.shards
         check = partial(_check_sizes, shards)
-        return RowsInPlace(self._base, self._offsets(batch.ids), shards, check)
+        return RowsInPlace(self._base, self._offsets(batch.ids), shards, check=check)
 
     def gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None = None) -> Tensor:
         """See ``Store.gather``."""

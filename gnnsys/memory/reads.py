@@ -76,6 +76,9 @@ class RowsInPlace:
     owner: Any
     """What keeps the memory."""
 
+    is_mapped: bool = False
+    """Whether the device of a cache reads them there, and may still do so later."""
+
     check: Callable[[], None] = lambda: None
     """Raises where the rows must not be touched."""
 

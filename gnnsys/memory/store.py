@@ -14,7 +14,7 @@ from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, RowIndexErro
 from gnnsys.memory.alloc import pooled
 from gnnsys.memory.describe import facts_of
 from gnnsys.memory.encoding import Encoding
-from gnnsys.memory.ids import RowIds, check_bounds, check_ids, row_index_error
+from gnnsys.memory.ids import CPU, RowIds, check_bounds, check_ids, row_index_error
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.system.extension import core
 from gnnsys.system.notebook import facts_as_html
@@ -44,7 +44,7 @@ class Store(Protocol):
     counters: Counters
     """Rows and bytes served so far, by tier."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     """Where gathered rows appear."""
 
     path: str = ""
@@ -289,15 +289,21 @@ class RowReader:
         return out
 
 
-def check_out(out: Tensor, rows: int, table: torch.Size, dtype: torch.dtype) -> None:
-    """Raises unless ``out`` takes ``rows`` rows of a table of that shape as ``dtype``."""
+def check_out(
+    out: Tensor,
+    rows: int,
+    table: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+) -> None:
+    """Raises unless ``out`` takes ``rows`` rows of a table of that shape as ``dtype``, there."""
     expected = (rows, *table[1:])
     if tuple(out.shape) != expected:
         raise ArgumentError(f"out: shape {tuple(out.shape)} != {expected}, the rows asked for")
     if out.dtype != dtype:
         raise DTypeError(f"out: dtype {out.dtype} != {dtype}, that of the store")
-    if out.device.type != "cpu":
-        raise ArgumentError(f"out: is on {out.device}; rows of this store arrive on the CPU")
+    if out.device != device:
+        raise ArgumentError(f"out: is on {out.device}; rows of this store arrive on {device}")
 
 
 def check_range(first: int, last: int, rows: int) -> None:

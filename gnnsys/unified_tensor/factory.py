@@ -39,6 +39,7 @@ def unified(
     offset: int = 0,
     storage: Storage = "auto",
     cache: int | float | str | CacheArena | ArenaShare | None = None,
+    cache_on: Literal["auto", "host", "device"] = "auto",
     policy: Policy = "hybrid",
     window: int | Literal["auto"] = "auto",
     victim_buffer: int | str = 0,
@@ -52,8 +53,9 @@ def unified(
         source: (rows, …) CPU tensor or numpy array, read in place; or the path of a ``.npy`` file
             in C order, or of a raw file (then ``shape`` and ``encoding`` say what it holds); or a
             list of paths, of ``.npy`` files that hold one range of rows each.
-        device: where rows are consumed; None for "cuda" when there is one, else "cpu". "simt" is
-            the CPU, by the kernels of a GPU, executed thread by thread: slow, and for tests.
+        device: where rows are consumed; None for "cuda" when there is one, else "cpu". On a GPU
+            kernels read rows in memory where they are. "simt" is the CPU, by the same kernels,
+            executed thread by thread: slow, and for tests.
         dtype: of gathered rows; None for the stored one.
         threads: that gather; 0 for all cores this process may use.
         encoding: element type of a file that its header cannot name (``torch.bfloat16`` stored as
@@ -61,9 +63,10 @@ def unified(
         shape: (rows, …) of a raw file.
         offset: bytes before the first row of a raw file.
         storage: how a file is read; see ``gnnsys.memory.FileStore``.
-        cache: memory for the rows of a file that are needed most: bytes ("8GB"), rows, a share of
-            the rows (0.25), or a ``gnnsys.CacheArena``; None for no cache. This and what follows
-            is explained in ``gnnsys.cache.CachedStore``.
+        cache: memory for the rows that are needed most, of a file or, on a GPU, of host memory:
+            bytes ("8GB"), rows, a share of the rows (0.25), or a ``gnnsys.CacheArena``; None for no
+            cache. This and what follows is explained in ``gnnsys.cache.CachedStore``.
+        cache_on: whose memory that is; "auto" for that of the device.
         policy: which rows leave the cache first.
         window: batches that plans look ahead; "auto" for up to 64.
         victim_buffer: rows or bytes for rows that left the cache and will be needed soon.
@@ -88,6 +91,8 @@ def unified(
     store: Store
     if isinstance(source, UnifiedTensor):
         raise ArgumentError("source: a UnifiedTensor already; use .to() to change its device")
+    compute = compute_device("cpu" if device == SIMT else device)
+    near = "cpu" if cache_on == "host" else device if device == SIMT else compute
     if _names_files(source):
         store = FileStore(
             source,
@@ -98,34 +103,32 @@ def unified(
             threads=threads,
             storage=storage,
         )
-        if cache is not None:
-            store = CachedStore(
-                store,
-                cache=cache,
-                policy=policy,
-                window=window,
-                victim_buffer=victim_buffer,
-                scores=scores,
-                prefill=prefill,
-                trace=trace,
-                threads=threads,
-                device="simt" if device == SIMT else "cpu",
-            )
-            store = store if dtype is None else store.with_dtype(dtype)
-        elif trace is not None or scores is not None or victim_buffer:
-            raise ArgumentError("trace, scores, victim_buffer: are of a cache; give cache=, too")
-    elif encoding is not None or shape is not None or offset or cache is not None:
-        raise ArgumentError(
-            "encoding, shape, offset, cache: are for a file, but source is in memory"
-        )
+    elif encoding is not None or shape is not None or offset:
+        raise ArgumentError("encoding, shape, offset: are for a file, but source is in memory")
+    elif cache is not None and near in ("cpu", torch.device("cpu")):
+        raise ArgumentError("cache: is for a file or for a GPU, but source is in memory")
     else:
         # Which refuses whatever else it is.
-        store = HostStore(source, dtype=dtype, threads=threads)  # type: ignore[arg-type]
-    if device == SIMT and cache is not None:  # whose kernels deliver rows
-        return UnifiedTensor(store, compute_device("cpu"))
-    if device == SIMT:
-        return UnifiedTensor(MappedStore(store, HostExecutorDevice()), compute_device("cpu"))
-    return UnifiedTensor(store, compute_device(device))
+        store = HostStore(source, dtype=None if cache is not None else dtype, threads=threads)  # type: ignore[arg-type]
+    if cache is not None:
+        store = CachedStore(
+            store,
+            cache=cache,
+            policy=policy,
+            window=window,
+            victim_buffer=victim_buffer,
+            scores=scores,
+            prefill=prefill,
+            trace=trace,
+            threads=threads,
+            device=near,
+        )
+        store = store if dtype is None else store.with_dtype(dtype)
+    elif trace is not None or scores is not None or victim_buffer:
+        raise ArgumentError("trace, scores, victim_buffer: are of a cache; give cache=, too")
+    elif device == SIMT and store.resident is not None:
+        store = MappedStore(store, HostExecutorDevice())
+    return UnifiedTensor(store, compute)
 
 
 def _names_files(source: Any) -> TypeGuard[str | os.PathLike[str] | Sequence[Any]]:

@@ -87,13 +87,13 @@ def _index_select(self: StoredTensor, dim: int, index: Tensor) -> Any:
         return NotImplemented
     if index.dim() > 1 or index.dtype not in (torch.int32, torch.int64):
         return NotImplemented  # torch's own error for it
-    return self._deliver(self.store.gather(index.reshape(-1)))
+    return self._gather(index.reshape(-1))
 
 
 def _index_select_out(self: StoredTensor, dim: int, index: Tensor, *, out: Tensor) -> Any:
     if isinstance(out, StoredTensor):
         refuse_write("index_select")
-    dense = out.is_contiguous() and out.dtype == self.dtype and out.device.type == "cpu"
+    dense = out.is_contiguous() and out.dtype == self.dtype and out.device == self.store.device
     if dim in (0, -self.dim()) and dense and out.shape == (index.numel(), *self.shape[1:]):
         return self.store.gather(index.reshape(-1), out=out)
     rows = _index_select(self, dim, index)
@@ -111,7 +111,7 @@ def _embedding(
 ) -> Any:
     if self.dim() != 2 or indices.dtype not in (torch.int32, torch.int64):
         return NotImplemented
-    rows = self._deliver(self.store.gather(indices.reshape(-1)))
+    rows = self._gather(indices.reshape(-1))
     return rows.view(*indices.shape, self.shape[1])
 
 

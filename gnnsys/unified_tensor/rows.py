@@ -12,9 +12,12 @@ from torch.utils.data import get_worker_info
 
 from gnnsys.compat import make_wrapper
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, RowIndexError, TooLargeError
+from gnnsys.errors import ArgumentError, DTypeError, RowIndexError, TooLargeError
 from gnnsys.memory import HostStore
+from gnnsys.memory.ids import from_dlpack
+from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.store import Store
+from gnnsys.system.gpu import kernel_device
 from gnnsys.system.notebook import facts_as_html
 from gnnsys.system.once import warn_once
 from gnnsys.unified_tensor.indexing import RowIndex, split_index
@@ -36,6 +39,7 @@ class StoredTensor(Tensor):
 
     store: Store
     _compute: torch.device
+    _on_gpu: Store | None = None
 
     @staticmethod
     def __new__(cls: type[T], store: Store, device: torch.device | None = None) -> T:
@@ -68,6 +72,17 @@ class StoredTensor(Tensor):
 
     def _deliver(self, rows: Tensor) -> Tensor:
         return rows.to(self.device)
+
+    def _gather(self, ids: Tensor) -> Tensor:
+        """Rows (n,) where they are consumed; by a kernel of a GPU where it reads them in memory."""
+        return self._deliver(self._gathering_store().gather(ids))
+
+    def _gathering_store(self) -> Store:
+        if self.device.type != "cuda" or self.store.resident is None:
+            return self.store
+        if self._on_gpu is None:
+            self._on_gpu = _on_gpu(self.store, self._compute)
+        return self._on_gpu
 
     def _with(self: T, device: torch.device | None, dtype: torch.dtype | None) -> T:
         store = self.store
@@ -111,11 +126,21 @@ def compute_device(device: str | torch.device | int | None) -> torch.device:
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ArgumentError(f"device: {chosen}, but torch finds no CUDA device; use 'cpu'")
-        told = "rows are gathered by the CPU and then copied to the GPU in this version"
-        warn_once(_log, told)
         if ":" not in str(chosen):
             chosen = torch.device("cuda", torch.cuda.current_device())
     return chosen
+
+
+def _on_gpu(store: Store, compute: torch.device) -> Store:
+    """A store that delivers the rows there; the same one where no kernel can."""
+    gpu = kernel_device(compute)
+    if gpu is None:
+        return store
+    try:
+        return MappedStore(store, gpu)
+    except (ArgumentError, DTypeError) as error:
+        warn_once(_log, "rows are gathered by the CPU and then copied to the GPU: %s", str(error))
+        return store
 
 
 def whole_of(tensor: StoredTensor, what: str) -> Tensor:
@@ -134,9 +159,12 @@ def whole_of(tensor: StoredTensor, what: str) -> Tensor:
 
 
 def take_rows(tensor: StoredTensor, index: Any) -> Tensor:
+    index = from_dlpack(index)
     if type(index) is Tensor and index.dim() == 1 and index.dtype in (torch.int64, torch.int32):
+        if index.is_cuda:  # whose kernels do not wait to say that ids count from the end
+            index = torch.where(index < 0, index + len(tensor), index)
         try:  # the hot path: the store checks the ids while it gathers
-            return tensor._deliver(tensor.store.gather(index))
+            return tensor._gather(index)
         except RowIndexError:
             pass  # ids that count from the end, or an error that split_index tells
     rows: RowIndex | None = split_index(index, tensor.shape)
@@ -145,7 +173,5 @@ def take_rows(tensor: StoredTensor, index: Any) -> Tensor:
         found = whole[index]
         aliased = found.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
         return found.clone() if aliased else found
-    compact = tensor.store.gather(rows.ids)
-    if rows.rest is not None:
-        compact = compact[rows.rest]
-    return tensor._deliver(compact)
+    compact = tensor._gather(rows.ids)
+    return compact if rows.rest is None else compact[rows.rest]

@@ -1007,6 +1007,21 @@ def test_a_cast_and_its_origin_count_together() -> None:
     assert x.counters.served("host").rows == half.counters.served("host").rows == 3
 
 
+class Shared:
+    """An array of another library, of which DLPack alone is known."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+
+def test_arrays_of_other_libraries_are_taken_by_dlpack() -> None:
+    rows, ids = np.arange(12.0).reshape(4, 3), np.array([2, -1])
+    x = unified(Shared(rows))  # type: ignore[arg-type]
+    rows[2] = 7.0
+    assert np.array_equal(x[Shared(ids)].numpy(), rows[ids])
+    assert np.array_equal(x.store.gather(Shared(ids[:1])).numpy(), rows[ids[:1]])
+
+
 @pytest.mark.parametrize(
     ("use", "error"),
     [

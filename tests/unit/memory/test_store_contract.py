@@ -69,6 +69,9 @@ def kinds() -> dict[str, Make]:
         CachedStore(FileStore(saved(path)), cache=4), cache=4
     )
     made["cache of memory"] = lambda path: CachedStore(HostStore(VALUES), cache=4)
+    made["host, staged"] = lambda path: MappedStore(
+        HostStore(VALUES.copy(), writable=True), HostExecutorDevice(), "staged"
+    )
     if shutil.which(os.environ.get("CXX", "c++")):  # compiles the kernels
         made["host, by kernels"] = lambda path: MappedStore(
             HostStore(VALUES.copy(), writable=True), HostExecutorDevice()
@@ -77,6 +80,9 @@ def kinds() -> dict[str, Make]:
             made[f"pread, cache of {cache} by kernels"] = lambda path, c=cache: CachedStore(
                 FileStore(saved(path), storage="pread"), cache=c, device="simt"
             )
+        made["memory, cache of 4 by kernels"] = lambda path: CachedStore(
+            HostStore(VALUES), cache=4, device="simt"
+        )
     return made
 
 

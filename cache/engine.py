@@ -303,7 +303,7 @@ class Engine:
 
     def _read_in_pieces(self, ids: NDArray[np.int64]) -> StagedRows:
         """Rows whose pages are more than may be staged: of each page the rows alone are kept."""
-        rows = self._executor.new_output(len(ids))
+        rows = self._executor.new_staging(len(ids))
         for piece, staged in self._read_pieces(ids, of_batch=True):
             self._executor.collect(staged, rows[piece])
         offsets = np.arange(len(ids)) * self._source.row_bytes

@@ -20,7 +20,7 @@ from gnnsys.memory.reads import StagedRows
 from gnnsys.system.extension import core
 from gnnsys.system.threads import num_threads
 
-__all__ = ["CpuExecutor", "Executor"]
+__all__ = ["CpuExecutor", "Executor", "new_area"]
 
 _NO_ROWS = np.empty(0, np.int64)
 
@@ -37,6 +37,9 @@ class Executor(Protocol):
     def new_output(self, rows: int) -> Tensor:
         """(rows, row_bytes) uint8 in memory that is used again once it is let go."""
 
+    def new_staging(self, rows: int) -> Tensor:
+        """(rows, row_bytes) uint8 of the CPU, likewise, for rows that are read in pieces."""
+
     def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
         """Gathers a batch into ``out`` and leaves slots and cells as the plan says.
 
@@ -49,7 +52,7 @@ class Executor(Protocol):
         """Copies staged row k to slot ``slots[k]``."""
 
     def collect(self, staged: StagedRows, out: Tensor) -> None:
-        """Copies staged row k to row k of ``out``, which is part of a ``new_output``."""
+        """Copies staged row k to row k of ``out``, which is part of a ``new_staging``."""
 
 
 class CpuExecutor(Executor):
@@ -66,12 +69,16 @@ class CpuExecutor(Executor):
 
     def __init__(self, capacity: int, cells: int, row_bytes: int, threads: int = 0) -> None:
         self.capacity, self.cells, self.row_bytes = capacity, cells, row_bytes
-        self._slots = _area(capacity, row_bytes)
-        self._cells = _area(cells, row_bytes)
+        self._slots = new_area(capacity, row_bytes)
+        self._cells = new_area(cells, row_bytes)
         self._mover = core.PlanExecutor(num_threads(threads))
 
     def new_output(self, rows: int) -> Tensor:
         """See ``Executor.new_output``."""
+        return self.new_staging(rows)
+
+    def new_staging(self, rows: int) -> Tensor:
+        """See ``Executor.new_staging``."""
         return pooled((rows, self.row_bytes), torch.uint8)
 
     def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
@@ -107,8 +114,12 @@ class CpuExecutor(Executor):
         self._mover.move(staged.address + staged.offsets, targets, self.row_bytes)
 
 
-def _area(rows: int, row_bytes: int) -> Tensor:
-    """(rows, row_bytes) uint8."""
+def new_area(rows: int, row_bytes: int) -> Tensor:
+    """(rows, row_bytes) uint8 of host memory, on huge pages.
+
+    Raises:
+        TooLargeError: the system does not hand it out.
+    """
     try:
         return empty((rows, row_bytes), torch.uint8)
     except (MemoryError, OSError) as error:

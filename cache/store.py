@@ -29,12 +29,12 @@ from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, ReadOnlyError, TooLargeError
 from gnnsys.memory.describe import facts_of
 from gnnsys.memory.gate import Gate
-from gnnsys.memory.ids import check_ids
+from gnnsys.memory.ids import CPU, check_ids
+from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.memory.store import AnnouncedStore, Store, check_out
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
-from gnnsys.system.device import SIMT
-from gnnsys.system.gpu import HostExecutorDevice
+from gnnsys.system.gpu import kernel_device
 from gnnsys.system.sizes import size_text
 from gnnsys.system.threads import num_threads
 
@@ -80,7 +80,8 @@ class CachedStore(AnnouncedStore):
         prefetch: batches whose reads are started ahead.
         trace: a file for the ids of each batch that is gathered (``gnnsys.cache.trace``).
         threads: that move rows; 0 for all cores this process may use.
-        device: "cpu", or "simt" for rows that the kernels of a GPU move, executed on the CPU.
+        device: "cpu"; "cuda" for a cache in the memory of a GPU, whose kernels move rows and where
+            they are delivered; or "simt" for the same kernels, executed on the CPU.
 
     Raises:
         ArgumentError, DTypeError: options that cannot be used, or a writable source.
@@ -117,7 +118,7 @@ class CachedStore(AnnouncedStore):
         prefetch: int = 2,
         trace: str | os.PathLike[str] | None = None,
         threads: int = 0,
-        device: Literal["cpu", "simt"] = "cpu",
+        device: str | torch.device = "cpu",
     ) -> None:
         _check(source, policy, window, prefetch, threads)
         self.source = source
@@ -161,8 +162,23 @@ class CachedStore(AnnouncedStore):
             share.arena.add(table, share.fraction or None)
             return lambda: share.arena.rows(table)
         capacity = rows_of(cache, self.shape[0], self.row_bytes, "cache")
-        _check_memory(capacity, self.victim_cells, self.row_bytes)
+        if not str(self._options["device"]).startswith(
+            "cuda"
+        ):  # whose memory is seen at the first use
+            _check_memory(capacity, self.victim_cells, self.row_bytes)
         return lambda: capacity
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """See ``Store.device``; the CPU in a process that the cache was not made for."""
+        if not self._is_of_gpu or self._reads_through():
+            return CPU
+        gpu = kernel_device(self._options["device"])
+        return CPU if gpu is None else gpu.torch_device
+
+    @property
+    def _is_of_gpu(self) -> bool:
+        return str(self._options["device"]).startswith("cuda")
 
     @property
     def capacity(self) -> int:
@@ -217,7 +233,7 @@ class CachedStore(AnnouncedStore):
         del stream
         wanted = check_ids(ids)
         if out is not None:
-            check_out(out, len(wanted), self.shape, self.dtype)
+            check_out(out, len(wanted), self.shape, self.dtype, self.device)
         with self._gate:
             if self._reads_through():
                 rows = self.source.with_dtype(self.dtype).gather(wanted, out)
@@ -296,14 +312,19 @@ def _make_engine(
     prefill: bool,
     prefetch: int,
     threads: int,
-    device: str,
+    device: str | torch.device,
     victim_buffer: int,
     **planning: Any,
 ) -> Engine | ResidentRows:
     rows, capacity, cells = source.shape[0], capacity_of(), victim_buffer
-    free = _check_memory(capacity, cells, source.row_bytes)
+    gpu = kernel_device(device)
+    of_host = capacity + cells
+    if gpu is not None and gpu.torch_device.type == "cuda":
+        _check_device_memory(capacity, source.row_bytes, gpu.torch_device)
+        of_host = cells
+    free = _check_memory(of_host - cells, cells, source.row_bytes)
     record = trace.add if trace is not None else _ignore
-    if capacity >= rows and prefill:
+    if capacity >= rows and prefill and gpu is None:
         return ResidentRows(source, name, threads=threads, counters=counters, record=record)
 
     def make_planner(first: bool) -> Planner:
@@ -318,11 +339,12 @@ def _make_engine(
 
     budget = process_budget()
     executor: Executor
-    if device == SIMT:
-        executor = KernelExecutor(capacity, cells, source.row_bytes, HostExecutorDevice())
+    if gpu is not None:
+        executor = KernelExecutor(capacity, cells, source.row_bytes, gpu, threads)
+        source = source if source.resident is None else MappedStore(source, gpu)
     else:
         executor = CpuExecutor(capacity, cells, source.row_bytes, threads)
-    budget.hold(CACHE_ROWS, (capacity + cells) * source.row_bytes, executor)
+    budget.hold(CACHE_ROWS, of_host * source.row_bytes, executor)
     return Engine(
         source,
         name,
@@ -334,6 +356,15 @@ def _make_engine(
         counters=counters,
         record=record,
     )
+
+
+def _check_device_memory(capacity: int, row_bytes: int, device: torch.device) -> None:
+    left, whole = torch.cuda.mem_get_info(device)
+    if capacity * row_bytes > left:
+        raise TooLargeError(
+            f"cache: {capacity} rows of {row_bytes} bytes take {capacity * row_bytes} bytes, and "
+            f"{left} of {whole} are free on {device}; give at most cache={left // row_bytes}"
+        )
 
 
 def _check_memory(capacity: int, cells: int, row_bytes: int) -> int:

@@ -11,11 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gnnsys.cache.arena import rows_of
 from gnnsys.cache.store import LEAST_STAGING, staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
+from gnnsys.errors import ArgumentError
 from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
 from gnnsys.system.budget import AHEAD, CACHE_ROWS, PLANS_AHEAD, RANKING, STAGING, process_budget
@@ -77,11 +81,38 @@ def setup_features(
     return {
         "storage": storage,
         "cache": cache,
+        # What "auto" found was found in the host's memory.
+        "cache_on": "host" if options.cache == "auto" else "auto",
         "policy": options.policy,
         "window": options.window,
         "victim_buffer": options.victim_buffer,
         "scores": importance,
         "prefill": importance is not None,
+        "trace": options.trace,
+    }
+
+
+def setup_device_cache(options: FeatureOptions, edge_index: Tensor, nodes: int) -> dict[str, Any]:
+    """Options of ``gnnsys.unified`` for a GPU's cache before features in memory.
+
+    Args:
+        options: with a size of the cache; how files are read does not count.
+        edge_index: (2, E), sources above targets.
+        nodes: of the graph.
+
+    Raises:
+        ArgumentError: an importance that is computed for dataset folders alone.
+    """
+    if options.score not in ("auto", "degree"):
+        raise ArgumentError(
+            f"--score {options.score}: is for dataset folders; features in memory take degree"
+        )
+    return {
+        "cache": parse_cache(options.cache),
+        "policy": options.policy,
+        "window": options.window,
+        "victim_buffer": options.victim_buffer,
+        "scores": torch.bincount(edge_index[0], minlength=nodes),
         "trace": options.trace,
     }
 

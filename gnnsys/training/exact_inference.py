@@ -279,7 +279,11 @@ def _read_inputs(rows: UnifiedTensor, places: Tensor, in_order: int) -> Tensor:
     if in_order:
         first = int(places[0])
         store.read_range(first, first + in_order, inputs[:in_order])
-    store.gather(places[in_order:], inputs[in_order:])
+    rest = inputs[in_order:]
+    if store.device == rest.device:
+        store.gather(places[in_order:], rest)
+    else:  # a cache in the memory of a GPU
+        rest.copy_(store.gather(places[in_order:]))
     return inputs
 
 

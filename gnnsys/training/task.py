@@ -24,7 +24,7 @@ from gnnsys.dataset.named import NAMED, load_raw
 from gnnsys.dataset.tables import check_nodes
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.features.options import FeatureOptions
-from gnnsys.features.setup import setup_features
+from gnnsys.features.setup import setup_device_cache, setup_features
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.system.budget import process_budget
@@ -174,13 +174,17 @@ def load_dataset(
             f"dataset {name!r} is unknown: expected one of {', '.join([*NAMED, 'demo'])}, or "
             "the path of a dataset folder"
         )
-    options.check_without_file(f"{name} has its in memory")
+    on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
+    is_cached = on_gpu and options.cache not in ("auto", "none")
+    if not is_cached:
+        options.check_without_file(f"{name} has its in memory")
     data = load_raw(name, NAMED[name], Path(root))
     _check_labels(name, data)
     train, val, test = (
         _split_ids(name, data[f"{part}_mask"], split) for part in ("train", "val", "test")
     )
-    x = unified(data.x.contiguous(), threads=threads, device=device)
+    cache = setup_device_cache(options, data.edge_index, data.num_nodes) if is_cached else {}
+    x = unified(data.x.contiguous(), threads=threads, device=device, **cache)
     return _from_memory(name, x, data.edge_index, data.y, train, val, test, NAMED[name].metric)
 
 

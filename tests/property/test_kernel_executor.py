@@ -19,7 +19,7 @@ from gnnsys.cache.kernel_executor import KernelExecutor
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.cache.store import CachedStore
 from gnnsys.errors import ArgumentError
-from gnnsys.memory import FileStore
+from gnnsys.memory import FileStore, HostStore
 from gnnsys.system.gpu import HostExecutorDevice
 
 pytestmark = pytest.mark.skipif(
@@ -36,10 +36,14 @@ def table_of(columns: int) -> tuple[Path, Tensor]:
     return path, torch.from_numpy(values)
 
 
-@pytest.mark.parametrize("columns", [1, 7, 300])
+@pytest.mark.parametrize(
+    ("columns", "in_memory"), [(1, False), (7, False), (300, False), (7, True)]
+)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_rows_and_decisions_are_those_of_the_cpu(columns: int, data: st.DataObject) -> None:
+def test_rows_and_decisions_are_those_of_the_cpu(
+    columns: int, in_memory: bool, data: st.DataObject
+) -> None:
     path, table = table_of(columns)
     batches = data.draw(
         st.lists(st.lists(st.integers(0, ROWS - 1), max_size=30), min_size=1, max_size=6)
@@ -52,7 +56,11 @@ def test_rows_and_decisions_are_those_of_the_cpu(columns: int, data: st.DataObje
         "scores": torch.arange(ROWS) if data.draw(st.booleans()) else None,
     }
     stores = [
-        CachedStore(FileStore(path, storage="pread"), device=device, **options)
+        CachedStore(
+            HostStore(table) if in_memory else FileStore(path, storage="pread"),
+            device=device,
+            **options,
+        )
         for device in ("cpu", "simt")
     ]
     ids = [torch.tensor(batch, dtype=torch.int64) for batch in batches]

@@ -34,6 +34,7 @@ from gnnsys.config.run_files import METRICS as RECORDS
 from gnnsys.errors import ArgumentError, DivergedError
 from gnnsys.system.device import choose_device
 from gnnsys.system.files import check_folder_of, replace_file, replace_npy, replacing
+from gnnsys.system.gpu.placement import kernels_for
 from gnnsys.system.interrupts import on_signals
 from gnnsys.system.progress import Progress
 from gnnsys.system.records import json_text
@@ -90,6 +91,7 @@ def run_clustering(
     with ExitStack() as held:
         folder = _open_folder(config, held)
         graph = held.enter_context(open_graph(config))
+        held.enter_context(kernels_for(config.device))
         run = _Run(config, graph, folder, progress)
         with on_signals(run.interrupt):
             return run.go()

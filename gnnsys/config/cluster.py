@@ -174,8 +174,9 @@ class ClusterConfig:
     threads: int = 0
     """Threads that sample and gather; 0 for all cores."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the encoder is trained. auto: cuda when there is one."""
+    device: Literal["auto", "cpu", "cuda", "simt"] = "auto"
+    """Where the encoder is trained. auto: cuda when there is one; simt: the CPU, where the kernels
+    of a GPU sum over neighbours and pairs, executed thread by thread: slow, to test them."""
 
     json: bool = False
     """Print one JSON object as the last line of standard output."""

@@ -5,7 +5,7 @@ loop is compiled) against a negative part over clusters (``negatives``, ``tiles`
 has the soft assignments and the target of deep embedded clustering, ``influence`` the weights of
 the pairs, ``baselines`` the losses it is compared with.
 
-The package may import torch, numpy, scipy, ``errors``, ``message_passing`` and the
+The package may import torch, numpy, scipy, ``errors``, ``system``, ``message_passing`` and the
 compiled core; no dataset and no training loop. Invariants: nothing that autograd keeps grows faster
 than the nodes and pairs; values do not depend on the number of threads beyond torch's own products;
 a node without a direction (a zero row) has cosine 0 with all, an empty cluster counts nowhere.

@@ -6,6 +6,7 @@ N nodes, d columns, E pairs.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.system.extension import core
+from gnnsys.system.gpu import Device
+from gnnsys.system.gpu.graph_kernels import EdgeLaunches, WeightedRows
+from gnnsys.system.gpu.placement import device_of
 
 __all__ = ["PositivePairs", "positive_sums", "unit_rows"]
 
@@ -64,6 +68,7 @@ class PositivePairs:
         else:
             weight = edge_weight.float().cpu().numpy()
         self._sort(row, column, weight)
+        self._placed: _Placed | None = None
 
     def _sort(self, row: Any, column: Any, weight: Any) -> None:
         shape = self.num_nodes, self.num_nodes
@@ -93,8 +98,35 @@ class PositivePairs:
         """(E', 2): of each pair that is kept, and of the same two nodes the other way round."""
         return self._weight.to(dtype)
 
+    def place(self, device: Device, like: Tensor) -> _Placed:
+        """What kernels read, where ``like`` lies and as its type; kept for the next call."""
+        made = self._placed
+        if made is None or not made.serves(device, like):
+            where = like.device
+            launches = EdgeLaunches(device, self.indptr.to(where), self.other.to(where))
+            weight = self.weights(like.dtype).to(where).contiguous()
+            made = self._placed = _Placed(launches, weight, self.own.to(like))
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_placed": None}  # a device is of its process
+
     def __repr__(self) -> str:
         return f"PositivePairs({self.num_nodes} nodes, {self.num_pairs} pairs)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Pairs where kernels reach them, as edges from their second row to their first."""
+
+    launches: EdgeLaunches
+    weight: Tensor  # (E', 2)
+    own: Tensor  # (N,)
+
+    def serves(self, device: Device, like: Tensor) -> bool:
+        weight = self.weight
+        same = weight.device == like.device and weight.dtype == like.dtype
+        return self.launches.device is device and same
 
 
 def unit_rows(z: Tensor) -> Tensor:
@@ -107,13 +139,14 @@ def positive_sums(u: Tensor, pairs: PositivePairs, tau: float) -> Tensor:
     """(N,): ``sum_j w_ij exp(tau u_i . u_j)`` over the pairs of each node, where a node's pair with
     itself counts as if the product were 0.
 
-    Keeps ``u`` alone for backward, which computes the products anew. On the CPU a compiled loop,
+    Keeps ``u`` alone for backward, which computes the products anew. By kernels where
+    ``gnnsys.system.gpu.placement`` has a device for ``u``; else on the CPU a compiled loop, and
     elsewhere torch's operations, which write out rows pair by pair.
 
     Args:
         u: (N, d) float32 or float64, rows of norm 1 or 0.
     """
-    if u.device.type != "cpu":
+    if u.device.type != "cpu" and device_of(u) is None:
         return _sums_by_torch(u, pairs, tau)
     sums: Tensor = _Sums.apply(u, pairs, tau)
     return sums
@@ -150,8 +183,13 @@ class _Sums(Function):
     def forward(ctx: Any, u: Tensor, pairs: PositivePairs, tau: float) -> Tensor:
         u = u.contiguous()
         ctx.save_for_backward(u)
-        ctx.pairs, ctx.tau = pairs, tau
-        out = torch.empty(len(u), dtype=u.dtype)
+        ctx.pairs, ctx.tau, ctx.device = pairs, tau, device_of(u)
+        out = u.new_empty(len(u))
+        if ctx.device is not None:
+            placed = pairs.place(ctx.device, u)
+            terms = placed.launches.pair_terms(placed.weight, u, tau)
+            placed.launches.sum_segments(terms, out)
+            return out.add_(placed.own)
         weights = pairs.weights(u.dtype).numpy()
         _kernel(torch.get_num_threads()).sum(
             pairs.indptr.numpy(), pairs.other.numpy(), weights, u.detach().numpy(), tau, out.numpy()
@@ -163,14 +201,19 @@ class _Sums(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (u,) = ctx.saved_tensors
         pairs: PositivePairs = ctx.pairs
-        out = torch.empty_like(u)
+        grad, out = grad.contiguous(), torch.empty_like(u)
+        if ctx.device is not None:
+            placed = pairs.place(ctx.device, u)
+            factors = placed.launches.pair_factors(placed.weight, u, ctx.tau, grad)
+            placed.launches.sum(WeightedRows(u, weight=factors[:, None]), out)
+            return out, None, None
         _kernel(torch.get_num_threads()).derive(
             pairs.indptr.numpy(),
             pairs.other.numpy(),
             pairs.weights(u.dtype).numpy(),
             u.detach().numpy(),
             ctx.tau,
-            grad.contiguous().numpy(),
+            grad.numpy(),
             out.numpy(),
         )
         return out, None, None

@@ -2,10 +2,10 @@
 
 Owns ``Neighbors`` (the edges of a graph, grouped), the operators ``gnnsys::sum_neighbors`` and
 ``gnnsys::dot_neighbors`` over them, and ``fuse``, which makes layers of PyG use them. Imports
-errors, ``compat``, torch and PyG, never a loader or a model of the command line. Invariants: an
-edge list is an ordinary tensor, and what is known of it never outlives it nor a change of it;
-sums are made in the order of the edges, whatever the number of threads; a layer that is not
-recognised is left alone.
+errors, ``compat``, ``system``, torch and PyG, never a loader or a model of the command line.
+Invariants: an edge list is an ordinary tensor, and what is known of it never outlives it nor a
+change of it; sums are made in the order of the edges, whatever the number of threads and whether by
+native code or by kernels; a layer that is not recognised is left alone.
 """
 
 from gnnsys.message_passing.fused_layers import fuse

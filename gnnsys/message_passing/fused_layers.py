@@ -33,7 +33,7 @@ from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.linear import skip_zero_rows, zero_rows
 from gnnsys.message_passing.messages import Message, read_message
 from gnnsys.message_passing.neighbors import neighbors_of
-from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
+from gnnsys.message_passing.sums import SUMMED_DTYPES, can_sum, sum_neighbors
 
 __all__ = ["FuseReport", "FusedLayer", "fuse"]
 
@@ -116,8 +116,8 @@ def fuse(model: _Model) -> _Model:
     averaged over each target: SAGEConv, GINConv, GraphConv, GCNConv, GATConv, GATv2Conv and
     others of PyG, and layers of your own whose ``message`` says so literally. Leaves all other
     layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the same
-    up to the rounding of sums. Works on any ``edge_index`` on the CPU and under torch.compile;
-    finds what a loader of gnnsys knows of the edges of its batches.
+    up to the rounding of sums. Works on any ``edge_index`` on the CPU or a CUDA device and
+    under torch.compile; finds what a loader of gnnsys knows of the edges of its batches.
 
     Args:
         model: with layers of ``torch_geometric.nn.MessagePassing`` in it, or one itself.
@@ -218,7 +218,7 @@ def _propagate(
         if isinstance(x[1], Tensor):
             set_size(layer, sizes, 1, x[1])
         x = x[0]
-    if not _is_plain(x) or edge_index.dtype != torch.int64 or edge_index.device.type != "cpu":
+    if not _is_plain(x) or edge_index.dtype != torch.int64 or edge_index.device != x.device:
         return None
     if x.dim() not in (2, 3) or layer.node_dim not in (0, -x.dim()):
         return None
@@ -250,12 +250,12 @@ def _propagate(
 
 
 def _is_plain(x: Any) -> bool:
-    return type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.layout == torch.strided
+    return type(x) in (Tensor, Parameter) and x.layout == torch.strided and can_sum(x)
 
 
 def _as_weight(message: Message, weight: Any, x: Tensor, edges: int) -> Tensor | None:
     """(E, 1) or (E, H), or None where weights multiply rows in another way than by their heads."""
-    if not _is_plain(weight):
+    if not _is_plain(weight) or weight.device != x.device:
         return None
     factor = message.factor(weight)
     if factor.dim() != x.dim() or factor.size(0) != edges or factor.size(-1) != 1:

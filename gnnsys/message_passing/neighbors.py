@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from gnnsys.errors import RowIndexError
+from gnnsys.message_passing.grouping import count_sorted, group, scan
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
+from gnnsys.system.gpu import Device
+from gnnsys.system.gpu.graph_kernels import EdgeLaunches
 
 __all__ = ["Neighbors", "neighbors_of"]
 
@@ -21,8 +24,10 @@ _INT32 = 1 << 31
 class Neighbors:
     """The edges of a graph, grouped by target, and by source once something asks for it.
 
+    Waits for the device of the edges once, to see which nodes there are.
+
     Args:
-        edge_index: (2, E) int64 on the CPU, sources above targets; need not be sorted.
+        edge_index: (2, E) int64, sources above targets; need not be sorted.
 
     Raises:
         RowIndexError: a negative node.
@@ -34,10 +39,7 @@ class Neighbors:
     def __init__(self, edge_index: Tensor) -> None:
         # Aliases that no autograd graph ties to the tensor given: they must not keep it alive.
         self._ends = tuple(_alias(edge_index[end]).contiguous() for end in (0, 1))
-        source, target = (end.numpy() for end in self._ends)
-        self.is_sorted, least_source, most_source, least_target, most_target = core.scan_edges(
-            source, target
-        )
+        self.is_sorted, least_source, most_source, least_target, most_target = _scan(*self._ends)
         if min(least_source, least_target) < 0:
             raise RowIndexError(
                 f"edge_index: the least source is {least_source}, the least target {least_target}; "
@@ -46,9 +48,9 @@ class Neighbors:
         self.counts = (most_source + 1, most_target + 1)
         """Up to the last node that an edge comes from, and that one leads to."""
         self._groups: list[Groups | None] = [None, None]
+        self._launches: list[EdgeLaunches | None] = [None, None]
         if self.is_sorted:
-            indptr = torch.empty(self.counts[1] + 1, dtype=torch.int64)
-            core.count_sorted(target, indptr.numpy())
+            indptr = _count_sorted(self._ends[1], self.counts[1])
             self._groups[1] = Groups(indptr, self._ends[0], None)
 
     def __len__(self) -> int:
@@ -60,6 +62,15 @@ class Neighbors:
         if made is None:
             made = _group(self._ends[end], self._ends[1 - end], self.counts[end], max(self.counts))
             self._groups[end] = made  # threads that meet here store equal groups
+        return made
+
+    def launches(self, end: int, device: Device) -> EdgeLaunches:
+        """The kernels that sum over the groups of ``groups(end)``."""
+        made = self._launches[end]
+        if made is None or made.device is not device:
+            groups = self.groups(end)
+            made = EdgeLaunches(device, groups.indptr, groups.other, groups.order)
+            self._launches[end] = made
         return made
 
     def degrees(self, end: int) -> Tensor:
@@ -95,14 +106,31 @@ class Groups:
 
 
 def _alias(x: Tensor) -> Tensor:
-    alias = torch.empty(0, dtype=x.dtype)
+    alias = torch.empty(0, dtype=x.dtype, device=x.device)
     return alias.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
+def _scan(source: Tensor, target: Tensor) -> tuple[bool, int, int, int, int]:
+    """Whether targets ascend; the least and the greatest source; those of the targets."""
+    on_cpu = source.device.type == "cpu"
+    return core.scan_edges(source.numpy(), target.numpy()) if on_cpu else scan(source, target)
+
+
+def _count_sorted(target: Tensor, num_targets: int) -> Tensor:
+    """(num_targets + 1,): where the edges of each target begin."""
+    if target.device.type != "cpu":
+        return count_sorted(target, num_targets)
+    indptr = torch.empty(num_targets + 1, dtype=torch.int64)
+    core.count_sorted(target.numpy(), indptr.numpy())
+    return indptr
+
+
 def _group(key: Tensor, value: Tensor, num_keys: int, num_values: int) -> Groups:
-    narrow = max(num_values, len(key)) < _INT32
+    kind = torch.int32 if max(num_values, len(key)) < _INT32 else torch.int64
+    if key.device.type != "cpu":
+        return Groups(*group(key, value, num_keys, kind))
     indptr = torch.empty(num_keys + 1, dtype=torch.int64)
-    other = torch.empty(len(key), dtype=torch.int32 if narrow else torch.int64)
+    other = torch.empty(len(key), dtype=kind)
     order = torch.empty_like(other)
     core.group_edges(
         key.numpy(), value.numpy(), num_values, indptr.numpy(), other.numpy(), order.numpy()
@@ -117,7 +145,7 @@ def neighbors_of(edge_index: Tensor) -> Neighbors:
     """The edges of a tensor, grouped; remembered until it changes or is let go.
 
     Args:
-        edge_index: (2, E) int64 on the CPU.
+        edge_index: (2, E) int64.
 
     Raises:
         RowIndexError: a negative node.

@@ -7,17 +7,19 @@ can be differentiated any number of times. Rows are read where they lie, in the 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnnsys.errors import RowIndexError
+from gnnsys.errors import ArgumentError, RowIndexError, UnsupportedError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
 from gnnsys.system.extension import core
+from gnnsys.system.gpu import Device
+from gnnsys.system.gpu.graph_kernels import WeightedRows
+from gnnsys.system.gpu.placement import device_of, device_of_cpu_tensors, kernels_of_cpu_tensors
 
-__all__ = ["SUMMED_DTYPES", "sum_neighbors"]
+__all__ = ["SUMMED_DTYPES", "can_sum", "sum_neighbors"]
 
 # E edges, H heads, C channels of a head. Of the two ends of an edge (0: its source, 1: its target)
 # `to` is the one whose node receives the sum; the row of the other one's node is added. R rows of
@@ -28,6 +30,8 @@ SUMMED_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
 
 NO_END = -1
 """For ``over``: sums, not means."""
+
+_DEVICES = ("cpu", "cuda")
 
 
 def sum_neighbors(
@@ -43,11 +47,13 @@ def sum_neighbors(
 
     ``result[t, h] = sum(weight[e, h] * x[source[e], h] for the edges e of t)``, in the order of the
     edges, so that it depends neither on the number of threads (that of torch) nor on the
-    instruction set. Can be differentiated any number of times by ``x`` and ``weight``.
+    instruction set, nor on whether kernels compute it: those of a CUDA tensor's device, or of
+    ``gnnsys.system.gpu.placement.kernels_of_cpu_tensors``. Can be differentiated any number of
+    times by ``x`` and ``weight``.
 
     Args:
-        x: (R, C) or (R, H, C), float32, float64 or bfloat16, on the CPU.
-        edge_index: (2, E) int64 on the CPU, sources above targets.
+        x: (R, C) or (R, H, C), float32, float64 or bfloat16, on the CPU or a CUDA device.
+        edge_index: (2, E) int64 there, too, sources above targets.
         weight: of the edges, (E, 1) or (E, H), of the dtype of ``x``; None for 1.
         num_nodes: N, rows of the result.
         to: the end of an edge that receives the sum: 1 for its target, 0 for its source.
@@ -58,6 +64,8 @@ def sum_neighbors(
 
     Raises:
         RowIndexError: a node outside these rows.
+        ArgumentError: edges or weights that lie elsewhere than ``x``.
+        UnsupportedError: a device for which there are no kernels.
 
     >>> edge_index = torch.tensor([[2, 0, 1], [0, 0, 2]])
     >>> sum_neighbors(torch.tensor([[1.0], [2.0], [4.0]]), edge_index, num_nodes=3).tolist()
@@ -67,58 +75,84 @@ def sum_neighbors(
     return result
 
 
-@torch.library.custom_op("gnnsys::sum_neighbors", mutates_args=(), device_types="cpu")
+def can_sum(x: Tensor) -> bool:
+    """Whether there is code that sums rows where ``x`` lies."""
+    return x.device.type == "cpu" or device_of(x) is not None
+
+
+@torch.library.custom_op("gnnsys::sum_neighbors", mutates_args=(), device_types=_DEVICES)
 def _sum(
     x: Tensor, edge_index: Tensor, weight: Tensor | None, to: int, over: int, num_nodes: int
 ) -> Tensor:
     """Divided by the number of edges that the node at the end ``over`` has, if that is an end."""
+    device = _device_for(x, edge_index=edge_index, weight=weight)
     neighbors = neighbors_of(edge_index)
     _check_rows(neighbors, to, num_nodes, x.size(0))
-    groups = neighbors.groups(to)
     heads = 1 if weight is None else weight.size(1)
     weight = None if weight is None else weight.contiguous()
-    rows, kept = _row_arrays(x.contiguous(), weight, neighbors, to, over, heads)
+    rows = _weighted_rows(x.contiguous(), weight, neighbors, to, over, heads)
     out = x.new_empty(num_nodes, *x.shape[1:])
-    out[len(groups) :].zero_()
-    _check(_aggregator(torch.get_num_threads()).sum(groups.arrays(), rows, out.data_ptr()))
-    del kept
+    out[neighbors.counts[to] :].zero_()
+    if device is not None:
+        neighbors.launches(to, device).sum(rows, out[: neighbors.counts[to]])
+    else:
+        arrays = neighbors.groups(to).arrays()
+        _check(_aggregator(torch.get_num_threads()).sum(arrays, _arrays(rows), out.data_ptr()))
     return out
 
 
-@torch.library.custom_op("gnnsys::dot_neighbors", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("gnnsys::dot_neighbors", mutates_args=(), device_types=_DEVICES)
 def _dot(x: Tensor, y: Tensor, edge_index: Tensor, to: int, over: int, heads: int) -> Tensor:
     """(E, H) of each edge and head the dot product of its rows, divided as the sums are.
 
     ``y``, (N, …), has the rows of the end ``to``, ``x``, (R, …), those of the other.
     """
+    device = _device_for(x, edge_index=edge_index, y=y)
     neighbors = neighbors_of(edge_index)
     _check_rows(neighbors, to, y.size(0), x.size(0))
-    rows, kept = _row_arrays(x.contiguous(), None, neighbors, to, over, heads)
+    rows = _weighted_rows(x.contiguous(), None, neighbors, to, over, heads)
     y = y.contiguous()
     out = x.new_empty(len(neighbors), heads)
-    aggregator = _aggregator(torch.get_num_threads())
-    arrays = neighbors.groups(to).arrays()
-    _check(aggregator.dot(arrays, rows, y.data_ptr(), out.data_ptr()))
-    del kept
+    if device is not None:
+        neighbors.launches(to, device).dot(rows, y[: neighbors.counts[to]], out)
+    else:
+        arrays = neighbors.groups(to).arrays()
+        aggregator = _aggregator(torch.get_num_threads())
+        _check(aggregator.dot(arrays, _arrays(rows), y.data_ptr(), out.data_ptr()))
     return out
 
 
-def _row_arrays(
+def _device_for(x: Tensor, **others: Tensor | None) -> Device | None:
+    """Whose kernels compute with ``x``; None for native code."""
+    for name, other in others.items():
+        if other is not None and other.device != x.device:
+            raise ArgumentError(f"{name}: is on {other.device}, but x is on {x.device}")
+    device = device_of(x)
+    if device is None and x.device.type != "cpu":
+        raise UnsupportedError(f"x: there are no kernels for {x.device}; move it to the CPU")
+    return device
+
+
+def _weighted_rows(
     x: Tensor, weight: Tensor | None, neighbors: Neighbors, to: int, over: int, heads: int
-) -> tuple[Any, list[Any]]:
-    """What core needs to know of x and weight, and the tensors that this points to."""
+) -> WeightedRows:
+    """Of the rows up to the last that an edge reads."""
     scale = _reciprocal_degrees(neighbors, over, x) if over == 1 - to else None
-    arrays = core.RowArrays(
-        str(x.dtype).removeprefix("torch."),
-        x.data_ptr(),
-        x.size(0),
-        heads,
-        math.prod(x.shape[1:]) // heads,
-        0 if weight is None else weight.data_ptr(),
-        0 if scale is None else scale.data_ptr(),
-        over == to,
+    return WeightedRows(x[: neighbors.counts[1 - to]], heads, weight, scale, mean=over == to)
+
+
+def _arrays(rows: WeightedRows) -> core.RowArrays:
+    """What core reads, for as long as the rows are there."""
+    return core.RowArrays(
+        str(rows.x.dtype).removeprefix("torch."),
+        rows.x.data_ptr(),
+        rows.x.size(0),
+        rows.heads,
+        rows.channels,
+        0 if rows.weight is None else rows.weight.data_ptr(),
+        0 if rows.scale is None else rows.scale.data_ptr(),
+        rows.mean,
     )
-    return arrays, [x, weight, scale]
 
 
 def _reciprocal_degrees(neighbors: Neighbors, end: int, like: Tensor) -> Tensor:
@@ -165,6 +199,7 @@ def _set_up_sum(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_x, _, needs_weight = ctx.needs_input_grad[:3]
     ctx.save_for_backward(edge_index, x if needs_weight else None, weight if needs_x else None)
     ctx.num_rows = x.size(0)
+    ctx.device = device_of_cpu_tensors()
     ctx.heads = 1 if weight is None else weight.size(1)
 
 
@@ -172,8 +207,9 @@ def _differentiate_sum(ctx: Any, grad: Tensor) -> Any:
     edge_index, x, weight = ctx.saved_tensors
     to, over = ctx.to, ctx.over
     needs_x, _, needs_weight = ctx.needs_input_grad[:3]
-    grad_x = _sum(grad, edge_index, weight, 1 - to, over, ctx.num_rows) if needs_x else None
-    grad_weight = _dot(x, grad, edge_index, to, over, ctx.heads) if needs_weight else None
+    with kernels_of_cpu_tensors(ctx.device):
+        grad_x = _sum(grad, edge_index, weight, 1 - to, over, ctx.num_rows) if needs_x else None
+        grad_weight = _dot(x, grad, edge_index, to, over, ctx.heads) if needs_weight else None
     return grad_x, None, grad_weight, None, None, None
 
 
@@ -182,6 +218,7 @@ def _set_up_dot(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_x, needs_y = ctx.needs_input_grad[:2]
     ctx.save_for_backward(edge_index, x if needs_y else None, y if needs_x else None)
     ctx.num_rows = x.size(0), y.size(0)
+    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate_dot(ctx: Any, grad: Tensor) -> Any:
@@ -189,8 +226,9 @@ def _differentiate_dot(ctx: Any, grad: Tensor) -> Any:
     to, over = ctx.to, ctx.over
     of_x, of_y = ctx.num_rows
     needs_x, needs_y = ctx.needs_input_grad[:2]
-    grad_x = _sum(y, edge_index, grad, 1 - to, over, of_x) if needs_x else None
-    grad_y = _sum(x, edge_index, grad, to, over, of_y) if needs_y else None
+    with kernels_of_cpu_tensors(ctx.device):
+        grad_x = _sum(y, edge_index, grad, 1 - to, over, of_x) if needs_x else None
+        grad_y = _sum(x, edge_index, grad, to, over, of_y) if needs_y else None
     return grad_x, grad_y, None, None, None, None
 
 

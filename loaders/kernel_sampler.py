@@ -11,6 +11,7 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders.native_sampler import Draws, as_seed_ids
 from gnnsys.loaders.typed_graph import TypedGraph
 from gnnsys.system.gpu import Device
+from gnnsys.system.gpu.device import Mapping
 from gnnsys.system.gpu.kernels import (
     MOST_BLOCKS,
     MOST_FANOUT,
@@ -27,7 +28,9 @@ __all__ = ["KernelSampler"]
 class KernelSampler:
     """Samples a homogeneous graph by ``csrc/cuda/sampler``: uniformly, without times and weights.
 
-    The host waits for the device twice a hop: for the number of sampled edges, and of new nodes.
+    The topology stays in host memory, where the device reads it. The host waits twice a hop, for
+    the number of sampled edges and of new nodes, and at the end; on a GPU for a stream of the
+    sampler's own, not for what is trained meanwhile.
 
     Args:
         graph: of one node type and one relation.
@@ -35,6 +38,7 @@ class KernelSampler:
 
     Raises:
         UnsupportedError: a graph that kernels do not sample.
+        ResourceError, DeviceError: the device cannot read the topology.
     """
 
     def __init__(self, graph: TypedGraph, device: Device) -> None:
@@ -43,6 +47,9 @@ class KernelSampler:
         if what:
             raise _unsupported(f"a graph with {what}")
         self._graph, self._device = graph.relations[0].graph, device
+        place = device.torch_device
+        self._stream = torch.cuda.Stream(place) if place.type == "cuda" else None
+        self._mappings = [Mapping(device, x) for x in (self._graph.indptr, self._graph.indices)]
 
     def sample(
         self,
@@ -75,10 +82,12 @@ class KernelSampler:
                 f"seed {int(ids[place])} at position {place} is outside the graph's nodes "
                 f"[0, {count})"
             )
-        return self._sample(ids, fanouts[0], draws)
+        with torch.cuda.stream(self._stream):  # None: nothing is changed
+            return self._sample(ids, fanouts[0], draws)
 
     def _sample(self, seeds: Tensor, fanouts: list[int], draws: Draws) -> HeteroSamplerOutput:
-        faults = Faults()
+        seeds = seeds.to(self._device.torch_device)
+        faults = Faults(seeds.device)
         launches = Sampling(
             self._device, self._graph.indptr, self._graph.indices, faults, MOST_BLOCKS
         )
@@ -113,10 +122,10 @@ class KernelSampler:
             begin = end
         faults.raise_found()
         return HeteroSamplerOutput(
-            node={None: node},
-            row={None: torch.cat(rows)},
-            col={None: torch.cat(cols)},
-            edge={None: torch.cat(positions)},
+            node={None: node.cpu()},
+            row={None: torch.cat(rows).cpu()},
+            col={None: torch.cat(cols).cpu()},
+            edge={None: torch.cat(positions).cpu()},
             batch=None,
             num_sampled_nodes={None: nodes_per_hop},
             num_sampled_edges={None: edges_per_hop},

@@ -12,7 +12,8 @@ import dataclasses
 import inspect
 import logging
 import pickle
-from collections.abc import Callable, Mapping, Sequence, Sized
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
@@ -21,14 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
+from torch_geometric.data import Data
 
-from gnnsys.compat import forget_attributes, pin_memory
-from gnnsys.errors import ArgumentError
+from gnnsys import rng
+from gnnsys.compat import forget_attributes, pin_memory, store_of
+from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders.edge_layouts import Layout, lay_out
 from gnnsys.loaders.loader_inputs import check_joined
 from gnnsys.loaders.lookahead import Lookahead, stages_paused
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
-from gnnsys.loaders.row_tables import RowTables, Tickets, unified_tensors
+from gnnsys.loaders.row_tables import RowTables, TableView, Tickets, unified_tensors
 from gnnsys.loaders.seed_batches import (
     Epochs,
     GeneratedSeeds,
@@ -37,6 +40,8 @@ from gnnsys.loaders.seed_batches import (
     ShuffledSeeds,
     number_batches,
 )
+from gnnsys.loaders.side_stream import SideStream
+from gnnsys.loaders.static_shapes import Padding, Sizes, StaticShapes
 from gnnsys.loaders.stored_features import check_stored
 from gnnsys.memory import keep_freed_memory
 from gnnsys.system.budget import process_budget
@@ -50,6 +55,7 @@ __all__ = ["LookaheadLoader", "LookaheadOptions", "check_batching", "sampler_of"
 _log = logging.getLogger(__name__)
 
 _LEAST_SAMPLED = 64 << 20  # bytes
+_MOST_MEASURED = 1024  # batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,7 @@ class LookaheadLoader(DataLoader[Any]):
     _epochs: Epochs
     _tables: RowTables
     _sampled_bytes: int
+    _shapes: StaticShapes | None = None
 
     # What a loader says -------------------------------------------------------------------------
 
@@ -215,6 +222,23 @@ class LookaheadLoader(DataLoader[Any]):
         """
         self._epochs.next, self._epochs.first_batch = epoch, first_batch
 
+    @property
+    def padding(self) -> Padding | None:
+        """How much of the batches made so far is padding; None without ``static_shapes``."""
+        return None if self._shapes is None else self._shapes.padding
+
+    @property
+    def padded_sizes(self) -> Sizes | None:
+        """Nodes and edges of each hop that batches are padded to; None before they are known, and
+        without ``static_shapes``. May be set, to those of a run that goes on."""
+        return None if self._shapes is None else self._shapes.sizes
+
+    @padded_sizes.setter
+    def padded_sizes(self, sizes: Sizes) -> None:
+        if self._shapes is None:
+            raise ArgumentError("padded_sizes: the loader was made without static_shapes=True")
+        self._shapes.sizes = sizes
+
     def __iter__(self) -> Any:
         return self._get_iterator()
 
@@ -244,6 +268,9 @@ class LookaheadLoader(DataLoader[Any]):
         batch = type(self)._join(reader, out)
         for store in batch.stores:
             forget_attributes(store)
+        if self._shapes is not None:
+            of_nodes, of_edges = _names_of_rows(data, batch)
+            self._shapes.pad(batch, of_nodes | {"n_id"}, of_edges | {"e_id"})
         return lay_out(batch, self.layout)
 
     def _transformed(self, batch: Any) -> Any:
@@ -258,6 +285,7 @@ class LookaheadLoader(DataLoader[Any]):
         still = state.pop("still")
         self.__dict__.update(still.value, **state)
         self._epochs = copy.copy(self._epochs)  # a copy counts its own
+        self._shapes = copy.copy(self._shapes)
         if isinstance(self.sampler, (SequentialSeeds, ShuffledSeeds)):
             self._order_seeds(isinstance(self.sampler, ShuffledSeeds))
 
@@ -323,9 +351,13 @@ class _Batching:
         self._view = loader._tables.view(loader.data)
         self._draws_by_place = isinstance(loader._the_sampler(), NeighborSampler)
         self._pins = bool(loader.pin_memory) and _can_pin()
+        devices = {table.device for table in unified_tensors(loader.data).values()}
+        self._side = SideStream(next((d for d in devices if d.type == "cuda"), None))
         # A transform sees whole batches only.
         self._transforms_ahead = loader.filter_per_worker and not self._view.has_late_rows
         self._largest = 0  # bytes of a sampled batch
+        if loader._shapes is not None:
+            _measure(loader, loader._shapes, self._view)
 
     def window(self) -> int:
         """Batches to sample ahead: what a cache asks for, once their size is known."""
@@ -345,19 +377,66 @@ class _Batching:
         return _Sampled(out, self._view.announce(out.node))
 
     def fetch(self, sampled: _Sampled) -> Any:
+        return self._side.run(lambda: self._fetch(sampled))
+
+    def _fetch(self, sampled: _Sampled) -> Any:
         loader = self._loader
         batch = loader._make_batch(sampled.out, self._view.redeem(sampled.tickets))
         if self._transforms_ahead:
             batch = loader._transformed(batch)
-        return pin_memory(batch) if self._pins else batch
+        return _pinned(batch) if self._pins else batch
 
     def hand_over(self, batch: Any) -> Any:
         """What is left to do in the consumer's thread."""
+        self._side.join(batch)
         self._view.bring_late_rows(batch)
         return batch if self._transforms_ahead else self._loader._transformed(batch)
 
     def discard(self, sampled: Sequence[_Sampled]) -> None:
         self._view.retract([batch.tickets for batch in sampled])
+
+
+def _measure(loader: LookaheadLoader, shapes: StaticShapes, view: TableView) -> None:
+    """Sees to it that the sizes of the batches of an epoch that begins are known."""
+    if view.has_late_rows:
+        raise UnsupportedError(
+            "static_shapes: not offered for features that require grad; look their rows up by "
+            "batch.n_id in the model"
+        )
+    if shapes.sizes is None:
+        began = time.perf_counter()
+        shapes.measure(_sample_sizes(loader))
+        seconds = time.perf_counter() - began
+        _log.info(
+            "static_shapes: nodes and edges a hop: %s; found in %.1f s", shapes.sizes, seconds
+        )
+
+
+def _sample_sizes(loader: LookaheadLoader) -> Iterator[Sizes]:
+    """Of the batches of the epoch that begins, or of as many others where their order is not known
+    beforehand; of ``_MOST_MEASURED`` evenly spread ones if there are more."""
+    epoch, size, seeds = loader._epochs.next, loader.batch_size, loader.sampler
+    assert size is not None
+    if isinstance(seeds, (SequentialSeeds, ShuffledSeeds)):
+        order = seeds.order(epoch)
+    else:
+        num_seeds = len(loader.dataset)  # type: ignore[arg-type]
+        order = torch.from_numpy(rng.permutation(num_seeds, loader.seed, epoch))
+    batches = -(-len(order) // size)
+    measured = min(batches, _MOST_MEASURED)
+    for number in (n * batches // measured for n in range(measured)):
+        inputs = loader.input_data[order[number * size : (number + 1) * size]]
+        out = loader._draw(inputs, group=number, epoch=epoch)
+        yield out.num_sampled_nodes, out.num_sampled_edges
+
+
+def _names_of_rows(data: Any, batch: Data) -> tuple[set[str], set[str]]:
+    """Names of the attributes with a row for each node, and for each edge, in a batch."""
+    if not isinstance(data, Data):  # a pair of stores, of which a batch has features of nodes alone
+        return {attr.attr_name for attr in data[0].get_all_tensor_attrs()}, set()
+    store = store_of(data, None)
+    names = set(store.keys()) - {"edge_index", "num_nodes"}
+    return set(filter(store.is_node_attr, names)), set(filter(store.is_edge_attr, names))
 
 
 def _size_of(sampled: Any) -> int:
@@ -369,6 +448,13 @@ def _size_of(sampled: Any) -> int:
     if dataclasses.is_dataclass(sampled):
         return sum(_size_of(getattr(sampled, f.name)) for f in dataclasses.fields(sampled))
     return 0
+
+
+def _pinned(batch: Any) -> Any:
+    """The batch with pinned memory, where it lies on the CPU."""
+    if any(isinstance(x, Tensor) and x.is_cuda for store in batch.stores for x in store.values()):
+        return batch.apply(lambda x: x if x.is_cuda else x.pin_memory())
+    return pin_memory(batch)
 
 
 def _can_pin() -> bool:

@@ -20,6 +20,7 @@ from gnnsys.loaders.lookahead_loader import (
     check_batching,
     sampler_of,
 )
+from gnnsys.loaders.static_shapes import static_shapes_of
 from gnnsys.loaders.stored_features import joining_features_of_nodes
 from gnnsys.system.names import naming_keywords
 
@@ -78,6 +79,9 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
             and Çatalyürek, NeurIPS 2023).
         dependent_batches: consecutive batches that share their draws (Balin et al., "Cooperative
             Minibatching in Graph Neural Networks", TMLR 2025).
+        static_shapes: whether to pad all batches to the same numbers of nodes and edges in each
+            hop, so that a model is compiled once. Batches get ``pad_node_mask`` and
+            ``pad_edge_mask``; see docs/loaders.md.
         keep_freed_memory: whether to call ``gnnsys.keep_freed_memory``, which makes training steps
             on the CPU faster and is a setting of the whole process.
         **kwargs: of ``torch.utils.data.DataLoader``, such as ``batch_size`` or ``shuffle``.
@@ -124,6 +128,7 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
         layout: Layout = "coo",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
+        static_shapes: bool = False,
         keep_freed_memory: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -151,6 +156,9 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
             **kwargs,
         )
         self.input_nodes = input_nodes  # as it is given; see _init_lookahead
+        self.static_shapes = static_shapes
+        if static_shapes:
+            self._shapes = static_shapes_of({**given, **kwargs}, neighbor_sampler)
         self._init_lookahead(options, kwargs)
 
     def _the_sampler(self) -> Any:

@@ -23,7 +23,7 @@ from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys import rng
-from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.errors import ArgumentError, DeviceError, UnsupportedError
 from gnnsys.loaders.bidirectional import GraphEdges, make_bidirectional
 from gnnsys.loaders.fanouts import fanouts_by_relation
 from gnnsys.loaders.graph_inputs import read_graph
@@ -38,8 +38,8 @@ from gnnsys.loaders.native_sampler import Draws, NativeSampler
 from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
 from gnnsys.loaders.sampler_checks import check_input_type, check_options, choice
 from gnnsys.loaders.topology import CSC
-from gnnsys.system.device import SIMT
-from gnnsys.system.gpu import HostExecutorDevice
+from gnnsys.system.gpu import kernel_device
+from gnnsys.system.gpu.provider import INSTALL
 from gnnsys.system.names import naming_keywords
 from gnnsys.system.threads import num_threads
 
@@ -79,14 +79,16 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             samples the same neighbours in them and a cache sees them again. (Balin et al.:
             "Cooperative Minibatching in Graph Neural Networks", TMLR 2025.) Needs
             batches that are numbered. Negative nodes are drawn anew in each.
-        device: "cpu", or "simt" to sample by the kernels of a GPU, executed on the CPU thread by
-            thread: the same batches, slowly, of homogeneous graphs without times and weights.
+        device: "cpu", or "cuda" to sample by the kernels of a GPU, which reads the topology in host
+            memory: the same batches, of homogeneous graphs without times and weights, on the CPU.
+            "simt" executes these kernels on the CPU, thread by thread: slow, and for tests.
 
     The other arguments are those of ``NeighborLoader``.
 
     Raises:
         ArgumentError, DTypeError: options, attributes or edges that do not fit together.
         UnsupportedError: weights with times or of stores, times backward.
+        DeviceError: a GPU that nothing reaches, or that cannot read the topology.
 
     >>> from torch_geometric.data import Data
     >>> data = Data(edge_index=torch.tensor([[1, 2, 3], [0, 0, 1]]), num_nodes=4)
@@ -117,7 +119,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         isa: str = "auto",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
-        device: Literal["cpu", "simt"] = "cpu",
+        device: Literal["cpu", "cuda", "simt"] = "cpu",
     ) -> None:
         if not directed:
             subgraph_type = SubgraphType.induced
@@ -397,8 +399,11 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
     def _make_native(self) -> None:
         graph = self._typed_graph
         self._native: NativeSampler | KernelSampler
-        if self.device == SIMT:
-            self._native = KernelSampler(graph, HostExecutorDevice())
+        gpu = kernel_device(self.device)
+        if gpu is not None:
+            self._native = KernelSampler(graph, gpu)
+        elif self.device != "cpu":
+            raise DeviceError(f"device: {self.device!r}, but nothing reaches CUDA: {INSTALL}")
         else:
             self._native = NativeSampler(graph, self.threads, self.isa)
             self._native.get()  # at once, so that its errors are raised here

@@ -18,7 +18,7 @@ _CHOICES = {
     "temporal_strategy": ("uniform", "last"),
     "sample_direction": ("forward", "backward"),
     "sampling": ("uniform", "labor"),
-    "device": ("cpu", "simt"),
+    "device": ("cpu", "cuda", "simt"),
 }
 
 

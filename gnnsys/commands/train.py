@@ -122,6 +122,9 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
         yield "loading", f"{result.load_seconds:.1f} s ({share:.1%} of the time)"
     if result.evaluation:
         yield "evaluated", result.evaluation["why"]
+    if result.padding:
+        nodes, edges = result.padding["node_share"], result.padding["edge_share"]
+        yield "padding", f"{nodes:.1%} of the nodes, {edges:.1%} of the edges"
     yield from _parallel_rows(result)
     if config.stats:
         served = result.counters.as_dict()

@@ -112,8 +112,8 @@ class TrainConfig:
     could sample it, so that a batch holds fewer nodes. Changes the distribution of batches."""
 
     sampler: Literal["auto", "cpu", "gpu"] = "auto"
-    """Who draws neighbours; the batches are the same. gpu: the kernels of --device simt, uniformly
-    and at most 2048 of a node; auto: gpu where they can."""
+    """Who draws neighbours; the batches are the same. gpu: kernels of --device cuda or simt,
+    uniformly and at most 2048 of a node. auto: cpu, but gpu with --device simt where they can."""
 
     sums: Literal["plain", "scaled"] = "plain"
     """How a gin sums sampled neighbours. plain: those that were drawn; scaled: times degree /
@@ -126,6 +126,14 @@ class TrainConfig:
     precision: Precision = "fp32"
     """Arithmetic of training. bf16: torch.autocast to bfloat16; weights, the loss and evaluation
     stay float32. Faster where the processor multiplies bfloat16."""
+
+    static_shapes: bool = False
+    """Pad all mini-batches to the same numbers of nodes and edges, so that --compile compiles the
+    model once, not again for new shapes. Losses are the same, but for dropout's draws."""
+
+    compile: bool = False
+    """Compile the model for steps on mini-batches by torch.compile, which needs a C++ compiler on
+    the CPU."""
 
     full_batch: bool = False
     """Train on the full graph in every step instead of on sampled mini-batches."""
@@ -219,8 +227,9 @@ class TrainConfig:
     """Threads that sample and gather; 0 for all cores. Changes speed, never a batch."""
 
     device: Literal["auto", "cpu", "cuda", "simt"] = "auto"
-    """Where the model trains. auto: cuda when there is one; simt: the CPU, where the kernels of a
-    GPU gather the features, executed thread by thread: slow, to test them."""
+    """Where the model trains. auto: cuda when there is one, whose kernels read features in memory
+    where they are; simt: the CPU, where the same kernels are executed thread by thread: slow, to
+    test them."""
 
     memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
@@ -229,8 +238,8 @@ class TrainConfig:
 
     cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
-    rows (0.1) or none. auto: none where they fit in the memory that all else leaves (the operating
-    system keeps them), else what is left."""
+    rows (0.1) or none; with --device cuda, of the GPU. auto: none where they fit in the memory that
+    all else leaves (the operating system keeps them), else what is left, of the host."""
 
     policy: Policy = "hybrid"
     """Which rows the cache keeps. hybrid: those that the next batches need, then the
@@ -292,6 +301,9 @@ class TrainConfig:
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
             )
+        for name, asked in (("static-shapes", self.static_shapes), ("compile", self.compile)):
+            if asked and self.full_batch:
+                raise ArgumentError(f"--{name}: is for mini-batches; leave it or --full-batch out")
         if self.sums == "scaled" and (
             self.model != "gin" or self.full_batch or self.sampling != "uniform"
         ):
@@ -299,8 +311,8 @@ class TrainConfig:
                 "--sums scaled: is for --model gin on uniformly sampled neighbours, without "
                 "--full-batch or another --sampling"
             )
-        if self.sampler == "gpu" and (self.device != "simt" or self.full_batch):
-            raise ArgumentError("--sampler gpu: is for mini-batches on --device simt")
+        if self.sampler == "gpu" and (self.device == "cpu" or self.full_batch):
+            raise ArgumentError("--sampler gpu: is for mini-batches on --device cuda or simt")
         check_parallel(self)
         if self.data is not None:
             if self.resume is None:

@@ -88,6 +88,9 @@ class RunState:
     reads: dict[str, float] = field(default_factory=dict)
     """Counts of the cache and its reads, of the sessions before."""
 
+    padded_sizes: tuple[list[int], list[int]] | None = None
+    """Nodes and edges of each hop that batches are padded to, where they are."""
+
     metrics_bytes: int = 0
     """Length of ``metrics.jsonl``."""
 

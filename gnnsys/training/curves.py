@@ -12,8 +12,8 @@ __all__ = ["epoch_curves", "hyperparameters"]
 
 _HYPERPARAMETERS = (
     "dataset", "model", "hidden", "layers", "fanouts", "sampling", "dependent_batches", "sums",
-    "precision", "full_batch", "batch_size", "epochs", "lr", "weight_decay", "dropout", "seed",
-    "split", "parallel", "stages", "ways", "chunks",
+    "precision", "static_shapes", "compile", "full_batch", "batch_size", "epochs", "lr",
+    "weight_decay", "dropout", "seed", "split", "parallel", "stages", "ways", "chunks",
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from gnnsys.ranks.group import join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import replace_file
+from gnnsys.system.gpu.placement import kernels_for
 from gnnsys.system.interrupts import on_signals
 from gnnsys.system.progress import Progress
 from gnnsys.system.records import json_text
@@ -120,6 +121,7 @@ def _run(
 
         folder = on_first_rank(open_folder)
         dataset = held.enter_context(closing(load_run_dataset(run)))
+        held.enter_context(kernels_for(config.device))
         held.enter_context(torch.random.fork_rng())
         torch.manual_seed(config.seed)
         trainer = _Trainer(run, dataset, folder, evaluation)
@@ -197,11 +199,8 @@ class _Trainer:
             self._log.write("end", time=time.time(), reason="diverged")
             self._log.close()
             raise
-        reason = "done"
-        if self._interrupted:
-            reason = "interrupted"
-        elif self._is_stale():
-            reason = "early stop"
+        stopped = "early stop" if self._is_stale() else "done"
+        reason = "interrupted" if self._interrupted else stopped
         if reason != "interrupted" and self._steps.test_at_end and not state.best_test:
             self._checkpoint()
             began = self._seconds()
@@ -267,9 +266,8 @@ class _Trainer:
         )
         state.history.append(dataclasses.asdict(record))
         facts = self._steps.facts()
-        self._warn(
-            self._staleness.look(loss, facts["staleness"]) if facts.get("staleness") else None
-        )
+        if facts.get("staleness"):
+            self._warn(self._staleness.look(loss, facts["staleness"]))
         self._log_epoch(
             loss=loss,
             val=val,
@@ -335,6 +333,7 @@ class _Trainer:
             reads=dict(self._stats().reads),
             memory=memory_facts(),
             evaluation=self._steps.evaluation(),
+            padding=self._steps.padding(),
             parallel=None if self._pipeline is None else self._pipeline.summary(),
         )
         self._checkpoint()
@@ -376,6 +375,7 @@ class _Trainer:
                 served={tier: [s.rows, s.bytes] for tier, s in served.items()},
                 reads=dict(self._stats().reads),
                 load_seconds=self._load_seconds(),
+                padded_sizes=self._steps.padded_sizes,
             ),
             model=model,
             best_model=self._best_model,
@@ -411,6 +411,7 @@ class _Trainer:
         fit_weights(self._model, checkpoint.model, folder / CHECKPOINT)
         self._best_model = checkpoint.best_model
         self._state = checkpoint.state
+        self._steps.padded_sizes = self._state.padded_sizes
         snapshot = None
         if checkpoint.snapshot is not None and self._steps.snapshot_epoch() is not None:
             snapshot = load_shards(folder, checkpoint.snapshot)
@@ -486,13 +487,12 @@ class _Trainer:
         self._log.scalars(state.epoch, epoch_curves(record, served, *sizes))
 
     def _usage(self, stats: FeatureStats) -> dict[str, Any]:
-        reads = {"reads": stats.reads} if stats.reads else {}
         return {
             "seconds": stats.seconds,
             "load_seconds": self._load_seconds() - self._state.load_began,  # of the epoch
             "seeds": self._state.seeds,
             "rows": stats.rows,
             "bytes": stats.bytes,
-            **reads,
+            **({"reads": stats.reads} if stats.reads else {}),
             "rss": psutil.Process().memory_info().rss,
         }

@@ -86,6 +86,10 @@ class TrainResult:
     """How mini-batch training was evaluated exactly, and why; see
     ``gnnsys.training.evaluation.Evaluation``. Bytes are of the rows that layers gather."""
 
+    padding: dict[str, Any] = field(default_factory=dict)
+    """Where mini-batches are padded: ``node_share`` and ``edge_share`` of padding since the run was
+    begun or resumed; ``nodes`` and ``edges`` of a batch by hop, padding included."""
+
     parallel: dict[str, Any] | None = None
     """Of deep models: stages, ways, chunks; bytes sent by kind, by all ranks and by each; seconds
     waited; peak memory of each process; staleness of each layer in the last epoch."""
@@ -107,6 +111,7 @@ class TrainResult:
             "reads": self.reads,
             "memory": self.memory,
             "evaluation": self.evaluation,
+            "padding": self.padding,
             "parallel": self.parallel,
             "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "versions": versions(),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.errors import StorageError
+from gnnsys.errors import BuildError, StorageError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.system.budget import AHEAD, process_budget
 from gnnsys.system.device import SIMT
@@ -72,6 +74,10 @@ class Steps(ABC):
 
     progress: Progress | None = None
     """Told how far an evaluation is, where training is on mini-batches."""
+
+    padded_sizes: tuple[list[int], list[int]] | None = None
+    """Nodes and edges of each hop of the batch trained on last, where batches are padded; and of
+    those to come, unless one of them is larger."""
 
     _model: nn.Module
 
@@ -141,6 +147,10 @@ class Steps(ABC):
 
     def evaluation(self) -> dict[str, Any]:
         """How the run is evaluated, for JSON, where there is a choice."""
+        return {}
+
+    def padding(self) -> dict[str, Any]:
+        """How much of the batches is padding, for JSON, where they are padded."""
         return {}
 
     def facts(self) -> dict[str, Any]:
@@ -234,6 +244,7 @@ class MiniBatch(Steps):
         self._config = config
         self._dataset = dataset
         self._model = model
+        self._trained = _compile(model, device) if config.compile else model
         self._device = device
         self._autocast = _make_autocast(config, device)
         self._sampler = NeighborSampler(
@@ -245,7 +256,7 @@ class MiniBatch(Steps):
             dependent_batches=config.dependent_batches,
             device=_sampler_device(config),
         )
-        self._loader = self._make_loader(dataset.train, shuffle=True)
+        self._loader = self._make_loader(dataset.train, trains=True)
         self.served = Counters()
         if evaluation is None and config.eval != "sampled":
             evaluation = evaluation_of(config, dataset)
@@ -263,14 +274,15 @@ class MiniBatch(Steps):
         self._logits: Tensor | None = None
         self._folder: ScratchFolder | None = None  # where those lie
 
-    def _make_loader(self, nodes: Tensor, shuffle: bool) -> NeighborLoader:
+    def _make_loader(self, nodes: Tensor, trains: bool) -> NeighborLoader:
         return NeighborLoader(
             self._dataset.source,
             self._sampler.num_neighbors,
             input_nodes=nodes,
             neighbor_sampler=self._sampler,
             batch_size=self._config.batch_size,
-            shuffle=shuffle,
+            shuffle=trains,
+            static_shapes=self._config.static_shapes and trains,
             seed=self._config.seed,
             threads=self._config.threads,
             transform=partial(_note_served, self._dataset),
@@ -280,6 +292,8 @@ class MiniBatch(Steps):
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         self._loader.set_epoch(epoch, first)
+        if self.padded_sizes is not None:
+            self._loader.padded_sizes = self.padded_sizes
         return _Timed(self, self._loader)
 
     def num_batches(self) -> int:
@@ -292,18 +306,20 @@ class MiniBatch(Steps):
         batch = batch.to(self._device)
         self.optimizer.zero_grad()
         with self._autocast:
-            out = self._forward(batch)
+            out = self._forward(batch, self._trained)
+        if self._config.static_shapes:
+            self.padded_sizes = batch.num_sampled_nodes, batch.num_sampled_edges
         loss = loss_of(out.float(), batch.y[: batch.batch_size])
         loss.backward()
         self.optimizer.step()
         return loss.item(), batch.batch_size
 
-    def _forward(self, batch: Data) -> Tensor:
+    def _forward(self, batch: Data, model: Callable[..., Tensor]) -> Tensor:
         degrees = None
         if self._config.sums == "scaled":
             indptr, ids = self._dataset.graph.indptr, batch.n_id.cpu()
             degrees = (indptr[ids + 1] - indptr[ids]).to(self._device)
-        out: Tensor = self._model(
+        out = model(
             batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges, degrees
         )
         return out[: batch.batch_size]
@@ -313,8 +329,8 @@ class MiniBatch(Steps):
         self._model.eval()
         if self._evaluation is None:
             done = 0
-            for batch in self._make_loader(nodes, shuffle=False):
-                yield self._forward(batch.to(self._device)).cpu()
+            for batch in self._make_loader(nodes, trains=False):
+                yield self._forward(batch.to(self._device), self._model).cpu()
                 done += batch.batch_size
                 if self.progress is not None:
                     self.progress("sampled batches: nodes", done, len(nodes))
@@ -352,16 +368,37 @@ class MiniBatch(Steps):
         )
         return out
 
+    def padding(self) -> dict[str, Any]:
+        if self._loader.padding is None or self.padded_sizes is None:
+            return {}
+        nodes, edges = self.padded_sizes
+        found = self._loader.padding
+        shares = {"node_share": found.node_share, "edge_share": found.edge_share}
+        return {**shares, "nodes": nodes, "edges": edges}
+
+    def facts(self) -> dict[str, Any]:
+        return {"padding": told} if (told := self.padding()) else {}
+
     def evaluation(self) -> dict[str, Any]:
         return {} if self._evaluation is None else self._evaluation.facts()
 
 
-def _sampler_device(config: TrainConfig) -> Literal["cpu", "simt"]:
+def _compile(model: nn.Module, device: torch.device) -> Callable[..., Tensor]:
+    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise BuildError(
+            f"--compile: torch.compile needs a C++ compiler on the CPU, and {compiler} is not on "
+            "PATH; install one, name it by CXX, or leave --compile out"
+        )
+    return torch.compile(model)
+
+
+def _sampler_device(config: TrainConfig) -> Literal["cpu", "cuda", "simt"]:
     """That draws the neighbours of mini-batches."""
+    if config.sampler == "gpu":
+        return "simt" if config.device == SIMT else "cuda"
     can = config.sampling == "uniform" and max(config.fanouts or (0,)) <= MOST_FANOUT
-    if config.sampler == "gpu" or (config.sampler == "auto" and config.device == SIMT and can):
-        return "simt"
-    return "cpu"
+    return "simt" if config.sampler == "auto" and config.device == SIMT and can else "cpu"
 
 
 class _Timed(Iterator[Any]):

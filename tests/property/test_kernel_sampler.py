@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Data, HeteroData
 
+import gnnsys
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders import CSC, NeighborLoader, NeighborSampler
+from gnnsys.system.gpu import HostExecutorDevice
 
 pytestmark = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler"
@@ -110,7 +112,7 @@ def test_what_kernels_do_not_sample_is_refused() -> None:
             sample(**options)
     with pytest.raises(ArgumentError, match=r"seed 2 at position 1 is outside .* \[0, 2\)"):
         sample(seeds=(1, 2))
-    with pytest.raises(ArgumentError, match="device: 'gpu', expected one of cpu, simt"):
+    with pytest.raises(ArgumentError, match="device: 'gpu', expected one of cpu, cuda, simt"):
         NeighborSampler(data, [1], device="gpu")  # type: ignore[arg-type]
 
 
@@ -131,3 +133,31 @@ def test_a_graph_that_points_outside_itself_is_an_error(
     sampler = NeighborSampler(graph, [-1], device="simt")
     with pytest.raises(ArgumentError, match=told):
         sampler.sample(torch.tensor([0, 1]), 0)
+
+
+def test_a_batch_is_as_many_launches_as_the_page_of_gpus_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: list[str] = []
+    launch = HostExecutorDevice.launch
+
+    def counted(self: HostExecutorDevice, kernel: Any, *rest: Any) -> None:
+        names.append(kernel)
+        launch(self, kernel, *rest)
+
+    monkeypatch.setattr(HostExecutorDevice, "launch", counted)
+    ends = torch.randint(100, (2, 900), generator=torch.Generator().manual_seed(2))
+    data = Data(edge_index=ends, num_nodes=100, x=gnnsys.unified(torch.ones(100, 3), device="simt"))
+    counts = []
+    for cache in (None, 10):
+        if cache is not None:
+            data.x = gnnsys.unified(torch.ones(100, 3), device="simt", cache=cache)
+            data.x[[0]]  # fills the cache
+        sampler = NeighborSampler(data, [4, 3], device="simt")
+        loader = NeighborLoader(
+            data, [4, 3], input_nodes=torch.arange(9), neighbor_sampler=sampler, batch_size=9
+        )
+        names.clear()
+        assert len(list(loader)) == 1
+        counts.append(len(names))
+    assert counts == [30, 31]

@@ -45,12 +45,14 @@ def test_readme_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_examples_of_the_loaders_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "loaders.md").read_text()
-    batches, fused = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    batches, fused, static = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(batches, "loaders.md", "exec"), names)
     assert names["out"].shape == (5000 % 512, 8)
     exec(compile(fused, "loaders.md", "exec"), {})
     assert f"```\n{capsys.readouterr().out}```" in text
+    exec(compile(static, "loaders.md", "exec"), names)
+    assert names["batch"].num_sampled_nodes[0] == names["seeds"] == 513
 
 
 def test_the_example_of_the_feature_caches_page_runs(

@@ -24,10 +24,6 @@ from gnnsys.losses import (
 )
 from gnnsys.losses.negatives import NEGATIVES
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
 NODES, CLUSTERS = 600, 7
 
 

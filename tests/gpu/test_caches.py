@@ -1,0 +1,49 @@
+"""A cache in the memory of a GPU: the rows and the decisions of the one on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gnnsys.cache import CachedStore
+from gnnsys.memory import FileStore
+
+ROWS, BATCHES = 400, 12
+
+
+@pytest.mark.parametrize("columns", [1, 7, 300])
+@pytest.mark.parametrize("policy", ["hybrid", "lru"])
+def test_rows_and_decisions_are_those_of_the_cpu(
+    gpu: Any, policy: Any, columns: int, tmp_path: Path
+) -> None:
+    table = np.random.default_rng(columns).standard_normal((ROWS, columns)).astype(np.float16)
+    np.save(tmp_path / "rows.npy", table)
+    stores = [
+        CachedStore(
+            FileStore(tmp_path / "rows.npy", storage="pread"),
+            cache=80,
+            victim_buffer=20,
+            policy=policy,
+            window=3,
+            scores=torch.arange(ROWS),
+            device=device,
+        )
+        for device in ("cpu", gpu.name)
+    ]
+    draw = torch.Generator().manual_seed(6)
+    batches = [torch.randint(ROWS, (100,), generator=draw) for _ in range(BATCHES)]
+    tickets = [[store.announce(ids) for ids in batches] for store in stores]
+    for number, ids in enumerate(batches):
+        cpu, ours = (
+            store.gather(ids, ticket=given[number])
+            for store, given in zip(stores, tickets, strict=True)
+        )
+        assert torch.equal(cpu, torch.from_numpy(table)[ids])
+        assert ours.device == gpu.torch_device
+        assert torch.equal(ours.cpu(), cpu)
+    cpu_stats, our_stats = (store.stats.as_dict() for store in stores)
+    assert our_stats | {"io_wait_seconds": 0} == cpu_stats | {"io_wait_seconds": 0}

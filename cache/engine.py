@@ -178,7 +178,8 @@ class Engine:
     def _new_output(self, rows: int) -> Tensor:
         flat, stored = self._executor.new_output(rows), self._source.encoding.stored
         if flat.numel() == 0:
-            return torch.empty((rows, *self._source.shape[1:]), dtype=stored)
+            shape = (rows, *self._source.shape[1:])
+            return torch.empty(shape, dtype=stored, device=flat.device)
         return flat.view(-1).view(stored).view(rows, *self._source.shape[1:])
 
     def _gather_announced(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:

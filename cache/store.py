@@ -140,7 +140,7 @@ class CachedStore(AnnouncedStore):
             "prefill": prefill,
             "prefetch": prefetch,
             "threads": threads,
-            "device": device,
+            "device": _with_index(device),
         }
         self._of_arena = isinstance(cache, (CacheArena, ArenaShare))
         self._capacity = self._reserve(cache)
@@ -178,7 +178,7 @@ class CachedStore(AnnouncedStore):
 
     @property
     def _is_of_gpu(self) -> bool:
-        return str(self._options["device"]).startswith("cuda")
+        return bool(self._options["device"].startswith("cuda"))
 
     @property
     def capacity(self) -> int:
@@ -302,6 +302,13 @@ class CachedStore(AnnouncedStore):
         return f"{rows:,} rows, {size_text(rows * self.row_bytes)}"
 
 
+def _with_index(device: str | torch.device) -> str:
+    """A GPU's name with its number: threads may each have a current one."""
+    name = str(device)
+    is_any = name == "cuda" and torch.cuda.is_available()
+    return f"cuda:{torch.cuda.current_device()}" if is_any else name
+
+
 def _make_engine(
     source: Store,
     name: str,
@@ -312,7 +319,7 @@ def _make_engine(
     prefill: bool,
     prefetch: int,
     threads: int,
-    device: str | torch.device,
+    device: str,
     victim_buffer: int,
     **planning: Any,
 ) -> Engine | ResidentRows:

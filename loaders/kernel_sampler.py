@@ -7,9 +7,10 @@ from torch import Tensor
 from torch_geometric.sampler import HeteroSamplerOutput
 from torch_geometric.typing import NodeType
 
-from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.errors import ArgumentError, DeviceError, UnsupportedError
 from gnnsys.loaders.native_sampler import Draws, as_seed_ids
 from gnnsys.loaders.typed_graph import TypedGraph
+from gnnsys.memory.alloc import in_pages_of_its_own
 from gnnsys.system.gpu import Device
 from gnnsys.system.gpu.device import Mapping
 from gnnsys.system.gpu.kernels import (
@@ -28,9 +29,9 @@ __all__ = ["KernelSampler"]
 class KernelSampler:
     """Samples a homogeneous graph by ``csrc/cuda/sampler``: uniformly, without times and weights.
 
-    The topology stays in host memory, where the device reads it. The host waits twice a hop, for
-    the number of sampled edges and of new nodes, and at the end; on a GPU for a stream of the
-    sampler's own, not for what is trained meanwhile.
+    The device reads the topology in host memory, or a copy where it cannot. The host waits twice a
+    hop, for the number of sampled edges and of new nodes, and at the end; on a GPU for a stream of
+    the sampler's own, not for what is trained meanwhile.
 
     Args:
         graph: of one node type and one relation.
@@ -49,7 +50,9 @@ class KernelSampler:
         self._graph, self._device = graph.relations[0].graph, device
         place = device.torch_device
         self._stream = torch.cuda.Stream(place) if place.type == "cuda" else None
-        self._mappings = [Mapping(device, x) for x in (self._graph.indptr, self._graph.indices)]
+        self._indptr, self._indices = (
+            _mapped(device, x) for x in (self._graph.indptr, self._graph.indices)
+        )
 
     def sample(
         self,
@@ -89,7 +92,7 @@ class KernelSampler:
         seeds = seeds.to(self._device.torch_device)
         faults = Faults(seeds.device)
         launches = Sampling(
-            self._device, self._graph.indptr, self._graph.indices, faults, MOST_BLOCKS
+            self._device, self._indptr.tensor, self._indices.tensor, faults, MOST_BLOCKS
         )
         node, begin, table = seeds, 0, NodeTable(len(seeds), seeds.device)
         launches.add_nodes(table, node, 0)
@@ -130,6 +133,13 @@ class KernelSampler:
             num_sampled_nodes={None: nodes_per_hop},
             num_sampled_edges={None: edges_per_hop},
         )
+
+
+def _mapped(device: Device, array: Tensor) -> Mapping:
+    try:
+        return Mapping(device, array)
+    except DeviceError:  # of a file that can only be read, or beside other memory
+        return Mapping(device, in_pages_of_its_own(array))
 
 
 def _unsupported(what: str) -> UnsupportedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,13 @@ import torch
 from torch import Tensor
 
 __all__ = ["SideStream"]
+
+
+@functools.cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """One for all, since memory that a stream lets go of is used again on that stream alone; of the
+    lowest priority there is."""
+    return torch.cuda.Stream(device, priority=0)
 
 
 class SideStream:
@@ -19,8 +27,9 @@ class SideStream:
     """
 
     def __init__(self, device: torch.device | None) -> None:
-        # Of the lowest priority: training goes first.
-        self._stream = None if device is None else torch.cuda.Stream(device, priority=0)
+        self._stream = None if device is None else _stream_of(device)
+        if self._stream is not None:  # what was put into the consumer's may be read
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self._made: dict[int, torch.cuda.Event] = {}
 
     def run(self, make: Callable[[], Any]) -> Any:

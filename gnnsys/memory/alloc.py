@@ -23,7 +23,14 @@ from gnnsys.errors import ArgumentError
 from gnnsys.system.extension import core
 from gnnsys.system.files import advise
 
-__all__ = ["empty", "keep_freed_memory", "pooled", "suit_freed_memory", "view_array"]
+__all__ = [
+    "empty",
+    "in_pages_of_its_own",
+    "keep_freed_memory",
+    "pooled",
+    "suit_freed_memory",
+    "view_array",
+]
 
 _log = logging.getLogger(__name__)
 _HUGE_PAGE = 2 << 20
@@ -54,12 +61,28 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _HUGE_PAGE:
         return torch.zeros(*shape, dtype=dtype)
-    area = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        advise(area, mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(area, dtype=torch.uint8)
+    whole = _map_pages(nbytes + _HUGE_PAGE)
     head = -whole.data_ptr() % _HUGE_PAGE
     return whole[head : head + nbytes].view(dtype).view(*shape)
+
+
+def in_pages_of_its_own(tensor: Tensor) -> Tensor:
+    """A copy of a CPU tensor in pages that hold nothing else, which a GPU can be let read.
+
+    >>> in_pages_of_its_own(torch.arange(3)).untyped_storage().nbytes() % mmap.PAGESIZE
+    0
+    """
+    whole = _map_pages(max(1, tensor.nbytes))
+    return whole[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _map_pages(nbytes: int) -> Tensor:
+    """Whole pages of at least so many bytes, huge ones where there are such."""
+    nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    area = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        advise(area, mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(area, dtype=torch.uint8)
 
 
 def pooled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

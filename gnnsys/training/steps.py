@@ -384,11 +384,12 @@ class MiniBatch(Steps):
 
 
 def _compile(model: nn.Module, device: torch.device) -> Callable[..., Tensor]:
-    compiler = os.environ.get("CXX", "g++")  # as torch chooses it
-    if device.type == "cpu" and shutil.which(compiler) is None:
+    # As torch chooses it, and Triton on a GPU.
+    names = [os.environ.get("CXX", "g++")] if device.type == "cpu" else ["cc", "gcc", "clang"]
+    if not any(map(shutil.which, names)):
         raise BuildError(
-            f"--compile: torch.compile needs a C++ compiler on the CPU, and {compiler} is not on "
-            "PATH; install one, name it by CXX, or leave --compile out"
+            f"--compile: torch.compile needs a compiler, and {' or '.join(names)} is not on PATH; "
+            "install one, or leave --compile out"
         )
     return torch.compile(model)
 

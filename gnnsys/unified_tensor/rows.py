@@ -166,7 +166,9 @@ def take_rows(tensor: StoredTensor, index: Any) -> Tensor:
         try:  # the hot path: the store checks the ids while it gathers
             return tensor._gather(index)
         except RowIndexError:
-            pass  # ids that count from the end, or an error that split_index tells
+            if index.is_cuda:  # of a gather before
+                raise
+            # Else ids that count from the end, or an error that split_index tells.
     rows: RowIndex | None = split_index(index, tensor.shape)
     if rows is None:
         whole = whole_of(tensor, "indexing without a row index")

@@ -14,6 +14,8 @@ from torch import Tensor
 
 import gnnsys
 from gnnsys.errors import RowIndexError
+from gnnsys.memory.alloc import in_pages_of_its_own
+from gnnsys.system.gpu.device import Mapping
 from gnnsys.system.gpu.kernels import Faults, Rows, gather_rows
 
 ROWS, WANTED = 500, 1500
@@ -23,8 +25,6 @@ ROWS, WANTED = 500, 1500
 def readable(gpu: Any, table: Tensor) -> Iterator[Rows]:
     """Rows of host memory as the device reads them."""
     if gpu.torch_device.type == "cuda":
-        from gnnsys.system.gpu.device import Mapping
-
         with contextlib.closing(Mapping(gpu.device, table)):
             yield Rows.of(table)
     else:
@@ -35,8 +35,8 @@ def random_table(dtype: torch.dtype, columns: int) -> Tensor:
     """Any bits, and rows that begin anywhere."""
     draw = torch.Generator().manual_seed(columns)
     nbytes = (columns + 3) * dtype.itemsize
-    table = torch.randint(256, (ROWS, nbytes), generator=draw, dtype=torch.uint8).view(dtype)
-    return table[:, 1 : columns + 1]
+    words = torch.randint(256, (ROWS, nbytes), generator=draw, dtype=torch.uint8)
+    return in_pages_of_its_own(words).view(dtype)[:, 1 : columns + 1]
 
 
 def random_ids(dtype: torch.dtype = torch.int64) -> Tensor:
@@ -89,7 +89,7 @@ def test_rows_are_cast_as_torch_casts(
     gpu: Any, stored: torch.dtype, delivered: torch.dtype
 ) -> None:
     draw = torch.Generator().manual_seed(2)
-    table = (torch.randn(ROWS, 40, generator=draw) * 50).to(stored)
+    table = in_pages_of_its_own((torch.randn(ROWS, 40, generator=draw) * 50).to(stored))
     ids, faults = random_ids(), Faults(gpu.torch_device)
     with readable(gpu, table) as rows:
         found = gather(gpu, rows, ids, delivered, faults)
@@ -98,7 +98,8 @@ def test_rows_are_cast_as_torch_casts(
 
 @pytest.mark.parametrize("bad", [-1, ROWS, 1 << 40])
 def test_an_id_of_no_row_gives_zeros_and_is_told(gpu: Any, bad: int) -> None:
-    table, ids, faults = torch.ones(ROWS, 5), random_ids(), Faults(gpu.torch_device)
+    table = in_pages_of_its_own(torch.ones(ROWS, 5))
+    ids, faults = random_ids(), Faults(gpu.torch_device)
     ids[WANTED // 2] = bad
     with readable(gpu, table) as rows:
         found = gather(gpu, rows, ids, torch.float32, faults).cpu()

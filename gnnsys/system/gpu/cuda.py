@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gnnsys.errors import DeviceError
+from gnnsys.errors import BuildError, DeviceError, StorageError
 from gnnsys.system.extension import core
 from gnnsys.system.gpu.device import (
     SOURCES,
@@ -52,8 +52,8 @@ class CudaDevice:
         self._architecture = f"sm_{major}{minor}"
         self._reads_pageable = bool(provider.attribute(_USES_HOST_PAGE_TABLES, index))
         self._uses_host_pointers = bool(provider.attribute(_USES_HOST_POINTERS, index))
-        reads_only = bool(provider.attribute(_REGISTERS_READ_ONLY, index))
-        self._memory = HostMemory(provider, reads_only)
+        self._reads_only = bool(provider.attribute(_REGISTERS_READ_ONLY, index))
+        self._memory = _memory_of_process(provider)
         self._functions: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
         self._thread = threading.local()
@@ -67,6 +67,9 @@ class CudaDevice:
         """
         index = torch_device.index
         return _device(torch.cuda.current_device() if index is None else index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CudaDevice.of, (self.torch_device,)
 
     def __repr__(self) -> str:
         return f"CudaDevice({str(self.torch_device)!r}, {self.provider.name})"
@@ -108,15 +111,17 @@ class CudaDevice:
             return False
         if not self._uses_host_pointers:
             raise DeviceError(f"{self.torch_device}: host memory has other addresses there")
-        self._bind()
-        self._memory.add(memory)
+        with torch.cuda.device(self.torch_device):
+            self._bind()
+            self._memory.add(memory, reads_only=self._reads_only)
         return True
 
     def unmap_host(self, memory: Range) -> None:
         """See ``Device.unmap_host``; waits for the device."""
-        torch.cuda.synchronize(self.torch_device)  # no kernel reads it any more
-        self._bind()
-        self._memory.remove(memory)
+        with torch.cuda.device(self.torch_device):
+            self._bind()
+            torch.cuda.synchronize(self.torch_device)  # no kernel reads it any more
+            self._memory.remove(memory)
 
     def _bind(self) -> None:
         """A thread that torch has not used has no context of its own."""
@@ -156,14 +161,35 @@ def compile_kernel(provider: Provider, architecture: str, header: str, instance:
     return compiled(f"{key}.cubin", make)
 
 
-@functools.cache
+_opening = threading.Lock()
+_devices: dict[int, CudaDevice | None] = {}
+_memories: list[HostMemory] = []
+
+
 def _device(index: int) -> CudaDevice | None:
+    with _opening:
+        if index not in _devices:
+            _devices[index] = _open(torch.device("cuda", index))
+        return _devices[index]
+
+
+def _open(torch_device: torch.device) -> CudaDevice | None:
     refused = []
-    for name in PROVIDERS:  # one may be of another version of CUDA than the driver
+    for name in PROVIDERS:  # one may be of another version of CUDA than the driver or the GPU
         try:
-            return CudaDevice(torch.device("cuda", index), find_provider(name))
-        except DeviceError as error:
+            device = CudaDevice(torch_device, find_provider(name))
+            device.kernel("cuda/sampler/relabel.cuh", "mark_new")
+        except (DeviceError, BuildError, StorageError) as error:
             refused.append(str(error))
-    told = "rows are gathered by the CPU and then copied to the GPU: %s"
+        else:
+            return device
+    told = "kernels do not run on the GPU, for which the CPU gathers and then copies: %s"
     warn_once(_log, told, "; ".join(dict.fromkeys(refused)))
     return None
+
+
+def _memory_of_process(provider: Provider) -> HostMemory:
+    """What is registered is so for all devices, whoever asked for it."""
+    if not _memories:
+        _memories.append(HostMemory(provider))
+    return _memories[0]

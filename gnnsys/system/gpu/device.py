@@ -93,13 +93,14 @@ class Mapping:
 
     Args:
         device: that is to read it.
-        tensor: of which the whole storage is mapped; kept.
+        tensor: of which the whole storage is mapped; kept as ``tensor``.
 
     Raises:
         ResourceError, DeviceError: see ``Device.map_host``.
     """
 
     def __init__(self, device: Device, tensor: Tensor) -> None:
+        self.tensor = tensor
         self._memory = memory = _storage_of(tensor)
         is_to_unmap = memory.nbytes > 0 and device.map_host(memory)
         self._end = weakref.finalize(

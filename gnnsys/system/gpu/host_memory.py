@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import logging
 import mmap
 import os
 import resource
 import threading
 import weakref
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,12 +18,22 @@ import numpy as np
 from gnnsys.errors import DeviceError, ResourceError
 from gnnsys.system.sizes import size_text
 
-__all__ = ["CHUNK_BYTES", "HostMemory", "Range", "Registrar", "check_not_lost"]
+__all__ = [
+    "CHUNK_BYTES",
+    "OWN_MAPPING_BYTES",
+    "HostMemory",
+    "Range",
+    "Registrar",
+    "check_not_lost",
+]
 
 _log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 30
 """Of one registration: CUDA holds a lock of the process meanwhile."""
+
+OWN_MAPPING_BYTES = 256 << 20
+"""Larger blocks the C allocator maps one by one; see ``gnnsys.memory.alloc``."""
 
 _PAGE = mmap.PAGESIZE
 _lost: list[Range] = []
@@ -49,26 +59,20 @@ class Range:
     address: int
     nbytes: int
 
+    @property
+    def fills_pages(self) -> bool:
+        """Whether no other bytes lie in their pages."""
+        return self.address % _PAGE == self.nbytes % _PAGE == 0
+
     def pieces(self, most: int) -> list[Range]:
-        """The pages that the bytes lie in: those that are not filled, which other memory may share,
-        one by one, the rest together, up to ``most`` bytes at a time.
+        """The pages that they lie in, up to ``most`` bytes at a time.
 
-        >>> [piece.address for piece in Range(4097, 12288).pieces(4096)]
-        [4096, 8192, 12288, 16384]
-        >>> Range(4096, 8192).pieces(1 << 20) == [Range(4096, 8192)]
-        True
+        >>> [piece.nbytes for piece in Range(4097, 12288).pieces(8192)]
+        [8192, 8192]
         """
-        last = self.address + self.nbytes
-        first_whole = -(-self.address // _PAGE) * _PAGE
-        end_whole = max(last // _PAGE * _PAGE, first_whole)
-        cuts = [self.address // _PAGE * _PAGE, *range(first_whole, end_whole, most), end_whole]
-        cuts.append(-(-last // _PAGE) * _PAGE)
-        return [Range(a, b - a) for a, b in itertools.pairwise(cuts) if a < b]
-
-    def has(self, other: Range) -> bool:
-        """Whether all bytes of the other are among these."""
-        last, other_last = self.address + self.nbytes, other.address + other.nbytes
-        return self.address <= other.address and other_last <= last
+        first = self.address // _PAGE * _PAGE
+        last = -(-(self.address + self.nbytes) // _PAGE) * _PAGE
+        return [Range(at, min(most, last - at)) for at in range(first, last, most)]
 
     def meets(self, other: Range) -> bool:
         """Whether there is a byte that both have."""
@@ -80,71 +84,91 @@ class HostMemory:
     """What of this process's memory is registered, and how often it was asked for.
 
     Memory is registered in pieces at the first call for each, and let go with the last. What
-    somebody else registered is used as it is.
+    somebody else registered is used as it is. Registered are only pages that nothing else lies in:
+    CUDA refuses copies of what is registered in part, which others may ask for next to it.
 
     Args:
         registrar: see ``Provider``.
-        reads_only: whether memory can be registered that is only read.
         chunk_bytes: of one registration at most, a multiple of the page size.
     """
 
-    def __init__(
-        self, registrar: Registrar, reads_only: bool, chunk_bytes: int = CHUNK_BYTES
-    ) -> None:
-        self._registrar, self._reads_only = registrar, reads_only
-        self._chunk_bytes = chunk_bytes
+    def __init__(self, registrar: Registrar, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._registrar, self._chunk_bytes = registrar, chunk_bytes
         self._pieces: dict[Range, _Piece] = {}
+        self._let_go: deque[Range] = deque()
         self._lock = threading.Lock()
         lose = weakref.WeakMethod(self._lose)
         os.register_at_fork(after_in_child=lambda: (found := lose()) and found())
 
-    def add(self, memory: Range) -> None:
+    def add(self, memory: Range, *, reads_only: bool = True) -> None:
         """Registers the pages of a range, all or none.
 
         Processes that are forked from now on do not have those that are private: their copy of a
         table would take as much memory again, at once, as the device holds on to the pages.
 
+        Args:
+            memory: that fills its pages, or lies in a mapping of its own: of a file, or of a block
+                of so many bytes that the C allocator maps it by itself.
+            reads_only: whether memory that can only be read may be registered.
+
         Raises:
             ResourceError: the limit of locked memory is too low.
-            DeviceError: CUDA refuses, or the memory can only be read and that cannot be told.
+            DeviceError: CUDA refuses; memory that can only be read, where that is not registered;
+                memory that shares pages with other.
         """
-        is_writable, is_shared = _mapping_of(memory)
-        if not (is_writable or self._reads_only):
+        mapping = _mapping_of(memory)
+        if not (memory.fills_pages or mapping.is_of_file or memory.nbytes > OWN_MAPPING_BYTES):
+            raise DeviceError(
+                f"{size_text(memory.nbytes)} of host memory share pages with other memory; "
+                f"more than {size_text(OWN_MAPPING_BYTES)}, a file or gnnsys.memory.empty would not"
+            )
+        if not (mapping.is_writable or reads_only):
             raise DeviceError(
                 f"{size_text(memory.nbytes)} of host memory can only be read, and this driver does "
                 "not register such memory"
             )
-        flags = _PORTABLE | _MAPPED | (0 if is_writable else _READ_ONLY)
+        flags = _PORTABLE | _MAPPED | (0 if mapping.is_writable else _READ_ONLY)
         done = []
         with self._lock:
             try:
                 for piece in memory.pieces(self._chunk_bytes):
                     if piece not in self._pieces:
-                        is_private = not is_shared and memory.has(piece)
-                        self._pieces[piece] = _Piece(is_private, self._register(piece, flags))
-                        if is_private:
-                            _advise(piece, mmap.MADV_DONTFORK)
+                        self._pieces[piece] = self._register(piece, flags, mapping)
                     self._pieces[piece].uses += 1
                     done.append(piece)
             except DeviceError as error:
                 self._remove(done)
                 raise _refused(memory, error) from error
+        self._remove_let_go()
 
     def remove(self, memory: Range) -> None:
-        """Takes back one ``add``."""
-        with self._lock:
-            self._remove(memory.pieces(self._chunk_bytes))
+        """Takes back one ``add``; later, where another thread or this one is at it."""
+        self._let_go.append(memory)
+        self._remove_let_go()
 
-    def _register(self, piece: Range, flags: int) -> bool:
-        """Whether it was not registered before."""
+    def _register(self, piece: Range, flags: int, mapping: _Mapping) -> _Piece:
+        if any(piece.meets(other) for other in self._pieces):
+            raise DeviceError("a part of it is registered already")
         _touch(piece)
+        is_own = True
         try:
             self._registrar.register(piece.address, piece.nbytes, flags)
         except DeviceError as error:
             if error.status != _ALREADY_REGISTERED:
                 raise
-            return False
-        return True
+            is_own = False
+        if not mapping.is_shared:
+            _advise(piece, mmap.MADV_DONTFORK)
+        return _Piece(is_private=not mapping.is_shared, is_own=is_own)
+
+    def _remove_let_go(self) -> None:
+        # The garbage collector may call ``remove`` while this thread holds the lock.
+        while self._let_go and self._lock.acquire(blocking=False):
+            try:
+                while self._let_go:
+                    self._remove(self._let_go.popleft().pieces(self._chunk_bytes))
+            finally:
+                self._lock.release()
 
     def _remove(self, pieces: list[Range]) -> None:
         for piece in pieces:
@@ -174,6 +198,16 @@ class _Piece:
     """Registered here, not by somebody else."""
 
     uses: int = 0
+
+
+@dataclass(slots=True)
+class _Mapping:
+    is_writable: bool = True
+    is_shared: bool = True
+    """With processes that are forked."""
+
+    is_of_file: bool = True
+    """Or of shared memory."""
 
 
 def check_not_lost(address: int, nbytes: int) -> None:
@@ -213,14 +247,15 @@ def _advise(pages: Range, advice: int) -> None:
         _log.warning("madvise(%d) of registered memory: %s", advice, os.strerror(code))
 
 
-def _mapping_of(memory: Range) -> tuple[bool, bool]:
-    """Whether all of it may be written, and whether all is shared with forked processes."""
-    is_writable = is_shared = True
+def _mapping_of(memory: Range) -> _Mapping:
+    """What is true of all of it."""
+    found = _Mapping()
     with open("/proc/self/maps") as maps:
         for line in maps:
-            span, modes = line.split(None, 2)[:2]
+            span, modes, _, _, inode = line.split(None, 5)[:5]
             first, last = (int(end, 16) for end in span.split("-"))
             if memory.meets(Range(first, last - first)):
-                is_writable &= modes[1] == "w"
-                is_shared &= modes[3] == "s"
-    return is_writable, is_shared
+                found.is_writable &= modes[1] == "w"
+                found.is_shared &= modes[3] == "s"
+                found.is_of_file &= inode != "0"
+    return found

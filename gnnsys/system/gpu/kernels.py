@@ -69,6 +69,7 @@ _FAULTS: dict[int, tuple[type[Exception], str]] = {
     8: (ArgumentError, "plan: no slot {}"),
     9: (ArgumentError, "plan: no cell {}"),
     10: (ArgumentError, "plan: no staging row {}"),
+    11: (ArgumentError, "plan: no peer {}"),
 }
 """By the numbers of ``Fault`` in ``device.cuh``."""
 
@@ -134,6 +135,8 @@ class Faults:
         later."""
         if not self._words.is_cuda:
             self._raise(self._words)
+            return
+        if torch.cuda.is_current_stream_capturing():  # which nothing may be asked of
             return
         if self._looked is not None:
             words, copied = self._looked

@@ -87,7 +87,9 @@ class PlanLaunches:
         self._most_blocks = most_blocks
         self._faults = Faults(slots.device)
         self._marks = torch.zeros(0, dtype=torch.int32, device=slots.device)
-        self._done: torch.cuda.Event | None = None
+        # Whichever stream is next waits for what was made on this one.
+        on_gpu = slots.is_cuda
+        self._done = torch.cuda.current_stream(slots.device).record_event() if on_gpu else None
 
     def run(
         self, rows: int, lists: Sequence[NDArray[np.int32]], staging: Staging, out: Tensor

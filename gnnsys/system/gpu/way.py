@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -51,7 +52,7 @@ class WayProfile:
 
 
 def load_ways(torch_device: torch.device) -> WayProfile | None:
-    """What was measured of devices of that name; None where nothing was."""
+    """What was measured of devices of that name in this machine; None where nothing was."""
     found = load_profile("gpus", _name_of(torch_device))
     try:
         if found is None:
@@ -88,4 +89,6 @@ def faster_way(profile: WayProfile | None, row_bytes: int) -> Way:
 
 
 def _name_of(torch_device: torch.device) -> str:
-    return "cpu" if torch_device.type == "cpu" else torch.cuda.get_device_name(torch_device)
+    on_cpu = torch_device.type == "cpu"
+    name = "cpu" if on_cpu else torch.cuda.get_device_name(torch_device)
+    return f"{name} of {platform.node()}"  # the link counts, too

@@ -8,16 +8,23 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnnsys.errors import DeviceError, ResourceError
 from gnnsys.memory import HostStore
-from gnnsys.memory.alloc import view_array
-from gnnsys.system.gpu.host_memory import HostMemory, Range, check_not_lost
+from gnnsys.memory.alloc import in_pages_of_its_own, view_array
+from gnnsys.system.gpu.host_memory import (
+    OWN_MAPPING_BYTES,
+    HostMemory,
+    Range,
+    check_not_lost,
+)
 
 PAGE = mmap.PAGESIZE
 PAGES = 12
@@ -65,25 +72,20 @@ def pages_of(memory: Range) -> set[int]:
 
 @settings(deadline=None)
 @given(
-    steps=st.lists(
-        st.tuples(
-            st.sampled_from(["add", "remove"]),
-            st.sampled_from([(0, 5), (7, 3 * PAGE), (2 * PAGE, 2 * PAGE), (3 * PAGE + 9, PAGE)]),
-        ),
-        max_size=12,
-    ),
+    steps=st.lists(st.tuples(st.sampled_from(["add", "remove"]), st.integers(0, 2)), max_size=12),
     chunk=st.sampled_from([PAGE, 2 * PAGE, 1 << 30]),
 )
 def test_pages_are_registered_as_long_as_a_range_needs_them(
-    steps: list[tuple[str, tuple[int, int]]], chunk: int
+    steps: list[tuple[str, int]], chunk: int
 ) -> None:
-    # Ranges that begin and end within pages of others, and none that is within another.
-    places = {(0, 5): 0, (7, 3 * PAGE): 0, (2 * PAGE, 2 * PAGE): 5 * PAGE}
     memory, pages = area(), Pages()
-    host, live = HostMemory(pages, True, chunk), list[Range]()
-    for what, (first, nbytes) in steps:
-        shift = places.get((first, nbytes), 0)
-        wanted = Range(address_of(memory) + first + shift, nbytes)
+    ranges = [
+        Range(address_of(memory) + first * PAGE, count * PAGE)
+        for first, count in ((0, 3), (3, 1), (5, 6))
+    ]
+    host, live = HostMemory(pages, chunk), list[Range]()
+    for what, number in steps:
+        wanted = ranges[number]
         if what == "add":
             host.add(wanted)
             live.append(wanted)
@@ -91,17 +93,56 @@ def test_pages_are_registered_as_long_as_a_range_needs_them(
             host.remove(wanted)
             live.remove(wanted)
         assert pages.registered == set().union(*map(pages_of, live))
-        assert all(nbytes <= max(chunk, PAGE) for nbytes in pages.of.values())
+        assert all(nbytes <= chunk for nbytes in pages.of.values())
     for each in live:
         host.remove(each)
     assert not pages.of
+
+
+def test_memory_that_shares_pages_or_is_registered_in_part_is_refused(tmp_path: Path) -> None:
+    memory, pages = area(), Pages(most=1 << 20)
+    host, first = HostMemory(pages), address_of(memory)
+    for wanted in (Range(first + 64, 2 * PAGE), Range(first, PAGE + 8)):
+        with pytest.raises(DeviceError, match="share pages with other memory"):
+            host.add(wanted)
+    host.add(Range(first, 4 * PAGE))
+    for wanted in (Range(first + PAGE, PAGE), Range(first + 3 * PAGE, 4 * PAGE)):
+        with pytest.raises(DeviceError, match="a part of it is registered already"):
+            host.add(wanted)
+    np.save(tmp_path / "rows.npy", np.arange(1000))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r+")  # begins within a page, of its own
+    host.add(Range(rows.ctypes.data, rows.nbytes))
+    large = torch.empty((OWN_MAPPING_BYTES >> 3) + 1, dtype=torch.int64)
+    own = Range(large.data_ptr(), large.nbytes)
+    assert not own.fills_pages
+    host.add(own)
+    kept = in_pages_of_its_own(torch.arange(5))
+    storage = kept.untyped_storage()
+    host.add(Range(storage.data_ptr(), storage.nbytes()))
+    assert kept.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_what_is_let_go_while_the_lock_is_held_is_unregistered_after_it() -> None:
+    memory, pages = area(), Pages()
+    host, first = HostMemory(pages), address_of(memory)
+    gone, wanted = Range(first, PAGE), Range(first + PAGE, PAGE)
+    host.add(gone)
+    register = pages.register
+
+    def collecting(*arguments: int) -> None:
+        host.remove(gone)  # as the garbage collector may at any time
+        register(*arguments)
+
+    pages.register = collecting  # type: ignore[method-assign]
+    host.add(wanted)
+    assert pages.registered == pages_of(wanted)
 
 
 def test_what_another_registered_is_used_and_left_registered() -> None:
     memory = area()
     first = address_of(memory)
     pages = Pages(foreign={first, first + PAGE})
-    host = HostMemory(pages, True, PAGE)
+    host = HostMemory(pages, PAGE)
     host.add(Range(first, 4 * PAGE))
     assert pages.registered == {first + 2 * PAGE, first + 3 * PAGE}
     host.remove(Range(first, 4 * PAGE))
@@ -111,7 +152,7 @@ def test_what_another_registered_is_used_and_left_registered() -> None:
 def test_a_refusal_leaves_nothing_registered_and_names_the_limit() -> None:
     memory = area()
     pages = Pages(most=2)
-    host, wanted = HostMemory(pages, True, PAGE), Range(address_of(memory), 3 * PAGE)
+    host, wanted = HostMemory(pages, PAGE), Range(address_of(memory), 3 * PAGE)
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (before[1], before[1]))
@@ -131,20 +172,19 @@ def test_a_refusal_leaves_nothing_registered_and_names_the_limit() -> None:
 
 @pytest.mark.parametrize("reads_only", [True, False])
 def test_memory_that_can_only_be_read_is_told_to_be_so_or_refused(
-    tmp_path: object, reads_only: bool
+    tmp_path: Path, reads_only: bool
 ) -> None:
-    path = f"{tmp_path}/rows.npy"
-    np.save(path, np.arange(4096.0))
-    rows = np.load(path, mmap_mode="r")
+    np.save(tmp_path / "rows.npy", np.arange(4096.0))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
     wanted = Range(rows.ctypes.data, rows.nbytes)
     pages = Pages(most=1 << 20)
-    host = HostMemory(pages, reads_only)
+    host = HostMemory(pages)
     if reads_only:
-        host.add(wanted)
+        host.add(wanted, reads_only=True)
         assert pages.flags == {1 | 2 | 8}
     else:
         with pytest.raises(DeviceError, match="can only be read"):
-            host.add(wanted)
+            host.add(wanted, reads_only=False)
         assert not pages.of
 
 
@@ -162,10 +202,10 @@ def test_private_pages_are_not_there_in_a_forked_process_which_is_told_so(is_sha
     memory = area(mmap.MAP_SHARED if is_shared else mmap.MAP_PRIVATE)
     array = np.frombuffer(memory, np.uint8)
     first = array.ctypes.data
-    rows = view_array(array[PAGE // 2 : 3 * PAGE + PAGE // 2].view(np.float32).reshape(-1, 64))
+    rows = view_array(array[PAGE : 3 * PAGE].view(np.float32).reshape(-1, 64))
     store = HostStore(rows)
     wanted = Range(rows.data_ptr(), rows.nbytes)
-    host = HostMemory(Pages(), True, PAGE)
+    host = HostMemory(Pages(), PAGE)
     host.add(wanted)
 
     def read(page: int) -> Callable[[], int]:
@@ -179,7 +219,7 @@ def test_private_pages_are_not_there_in_a_forked_process_which_is_told_so(is_sha
             return 3 if "num_workers=0" in str(error) else 4
         return 0
 
-    lost = [0, -signal.SIGSEGV, -signal.SIGSEGV, 0]  # the ends belong to others, too
+    lost = [0, -signal.SIGSEGV, -signal.SIGSEGV, 0]
     assert [in_child(read(page)) for page in range(4)] == ([0] * 4 if is_shared else lost)
     assert in_child(gather) == (0 if is_shared else 3)
     check_not_lost(wanted.address, wanted.nbytes)

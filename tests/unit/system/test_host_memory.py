@@ -105,21 +105,27 @@ def test_memory_that_shares_pages_or_is_registered_in_part_is_refused(tmp_path: 
     for wanted in (Range(first + 64, 2 * PAGE), Range(first, PAGE + 8)):
         with pytest.raises(DeviceError, match="share pages with other memory"):
             host.add(wanted)
-    host.add(Range(first, 4 * PAGE))
+    np.save(tmp_path / "rows.npy", np.arange(1000))
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r+")  # begins within a page, of its own
+    large = torch.empty((OWN_MAPPING_BYTES >> 3) + 1, dtype=torch.int64)
+    copied = in_pages_of_its_own(torch.arange(5))
+    assert copied.tolist() == [0, 1, 2, 3, 4]
+    storage = copied.untyped_storage()
+    good = [
+        Range(first, 4 * PAGE),
+        Range(rows.ctypes.data, rows.nbytes),
+        Range(large.data_ptr(), large.nbytes),
+        Range(storage.data_ptr(), storage.nbytes()),
+    ]
+    for each in good:
+        host.add(each)
+    assert [each.fills_pages for each in good] == [True, False, False, True]
     for wanted in (Range(first + PAGE, PAGE), Range(first + 3 * PAGE, 4 * PAGE)):
         with pytest.raises(DeviceError, match="a part of it is registered already"):
             host.add(wanted)
-    np.save(tmp_path / "rows.npy", np.arange(1000))
-    rows = np.load(tmp_path / "rows.npy", mmap_mode="r+")  # begins within a page, of its own
-    host.add(Range(rows.ctypes.data, rows.nbytes))
-    large = torch.empty((OWN_MAPPING_BYTES >> 3) + 1, dtype=torch.int64)
-    own = Range(large.data_ptr(), large.nbytes)
-    assert not own.fills_pages
-    host.add(own)
-    kept = in_pages_of_its_own(torch.arange(5))
-    storage = kept.untyped_storage()
-    host.add(Range(storage.data_ptr(), storage.nbytes()))
-    assert kept.tolist() == [0, 1, 2, 3, 4]
+    for each in good:
+        host.remove(each)
+    assert not pages.of
 
 
 def test_what_is_let_go_while_the_lock_is_held_is_unregistered_after_it() -> None:
@@ -136,6 +142,7 @@ def test_what_is_let_go_while_the_lock_is_held_is_unregistered_after_it() -> Non
     pages.register = collecting  # type: ignore[method-assign]
     host.add(wanted)
     assert pages.registered == pages_of(wanted)
+    host.remove(wanted)
 
 
 def test_what_another_registered_is_used_and_left_registered() -> None:
@@ -168,6 +175,7 @@ def test_a_refusal_leaves_nothing_registered_and_names_the_limit() -> None:
     pages.most = 3
     host.add(wanted)
     assert len(pages.registered) == 3
+    host.remove(wanted)
 
 
 @pytest.mark.parametrize("reads_only", [True, False])
@@ -182,6 +190,7 @@ def test_memory_that_can_only_be_read_is_told_to_be_so_or_refused(
     if reads_only:
         host.add(wanted, reads_only=True)
         assert pages.flags == {1 | 2 | 8}
+        host.remove(wanted)
     else:
         with pytest.raises(DeviceError, match="can only be read"):
             host.add(wanted, reads_only=False)

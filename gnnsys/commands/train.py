@@ -38,6 +38,8 @@ def run_command(config: TrainConfig) -> int:
         print(json_text(result.as_dict()))
     else:
         mode = "full batch" if config.full_batch else "mini-batches"
+        ranks = result.config.ranks or 1
+        mode += f" on {ranks} ranks" if ranks > 1 and not config.full_batch else ""
         title = f"{result.config.model} on {result.config.dataset}, {mode}"
         Console().print(pairs_on_terminal(title, _result_rows(result)))
     folder = config.resume or config.out

@@ -8,6 +8,7 @@ number of ranks.
 
 # Annotations are objects in this module: DDP looks at those of its hook.
 
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -47,7 +48,9 @@ class RankSteps(MiniBatch):
         super().__init__(run, dataset, model, evaluation)
         self.batches_a_step = self._world
         self._epoch = self._first = 0  # of the step in hand: its epoch and its first batch
-        together = DistributedDataParallel(model, broadcast_buffers=False)
+        with warnings.catch_warnings():  # a new torch has another word for this, an old one none
+            warnings.simplefilter("ignore", FutureWarning)
+            together = DistributedDataParallel(model, broadcast_buffers=False)
         together.register_comm_hook(transport, _sum_over_ranks)
         self._trained = together
         # DDP orders its sums by the first two steps: a run that goes on begins with the same ones.

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
 from gnnsys.counters import Counters
@@ -78,6 +79,15 @@ class RankSteps(MiniBatch):
         (loss * (own / seeds)).backward()
         self.optimizer.step()
         return sum(self._exchange(loss.item() * own)) / seeds, seeds
+
+    def inputs(self, batch: Any) -> Any:
+        """Rows that are not finite, of the first rank that has some; else None."""
+        bad = None
+        if batch is not None:
+            rows = ~torch.isfinite(batch.x.float()).all(1)
+            bad = Data(x=batch.x[rows].cpu(), n_id=batch.n_id[rows].cpu())
+        found = gather_objects(bad)
+        return next((each for each in found if each is not None and len(each.x)), None)
 
     def _loss_of_nothing(self) -> Tensor:
         """What a rank without a batch computes, to take part in the sums: of a node of zeros."""

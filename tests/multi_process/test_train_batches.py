@@ -63,6 +63,8 @@ STEPS_OF_RANKS = (
     losses = [steps.train(batch)[0] for epoch in range(2) for batch in steps.batches(epoch, 0)]
     logits = torch.cat(list(steps.logits(dataset.val)))
     torch.save([losses, steps.weights(), logits], os.environ["RANK"])
+    x = torch.tensor([[1.0], [float("nan") if os.environ["RANK"] == "1" else 0.0]])
+    print("bad:", steps.inputs(Data(x=x, n_id=torch.tensor([5, 7]))).n_id.tolist())
     try:
         check_alike({{"--seed": 1, "--lr": 0.1 * int(os.environ["RANK"])}})
     except ArgumentError as error:
@@ -155,6 +157,7 @@ def test_steps_of_ranks_are_those_of_one_that_averages_their_batches(
         one = MiniBatch(run, dataset, model)
         model.load_state_dict(weights)
         assert torch.equal(logits, torch.cat(list(one.logits(dataset.val))))
+        assert "bad: [7]" in told
         assert "rank 1 has --lr 0.1 != 0.0 of rank 0: start all ranks with the same" in told
 
 

@@ -45,7 +45,9 @@ def run_command(config: TrainConfig) -> int:
     folder = config.resume or config.out
     if result.reason != "interrupted":
         return 0
-    way_on = f"; go on with gnnsys train --resume {folder}" if folder else ", without a checkpoint"
+    ranks = f" --ranks {config.ranks}" if config.ranks and not config.full_batch else ""
+    resume = f"; go on with gnnsys train --resume {folder}{ranks}"
+    way_on = resume if folder else ", without a checkpoint"
     print(f"gnnsys: interrupted in epoch {len(result.history) + 1}{way_on}", file=sys.stderr)
     return INTERRUPTED
 

@@ -45,8 +45,8 @@ def run_command(config: TrainConfig) -> int:
     folder = config.resume or config.out
     if result.reason != "interrupted":
         return 0
-    ranks = f" --ranks {config.ranks}" if config.ranks and not config.full_batch else ""
-    resume = f"; go on with gnnsys train --resume {folder}{ranks}"
+    again = f" --ranks {config.ranks}" if config.ranks and not config.full_batch else ""
+    resume = f"; go on with gnnsys train --resume {folder}{again}"
     way_on = resume if folder else ", without a checkpoint"
     print(f"gnnsys: interrupted in epoch {len(result.history) + 1}{way_on}", file=sys.stderr)
     return INTERRUPTED

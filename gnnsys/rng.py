@@ -25,7 +25,8 @@ the source's node type, and source t has draw ``t % 4`` of "node" ``t // 4``, so
 draws of all sources take a quarter of the blocks.
 
 Dropout of full-graph training has a stream for each layer; the words of a vertex are those of its
-columns: column c has word ``c % 4`` of block ``c // 4`` (``dropout_key``).
+columns: column c has word ``c % 4`` of block ``c // 4`` (``dropout_key``). Where ranks share the
+mini-batches of an epoch, the key of a batch seeds torch's generator for it.
 
 Numbers that belong to no node, as those that choose negative nodes, take a stream's words one after
 another: word i is draw i % 4 of node i // 4 (``integers``, ``uniforms``).
@@ -184,9 +185,9 @@ def negatives_key(seed: int, epoch: int, group: int, call: int) -> int:
     return stream_key(seed, epoch, group, _NEGATIVES_HOP, call)
 
 
-def dropout_key(seed: int, epoch: int, layer: int) -> int:
-    """The key of a dropout layer in an epoch: ``stream_key``'s of hop 2**64 - 3."""
-    return stream_key(seed, epoch, 0, _DROPOUT_HOP, layer)
+def dropout_key(seed: int, epoch: int, layer: int = 0, batch: int = 0) -> int:
+    """The key of a dropout layer in an epoch, or of a batch: ``stream_key``'s of hop 2**64 - 3."""
+    return stream_key(seed, epoch, batch, _DROPOUT_HOP, layer)
 
 
 def integers(key: int, count: int, bound: int) -> NDArray[np.int64]:

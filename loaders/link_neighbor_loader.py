@@ -95,6 +95,8 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
         keep_freed_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
         **kwargs: Any,
     ) -> None:
         given = dict(locals())

@@ -68,6 +68,8 @@ class LookaheadOptions:
     window_bytes: int | str
     layout: Layout
     keep_freed_memory: bool
+    rank: int
+    world_size: int
 
     filter_per_worker: bool | None
     """As it was given: PyG would fill in what it infers."""
@@ -80,6 +82,11 @@ class LookaheadOptions:
         num_threads(self.threads)  # refuses a negative one
         if self.layout not in ("coo", "csr"):
             raise ArgumentError(f"layout: {self.layout!r}, expected 'coo' or 'csr'")
+        if not 0 <= self.rank < self.world_size:
+            raise ArgumentError(
+                f"rank: {self.rank}, expected 0 to world_size({self.world_size}) - 1; give both, "
+                "such as those of torch.distributed"
+            )
 
     def _parse_window_bytes(self) -> int:
         given = self.window_bytes
@@ -159,6 +166,7 @@ class LookaheadLoader(DataLoader[Any]):
         self.window_bytes, self.layout = options.window_bytes, options.layout
         self._sampled_bytes = options.sampled_bytes()
         self.keep_freed_memory = options.keep_freed_memory
+        self.rank, self.world_size = options.rank, options.world_size
         self.filter_per_worker = options.filter_per_worker
         # A bound method, which in a copy of this loader would still be bound to this one.
         self.__dict__.pop("collate_fn")
@@ -175,6 +183,10 @@ class LookaheadLoader(DataLoader[Any]):
                 "its value; 0, the default, says so, and worker_init_fn is not called",
             )
 
+    def __len__(self) -> int:
+        """Batches of an epoch, those of this rank."""
+        return -((self.rank - super().__len__()) // self.world_size)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._facts().items())})"
 
@@ -190,6 +202,8 @@ class LookaheadLoader(DataLoader[Any]):
         batches: Any = self.batch_sampler
         if isinstance(batches, Sized):
             facts["batches"] = str(len(self))
+        if self.world_size > 1:
+            facts["rank"] = f"{self.rank} of {self.world_size}"
         facts["window"] = str(self.window)
         return facts | {name: repr(table) for name, table in unified_tensors(self.data).items()}
 
@@ -218,7 +232,9 @@ class LookaheadLoader(DataLoader[Any]):
         """Makes ``epoch`` the number of the next epoch; by itself it counts from 0.
 
         With ``first_batch`` that epoch leaves out the batches before it: the rest of an epoch that
-        was broken off, the same batches as in the whole one.
+        was broken off, the same batches as in the whole one. With several ranks it counts the
+        batches of all of them, and is the same number on each: step t of a rank is then batch
+        ``first_batch + t * world_size + rank``, whatever the ``world_size`` before was.
         """
         self._epochs.next, self._epochs.first_batch = epoch, first_batch
 
@@ -319,7 +335,12 @@ class _Batches(Lookahead):
         self._loader = loader
         self._work = work = _Batching(loader)
         super().__init__(
-            number_batches(loader.batch_sampler, loader._epochs),  # type: ignore[arg-type]
+            number_batches(
+                loader.batch_sampler,  # type: ignore[arg-type]
+                loader._epochs,
+                loader.rank,
+                loader.world_size,
+            ),
             work,
             window=work.window,
             timeout=loader.timeout,

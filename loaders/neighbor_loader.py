@@ -68,7 +68,8 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
         input_id: (n,) names for the seeds, instead of their positions.
         seed: of the draws and of the order of shuffled seeds; with DataLoader's ``generator`` the
             order comes from that instead, as in torch.
-        threads: that sample, and that gather; 0 for all cores this process may use.
+        threads: that sample, and that gather; 0 for all cores this process may use, divided by the
+            ranks of its machine under torchrun.
         window: batches sampled ahead, and more where a cached unified tensor asks for it; 0 does
             everything in the consumer's thread, for debugging.
         window_bytes: of sampled batches that may wait for a cache's sake, as a number or a text
@@ -82,6 +83,11 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
         static_shapes: whether to pad all batches to the same numbers of nodes and edges in each
             hop, so that a model is compiled once. Batches get ``pad_node_mask`` and
             ``pad_edge_mask``; see docs/loaders.md.
+        rank: takes its share of the batches: step t is batch ``t * world_size + rank`` of the
+            epoch, the same batch as in one process, so that all ranks together draw what one would.
+            At the end some ranks may have a batch less; ``drop_last`` is about the last of all.
+        world_size: number of ranks. The default, 1, takes all batches also where
+            ``torch.distributed`` is initialised: a script may have divided its seeds already.
         keep_freed_memory: whether to call ``gnnsys.keep_freed_memory``, which makes training steps
             on the CPU faster and is a setting of the whole process.
         **kwargs: of ``torch.utils.data.DataLoader``, such as ``batch_size`` or ``shuffle``.
@@ -130,6 +136,8 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
         dependent_batches: int = 1,
         static_shapes: bool = False,
         keep_freed_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
         **kwargs: Any,
     ) -> None:
         given = dict(locals())

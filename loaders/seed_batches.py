@@ -50,7 +50,7 @@ class Epochs:
     """The epoch that the next iteration is."""
 
     first_batch: int = 0
-    """The batch that it begins with."""
+    """The batch that it begins with, by its number among those of all ranks."""
 
     def begin(self) -> tuple[int, int]:
         """The epoch and the first batch of an iteration that begins."""
@@ -108,8 +108,16 @@ class GeneratedSeeds(RandomSampler):
         yield from super().__iter__()
 
 
-def number_batches(batches: Iterable[list[int]], epochs: Epochs) -> Iterator[SeedBatch]:
+def number_batches(
+    batches: Iterable[list[int]], epochs: Epochs, rank: int = 0, world_size: int = 1
+) -> Iterator[SeedBatch]:
     """The batches of the next epoch, which begins with this call.
+
+    Args:
+        batches: of all ranks together, the same ones on each.
+        epochs: has the epoch and the first batch; step t of a rank is batch
+            ``first + t * world_size + rank``.
+        rank: which of ``world_size`` ranks this is.
 
     >>> batches = BatchSampler(SequentialSeeds(3, epochs := Epochs()), 2, drop_last=False)
     >>> [(str(batch), batch.positions.tolist()) for batch in number_batches(batches, epochs)]
@@ -119,16 +127,16 @@ def number_batches(batches: Iterable[list[int]], epochs: Epochs) -> Iterator[See
     if type(batches) is BatchSampler and isinstance(
         batches.sampler, (SequentialSeeds, ShuffledSeeds)
     ):
-        return _slices(batches.sampler.order(epoch), batches, epoch, first)
-    return _listed(iter(batches), epoch, first)
+        numbers = range(first + rank, len(batches), world_size)
+        return _slices(batches.sampler.order(epoch), batches.batch_size, epoch, numbers)
+    return _listed(islice(enumerate(batches), first + rank, None, world_size), epoch)
 
 
-def _slices(order: Tensor, batches: BatchSampler, epoch: int, first: int) -> Iterator[SeedBatch]:
-    size = batches.batch_size
-    for number in range(first, len(batches)):
+def _slices(order: Tensor, size: int, epoch: int, numbers: Iterable[int]) -> Iterator[SeedBatch]:
+    for number in numbers:
         yield SeedBatch(epoch, number, order[number * size : (number + 1) * size])
 
 
-def _listed(batches: Iterator[list[int]], epoch: int, first: int) -> Iterator[SeedBatch]:
-    for number, positions in islice(enumerate(batches), first, None):
+def _listed(batches: Iterable[tuple[int, list[int]]], epoch: int) -> Iterator[SeedBatch]:
+    for number, positions in batches:
         yield SeedBatch(epoch, number, torch.as_tensor(positions, dtype=torch.int64))

@@ -110,6 +110,10 @@ def predict(
     )
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)
+    if trained.ranks > 1:
+        raise ArgumentError(
+            f"{trained.ranks} ranks: predictions are made by one process; start one"
+        )
     out = Path(config.out) if config.out else run / "predictions"
     with process_budget().run(check_bytes("memory", config.memory)):
         if out.exists():

@@ -38,12 +38,16 @@ def run_command(config: TrainConfig) -> int:
         print(json_text(result.as_dict()))
     else:
         mode = "full batch" if config.full_batch else "mini-batches"
+        ranks = result.config.ranks or 1
+        mode += f" on {ranks} ranks" if ranks > 1 and not config.full_batch else ""
         title = f"{result.config.model} on {result.config.dataset}, {mode}"
         Console().print(pairs_on_terminal(title, _result_rows(result)))
     folder = config.resume or config.out
     if result.reason != "interrupted":
         return 0
-    way_on = f"; go on with gnnsys train --resume {folder}" if folder else ", without a checkpoint"
+    again = f" --ranks {config.ranks}" if config.ranks and not config.full_batch else ""
+    resume = f"; go on with gnnsys train --resume {folder}{again}"
+    way_on = resume if folder else ", without a checkpoint"
     print(f"gnnsys: interrupted in epoch {len(result.history) + 1}{way_on}", file=sys.stderr)
     return INTERRUPTED
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gnnsys.config.checks import check_least
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.features.options import FeatureOptions
 from gnnsys.ranks.environment import world_around
 
 if TYPE_CHECKING:
@@ -39,13 +40,36 @@ def world_of(config: TrainConfig) -> int | None:
 
 def check_world(config: TrainConfig) -> None:
     """Raises ArgumentError where a run does not fit the ranks that were started for it."""
-    world = world_around() or 1
+    world = world_of(config) or 1
     if world > 1 and config.parallel is None:
-        raise ArgumentError(
-            f"{world} ranks train one model with --parallel pipeline, graph or hybrid only; give "
-            "it, or start one process"
-        )
+        if config.full_batch:
+            raise ArgumentError(
+                f"{world} ranks train on the full graph with --parallel pipeline, graph or hybrid "
+                "only; give it, leave --full-batch out, or start one process"
+            )
+        if world_around() is None:
+            raise ArgumentError(
+                f"--ranks {world}: this process is by itself; start the ranks by the command "
+                "gnnsys train, or by torchrun"
+            )
+        _check_shared_batches(config)
     split_of(config)
+
+
+def _check_shared_batches(config: TrainConfig) -> None:
+    """Raises UnsupportedError for what several ranks on mini-batches do not have yet."""
+    cache = [] if config.cache in ("auto", "none") else [f"--cache {config.cache}"]
+    given = cache + FeatureOptions.of(config).given()
+    if given:
+        raise UnsupportedError(
+            f"{' '.join(given)}: caches of several ranks are not shared yet; leave it out, or "
+            "give --cache none: ranks read through the page cache, which those of a machine share"
+        )
+    for name, asked in (("static-shapes", config.static_shapes), ("compile", config.compile)):
+        if asked:
+            raise UnsupportedError(
+                f"--{name}: is not offered on several ranks yet; leave it out, or start one process"
+            )
 
 
 def check_parallel(config: TrainConfig) -> None:
@@ -58,7 +82,7 @@ def check_parallel(config: TrainConfig) -> None:
         )
     if config.parallel is None:
         for name in (*counts, "timeline"):
-            if getattr(config, name) is not None:
+            if getattr(config, name) is not None and (name != "ranks" or config.full_batch):
                 raise ArgumentError(f"--{name}: goes with --parallel pipeline, graph or hybrid")
         if config.model in _DEEP and not config.full_batch:
             raise ArgumentError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from gnnsys.config.parallel import check_world, is_deep
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions
+from gnnsys.ranks.environment import world_around
+from gnnsys.system.threads import local_world_size
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,12 @@ class Run:
 
     deep: bool
     """Whether the model is a list of layers with an encoder and a decoder."""
+
+    ranks: int
+    """Processes that share the mini-batches; 1 with ``--parallel``."""
+
+    local_ranks: int
+    """Those of them on this machine."""
 
     stages: int
     """Runs of layers, S; 1 without ``--parallel``."""
@@ -66,10 +75,20 @@ def resolve(config: TrainConfig) -> Run:
     features = FeatureOptions.of(config)
     if config.full_batch:  # reads them once
         features = dataclasses.replace(features, cache="none")
+    ranks = 1 if config.parallel else world_around() or 1
+    if ranks > 1:
+        config = dataclasses.replace(config, ranks=ranks)
+        in_files = os.path.isdir(config.dataset) and features.storage == "auto"
+        # Caches are not shared yet; the page cache is.
+        features = dataclasses.replace(
+            features, cache="none", storage="mmap" if in_files else features.storage
+        )
     return Run(
         config=config,
         device=choose_device(config.device),
         deep=is_deep(config),
+        ranks=ranks,
+        local_ranks=local_world_size() if ranks > 1 else 1,
         stages=config.stages or 1,
         ways=config.ways or 1,
         chunks=config.chunks or 1,

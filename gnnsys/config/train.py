@@ -46,6 +46,7 @@ class TrainConfig:
     Examples:
         gnnsys train demo
         gnnsys train cora --root data --full-batch --model gcn
+        gnnsys train demo --ranks 2
         gnnsys train cora --root data --full-batch --model gcnii --layers 32 --parallel pipeline \
             --ranks 4 --chunks 16
         gnnsys train my-graph --out run1 --epochs 50 --patience 10
@@ -139,7 +140,7 @@ class TrainConfig:
     """Train on the full graph in every step instead of on sampled mini-batches."""
 
     batch_size: int = 1024
-    """Seed nodes per mini-batch."""
+    """Seed nodes per mini-batch, of each rank."""
 
     epochs: int | None = None
     """Passes over the training nodes. Default: 5 for demo, else 200."""
@@ -163,7 +164,9 @@ class TrainConfig:
     is a process; --ranks starts them; else all ranks take turns in this process."""
 
     ranks: int | None = None
-    """Start so many processes on this machine, S * W."""
+    """Start so many processes on this machine: S * W with --parallel. Else each trains on every
+    N-th mini-batch, the N of a step at once, and the gradient is the mean over all their seeds; see
+    docs/ranks.md. The batches are those of one process."""
 
     stages: int | None = None
     """Runs of layers, S. Default: as many as there are ranks, or half of them for hybrid."""
@@ -233,13 +236,15 @@ class TrainConfig:
 
     memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
-    run that cannot fit is refused. Default: what the control group or the machine leaves.
-    Like all options of memory and cache, it changes speed, never a batch or a loss."""
+    run that cannot fit is refused. Of ranks on mini-batches: for all on this machine. Default: what
+    the control group or the machine leaves. Like all options of memory and cache, it changes speed,
+    never a batch or a loss."""
 
     cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
     rows (0.1) or none; with --device cuda, of the GPU. auto: none where they fit in the memory that
-    all else leaves (the operating system keeps them), else what is left, of the host."""
+    all else leaves (the operating system keeps them), else what is left, of the host; and none
+    on several ranks, which share no cache yet."""
 
     policy: Policy = "hybrid"
     """Which rows the cache keeps. hybrid: those that the next batches need, then the

@@ -105,20 +105,27 @@ class Budget:
         self._lock = threading.RLock()  # a finalizer may run at any place
         self._process = os.getpid()
         self.total = total
+        self._ranks = 1  # of this machine that plan the same
         self._planned: dict[str, int] = {}
         self._there: dict[str, int] = {}
         self._held: dict[str, int] = {}
         self._mapped: set[str] = set()
 
     @contextmanager
-    def run(self, total: int | None) -> Iterator[Budget]:
-        """For a run: the total is set, and at the end it and what was planned are taken back."""
+    def run(self, total: int | None, ranks: int = 1) -> Iterator[Budget]:
+        """For a run: the total is set, and at the end it and what was planned are taken back.
+
+        Args:
+            total: bytes of all ranks together; None for what there is.
+            ranks: processes of this machine that plan and hold the same. Pages of files, which
+                they share, count once.
+        """
         before = self.total
-        self.total, self._planned, self._there = total, {}, {}
+        self.total, self._ranks, self._planned, self._there = total, ranks, {}, {}
         try:
             yield self
         finally:
-            self.total, self._planned, self._there = before, {}, {}
+            self.total, self._ranks, self._planned, self._there = before, 1, {}, {}
             if self is _process:
                 core.set_retention()
 
@@ -173,7 +180,8 @@ class Budget:
             ]
 
     def left(self, of: str = "", *, mapped: bool = True) -> int:
-        """Bytes that nobody has and nobody planned for but the name ``of``, at least 0.
+        """Bytes that nobody has and nobody planned for but the name ``of``, at least 0; of several
+        ranks, this one's part of them.
 
         Args:
             of: what this name was planned and does not hold yet is left, too.
@@ -188,12 +196,16 @@ class Budget:
         rest = available_memory()  # with the mapped pages that are resident
         for entry in table:
             if not entry.mapped:
-                rest -= max(0, entry.planned - entry.held)
+                rest -= self._ranks * max(0, entry.planned - entry.held)
             elif mapped:
                 rest -= entry.planned
         if self.total is not None:
-            rest = min(rest, self.total - sum(entry.nbytes for entry in table))
-        return max(0, rest)
+            rest = min(rest, self.total - self._sum(table))
+        return max(0, rest) // self._ranks
+
+    def _sum(self, table: Iterable[Entry]) -> int:
+        """Bytes of all ranks."""
+        return sum(entry.nbytes * (1 if entry.mapped else self._ranks) for entry in table)
 
     def check(self, way_out: str) -> None:
         """Raises TooLargeError, with the table, where what is planned cannot fit.
@@ -202,21 +214,22 @@ class Budget:
         take back, beside what the process has already.
         """
         table = self.table()
-        if self.total is not None and sum(entry.nbytes for entry in table) > self.total:
+        if self.total is not None and self._sum(table) > self.total:
             limit, counted = f"--memory {size_text(self.total)}", table
-            needed, most = sum(entry.nbytes for entry in table), self.total
+            needed, most = self._sum(table), self.total
         else:
             counted = [entry for entry in table if not entry.mapped]
-            needed = sum(entry.nbytes for entry in counted)
-            most = available_memory() + resident_memory().anonymous
+            needed = self._sum(counted)
+            most = available_memory() + self._ranks * resident_memory().anonymous
             group = memory_limit()
             limit = f"{size_text(most)} that the machine leaves"
             if group is not None and group < most * 2:
                 limit = f"{size_text(most)} that the control group ({size_text(group)}) leaves"
         if needed > most:
             lines = "\n".join(table_lines(counted))
+            whose = f" by {self._ranks} ranks" if self._ranks > 1 else ""
             raise TooLargeError(
-                f"memory: {size_text(needed)} planned > {limit}; {way_out}\n{lines}"
+                f"memory: {size_text(needed)} planned{whose} > {limit}; {way_out}\n{lines}"
             )
 
 

@@ -22,7 +22,7 @@ from gnnsys.counters import Counters
 from gnnsys.errors import DivergedError
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
 from gnnsys.ranks.environment import rank_of_process
-from gnnsys.ranks.group import join_ranks, on_all_ranks, on_first_rank
+from gnnsys.ranks.group import check_alike, join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import replace_file
@@ -46,7 +46,7 @@ from gnnsys.training.curves import epoch_curves, hyperparameters
 from gnnsys.training.divergence import DivergenceWatch, all_finite
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
-from gnnsys.training.metrics import check_metric, measure
+from gnnsys.training.metrics import check_metric
 from gnnsys.training.models import make_model
 from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
@@ -57,6 +57,7 @@ from gnnsys.training.run_folder import (
     lock_run,
     open_run,
     removing_unused,
+    told_to_rank,
 )
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
@@ -97,7 +98,8 @@ def run_training(
         check_resumed(config)
     run = resolve(config)
     join_ranks(config.device)
-    with process_budget().run(run.memory):
+    check_alike(told_to_rank(run.config))
+    with process_budget().run(run.memory, run.local_ranks):
         return _run(run, on_epoch, on_batch, on_stats, on_evaluation)
 
 
@@ -109,7 +111,7 @@ def _run(
     on_evaluation: Progress,
 ) -> TrainResult:
     config = run.config
-    evaluation = plan_run(run)
+    evaluation = on_all_ranks(lambda: plan_run(run))
     with ExitStack() as held:
 
         def open_folder() -> Path | None:
@@ -120,7 +122,8 @@ def _run(
             return folder
 
         folder = on_first_rank(open_folder)
-        dataset = held.enter_context(closing(load_run_dataset(run)))
+        dataset = on_all_ranks(lambda: held.enter_context(closing(load_run_dataset(run))))
+        check_alike({"dataset": dataset.digest})
         held.enter_context(kernels_for(config.device))
         held.enter_context(torch.random.fork_rng())
         torch.manual_seed(config.seed)
@@ -146,8 +149,7 @@ class _Trainer:
         self._is_first = rank_of_process() == 0
         self._ranks = run.stages * run.ways
         self._snapshot: tuple[int, list[str]] | None = None  # its epoch and its files
-        self._staleness = StalenessWatch()
-        self._watch = DivergenceWatch(config)
+        self._staleness, self._watch = StalenessWatch(), DivergenceWatch(config)
         self._finite = True  # the weights, when they were looked at last
         self._best_model: dict[str, torch.Tensor] | None = None
         self._state = RunState()
@@ -163,9 +165,8 @@ class _Trainer:
         disk = load_disk_profile(store.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
         self._logged = self._stats()  # what the last epoch's curves were made of
-        self._last_step_record = 0.0
+        self._last_step_record = self._test_seconds = 0.0
         self._last_checkpoint = time.monotonic()
-        self._test_seconds = 0.0
         self._nothing_kept = NothingKept(config)
 
     def interrupt(self) -> None:
@@ -219,8 +220,8 @@ class _Trainer:
             state.epoch_began, state.load_began = self._seconds(), self._load_seconds()
         for batch in self._steps.batches(state.epoch - 1, state.batch):
             loss, seeds = self._steps.train(batch)
-            state.batch += 1
-            state.step += 1
+            done = min(self._steps.batches_a_step, total - state.batch)
+            state.batch, state.step = state.batch + done, state.step + done
             if not math.isfinite(loss):
                 self._watch.bad_loss(loss, self._place(), self._steps.inputs(batch))
             state.loss_sum += loss * seeds
@@ -231,10 +232,10 @@ class _Trainer:
             on_stats(stats)
             self._warn(self._disk_watch.look(stats))
             self._nothing_kept.look(state.step, total * (self._config.epochs or 0))
-            self._interrupted = self._steps.any_rank(self._asked_to_end)
             minutes = (time.monotonic() - self._last_checkpoint) / 60
-            due = minutes >= self._config.checkpoint_minutes
-            if self._interrupted or (self._kept_in and self._steps.any_rank(due)):
+            due = self._kept_in is not None and minutes >= self._config.checkpoint_minutes
+            if self._steps.any_rank(self._asked_to_end or due):
+                self._interrupted = self._steps.any_rank(self._asked_to_end)
                 self._check_weights()
                 self._checkpoint()
             if self._interrupted:
@@ -295,7 +296,7 @@ class _Trainer:
 
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
         names = dict.fromkeys(("accuracy", self._metric))
-        return measure(names, self._steps.logits(nodes), self._dataset.labels[nodes])
+        return self._steps.evaluate(names, nodes, self._dataset.labels[nodes])
 
     def _score_test(self, on_evaluation: Progress) -> bool:
         """Scores the test nodes by the best weights; False where the run was asked to end."""

@@ -168,7 +168,7 @@ def plan_memory(
         budget.reserve(BATCHES, under_way)
         step = _step_bytes(config, batch, columns)
         budget.reserve("training steps" if trains else "what layers compute", step)
-    if batches and config.cache != "none":
+    if batches and options.cache != "none":
         left = budget.left()
         most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
         ahead = min(most, 67 * batch.sampled_bytes)
@@ -181,7 +181,7 @@ def plan_memory(
     training = under_way + step + ahead + plans
     evaluating = 0
     if exact:
-        evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if config.cache != "none" else 0)
+        evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
     if needs_importance(dataset, options):
         budget.reserve(RANKING, max(0, _IMPORTANCE * nodes - max(training, evaluating)))

@@ -19,6 +19,7 @@ from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.files import replace_file
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.models import NodeClassifier
+from gnnsys.training.rank_steps import RankSteps
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
 from gnnsys.training.task import NodeDataset
 from gnnsys.training.trace_events import title_of, trace_file
@@ -37,7 +38,7 @@ def make_steps(
         return PipelineSteps(run, dataset, model)
     if run.config.full_batch:
         return FullBatch(run, dataset, model)
-    return MiniBatch(run, dataset, model, evaluation)
+    return (RankSteps if run.ranks > 1 else MiniBatch)(run, dataset, model, evaluation)
 
 
 class PipelineSteps(WholeGraph):

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from gnnsys._version import __version__
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.cluster import ClusterConfig
 from gnnsys.config.file import CHANGES_LOSSES, config_to_toml
@@ -36,9 +39,14 @@ __all__ = [
     "make_run_folder",
     "open_run",
     "removing_unused",
+    "told_to_rank",
 ]
 
 _log = logging.getLogger(__name__)
+_OF_A_RANK = {
+    "config", "data", "dataset", "eval_store", "json", "memory", "root", "stats", "threads",
+}  # fmt: skip
+"""Options that need not be the same on all ranks; the dataset itself is compared."""
 _LONG = 60.0
 """Seconds from which on a run that keeps nothing is told of."""
 _LOOKED_AT = 2.0
@@ -177,14 +185,24 @@ def check_fits(checkpoint: Checkpoint, folder: Path, digest: str, config: TrainC
                 f"{path}: of another model: {name} is {had[name]}, config.toml says "
                 f"{asked[name]}; mend config.toml, or start another run with --out"
             )
-    return [
-        f"{name} {had[name]} -> {asked[name]}"
-        for name in CHANGES_LOSSES
-        if name in had and had[name] != asked[name]
-    ]
+    changed = [name for name in CHANGES_LOSSES if name in had]
+    if not config.full_batch:  # of a step's gradient
+        changed.append("ranks")
+        had, asked = ({**each, "ranks": each.get("ranks") or 1} for each in (had, asked))
+    return [f"{name} {had[name]} -> {asked[name]}" for name in changed if had[name] != asked[name]]
 
 
 def describe(config: TrainConfig | ClusterConfig) -> dict[str, Any]:
     """The options as JSON and a checkpoint hold them."""
     values = dataclasses.asdict(config)
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def told_to_rank(config: TrainConfig) -> dict[str, Any]:
+    """What a rank was started with that must be the same on all, for ``check_alike``."""
+    options = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in describe(config).items()
+        if name not in _OF_A_RANK
+    }
+    return {"gnnsys": __version__, "torch": torch.__version__, **options}

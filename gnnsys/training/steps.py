@@ -21,7 +21,7 @@ from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.errors import BuildError, StorageError
+from gnnsys.errors import BuildError, GnnsysError, StorageError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.system.budget import AHEAD, process_budget
 from gnnsys.system.device import SIMT
@@ -39,11 +39,19 @@ from gnnsys.training.evaluation import (
 )
 from gnnsys.training.exact_inference import Layer, model_layers, run_layers
 from gnnsys.training.memory import activation_bytes, evaluation_of, keeps_activations
-from gnnsys.training.metrics import loss_of
+from gnnsys.training.metrics import loss_of, measure
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.task import NodeDataset
 
-__all__ = ["AskedToEndError", "FullBatch", "MiniBatch", "Steps", "WholeGraph", "activation_folder"]
+__all__ = [
+    "AskedToEndError",
+    "FullBatch",
+    "MiniBatch",
+    "Steps",
+    "WholeGraph",
+    "activation_folder",
+    "served_so_far",
+]
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16
@@ -54,7 +62,7 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
 
-class AskedToEndError(Exception):
+class AskedToEndError(GnnsysError):
     """Leaves an evaluation that takes long, for a run that was asked to end."""
 
 
@@ -68,6 +76,9 @@ class Steps(ABC):
 
     load_seconds: float = 0.0
     """For which training waited for batches in this process; none where the whole graph is one."""
+
+    batches_a_step: int = 1
+    """Ranks that share the batches take one each."""
 
     test_at_end: bool = False
     """Whether the test nodes are to be scored once, by the best weights at the end."""
@@ -91,11 +102,15 @@ class Steps(ABC):
 
     @abstractmethod
     def train(self, batch: Any) -> tuple[float, int]:
-        """One step; returns the mean loss and the number of seeds it is over."""
+        """One step; returns the mean loss and the number of seeds it is over, on all ranks."""
 
     @abstractmethod
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         """Of nodes, block by block (n, classes), on the CPU, by the weights as they are."""
+
+    def evaluate(self, metrics: Iterable[str], nodes: Tensor, labels: Tensor) -> dict[str, float]:
+        """Metrics of nodes (n,) against their labels, by the weights as they are."""
+        return measure(metrics, self.logits(nodes), labels)
 
     def inputs(self, batch: Any) -> Any:
         """Features ``x`` and node ids ``n_id`` that a step on a batch took, if they are at hand."""
@@ -232,6 +247,9 @@ class MiniBatch(Steps):
         evaluation: how it is evaluated, where that was planned.
     """
 
+    _rank, _world = 0, 1
+    """Which of how many ranks this is that share the batches."""
+
     def __init__(
         self,
         run: Run,
@@ -244,7 +262,7 @@ class MiniBatch(Steps):
         self._config = config
         self._dataset = dataset
         self._model = model
-        self._trained = _compile(model, device) if config.compile else model
+        self._trained: Callable[..., Tensor] = _compile(model, device) if config.compile else model
         self._device = device
         self._autocast = _make_autocast(config, device)
         self._sampler = NeighborSampler(
@@ -287,6 +305,8 @@ class MiniBatch(Steps):
             threads=self._config.threads,
             transform=partial(_note_served, self._dataset),
             window_bytes=process_budget().planned(AHEAD),
+            rank=self._rank,
+            world_size=self._world,
             filter_per_worker=True,  # right after the batch's rows, in the thread that gathers
         )
 
@@ -297,22 +317,30 @@ class MiniBatch(Steps):
         return _Timed(self, self._loader)
 
     def num_batches(self) -> int:
-        return len(self._loader)
+        return -(-len(self._dataset.train) // self._config.batch_size)
 
     def train(self, batch: Any) -> tuple[float, int]:
+        self._begin_step()
+        loss = self._loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), batch.batch_size
+
+    def _begin_step(self) -> None:
         self._model.train()
         self.forget()
+        self.optimizer.zero_grad()
+
+    def _loss(self, batch: Data) -> Tensor:
         self.served = batch.served
         batch = batch.to(self._device)
-        self.optimizer.zero_grad()
         with self._autocast:
             out = self._forward(batch, self._trained)
         if self._config.static_shapes:
             self.padded_sizes = batch.num_sampled_nodes, batch.num_sampled_edges
-        loss = loss_of(out.float(), batch.y[: batch.batch_size])
-        loss.backward()
-        self.optimizer.step()
-        return loss.item(), batch.batch_size
+        if self._config.precision == "bf16":
+            out = out.float()
+        return loss_of(out, batch.y[: batch.batch_size])
 
     def _forward(self, batch: Data, model: Callable[..., Tensor]) -> Tensor:
         degrees = None
@@ -331,7 +359,7 @@ class MiniBatch(Steps):
             done = 0
             for batch in self._make_loader(nodes, trains=False):
                 yield self._forward(batch.to(self._device), self._model).cpu()
-                done += batch.batch_size
+                done = min(done + batch.batch_size * self._world, len(nodes))
                 if self.progress is not None:
                     self.progress("sampled batches: nodes", done, len(nodes))
         else:
@@ -344,7 +372,7 @@ class MiniBatch(Steps):
                 self._scope, self._logits = scope, self._exact(scope)
             for part in nodes.split(_BLOCK):
                 yield self._logits[scope.places(part)]
-        self.served = _served_so_far(self._dataset)
+        self.served = served_so_far(self._dataset)
 
     def forget(self) -> None:
         self._logits = self._scope = self._folder = None
@@ -418,11 +446,12 @@ class _Timed(Iterator[Any]):
 
 
 def _note_served(dataset: NodeDataset, batch: Any) -> Any:
-    batch.served = _served_so_far(dataset)
+    batch.served = served_so_far(dataset)
     return batch
 
 
-def _served_so_far(dataset: NodeDataset) -> Counters:
+def served_so_far(dataset: NodeDataset) -> Counters:
+    """A copy of what this process has counted, for batches made ahead, too."""
     return Counters.total([dataset.features.counters])
 
 

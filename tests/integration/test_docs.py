@@ -74,6 +74,13 @@ def test_every_command_about_planning_runs_in_an_empty_folder(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_every_command_about_ranks_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    assert run_blocks("ranks.md") == ["bash"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["epochs"], result["config"]["ranks"]) == (3, 2)
+
+
+@pytest.mark.slow
 def test_every_command_about_pipelines_runs_in_an_empty_folder(tmp_path: Path) -> None:
     assert run_blocks("pipeline.md").count("bash") >= 4
     alike = [

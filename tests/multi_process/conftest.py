@@ -19,7 +19,7 @@ _RUN = str(Path(__file__).with_name("run_rank.py"))
 # Ranks are forked from one process that has imported what they need, which costs more than they do.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["gnnsys.pipeline.engine", "gnnsys.pipeline.models", "gnnsys.training.checkpoint"]
+    ["gnnsys.pipeline.engine", "gnnsys.pipeline.models", "gnnsys.training.loop"]
 )
 
 

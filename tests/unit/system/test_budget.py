@@ -51,6 +51,17 @@ def test_what_is_held_is_released_with_its_owner() -> None:
     assert budget.left() == 1000
 
 
+def test_ranks_share_the_pages_of_files_and_nothing_else() -> None:
+    budget = Budget()
+    with budget.run(1000, ranks=2):
+        budget.reserve("rows", 300)
+        budget.reserve("features", 200, mapped=True)
+        assert budget.left() == (1000 - 200 - 2 * 300) // 2
+        budget.reserve("rows", 401)
+        with pytest.raises(TooLargeError, match=r"1002 bytes planned by 2 ranks > --memory 1000"):
+            budget.check("give more")
+
+
 def test_a_run_takes_its_plan_and_its_total_with_it() -> None:
     budget, owner = Budget(), Owner()
     budget.hold("labels", 5, owner)

@@ -21,6 +21,14 @@ def test_zero_stands_for_the_cores_that_this_process_may_use() -> None:
     assert ran.stdout == "1\n"
 
 
+def test_ranks_of_a_machine_divide_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for ranks in (1, 2, cores + 1):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert num_threads(0) == max(1, cores // ranks)
+        assert num_threads(3) == 3
+
+
 def test_a_number_is_kept_and_one_below_0_is_refused() -> None:
     assert num_threads(7) == 7
     with pytest.raises(ArgumentError, match="threads: -1 < 0; give 0 for all cores or a number"):

@@ -1,0 +1,149 @@
+"""Training on mini-batches by several ranks, each of which takes one batch of a step.
+
+Owns what makes their steps one: torch's ``DistributedDataParallel``, whose gradients are summed as
+all messages between ranks are sent, so that one that is gone ends the others. Invariants: all ranks
+have the same weights, losses and metrics; the batches, and what a batch draws, do not depend on the
+number of ranks.
+"""
+
+# Annotations are objects in this module: DDP looks at those of its hook.
+
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch_geometric.data import Data
+
+from gnnsys.config.resolve import Run
+from gnnsys.counters import Counters
+from gnnsys.ranks.distributed import DistributedTransport
+from gnnsys.ranks.group import gather_objects, group_transport, told_by_first_rank
+from gnnsys.ranks.ring import ring_all_reduce
+from gnnsys.rng import dropout_key
+from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.models import NodeClassifier
+from gnnsys.training.steps import AskedToEndError, MiniBatch, served_so_far
+from gnnsys.training.task import NodeDataset
+
+__all__ = ["RankSteps"]
+
+
+class RankSteps(MiniBatch):
+    """One rank's part of every step; arguments as of ``MiniBatch``."""
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: NodeDataset,
+        model: NodeClassifier,
+        evaluation: Evaluation | None,
+    ) -> None:
+        transport = group_transport()
+        assert transport is not None
+        self._rank, self._world = transport.rank, transport.world
+        super().__init__(run, dataset, model, evaluation)
+        self.batches_a_step = self._world
+        self._epoch = self._first = 0  # of the step in hand: its epoch and its first batch
+        with warnings.catch_warnings():  # a new torch has another word for this, an old one none
+            warnings.simplefilter("ignore", FutureWarning)
+            together = DistributedDataParallel(model, broadcast_buffers=False)
+        together.register_comm_hook(transport, _sum_over_ranks)
+        self._trained = together
+        # DDP orders its sums by the first two steps: a run that goes on begins with the same ones.
+        for _ in range(2):
+            self._loss_of_nothing().backward()
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """A batch for each step; None where other ranks alone have one, at the end."""
+        own = super().batches(epoch, first)
+        for number in range(first, self.num_batches(), self._world):
+            self._epoch, self._first = epoch, number
+            yield next(own, None)
+
+    def train(self, batch: Any) -> tuple[float, int]:
+        size, total = self._config.batch_size, len(self._dataset.train)
+        seeds = min(self._world * size, total - self._first * size)  # of all ranks
+        number = self._first + self._rank
+        torch.manual_seed(dropout_key(self._config.seed, self._epoch, batch=number))
+        self._begin_step()
+        if batch is None:
+            own, loss = 0, self._loss_of_nothing()
+            self.served = served_so_far(self._dataset)
+        else:
+            own, loss = batch.batch_size, self._loss(batch)
+        (loss * (own / seeds)).backward()
+        self.optimizer.step()
+        return sum(self._exchange(loss.item() * own)) / seeds, seeds
+
+    def inputs(self, batch: Any) -> Any:
+        """Rows that are not finite, of the first rank that has some; else None."""
+        bad = None
+        if batch is not None:
+            rows = ~torch.isfinite(batch.x.float()).all(1)
+            bad = Data(x=batch.x[rows].cpu(), n_id=batch.n_id[rows].cpu())
+        found = gather_objects(bad)
+        return next((each for each in found if each is not None and len(each.x)), None)
+
+    def _loss_of_nothing(self) -> Tensor:
+        """What a rank without a batch computes, to take part in the sums: of a node of zeros."""
+        features = self._dataset.features
+        x = torch.zeros(1, features.shape[1], dtype=features.dtype, device=self._device)
+        no_edges = torch.empty(2, 0, dtype=torch.int64, device=self._device)
+        hops = [0] * self._config.layers
+        with self._autocast:
+            return self._trained(x, no_edges, [1, *hops], hops).sum()
+
+    def evaluate(self, metrics: Iterable[str], nodes: Tensor, labels: Tensor) -> dict[str, float]:
+        """Exactly on rank 0, which tells the others; on sampled batches by all ranks."""
+        work = partial(super().evaluate, metrics, nodes, labels)
+        found = work() if self._evaluation is None else told_by_first_rank(work)
+        self.served = served_so_far(self._dataset)
+        self._exchange(0.0)
+        return found
+
+    def logits(self, nodes: Tensor) -> Iterator[Tensor]:
+        if self._evaluation is not None:
+            yield from super().logits(nodes)
+            return
+        own = super().logits(nodes)
+        blocks = -(-len(nodes) // self._config.batch_size)
+        for _ in range(0, blocks, self._world):
+            block, asked = None, False
+            try:
+                block = next(own, None)
+            except AskedToEndError:
+                asked = True
+            found = gather_objects((block, asked), "evaluation")
+            if any(asked for _, asked in found):
+                raise AskedToEndError
+            yield from (block for block, _ in found if block is not None)
+
+    def any_rank(self, wish: bool) -> bool:
+        return any(gather_objects(wish))
+
+    def _exchange(self, loss: float) -> list[float]:
+        """The losses of all ranks; ``served`` becomes what all of them served."""
+        told = gather_objects((loss, self.served.tiers()))
+        self.served = Counters()
+        for _, tiers in told:
+            for tier, served in tiers.items():
+                self.served.add(tier, served.rows, served.bytes)
+        return [loss for loss, _ in told]
+
+
+def _sum_over_ranks(
+    transport: DistributedTransport,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    """DDP's hook for the gradients of some parameters, which may be called in the backward pass."""
+    gradients = bucket.buffer()
+    transport.drive(ring_all_reduce(transport, gradients, range(transport.world)))
+    devices = [gradients.device] if gradients.is_cuda else None
+    summed: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
+    summed.set_result(gradients)
+    return summed

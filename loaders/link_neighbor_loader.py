@@ -101,7 +101,7 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
     ) -> None:
         given = dict(locals())
         options = LookaheadOptions.of(given)
-        check_batching(kwargs)
+        check_batching(kwargs, world_size)
         if (edge_label_time is None) != (time_attr is None):
             known, lacking = ("edge_label_time", "time_attr")[:: 1 if time_attr is None else -1]
             raise ArgumentError(

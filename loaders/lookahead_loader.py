@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data.distributed import DistributedSampler
 from torch_geometric.data import Data
 
 from gnnsys import rng
@@ -102,12 +103,18 @@ class LookaheadOptions:
         return self._parse_window_bytes() or max(_LEAST_SAMPLED, process_budget().left() // 32)
 
 
-def check_batching(kwargs: dict[str, Any]) -> None:
+def check_batching(kwargs: dict[str, Any], world_size: int) -> None:
     """Raises ArgumentError for arguments of DataLoader that exclude one another, or no batches."""
     if kwargs.get("batch_sampler") is None:
         batch_size = kwargs.get("batch_size", 1)
         if batch_size is None or batch_size < 1:
             raise ArgumentError(f"batch_size: {batch_size}, expected at least 1")
+    sampler = kwargs.get("sampler")
+    if world_size > 1 and isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+        raise ArgumentError(
+            f"world_size: {world_size}, but sampler divides the seeds among ranks already; leave "
+            "one of them out (of PyTorch Lightning: use_distributed_sampler=False)"
+        )
     given = [name for name in ("sampler", "batch_sampler") if kwargs.get(name) is not None]
     if given and kwargs.get("shuffle"):
         raise ArgumentError(f"shuffle: excludes {given[0]}, which sets the order")

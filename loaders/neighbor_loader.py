@@ -142,7 +142,7 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
     ) -> None:
         given = dict(locals())
         options = LookaheadOptions.of(given)
-        check_batching(kwargs)
+        check_batching(kwargs, world_size)
         if input_time is not None and time_attr is None:
             raise ArgumentError(
                 "input_time: Received conflicting 'input_time' and 'time_attr' arguments: "

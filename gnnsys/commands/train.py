@@ -20,6 +20,7 @@ from gnnsys.system.budget import process_budget
 from gnnsys.system.interrupts import INTERRUPTED
 from gnnsys.system.progress import Progress, bar_on_demand
 from gnnsys.system.records import json_text
+from gnnsys.system.threads import local_world_size
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
 
 __all__ = ["run_command"]
@@ -28,8 +29,9 @@ __all__ = ["run_command"]
 def run_command(config: TrainConfig) -> int:
     """Trains and tells; the exit code is 130 where the run was interrupted."""
     if not config.full_batch:
-        # The process is this command's.
-        suit_freed_memory(check_bytes("memory", config.memory) or process_budget().left())
+        # The process is this command's, and the memory that of all ranks of the machine.
+        whole = check_bytes("memory", config.memory) or process_budget().left()
+        suit_freed_memory(whole // local_world_size())
     if rank_of_process() > 0:  # the first rank tells
         return INTERRUPTED if run_training(config).reason == "interrupted" else 0
     with _progress(config) as callbacks:

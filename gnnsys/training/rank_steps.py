@@ -49,6 +49,7 @@ class RankSteps(MiniBatch):
         super().__init__(run, dataset, model, evaluation)
         self.batches_a_step = self._world
         self._epoch = self._first = 0  # of the step in hand: its epoch and its first batch
+        gather_objects(None)  # DDP, which does not look who is alive, begins when all are there
         with warnings.catch_warnings():  # a new torch has another word for this, an old one none
             warnings.simplefilter("ignore", FutureWarning)
             together = DistributedDataParallel(model, broadcast_buffers=False)

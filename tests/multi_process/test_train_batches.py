@@ -95,12 +95,16 @@ RUNS = """
 """
 
 ENDLESS = """
+    import os, signal
     from gnnsys.config.train import TrainConfig
     from gnnsys.ranks import liveness
     from gnnsys.training.loop import run_training
 
     liveness.Liveness.__init__.__defaults__ = (0.3, 4.0, 30.0)
     options = {options!r} | {{"epochs": 10**6}}
+    if {early!r} and os.environ["RANK"] == "1":
+        from gnnsys.training import loop
+        loop.make_model = lambda *arguments: os.kill(os.getpid(), signal.SIGSTOP)
     run_training(
         TrainConfig(dataset={graph!r}, **options),
         on_batch=lambda *_: print("training", flush=True),
@@ -196,11 +200,18 @@ def test_a_run_of_ranks_goes_on_from_the_middle_of_an_epoch(
 def test_a_rank_that_dies_or_stops_ends_the_other(
     graph: str, start_ranks, number: signal.Signals
 ) -> None:
-    ranks = start_ranks(ENDLESS.format(graph=graph, options=OPTIONS), 2)
+    ranks = start_ranks(ENDLESS.format(graph=graph, options=OPTIONS, early=False), 2)
     first, second = ranks.processes
     second.wait_for("training")
     second.send_signal(number)
     status, _, errors = first.outcome()
+    assert status == 1
+    assert "RankFailedError: rank 1 of 2 is gone or no longer answers" in errors
+
+
+def test_a_rank_that_stops_before_the_first_step_ends_the_other(graph: str, start_ranks) -> None:
+    ranks = start_ranks(ENDLESS.format(graph=graph, options=OPTIONS, early=True), 2)
+    status, _, errors = ranks.processes[0].outcome()
     assert status == 1
     assert "RankFailedError: rank 1 of 2 is gone or no longer answers" in errors
 

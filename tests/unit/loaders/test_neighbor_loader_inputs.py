@@ -384,6 +384,9 @@ def test_a_loader_is_made_anew_from_its_attributes_with_a_distributed_sampler() 
     seeds = [batch.n_id[: batch.batch_size] for part in parts for batch in part]
     assert torch.equal(torch.cat(seeds).sort().values, mask.nonzero().view(-1))
     assert len(parts[0]) == 2
+    divided = loader_of(data, rank=0, world_size=2)
+    with pytest.raises(ArgumentError, match="sampler divides the seeds among ranks already"):
+        made_anew(divided, DistributedSampler(divided.dataset, 2, 0))
 
 
 def test_the_samplers_of_a_loader_are_told_apart_and_told_epochs() -> None:

@@ -162,9 +162,7 @@ class CachedStore(AnnouncedStore):
             share.arena.add(table, share.fraction or None)
             return lambda: share.arena.rows(table)
         capacity = rows_of(cache, self.shape[0], self.row_bytes, "cache")
-        if not str(self._options["device"]).startswith(
-            "cuda"
-        ):  # whose memory is seen at the first use
+        if not self._is_of_gpu:  # whose memory is seen at the first use
             _check_memory(capacity, self.victim_cells, self.row_bytes)
         return lambda: capacity
 
@@ -325,11 +323,11 @@ def _make_engine(
 ) -> Engine | ResidentRows:
     rows, capacity, cells = source.shape[0], capacity_of(), victim_buffer
     gpu = kernel_device(device)
-    of_host = capacity + cells
+    in_host = capacity
     if gpu is not None and gpu.torch_device.type == "cuda":
         _check_device_memory(capacity, source.row_bytes, gpu.torch_device)
-        of_host = cells
-    free = _check_memory(of_host - cells, cells, source.row_bytes)
+        in_host = 0
+    free = _check_memory(in_host, cells, source.row_bytes)
     record = trace.add if trace is not None else _ignore
     if capacity >= rows and prefill and gpu is None:
         return ResidentRows(source, name, threads=threads, counters=counters, record=record)
@@ -351,7 +349,7 @@ def _make_engine(
         source = source if source.resident is None else MappedStore(source, gpu)
     else:
         executor = CpuExecutor(capacity, cells, source.row_bytes, threads)
-    budget.hold(CACHE_ROWS, of_host * source.row_bytes, executor)
+    budget.hold(CACHE_ROWS, (in_host + cells) * source.row_bytes, executor)
     return Engine(
         source,
         name,

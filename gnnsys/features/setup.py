@@ -83,12 +83,9 @@ def setup_features(
         "cache": cache,
         # What "auto" found was found in the host's memory.
         "cache_on": "host" if options.cache == "auto" else "auto",
-        "policy": options.policy,
-        "window": options.window,
-        "victim_buffer": options.victim_buffer,
         "scores": importance,
         "prefill": importance is not None,
-        "trace": options.trace,
+        **_of_any_cache(options),
     }
 
 
@@ -109,12 +106,14 @@ def setup_device_cache(options: FeatureOptions, edge_index: Tensor, nodes: int) 
         )
     return {
         "cache": parse_cache(options.cache),
-        "policy": options.policy,
-        "window": options.window,
-        "victim_buffer": options.victim_buffer,
         "scores": torch.bincount(edge_index[0], minlength=nodes),
-        "trace": options.trace,
+        **_of_any_cache(options),
     }
+
+
+def _of_any_cache(options: FeatureOptions) -> dict[str, Any]:
+    """What ``gnnsys.unified`` takes as it was given."""
+    return {name: getattr(options, name) for name in ("policy", "window", "victim_buffer", "trace")}
 
 
 def plan_features(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
+import runpy
 import struct
 import subprocess
-import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -36,6 +39,105 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+_RUN = str(Path(__file__).with_name("run_script.py"))
+# Scripts run in forks of one process that has imported what they need, which costs more than they.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["gnnsys.pipeline.engine", "gnnsys.pipeline.models", "gnnsys.training.loop"]
+)
+
+
+class Forked:
+    """A process that runs a script from beginning to end, as Python does, its output in files.
+
+    Args:
+        script: the file; the output goes beside it.
+        name: of the files of the output.
+        folder: that it works in.
+        arguments: of the command line.
+        environment: variables that are set besides.
+    """
+
+    def __init__(
+        self,
+        script: Path,
+        name: str,
+        folder: Path,
+        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self._out, self._err = script.with_name(f"{name}.out"), script.with_name(f"{name}.err")
+        self._out.touch()
+        self._err.touch()
+        given = {
+            "script": script,
+            "folder": folder,
+            "arguments": arguments,
+            "environment": environment or {},
+            "out": self._out,
+            "err": self._err,
+        }
+        self._process = _FORKS.Process(target=runpy.run_path, args=(_RUN, given))
+        self._process.start()
+
+    def wait_for(self, line: str) -> None:
+        """Waits until it has printed this line."""
+        deadline = time.monotonic() + 100
+        while line not in self._out.read_text().splitlines():
+            assert self._process.is_alive(), self._err.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def outcome(self, timeout: float = 100) -> tuple[int, str, str]:
+        """Status, output and errors, when it has ended, which takes so many seconds at most."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, self._err.read_text()
+        return self._process.exitcode, self._out.read_text(), self._err.read_text()
+
+
+@pytest.fixture(scope="session")
+def fork_script() -> type[Forked]:
+    """Starts scripts in forks of a process that has imported gnnsys."""
+    folder = Path.cwd()
+    os.chdir("/")  # where no sources are, which it would import in place of what is installed
+    ensure_running()
+    os.chdir(folder)
+    return Forked
+
+
+@pytest.fixture
+def run_forked(
+    fork_script: type[Forked], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the text of a script in a folder, with arguments, in a fork; for what does not depend on
+    how a process starts. It is killed after ``timeout`` seconds."""
+
+    def run(
+        text: str, folder: Path, *arguments: object, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        script = tmp_path_factory.mktemp("script") / "script.py"
+        script.write_text(dedent(text))
+        forked = fork_script(script, "script", folder, tuple(map(str, arguments)))
+        try:
+            status, out, err = forked.outcome(timeout)
+        finally:
+            forked.kill()
+        return subprocess.CompletedProcess([str(script), *arguments], status, out, err)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -119,7 +221,9 @@ _KILLED = """
 
 
 @pytest.fixture
-def train_through_kills() -> Callable[..., None]:
+def train_through_kills(
+    run_forked: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., None]:
     """Trains a folder into a run that is killed at random points, resumed, and brought to its end.
 
     Called with the folder, the run, the options of ``TrainConfig`` and the number of kills.
@@ -128,9 +232,7 @@ def train_through_kills() -> Callable[..., None]:
     def train(folder: Path, run: Path, options: dict[str, Any], kills: int) -> None:
         seed = int.from_bytes(os.urandom(4), "little")
         print(f"seed {seed}")
-        arguments = [str(folder), str(run), str(seed), repr(options), str(kills)]
-        command = [sys.executable, "-c", dedent(_KILLED), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=run.parent)
+        done = run_forked(_KILLED, run.parent, folder, run, seed, repr(options), kills)
         assert done.returncode == 0, done.stderr
 
     return train

@@ -39,8 +39,11 @@ _ON_DATA = [
     ["predict", "run", "--out", "p"],
     ["plan", "g", "--json"],
     ["score", "g"],
-    ["cluster", "g", "--k", "3", "--pretrain-epochs", "1", "--epochs", "1", "--json"],
-]
+    [
+        "cluster", "g", "--k", "3", "--pretrain-epochs", "1", "--warm-epochs", "1", "--epochs", "1",
+        "--json",
+    ],
+]  # fmt: skip
 _ON_RUN = [
     ["train", "--resume", "run", "--epochs", "3", "--json"],
     ["predict", "run", "--out", "p"],

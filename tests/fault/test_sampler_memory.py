@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,9 +48,8 @@ print(refused)
 
 @pytest.mark.parametrize("options", [{}, {"disjoint": True}], ids=["uniform", "disjoint"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_batch_without_memory_is_a_memory_error(threads, options):
+def test_a_batch_without_memory_is_a_memory_error(threads, options, run_forked):
     # One limit above the other, so that each allocation is the one that fails.
-    command = [sys.executable, "-c", CHILD, str(threads), repr(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
+    done = run_forked(CHILD, Path("/"), threads, repr(options))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 3

@@ -7,10 +7,8 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -47,11 +45,6 @@ def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:
 
 def config_of(folder: Path, out: Path | None = None, **options: Any) -> TrainConfig:
     return TrainConfig(dataset=str(folder), out=str(out) if out else None, **OPTIONS | options)
-
-
-def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", dedent(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240)
 
 
 # Kills --------------------------------------------------------------------------------------------
@@ -111,16 +104,16 @@ def test_a_file_replaced_during_the_run_is_read_as_it_was(folder: Path, storage:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_two_processes_train_on_one_dataset_at_once(folder: Path) -> None:
+def test_two_processes_train_on_one_dataset_at_once(
+    folder: Path, tmp_path: Path, fork_script: Callable[..., Any]
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("import sys, gnnsys.commands.cli as cli; sys.exit(cli.main(sys.argv[1:]))")
     options = ["--epochs", "1", "--batch-size", "64", "--hidden", "16", "--fanouts", "4", "3"]
     options += ["--seed", "5", "--cache", "0.1", "--storage", "pread", "--json"]
-    command = [str(Path(sys.executable).with_name("gnnsys")), "train", str(folder), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(2)
-    ]
-    told = [process.communicate(timeout=240)[0] for process in both]
+    given = (("train", str(folder), *options), {"OMP_NUM_THREADS": "1"})
+    both = [fork_script(script, name, tmp_path, *given) for name in ("one", "two")]
+    told = [process.outcome()[1] for process in both]
     losses = [json.loads(text.splitlines()[-1])["loss"] for text in told]
     assert losses == [train(folder, epochs=1).history[-1].loss] * 2
 
@@ -150,20 +143,25 @@ def test_a_full_disk_for_the_trace_is_one_error_and_leaves_no_file(
 
 
 LIMITED = """
-import sys
+import os, sys
 from gnnsys.commands.cli import main
 import gnnsys.commands.train, torch
 torch.set_num_threads(1)
 # Libraries are in memory by now: the limit counts what comes on top of them.
 open(sys.argv[1] + "/cgroup.procs", "w").write("0")
-raise SystemExit(main(sys.argv[2:]))
+status = main(sys.argv[2:])
+sys.stdout.flush()
+os._exit(status)  # taking Python down would copy pages of libraries into the group
 """
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
-    memory_group: Any, refuse_calls: Callable[..., str], tmp_path: Path
+    memory_group: Any,
+    refuse_calls: Callable[..., str],
+    run_forked: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
     nodes, features, limit = 30_000, 4096, 400 << 20
     size = nodes * features * 4
@@ -176,7 +174,7 @@ def test_a_table_larger_than_the_memory_limit_trains_also_without_io_uring(
 
     def run(cache: str, before: str = "") -> subprocess.CompletedProcess[str]:
         arguments = [str(memory_group.folder), "train", str(large), "--cache", cache, *options]
-        return run_script(before + LIMITED, *arguments, cwd=tmp_path)
+        return run_forked(before + LIMITED, tmp_path, *arguments)
 
     done = [run("40MB"), run("40MB", before=refuse_calls({"io_uring_setup": errno.EPERM}))]
     for each in done:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -159,11 +158,12 @@ _KILLED = """
 """
 
 
-def test_killed_at_any_time_it_ends_with_the_same_bits(graph: str) -> None:
+def test_killed_at_any_time_it_ends_with_the_same_bits(
+    graph: str, tmp_path: Path, run_forked: Callable[..., Any]
+) -> None:
     options = {"dataset": graph, **_SMALL, "batch_size": 150, "checkpoint_minutes": 1e-9}
     run_clustering(ClusterConfig(**options, out="whole"))
-    command = [sys.executable, "-c", dedent(_KILLED), repr({**options, "out": "killed"})]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = run_forked(_KILLED, tmp_path, repr({**options, "out": "killed"}))
     assert done.returncode == 0, done.stderr
     assert "ended before its first checkpoint, so it begins again" in done.stderr
     assert kept("killed") == kept("whole")

@@ -8,12 +8,16 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gnnsys.commands.cli import main
+
+RunBlocks = Callable[[str], list[str]]
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -27,33 +31,48 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def run_blocks(page: str) -> list[str]:
-    """Runs what a page shows, one block after another; returns the kinds of blocks.
+@pytest.fixture
+def run_blocks(run_forked: Callable[..., Any]) -> RunBlocks:
+    def run(page: str) -> list[str]:
+        """Runs what a page shows, one block after another; returns the kinds of blocks.
 
-    Plain commands run in this process, which has imported torch already.
-    """
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for kind, text in blocks:
-        if PLAIN.fullmatch(joined := text.replace("\\\n", "")):
-            for line in joined.splitlines():
-                assert main(shlex.split(line, comments=True)[1:]) == 0, line
-            continue
-        command = ["bash", "-e", "-c", text] if kind == "bash" else [sys.executable, "-c", text]
-        done = subprocess.run(
-            command, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return [kind for kind, _ in blocks]
+        Plain commands run in this process, which has imported torch already, and Python in forks of
+        one that has.
+        """
+        blocks = re.findall(r"```(bash|python)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        for kind, text in blocks:
+            if PLAIN.fullmatch(joined := text.replace("\\\n", "")):
+                for line in joined.splitlines():
+                    assert main(shlex.split(line, comments=True)[1:]) == 0, line
+            elif kind == "python":
+                check_ended(run_forked(text, Path.cwd()), text)
+            else:
+                environment = {**os.environ, "PATH": path}
+                command = ["bash", "-e", "-c", text]
+                check_ended(
+                    subprocess.run(command, env=environment, capture_output=True, text=True), text
+                )
+        return [kind for kind, _ in blocks]
+
+    return run
 
 
-def test_every_command_about_formats_runs_in_an_empty_folder(tmp_path: Path) -> None:
+def check_ended(done: subprocess.CompletedProcess[str], text: str) -> None:
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_command_about_formats_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
     assert run_blocks("formats.md") == ["bash"]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_every_command_from_csv_to_model_runs_in_an_empty_folder(tmp_path: Path) -> None:
+def test_every_command_from_csv_to_model_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
     assert run_blocks("from-csv-to-model.md").count("bash") >= 5
     # What the page says came out: many more right than the largest trade has people.
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -67,21 +86,27 @@ def test_every_command_from_csv_to_model_runs_in_an_empty_folder(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_every_command_about_planning_runs_in_an_empty_folder(tmp_path: Path) -> None:
+def test_every_command_about_planning_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
     assert run_blocks("planning.md").count("bash") >= 3
     assert (tmp_path / "plan.html").read_text().count("<svg") == 2
     assert (tmp_path / "demo-graph" / "static_score.npy").is_file()
 
 
 @pytest.mark.slow
-def test_every_command_about_ranks_runs_in_an_empty_folder(tmp_path: Path) -> None:
+def test_every_command_about_ranks_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
     assert run_blocks("ranks.md") == ["bash"]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["epochs"], result["config"]["ranks"]) == (3, 2)
 
 
 @pytest.mark.slow
-def test_every_command_about_pipelines_runs_in_an_empty_folder(tmp_path: Path) -> None:
+def test_every_command_about_pipelines_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
     assert run_blocks("pipeline.md").count("bash") >= 4
     alike = [
         [json.loads(line)["loss"] for line in lines if '"kind": "epoch"' in line][:5]
@@ -93,7 +118,9 @@ def test_every_command_about_pipelines_runs_in_an_empty_folder(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_every_command_about_clusters_runs_in_an_empty_folder(tmp_path: Path) -> None:
+def test_every_command_about_clusters_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
     assert run_blocks("clustering.md") == ["bash", "python"]
     written = np.load(tmp_path / "run" / "assignments.npy")
     assert (np.load(tmp_path / "clusters.npy") == written).all()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import subprocess
-import sys
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -510,7 +508,7 @@ def test_a_layer_that_fails_leaves_no_file(data: Data, tmp_path: Path) -> None:
 # Out of core under a memory limit -----------------------------------------------------------------
 
 LIMITED = """
-    import sys
+    import os, sys
     import torch
     from torch_geometric.nn import GraphSAGE
     import gnnsys
@@ -522,13 +520,14 @@ LIMITED = """
     # Libraries are in memory by now: the limit counts what comes on top of them.
     open(sys.argv[3] + "/cgroup.procs", "w").write("0")
     out = gnnsys.inference(model, dataset, out=sys.argv[2], block_bytes=8 << 20, threads=1)
-    print(out.shape)
+    print(out.shape, flush=True)
+    os._exit(0)  # taking Python down would copy pages of libraries into the group
 """
 
 
 @pytest.mark.slow
 def test_out_of_core_equals_in_memory_below_one_layers_activations(
-    memory_group: Any, one_thread: None, tmp_path: Path
+    memory_group: Any, one_thread: None, tmp_path: Path, run_forked: Callable[..., Any]
 ) -> None:
     from gnnsys.generate import generate_community
 
@@ -537,11 +536,7 @@ def test_out_of_core_equals_in_memory_below_one_layers_activations(
     layer_bytes = nodes * hidden * 4
     limit = layer_bytes * 3 // 4
     memory_group.set_limit(limit)
-    arguments = [str(folder), str(tmp_path / "limited.npy"), str(memory_group.folder)]
-    limited = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(LIMITED), *arguments],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    limited = run_forked(LIMITED, tmp_path, folder, tmp_path / "limited.npy", memory_group.folder)
     assert limited.returncode == 0, limited.stderr
     print(f"peak {memory_group.peak_bytes():,} of {limit:,}, a layer has {layer_bytes:,}")
     assert memory_group.peak_bytes() <= limit < layer_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
@@ -16,15 +17,11 @@ from gnnsys.memory import FileStore, HostStore
 from gnnsys.memory.direct_rows import uring_refusal
 from gnnsys.memory.reads import Reads
 
+RunForked = Callable[..., "subprocess.CompletedProcess[str]"]
+
 DIRECT = ["pread"] + ([] if uring_refusal() else ["uring"])
 VALUES = np.random.default_rng(0).standard_normal((20_000, 64), dtype=np.float32)
 IDS = torch.from_numpy(np.random.default_rng(1).integers(0, len(VALUES), 20_000))
-
-
-def run_script(script: str, *arguments: object) -> None:
-    command = [sys.executable, "-c", dedent(script), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
-    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("storage", ["host", "mmap", *DIRECT])
 def test_many_stores_take_no_more_threads_rings_and_memory_than_one(
-    storage: str, path: Path
+    storage: str, path: Path, run_forked: RunForked
 ) -> None:
     script = """
         import os, sys
@@ -68,10 +65,11 @@ def test_many_stores_take_no_more_threads_rings_and_memory_than_one(
             store.close()
         assert torch.equal(stores[0].gather(ids), expected)
     """
-    run_script(script, storage, path)
+    ran = run_forked(script, Path("/"), storage, path)
+    assert ran.returncode == 0, ran.stderr
 
 
-def test_what_is_kept_is_bounded_and_named(path: Path) -> None:
+def test_what_is_kept_is_bounded_and_named(path: Path, run_forked: RunForked) -> None:
     script = """
         import sys
         import time
@@ -106,7 +104,8 @@ def test_what_is_kept_is_bounded_and_named(path: Path) -> None:
         core.set_retention(0)
         assert core.runtime_bytes() == {"outputs": 0, "staging": 0, "retained": 0}
     """
-    run_script(script, path)
+    ran = run_forked(script, Path("/"), path)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize("storage", DIRECT)
@@ -154,4 +153,6 @@ def test_the_process_ends_while_rows_are_read(path: Path) -> None:
         stores = [FileStore(sys.argv[1], storage=mode, threads=4) for mode in sys.argv[2].split()]
         pending = [s.start_reads(Reads(np.arange(20_000))) for s in stores for _ in range(20)]
     """
-    run_script(script, path, " ".join(DIRECT))
+    command = [sys.executable, "-c", dedent(script), path, " ".join(DIRECT)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
+    assert ran.returncode == 0, ran.stderr

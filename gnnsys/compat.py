@@ -103,9 +103,9 @@ def default_store() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def set_group_timeout(timeout: datetime.timedelta) -> None:
-    """How long operations of the default process group may take from now on."""
-    dist.distributed_c10d._set_pg_timeout(timeout)
+def set_group_timeout(timeout: datetime.timedelta, group: Any = None) -> None:
+    """How long operations of a process group, or the default one, may take from now on."""
+    dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 # PyG: data ---------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ __all__ = [
 class GnnsysError(Exception):
     """Base of all exceptions of this package."""
 
+    on_all_ranks: bool = False
+    """Whether all ranks of a run raise it, of which the first tells of it."""
+
 
 class ArgumentError(GnnsysError, ValueError):
     """An argument has a value or a shape that cannot be used."""
@@ -75,7 +78,7 @@ class DivergedError(GnnsysError, FloatingPointError):
 class RankFailedError(GnnsysError, RuntimeError):
     """Another rank of a distributed run is gone or no longer answers."""
 
-    def __init__(self, message: str, rank: int) -> None:
+    def __init__(self, message: str, rank: int = -1) -> None:
         super().__init__(message, rank)
         self.rank = rank
 

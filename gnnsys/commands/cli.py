@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and not isinstance(error, GnnsysError) and not error.filename:
             _discard_output()  # if it was that, what is left of it would fail once more
         # Bad input is found by all ranks of a machine alike; the first tells of it.
-        if isinstance(error, _OF_ALL_RANKS) and not _is_first():
+        alike = isinstance(error, _OF_ALL_RANKS) or getattr(error, "on_all_ranks", False)
+        if alike and not _is_first():
             return code
         if debug:
             raise
@@ -122,11 +123,14 @@ def _main(arguments: list[str]) -> int:
 
         print(f"gnnsys {__version__}")
         return 0
+    if "RANK" in os.environ:
+        # Of connections that break or cannot be made, which we tell of in better words.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     config = read_arguments(arguments)
     if isinstance(config, TrainConfig) and config.ranks is not None and "RANK" not in os.environ:
         from gnnsys.ranks.launch import run_ranks
 
-        return run_ranks(arguments, config.ranks)
+        return run_ranks(arguments, config.ranks, max_restarts=config.max_restarts)
     name = next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     code: int = import_module(f"gnnsys.commands.{name}").run_command(config)
     return code

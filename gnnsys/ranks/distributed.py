@@ -27,17 +27,18 @@ _POLL = 50e-6  # seconds between two looks at a GPU
 
 
 class DistributedTransport:
-    """Sends and receives point to point in the default process group.
+    """Sends and receives point to point in the default process group, or another of all ranks.
 
-    CPU tensors need a group with gloo, CUDA tensors one with NCCL;
+    One thread at a time may use it. CPU tensors need a group with gloo, CUDA tensors one with NCCL;
     ``torch.distributed.init_process_group()`` makes both. Gloo's operations cannot be asked whether
     they are done, so a thread for each peer and direction waits for them; NCCL's are started
     together where a rank is about to wait, so that two ranks that exchange tensors do not block
     each other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: Any = None) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._group = group
         self.ledger = Ledger()
         self._liveness = watch_ranks() if self.world > 1 else None
         self._waiters: dict[tuple[str, int], _Waiter] = {}
@@ -95,10 +96,10 @@ class DistributedTransport:
     def _start(self, operation: Any, pending: _Pending) -> None:
         tensor, peer = pending.tensor, pending.peer
         if tensor.is_cuda:
-            self._to_launch.append((dist.P2POp(operation, tensor, peer), pending))
+            self._to_launch.append((dist.P2POp(operation, tensor, peer, self._group), pending))
             return
         try:
-            work = operation(tensor, peer)
+            work = operation(tensor, peer, self._group)
         except RuntimeError as error:
             pending.end(error)
             return

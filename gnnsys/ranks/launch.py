@@ -31,7 +31,9 @@ _HOST = "127.0.0.1"
 _COMMAND = "import sys; sys.path.remove(''); from gnnsys.commands.cli import main; sys.exit(main())"
 
 
-def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> int:
+def run_ranks(
+    arguments: Sequence[str], ranks: int, grace: float = _GRACE, *, max_restarts: int = 0
+) -> int:
     """Runs ``gnnsys ARGUMENTS`` as so many processes that find each other on this machine.
 
     Rank 0 has this process's standard output and error; lines that others write to standard error
@@ -43,54 +45,80 @@ def run_ranks(arguments: Sequence[str], ranks: int, grace: float = _GRACE) -> in
         arguments: of the command.
         ranks: number of processes.
         grace: seconds from the first failure until the rest are killed.
+        max_restarts: how often all are started again, at most, after one has died, when the rest
+            are killed at once, or hangs. The processes know of it as torchrun's do, by
+            TORCHELASTIC_RESTART_COUNT.
 
     Returns:
         The exit status: 0, that of the first to fail, or 128 plus the number of its signal.
     """
+    processes: list[subprocess.Popen[bytes]] = []
+    with _passed_on(processes) as asked_to_end:  # also while some are not there yet
+        for restarts in range(max_restarts + 1):
+            is_last = restarts == max_restarts
+            with _started(processes, arguments, ranks, restarts):
+                status, died = _wait(processes, grace, not is_last, asked_to_end)
+            if is_last or not died or asked_to_end:
+                break
+            print(
+                f"gnnsys: starts all ranks again, restart {restarts + 1} of {max_restarts}",
+                file=sys.stderr,
+            )
+    return status
+
+
+@contextmanager
+def _started(
+    processes: list[subprocess.Popen[bytes]], arguments: Sequence[str], ranks: int, restarts: int
+) -> Iterator[None]:
+    """Puts all ranks, which are killed at the end, in the place of those in ``processes``."""
     # Held here on a port that the system chose: nobody can take it before the ranks come.
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
     environment = {
         "MASTER_ADDR": _HOST,
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 connects to it, too
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
     }
     cores = usable_cores()
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // ranks)))
-    # Of connections that end with another rank, whose end is told of in better words.
-    environment["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
-    processes: list[subprocess.Popen[bytes]] = []
+    processes.clear()
+    relays: list[threading.Thread] = []
     try:
-        with _passed_on(processes):  # also while some are not there yet
-            for rank in range(ranks):
-                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-c", _COMMAND, *arguments],
-                        env={**os.environ, **environment, **own},
-                        stdout=None if rank == 0 else subprocess.DEVNULL,
-                        stderr=None if rank == 0 else subprocess.PIPE,
-                        start_new_session=True,  # a terminal's Ctrl-C comes once, through here
-                    )
-                )
-            relays = [_relay(rank, process.stderr) for rank, process in enumerate(processes)]
-            status = _wait(processes, grace)
-        for relay in relays:
-            if relay is not None:
-                relay.join(1.0)
-        return status
+        for rank in range(ranks):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, *arguments],
+                env={**os.environ, **environment, **own},
+                stdout=None if rank == 0 else subprocess.DEVNULL,
+                stderr=None if rank == 0 else subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C comes once, through here
+            )
+            processes.append(process)
+            if process.stderr is not None:
+                relays.append(_relay(rank, process.stderr))
+        yield
     finally:
         for process in processes:  # all at once, before one can tell of another's end
             if process.poll() is None:
                 process.kill()
         for process in processes:
             process.wait()
+        for relay in relays:
+            relay.join(1.0)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], grace: float) -> int:
-    """Waits for all; returns the status of the first that failed."""
-    status, deadline = 0, float("inf")
+def _wait(
+    processes: list[subprocess.Popen[bytes]], grace: float, at_once: bool, asked_to_end: list[int]
+) -> tuple[int, bool]:
+    """Waits for all, but ``at_once`` not for the rest where one has died and none was asked to.
+
+    Returns:
+        The status of the first that failed, and whether one has died or hangs.
+    """
+    status, died, deadline = 0, False, float("inf")
     running = dict(enumerate(processes))
     while running:
         for rank, process in list(running.items()):
@@ -101,14 +129,17 @@ def _wait(processes: list[subprocess.Popen[bytes]], grace: float) -> int:
             if found and not status:
                 status = found if found > 0 else 128 - found
                 deadline = time.monotonic() + grace
-                if found not in _TOLD and (found < 0 or rank):
+                died = found not in _TOLD
+                if died and (found < 0 or rank):
                     print(f"gnnsys: error: rank {rank} {_ending(found)}", file=sys.stderr)
+                if died and at_once and not asked_to_end:
+                    return status, True
         if running and time.monotonic() > deadline:
             told = ", ".join(map(str, running))
             print(f"gnnsys: ranks {told} did not end by themselves: killed", file=sys.stderr)
-            return status
+            return status, True
         time.sleep(_LOOK)
-    return status
+    return status, died
 
 
 def _ending(status: int) -> str:
@@ -117,10 +148,8 @@ def _ending(status: int) -> str:
     return f"failed with exit status {status}"
 
 
-def _relay(rank: int, lines: IO[bytes] | None) -> threading.Thread | None:
+def _relay(rank: int, lines: IO[bytes]) -> threading.Thread:
     """Hands on what a rank writes, with its number before each line."""
-    if lines is None:
-        return None
 
     def run() -> None:
         with lines:
@@ -134,17 +163,19 @@ def _relay(rank: int, lines: IO[bytes] | None) -> threading.Thread | None:
 
 
 @contextmanager
-def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Passes signals that ask for an end on to the processes."""
+def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Passes signals that ask for an end on to the processes; gives those that came."""
+    came: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
+        came.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in signals()}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -44,6 +44,8 @@ class Liveness:
         self._store = PrefixStore("gnnsys/liveness", store.clone())  # type: ignore[attr-defined]
         self._failed: int | None = None
         self._done: set[int] = set()
+        self._runs = self._asking = 0
+        self._asked = dict.fromkeys(self._others, 0)  # to end, each the number of its run
         self._stopped = threading.Event()
         self._write(0)
         self._looked = time.monotonic()
@@ -67,6 +69,19 @@ class Liveness:
         while self.failed is None and suspect not in self._done and time.monotonic() < until:
             time.sleep(self._interval / 10)
         return self._failed
+
+    def begin_run(self) -> int:
+        """A number for a run that all ranks begin, the same on all."""
+        self._runs += 1
+        return self._runs
+
+    def ask_to_end(self, run: int) -> None:
+        """Tells the others, within a beat, that this rank was asked to end a run."""
+        self._asking = run
+
+    def is_asked_to_end(self, run: int) -> bool:
+        """Whether one of the others has told so."""
+        return run in self._asked.values()
 
     def leave(self, because_of: int) -> None:
         """Tells the others that this rank gives up, and because of whom."""
@@ -101,7 +116,7 @@ class Liveness:
             return
 
     def _write(self, number: int) -> None:
-        self._store.set(f"beat/{self._rank}", f"beat {number}")
+        self._store.set(f"beat/{self._rank}", f"beat {number} {self._asking}")
 
     def _watch(self) -> None:
         seen: dict[int, tuple[bytes, float]] = {}
@@ -124,12 +139,14 @@ class Liveness:
 
     def _judge(self, other: int, beat: bytes, seen: dict[int, tuple[bytes, float]]) -> None:
         now = time.monotonic()
-        word, _, number = beat.decode().partition(" ")
+        word, *numbers = beat.decode().split() or [""]
         if word == "left":
-            self._fail(int(number))
+            self._fail(int(numbers[0]))
         if word == "done":
             self._done.add(other)
             return
+        if word == "beat":
+            self._asked[other] = int(numbers[1])
         before, since = seen.setdefault(other, (beat, now))
         if beat != before:
             seen[other] = beat, now

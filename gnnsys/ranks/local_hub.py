@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import time
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from itertools import product
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,9 +15,17 @@ from gnnsys.ranks.transport import Ledger, Receipt, Work
 
 __all__ = ["LocalHub"]
 
+T = TypeVar("T")
+
+_PATIENCE = 30.0
+"""Seconds that a rank waits for one in another thread."""
+
 
 class LocalHub:
     """Hands messages on between the ranks of this process.
+
+    They take turns in ``drive``; or each has a thread of its own, and its transport's ``drive``
+    runs its work there.
 
     Args:
         world: their number.
@@ -32,8 +42,9 @@ class LocalHub:
     """
 
     def __init__(self, world: int) -> None:
-        self._channels: dict[tuple[int, int], _Channel] = defaultdict(_Channel)
-        self.transports = [_LocalTransport(rank, world, self._channels) for rank in range(world)]
+        pairs = product(range(world), range(world))
+        channels = {pair: _Channel() for pair in pairs}
+        self.transports = [_LocalTransport(rank, world, channels) for rank in range(world)]
 
     def drive(self, work: Sequence[Work[Any]]) -> list[Any]:
         """Runs one generator for each rank until all have ended; returns what they returned.
@@ -134,3 +145,20 @@ class _LocalTransport:
 
     def flush(self) -> None:
         """Nothing to do."""
+
+    def drive(self, work: Work[T]) -> T:
+        """Runs this rank's work, while others run theirs in their threads.
+
+        Raises:
+            GnnsysError: nothing came for half a minute.
+        """
+        while True:
+            try:
+                receipt = next(work)
+            except StopIteration as stop:
+                return stop.value
+            until = time.monotonic() + _PATIENCE
+            while not receipt.done():
+                if time.monotonic() > until:
+                    raise GnnsysError(f"rank {self.rank} waits for what no rank sends")
+                time.sleep(0)

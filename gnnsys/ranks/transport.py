@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Ledger", "Receipt", "Transport", "Work", "all_gather_objects"]
+__all__ = ["Driver", "Ledger", "Receipt", "Transport", "Work", "all_gather_objects"]
 
 
 def _zeros() -> dict[str, Any]:
@@ -25,7 +25,8 @@ def _zeros() -> dict[str, Any]:
 @dataclass(slots=True)
 class Ledger:
     """What a rank sent, by kind: "layer" (rows and gradients between stages), "graph" (between
-    ways), "weight" (gradients of parameters), "evaluation" and "control" (all else)."""
+    ways), "joint" (ids, rows and gradients of joint batches), "weight" (gradients of parameters),
+    "evaluation" and "control" (all else)."""
 
     bytes: dict[str, int] = field(default_factory=_zeros)
     messages: dict[str, int] = field(default_factory=_zeros)
@@ -85,6 +86,13 @@ class Transport(Protocol):
 
     def flush(self) -> None:
         """Waits until all that was sent has left."""
+
+
+class Driver(Transport, Protocol):
+    """A transport that also runs what waits for others."""
+
+    def drive(self, work: Work[T]) -> T:
+        """Runs a generator; returns what it returns."""
 
 
 def all_gather_objects(transport: Transport, mine: Any, kind: str) -> Work[list[Any]]:

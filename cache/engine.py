@@ -77,10 +77,11 @@ class Engine:
         self._tickets = Tickets(name)
         self._told_aside = False
         self._filled = False
-        self._resident = 0
         self._stats = CacheStats(capacity=executor.capacity, victim_cells=executor.cells)
-        self._executing = threading.Lock()  # taken before _planning
-        self._planning = threading.Lock()
+        # The first is taken before the second. An iteration that is collected as garbage ends in
+        # whichever thread that happens, and may hold them.
+        self._executing = threading.RLock()
+        self._planning = threading.RLock()
         self._counting = threading.Lock()
 
     @property
@@ -94,7 +95,7 @@ class Engine:
     def stats(self) -> CacheStats:
         """Counts so far."""
         with self._counting:
-            return dataclasses.replace(self._stats, resident=self._resident)
+            return dataclasses.replace(self._stats)
 
     # Announcing ----------------------------------------------------------------------------------
 
@@ -129,6 +130,12 @@ class Engine:
         """See ``CachedStore.retract``."""
         with self._executing, self._planning:
             self._retract(ticket)
+
+    def end(self, owner: Any) -> None:
+        """See ``CachedStore.end``."""
+        with self._executing, self._planning:
+            if self._tickets and self._tickets.admits(owner):
+                self._retract(self._tickets[0])
 
     def _retract(self, ticket: Any) -> None:
         dropped = self._tickets.drop_from(ticket)
@@ -340,8 +347,8 @@ class Engine:
                 _log.info("cache: %d of %d rows are filled in", piece.stop, len(ids))
         if len(ids):
             _log.info("cache: %d rows filled in %.1f s", len(ids), time.monotonic() - began)
-        self._filled, self._resident = True, len(ids)
-        self._stats.prefilled = len(ids)
+        self._filled = True
+        self._stats.prefilled = self._stats.resident = len(ids)
 
     # Failing -------------------------------------------------------------------------------------
 
@@ -357,7 +364,7 @@ class Engine:
     def _start_over(self) -> None:
         with self._planning:
             self._planner = self._make_planner(False)
-            self._filled, self._resident = True, 0
+            self._filled, self._stats.resident = True, 0
             self._announce_again()
 
     def _announce_again(self) -> None:
@@ -370,18 +377,8 @@ class Engine:
 
     def _count(self, plan: BatchPlan) -> None:
         hits, victims, reads = len(plan.hits), len(plan.victim_in), len(plan.fills)
-        entered = int((plan.fills[:, 2] >= 0).sum() + (plan.victim_in[:, 2] >= 0).sum())
         with self._counting:
-            stats = self._stats
-            stats.rows += plan.rows
-            stats.hits += hits
-            stats.victim_hits += victims
-            stats.reads += reads
-            stats.copies += len(plan.copies)
-            stats.bypasses += plan.bypasses
-            stats.evictions += plan.evictions
-            stats.drops += plan.drops
-            self._resident += entered - plan.evictions
+            self._stats.count(plan)
         served = np.array([hits, victims, reads]) + _copies_by_tier(plan)
         for tier, rows in zip(("cache", "victim", "file"), served.tolist(), strict=True):
             if rows:

@@ -77,6 +77,12 @@ class ResidentRows:
         with self._lock:
             self._given -= len(self._tickets.drop_from(ticket))
 
+    def end(self, owner: Any) -> None:
+        """See ``CachedStore.end``."""
+        with self._lock:
+            if self._tickets and self._tickets.admits(owner):
+                self._given -= len(self._tickets.drop_from(self._tickets[0]))
+
     def close(self) -> None:
         """Nothing is under way between two gathers."""
 

@@ -1,12 +1,13 @@
 """What a policy would serve from where: plans of a recorded trace, made and not carried out.
 
-This module owns ``simulate`` and the count of pages that a plan's reads touch.
+This module owns ``simulate`` and the count of pages that a plan's reads touch. For several ranks
+see ``shared.simulator``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from gnnsys.cache.stats import hit_ratio
 from gnnsys.cache.trace import Trace, read_trace
 from gnnsys.errors import ArgumentError
 
-__all__ = ["SimulationResult", "pages_of_rows", "simulate"]
+__all__ = ["SimulationResult", "pages_of_rows", "plans_of", "simulate"]
 
 PAGE_BYTES = 4096
 """What a disk is read in."""
@@ -104,6 +105,21 @@ def pages_of_rows(rows: NDArray[np.int64], row_bytes: int, offset: int = 0) -> i
     return int((last - first + 1).sum()) - int((first[1:] == last[:-1]).sum())
 
 
+def plans_of(planner: Planner, batches: Sequence[NDArray[Any]]) -> Iterator[BatchPlan]:
+    """The plan of each batch, made with those of the window announced and taken as carried out.
+
+    >>> plans = plans_of(Planner(9, capacity=2, window=1), [np.array([3, 4]), np.array([4, 5])])
+    >>> [plan.reads.tolist() for plan in plans]
+    [[3, 4], [5]]
+    """
+    for now in range(len(batches)):
+        while planner.announced < min(len(batches), now + 1 + planner.window):
+            planner.announce(batches[planner.announced])
+        plan = planner.plan()
+        planner.commit(now)
+        yield plan
+
+
 def simulate(
     trace: Sequence[NDArray[Any]] | str | os.PathLike[str],
     policy: Policy | Literal["belady"],
@@ -173,13 +189,9 @@ def simulate(
         prefill=prefill,
     )
     result = SimulationResult(policy=policy, capacity=planner.capacity, window=window)
-    for now in range(len(batches)):
-        while planner.announced < min(len(batches), now + 1 + window):
-            planner.announce(batches[planner.announced])
-        plan = planner.plan()
-        planner.commit(now)
-        if now >= measure_from:
+    for plan in plans_of(planner, batches):
+        if plan.batch >= measure_from:
             result.add(plan, pages_of_rows(plan.reads, row_bytes, offset))
         if progress is not None:
-            progress(now + 1, len(batches))
+            progress(plan.batch + 1, len(batches))
     return result

@@ -1,10 +1,12 @@
-"""What a cache did so far, as numbers. Imports the standard library only."""
+"""What a cache did so far, as numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
+
+from gnnsys.cache.plan import BatchPlan
 
 __all__ = ["CacheStats", "hit_ratio"]
 
@@ -89,6 +91,19 @@ class CacheStats:
     def hit_ratio(self) -> float:
         """See ``gnnsys.cache.stats.hit_ratio``."""
         return hit_ratio(self.rows, self.copies, self.reads)
+
+    def count(self, plan: BatchPlan) -> None:
+        """Adds what a plan does to the cache."""
+        entered = int((plan.fills[:, 2] >= 0).sum() + (plan.victim_in[:, 2] >= 0).sum())
+        self.rows += plan.rows
+        self.hits += len(plan.hits)
+        self.victim_hits += len(plan.victim_in)
+        self.reads += len(plan.fills)
+        self.copies += len(plan.copies)
+        self.bypasses += plan.bypasses
+        self.evictions += plan.evictions
+        self.drops += plan.drops
+        self.resident += entered - plan.evictions
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and ``hit_ratio``, for JSON."""

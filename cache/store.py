@@ -3,58 +3,42 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
-from gnnsys.cache.engine import Engine
-from gnnsys.cache.executor import CpuExecutor, Executor
 from gnnsys.cache.importance import rank_normalised
-from gnnsys.cache.kernel_executor import KernelExecutor
+from gnnsys.cache.making import Once, check_memory, make_engine
 from gnnsys.cache.plan import POLICIES, Policy
-from gnnsys.cache.planner import Planner
-from gnnsys.cache.resident import ResidentRows
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.trace import TraceWriter
+from gnnsys.choices import Sharing
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, ReadOnlyError, TooLargeError
+from gnnsys.errors import ArgumentError, ReadOnlyError, UnsupportedError
 from gnnsys.memory.describe import facts_of
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import CPU, check_ids
-from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.reads import PendingRows, Reads
 from gnnsys.memory.store import AnnouncedStore, Store, check_out
-from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
+from gnnsys.ranks.environment import world_around
 from gnnsys.system.gpu import kernel_device
 from gnnsys.system.sizes import size_text
 from gnnsys.system.threads import num_threads
 
-__all__ = ["LEAST_STAGING", "CachedStore", "staging_bytes"]
+__all__ = ["CachedStore"]
 
 _AUTO_WINDOW = 64
 """At this window hybrid is within a point or two of Belady's rule; a loader's bound on the bytes of
 sampled batches may keep it shorter."""
-
-LEAST_STAGING, _MOST_STAGING = 32 << 20, 256 << 20
-"""Bounds of the bytes for rows that are read ahead."""
-
-
-def staging_bytes(free: int) -> int:
-    """Bytes for rows that are read ahead: an eighth of what is free, within bounds.
-
-    >>> staging_bytes(1 << 30) >> 20
-    128
-    """
-    return min(_MOST_STAGING, max(LEAST_STAGING, free // 8))
 
 
 class CachedStore(AnnouncedStore):
@@ -80,6 +64,10 @@ class CachedStore(AnnouncedStore):
         prefetch: batches whose reads are started ahead.
         trace: a file for the ids of each batch that is gathered (``gnnsys.cache.trace``).
         threads: that move rows; 0 for all cores this process may use.
+        shared: one cache over the memory of all ranks of the default process group, all of which
+            make it, in the same order where there are several: ``cache`` and ``victim_buffer`` are
+            then those of all together. True for the fastest way by which they can read each other's
+            rows; or a ``gnnsys.choices.Sharing``. By itself in a process without other ranks.
         device: "cpu"; "cuda" for a cache in the memory of a GPU, whose kernels move rows and where
             they are delivered; or "simt" for the same kernels, executed on the CPU.
 
@@ -119,8 +107,10 @@ class CachedStore(AnnouncedStore):
         trace: str | os.PathLike[str] | None = None,
         threads: int = 0,
         device: str | torch.device = "cpu",
+        shared: bool | Sharing = False,
     ) -> None:
         _check(source, policy, window, prefetch, threads)
+        sharing = _sharing(shared, cache, trace, device)
         self.source = source
         self.shape, self.encoding = source.shape, source.encoding
         self.path, self.depth = source.path, source.depth
@@ -141,18 +131,22 @@ class CachedStore(AnnouncedStore):
             "prefetch": prefetch,
             "threads": threads,
             "device": _with_index(device),
+            "sharing": sharing,
         }
+        self.world_size = 1 if sharing is None else dist.get_world_size()
         self._of_arena = isinstance(cache, (CacheArena, ArenaShare))
         self._capacity = self._reserve(cache)
         self._trace = TraceWriter(trace, rows) if trace is not None else None
         make = partial(
-            _make_engine, source, self._name, self._capacity, self.counters, self._trace,
+            make_engine, source, self._name, self._capacity, self.counters, self._trace,
             **self._options,
         )  # fmt: skip
         # Nothing below knows this object: what it holds is let go with the last reference to it.
-        self._engine = _Once(make)
+        self._engine = Once(make)
         if self._trace is not None:
             weakref.finalize(self._engine, _close_trace, self._trace, os.getpid())
+        if sharing is not None:  # all ranks are here, and its threads keep it
+            weakref.finalize(self._engine, self._engine().close)
 
     def _reserve(self, cache: Any) -> Callable[[], int]:
         """How many rows are cached, which an arena knows at the first use only."""
@@ -162,8 +156,9 @@ class CachedStore(AnnouncedStore):
             share.arena.add(table, share.fraction or None)
             return lambda: share.arena.rows(table)
         capacity = rows_of(cache, self.shape[0], self.row_bytes, "cache")
-        if not self._is_of_gpu:  # whose memory is seen at the first use
-            _check_memory(capacity, self.victim_cells, self.row_bytes)
+        is_seen_later = self._is_of_gpu or self._options["sharing"] is not None
+        if not is_seen_later:
+            check_memory(capacity, self.victim_cells, self.row_bytes)
         return lambda: capacity
 
     @property
@@ -246,6 +241,13 @@ class CachedStore(AnnouncedStore):
             with self._gate:
                 self._engine().retract(ticket)
 
+    def end(self, owner: Any = None) -> None:
+        """See ``AnnouncedStore.end``; nothing is left to end of a store that was closed."""
+        if self._reads_through() or self._gate.is_closed:
+            return
+        with self._gate:
+            self._engine().end(owner)
+
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Raises ReadOnlyError."""
         raise ReadOnlyError(
@@ -278,7 +280,9 @@ class CachedStore(AnnouncedStore):
         return get_worker_info() is not None or self._engine.is_foreign()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.source, self.dtype, {"cache": self.capacity, **self._options})
+        own = {name: value for name, value in self._options.items() if name != "sharing"}
+        part = self.capacity // self.world_size
+        return _rebuild, (self.source, self.dtype, {"cache": part, **own})
 
     def __repr__(self) -> str:
         return (
@@ -290,6 +294,8 @@ class CachedStore(AnnouncedStore):
         """See ``Store.facts``."""
         facts = facts_of(self) | {"tier": f"{self.source.tier} behind a cache"}
         facts |= {"cache": self._cache_in_words(), "policy": self.policy}
+        if self.world_size > 1:
+            facts["shared by"] = f"{self.world_size} ranks"
         buffer = f"{self.victim_cells:,} rows"
         return facts | ({"victim buffer": buffer} if self.victim_cells else {})
 
@@ -307,129 +313,36 @@ def _with_index(device: str | torch.device) -> str:
     return f"cuda:{torch.cuda.current_device()}" if is_any else name
 
 
-def _make_engine(
-    source: Store,
-    name: str,
-    capacity_of: Callable[[], int],
-    counters: Counters,
-    trace: TraceWriter | None,
-    *,
-    prefill: bool,
-    prefetch: int,
-    threads: int,
-    device: str,
-    victim_buffer: int,
-    **planning: Any,
-) -> Engine | ResidentRows:
-    rows, capacity, cells = source.shape[0], capacity_of(), victim_buffer
-    gpu = kernel_device(device)
-    in_host = capacity
-    if gpu is not None and gpu.torch_device.type == "cuda":
-        _check_device_memory(capacity, source.row_bytes, gpu.torch_device)
-        in_host = 0
-    free = _check_memory(in_host, cells, source.row_bytes)
-    record = trace.add if trace is not None else _ignore
-    if capacity >= rows and prefill and gpu is None:
-        return ResidentRows(source, name, threads=threads, counters=counters, record=record)
-
-    def make_planner(first: bool) -> Planner:
-        filled = first and prefill
-        try:
-            return Planner(rows, capacity, victim_cells=cells, prefill=filled, **planning)
-        except MemoryError as error:
-            raise TooLargeError(
-                f"cache: no memory for the planner, about {8 * rows} bytes for the {rows} rows of "
-                f"{name}; give a smaller cache="
-            ) from error
-
-    budget = process_budget()
-    executor: Executor
-    if gpu is not None:
-        executor = KernelExecutor(capacity, cells, source.row_bytes, gpu, threads)
-        source = source if source.resident is None else MappedStore(source, gpu)
-    else:
-        executor = CpuExecutor(capacity, cells, source.row_bytes, threads)
-    budget.hold(CACHE_ROWS, (in_host + cells) * source.row_bytes, executor)
-    return Engine(
-        source,
-        name,
-        make_planner,
-        executor,
-        window=planning["window"],
-        prefetch=prefetch,
-        staging_bytes=budget.planned(STAGING) or staging_bytes(free),
-        counters=counters,
-        record=record,
-    )
-
-
-def _check_device_memory(capacity: int, row_bytes: int, device: torch.device) -> None:
-    left, whole = torch.cuda.mem_get_info(device)
-    if capacity * row_bytes > left:
-        raise TooLargeError(
-            f"cache: {capacity} rows of {row_bytes} bytes take {capacity * row_bytes} bytes, and "
-            f"{left} of {whole} are free on {device}; give at most cache={left // row_bytes}"
-        )
-
-
-def _check_memory(capacity: int, cells: int, row_bytes: int) -> int:
-    """Bytes that are available beside a cache; raises TooLargeError where it does not fit.
-
-    One that a run has planned was judged with the whole plan, by ``Budget.check``.
-    """
-    budget, needed = process_budget(), (capacity + cells) * row_bytes
-    free = budget.left(CACHE_ROWS, mapped=False)
-    if needed > max(free, budget.planned(CACHE_ROWS)):
-        fits = f"at most cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
-        raise TooLargeError(
-            f"cache: {capacity} rows and a victim buffer of {cells} rows of {row_bytes} bytes take "
-            f"{needed} bytes > {free}, the memory available here; give "
-            f"{fits if free >> 21 else 'more memory, or no cache'}"
-        )
-    return max(0, free - needed)
-
-
 def _close_trace(trace: TraceWriter, process: int) -> None:
     if process == os.getpid():  # not in a forked child, whose copy writes to the same file
         trace.close()
-
-
-class _Once:
-    """Makes a value when it is first asked for, in the process that asks."""
-
-    def __init__(self, make: Callable[[], Engine | ResidentRows]) -> None:
-        self._make = make
-        self._value: Engine | ResidentRows | None = None
-        self._process = 0
-        self._lock = threading.Lock()
-
-    def __call__(self) -> Engine | ResidentRows:
-        if self._value is None:
-            with self._lock:
-                if self._value is None:
-                    self._process = os.getpid()
-                    self._value = self._make()
-        return self._value
-
-    @property
-    def is_made(self) -> bool:
-        return self._value is not None
-
-    def is_foreign(self) -> bool:
-        return self._value is not None and self._process != os.getpid()
-
-    def close(self) -> None:
-        value, self._value = self._value, None
-        if value is not None and self._process == os.getpid():
-            value.close()
 
 
 def _rebuild(source: Store, dtype: torch.dtype, options: dict[str, Any]) -> CachedStore:
     return CachedStore(source, **options).with_dtype(dtype)
 
 
-def _ignore(ids: NDArray[Any]) -> None:
-    pass
+def _sharing(shared: bool | Sharing, cache: Any, trace: Any, device: Any) -> Sharing | None:
+    """How ranks share a cache; None where none is shared, or there is one rank."""
+    if shared is False:
+        return None
+    sharing: Sharing = "auto" if shared is True else shared
+    if sharing not in get_args(Sharing):
+        expected = ", ".join(map(repr, get_args(Sharing)))
+        raise ArgumentError(f"shared: {shared!r}, expected True, False or one of {expected}")
+    if isinstance(cache, (CacheArena, ArenaShare)):
+        raise UnsupportedError("shared: a CacheArena is of one process; give each cache its size")
+    if trace is not None:
+        raise UnsupportedError("shared: batches of several ranks are not recorded; leave out trace")
+    if torch.device(device).type != "cpu":
+        raise UnsupportedError("shared: is for caches in host memory; give cache_on='host'")
+    if not dist.is_initialized():
+        if (world_around() or 1) > 1:
+            raise ArgumentError(
+                "shared: the ranks have not met; call torch.distributed.init_process_group() first"
+            )
+        return None
+    return sharing if dist.get_world_size() > 1 else None
 
 
 def _check(source: Store, policy: str, window: int | str, prefetch: int, threads: int) -> None:

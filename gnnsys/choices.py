@@ -14,6 +14,8 @@ __all__ = [
     "ImportanceChoice",
     "Policy",
     "Precision",
+    "Sharing",
+    "SharingChoice",
     "Size",
     "Storage",
 ]
@@ -46,6 +48,13 @@ usual caches, which know nothing of coming batches.
 
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
+
+Sharing = Literal["auto", "shm", "exchange"]
+"""How ranks read rows of a cache that they share: in memory that all of them map, where they are on
+one machine, or as messages of the rank that has them; auto chooses."""
+
+SharingChoice = Literal[Sharing, "none"]
+"""The same; none: each rank has a cache of its own."""
 
 Importance = Literal["presample", "degree", "pagerank"]
 """How it is found out how often a node's row will be needed."""

@@ -41,7 +41,8 @@ class Work(Protocol):
         """The second stage, of what the first one returned."""
 
     def discard(self, sampled: Sequence[Any]) -> None:
-        """Told at the end of what passed the first stage and not the second, in order."""
+        """Told at the end of what passed the first stage and not the second, in order; perhaps of
+        nothing."""
 
 
 class Lookahead(Iterator[Any]):
@@ -234,7 +235,7 @@ class _Stages:
     def close(self) -> None:
         if self._process != os.getpid():
             return
-        if getattr(_here, "stages", None) == id(self):
+        if threading.current_thread().name.startswith("gnnsys-"):
             # The garbage collector may run in a thread of ours, which cannot wait for itself.
             threading.Thread(target=self._close).start()
         else:
@@ -252,8 +253,6 @@ class _Stages:
         self._discard([s.result() for s in left if not s.cancelled() and not s.exception()])
 
     def _discard(self, sampled: list[Any]) -> None:
-        if not sampled:
-            return
         try:
             self._work.discard(sampled)
         except Exception:  # there may be an error under way already, which tells more

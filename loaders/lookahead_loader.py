@@ -178,7 +178,7 @@ class LookaheadLoader(DataLoader[Any]):
         # A bound method, which in a copy of this loader would still be bound to this one.
         self.__dict__.pop("collate_fn")
         self._epochs = Epochs()
-        self._tables = RowTables(options.threads)
+        self._tables = RowTables(options.threads, options.world_size)
         if kwargs.get("sampler") is None and kwargs.get("batch_sampler") is None:
             self._order_seeds(bool(kwargs.get("shuffle")))
         if options.keep_freed_memory:
@@ -300,7 +300,7 @@ class LookaheadLoader(DataLoader[Any]):
         return batch if self.transform is None else self.transform(batch)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_tables": RowTables(self.threads)}
+        state = {**self.__dict__, "_tables": RowTables(self.threads, self.world_size)}
         read = {name: state.pop(name) for name in _READ_BY_STAGES if name in state}
         return {"still": _Still(read), **state}
 
@@ -421,7 +421,8 @@ class _Batching:
         return batch if self._transforms_ahead else self._loader._transformed(batch)
 
     def discard(self, sampled: Sequence[_Sampled]) -> None:
-        self._view.retract([batch.tickets for batch in sampled])
+        del sampled  # all that the view has announced and not gathered
+        self._view.end()
 
 
 def _measure(loader: LookaheadLoader, shapes: StaticShapes, view: TableView) -> None:

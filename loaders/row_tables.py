@@ -13,7 +13,6 @@ import copy
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -44,16 +43,17 @@ class RowTables:
 
     Args:
         threads: that gather; 0 for all cores this process may use.
+        world_size: ranks that the loader's batches are divided among.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, world_size: int = 1) -> None:
+        self._threads, self._world_size = threads, world_size
         self._tables: dict[tuple[Any, str], tuple[Tensor, UnifiedTensor]] = {}
 
     def view(self, data: Any) -> TableView:
         """The data as it is now, to read batches from."""
         if not isinstance(data, (Data, HeteroData)):
-            return TableView(data, _announced_features(data))
+            return TableView(data, self._announced(_features_of(data)))
         view = copy.copy(data)
         tables: dict[tuple[Any, str], tuple[Tensor, UnifiedTensor]] = {}
         late: dict[tuple[Any, str], LateRows] = {}
@@ -75,7 +75,29 @@ class RowTables:
                     own[key] = known[1]
             forget_attributes(own)
         self._tables = tables
-        return TableView(view, _announced_attributes(view), late)
+        return TableView(view, self._announced(_attributes_of(view)), late)
+
+    def _announced(
+        self, tables: Iterator[tuple[tuple[Any, str], UnifiedTensor]]
+    ) -> dict[tuple[Any, str], UnifiedTensor]:
+        """Those that are told ahead; one that ranks share, if each has a part of the batches."""
+        announced = {}
+        for place, table in tables:
+            store = table.store
+            if not is_announced(store):
+                continue
+            if store.world_size in (1, self._world_size):
+                announced[place] = table
+            else:
+                told = (
+                    "%s: %d ranks share the cache of this tensor, and this loader does not divide "
+                )
+                told += (
+                    "its batches among them: its rows are read from the file, beside the cache; "
+                )
+                told += "give it rank= and world_size="
+                warn_once(_log, told, place[1], store.world_size)
+        return announced
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +158,16 @@ class TableView:
                 store: Any = table.store
                 tickets.append(BatchRows(store, store.announce(ids, self)))
         except BaseException:
-            self.retract([tickets])
+            for told in tickets:
+                told.store.retract(told.ticket)
             raise
         return tickets
 
-    def retract(self, batches: Sequence[Tickets]) -> None:
-        """Takes back batches that will not be gathered; all that were announced after the first."""
-        for tickets in zip_longest(*batches):
-            left = next((ticket for ticket in tickets if ticket and not ticket.redeemed), None)
-            if left is not None:
-                left.store.retract(left.ticket)
+    def end(self) -> None:
+        """Takes back all batches that were not gathered; none will be announced any more."""
+        for table in self._announced.values():
+            store: Any = table.store
+            store.end(self)
 
     def redeem(self, tickets: Tickets) -> Any:
         """What PyG's filter functions read for the batch that was announced with the tickets."""
@@ -200,21 +222,17 @@ def _is_over(known: tuple[Tensor, UnifiedTensor], value: Tensor) -> bool:
     )
 
 
-def _announced_attributes(view: Any) -> dict[tuple[Any, str], UnifiedTensor]:
-    return {
-        (group_of(store), key): value
-        for store in view.stores
-        if isinstance(store, NodeStorage)
-        for key, value in store.items()
-        if _is_announced(value) and store.is_node_attr(key)
-    }
+def _attributes_of(view: Any) -> Iterator[tuple[tuple[Any, str], UnifiedTensor]]:
+    for store in view.stores:
+        if isinstance(store, NodeStorage):
+            for key, value in store.items():
+                if isinstance(value, UnifiedTensor) and store.is_node_attr(key):
+                    yield (group_of(store), key), value
 
 
-def _announced_features(data: Any) -> dict[tuple[Any, str], UnifiedTensor]:
+def _features_of(data: Any) -> Iterator[tuple[tuple[Any, str], UnifiedTensor]]:
     features = data[0] if isinstance(data, (tuple, list)) else None
-    if not isinstance(features, FeatureStore):
-        return {}
-    return {place: table for place, table in _tables_of(features) if _is_announced(table)}
+    return _tables_of(features) if isinstance(features, FeatureStore) else iter(())
 
 
 def _tables_of(features: FeatureStore) -> Iterator[tuple[tuple[Any, str], UnifiedTensor]]:
@@ -240,10 +258,6 @@ def unified_tensors(data: Any) -> dict[str, UnifiedTensor]:
 
 def _spoken(group: Any, name: str) -> str:
     return name if group is None else f"{group}.{name}"
-
-
-def _is_announced(value: Any) -> bool:
-    return isinstance(value, UnifiedTensor) and is_announced(value.store)
 
 
 class _TicketFeatures:

@@ -151,6 +151,7 @@ def _probes(path: str | os.PathLike[str], probe: bool) -> list[_Probe]:
         ("memory", "memory", _memory),
         ("memory", "locked memory", _locked_memory),
         ("memory", "/dev/shm", _shared_memory),
+        ("memory", "shared cache", _shared_cache),
         ("memory", "huge pages", _huge_pages),
         ("storage", "disk", partial(_disk, path)),
         ("storage", "disk speed", partial(_disk_speed, path, probe)),
@@ -261,6 +262,15 @@ def _shared_memory() -> _Answer:
     if free < _SMALL_SHM:
         return "warning", found, "little room for spawned workers: use num_workers=0 or enlarge it"
     return "ok", found, "spawned DataLoader workers get features there"
+
+
+def _shared_cache() -> _Answer:
+    from gnnsys.system.shared_memory import sharing_refusal
+
+    refusal = sharing_refusal()
+    if refusal:
+        return "warning", f"exchange: {refusal}", "ranks send each other the rows of their cache"
+    return "ok", "shm", "ranks of this machine read each other's rows of their cache in place"
 
 
 def _huge_pages() -> _Answer:

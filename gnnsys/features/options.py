@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gnnsys.choices import ImportanceChoice, Policy, Storage
+from gnnsys.choices import ImportanceChoice, Policy, SharingChoice, Storage
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
 
@@ -62,6 +62,7 @@ class FeatureOptions:
     storage: Storage = "auto"
     score: ImportanceChoice = "auto"
     trace: str | None = None
+    share_cache: SharingChoice = "auto"
 
     def __post_init__(self) -> None:
         parse_cache(self.cache)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnnsys.cache.arena import rows_of
-from gnnsys.cache.store import LEAST_STAGING, staging_bytes
+from gnnsys.cache.making import LEAST_STAGING, staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
@@ -44,6 +44,7 @@ _LONG = 1.0
 def setup_features(
     dataset: Dataset,
     options: FeatureOptions,
+    ranks: int = 1,
     **sampling: Any,
 ) -> dict[str, Any]:
     """Options of ``gnnsys.unified`` for the features of a homogeneous dataset folder.
@@ -51,6 +52,7 @@ def setup_features(
     Args:
         dataset: with a table "features".
         options: as the user gave them.
+        ranks: that call this together, and share the cache unless the options say otherwise.
         sampling: of training, for ``--score presample``: ``fanouts``, ``batch_size`` and ``seed``;
             and ``threads`` that compute an importance, 0 for all cores.
 
@@ -61,7 +63,7 @@ def setup_features(
         ArgumentError: options that cannot be used, or ``--score presample`` without training nodes.
         StorageError: no file can be written at ``--trace``.
     """
-    cache, storage = plan_features(dataset, options)
+    cache, storage = plan_features(dataset, options, ranks)
     process_budget().check(_TOO_SMALL)
     if cache is None:
         return {"storage": storage}
@@ -78,14 +80,20 @@ def setup_features(
             level, "--score %s: computed in %.1f s; gnnsys score %s --score %s stores it for the "
             "next runs", options.score, seconds, dataset.path, kind
         )  # fmt: skip
+    is_shared = ranks > 1 and options.share_cache != "none"
+    table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
+    size = table.shape[0], table.encoding.row_stride
+    own = 1 if is_shared else ranks
     return {
         "storage": storage,
-        "cache": cache,
-        # What "auto" found was found in the host's memory.
-        "cache_on": "host" if options.cache == "auto" else "auto",
+        "cache": cache if own == 1 else rows_of(cache, *size, "cache") // own,
+        # What "auto" found was found in the host's memory, which is also what ranks share.
+        "cache_on": "host" if options.cache == "auto" or ranks > 1 else "auto",
+        "shared": options.share_cache if is_shared else False,
         "scores": importance,
         "prefill": importance is not None,
         **_of_any_cache(options),
+        "victim_buffer": rows_of(options.victim_buffer, *size, "victim_buffer") // own,
     }
 
 
@@ -117,13 +125,14 @@ def _of_any_cache(options: FeatureOptions) -> dict[str, Any]:
 
 
 def plan_features(
-    dataset: Dataset, options: FeatureOptions
+    dataset: Dataset, options: FeatureOptions, ranks: int = 1
 ) -> tuple[int | float | str | None, Storage]:
     """The size of the cache and the way to the disk; both are reserved in the process's budget.
 
     Args:
         dataset: homogeneous, with a table "features".
         options: as the user gave them.
+        ranks: that divide the cache, each of which plans its part of the memory.
     """
     budget = process_budget()
     table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
@@ -133,20 +142,23 @@ def plan_features(
     if cache is not None:
         if needs_importance(dataset, options) or dataset.static_score() is not None:
             budget.reserve("importance", 2 * rows)
-        budget.reserve("planner of the cache", _OF_A_ROW * rows)
-        budget.reserve(STAGING, staging_bytes(budget.left()))
+        budget.reserve("planner of the cache", _OF_A_ROW * rows // ranks)
+        budget.reserve(STAGING, staging_bytes(budget.left(), budget.ranks))
     if cache == "auto":
         spare = int(budget.left() * row_bytes / (row_bytes + _OF_A_SLOT))
         beside = sum(map(budget.planned, _BESIDE_ROWS))
-        cache, storage = choose_cache(options, table.data_bytes, spare, before, beside)
+        cache, storage = choose_cache(
+            options, table.data_bytes, ranks * spare, ranks * before, ranks * beside
+        )
     if cache is None:
         for name in _BESIDE_ROWS:
             budget.reserve(name, 0)
     else:
         capacity = rows_of(cache, rows, row_bytes, "cache")
         cells = rows_of(options.victim_buffer, rows, row_bytes, "victim_buffer")
-        budget.reserve("planner of the cache", _OF_A_ROW * rows + _OF_A_SLOT * capacity)
-        budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes)
+        planned = _OF_A_ROW * rows + _OF_A_SLOT * capacity
+        budget.reserve("planner of the cache", planned // ranks)
+        budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"
         budget.reserve("features, mapped", table.data_bytes, mapped=True)

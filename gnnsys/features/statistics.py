@@ -6,7 +6,8 @@ Owns ``FeatureStats``, a snapshot of counts, and the texts made of it. Reads no 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "DiskWatch",
     "FeatureStats",
     "add_counts",
+    "counts_of_ranks",
     "live_line",
     "memory_rows",
     "read_counts",
@@ -84,6 +86,19 @@ def add_counts(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
+def counts_of_ranks(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What ranks counted together: sums, but means of seconds, since they wait side by side.
+
+    >>> counts_of_ranks([{"hits": 1, "io_wait_seconds": 1.0}, {"hits": 2, "io_wait_seconds": 3.0}])
+    {'hits': 3, 'io_wait_seconds': 2.0}
+    """
+    total = functools.reduce(add_counts, counts, dict[str, float]())
+    return {
+        name: count / len(counts) if name.endswith("_seconds") else count
+        for name, count in total.items()
+    }
+
+
 def live_line(recent: FeatureStats) -> str:
     """One line about the features served in a short time, which is ``recent.seconds`` long.
 
@@ -147,8 +162,9 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The table of memory by name, name and value, with what was measured beside it.
 
     Args:
-        memory: ``names``, each with its bytes ``planned`` and ``held``; where it was measured,
-            ``peak``, ``anonymous`` and ``file``; ``total`` where one was set. As in result.json.
+        memory: ``names``, each with its bytes ``planned`` and ``held`` by all ``ranks`` of the
+            machine; where it was measured, ``peak``, ``anonymous`` and ``file`` of one of them;
+            ``total`` where one was set. As in result.json.
 
     >>> list(memory_rows({"names": {"labels": {"planned": 1 << 20, "held": 0}}}))
     [('labels', '1 MiB'), ('in all', '1 MiB')]
@@ -162,7 +178,8 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "in all", numbers.memory(sum(sizes.values())) + given
     if {"peak", "anonymous", "file"} <= memory.keys():
         peak, own, files = (numbers.memory(memory[key]) for key in ("peak", "anonymous", "file"))
-        yield "measured", f"{peak} at most, {own} and {files} of files now"
+        whose = "measured, of one rank" if memory.get("ranks", 1) > 1 else "measured"
+        yield whose, f"{peak} at most, {own} and {files} of files now"
 
 
 class DiskWatch:

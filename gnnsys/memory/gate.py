@@ -34,6 +34,11 @@ class Gate:
         self._begin()
         _gates.add(self)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it lets no call pass any more."""
+        return self._closed
+
     def _begin(self) -> None:
         self._inside = 0
         self._lock = threading.Lock()  # taken as it is by each call: a condition takes longer

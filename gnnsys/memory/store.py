@@ -151,7 +151,11 @@ class AnnouncedStore(Store, Protocol):
     ticket = store.announce(ids, owner)  # one owner's batches are planned ahead at a time
     rows = store.gather(ids, ticket=ticket)
     store.retract(ticket)  # instead: neither this batch nor any announced after it will come
+    store.end(owner)  # no further batch will come
     """
+
+    world_size: int = 1
+    """Ranks that share it, all of which announce a batch for each that one of them gathers."""
 
     @property
     def lookahead(self) -> int:
@@ -169,6 +173,12 @@ class AnnouncedStore(Store, Protocol):
     def retract(self, ticket: Any) -> None:
         """Takes back this ticket and all that its owner was given after it."""
 
+    def end(self, owner: Any = None) -> None:
+        """Takes back what waits of an owner, who announces nothing any more.
+
+        Ranks that share a store may wait for what another has not announced yet.
+        """
+
 
 def is_announced(store: Store) -> TypeGuard[AnnouncedStore]:
     """Whether a store is to be told ahead."""
@@ -182,13 +192,10 @@ class BatchRows(Store):
         self.tier, self.shape, self.encoding = store.tier, store.shape, store.encoding
         self.counters = store.counters
         self.store, self.ticket = store, ticket
-        self.redeemed = False
 
     def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
         """See ``AnnouncedStore.gather``."""
-        rows = self.store.gather(ids, out, ticket=self.ticket)
-        self.redeemed = True
-        return rows
+        return self.store.gather(ids, out, ticket=self.ticket)
 
     def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
         """See ``Store.read_range``."""

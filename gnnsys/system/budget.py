@@ -8,6 +8,7 @@ made (``hold``). Whatever decides by free memory asks ``left()``.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ __all__ = [
     "Budget",
     "Entry",
     "Resident",
+    "own_memory",
     "process_budget",
     "resident_memory",
     "table_lines",
@@ -105,7 +107,8 @@ class Budget:
         self._lock = threading.RLock()  # a finalizer may run at any place
         self._process = os.getpid()
         self.total = total
-        self._ranks = 1  # of this machine that plan the same
+        self.ranks = 1
+        """Of this machine that plan the same."""
         self._planned: dict[str, int] = {}
         self._there: dict[str, int] = {}
         self._held: dict[str, int] = {}
@@ -121,11 +124,11 @@ class Budget:
                 they share, count once.
         """
         before = self.total
-        self.total, self._ranks, self._planned, self._there = total, ranks, {}, {}
+        self.total, self.ranks, self._planned, self._there = total, ranks, {}, {}
         try:
             yield self
         finally:
-            self.total, self._ranks, self._planned, self._there = before, 1, {}, {}
+            self.total, self.ranks, self._planned, self._there = before, 1, {}, {}
             if self is _process:
                 core.set_retention()
 
@@ -196,16 +199,16 @@ class Budget:
         rest = available_memory()  # with the mapped pages that are resident
         for entry in table:
             if not entry.mapped:
-                rest -= self._ranks * max(0, entry.planned - entry.held)
+                rest -= self.ranks * max(0, entry.planned - entry.held)
             elif mapped:
                 rest -= entry.planned
         if self.total is not None:
             rest = min(rest, self.total - self._sum(table))
-        return max(0, rest) // self._ranks
+        return max(0, rest) // self.ranks
 
     def _sum(self, table: Iterable[Entry]) -> int:
         """Bytes of all ranks."""
-        return sum(entry.nbytes * (1 if entry.mapped else self._ranks) for entry in table)
+        return sum(entry.nbytes * (1 if entry.mapped else self.ranks) for entry in table)
 
     def check(self, way_out: str) -> None:
         """Raises TooLargeError, with the table, where what is planned cannot fit.
@@ -220,14 +223,14 @@ class Budget:
         else:
             counted = [entry for entry in table if not entry.mapped]
             needed = self._sum(counted)
-            most = available_memory() + self._ranks * resident_memory().anonymous
+            most = available_memory() + self.ranks * resident_memory().anonymous
             group = memory_limit()
             limit = f"{size_text(most)} that the machine leaves"
             if group is not None and group < most * 2:
                 limit = f"{size_text(most)} that the control group ({size_text(group)}) leaves"
         if needed > most:
             lines = "\n".join(table_lines(counted))
-            whose = f" by {self._ranks} ranks" if self._ranks > 1 else ""
+            whose = f" by {self.ranks} ranks" if self.ranks > 1 else ""
             raise TooLargeError(
                 f"memory: {size_text(needed)} planned{whose} > {limit}; {way_out}\n{lines}"
             )
@@ -259,6 +262,14 @@ def resident_memory() -> Resident:
         file=kib["RssFile"] << 10,
         peak=max(kib["VmHWM"], kib["VmRSS"]) << 10,
     )
+
+
+def own_memory() -> int:
+    """Bytes of this process that are in RAM, pages that it shares with others divided by their
+    number; with all of them where the kernel does not say."""
+    rollup = read_text(Path("/proc/self/smaps_rollup"))
+    found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    return int(found[1]) << 10 if found else resident_memory().now
 
 
 _process = Budget()

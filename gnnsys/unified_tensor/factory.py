@@ -13,6 +13,7 @@ from torch import Tensor
 from gnnsys.cache.arena import ArenaShare, CacheArena
 from gnnsys.cache.plan import Policy
 from gnnsys.cache.store import CachedStore
+from gnnsys.choices import Sharing
 from gnnsys.errors import ArgumentError
 from gnnsys.memory import FileStore, HostStore
 from gnnsys.memory.mapped import MappedStore
@@ -46,6 +47,7 @@ def unified(
     scores: Tensor | NDArray[Any] | None = None,
     prefill: bool = True,
     trace: str | os.PathLike[str] | None = None,
+    shared: bool | Sharing = False,
 ) -> UnifiedTensor:
     """A tensor whose rows stay where they are and are gathered one by one when indexed.
 
@@ -73,6 +75,8 @@ def unified(
         scores: (rows,) how often each row will be needed, such as the out-degree of its node.
         prefill: whether the cache starts with the rows of the highest scores.
         trace: a file that the ids of each gathered batch are recorded in.
+        shared: whether the ranks of the process group have one cache together, of this size; all of
+            them then call this. True, or how they read each other's rows: see ``CachedStore``.
 
     Returns:
         UnifiedTensor: takes the place of the tensor, also as ``data.x`` of PyG.
@@ -122,10 +126,13 @@ def unified(
             trace=trace,
             threads=threads,
             device=near,
+            shared=shared,
         )
         store = store if dtype is None else store.with_dtype(dtype)
-    elif trace is not None or scores is not None or victim_buffer:
-        raise ArgumentError("trace, scores, victim_buffer: are of a cache; give cache=, too")
+    elif trace is not None or scores is not None or victim_buffer or shared:
+        raise ArgumentError(
+            "trace, scores, victim_buffer, shared: are of a cache; give cache=, too"
+        )
     elif device == SIMT and store.resident is not None:
         store = MappedStore(store, HostExecutorDevice())
     return UnifiedTensor(store, compute)

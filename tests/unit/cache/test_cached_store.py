@@ -658,9 +658,9 @@ def test_rows_beyond_what_plans_can_number_are_told_with_a_way_out(tmp_path: Pat
 def test_batches_are_recorded_one_at_a_time(source: FileStore, cache: Any) -> None:
     store = CachedStore(source, cache=cache)
     engine = store._engine()
-    lock = engine._executing if isinstance(engine, Engine) else engine._lock
+    is_held = engine._executing._is_owned if isinstance(engine, Engine) else engine._lock.locked
     held: list[bool] = []
-    engine._record = lambda ids: held.append(lock.locked())
+    engine._record = lambda ids: held.append(is_held())
     store.gather(ids_of(3))
     store.gather(ids_of(3), ticket=store.announce(ids_of(3)))
     assert held == [True, True]

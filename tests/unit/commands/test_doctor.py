@@ -27,12 +27,13 @@ import torch
 import gnnsys.commands.doctor as doctor
 from gnnsys.commands.doctor import Finding, examine, report
 from gnnsys.system import disk_probe, machine
+from gnnsys.system.shared_memory import SharedMemory, map_shared
 
 NAMES = [
-    "Python", "gnnsys._core", "torch", "torch_geometric", "numpy", "processor", "cores", "memory",
-    "locked memory", "/dev/shm", "huge pages", "disk", "disk speed", "O_DIRECT", "io_uring", "GPUs",
-    "nvcc", "CUDA calls", "rows of host memory", "IOMMU", "pyarrow", "pyyaml", "ogb", "tensorboard",
-    "pyg_lib", "torch_sparse", "dgl",
+    "Python", "gnnsys._core", "torch", "torch_geometric", "numpy", "processor", "cores",
+    "memory", "locked memory", "/dev/shm", "shared cache", "huge pages", "disk", "disk speed",
+    "O_DIRECT", "io_uring", "GPUs", "nvcc", "CUDA calls", "rows of host memory", "IOMMU",
+    "pyarrow", "pyyaml", "ogb", "tensorboard", "pyg_lib", "torch_sparse", "dgl",
 ]  # fmt: skip
 REQUIRED = ["gnnsys._core", "torch", "torch_geometric", "numpy"]
 SAMPLE = [
@@ -376,6 +377,22 @@ def test_shared_memory_agrees_with_psutil(findings: dict[str, Finding]) -> None:
     assert size == pytest.approx(usage.total, rel=1e-3)
     assert free == pytest.approx(usage.free, rel=0.1, abs=1 << 26)
     assert (findings["/dev/shm"].state == "warning") == (free < 1 << 30)
+
+
+def test_what_keeps_ranks_from_sharing_memory_is_told(findings: dict[str, Finding]) -> None:
+    memory = SharedMemory.create("gnnsys-test", 1 << 40)  # most of which is never touched
+    memory.bytes[[0, -1]] = 1, 2
+    assert map_shared(memory.where, 1 << 40)[[0, 1, -1]].tolist() == [1, 0, 2]
+    with pytest.raises(FileNotFoundError, match="is another one here"):
+        map_shared((*memory.where[:2], memory.where[2] + 1), 1)
+    assert findings["shared cache"].found == "shm"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        state, found, _ = doctor._shared_cache()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (state, found) == ("warning", "exchange: [Errno 24] Too many open files")
 
 
 def test_huge_pages_name_the_bracketed_mode(findings: dict[str, Finding]) -> None:

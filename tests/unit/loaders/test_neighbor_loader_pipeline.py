@@ -241,6 +241,7 @@ class AheadStore(HostStore):
     """Host memory that holds its callers to the order of announced batches."""
 
     lookahead = 0
+    world_size = 1
 
     def __init__(self, source: Tensor, fails_at: int = -1, error: Exception | None = None) -> None:
         super().__init__(source)
@@ -269,10 +270,10 @@ class AheadStore(HostStore):
             assert torch.equal(ids, announced)
         return super().gather(ids, out)
 
-    def retract(self, ticket: int) -> None:
-        assert ticket in [due for due, _ in self.waiting]
-        self.retracted.append(ticket)
-        self.waiting = [(due, ids) for due, ids in self.waiting if due < ticket]
+    def end(self, owner: Any = None) -> None:
+        assert owner is not None
+        self.retracted += [due for due, _ in self.waiting[:1]]
+        self.waiting = []
 
 
 def unify(store: AheadStore) -> gnnsys.UnifiedTensor:

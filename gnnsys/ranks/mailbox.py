@@ -1,0 +1,250 @@
+"""Messages between ranks at any time, told to whoever handles them: ``Mailbox``.
+
+A transport's messages are awaited one by one, in an order that both sides know. Here nobody waits:
+what another rank sends is handled as it comes. Invariants: messages of one rank to another are
+handled in their order; who sends waits for nobody; closing ends all threads, whatever other ranks
+do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from gnnsys.errors import ArgumentError, RankFailedError, ResourceError
+from gnnsys.ranks.meeting import Meeting, machine_identity
+from gnnsys.ranks.rendezvous import interface_to
+
+__all__ = ["Handler", "Mailbox", "SocketMailbox"]
+
+_HEADER = struct.Struct("<Bqqqq")  # kind, three numbers, bytes of the payload
+_PATIENCE = 60.0  # seconds for ranks that have met to connect
+
+
+class Handler(Protocol):
+    """Who takes the messages of a mailbox; called from several threads."""
+
+    def handle(self, source: int, kind: int, numbers: Sequence[int], payload: bytearray) -> None:
+        """A message of rank ``source``, which may be this one."""
+
+    def lose(self, rank: int) -> None:
+        """A rank has closed its side, or has ended."""
+
+
+class Mailbox(Protocol):
+    """What a rank sends with, and where its messages arrive."""
+
+    rank: int
+    world: int
+
+    def open(self, handler: Handler) -> None:
+        """Begins to hand over messages; what came before is kept."""
+
+    def send(
+        self, to: int, kind: int, numbers: tuple[int, int, int], payload: NDArray[Any]
+    ) -> None:
+        """Sends a message; one to this rank is handled at once. Ranks that have gone get nothing.
+
+        Args:
+            kind: from 0 to 254.
+            numbers: of 64 bits.
+            payload: dense, not changed any more; its bytes are sent.
+        """
+
+    def close(self, patience: float = 2.0) -> None:
+        """Hands over nothing any more, once what was sent is on its way."""
+
+
+class SocketMailbox:
+    """Messages over connections of the ranks' own: TCP, of which one is between any two ranks.
+
+    All ranks make it together. Ranks of one machine meet on its loopback network; others by the
+    interface that gloo uses, too. A connection that does not begin with the word that rank 0 drew
+    is not let in.
+
+    Raises:
+        RankFailedError: a rank does not come.
+        ArgumentError: there is no address at that interface.
+        ResourceError: the system refuses a socket or a thread.
+    """
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.rank, self.world = meeting.rank, meeting.world
+        identities = meeting.tell(machine_identity())
+        self.one_machine = len(set(identities)) == 1
+        """Whether all ranks see each other's memory."""
+        try:
+            with socket.create_server(
+                (_address(self.one_machine), 0), backlog=self.world
+            ) as server:
+                word = secrets.token_hex(16)
+                told = meeting.tell((*server.getsockname()[:2], word))
+                self._peers = _connect(server, self.rank, told, told[0][2].encode())
+        except OSError as error:
+            raise ResourceError(
+                error.errno, f"rank {self.rank} has no connection to another rank: {error}"
+            ) from error
+        self._senders: dict[int, _Sender] = {}
+        self._threads: list[threading.Thread] = []
+        self._handler: Handler | None = None
+
+    def open(self, handler: Handler) -> None:
+        """See ``Mailbox.open``."""
+        self._handler = handler
+        for peer, connection in self._peers.items():
+            self._senders[peer] = sender = _Sender(connection)
+            for work, name in ((sender.run, "send"), (partial(self._listen, peer), "hear")):
+                thread = threading.Thread(target=work, name=f"gnnsys-{name}-{peer}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self.close(0.0)
+                    raise ResourceError(
+                        0, f"the system refuses a thread to talk to rank {peer}: {error}"
+                    ) from error
+                self._threads.append(thread)
+
+    def send(
+        self, to: int, kind: int, numbers: tuple[int, int, int], payload: NDArray[Any]
+    ) -> None:
+        """See ``Mailbox.send``."""
+        data = payload.reshape(-1).view(np.uint8).data
+        if to == self.rank:
+            assert self._handler is not None
+            self._handler.handle(to, kind, numbers, bytearray(data))
+        else:
+            self._senders[to].put(_HEADER.pack(kind, *numbers, len(data)), data)
+
+    def close(self, patience: float = 2.0) -> None:
+        """See ``Mailbox.close``.
+
+        Args:
+            patience: seconds for what is on its way.
+        """
+        for sender in self._senders.values():
+            sender.end()
+        until = time.monotonic() + patience
+        for sender in self._senders.values():
+            sender.ended.wait(max(0.0, until - time.monotonic()))
+        for connection in self._peers.values():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        for connection in self._peers.values():
+            connection.close()
+
+    def _listen(self, peer: int) -> None:
+        connection, handler = self._peers[peer], self._handler
+        assert handler is not None
+        header = bytearray(_HEADER.size)
+        try:
+            while _receive(connection, header):
+                kind, *numbers, size = _HEADER.unpack(header)
+                payload = bytearray(size)
+                if not _receive(connection, payload):
+                    break
+                handler.handle(peer, kind, numbers, payload)
+        finally:
+            handler.lose(peer)
+
+
+class _Sender:
+    """What is on its way to one rank, which may be slow or stopped: who sends does not wait."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._queue: queue.SimpleQueue[tuple[bytes, memoryview] | None] = queue.SimpleQueue()
+        self.ended = threading.Event()
+
+    def put(self, header: bytes, payload: memoryview) -> None:
+        self._queue.put((header, payload))
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def run(self) -> None:
+        try:
+            while (message := self._queue.get()) is not None:
+                for part in message:
+                    self._connection.sendall(part)
+        except OSError:
+            pass  # it has gone, of which who listens to it tells
+        finally:
+            self.ended.set()
+
+
+def _receive(connection: socket.socket, into: bytearray) -> bool:
+    """Fills ``into``; returns whether the connection gave so much."""
+    rest = memoryview(into)
+    while len(rest):
+        try:
+            got = connection.recv_into(rest)
+        except OSError:
+            return False
+        if got == 0:
+            return False
+        rest = rest[got:]
+    return True
+
+
+def _connect(
+    server: socket.socket, rank: int, addresses: Sequence[tuple[str, int, str]], word: bytes
+) -> dict[int, socket.socket]:
+    """A connection to every other rank: to those before it, from those after it."""
+    peers: dict[int, socket.socket] = {}
+    hello = struct.Struct(f"<{len(word)}sq")
+    for other in range(rank):
+        host, port, _ = addresses[other]
+        peers[other] = socket.create_connection((host, port), _PATIENCE)
+        peers[other].sendall(hello.pack(word, rank))
+    server.settimeout(_PATIENCE)
+    while len(peers) < len(addresses) - 1:
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:
+            missing = next(r for r in range(rank + 1, len(addresses)) if r not in peers)
+            raise RankFailedError(
+                f"rank {missing} does not connect to rank {rank}", missing
+            ) from None
+        connection.settimeout(_PATIENCE)
+        said = bytearray(hello.size)
+        if _receive(connection, said) and hello.unpack(said)[0] == word:
+            peers[hello.unpack(said)[1]] = connection
+        else:
+            connection.close()
+    for connection in peers.values():
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return peers
+
+
+def _address(one_machine: bool) -> str:
+    """Of this machine, as other ranks reach it."""
+    if one_machine:
+        return "127.0.0.1"
+    asked = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    name = asked or interface_to(os.environ.get("MASTER_ADDR", "127.0.0.1")) or "lo"
+    there = psutil.net_if_addrs()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for each in there.get(name, []):
+            if each.family == family:
+                return each.address
+    raise ArgumentError(
+        f"GLOO_SOCKET_IFNAME={asked}: no network interface {name} with an address; unset it, or "
+        f"name one of {', '.join(there)}"
+    )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gnnsys.dataset.folder import Dataset as Dataset
     from gnnsys.dataset.folder import open_dataset as open_dataset
     from gnnsys.feature_store import FeatureStore as FeatureStore
+    from gnnsys.loaders.cooperative import CooperativeSampler as CooperativeSampler
     from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader as LinkNeighborLoader
     from gnnsys.loaders.neighbor_loader import NeighborLoader as NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler as NeighborSampler
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CacheArena": "gnnsys.cache.arena",
+    "CooperativeSampler": "gnnsys.loaders.cooperative",
     "Dataset": "gnnsys.dataset.folder",
     "FeatureStore": "gnnsys.feature_store",
     "LinkNeighborLoader": "gnnsys.loaders.link_neighbor_loader",

@@ -5,6 +5,7 @@ unified tensor's stores, never models or the command line. Invariant: a batch de
 the seeds and (seed, epoch, batch number) alone, not on threads, workers or where features lie.
 """
 
+from gnnsys.loaders.cooperative import CooperativeSampler
 from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader
 from gnnsys.loaders.neighbor_loader import NeighborLoader
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
@@ -12,6 +13,7 @@ from gnnsys.loaders.topology import CSC
 
 __all__ = [
     "CSC",
+    "CooperativeSampler",
     "LinkNeighborLoader",
     "NeighborLoader",
     "NeighborSampler",

@@ -100,7 +100,7 @@ class KernelSampler:
         nodes_per_hop, edges_per_hop = [len(seeds)], []
         for hop, fanout in enumerate(fanouts):
             choice = Choice(fanout, draws.replace)
-            stream = Stream(draws.seed, draws.epoch, draws.group, hop, 0)
+            stream = Stream(draws.seed, draws.epoch, draws.group, draws.first_hop + hop, 0)
             end, targets = len(node), node[begin:]
             first, degree, counts = launches.count_edges(targets, choice)
             offsets = launches.prefix_sum(counts)

@@ -22,7 +22,10 @@ _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Draws(NamedTuple):
-    """How neighbours are drawn, and the words below 2**64 that the draws are made from."""
+    """How neighbours are drawn, and the words below 2**64 that the draws are made from.
+
+    The seeds draw as the nodes that hop ``first_hop`` expands.
+    """
 
     replace: bool
     disjoint: bool
@@ -31,6 +34,7 @@ class Draws(NamedTuple):
     seed: int
     epoch: int
     group: int
+    first_hop: int = 0
 
 
 class NativeSampler:

@@ -274,6 +274,21 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             raise ArgumentError(f"seeds: {type(seeds).__name__}, expected {expected}")
         return self._sample(seeds, group=group, epoch=epoch)
 
+    def sample_hop(self, nodes: Tensor, hop: int, group: int, epoch: int = 0) -> SamplerOutput:
+        """The neighbours that one hop of a batch draws for some of the nodes that it expands.
+
+        Nodes draw independently of each other, so that a hop's parts may be sampled apart. For
+        homogeneous graphs, directional and not disjoint.
+
+        Args:
+            nodes: (n,) node ids: of the seeds, or of nodes that the hop before added.
+            hop: from 0, that of the seeds.
+            group: number of the batch in its epoch.
+            epoch: number of the epoch.
+        """
+        out: SamplerOutput = self._sample(nodes, group=group, epoch=epoch, hops=slice(hop, hop + 1))
+        return out
+
     def sample_from_nodes(
         self, inputs: NodeSamplerInput, *, group: int | None = None, epoch: int | None = None
     ) -> SamplerOutput | HeteroSamplerOutput:
@@ -366,9 +381,16 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             )
 
     def _sample(
-        self, seed: Any, seed_time: Any = None, *, group: int = 0, epoch: int = 0, **kwargs: Any
+        self,
+        seed: Any,
+        seed_time: Any = None,
+        *,
+        group: int = 0,
+        epoch: int = 0,
+        hops: slice = slice(None),
+        **kwargs: Any,
     ) -> Any:
-        """The sampled subgraph; PyG's functions call this too."""
+        """The sampled subgraph, or some hops of it; PyG's functions call this too."""
         draws = Draws(
             replace=self.replace,
             disjoint=self.disjoint,
@@ -377,12 +399,14 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             seed=self.seed & _MASK64,
             epoch=epoch & _MASK64,
             group=group // self.dependent_batches & _MASK64,
+            first_hop=hops.start or 0,
         )
         if not self.is_hetero:
             seed = {None: seed}
             seed_time = None if seed_time is None else {None: seed_time}
         induced = self.subgraph_type == SubgraphType.induced
-        out: Any = self._native.sample(seed, seed_time, self._fanouts, draws, induced)
+        fanouts = [each[hops] for each in self._fanouts]
+        out: Any = self._native.sample(seed, seed_time, fanouts, draws, induced)
         if self._is_backward:
             out.row, out.col = out.col, out.row
         if self.subgraph_type == SubgraphType.bidirectional:

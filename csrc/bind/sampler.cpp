@@ -77,9 +77,9 @@ class BoundSampler {
 
   nb::tuple sample(const std::vector<Seeds>& seeds, std::vector<std::vector<int64_t>> fanouts,
                    bool replace, bool disjoint, bool last, bool labor, uint64_t seed,
-                   uint64_t epoch, uint64_t group) {
-    SampleRequest request{{},   std::move(fanouts), replace, disjoint, last, labor, seed, epoch,
-                          group};
+                   uint64_t epoch, uint64_t group, uint64_t first_hop) {
+    SampleRequest request{{},    std::move(fanouts), replace, disjoint, last, labor, seed, epoch,
+                          group, first_hop};
     for (const auto& [type, ids, times] : seeds) {
       if (times) {
         check_size("times of seeds of type", type, static_cast<int64_t>(times->size()),
@@ -178,18 +178,18 @@ void bind_sampler(nb::module_& m) {
            "in-neighbours. Times of nodes are given per type, times and weights of edges per "
            "relation, by position in the CSC. The arrays are kept, not copied.")
       .def("sample", &BoundSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "disjoint"_a,
-           "last"_a, "labor"_a, "seed"_a, "epoch"_a, "group"_a,
+           "last"_a, "labor"_a, "seed"_a, "epoch"_a, "group"_a, "first_hop"_a = 0,
            nb::sig("def sample(self, seeds: collections.abc.Sequence[tuple[int, "
                    "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64] | None]], "
                    "fanouts: collections.abc.Sequence[collections.abc.Sequence[int]], replace: "
                    "bool, disjoint: bool, last: bool, labor: bool, seed: int, epoch: int, group: "
-                   "int) -> tuple[list[numpy.typing.NDArray[numpy.int64]], "
+                   "int, first_hop: int = 0) -> tuple[list[numpy.typing.NDArray[numpy.int64]], "
                    "list[numpy.typing.NDArray[numpy.int64]] | None, "
                    "list[numpy.typing.NDArray[numpy.int64]], "
                    "list[numpy.typing.NDArray[numpy.int64]], list[list[int]], list[list[int]]]"),
            "node and batch per type, edge_index (2, edges) and edge per relation, nodes per type "
            "and hop, edges per relation and hop. Seeds are (type, ids, times), fanouts per "
-           "relation and hop.")
+           "relation and hop. The seeds draw as nodes of hop first_hop do.")
       .def("induce", &BoundSampler::induce, "node"_a,
            nb::sig("def induce(self, node: "
                    "collections.abc.Sequence[numpy.typing.NDArray[numpy.int64]]) -> "

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_geometric.nn import GINConv
+from torch_geometric.nn import GCNConv, MessagePassing
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.config.resolve import Run
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.cooperative import JointBatch
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.training.task import NodeDataset
@@ -101,18 +102,68 @@ class NodeClassifier(torch.nn.Module):
             edges = sum(num_sampled_edges[: hops + 1])
             if edges < edge_index.size(1):
                 edge_index = edge_index[:, :edges]
-            ends = (x[:sources], x[:targets])
-            if degrees is None:
-                x = conv(ends, edge_index)
-            else:
-                x = _convolve_scaled(conv, ends, edge_index, degrees[:targets])
+            x = _convolve(conv, (x[:sources], x[:targets]), edge_index, degrees)
             if hops > 0:
                 x = self.gnn.dropout(torch.relu_(x))  # no layer keeps its output for backward
         return x
 
+    def forward_jointly(
+        self, x: Tensor, batch: JointBatch, degrees: Tensor | None = None
+    ) -> Tensor:
+        """Logits (own seeds, classes) of a rank's part of a joint batch.
+
+        Args:
+            x: (own nodes, in_channels).
+            batch: whose ranks compute it together; each hop is a layer's.
+            degrees: (own nodes,), see ``forward``.
+        """
+        x = F.dropout(x, self.dropout, self.training)
+        own = None if self.can_trim else _symmetric_scale(batch).to(x)
+        for number, conv in enumerate(self.gnn.convs):
+            if number > 0:
+                x = self.gnn.dropout(torch.relu_(x))
+            if own is None:
+                x = _convolve(conv, *batch.exchange(x, number), degrees)
+            else:
+                x = _convolve_symmetric(conv, *batch.exchange(x * own[: len(x)], number))
+                x = x * own[: len(x)] + conv.bias
+        return x
+
+
+def _convolve(
+    conv: MessagePassing, ends: tuple[Tensor, Tensor], edge_index: Tensor, degrees: Tensor | None
+) -> Tensor:
+    if degrees is not None:
+        return _convolve_scaled(conv, ends, edge_index, degrees[: len(ends[1])])
+    out: Tensor = conv(ends, edge_index)
+    return out
+
+
+def _symmetric_scale(batch: JointBatch) -> Tensor:
+    """(own nodes, 1) 1 / sqrt(degree), each node's loop counted once, as a GCN scales rows."""
+    targets = _without_loops(batch.edge_index)[1]
+    degrees = 1 + torch.bincount(targets, minlength=len(batch.n_id))
+    return degrees.double().rsqrt()[:, None]
+
+
+def _convolve_symmetric(conv: GCNConv, ends: tuple[Tensor, Tensor], edge_index: Tensor) -> Tensor:
+    """A GCN's layer (Kipf and Welling, ICLR 2017, eq. 2) of rows that are scaled by their owners;
+    its results are to be, too. A layer of PyG does not know the degrees of sources that other ranks
+    draw for."""
+    sources, own = ends
+    edges = _without_loops(edge_index)
+    summed = conv.propagate(edges, x=sources, edge_weight=None, size=(len(sources), len(own)))
+    out: Tensor = conv.lin(summed + own)
+    return out
+
+
+def _without_loops(edge_index: Tensor) -> Tensor:
+    """Targets are the first of the sources."""
+    return edge_index[:, edge_index[0] != edge_index[1]]
+
 
 def _convolve_scaled(
-    conv: GINConv, ends: tuple[Tensor, Tensor], edge_index: Tensor, degrees: Tensor
+    conv: Any, ends: tuple[Tensor, Tensor], edge_index: Tensor, degrees: Tensor
 ) -> Tensor:
     """A GIN's layer (Xu et al., ICLR 2019, eq. 4.1), its sums scaled by degree / sampled edges."""
     own = ends[1]

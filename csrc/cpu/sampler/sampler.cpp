@@ -173,7 +173,7 @@ struct Sampler::Run {
             source_time || relation.edge_time ? context.seed_time.data() : nullptr,
             target.node.data() + target.begin,
             request.disjoint ? target.tree.data() + target.begin : nullptr,
-            stream_key(request.seed, request.epoch, request.group, hop, stream),
+            stream_key(request.seed, request.epoch, request.group, request.first_hop + hop, stream),
             request.fanouts[number][hop],
             request.replace,
             request.last,

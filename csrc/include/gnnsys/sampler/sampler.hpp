@@ -57,6 +57,7 @@ struct SampleRequest {
   uint64_t seed;
   uint64_t epoch;
   uint64_t group;
+  uint64_t first_hop = 0;  // the seeds draw as the nodes that this hop expands
 };
 
 // (2, edges) pooled: the edges' sources, then their targets, as places in the batch's node lists.

@@ -1,0 +1,106 @@
+"""Training on mini-batches that several ranks draw and compute together, one a step.
+
+Owns what ``CooperativeSampler`` leaves to those who train: seeds, rows and labels of a step, its
+loss, and the sum of the weights' gradients. Invariant: a step is that of one process on the joint
+batch, but for dropout's draws.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from gnnsys import rng
+from gnnsys.loaders.cooperative import CooperativeSampler
+from gnnsys.ranks.distributed import DistributedTransport
+from gnnsys.ranks.group import gather_objects, told_by_first_rank, transport_for_thread
+from gnnsys.ranks.ring import ring_all_reduce
+from gnnsys.training.metrics import loss_of
+from gnnsys.training.models import NodeClassifier
+from gnnsys.training.rank_steps import RankSteps
+from gnnsys.training.steps import served_so_far
+
+__all__ = ["CooperativeSteps"]
+
+
+class CooperativeSteps(RankSteps):
+    """One rank's part of every step; arguments as of ``MiniBatch``."""
+
+    def _begin_together(self, transport: DistributedTransport, model: NodeClassifier) -> None:
+        model.load_state_dict(told_by_first_rank(model.state_dict))
+        self._transport, self._classifier = transport, model
+        self._drawing = transport_for_thread()
+        self._joint = CooperativeSampler(self._sampler, transport, self._drawing)
+        self._rows = self._rows_received = self._sent_before = 0  # in the epoch
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """This rank's part of a joint batch for each step, drawn while the one before is trained
+        on: by all ranks, also where a run is broken off in between."""
+        train, size = self._dataset.train, self._config.batch_size
+        order = torch.from_numpy(rng.permutation(len(train), self._config.seed, epoch))
+        self._rows = self._rows_received = 0
+        self._sent_before = self._sent()
+        numbers = range(first, self.num_batches(), self._world)
+
+        def draw(number: int) -> Data:
+            seeds = train[order[number * size : (number + self._world) * size]]
+            return self._make_batch(seeds, number // self._world, epoch)
+
+        with ThreadPoolExecutor(1, "gnnsys-joint") as thread:
+            ahead = thread.submit(draw, first)
+            for number in numbers:
+                began = time.perf_counter()
+                batch = ahead.result()
+                self.load_seconds += time.perf_counter() - began
+                if number != numbers[-1]:
+                    ahead = thread.submit(draw, number + self._world)
+                self._epoch, self._first = epoch, number
+                self._rows += len(batch.n_id)
+                self._rows_received += batch.joint.num_received
+                yield batch
+
+    def _make_batch(self, seeds: Tensor, group: int, epoch: int) -> Data:
+        joint = self._joint.sample(seeds, group, epoch)
+        own = joint.n_id[: joint.batch_size]
+        return Data(
+            x=self._dataset.features[joint.n_id],
+            y=self._dataset.labels[own],
+            n_id=joint.n_id,
+            batch_size=len(own),
+            joint=joint,
+            served=served_so_far(self._dataset),
+        )
+
+    def _own_loss(self, batch: Any) -> Tensor:
+        self.served = batch.served
+        x, y = batch.x.to(self._device), batch.y.to(self._device)
+        with self._autocast:
+            out = self._classifier.forward_jointly(x, batch.joint, self._degrees(batch.n_id))
+        if self._config.precision == "bf16":
+            out = out.float()
+        return loss_of(out, y) if len(out) else out.sum()
+
+    def _sum_gradients(self) -> None:
+        found = [each.grad for each in self._model.parameters() if each.grad is not None]
+        flat = torch.cat([each.flatten() for each in found])
+        transport = self._transport
+        transport.drive(ring_all_reduce(transport, flat, range(transport.world)))
+        parts = flat.split([each.numel() for each in found])
+        for each, summed in zip(found, parts, strict=True):
+            each.copy_(summed.view_as(each))
+
+    def facts(self) -> dict[str, Any]:
+        """Of all ranks: input rows, each once; those of them that were sent to another rank,
+        counted for each; and bytes sent for joint batches."""
+        told = gather_objects((self._rows, self._rows_received, self._sent() - self._sent_before))
+        names = "rows", "rows_received", "bytes_sent"
+        return {"joint": dict(zip(names, map(sum, zip(*told, strict=True)), strict=True))}
+
+    def _sent(self) -> int:
+        return sum(each.ledger.bytes["joint"] for each in (self._transport, self._drawing))

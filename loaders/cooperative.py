@@ -1,0 +1,280 @@
+"""``CooperativeSampler``: mini-batches that several ranks draw and compute together.
+
+Each node has an owner among the ranks (``gnnsys.ranks.owners``), who draws its neighbours, reads
+its row and computes its hidden vectors, once for all. What others need of it they are sent, and the
+gradients that come back are summed at the owner (Balın, LaSalle, Çatalyürek: "Cooperative
+Minibatching in Graph Neural Networks", TMLR 2025, algorithm 1). Invariants: the ranks' parts
+together are the batch that one process draws; all ranks take part in every exchange, in the same
+order, with empty parts where they have nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch_geometric.sampler import SamplerOutput
+from torch_geometric.sampler.base import SubgraphType
+
+from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.loaders.native_sampler import as_seed_ids
+from gnnsys.loaders.neighbor_sampler import NeighborSampler
+from gnnsys.ranks.exchange import all_to_all, all_to_all_lengths
+from gnnsys.ranks.group import group_transport
+from gnnsys.ranks.local_hub import LocalHub
+from gnnsys.ranks.owners import Owners
+from gnnsys.ranks.transport import Driver, Transport, Work
+
+__all__ = ["CooperativeSampler", "JointBatch"]
+
+_KIND = "joint"
+
+
+class CooperativeSampler:
+    """Draws mini-batches that all ranks of the process group compute together.
+
+    Each node is drawn for, read and computed by its owner alone, so that W ranks read and compute
+    what one process does for the same batch, not W overlapping neighbourhoods. The batch is that
+    which ``sampler.sample`` draws in one process for the same seeds. Without other ranks it is
+    the process's own.
+
+    Args:
+        sampler: the same on all ranks, over a homogeneous graph; with fanouts for each layer.
+        transport: what ranks talk by; that of the default process group if left out.
+        drawing: what they talk by while they draw; another one where batches are drawn in another
+            thread than they are computed in.
+
+    Raises:
+        UnsupportedError: a sampler of a typed graph, or disjoint, temporal, bidirectional, induced
+            or forward.
+
+    >>> from torch_geometric.data import Data
+    >>> from torch_geometric.nn import SAGEConv
+    >>> data = Data(x=torch.eye(4), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
+    >>> sampler = CooperativeSampler(NeighborSampler(data, num_neighbors=[-1, -1]))
+    >>> batch = sampler.sample(torch.tensor([2, 0]), group=0)  # all ranks give the same seeds
+    >>> x = data.x[batch.n_id]
+    >>> for layer, conv in enumerate([SAGEConv(4, 8), SAGEConv(8, 3)]):
+    ...     x = conv(*batch.exchange(x, layer))
+    >>> x.shape, batch.n_id[: batch.batch_size].tolist()
+    (torch.Size([2, 3]), [2, 0])
+
+    Each rank has the rows of its own seeds at the end. Of the losses' sum over them divided by
+    ``batch.num_seeds``, the gradients of the parameters are to be summed over ranks.
+    """
+
+    def __init__(
+        self,
+        sampler: NeighborSampler,
+        transport: Driver | None = None,
+        drawing: Driver | None = None,
+    ) -> None:
+        directional = sampler.subgraph_type == SubgraphType.directional
+        for what, is_so in (
+            ("a graph with types", sampler.is_hetero),
+            ("disjoint or temporal batches", sampler.disjoint or sampler.is_temporal),
+            (f"subgraph_type {sampler.subgraph_type.value!r}", not directional),
+            ("out-neighbours", sampler.sample_direction == "backward"),
+        ):
+            if is_so:
+                raise UnsupportedError(f"sampler: {what}: ranks do not sample it together yet")
+        self._sampler = sampler
+        self._transport = transport or group_transport() or LocalHub(1).transports[0]
+        self._drawing = drawing or self._transport
+
+    def sample(self, seeds: Tensor, group: int, epoch: int = 0) -> JointBatch:
+        """This rank's part of one batch; every rank has to call it, with the same arguments.
+
+        Args:
+            seeds: (n,) distinct node ids, of all ranks together.
+            group: number of the batch in its epoch.
+            epoch: number of the epoch.
+
+        Raises:
+            ArgumentError: a seed that is given twice, or is outside the graph.
+            DTypeError: seeds that are no integers.
+            RankFailedError: another rank is gone.
+        """
+        seeds, count = as_seed_ids("seeds", seeds), self._sampler.num_nodes
+        outside = seeds[(seeds < 0) | (seeds >= count)]
+        if len(outside):  # else its owner alone would tell, and the others wait for it
+            raise ArgumentError(
+                f"seeds: {int(outside[0])} is outside the graph's nodes [0, {count})"
+            )
+        if len(seeds.unique()) < len(seeds):
+            raise ArgumentError("seeds: some are given twice, and a joint batch has each node once")
+        work = _sample(self._drawing, self._sampler, seeds, group, epoch, self._transport)
+        return self._drawing.drive(work)
+
+
+@dataclass(frozen=True, slots=True)
+class JointBatch:
+    """One rank's part of a batch: its own nodes, and the edges to them."""
+
+    n_id: Tensor
+    """(n,) ids of the rank's own nodes: its seeds, then those that each hop found."""
+
+    e_id: Tensor
+    """(edges,) positions in the CSC of the edges to own nodes."""
+
+    edge_index: Tensor
+    """(2, edges): targets as places in ``n_id``; sources too, or in the rows of others, which
+    follow. What a layer needs of it ``exchange`` gives."""
+
+    num_sampled_nodes: list[int]
+    """Own nodes of each hop, the seeds first."""
+
+    num_sampled_edges: list[int]
+    """Edges of each hop."""
+
+    num_seeds: int
+    """Of all ranks."""
+
+    _transport: Driver
+    _sends: list[list[Tensor]]
+    """[rank][hop] own nodes, as places in ``n_id``, that a rank needs since that hop."""
+    _receives: list[list[int]]
+    """[rank][hop] nodes of a rank that are needed here since that hop."""
+
+    @property
+    def batch_size(self) -> int:
+        """Own seeds."""
+        return self.num_sampled_nodes[0]
+
+    @property
+    def num_received(self) -> int:
+        """Rows of others that the first layer needs."""
+        return sum(map(sum, self._receives))
+
+    def exchange(self, x: Tensor, layer: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The inputs of a layer, for a convolution that takes a pair of sources and targets.
+
+        Differentiable: backward, the ranks send gradients back. Every rank has to call it for
+        each layer in order, also one that owns no node of it, and to go backward through what it
+        got.
+
+        Args:
+            x: (nodes, ...) rows of own nodes: all of them for the first layer, else what the layer
+                before computed.
+            layer: from 0, that of the inputs.
+
+        Returns:
+            Rows of the sources, first of which are x; those of the targets; and the
+            (2, edges) edges between them.
+
+        Raises:
+            ArgumentError: rows that are not those of the layer.
+            RankFailedError: another rank is gone.
+        """
+        hops = len(self.num_sampled_edges) - layer
+        sources, targets = (sum(self.num_sampled_nodes[: hops + end]) for end in (1, 0))
+        if not hops > 0 or len(x) != sources:
+            raise ArgumentError(
+                f"x: {len(x)} rows for layer {layer} of {len(self.num_sampled_edges)}, expected "
+                f"{sources}: those of own nodes, each layer's results in turn"
+            )
+        sends = [torch.cat(each[:hops]).to(x.device) for each in self._sends]
+        receives = [sum(each[:hops]) for each in self._receives]
+        rows: Tensor = _Exchange.apply(x, self._transport, sends, receives)
+        edges = self._edges_among(sources, receives, hops)
+        return (rows, rows[:targets]), edges.to(x.device)
+
+    def _edges_among(self, sources: int, receives: list[int], hops: int) -> Tensor:
+        """The edges of the first hops, their sources as places in the rows that are there."""
+        edges = self.edge_index[:, : sum(self.num_sampled_edges[:hops])]
+        if hops == len(self.num_sampled_edges):
+            return edges
+        there, begin = [torch.arange(sources)], len(self.n_id)
+        for each, received in zip(self._receives, receives, strict=True):
+            there.append(torch.arange(begin, begin + received))
+            begin += sum(each)
+        places = torch.empty(begin, dtype=torch.int64)
+        kept = torch.cat(there)
+        places[kept] = torch.arange(len(kept))
+        return torch.stack([places[edges[0]], edges[1]])
+
+
+class _Exchange(torch.autograd.Function):
+    """Appends the rows that other ranks send; backward, sums the gradients that they send back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, transport: Driver, sends: list[Tensor], receives: list[int]
+    ) -> Tensor:
+        ctx.transport, ctx.sends, ctx.receives = transport, sends, receives
+        parts = [x[places] for places in sends]
+        return torch.cat([x, *transport.drive(all_to_all(transport, parts, receives, _KIND))])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        parts = gradient.split([len(gradient) - sum(ctx.receives), *ctx.receives])
+        lengths = [len(places) for places in ctx.sends]
+        work = all_to_all(ctx.transport, parts[1:], lengths, _KIND)
+        total = parts[0].clone()
+        for places, part in zip(ctx.sends, ctx.transport.drive(work), strict=True):
+            total.index_add_(0, places, part)
+        return total, None, None, None
+
+
+def _sample(
+    transport: Transport,
+    sampler: NeighborSampler,
+    seeds: Tensor,
+    group: int,
+    epoch: int,
+    of_rows: Driver,
+) -> Work[JointBatch]:
+    ranks, owners = range(transport.world), Owners(sampler.num_nodes, transport.world)
+
+    def owner_of(ids: Tensor) -> Tensor:
+        return torch.from_numpy(owners.locate(ids.numpy())[0])
+
+    frontier = seeds[owner_of(seeds) == transport.rank]
+    own = [frontier]
+    known = frontier  # ids of own nodes, and of those of others that were asked for
+    draws: list[SamplerOutput] = []
+    asked_of: list[list[Tensor]] = [[] for _ in ranks]
+    asked_by: list[list[Tensor]] = [[] for _ in ranks]
+    for hop in range(sampler.num_neighbors.num_hops):
+        out = sampler.sample_hop(frontier, hop, group, epoch)
+        draws.append(out)
+        new = out.node[len(frontier) :]
+        new = new[~torch.isin(new, known)]
+        owner = owner_of(new)
+        asked = [new[owner == rank] for rank in ranks]
+        lengths = yield from all_to_all_lengths(transport, asked, _KIND)
+        told = yield from all_to_all(transport, asked, lengths, _KIND)
+        frontier = torch.cat(told).unique()
+        frontier = frontier[~torch.isin(frontier, known)]
+        own.append(frontier)
+        asked[transport.rank] = told[transport.rank] = seeds[:0]
+        for rank in ranks:
+            asked_of[rank].append(asked[rank])
+            asked_by[rank].append(told[rank])
+        known = torch.cat([known, frontier, *asked])
+    ids = torch.cat([*own, *(each for of_rank in asked_of for each in of_rank)])
+    in_order, order = ids.sort()
+
+    def places(of: Tensor) -> Tensor:
+        return order[torch.searchsorted(in_order, of)]
+
+    rows, columns, begin = [], [], 0
+    for out, nodes in zip(draws, own, strict=False):
+        rows.append(places(out.node)[out.row])
+        columns.append(out.col + begin)
+        begin += len(nodes)
+    return JointBatch(
+        n_id=torch.cat(own),
+        e_id=torch.cat([out.edge for out in draws]),
+        edge_index=torch.stack([torch.cat(rows), torch.cat(columns)]),
+        num_sampled_nodes=[len(nodes) for nodes in own],
+        num_sampled_edges=[len(out.row) for out in draws],
+        num_seeds=len(seeds),
+        _transport=of_rows,
+        _sends=[[places(each) for each in by_rank] for by_rank in asked_by],
+        _receives=[[len(each) for each in of_rank] for of_rank in asked_of],
+    )

@@ -87,9 +87,6 @@ class Costs:
     control_bytes: int
     """Each rank's loss and staleness, told to all others; nothing where ranks share a process."""
 
-    checkpoint_bytes: int
-    """Not of each epoch: weights and Adam's two moments, of each stage to all other ranks."""
-
     memory: list[Memory]
     """Of each rank."""
 
@@ -119,7 +116,6 @@ class Costs:
                 "control": self.control_bytes,
                 "total": self.total_bytes,
             },
-            "checkpoint_bytes": self.checkpoint_bytes,
             "slots": num_slots(split.slots, split.stages),
             "bubble": self.bubble,
             "memory": {**dataclasses.asdict(greatest), "total": greatest.total},
@@ -184,7 +180,6 @@ def estimate_costs(
         graph_bytes=read * sum(halo) * element_size,
         weight_bytes=2 * (split.ways - 1) * learned * element_size,
         control_bytes=_control_bytes(infos, held, split),
-        checkpoint_bytes=3 * (split.stages * split.ways - 1) * learned * element_size,
         memory=memory,
     )
 

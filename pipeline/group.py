@@ -3,7 +3,7 @@ group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -65,13 +65,15 @@ class RankGroup:
             return make()
         return self.gather([make() if self._distributed.rank == 0 else None])[0]
 
-    def merge(self, mine: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """One dictionary of the entries of all stages; ways of a stage have the same ones."""
+    @property
+    def first_ways(self) -> list[PipelineRank]:
+        """Those of this process that are the first of their stage, all ways of which have the same
+        weights."""
+        return [rank for rank in self.ranks if rank.transport.rank % self._ways == 0]
+
+    def merge(self, mine: dict[str, Any]) -> dict[str, Any]:
+        """One dictionary of the entries of all processes."""
         merged: dict[str, Any] = {}
-        firsts = [
-            part if rank.transport.rank % self._ways == 0 else {}
-            for part, rank in zip(mine, self.ranks, strict=True)
-        ]
-        for part in self.gather(firsts):
+        for part in self.gather([mine]):
             merged |= part
         return merged

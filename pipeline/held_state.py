@@ -3,7 +3,7 @@ on stages and ways."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ __all__ = ["HeldState"]
 
 
 class HeldState:
-    """The part of ``GNNPipe`` that gathers and loads weights, moments and snapshots. All of it is
-    done by all ranks together."""
+    """The part of ``GNNPipe`` that gathers and loads weights, moments and snapshots. What begins
+    with ``held`` sends nothing; all else is done by all ranks together."""
 
     stages: int
     ways: int
@@ -36,7 +36,10 @@ class HeldState:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """With the names that ``DeepModel`` gives them; ways in one process have the same ones."""
-        for rank in self._group.ranks:
+        return self._named(self._group.ranks)
+
+    def _named(self, ranks: Sequence[PipelineRank]) -> Iterator[tuple[str, nn.Parameter]]:
+        for rank in ranks:
             for number, layer in self._numbered(rank):
                 yield from ((f"layers.{number}.{n}", p) for n, p in layer.named_parameters())
 
@@ -45,16 +48,19 @@ class HeldState:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All weights, on the CPU, on every rank, as ``DeepModel.state_dict`` names them."""
-        return self._group.merge(
-            {
-                f"layers.{number}.{name}": value.cpu()
-                for number, layer in self._numbered(rank)
-                for name, value in layer.state_dict().items()
-            }
-            for rank in self._group.ranks
-        )
+        return self._group.merge(self.held_state_dict())
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def held_state_dict(self) -> dict[str, Tensor]:
+        """The entries of ``state_dict`` of this process's stages; none where it is another way of a
+        stage than the first. Those of all processes make it whole."""
+        return {
+            f"layers.{number}.{name}": value.cpu()
+            for rank in self._group.first_ways
+            for number, layer in self._numbered(rank)
+            for name, value in layer.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes weights of a ``DeepModel`` or of another pipeline.
 
         Raises:
@@ -70,16 +76,18 @@ class HeldState:
 
     def optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """An optimizer's state by the names of the parameters, on the CPU, on every rank."""
-        names = {parameter: name for name, parameter in self.named_parameters()}
-        held = {
+        return self._group.merge(self.held_optimizer_state_dict(optimizer))
+
+    def held_optimizer_state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The entries of ``optimizer_state_dict`` of this process, as of ``held_state_dict``."""
+        return {
             name: _to_cpu(optimizer.state[parameter])
-            for parameter, name in names.items()
+            for name, parameter in self._named(self._group.first_ways)
             if parameter in optimizer.state
         }
-        return self._group.merge([held] * len(self._group.ranks))
 
     def load_optimizer_state_dict(
-        self, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+        self, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Takes what ``optimizer_state_dict`` gave, of any number of stages and ways."""
         for name, parameter in self.named_parameters():

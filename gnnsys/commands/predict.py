@@ -41,11 +41,11 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import model_layers, run_layers
-from gnnsys.training.memory import plan_run
+from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import measure
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
-from gnnsys.training.steps import MiniBatch, activation_folder
+from gnnsys.training.steps import MiniBatch
 from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["predict", "run_command"]

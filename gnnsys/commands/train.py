@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -15,10 +15,10 @@ from gnnsys.features.statistics import FeatureStats, live_line, memory_rows, sta
 from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pages import numbers
 from gnnsys.pages.tables import pairs_on_terminal
-from gnnsys.ranks.environment import rank_of_process
+from gnnsys.ranks.environment import rank_of_process, rank_on_machine
 from gnnsys.system.budget import process_budget
 from gnnsys.system.interrupts import INTERRUPTED
-from gnnsys.system.progress import Progress, bar_on_demand
+from gnnsys.system.progress import Progress, bar_on_demand, silence
 from gnnsys.system.records import json_text
 from gnnsys.system.threads import local_world_size
 from gnnsys.training.loop import EpochRecord, TrainResult, run_training
@@ -32,8 +32,9 @@ def run_command(config: TrainConfig) -> int:
         # The process is this command's, and the memory that of all ranks of the machine.
         whole = check_bytes("memory", config.memory) or process_budget().left()
         suit_freed_memory(whole // local_world_size())
-    if rank_of_process() > 0:  # the first rank tells
-        return INTERRUPTED if run_training(config).reason == "interrupted" else 0
+    if rank_of_process() > 0:  # the first rank tells, and that of a machine warns
+        with silence() if rank_on_machine() > 0 else nullcontext():
+            return INTERRUPTED if run_training(config).reason == "interrupted" else 0
     with _progress(config) as callbacks:
         result = run_training(config, *callbacks)
     if config.json:
@@ -41,6 +42,7 @@ def run_command(config: TrainConfig) -> int:
     else:
         mode = "full batch" if config.full_batch else "mini-batches"
         ranks = result.config.ranks or 1
+        mode = f"joint {mode}" if config.cooperative and ranks > 1 else mode
         mode += f" on {ranks} ranks" if ranks > 1 and not config.full_batch else ""
         title = f"{result.config.model} on {result.config.dataset}, {mode}"
         Console().print(pairs_on_terminal(title, _result_rows(result)))
@@ -139,11 +141,36 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
         )
         yield from stats_rows(stats)
         yield from ((f"memory: {name}", told) for name, told in memory_rows(result.memory))
+        yield from _rank_rows(result)
     else:
         for tier, each in result.counters.tiers().items():
             yield f"served by {tier}", f"{each.rows:,} rows, {each.bytes:,} bytes"
     if config.resume or config.out:
         yield "run", str(config.resume or config.out)
+
+
+def _rank_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
+    """What each rank had of mini-batches, sent and needed; and the memory of all."""
+    for rank, told in enumerate(result.ranks):
+        rows, size = sum(told["rows"].values()), sum(told["bytes"].values())
+        read = told["reads"].get("bytes_read")
+        parts = [
+            f"{rows:,} rows, {numbers.traffic(size)}",
+            *([] if read is None else [f"{numbers.traffic(read)} read"]),
+            f"loading {told['load_seconds']:.1f} s",
+            _sent(told["sent"]),
+            f"at most {numbers.memory(told['memory']['peak'])}",
+        ]
+        yield f"rank {rank}", "; ".join(parts)
+    if result.ranks:
+        yield "memory of all ranks", f"about {numbers.memory(result.peak_rss)} at most"
+
+
+def _sent(ledger: Mapping[str, Mapping[str, float]]) -> str:
+    """What a rank sent by kind, and how long it waited for others."""
+    sent = [f"{kind} {numbers.traffic(n)}" for kind, n in sorted(ledger["bytes"].items())]
+    waited = sum(ledger["seconds_waited"].values())
+    return f"sent {', '.join(sent) or 'nothing'}; waited {waited:.1f} s"
 
 
 def _parallel_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
@@ -156,8 +183,6 @@ def _parallel_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
         yield f"sent: {kind}", f"{nbytes:,} bytes"
     if result.config.stats:
         for rank, ledger in enumerate(told["ranks"]):
-            sent = [f"{kind} {numbers.traffic(n)}" for kind, n in sorted(ledger["bytes"].items())]
-            waited = sum(ledger["seconds_waited"].values())
-            yield f"rank {rank}", f"sent {', '.join(sent) or 'nothing'}; waited {waited:.1f} s"
+            yield f"rank {rank}", _sent(ledger)
     if told["staleness"]:
         yield "staleness", f"at most {max(told['staleness']):.3f} of a layer's rows"

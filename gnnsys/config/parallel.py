@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from gnnsys.config.checks import check_least
 from gnnsys.errors import ArgumentError, UnsupportedError
-from gnnsys.features.options import FeatureOptions
 from gnnsys.ranks.environment import world_around
 
 if TYPE_CHECKING:
@@ -52,20 +51,22 @@ def check_world(config: TrainConfig) -> None:
                 f"--ranks {world}: this process is by itself; start the ranks by the command "
                 "gnnsys train, or by torchrun"
             )
+        if config.cooperative and config.cache not in ("auto", "none"):
+            raise UnsupportedError(
+                f"--cooperative --cache {config.cache}: joint batches are read without a cache "
+                "yet; leave one of them out"
+            )
         _check_shared_batches(config)
     split_of(config)
 
 
 def _check_shared_batches(config: TrainConfig) -> None:
     """Raises UnsupportedError for what several ranks on mini-batches do not have yet."""
-    cache = [] if config.cache in ("auto", "none") else [f"--cache {config.cache}"]
-    given = cache + FeatureOptions.of(config).given()
-    if given:
-        raise UnsupportedError(
-            f"{' '.join(given)}: caches of several ranks are not shared yet; leave it out, or "
-            "give --cache none: ranks read through the page cache, which those of a machine share"
-        )
-    for name, asked in (("static-shapes", config.static_shapes), ("compile", config.compile)):
+    for name, asked in (
+        ("static-shapes", config.static_shapes),
+        ("compile", config.compile),
+        ("trace", config.trace),
+    ):
         if asked:
             raise UnsupportedError(
                 f"--{name}: is not offered on several ranks yet; leave it out, or start one process"
@@ -76,6 +77,17 @@ def check_parallel(config: TrainConfig) -> None:
     """Raises ArgumentError for options that do not fit each other."""
     counts = ("stages", "ways", "chunks", "ranks")
     check_least(config, 1, *counts, "snapshot_period", "shuffle_factor")
+    check_least(config, 0, "max_restarts")
+    if config.max_restarts:
+        if config.ranks is None:
+            raise ArgumentError(
+                f"--max-restarts {config.max_restarts}: goes with --ranks; torchrun has one of its "
+                "own, before -m gnnsys"
+            )
+        if config.out is None and config.resume is None:
+            raise ArgumentError(
+                f"--max-restarts {config.max_restarts}: goes on from checkpoints; add --out FOLDER"
+            )
     if config.timeline is not None and not config.timeline.endswith((".png", ".html", ".json")):
         raise ArgumentError(
             f"--timeline {config.timeline}: expected a name in .png, .html or .json"

@@ -35,6 +35,7 @@ class PlanConfig:
         gnnsys plan my-graph --fanouts 15,10,5 --budget 1GB,2GB,4GB
         gnnsys plan my-graph --budget 10% --hardware server.toml --json
         gnnsys plan my-graph --trace run1.trace --picture plan.html
+        gnnsys plan my-graph --ranks 4 --budget 10%
         gnnsys plan my-graph --parallel all --ranks 8 --model gcnii --layers 32 --hidden 1000
         gnnsys plan cora --root data --parallel pipeline --ranks 4 --picture schedule.png
     """
@@ -59,7 +60,8 @@ class PlanConfig:
     parallelism is always told, to compare with. Nothing is trained."""
 
     ranks: int | None = None
-    """Of --parallel, S * W. Default: 8."""
+    """Of a mini-batch run, whose caches are planned, too: one that all share, and one each. Of
+    --parallel, S * W; default 8."""
 
     stages: int | None = None
     """Of --parallel: only splits of so many stages, S."""
@@ -155,8 +157,8 @@ class PlanConfig:
         check_seed(self.seed)
         if not 0 <= self.step_time < math.inf:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
-        of_parallel = ("ranks", "stages", "ways", "chunks")
-        check_least(self, 1, "batch_size", "batches", "layers", "hidden", *of_parallel)
+        of_parallel = ("stages", "ways", "chunks")
+        check_least(self, 1, "batch_size", "batches", "layers", "hidden", "ranks", *of_parallel)
         check_least(self, 0, "threads", "window")
         if self.parallel is None:
             for name in of_parallel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,16 +72,12 @@ def resolve(config: TrainConfig) -> Run:
     check_world(config)
     config = config.filled_in()
     features = FeatureOptions.of(config)
-    if config.full_batch:  # reads them once
+    joint = config.cooperative and (world_around() or 1) > 1
+    if config.full_batch or joint:  # read once; read without announcing them
         features = dataclasses.replace(features, cache="none")
     ranks = 1 if config.parallel else world_around() or 1
     if ranks > 1:
         config = dataclasses.replace(config, ranks=ranks)
-        in_files = os.path.isdir(config.dataset) and features.storage == "auto"
-        # Caches are not shared yet; the page cache is.
-        features = dataclasses.replace(
-            features, cache="none", storage="mmap" if in_files else features.storage
-        )
     return Run(
         config=config,
         device=choose_device(config.device),

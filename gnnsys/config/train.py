@@ -20,6 +20,7 @@ from gnnsys.choices import (
     ImportanceChoice,
     Policy,
     Precision,
+    SharingChoice,
     Size,
     Storage,
 )
@@ -168,6 +169,17 @@ class TrainConfig:
     N-th mini-batch, the N of a step at once, and the gradient is the mean over all their seeds; see
     docs/ranks.md. The batches are those of one process."""
 
+    cooperative: bool = False
+    """The ranks draw and compute one mini-batch of --batch-size seeds for each together: every row
+    is read, and every hidden vector computed, by one rank, which sends them to those that need
+    them. The batches are those of one process whose --batch-size is so many times as large. For
+    mini-batches; one rank trains as without."""
+
+    max_restarts: int = 0
+    """With --ranks: after a rank that died, start all again, at most so often; they go on from the
+    last checkpoint in --out, with the losses of a run that was never broken off. Bad input and
+    Ctrl-C end a run. torchrun has this option, too."""
+
     stages: int | None = None
     """Runs of layers, S. Default: as many as there are ranks, or half of them for hybrid."""
 
@@ -243,8 +255,13 @@ class TrainConfig:
     cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
     rows (0.1) or none; with --device cuda, of the GPU. auto: none where they fit in the memory that
-    all else leaves (the operating system keeps them), else what is left, of the host; and none
-    on several ranks, which share no cache yet."""
+    all else leaves (the operating system keeps them), else what is left, of the host. Ranks on
+    mini-batches have one cache together, of this size, in host memory."""
+
+    share_cache: SharingChoice = "auto"
+    """How ranks read each other's rows of the cache. shm: in memory that they all map, on one
+    machine; exchange: the rank that has a row sends it, also to other machines; auto: shm where it
+    can be, else exchange; none: each has its own cache, of its part of --cache."""
 
     policy: Policy = "hybrid"
     """Which rows the cache keeps. hybrid: those that the next batches need, then the
@@ -306,8 +323,8 @@ class TrainConfig:
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
             )
-        for name, asked in (("static-shapes", self.static_shapes), ("compile", self.compile)):
-            if asked and self.full_batch:
+        for name in ("static-shapes", "compile", "cooperative"):
+            if getattr(self, name.replace("-", "_")) and self.full_batch:
                 raise ArgumentError(f"--{name}: is for mini-batches; leave it or --full-batch out")
         if self.sums == "scaled" and (
             self.model != "gin" or self.full_batch or self.sampling != "uniform"

@@ -77,8 +77,6 @@ def split_cells(plan: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     for kind, label in _SENT.items():
         rows.append([label, *(numbers.traffic(row["bytes"][kind]) for row in splits)])
-    checkpoints = (numbers.traffic(row["checkpoint_bytes"]) for row in splits)
-    rows.append(["sent for a checkpoint", *checkpoints])
     told = [f"{row['reduction']:.2f}x" if row["reduction"] else "" for row in splits]
     rows += [
         ["less than graph", *told],

@@ -149,6 +149,8 @@ def _memory(run: RecordedRun) -> Chart:
     points = _finite((sample.seconds, sample.rss / size) for sample in run.samples)
     points = [group[-1] for group in _groups(points)]
     summary = f"peak {numbers.memory(run.peak_rss)}"
+    if run.result.get("ranks"):
+        summary += " of all ranks, of which the first is drawn"
     drawing.band([(at, 0.0, held) for at, held in points], None)
     drawing.line(points, "resident memory", marked=False)
     return drawing.finish("Memory", unit, summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeGuard
 
@@ -143,6 +143,9 @@ def _tiles(run: RecordedRun) -> list[tuple[str, str, str]]:
 
 
 def _of_memory(run: RecordedRun) -> str:
+    ranks = run.result.get("ranks")
+    if isinstance(ranks, list) and ranks:
+        return f"resident, of {len(ranks)} ranks"
     size = as_object(run.start.get("machine")).get("memory_bytes")
     return f"of {numbers.memory(size)}" if _is_number(size) else "resident"
 
@@ -170,27 +173,35 @@ def _times(run: RecordedRun) -> TextTable:
 
 
 def _ranks(run: RecordedRun) -> TextTable:
-    """What each rank of a parallel run sent, by kind, and how long it waited for others."""
+    """What each of several ranks did: columns of what was counted for some rank."""
     ranks = run.ranks()
-    kinds = list(dict.fromkeys(kind for sent, _, _ in ranks for kind in sent))
-    body = [
-        [
-            str(rank),
-            *(numbers.traffic(sent.get(kind, 0)) for kind in kinds),
-            numbers.traffic(sum(sent.values())),
-            numbers.count(messages),
-            numbers.duration(waited),
-        ]
-        for rank, (sent, messages, waited) in enumerate(ranks)
+    kinds = list(dict.fromkeys(kind for rank in ranks for kind in rank.sent))
+    sent = [[rank.sent.get(kind, 0.0) for rank in ranks] for kind in kinds]
+    traffic, duration = numbers.traffic, numbers.duration
+    columns: list[tuple[str, list[float], Callable[[float], str]]] = [
+        ("rows", [rank.rows for rank in ranks], numbers.count),
+        ("features served", [rank.served for rank in ranks], traffic),
+        ("read", [rank.read for rank in ranks], traffic),
+        ("loading", [rank.loading for rank in ranks], duration),
+        *((f"sent: {kind}", part, traffic) for kind, part in zip(kinds, sent, strict=True)),
+        ("sent in all", [sum(rank.sent.values()) for rank in ranks], traffic),
+        ("messages", [rank.messages for rank in ranks], numbers.count),
+        ("waited", [rank.waited for rank in ranks], duration),
     ]
-    if len(ranks) > 1:
-        sums = [sum(sent.get(kind, 0) for sent, _, _ in ranks) for kind in kinds]
-        messages = sum(count for _, count, _ in ranks)
-        waited = sum(seconds for _, _, seconds in ranks)
-        told = [*map(numbers.traffic, [*sums, sum(sums)]), numbers.count(messages)]
-        body.append(["in all", *told, numbers.duration(waited)])
-    head = ["rank", *(f"sent: {kind}" for kind in kinds), "sent in all", "messages", "waited"]
-    return TextTable("Ranks", head, body)
+    columns = [column for column in columns if any(column[1])]
+    names = [*map(str, range(len(ranks))), *(["in all"] if len(ranks) > 1 else [])]
+    cells = [
+        [show(value) for value in (*values, sum(values))][: len(names)]
+        for _, values, show in columns
+    ]
+    head = [name for name, _, _ in columns]
+    peaks = [rank.peak for rank in ranks]
+    if any(peaks):
+        total = [numbers.memory(run.peak_rss) if run.result.get("ranks") else ""]
+        cells.append([*map(numbers.memory, peaks), *total][: len(names)])
+        head.append("peak memory")
+    rows = [[name, *row] for name, *row in zip(names, *cells, strict=True)]
+    return TextTable("Ranks", ["rank", *head], rows)
 
 
 def _tiers(run: RecordedRun) -> TextTable:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from gnnsys.config.run_files import result_name
 from gnnsys.report.seeds import SeedEnd, SeedEpoch
 
-__all__ = ["Epoch", "RecordedRun", "Resume", "Sample", "Span", "as_object"]
+__all__ = ["Epoch", "RankTotals", "RecordedRun", "Resume", "Sample", "Span", "as_object"]
 
 _Otherwise = TypeVar("_Otherwise", float, None)
 
@@ -80,6 +80,36 @@ class Epoch(Sample):
 
     eval_bytes: Mapping[str, float] = field(default_factory=dict)
     """Feature bytes that evaluation was served, by tier; empty where they were not recorded."""
+
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    """What each of several ranks that share mini-batches did so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankTotals:
+    """What a rank did since the run was begun or resumed; counts that were not recorded are 0."""
+
+    sent: Mapping[str, float]
+    """Bytes, by kind."""
+
+    messages: float
+
+    waited: float
+    """Seconds, for other ranks."""
+
+    rows: float = 0.0
+    """Served to its mini-batches and evaluation; ``served`` are their bytes."""
+
+    served: float = 0.0
+
+    read: float = 0.0
+    """Bytes, past the page cache."""
+
+    loading: float = 0.0
+    """Seconds, for batches."""
+
+    peak: float = 0.0
+    """Bytes that were resident at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,18 +261,21 @@ class RecordedRun:
         seen.append(_float_or(self.result.get("peak_rss"), 0.0))
         return max(filter(math.isfinite, seen), default=0.0)
 
-    def ranks(self) -> list[tuple[dict[str, float], float, float]]:
-        """Of each rank of a parallel run that ended, bytes sent by kind, messages and seconds
-        waited."""
-        told = as_object(self.result.get("parallel")).get("ranks")
-        ledgers = map(as_object, told) if isinstance(told, list) else ()
+    def ranks(self) -> list[RankTotals]:
+        """Of each of several ranks: at the end, or at that of the last epoch so far."""
+        epochs = self.epochs
+        shared = self.result.get("ranks") or (epochs[-1].ranks if epochs else [])
+        if isinstance(shared, list) and shared:
+            return [_rank_totals(as_object(each)) for each in shared]
+        parallel = as_object(self.result.get("parallel"))
+        ledgers, peaks = parallel.get("ranks"), parallel.get("peak_rss")
+        if not isinstance(ledgers, list):
+            return []
+        known = isinstance(peaks, list) and len(peaks) == len(ledgers)
+        sizes = peaks if known and isinstance(peaks, list) else [0.0] * len(ledgers)
         return [
-            (
-                _counts(ledger, "bytes"),
-                sum(_counts(ledger, "messages").values()),
-                sum(_counts(ledger, "seconds_waited").values()),
-            )
-            for ledger in ledgers
+            _rank_totals({"sent": ledger, "memory": {"peak": peak}})
+            for ledger, peak in zip(ledgers, sizes, strict=True)
         ]
 
     def epoch_rates(self) -> list[tuple[Epoch, float]]:
@@ -275,6 +308,20 @@ class RecordedRun:
         if ended or not self.samples:
             return {name: _float_or(count, math.nan) for name, count in ended.items()}
         return self.samples[-1].reads
+
+
+def _rank_totals(told: Mapping[str, Any]) -> RankTotals:
+    ledger = as_object(told.get("sent"))
+    return RankTotals(
+        sent=_counts(ledger, "bytes"),
+        messages=sum(_counts(ledger, "messages").values()),
+        waited=sum(_counts(ledger, "seconds_waited").values()),
+        rows=sum(_counts(told, "rows").values()),
+        served=sum(_counts(told, "bytes").values()),
+        read=_counts(told, "reads").get("bytes_read", 0.0),
+        loading=_float_or(told.get("load_seconds"), 0.0),
+        peak=_counts(told, "memory").get("peak", 0.0),
+    )
 
 
 def _counts(ledger: Mapping[str, Any], name: str) -> dict[str, float]:

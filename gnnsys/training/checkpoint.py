@@ -8,7 +8,7 @@ have checksums, which are verified when they are read.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,21 @@ __all__ = [
     "fit_weights",
     "load_checkpoint",
     "load_shards",
+    "load_state",
     "load_weights",
     "read_parts",
-    "remove_snapshots",
     "save_checkpoint",
     "save_shards",
     "snapshot_names",
+    "state_names",
+    "state_shard",
     "write_parts",
 ]
 
 VERSION = 1
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
+_MODEL, _BEST, _OPTIMIZER = "model/", "best/", "optimizer/"  # in the files of ranks
 _OF_THE_MODEL = ("model", "hidden", "layers")
 
 
@@ -104,9 +107,9 @@ class Checkpoint:
     """Digest of the dataset."""
 
     state: RunState
-    model: dict[str, torch.Tensor]
-    best_model: dict[str, torch.Tensor] | None
-    optimizer: dict[str, Any]
+    model: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    best_model: Mapping[str, torch.Tensor] | None = None
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
     torch_rng: torch.Tensor
     cuda_rng: list[torch.Tensor]
 
@@ -114,15 +117,22 @@ class Checkpoint:
     """Names of the files beside, one of each rank, of the rows of an earlier epoch that a pipeline
     reads."""
 
+    state_files: list[str] | None = None
+    """Names of those that hold ``model``, ``best_model`` and ``optimizer`` in place of this file,
+    where several ranks have parts of them."""
+
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint and the best weights so far.
+    """Writes the checkpoint and the best weights so far; then removes files of ranks that it does
+    not name.
 
     Raises:
         StorageError: the folder cannot be written.
     """
     parts = {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
     parts["state"] = asdict(checkpoint.state)
+    if checkpoint.state_files is not None:
+        parts |= {"model": {}, "best_model": None, "optimizer": {}}
     weights = checkpoint.best_model or checkpoint.model
     # What the model is, and nothing of the run: equal weights make equal files.
     config = checkpoint.config
@@ -130,6 +140,11 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     with replacing(run / WEIGHTS) as file:
         write_safetensors(file, weights, about)
     write_parts(run / CHECKPOINT, parts)
+    named = {*(checkpoint.snapshot or ()), *(checkpoint.state_files or ())}
+    for pattern in ("snapshot-*", "state-*"):  # of older checkpoints, and what a kill left
+        for path in run.glob(pattern):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
 
 
 def write_parts(path: Path, parts: dict[str, Any]) -> None:
@@ -152,8 +167,74 @@ def snapshot_names(epoch: int, ranks: int) -> list[str]:
     return [f"snapshot-{epoch}-{rank}-of-{ranks}.safetensors" for rank in range(ranks)]
 
 
-def save_shards(run: Path, names: list[str], shards: dict[int, dict[str, torch.Tensor]]) -> None:
-    """Writes what some ranks have of a snapshot.
+def state_names(ranks: int, before: list[str] | None) -> list[str]:
+    """Of the files of the state, one for each rank; others than those of the checkpoint before."""
+    one, other = (
+        [f"state-{which}-{rank}-of-{ranks}.safetensors" for rank in range(ranks)] for which in "ab"
+    )
+    return other if one == before else one
+
+
+def state_shard(
+    model: Mapping[str, torch.Tensor],
+    best: Mapping[str, torch.Tensor] | None,
+    optimizer: Mapping[str, Mapping[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """What a rank holds of the state, under the names that ``load_state`` expects in its file."""
+    return {
+        **{f"{_MODEL}{name}": value for name, value in model.items()},
+        **{f"{_BEST}{name}": value for name, value in (best or {}).items()},
+        **{
+            f"{_OPTIMIZER}{name}/{key}": value
+            for name, kept in optimizer.items()
+            for key, value in kept.items()
+        },
+    }
+
+
+def load_state(run: Path, names: list[str]) -> dict[str, Any]:
+    """``model``, ``best_model`` and ``optimizer`` of a checkpoint, from the files of all ranks;
+    tensors are read when they are asked for.
+
+    Raises:
+        MissingFileError, FileFormatError: a file is not there, or damaged.
+    """
+    files = [TensorFile(run / name) for name in names]
+    moments = _Prefixed(files, _OPTIMIZER)
+    parameters = dict.fromkeys(name.rpartition("/")[0] for name in moments)
+    return {
+        "model": _Prefixed(files, _MODEL),
+        "best_model": _Prefixed(files, _BEST) or None,
+        "optimizer": {name: _Prefixed(files, f"{_OPTIMIZER}{name}/") for name in parameters},
+    }
+
+
+class _Prefixed(Mapping[str, torch.Tensor]):
+    """The tensors of some files whose names begin with a word, by what comes after it."""
+
+    def __init__(self, files: Iterable[TensorFile], prefix: str) -> None:
+        self._prefix = prefix
+        self._files = {
+            name.removeprefix(prefix): file
+            for file in files
+            for name in file
+            if name.startswith(prefix)
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._files[name][self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def save_shards(
+    run: Path, names: list[str], shards: Mapping[int, Mapping[str, torch.Tensor]]
+) -> None:
+    """Writes what some ranks have of a snapshot, or of the state.
 
     Args:
         names: of the files of all ranks, in the run's folder.
@@ -176,13 +257,6 @@ def load_shards(run: Path, names: list[str]) -> Iterator[Mapping[str, torch.Tens
     return (TensorFile(run / name) for name in names)
 
 
-def remove_snapshots(run: Path, keep: list[str] | None) -> None:
-    """Removes those that the checkpoint names no more, and what a kill left of others."""
-    for path in run.glob("snapshot-*"):
-        if path.name not in (keep or ()):
-            path.unlink(missing_ok=True)
-
-
 def load_checkpoint(run: Path) -> Checkpoint:
     """Reads ``checkpoint.pt``.
 
@@ -193,6 +267,8 @@ def load_checkpoint(run: Path) -> Checkpoint:
     content = read_parts(path)
     if isinstance(content.get("snapshot"), str):  # as it was before each rank had its file
         content["snapshot"] = [content["snapshot"]]
+    if content.get("state_files") is not None:
+        content |= load_state(run, content["state_files"])
     try:
         return Checkpoint(**{**content, "state": RunState(**content["state"])})
     except (TypeError, KeyError) as error:
@@ -242,7 +318,8 @@ def _kind_of(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def fit_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+@torch.no_grad()
+def fit_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Loads weights into a model, or says in one error which do not fit."""
     wanted = {name: _kind_of(tensor) for name, tensor in model.state_dict().items()}
     found = {name: _kind_of(tensor) for name, tensor in weights.items()}
@@ -252,4 +329,5 @@ def fit_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: 
                 f"{path}: of another model: {name} is {found.get(name, 'missing')}, expected "
                 f"{wanted.get(name, 'no such tensor')}"
             )
-    model.load_state_dict(weights)
+    for name, tensor in model.state_dict().items():  # one after the other, as files give them
+        tensor.copy_(weights[name])

@@ -8,12 +8,13 @@ from typing import Any
 from gnnsys.config.train import TrainConfig
 from gnnsys.features.statistics import FeatureStats
 
-__all__ = ["epoch_curves", "hyperparameters"]
+__all__ = ["epoch_curves", "final_scores", "hyperparameters"]
 
 _HYPERPARAMETERS = (
     "dataset", "model", "hidden", "layers", "fanouts", "sampling", "dependent_batches", "sums",
     "precision", "static_shapes", "compile", "full_batch", "batch_size", "epochs", "lr",
-    "weight_decay", "dropout", "seed", "split", "parallel", "stages", "ways", "chunks",
+    "weight_decay", "dropout", "seed", "split", "parallel", "cooperative", "stages", "ways",
+    "chunks",
 )  # fmt: skip
 
 
@@ -47,6 +48,12 @@ def epoch_curves(
     for layer, value in enumerate(record.get("staleness", ())):
         curves[f"staleness/layer{layer}"] = value
     return curves
+
+
+def final_scores(val: Mapping[str, float], test: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the best epoch by the name that the table of runs has for them."""
+    parts = (("val", val), ("test", test))
+    return {f"final/{part}_{name}": value for part, found in parts for name, value in found.items()}
 
 
 def hyperparameters(config: TrainConfig) -> dict[str, Any]:

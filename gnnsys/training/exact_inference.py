@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +25,10 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders import CSC, NeighborSampler
-from gnnsys.memory import FileStore, HostStore, Store, empty
+from gnnsys.memory import Store
 from gnnsys.system.names import naming_keywords
 from gnnsys.system.progress import Progress
+from gnnsys.training.divided_layers import DividedLayers, as_rows, create_store
 from gnnsys.training.layer_checks import (
     BIPARTITE,
     aggregations_of,
@@ -125,11 +127,11 @@ def inference(
             chain = model_layers(model, graph)
         if not chain:
             raise ArgumentError("layers: empty, expected at least one")
-        *_, result = run_layers(
+        outputs = run_layers(
             chain, x, graph, device=_device_of(model), out=out, block_bytes=block_bytes,
             threads=threads, progress=progress,
         )  # fmt: skip
-        return result
+        return deque(outputs, maxlen=1).pop()  # two are there at a time
 
 
 def _take_apart(data: Any, threads: int) -> tuple[Tensor, CSC]:
@@ -171,6 +173,7 @@ def run_layers(
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
     only: Sequence[Tensor] | None = None,
+    ranks: DividedLayers | None = None,
 ) -> Iterator[Tensor]:
     """Yields the outputs of one layer after another; see ``inference``.
 
@@ -179,6 +182,8 @@ def run_layers(
     Args:
         only: (n,) int64 ascending ids for each layer, which computes these alone: its output has n
             rows. Those of a layer and their in-neighbours are among those of the layer before.
+        ranks: that compute the layers together, all of them with the same arguments but for
+            ``out``, which the first of a machine has.
     """
     if len(x) != graph.num_nodes:
         raise ArgumentError(f"x: {len(x)} rows != {graph.num_nodes} nodes of the graph")
@@ -192,7 +197,7 @@ def run_layers(
         try:
             result = _run_layer(
                 layer, rows, had, sampler, only[number] if only else None, device, place,
-                block_bytes, threads, partial(progress, what),
+                block_bytes, threads, partial(progress, what), ranks,
             )  # fmt: skip
         except BaseException:
             _remove(place, older)
@@ -234,40 +239,57 @@ def _run_layer(
     block_bytes: int,
     threads: int,
     progress: Callable[[int, int], None],
+    ranks: DividedLayers | None,
 ) -> Tensor:
     graph = sampler.graph
-    count = graph.num_nodes if ids is None else len(ids)
+    blocks = [*_blocks(graph, ids, rows, block_bytes)]
+    if not blocks:
+        raise ArgumentError("data: a graph without nodes")
+
+    def compute(first: int, last: int) -> Tensor:
+        targets = torch.arange(first, last) if ids is None else ids[first:last]
+        batch = sampler.sample(targets, group=0)
+        places = batch.node if had is None else torch.searchsorted(had, batch.node)
+        in_order = last - first if ids is None else 0
+        block = Block(
+            inputs=_read_inputs(rows, places, in_order).to(device),
+            edge_index=torch.stack([batch.row, batch.col]).to(device),
+            nodes=batch.node.to(device),
+            targets=last - first,
+        )
+        return layer(block).cpu()
+
+    if ranks is not None:
+        return ranks.run(compute, blocks, place, threads, progress)
+    return _compute_all(compute, blocks, place, threads, progress)
+
+
+def _compute_all(
+    compute: Callable[[int, int], Tensor],
+    blocks: Sequence[tuple[int, int]],
+    place: Path | None,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> Tensor:
+    """All outputs of a layer, by this process."""
+    count = blocks[-1][1]
     store: Store | None = None
     temporary = place.with_name(place.name + ".new") if place else None
     try:
-        for first, last in _blocks(graph, ids, rows, block_bytes):
-            targets = torch.arange(first, last) if ids is None else ids[first:last]
-            batch = sampler.sample(targets, group=0)
-            places = batch.node if had is None else torch.searchsorted(had, batch.node)
-            in_order = last - first if ids is None else 0
-            block = Block(
-                inputs=_read_inputs(rows, places, in_order).to(device),
-                edge_index=torch.stack([batch.row, batch.col]).to(device),
-                nodes=batch.node.to(device),
-                targets=last - first,
-            )
-            outputs = layer(block).cpu()
+        for first, last in blocks:
+            outputs = compute(first, last)
             if store is None:
                 shape = (count, *outputs.shape[1:])
-                store = _make_store(temporary, shape, outputs.dtype, threads)
+                store = create_store(temporary, shape, outputs.dtype, threads)
             store.write(torch.arange(first, last), outputs)
             progress(last, count)
     except BaseException:
         _remove(temporary)
         raise
-    if store is None:
-        raise ArgumentError("data: a graph without nodes")
-    if place is None or temporary is None:
-        assert store.resident is not None
-        return store.resident
-    os.replace(temporary, place)
-    encoding = torch.bfloat16 if store.dtype == torch.bfloat16 else None
-    return unified(place, threads=threads, encoding=encoding, device="cpu")
+    assert store is not None
+    if place is not None and temporary is not None:
+        os.replace(temporary, place)
+    return as_rows(store, place, threads)
 
 
 def _read_inputs(rows: UnifiedTensor, places: Tensor, in_order: int) -> Tensor:
@@ -285,14 +307,6 @@ def _read_inputs(rows: UnifiedTensor, places: Tensor, in_order: int) -> Tensor:
     else:  # a cache in the memory of a GPU
         rest.copy_(store.gather(places[in_order:]))
     return inputs
-
-
-def _make_store(
-    path: Path | None, shape: tuple[int, ...], dtype: torch.dtype, threads: int
-) -> Store:
-    if path is None:
-        return HostStore(empty(shape, dtype), writable=True)
-    return FileStore.create(path, shape, dtype, threads=threads)
 
 
 def _blocks(

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from gnnsys.config.file import check_resumed, config_to_toml
+from gnnsys.config.file import config_to_toml
 from gnnsys.config.resolve import Run, resolve
 from gnnsys.config.run_files import CONFIG, RESULT
 from gnnsys.config.train import TrainConfig
@@ -22,7 +22,7 @@ from gnnsys.counters import Counters
 from gnnsys.errors import DivergedError
 from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
 from gnnsys.ranks.environment import rank_of_process
-from gnnsys.ranks.group import check_alike, join_ranks, on_all_ranks, on_first_rank
+from gnnsys.ranks.group import Interruption, check_alike, join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
 from gnnsys.system.disk_probe import load as load_disk_profile
 from gnnsys.system.files import replace_file
@@ -36,19 +36,16 @@ from gnnsys.training.checkpoint import (
     RunState,
     fit_weights,
     load_checkpoint,
-    load_shards,
-    remove_snapshots,
     save_checkpoint,
-    save_shards,
-    snapshot_names,
 )
-from gnnsys.training.curves import epoch_curves, hyperparameters
+from gnnsys.training.curves import epoch_curves, final_scores, hyperparameters
 from gnnsys.training.divergence import DivergenceWatch, all_finite
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric
 from gnnsys.training.models import make_model
 from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
+from gnnsys.training.rank_files import RankFiles, own_part
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
 from gnnsys.training.run_folder import (
     NothingKept,
@@ -57,6 +54,7 @@ from gnnsys.training.run_folder import (
     lock_run,
     open_run,
     removing_unused,
+    resumed,
     told_to_rank,
 )
 from gnnsys.training.run_log import RunLog
@@ -94,10 +92,7 @@ def run_training(
         GnnsysError: a dataset that is not there, options that do not fit it, a folder that cannot
             be written, a checkpoint of another model or dataset, a loss that becomes NaN.
     """
-    if config.resume:
-        check_resumed(config)
-    run = resolve(config)
-    join_ranks(config.device)
+    run = join_ranks(config.device, lambda: resolve(resumed(config)))
     check_alike(told_to_rank(run.config))
     with process_budget().run(run.memory, run.local_ranks):
         return _run(run, on_epoch, on_batch, on_stats, on_evaluation)
@@ -128,7 +123,7 @@ def _run(
         held.enter_context(torch.random.fork_rng())
         torch.manual_seed(config.seed)
         trainer = _Trainer(run, dataset, folder, evaluation)
-        with on_signals(trainer.interrupt):
+        with on_signals(trainer.interruption.ask):
             return trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
 
 
@@ -147,13 +142,13 @@ class _Trainer:
         kept_in = config.resume or config.out
         self._kept_in = Path(kept_in) if kept_in else None  # on all ranks
         self._is_first = rank_of_process() == 0
-        self._ranks = run.stages * run.ways
-        self._snapshot: tuple[int, list[str]] | None = None  # its epoch and its files
+        if self._kept_in is not None:
+            self._files = RankFiles(self._kept_in, run.stages * run.ways)
         self._staleness, self._watch = StalenessWatch(), DivergenceWatch(config)
         self._finite = True  # the weights, when they were looked at last
         self._best_model: dict[str, torch.Tensor] | None = None
         self._state = RunState()
-        self._asked_to_end = False  # here, at any moment; other ranks may not know yet
+        self.interruption = Interruption()
         self._interrupted = False  # what all ranks agreed on
         if config.resume:
             before = Path(config.resume)
@@ -168,10 +163,6 @@ class _Trainer:
         self._last_step_record = self._test_seconds = 0.0
         self._last_checkpoint = time.monotonic()
         self._nothing_kept = NothingKept(config)
-
-    def interrupt(self) -> None:
-        """Ends the run after the batch in hand."""
-        self._asked_to_end = True
 
     # The loop -------------------------------------------------------------------------------------
 
@@ -234,8 +225,8 @@ class _Trainer:
             self._nothing_kept.look(state.step, total * (self._config.epochs or 0))
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = self._kept_in is not None and minutes >= self._config.checkpoint_minutes
-            if self._steps.any_rank(self._asked_to_end or due):
-                self._interrupted = self._steps.any_rank(self._asked_to_end)
+            if self._steps.any_rank(self.interruption.here or due):
+                self._interrupted = self._steps.any_rank(self.interruption.here)
                 self._check_weights()
                 self._checkpoint()
             if self._interrupted:
@@ -302,7 +293,7 @@ class _Trainer:
         """Scores the test nodes by the best weights; False where the run was asked to end."""
 
         def go_on(what: str, done: int, total: int) -> None:
-            if self._asked_to_end:
+            if self.interruption.is_heard_of():
                 raise AskedToEndError
             on_evaluation(f"test, {what}", done, total)
 
@@ -333,6 +324,7 @@ class _Trainer:
             counters=self._served(),
             reads=dict(self._stats().reads),
             memory=memory_facts(),
+            ranks=self._steps.ranks(),
             evaluation=self._steps.evaluation(),
             padding=self._steps.padding(),
             parallel=None if self._pipeline is None else self._pipeline.summary(),
@@ -341,8 +333,7 @@ class _Trainer:
         if self._pipeline is not None:
             self._pipeline.draw_timeline(self._config, self._kept_in)
         if reason != "interrupted":
-            scores = {"val": state.best_val, "test": state.best_test}
-            final = {f"final/{part}_{k}": v for part in scores for k, v in scores[part].items()}
+            final = final_scores(state.best_val, state.best_test)
             self._log.hyperparameters(hyperparameters(self._config), final)
         told = result.as_dict()  # once: the peak of memory may grow
         self._log.write("end", time=time.time(), reason=reason, result=told)
@@ -354,12 +345,11 @@ class _Trainer:
     # What is kept ---------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        """Writes all that the next batch depends on; ranks that write nothing hand theirs on."""
+        """Writes all that the next batch depends on: rank 0, but for what other ranks hold."""
         self._last_checkpoint = time.monotonic()
         if self._kept_in is None or not self._finite:
             return
-        model, optimizer = self._steps.weights(), self._steps.optimizer_state()
-        snapshot = self._save_snapshot(self._kept_in)
+        kept = self._files.save(self._steps, self._best_model)
         if self._folder is None:
             return
         state = self._state
@@ -378,27 +368,11 @@ class _Trainer:
                 load_seconds=self._load_seconds(),
                 padded_sizes=self._steps.padded_sizes,
             ),
-            model=model,
-            best_model=self._best_model,
-            optimizer=optimizer,
+            **kept,
             torch_rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state_all() if on_gpu else [],
-            snapshot=snapshot,
         )
         save_checkpoint(self._folder, checkpoint)
-        remove_snapshots(self._folder, keep=snapshot)
-
-    def _save_snapshot(self, folder: Path) -> list[str] | None:
-        """Writes what this process has of the rows that a pipeline reads of an earlier epoch, if
-        they are new."""
-        epoch = self._steps.snapshot_epoch()
-        if epoch is None:
-            return None
-        if self._snapshot is None or epoch != self._snapshot[0]:
-            names, shards = snapshot_names(epoch, self._ranks), self._steps.snapshot()
-            on_all_ranks(lambda: save_shards(folder, names, shards))
-            self._snapshot = epoch, names
-        return self._snapshot[1]
 
     def _restore(self, checkpoint: Checkpoint, folder: Path) -> None:
         changed = check_fits(checkpoint, folder, self._dataset.digest, self._config)
@@ -410,17 +384,12 @@ class _Trainer:
         if self._config.data and self._is_first:
             replace_file(folder / CONFIG, config_to_toml(self._config).encode())
         fit_weights(self._model, checkpoint.model, folder / CHECKPOINT)
-        self._best_model = checkpoint.best_model
+        self._best_model = own_part(self._steps, checkpoint.best_model)
         self._state = checkpoint.state
         self._steps.padded_sizes = self._state.padded_sizes
-        snapshot = None
-        if checkpoint.snapshot is not None and self._steps.snapshot_epoch() is not None:
-            snapshot = load_shards(folder, checkpoint.snapshot)
         # A run that was interrupted after an epoch's step has it behind.
         trained = self._state.epoch - 1 + (self._state.batch if self._pipeline else 0)
-        self._steps.load(checkpoint.model, checkpoint.optimizer, snapshot, trained)
-        if snapshot is not None and checkpoint.snapshot is not None:
-            self._snapshot = self._steps.snapshot_epoch() or 0, checkpoint.snapshot
+        self._files.load(self._steps, checkpoint, trained)
         torch.set_rng_state(checkpoint.torch_rng)
         if checkpoint.cuda_rng and self._device.type == "cuda":
             torch.cuda.set_rng_state_all(checkpoint.cuda_rng)
@@ -432,12 +401,13 @@ class _Trainer:
         return total
 
     def _stats(self) -> FeatureStats:
-        served = self._served().as_dict()
+        served, store = self._served().as_dict(), self._dataset.features.store
+        reads = read_counts(store) if self._steps.reads is None else self._steps.reads
         return FeatureStats(
             seconds=self._seconds(),
             rows=served["rows"],
             bytes=served["bytes"],
-            reads=add_counts(self._state.reads, read_counts(self._dataset.features.store)),
+            reads=add_counts(self._state.reads, reads),
             depth=self._depth,
         )
 

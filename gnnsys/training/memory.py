@@ -7,7 +7,9 @@ Owns ``plan_memory``: it reserves in the process's budget all but the rows of fe
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnsys.cache.store import LEAST_STAGING
+from gnnsys.cache.making import LEAST_STAGING
+from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import EDGE_TYPE, MANIFEST, NODE_TYPE, Task
+from gnnsys.errors import StorageError
 from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import training_seeds
@@ -33,23 +37,29 @@ from gnnsys.system.budget import (
     process_budget,
     resident_memory,
 )
+from gnnsys.system.once import warn_once
+from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
 from gnnsys.training.evaluation import Evaluation, plan_evaluation
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
     "activation_bytes",
+    "activation_folder",
     "evaluation_of",
-    "keeps_activations",
     "memory_facts",
     "plan_memory",
     "plan_run",
+    "reclaim_activations",
 ]
 
+_log = logging.getLogger(__name__)
 ACTIVATIONS = "activations of evaluation"
 SCOPE = "nodes that evaluation computes"
 _TOO_SMALL = (
     "give more memory, fewer --fanouts, a smaller --batch-size or --hidden, or --eval sampled"
 )
+_LAYERS = "gnnsys-layers-"
+"""How folders of activations begin."""
 _IN_MEMORY = 0.25
 """Share of the memory left that activations may take."""
 _LATE = 24 << 20
@@ -61,6 +71,8 @@ _AT_A_TIME = 3
 """Batches with their rows: one being trained on, one ready, one being made."""
 _LEAST_AHEAD = 16 << 20
 """Bytes of batches sampled ahead of a cache, where memory is short."""
+_ROUNDS = 5
+"""Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
 _OF_A_USE = 24
 """Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
 _IMPORTANCE = 48
@@ -105,16 +117,19 @@ def _reserve_libraries() -> None:
 
 
 def memory_facts() -> dict[str, Any]:
-    """For JSON: ``names``, each with its bytes ``planned`` and ``held``; ``total``, if one was set;
-    and what is resident: ``anonymous`` and ``file`` now, ``peak`` of both."""
+    """For JSON: ``names``, each with its bytes ``planned`` and ``held`` by all ``ranks`` of this
+    machine, which hold the same; ``total``, if one was set; and what of this process is resident:
+    ``anonymous`` and ``file`` now, ``peak`` of both."""
     budget, resident = process_budget(), resident_memory()
+    names = {}
+    for entry in budget.table():
+        times = 1 if entry.mapped else budget.ranks
+        if entry.nbytes:
+            names[entry.name] = {"planned": times * entry.planned, "held": times * entry.held}
     return {
-        "names": {
-            entry.name: {"planned": entry.planned, "held": entry.held}
-            for entry in budget.table()
-            if entry.nbytes
-        },
+        "names": names,
         "total": budget.total,
+        "ranks": budget.ranks,
         **dataclasses.asdict(resident),
     }
 
@@ -175,7 +190,8 @@ def plan_memory(
         budget.reserve(AHEAD, ahead)
         uses = _OF_A_USE * (1 + ahead // batch.sampled_bytes)
         row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
-        plans = sum(batch.nodes) * (uses + row)
+        rounds = 1 if (config.ranks or 1) == 1 else _ROUNDS  # that rows which are read stay for
+        plans = sum(batch.nodes) * (uses + rounds * row)
         budget.reserve(PLANS_AHEAD, plans)
     # Ranking comes before training and evaluation after it, in the same memory.
     training = under_way + step + ahead + plans
@@ -194,7 +210,7 @@ def plan_memory(
         sizes = [evaluation.scope.sizes(nodes, config.layers)]
         if evaluation.test_at_end:
             sizes.append([nodes] * config.layers)  # at most
-        needed = [activation_bytes(config, rows, dataset.task.num_classes) for rows in sizes]
+        needed = [_activation_share(config, rows, dataset.task.num_classes) for rows in sizes]
         budget.reserve(ACTIVATIONS, max((n for n in needed if _fits(config, n)), default=0))
     return evaluation
 
@@ -225,7 +241,12 @@ def activation_bytes(config: TrainConfig, rows: Sequence[int], num_classes: int)
     )
 
 
-def keeps_activations(config: TrainConfig, needed: int) -> bool:
+def _activation_share(config: TrainConfig, rows: Sequence[int], num_classes: int) -> int:
+    """Of ``activation_bytes``, which the ranks of a machine have together, this one's part."""
+    return -(-activation_bytes(config, rows, num_classes) // process_budget().ranks)
+
+
+def _keeps_activations(config: TrainConfig, needed: int) -> bool:
     """Whether evaluation keeps so many bytes in memory, as was planned or as is possible now."""
     planned = [each.planned for each in process_budget().table() if each.name == ACTIVATIONS]
     return needed <= planned[0] if planned else _fits(config, needed)
@@ -235,6 +256,39 @@ def _fits(config: TrainConfig, needed: int) -> bool:
     if config.eval_store == "auto":
         return needed <= _IN_MEMORY * process_budget().left()
     return config.eval_store == "ram"
+
+
+def activation_folder(
+    config: TrainConfig, num_classes: int, rows: Sequence[int]
+) -> ScratchFolder | None:
+    """Where layers of so many rows are to be written; None for memory, as ``--eval-store`` says."""
+    if config.eval_store == "ram":
+        return None
+    if config.eval_store == "auto":
+        if _keeps_activations(config, _activation_share(config, rows, num_classes)):
+            return None
+        needed = activation_bytes(config, rows, num_classes)
+        left = process_budget().left() * process_budget().ranks
+        warn_once(
+            _log, "two layers' activations take %d bytes, %d are left: they are written to files "
+            "in %s; --eval-store chooses another place", needed, left, tempfile.gettempdir()
+        )  # fmt: skip
+    try:
+        return ScratchFolder(_LAYERS, _store_place(config))
+    except OSError as error:
+        raise StorageError(
+            f"--eval-store {config.eval_store}: cannot be written ({error.strerror}); name another "
+            "folder, or ram"
+        ) from error
+
+
+def reclaim_activations(config: TrainConfig) -> None:
+    """Removes what killed processes left where layers would be written."""
+    reclaim_scratch(_LAYERS, _store_place(config))
+
+
+def _store_place(config: TrainConfig) -> str | None:
+    return None if config.eval_store in EVAL_STORES else config.eval_store
 
 
 def evaluation_of(config: TrainConfig, dataset: NodeDataset) -> Evaluation:

@@ -17,6 +17,7 @@ from gnnsys.pipeline import DeepModel, GNNPipe
 from gnnsys.pipeline.schedule import bubble, num_slots
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.files import replace_file
+from gnnsys.training.cooperative_steps import CooperativeSteps
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.rank_steps import RankSteps
@@ -38,7 +39,8 @@ def make_steps(
         return PipelineSteps(run, dataset, model)
     if run.config.full_batch:
         return FullBatch(run, dataset, model)
-    return (RankSteps if run.ranks > 1 else MiniBatch)(run, dataset, model, evaluation)
+    of_ranks = CooperativeSteps if run.config.cooperative else RankSteps
+    return (of_ranks if run.ranks > 1 else MiniBatch)(run, dataset, model, evaluation)
 
 
 class PipelineSteps(WholeGraph):
@@ -67,6 +69,7 @@ class PipelineSteps(WholeGraph):
         self._period = config.snapshot_period
         self._reads_snapshots = run.chunks > run.ways
         self.served = dataset.features.counters
+        self.divides_state = self._pipe.is_distributed
 
     def train(self, batch: Any) -> tuple[float, int]:
         self._logits = None
@@ -76,11 +79,11 @@ class PipelineSteps(WholeGraph):
         return self._pipe.evaluate()
 
     def weights(self) -> dict[str, Tensor]:
-        return self._pipe.state_dict()
+        return self._pipe.held_state_dict()
 
     def optimizer_state(self) -> dict[str, Any]:
         """By the names of the parameters, whatever the stages and ways."""
-        return self._pipe.optimizer_state_dict(self.optimizer)
+        return self._pipe.held_optimizer_state_dict(self.optimizer)
 
     def snapshot_epoch(self) -> int | None:
         if not self._reads_snapshots:
@@ -92,8 +95,8 @@ class PipelineSteps(WholeGraph):
 
     def load(
         self,
-        model: dict[str, Tensor],
-        optimizer: dict[str, Any],
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Any],
         snapshot: Iterable[Mapping[str, Tensor]] | None,
         epoch: int,
     ) -> None:

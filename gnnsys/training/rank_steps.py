@@ -8,9 +8,9 @@ number of ranks.
 
 # Annotations are objects in this module: DDP looks at those of its hook.
 
+import platform
 import warnings
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,21 @@ from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
 from gnnsys.counters import Counters
+from gnnsys.features.statistics import counts_of_ranks, read_counts
 from gnnsys.ranks.distributed import DistributedTransport
-from gnnsys.ranks.group import gather_objects, group_transport, told_by_first_rank
+from gnnsys.ranks.group import (
+    gather_objects,
+    group_transport,
+    on_all_ranks,
+    told_by_first_rank,
+)
 from gnnsys.ranks.ring import ring_all_reduce
 from gnnsys.rng import dropout_key
+from gnnsys.system.budget import own_memory, resident_memory
+from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.divided_layers import DividedLayers
 from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.metrics import measure
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.steps import AskedToEndError, MiniBatch, served_so_far
 from gnnsys.training.task import NodeDataset
@@ -48,7 +58,16 @@ class RankSteps(MiniBatch):
         self._rank, self._world = transport.rank, transport.world
         super().__init__(run, dataset, model, evaluation)
         self.batches_a_step = self._world
+        if self._evaluation is not None:
+            self._divided = DividedLayers()
+        self._own = Counters()  # of which ``served`` was made
+        self._own_reads = read_counts(dataset.features.store)
+        self.reads = self._own_reads
         self._epoch = self._first = 0  # of the step in hand: its epoch and its first batch
+        self._begin_together(transport, model)
+
+    def _begin_together(self, transport: DistributedTransport, model: NodeClassifier) -> None:
+        """Gives all ranks the same weights, and the steps what sums their gradients."""
         gather_objects(None)  # DDP, which does not look who is alive, begins when all are there
         with warnings.catch_warnings():  # a new torch has another word for this, an old one none
             warnings.simplefilter("ignore", FutureWarning)
@@ -72,14 +91,22 @@ class RankSteps(MiniBatch):
         number = self._first + self._rank
         torch.manual_seed(dropout_key(self._config.seed, self._epoch, batch=number))
         self._begin_step()
-        if batch is None:
-            own, loss = 0, self._loss_of_nothing()
-            self.served = served_so_far(self._dataset)
-        else:
-            own, loss = batch.batch_size, self._loss(batch)
+        own = 0 if batch is None else batch.batch_size
+        loss = self._own_loss(batch)
         (loss * (own / seeds)).backward()
+        self._sum_gradients()
         self.optimizer.step()
         return sum(self._exchange(loss.item() * own)) / seeds, seeds
+
+    def _own_loss(self, batch: Any) -> Tensor:
+        """The mean over this rank's seeds; without any, whatever takes part in the sums."""
+        if batch is not None:
+            return self._loss(batch)
+        self.served = served_so_far(self._dataset)
+        return self._loss_of_nothing()
+
+    def _sum_gradients(self) -> None:
+        """Nothing to do: DDP has done so, going backward."""
 
     def inputs(self, batch: Any) -> Any:
         """Rows that are not finite, of the first rank that has some; else None."""
@@ -100,12 +127,21 @@ class RankSteps(MiniBatch):
             return self._trained(x, no_edges, [1, *hops], hops).sum()
 
     def evaluate(self, metrics: Iterable[str], nodes: Tensor, labels: Tensor) -> dict[str, float]:
-        """Exactly on rank 0, which tells the others; on sampled batches by all ranks."""
-        work = partial(super().evaluate, metrics, nodes, labels)
-        found = work() if self._evaluation is None else told_by_first_rank(work)
+        """By logits that all ranks compute together; exact ones are measured by rank 0, which
+        tells the others."""
+        if self._evaluation is None:
+            found = super().evaluate(metrics, nodes, labels)
+        else:
+            kept = self._kept(nodes, *self._exact(nodes, self._evaluation))
+            found = told_by_first_rank(lambda: measure(metrics, kept, labels))
         self.served = served_so_far(self._dataset)
         self._exchange(0.0)
         return found
+
+    def _make_folder(self, rows: Sequence[int]) -> ScratchFolder | None:
+        leads = self._divided is not None and self._divided.leads
+        make = super()._make_folder
+        return on_all_ranks(lambda: make(rows) if leads else None)
 
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         if self._evaluation is not None:
@@ -128,13 +164,33 @@ class RankSteps(MiniBatch):
         return any(gather_objects(wish))
 
     def _exchange(self, loss: float) -> list[float]:
-        """The losses of all ranks; ``served`` becomes what all of them served."""
-        told = gather_objects((loss, self.served.tiers()))
+        """The losses of all ranks; ``served`` and ``reads`` become those of all of them."""
+        self._own, self._own_reads = self.served, read_counts(self._dataset.features.store)
+        told = gather_objects((loss, self.served.tiers(), self._own_reads))
         self.served = Counters()
-        for _, tiers in told:
+        for _, tiers, _ in told:
             for tier, served in tiers.items():
                 self.served.add(tier, served.rows, served.bytes)
-        return [loss for loss, _ in told]
+        self.reads = counts_of_ranks([reads for _, _, reads in told])
+        return [loss for loss, _, _ in told]
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "ranks": self.ranks()}
+
+    def ranks(self) -> list[dict[str, Any]]:
+        transport, resident = group_transport(), resident_memory()
+        assert transport is not None
+        memory = {"peak": resident.peak, "resident": resident.now, "own": own_memory()}
+        return gather_objects(
+            {
+                "machine": platform.node(),
+                **self._own.as_dict(),
+                "reads": self._own_reads,
+                "load_seconds": self.load_seconds,
+                "sent": transport.ledger.as_dict(),
+                "memory": memory,
+            }
+        )
 
 
 def _sum_over_ranks(

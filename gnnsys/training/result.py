@@ -94,6 +94,21 @@ class TrainResult:
     """Of deep models: stages, ways, chunks; bytes sent by kind, by all ranks and by each; seconds
     waited; peak memory of each process; staleness of each layer in the last epoch."""
 
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    """Of each of several ranks that share mini-batches, since the run was begun or resumed: its
+    machine; rows and bytes served by tier; reads; seconds waited for batches; what it sent and how
+    long it waited for others, by kind; memory: ``peak``, ``resident``, and ``own``, in which pages
+    that ranks share are divided."""
+
+    @property
+    def peak_rss(self) -> int:
+        """Bytes of this process that were resident at most, or of all ranks: the sum of theirs, but
+        for what they share with each other."""
+        if not self.ranks:
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        sizes = [each["memory"] for each in self.ranks]
+        return sum(size["peak"] - (size["resident"] - size["own"]) for size in sizes)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: metrics, time, rows and bytes by tier, reads, memory, versions, options."""
         return {
@@ -113,7 +128,8 @@ class TrainResult:
             "evaluation": self.evaluation,
             "padding": self.padding,
             "parallel": self.parallel,
-            "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "ranks": self.ranks,
+            "peak_rss": self.peak_rss,
             "versions": versions(),
             "config": dataclasses.asdict(self.config),
         }

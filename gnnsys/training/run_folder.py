@@ -16,11 +16,11 @@ import torch
 from gnnsys._version import __version__
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.cluster import ClusterConfig
-from gnnsys.config.file import CHANGES_LOSSES, config_to_toml
+from gnnsys.config.file import CHANGES_LOSSES, check_resumed, config_to_toml
 from gnnsys.config.run_files import CONFIG, LOCK
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, StorageError
-from gnnsys.ranks.environment import rank_of_process
+from gnnsys.ranks.environment import rank_of_process, restarts_so_far
 from gnnsys.system.files import (
     as_storage_error,
     check_folder_of,
@@ -39,6 +39,7 @@ __all__ = [
     "make_run_folder",
     "open_run",
     "removing_unused",
+    "resumed",
     "told_to_rank",
 ]
 
@@ -51,6 +52,22 @@ _LONG = 60.0
 """Seconds from which on a run that keeps nothing is told of."""
 _LOOKED_AT = 2.0
 """Seconds of a run from which on its whole time is estimated."""
+
+
+def resumed(config: TrainConfig) -> TrainConfig:
+    """The options, checked if a run goes on. Ranks that were started again go on with what they
+    left in ``--out``, if there is a checkpoint.
+
+    Raises:
+        ArgumentError: it is asked for other options than it had.
+        MissingFileError: its dataset is not where it was.
+    """
+    left = Path(config.out) if config.out and not config.resume and restarts_so_far() else None
+    if left and (left / CHECKPOINT).is_file():
+        config = dataclasses.replace(config, out=None, resume=config.out)
+    if config.resume:
+        check_resumed(config)
+    return config
 
 
 def open_run(config: TrainConfig) -> Path | None:
@@ -71,7 +88,7 @@ def make_run_folder(out: str, config: TrainConfig | ClusterConfig) -> Path:
         StorageError: it cannot be written.
     """
     run = Path(out)
-    if run.is_dir() and any(run.iterdir()):
+    if run.is_dir() and any(run.iterdir()) and not _began_before(run, config):
         raise ArgumentError(
             f"--out {run}: holds files already; give another folder, or go on with --resume {run}"
         )
@@ -84,6 +101,16 @@ def make_run_folder(out: str, config: TrainConfig | ClusterConfig) -> Path:
             run.rmdir()
         raise
     return run
+
+
+def _began_before(run: Path, config: TrainConfig | ClusterConfig) -> bool:
+    """Whether ranks that were started again find what they left, before a first checkpoint."""
+    known = run / CONFIG
+    return (
+        bool(restarts_so_far())
+        and known.is_file()
+        and (known.read_text() == config_to_toml(config))
+    )
 
 
 def check_eval_store(place: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,19 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.errors import BuildError, GnnsysError, StorageError
+from gnnsys.errors import BuildError, GnnsysError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.system.budget import AHEAD, process_budget
 from gnnsys.system.device import SIMT
 from gnnsys.system.gpu.kernels import MOST_FANOUT
 from gnnsys.system.machine import cpu_flags, cpu_model
-from gnnsys.system.once import warn_once
 from gnnsys.system.progress import Progress
-from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
+from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.divided_layers import DividedLayers
 from gnnsys.training.evaluation import (
     Evaluation,
     Scope,
@@ -38,7 +37,7 @@ from gnnsys.training.evaluation import (
     warn_of_sums,
 )
 from gnnsys.training.exact_inference import Layer, model_layers, run_layers
-from gnnsys.training.memory import activation_bytes, evaluation_of, keeps_activations
+from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
 from gnnsys.training.metrics import loss_of, measure
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.task import NodeDataset
@@ -49,15 +48,12 @@ __all__ = [
     "MiniBatch",
     "Steps",
     "WholeGraph",
-    "activation_folder",
     "served_so_far",
 ]
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 16
 """Nodes whose logits are handed out at a time."""
-_LAYERS = "gnnsys-layers-"
-"""How folders of activations begin."""
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
@@ -74,8 +70,14 @@ class Steps(ABC):
     served: Counters
     """Rows and bytes served for what was trained on and evaluated, not for batches made ahead."""
 
+    reads: Mapping[str, float] | None = None
+    """Counts of the caches and reads of all ranks so far; None where this process has them all."""
+
     load_seconds: float = 0.0
     """For which training waited for batches in this process; none where the whole graph is one."""
+
+    divides_state: bool = False
+    """Whether ``weights`` and ``optimizer_state`` are parts, those of this process."""
 
     batches_a_step: int = 1
     """Ranks that share the batches take one each."""
@@ -147,14 +149,14 @@ class Steps(ABC):
 
     def load(
         self,
-        model: dict[str, Tensor],
-        optimizer: dict[str, Any],
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Any],
         snapshot: Iterable[Mapping[str, Tensor]] | None,
         epoch: int,
     ) -> None:
         """Goes on from a state, at an epoch from 0."""
         self._model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
+        self.optimizer.load_state_dict(dict(optimizer))
 
     @abstractmethod
     def forget(self) -> None:
@@ -171,6 +173,10 @@ class Steps(ABC):
     def facts(self) -> dict[str, Any]:
         """What there is to tell of the last epoch, for JSON."""
         return {}
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """What each of several ranks that share mini-batches did and needed, for JSON."""
+        return []
 
     def any_rank(self, wish: bool) -> bool:
         """Whether a rank of the run has a wish; all come to the same answer."""
@@ -250,6 +256,9 @@ class MiniBatch(Steps):
     _rank, _world = 0, 1
     """Which of how many ranks this is that share the batches."""
 
+    _divided: DividedLayers | None = None
+    """How ranks evaluate exactly together."""
+
     def __init__(
         self,
         run: Run,
@@ -280,7 +289,7 @@ class MiniBatch(Steps):
             evaluation = evaluation_of(config, dataset)
         if evaluation is not None:
             warn_of_sums(config, dataset.graph)
-            reclaim_scratch(_LAYERS, _store_place(config))
+            reclaim_activations(config)
         self._evaluation = evaluation
         if evaluation is not None:
             self.test_at_end = evaluation.test_at_end
@@ -343,19 +352,21 @@ class MiniBatch(Steps):
         return loss_of(out, batch.y[: batch.batch_size])
 
     def _forward(self, batch: Data, model: Callable[..., Tensor]) -> Tensor:
-        degrees = None
-        if self._config.sums == "scaled":
-            indptr, ids = self._dataset.graph.indptr, batch.n_id.cpu()
-            degrees = (indptr[ids + 1] - indptr[ids]).to(self._device)
-        out = model(
-            batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges, degrees
-        )
+        sizes = batch.num_sampled_nodes, batch.num_sampled_edges
+        out = model(batch.x, batch.edge_index, *sizes, self._degrees(batch.n_id))
         return out[: batch.batch_size]
+
+    def _degrees(self, ids: Tensor) -> Tensor | None:
+        """Of nodes in the whole graph, where a sum is scaled by them."""
+        if self._config.sums != "scaled":
+            return None
+        indptr, ids = self._dataset.graph.indptr, ids.cpu()
+        return (indptr[ids + 1] - indptr[ids]).to(self._device)
 
     @torch.no_grad()
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
-        self._model.eval()
         if self._evaluation is None:
+            self._model.eval()
             done = 0
             for batch in self._make_loader(nodes, trains=False):
                 yield self._forward(batch.to(self._device), self._model).cpu()
@@ -363,28 +374,35 @@ class MiniBatch(Steps):
                 if self.progress is not None:
                     self.progress("sampled batches: nodes", done, len(nodes))
         else:
-            scope = self._evaluation.scope
-            if self._evaluation.test_at_end and nodes is self._dataset.test:
-                columns = self._dataset.features.shape[1]
-                scope = scope_of(self._config, self._dataset.graph, (nodes,), columns)
-            if self._logits is None or self._scope is not scope:
-                self.forget()
-                self._scope, self._logits = scope, self._exact(scope)
-            for part in nodes.split(_BLOCK):
-                yield self._logits[scope.places(part)]
+            yield from self._kept(nodes, *self._exact(nodes, self._evaluation))
         self.served = served_so_far(self._dataset)
 
     def forget(self) -> None:
         self._logits = self._scope = self._folder = None
 
-    def _exact(self, scope: Scope) -> Tensor:
-        """(nodes of the scope, classes)."""
+    @staticmethod
+    def _kept(nodes: Tensor, scope: Scope, logits: Tensor) -> Iterator[Tensor]:
+        return (logits[scope.places(part)] for part in nodes.split(_BLOCK))
+
+    def _exact(self, nodes: Tensor, evaluation: Evaluation) -> tuple[Scope, Tensor]:
+        """A scope in which nodes are, and (nodes of the scope, classes)."""
+        scope = evaluation.scope
+        if evaluation.test_at_end and nodes is self._dataset.test:
+            columns = self._dataset.features.shape[1]
+            scope = scope_of(self._config, self._dataset.graph, (nodes,), columns)
+        if self._logits is None or self._scope is not scope:
+            self.forget()
+            self._scope, self._logits = scope, self._compute(scope)
+        return scope, self._logits
+
+    def _compute(self, scope: Scope) -> Tensor:
         dataset = self._dataset
+        self._model.eval()
         if self._layers is None:
             self._layers = model_layers(self._model, dataset.graph)
         sizes = scope.sizes(dataset.graph.num_nodes, self._config.layers)
-        self._folder = activation_folder(self._config, dataset.num_classes, sizes)
-        *_, out = run_layers(
+        self._folder = self._make_folder(sizes)
+        layers = run_layers(
             self._layers,
             dataset.features,
             dataset.graph,
@@ -393,8 +411,12 @@ class MiniBatch(Steps):
             threads=self._config.threads,
             only=scope.layers,
             progress=self.progress or (lambda what, done, total: None),
+            ranks=self._divided,
         )
-        return out
+        return deque(layers, maxlen=1).pop()  # two are there at a time
+
+    def _make_folder(self, rows: Sequence[int]) -> ScratchFolder | None:
+        return activation_folder(self._config, self._dataset.num_classes, rows)
 
     def padding(self) -> dict[str, Any]:
         if self._loader.padding is None or self.padded_sizes is None:
@@ -453,34 +475,6 @@ def _note_served(dataset: NodeDataset, batch: Any) -> Any:
 def served_so_far(dataset: NodeDataset) -> Counters:
     """A copy of what this process has counted, for batches made ahead, too."""
     return Counters.total([dataset.features.counters])
-
-
-def activation_folder(
-    config: TrainConfig, num_classes: int, rows: Sequence[int]
-) -> ScratchFolder | None:
-    """Where layers of so many rows are to be written; None for memory, as ``--eval-store`` says."""
-    if config.eval_store == "ram":
-        return None
-    if config.eval_store == "auto":
-        needed = activation_bytes(config, rows, num_classes)
-        if keeps_activations(config, needed):
-            return None
-        left = process_budget().left()
-        warn_once(
-            _log, "two layers' activations take %d bytes, %d are left: they are written to files "
-            "in %s; --eval-store chooses another place", needed, left, tempfile.gettempdir()
-        )  # fmt: skip
-    try:
-        return ScratchFolder(_LAYERS, _store_place(config))
-    except OSError as error:
-        raise StorageError(
-            f"--eval-store {config.eval_store}: cannot be written ({error.strerror}); name another "
-            "folder, or ram"
-        ) from error
-
-
-def _store_place(config: TrainConfig) -> str | None:
-    return None if config.eval_store in EVAL_STORES else config.eval_store
 
 
 def _make_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -135,6 +135,7 @@ def load_dataset(
     options: FeatureOptions | None = None,
     fanouts: Sequence[int] = (),
     batch_size: int = 1024,
+    ranks: int = 1,
 ) -> NodeDataset:
     """Loads a dataset by name, opens a folder, or generates the demo.
 
@@ -149,6 +150,7 @@ def load_dataset(
             ``gnnsys.unified``.
         options: how the features of a folder or the demo are read; None for the defaults.
         fanouts: of training, for ``--score presample``; likewise ``batch_size``, in seeds.
+        ranks: that load it together.
 
     Raises:
         ArgumentError: an unknown name or split, nodes to train on that have no label, or
@@ -161,8 +163,9 @@ def load_dataset(
 
         def setup(dataset: Dataset) -> dict[str, Any]:
             return setup_features(
-                dataset, options, fanouts=fanouts, batch_size=batch_size, seed=seed, threads=threads
-            )
+                dataset, options, ranks, fanouts=fanouts, batch_size=batch_size, seed=seed,
+                threads=threads,
+            )  # fmt: skip
 
         if split:
             raise ArgumentError(f"--split {split}: {name} has 1, numbered from 0")
@@ -201,6 +204,7 @@ def load_run_dataset(run: Run, device: str | None = None) -> NodeDataset:
         options=run.features,
         fanouts=config.fanouts or (),
         batch_size=config.batch_size,
+        ranks=run.ranks,
     )
 
 

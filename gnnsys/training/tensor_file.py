@@ -28,20 +28,22 @@ _DTYPES = {
 
 
 def write_safetensors(
-    file: BinaryIO, tensors: dict[str, torch.Tensor], about: dict[str, str]
+    file: BinaryIO, tensors: Mapping[str, torch.Tensor], about: dict[str, str]
 ) -> None:
     """Writes one tensor after another. safetensors' own ``save`` makes bytes of all of them first;
     its ``save_file`` makes a file that others may not read, and tells of no OSError."""
-    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
-    header: dict[str, Any] = {"__metadata__": {**about, _CHECKSUMS: json_text(checksums)}}
+    checksums: dict[str, str] = {}
+    header: dict[str, Any] = {"__metadata__": {}}
     end = 0
     for name, tensor in tensors.items():
+        checksums[name] = _checksum(tensor)
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
+    header["__metadata__"] = {**about, _CHECKSUMS: json_text(checksums)}
     text = json_text(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)  # so that tensors are aligned
     file.write(len(text).to_bytes(8, "little") + text)
@@ -73,13 +75,15 @@ def _as_file_error(path: Path) -> Iterator[None]:
 
 
 class TensorFile(Mapping[str, torch.Tensor]):
-    """The tensors of a file, each read, and compared with its checksum, when it is asked for."""
+    """The tensors of a file in the order in which they were written, each read, and compared with
+    its checksum, when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with _as_file_error(path), safe_open(path, "pt") as file:
-            self._names = list(file.keys())
             self._checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
+            places = {name: place for place, name in enumerate(self._checksums)}
+            self._names = sorted(file.keys(), key=lambda name: places.get(name, len(places)))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with _as_file_error(self._path), safe_open(self._path, "pt") as file:

@@ -241,6 +241,39 @@ def test_a_parallel_run_shows_what_each_rank_sent_and_waited_for(tmp_path: Path)
     }
 
 
+def test_ranks_that_share_mini_batches_show_what_each_served_and_needed(tmp_path: Path) -> None:
+    ranks = [
+        {
+            "machine": "m",
+            "rows": {"file": 30 * rank, "host": 10},
+            "bytes": {"file": 3000 * rank, "host": 1000},
+            "reads": {"bytes_read": 4000},
+            "load_seconds": 1.5 * rank,
+            "sent": {"bytes": {"weight": 500}, "messages": {"weight": 2}, "seconds_waited": {}},
+            "memory": {"peak": rank << 30},
+        }
+        for rank in (1, 2)
+    ]
+    made = records()
+    made[-1]["result"]["ranks"] = ranks
+    ended = report(tmp_path, made)
+    assert ended.table("rank") == {
+        "rank": [
+            "rows", "features served", "read", "loading", "sent: weight", "sent in all", "messages",
+            "peak memory",
+        ],
+        "0": ["40", "4 kB", "4 kB", "1.50 s", "500 B", "500 B", "2", "1 GiB"],
+        "1": ["70", "7 kB", "4 kB", "3.00 s", "500 B", "500 B", "2", "2 GiB"],
+        "in all": ["110", "11 kB", "8 kB", "4.50 s", "1 kB", "1 kB", "4", "1.5 GiB"],
+    }  # fmt: skip
+    assert "resident, of 2 ranks" in ended.text
+    made = records()
+    next(each for each in made if each.get("epoch") == 2 and "val" in each)["ranks"] = ranks
+    going_on = [each for each in made[:-1] if each.get("epoch") != 3]
+    (tmp_path / "going on").mkdir()
+    assert report(tmp_path / "going on", going_on).table("rank")["1"][0] == "70"
+
+
 def test_a_kept_timeline_is_drawn(tmp_path: Path) -> None:
     run = write_run(tmp_path, with_ranks(records()))
     events = [Event(rank, "forward", 0, rank, rank + 1.0) for rank in range(3)]

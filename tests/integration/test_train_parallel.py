@@ -77,6 +77,18 @@ def test_processes_train_as_one_process_does(
         assert four["parallel"]["sent"][kind] == one["parallel"]["sent"][kind] > 0
     assert len(four["parallel"]["peak_rss"]) == 4
     assert picture.read_bytes().startswith(b"\x89PNG")
+    # Ranks have written their parts, of which one process makes the same run.
+    run, again = tmp_path / "four", tmp_path / "one"
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert content["model"] == content["optimizer"] == {}
+    names = content["state_files"]
+    assert len(names) == 4
+    assert {path.name for path in run.glob("state-*")} == {*names}
+    assert (run / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    for each in (run, again):
+        train(capsys, "--resume", str(each), "--epochs", str(len(losses(each)) + 2))
+    assert losses(run) == losses(again)
+    assert not list(run.glob("state-*"))
 
 
 def test_a_trace_holds_what_each_rank_did(graph: str, tmp_path: Path, capsys) -> None:

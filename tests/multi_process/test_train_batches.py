@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -30,6 +31,11 @@ OPTIONS: dict[str, Any] = {
     "hidden": 8, "fanouts": (4, 3), "batch_size": SIZE, "seed": 3, "threads": 1, "device": "cpu",
 }  # fmt: skip
 STEPS: dict[str, Any] = {**OPTIONS, "dropout": 0.0, "eval": "sampled"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gat": {**STEPS, "model": "gat"},
+    "gin": {**STEPS, "model": "gin"},
+    "bf16": {**STEPS, "precision": "bf16"},
+}
 
 IN_FLOAT64 = """
     import dataclasses
@@ -51,29 +57,59 @@ STEPS_OF_RANKS = (
     from gnnsys.config.resolve import resolve
     from gnnsys.config.train import TrainConfig
     from gnnsys.errors import ArgumentError
-    from gnnsys.ranks.group import check_alike, join_ranks
+    from gnnsys.ranks.group import check_alike, join_ranks, on_all_ranks
     from gnnsys.training.models import make_model
+    from gnnsys.ranks import liveness
     from gnnsys.training.pipeline_steps import make_steps
 
-    run = resolve(TrainConfig(dataset={graph!r}, **{options!r}))
-    join_ranks("cpu")
+    liveness.Liveness.__init__.__defaults__ = (0.3, 4.0, 30.0)
+    run = join_ranks("cpu", lambda: resolve(TrainConfig(dataset={graph!r}, **{options!r})))
     dataset = in_float64({graph!r})
     torch.manual_seed(3)
     steps = make_steps(run, dataset, make_model(run, dataset).double(), None)
     losses = [steps.train(batch)[0] for epoch in range(2) for batch in steps.batches(epoch, 0)]
     logits = torch.cat(list(steps.logits(dataset.val)))
-    torch.save([losses, steps.weights(), logits], os.environ["RANK"])
+    torch.save([losses, steps.weights(), logits, steps.facts()], os.environ["RANK"])
     x = torch.tensor([[1.0], [float("nan") if os.environ["RANK"] == "1" else 0.0]])
     print("bad:", steps.inputs(Data(x=x, n_id=torch.tensor([5, 7]))).n_id.tolist())
     try:
         check_alike({{"--seed": 1, "--lr": 0.1 * int(os.environ["RANK"])}})
     except ArgumentError as error:
         print(error)
+    try:
+        on_all_ranks(lambda: load_dataset({graph!r} if os.environ["RANK"] == "0" else "nosuch"))
+    except ArgumentError as error:
+        print(error)
+    for name, options in {variants!r}.items():
+        run = resolve(TrainConfig(dataset={graph!r}, **options))
+        torch.manual_seed(3)
+        model = make_model(run, dataset)
+        if name != "bf16":
+            model = model.double()
+        steps = make_steps(run, dataset if name != "bf16" else load_dataset({graph!r}), model, None)
+        losses = [steps.train(batch)[0] for batch in steps.batches(0, 0)]
+        torch.save([losses, steps.weights()], name + os.environ["RANK"])
+    from gnnsys.errors import StorageError
+    from gnnsys.training import steps as module
+
+    def fail(dataset):
+        raise StorageError("the disk failed")
+
+    print("to fail", flush=True)
+    if not {variants!r}:
+        raise SystemExit
+    if os.environ["RANK"] == "2":
+        module.served_so_far = fail  # which the loader's threads call
+    for batch in steps.batches(1, 0):
+        steps.train(batch)
 """
 )
 
 RUNS = """
-    import json, os, shutil, signal
+    import json, os, shutil, signal, time
+
+    if os.environ["RANK"] == "1":  # its clocks have nothing to do with those of rank 0
+        time.time, time.monotonic = lambda: 0.0, lambda now=time.monotonic: now() - 1e6
     from gnnsys.config.file import resumed_config
     from gnnsys.config.train import TrainConfig
     from gnnsys.training.loop import run_training
@@ -118,15 +154,21 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(generate_community(folder, nodes=400, classes=4, features=8, degree=6, signal=0.5))
 
 
-def steps_of_one(dataset: NodeDataset, model: torch.nn.Module, world: int) -> Iterator[float]:
+def loader_of(dataset: NodeDataset, size: int, epoch: int) -> NeighborLoader:
+    loader = NeighborLoader(
+        dataset.source, [4, 3], dataset.train, batch_size=size, shuffle=True, seed=3
+    )
+    loader.set_epoch(epoch)
+    return loader
+
+
+def steps_of_one(
+    dataset: NodeDataset, model: torch.nn.Module, size: int, world: int, epochs: int = 2
+) -> Iterator[float]:
     """Losses of steps whose gradient is the mean over the seeds of some batches, by torch alone."""
     adam = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
-    loader = NeighborLoader(
-        dataset.source, [4, 3], dataset.train, batch_size=SIZE, shuffle=True, seed=3
-    )
-    for _ in range(2):
-        batches = list(loader)
-        assert len(batches) % world
+    for epoch in range(epochs):
+        batches = list(loader_of(dataset, size, epoch))
         for first in range(0, len(batches), world):
             losses, seeds = [], 0
             for batch in batches[first : first + world]:
@@ -140,29 +182,72 @@ def steps_of_one(dataset: NodeDataset, model: torch.nn.Module, world: int) -> It
             yield loss.item()
 
 
-def test_steps_of_ranks_are_those_of_one_that_averages_their_batches(
-    graph: str, start_ranks, tmp_path: Path, one_thread: None
+@pytest.mark.parametrize("cooperative", [False, True])
+def test_steps_of_ranks_are_those_of_one_that_averages_or_joins_their_batches(
+    graph: str, start_ranks, tmp_path: Path, one_thread: None, cooperative: bool
 ) -> None:
-    world = 2
-    ranks = start_ranks(STEPS_OF_RANKS.format(graph=graph, options=STEPS), world)
+    ranks_here = 2 if cooperative else 3
+    size, world = (2 * SIZE, 1) if cooperative else (SIZE, ranks_here)
+    variants = {} if cooperative else VARIANTS
+    script = STEPS_OF_RANKS.format(
+        graph=graph,
+        options={**STEPS, "cooperative": cooperative},
+        variants=variants,
+    )
+    ranks = start_ranks(script, ranks_here)
     names: dict[str, Any] = {}
     exec(dedent(IN_FLOAT64), names)
     dataset = names["in_float64"](graph)
     run = resolve(TrainConfig(dataset=graph, **STEPS))
-    torch.manual_seed(3)
-    model = make_model(run, dataset).double()
-    losses = list(steps_of_one(dataset, model, world))
+    # In the last step the ranks but the first have no batch, or the last one no seeds.
+    left = len(dataset.train) % (ranks_here * SIZE)
+    assert 0 < left <= SIZE
+
+    def made(options: dict[str, Any]) -> torch.nn.Module:
+        torch.manual_seed(3)
+        return make_model(resolve(TrainConfig(dataset=graph, **options)), dataset).double()
+
+    model = made(STEPS)
+    losses = list(steps_of_one(dataset, model, size, world))
+    others = {name: made(VARIANTS[name]) for name in ("gat", "gin") if name in variants}
+    expected = {
+        name: list(steps_of_one(dataset, other, size, world, 1)) for name, other in others.items()
+    }
     for rank, (status, told, errors) in enumerate(ranks.outputs()):
-        assert status == 0, errors
-        found, weights, logits = torch.load(tmp_path / "0" / str(rank))
+        assert told.splitlines()[-1:] == ["to fail"], errors
+        found, weights, logits, facts = torch.load(tmp_path / "0" / str(rank))
         assert found == pytest.approx(losses, rel=1e-6)
-        for name, weight in model.state_dict().items():
-            assert torch.allclose(weights[name], weight, rtol=1e-6, atol=1e-9), name
+        assert_close(weights, model)
         one = MiniBatch(run, dataset, model)
         model.load_state_dict(weights)
         assert torch.equal(logits, torch.cat(list(one.logits(dataset.val))))
         assert "bad: [7]" in told
+        if cooperative:
+            rows = sum(len(batch.n_id) for batch in loader_of(dataset, size, epoch=1))
+            assert facts["joint"]["rows"] == rows
+            assert 0 < facts["joint"]["rows_received"] < rows
         assert "rank 1 has --lr 0.1 != 0.0 of rank 0: start all ranks with the same" in told
+        assert "\nrank 1: dataset 'nosuch' is unknown" in told
+        for name, other in others.items():
+            found, weights = torch.load(tmp_path / "0" / f"{name}{rank}")
+            assert found == pytest.approx(expected[name], rel=1e-6)
+            assert_close(weights, other)
+        assert status == (1 if variants else 0)
+        if variants:
+            found, weights = torch.load(tmp_path / "0" / f"bf16{rank}")
+            of_first = torch.load(tmp_path / "0" / "bf160")
+            assert found == of_first[0]
+            assert all(torch.equal(weights[name], of_first[1][name]) for name in weights)
+            assert found == pytest.approx(losses[: len(found)], rel=0.05)
+            failure = (
+                "StorageError: the disk failed" if rank == 2 else "RankFailedError: rank 2 of 3"
+            )
+            assert failure in errors
+
+
+def assert_close(weights: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
+    for name, weight in model.state_dict().items():
+        assert torch.allclose(weights[name], weight, rtol=1e-6, atol=1e-9), name
 
 
 def losses_of(run: Path) -> list[float]:
@@ -184,6 +269,10 @@ def test_a_run_of_ranks_goes_on_from_the_middle_of_an_epoch(
     for counts in ("rows", "bytes"):
         assert whole[counts] == one[counts]
     assert losses == json.loads(others[0][1].splitlines()[-1])[1]
+    for counts in ("rows", "bytes"):  # of which each rank has its part
+        first, second = (rank[counts]["file"] for rank in whole["ranks"])
+        assert first + second == one[counts]["file"] > first > 0
+    assert 0 < whole["peak_rss"] < sum(rank["memory"]["peak"] for rank in whole["ranks"])
     folder = tmp_path / "0"
     assert losses_of(folder / "parts") == losses_of(folder / "whole") == losses
     # One process takes over what two began.
@@ -194,6 +283,71 @@ def test_a_run_of_ranks_goes_on_from_the_middle_of_an_epoch(
     assert done == [*range(3, batches + 1), *range(1, batches + 1)]
     assert len(rest.history) == 2
     assert "goes on with ranks 2 -> 1: its losses are then not those" in caplog.text
+
+
+SCORED_AT_THE_END = """
+    import os, signal, time
+    from pathlib import Path
+    from gnnsys.config.train import TrainConfig
+    from gnnsys.ranks import liveness
+    from gnnsys.training.loop import run_training
+    from gnnsys.training.rank_steps import RankSteps
+
+    liveness.Liveness.__init__.__defaults__ = (0.1, 4.0, 30.0)
+    RankSteps.test_at_end = property(lambda steps: True, lambda steps, value: None)
+    Path(os.environ["RANK"]).write_text(str(os.getpid()))
+    asked = []
+
+    def interrupt_the_other(what, done, total):
+        if what.startswith("test") and not asked:
+            asked.append(what)
+            os.kill(int(Path("1").read_text()), signal.SIGTERM)
+            time.sleep(2.0)
+
+    config = TrainConfig(dataset={graph!r}, **{options!r}, epochs=1, eval="layerwise")
+    print(run_training(config, on_evaluation=interrupt_the_other).reason, *asked)
+"""
+
+
+def test_a_signal_to_any_rank_ends_the_exact_scoring_at_the_end(graph: str, start_ranks) -> None:
+    ranks = start_ranks(SCORED_AT_THE_END.format(graph=graph, options=OPTIONS), 2)
+    (status, first, errors), (_, second, _) = ranks.outputs()
+    assert status == 0, errors
+    assert first.startswith("interrupted test, ")
+    assert second == "interrupted\n"
+
+
+STARTED_AGAIN = """
+    import os
+    from gnnsys.config.train import TrainConfig
+    from gnnsys.training.loop import run_training
+
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "{restarts}"
+    run_training(TrainConfig(dataset={graph!r}, out={out!r}, **{options!r}))
+"""
+
+
+def test_ranks_started_again_after_a_kill_have_the_losses_of_an_undisturbed_run(
+    graph: str, start_ranks, tmp_path: Path
+) -> None:
+    epochs = 12
+    options = {"graph": graph, "options": {**OPTIONS, "epochs": epochs}}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    killed = start_ranks(STARTED_AGAIN.format(**options, out=str(run), restarts=0), 2)
+    while not (run / "checkpoint.pt").exists():
+        assert killed.processes[0].alive(), killed.outputs()
+        time.sleep(0.01)
+    for process in killed.processes:
+        process.kill()
+    assert not (run / "result.json").exists()
+    started = [
+        start_ranks(STARTED_AGAIN.format(**options, out=str(out), restarts=restarts), 2)
+        for out, restarts in ((run, 1), (whole, 0))
+    ]
+    for ranks in started:
+        assert [status for status, _, _ in ranks.outputs()] == [0, 0]
+    assert len(losses_of(run)) == epochs
+    assert losses_of(run) == losses_of(whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -219,10 +373,19 @@ def test_a_rank_that_stops_before_the_first_step_ends_the_other(graph: str, star
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"cache": "1MB"}, UnsupportedError, "--cache 1MB: caches of several ranks are not shared"),
-        ({"policy": "lru"}, UnsupportedError, "--policy lru: caches of several ranks are not"),
+        ({"trace": "ids"}, UnsupportedError, "--trace: is not offered on several ranks yet"),
         ({"compile": True}, UnsupportedError, "--compile: is not offered on several ranks yet"),
         ({"full_batch": True}, ArgumentError, "2 ranks train on the full graph with --parallel"),
+        (
+            {"full_batch": True, "cooperative": True, "parallel": "graph"},
+            ArgumentError,
+            "--cooperative: is for mini-batches; leave it or --full-batch out",
+        ),
+        (
+            {"cooperative": True, "cache": "1MB"},
+            UnsupportedError,
+            "--cooperative --cache 1MB: joint batches are read without a cache yet",
+        ),
         ({"ranks": 3}, ArgumentError, r"--ranks 3 != world size\(2\): leave it out under torchrun"),
     ],
 )

@@ -22,10 +22,13 @@ from gnnsys.training.checkpoint import (
     RunState,
     load_checkpoint,
     load_shards,
+    load_state,
     load_weights,
     save_checkpoint,
     save_shards,
     snapshot_names,
+    state_names,
+    state_shard,
 )
 
 
@@ -141,6 +144,46 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
     (shard,) = load_shards(tmp_path, names[1:])
     assert torch.equal(shard["w"], old["w"])
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CHECKPOINT, names[1]}
+
+
+def test_parts_of_ranks_make_the_checkpoint_of_one_process(tmp_path: Path) -> None:
+    one, parts = tmp_path / "one", tmp_path / "parts"
+    model = {name: torch.randn(3) for name in ("z", "layers.10.w", "layers.9.w")}
+    best = {name: value + 1 for name, value in model.items()}
+    moments = {name: {"step": torch.tensor(4.0), "avg": value} for name, value in model.items()}
+    whole = checkpoint_of(model)
+    whole.best_model, whole.optimizer = best, moments
+    halves = [["z"], ["layers.10.w", "layers.9.w"], []]
+    names: list[str] = []
+    for number in (1, 2, 3):
+        before, names = names, state_names(3, names)
+        assert not {*names} & {*before}
+        shards = {
+            rank: state_shard(*({n: each[n] for n in half} for each in (model, best, moments)))
+            for rank, half in enumerate(halves)
+        }
+        parts.mkdir(exist_ok=True)
+        save_shards(parts, names, shards)
+        assert len([*parts.glob("state-*")]) == min(3 * number, 6)  # with those of before
+        divided = checkpoint_of({})
+        for name, value in load_state(parts, names).items():
+            setattr(divided, name, value)
+        divided.state_files = names
+        save_checkpoint(parts, divided)
+        assert sorted(path.name for path in parts.glob("state-*")) == names
+    one.mkdir()
+    save_checkpoint(one, whole)
+    assert (one / WEIGHTS).read_bytes() == (parts / WEIGHTS).read_bytes()
+    again = load_checkpoint(parts)
+    assert again.best_model is not None
+    for found, wanted in ((again.model, model), (again.best_model, best)):
+        assert [*found] == [*wanted]
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for name, kept in moments.items():
+        assert {key: value.tolist() for key, value in again.optimizer[name].items()} == {
+            key: value.tolist() for key, value in kept.items()
+        }
+    assert load_state(parts, names[2:]) == {"model": {}, "best_model": None, "optimizer": {}}
 
 
 def test_shards_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:

@@ -124,14 +124,15 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
             threads=config.threads,
             progress=progress,
         )
-        workload = _workload(config, dataset, trace, importance)
+        epoch_batches = -(-len(seeds) // config.batch_size)
+        epoch = epoch_batches if config.trace is None else None
+        workload = _workload(config, dataset, trace, epoch, importance)
         budgets = plan_budgets(workload, config.budget, victim_bytes)
         cases = [case for budget in budgets for case in budget.cases]
         results = run_cases(
             workload, cases, threads, lambda done, total: progress("simulate", done, total)
         )
         touched = count_touched(trace)
-    epoch_batches = -(-len(seeds) // config.batch_size)
     found = iter(results)
     plan: dict[str, Any] = {
         "dataset": config.dataset if config.dataset in DATASET_NAMES else str(dataset.path),
@@ -145,6 +146,7 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
         "fanouts": None if config.trace else list(config.fanouts),
         "batch_size": config.batch_size,
         "batches": len(trace),
+        "ranks": config.ranks,
         "ids": trace.num_ids,
         "epoch_batches": epoch_batches,
         "policy": config.policy,
@@ -269,7 +271,11 @@ def _trace(
 
 
 def _workload(
-    config: PlanConfig, dataset: Dataset, trace: Trace, importance: NDArray[np.uint16] | None
+    config: PlanConfig,
+    dataset: Dataset,
+    trace: Trace,
+    epoch: int | None,
+    importance: NDArray[np.uint16] | None,
 ) -> Workload:
     table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
     return Workload(
@@ -282,4 +288,6 @@ def _workload(
         importance=importance,
         window=config.window,
         policy=config.policy,
+        ranks=config.ranks,
+        epoch=epoch,
     )

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.cache.plan import Policy
+from gnnsys.cache.shared.simulator import simulate_ranks
 from gnnsys.cache.simulator import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
 from gnnsys.errors import ArgumentError, TooLargeError
@@ -25,6 +26,7 @@ from gnnsys.system.sizes import parse_bytes_or_share
 __all__ = ["CacheBudget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
 
 _Simulated = Policy | Literal["belady"]
+_OF_RANKS = ("shared", "private")
 
 _MOST_IDS = 1 << 31
 _OF_A_ROW, _OF_AN_ID = 16, 16 * 3 + 8
@@ -49,6 +51,10 @@ class Workload:
     importance: NDArray[np.uint16] | None
     window: int
     policy: Policy
+    ranks: int | None = None
+    """That divide the batches, where their caches are planned, too."""
+    epoch: int | None = None
+    """Batches of an epoch, as far as that matters to ranks; None for all."""
 
     @property
     def bytes(self) -> int:
@@ -62,7 +68,8 @@ class Case:
 
     role: str
     """``planned``: what the user asks for; ``static`` and ``belady``: what bounds it from both
-    sides; ``one cache``: the victim buffer's memory as cache; or a precision of features."""
+    sides; ``one cache``: the victim buffer's memory as cache; ``shared`` and ``private``: one cache
+    of all ranks, and as many parts of it as there are ranks; or a precision of features."""
     policy: _Simulated
     """A policy, or belady, which knows all batches: the bound that no policy can pass."""
     dtype: str
@@ -106,6 +113,8 @@ def plan_budgets(
         ]
         if planned.victim_cells:
             cases.append(_case(workload, "one cache", size + victim_bytes))
+        if workload.ranks is not None:
+            cases += [_case(workload, role, size, victim_bytes) for role in _OF_RANKS]
         if workload.dtype in (*_SIZES, "bfloat16", "float64"):
             others = [dtype for dtype in _SIZES if dtype != workload.dtype]
             cases += [_case(workload, dtype, size, victim_bytes, dtype=dtype) for dtype in others]
@@ -178,16 +187,23 @@ def run_cases(
     threads = max(1, min(threads, left // max(1, needed)))
 
     def run(case: Case) -> SimulationResult:
-        return simulate(
-            workload.trace,
-            case.policy,
-            case.capacity,
-            workload.window,
-            num_rows=workload.rows,
-            scores=workload.importance,
-            victim_cells=case.victim_cells,
-            row_bytes=case.row_bytes,
-            offset=workload.offset,
+        cache: Any = workload.trace, case.policy, case.capacity, workload.window
+        table: dict[str, Any] = {
+            "num_rows": workload.rows,
+            "scores": workload.importance,
+            "victim_cells": case.victim_cells,
+            "row_bytes": case.row_bytes,
+            "offset": workload.offset,
+        }
+        if case.role not in _OF_RANKS:
+            return simulate(*cache, **table)
+        assert workload.ranks is not None
+        return simulate_ranks(
+            *cache,
+            **table,
+            ranks=workload.ranks,
+            shared=case.role == "shared",
+            epoch=workload.epoch,
         )
 
     with ThreadPoolExecutor(threads) as pool:

@@ -108,6 +108,7 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
 def plan_tables(plan: dict[str, Any]) -> list[TextTable]:
     """What a terminal and a page show of every budget."""
     made = [_served(plan), _epochs(plan)]
+    made += [_of_ranks(plan)] if plan["ranks"] is not None else []
     return [*made, _what_if(plan)] if len(precisions(plan)) > 1 else made
 
 
@@ -167,6 +168,26 @@ def _epochs(plan: dict[str, Any]) -> TextTable:
     planned = [(budget["budget"], budget["cases"]["planned"]) for budget in plan["budgets"]]
     body = [[text, *_reading(case), case["estimate"]["limit"]] for text, case in planned]
     return TextTable("An epoch", ("budget", "rows read", "reads", "bytes", "time", "limit"), body)
+
+
+def _of_ranks(plan: dict[str, Any]) -> TextTable:
+    body = []
+    for budget in plan["budgets"]:
+        shared, private = budget["cases"]["shared"], budget["cases"]["private"]
+        hits = [f"{1 - case['misses'] / max(1, plan['ids']):.1%}" for case in (shared, private)]
+        fewer = private["epoch"]["bytes_read"] / max(1, shared["epoch"]["bytes_read"])
+        body.append(
+            [
+                budget["budget"],
+                hits[0],
+                *_reading(shared)[1:3],
+                hits[1],
+                *_reading(private)[1:3],
+                f"{fewer:.2f}x",
+            ]
+        )
+    head = ("budget", "shared: hits", "reads", "bytes", "one each: hits", "reads", "bytes", "saves")
+    return TextTable(f"An epoch on {plan['ranks']} ranks, which divide the budget", head, body)
 
 
 def _what_if(plan: dict[str, Any]) -> TextTable:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gnnsys.cache.importance import rank_normalised
+from gnnsys.cache.shared.simulator import simulate_ranks
 from gnnsys.cache.simulator import simulate
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.commands.cli import main
@@ -119,6 +120,36 @@ def test_every_cache_of_a_plan_is_the_simulators(
             assert found["epoch"]["bytes_read"] == by_hand.bytes_read * scale
             assert found["row_bytes"] == row_bytes
             assert found["victim_cells"] == cells
+
+
+def test_caches_of_ranks_are_the_simulators(
+    folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    epoch = -(-len(open_dataset(folder).split("train")) // SEEDS)
+    assert epoch % 3, "the last step of an epoch is to be a part of one"
+    options += ["--budget", "10%", "--window", "4"]
+    alone = planned([*options, "--ranks", "1"], capsys)["budgets"][0]["cases"]
+    for shared in ("shared", "private"):
+        assert alone[shared] == alone["planned"] | {"role": shared}
+    plan = planned([*options, "--ranks", "3"], capsys)
+    for role in ("shared", "private"):
+        by_hand = simulate_ranks(
+            sampled(folder),
+            "hybrid",
+            NODES // 10,
+            4,
+            ranks=3,
+            shared=role == "shared",
+            epoch=epoch,
+            num_rows=NODES,
+            scores=degree_scores(folder),
+            row_bytes=ROW,
+        )
+        found = plan["budgets"][0]["cases"][role]
+        assert found["misses"] == by_hand.misses
+        assert found["epoch"]["bytes_read"] == by_hand.bytes_read * epoch / BATCHES
+    assert main([*options, "--ranks", "3"]) == 0
+    assert "An epoch on 3 ranks" in capsys.readouterr().out
 
 
 def test_static_hits_are_the_rows_with_the_highest_scores(

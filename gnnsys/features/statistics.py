@@ -178,7 +178,7 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "in all", numbers.memory(sum(sizes.values())) + given
     if {"peak", "anonymous", "file"} <= memory.keys():
         peak, own, files = (numbers.memory(memory[key]) for key in ("peak", "anonymous", "file"))
-        whose = "measured, of one rank" if memory.get("ranks", 1) > 1 else "measured"
+        whose = "measured, of one rank" if memory.get("ranks", 1) != 1 else "measured"
         yield whose, f"{peak} at most, {own} and {files} of files now"
 
 

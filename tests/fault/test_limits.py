@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -17,8 +19,6 @@ from gnnsys.memory.direct_rows import uring_refusal
 
 DIRECT = ["pread"] + ([] if uring_refusal() else ["uring"])
 _ROOT = Path("/sys/fs/cgroup")
-
-Run = Callable[..., list[str]]
 
 # What a child runs first. `limit(room)` then leaves it room for so many threads more, or bytes.
 _START = """
@@ -32,7 +32,7 @@ _START = """
     torch.set_num_threads(1)
     values = np.load("x.npy")
     x = torch.from_numpy(values)
-    ids = torch.from_numpy(np.random.default_rng(0).integers(0, len(x), 10_000))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, len(x), 20_000))
     expected = HostStore(x, threads=1).gather(ids)
     assert torch.equal(HostStore(x, threads=1).gather(ids), x[ids])
 
@@ -67,21 +67,18 @@ _START = """
 """
 
 
-@pytest.fixture
-def run_script(run_forked: Callable[..., Any]) -> Run:
-    def run(script: str, folder: Path, *arguments: object) -> list[str]:
-        """The lines that a child prints, which must come to its end."""
-        ran = run_forked(dedent(_START) + dedent(script), folder, *arguments)
-        assert ran.returncode == 0, f"exit status {ran.returncode}: {ran.stderr[-2000:]}"
-        return ran.stdout.splitlines() + ran.stderr.splitlines()
-
-    return run
+def run_script(script: str, folder: Path, *arguments: object) -> list[str]:
+    """The lines that a child prints, which must come to its end."""
+    command = [sys.executable, "-c", dedent(_START) + dedent(script), *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert ran.returncode == 0, f"exit status {ran.returncode}: {ran.stderr[-2000:]}"
+    return ran.stdout.splitlines() + ran.stderr.splitlines()
 
 
 @pytest.fixture
 def table() -> Iterator[Path]:
-    """A folder with ``x.npy``: (15,000, 64) float32, that other users may read, unlike tmp_path."""
-    values = np.random.default_rng(1).standard_normal((15_000, 64), dtype=np.float32)
+    """A folder with ``x.npy``: (30,000, 64) float32, that other users may read, unlike tmp_path."""
+    values = np.random.default_rng(1).standard_normal((30_000, 64), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         np.save(Path(folder) / "x.npy", values)
@@ -124,7 +121,7 @@ ADVICE = "could be started (Resource temporarily unavailable); give fewer (threa
 
 @pytest.mark.parametrize("room", [0, 1, 5])
 def test_threads_that_gather_are_refused_by_one_error(
-    limit: tuple[str, Any], room: int, table: Path, run_script: Run
+    limit: tuple[str, Any], room: int, table: Path
 ) -> None:
     kind, group = limit
     script = f"""
@@ -147,7 +144,7 @@ def test_threads_that_gather_are_refused_by_one_error(
 @pytest.mark.parametrize("room", [0, 1, 2, 20])
 @pytest.mark.parametrize("storage", DIRECT)
 def test_threads_that_read_files_are_refused_by_one_error_or_are_fewer(
-    storage: str, limit: tuple[str, Any], room: int, table: Path, run_script: Run
+    storage: str, limit: tuple[str, Any], room: int, table: Path
 ) -> None:
     kind, group = limit
     script = f"""
@@ -165,9 +162,7 @@ def test_threads_that_read_files_are_refused_by_one_error_or_are_fewer(
     assert len(told) == (storage == "pread" and "works" in lines), lines
 
 
-def test_a_pool_of_threads_that_reads_has_a_bound_that_is_told_once(
-    table: Path, run_script: Run
-) -> None:
+def test_a_pool_of_threads_that_reads_has_a_bound_that_is_told_once(table: Path) -> None:
     script = """
         for _ in range(2):
             stores = [FileStore("x.npy", threads=1, storage="pread", depth=4096) for _ in "ab"]
@@ -184,7 +179,7 @@ def test_a_pool_of_threads_that_reads_has_a_bound_that_is_told_once(
 
 @pytest.mark.parametrize("storage", ["mmap", *DIRECT])
 def test_files_that_cannot_be_opened_leave_the_others_as_they_are(
-    storage: str, table: Path, run_script: Run
+    storage: str, table: Path
 ) -> None:
     script = f"""
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -213,7 +208,7 @@ def test_files_that_cannot_be_opened_leave_the_others_as_they_are(
 
 @pytest.mark.parametrize("storage", ["mmap", *DIRECT])
 def test_many_stores_gather_within_a_small_control_group(
-    storage: str, memory_group: Any, table: Path, run_script: Run
+    storage: str, memory_group: Any, table: Path
 ) -> None:
     memory_group.set_limit(300 << 20)
     script = f"""
@@ -221,13 +216,12 @@ def test_many_stores_gather_within_a_small_control_group(
         stores = [FileStore("x.npy", storage="{storage}", threads=2) for _ in range(64)]
         for store in stores:
             assert torch.equal(store.gather(ids), expected)
-        print("works", flush=True)
-        os._exit(0)  # taking Python down would copy pages of libraries into the group
+        print("works")
     """
     assert run_script(script, table, memory_group.folder)[0] == "works"
 
 
-def test_memory_that_the_system_refuses_is_a_memory_error(table: Path, run_script: Run) -> None:
+def test_memory_that_the_system_refuses_is_a_memory_error(table: Path) -> None:
     script = """
         store = HostStore(x, threads=4)
         store.gather(ids)

@@ -30,12 +30,12 @@ from gnnsys.memory.ids import RowIds, check_bounds
 from gnnsys.memory.reads import PendingRows, Reads, RowsInPlace, StagedRows
 from gnnsys.memory.store import Store
 
-__all__ = ["Engine"]
+__all__ = ["PAGE_BYTES", "PIECE_BYTES", "Engine"]
 
 _log = logging.getLogger(__name__)
 
-_PAGE = 4096  # a scattered row brings one with it
-_PIECE_BYTES = 16 << 20
+PAGE_BYTES = 4096  # a scattered row brings one with it
+PIECE_BYTES = 16 << 20
 """What is read at once of rows whose pages do not fit into the staging memory."""
 _PREFILL_LOG_SECONDS = 10.0
 
@@ -134,11 +134,12 @@ class Engine:
     def end(self, owner: Any) -> None:
         """See ``CachedStore.end``."""
         with self._executing, self._planning:
-            if self._tickets and self._tickets.admits(owner):
-                self._retract(self._tickets[0])
+            self._take_back(self._tickets.drop_of(owner))
 
     def _retract(self, ticket: Any) -> None:
-        dropped = self._tickets.drop_from(ticket)
+        self._take_back(self._tickets.drop_from(ticket))
+
+    def _take_back(self, dropped: list[Ticket]) -> None:
         if dropped:
             self._planner.retract(dropped[0].number)
 
@@ -211,7 +212,7 @@ class Engine:
 
     def _gather_in_pieces(self, ids: RowIds, out: Tensor | None) -> Tensor:
         rows = self._new_output(len(ids)) if out is None else out
-        step = max(1, self._staging_bytes // (self._source.row_bytes + _PAGE))
+        step = max(1, self._staging_bytes // (self._source.row_bytes + PAGE_BYTES))
         for first in range(0, max(1, len(ids)), step):
             piece = slice(first, first + step)
             self._gather_unannounced(RowIds(ids[piece]), rows[piece])
@@ -277,7 +278,7 @@ class Engine:
         staging = 0
         for ticket in due:
             assert ticket.plan is not None
-            staging += len(ticket.plan.reads) * (self._source.row_bytes + _PAGE)
+            staging += len(ticket.plan.reads) * (self._source.row_bytes + PAGE_BYTES)
             if staging > self._staging_bytes:
                 return
             if ticket.pending is None and len(ticket.plan.reads):
@@ -321,7 +322,7 @@ class Engine:
         self, ids: NDArray[np.int64], of_batch: bool
     ) -> Iterator[tuple[slice, StagedRows]]:
         """Rows ``ids``, which ascend, piece by piece; the next one is read meanwhile."""
-        step = max(1, _PIECE_BYTES // (self._source.row_bytes + _PAGE))
+        step = max(1, PIECE_BYTES // (self._source.row_bytes + PAGE_BYTES))
         starts = range(0, len(ids), step)
         pieces = [slice(first, min(first + step, len(ids))) for first in starts]
         ahead: list[PendingRows] = []

@@ -20,7 +20,7 @@ from gnnsys.cache.kernel_executor import KernelExecutor
 from gnnsys.cache.planner import Planner
 from gnnsys.cache.resident import ResidentRows
 from gnnsys.cache.shared.engine import SharedEngine
-from gnnsys.cache.shared.setup import open_shared_cache
+from gnnsys.cache.shared.setup import open_shared_cache, rounds_of
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.choices import Policy, Sharing
 from gnnsys.counters import Counters
@@ -136,19 +136,15 @@ def _make_shared(
     def make_planner(
         rows: int, slots: int, cells: int, scores: NDArray[np.uint16] | None
     ) -> Planner:
-        rounds = -(-window // meeting.world)
+        ahead = rounds_of(window, meeting.world)
         return _make_planner(
-            name, rows, slots, cells, prefill, policy=policy, window=rounds, scores=scores
+            name, rows, slots, cells, prefill, policy=policy, window=ahead, scores=scores
         )
 
     with Meeting("gnnsys.unified(…, shared=…)") as meeting:
-        of_machine = local_world_size() / meeting.world
-        free = check_memory(
-            int(capacity * of_machine),
-            int(cells * of_machine),
-            source.row_bytes,
-            local_world_size(),
-        )
+        ranks = local_world_size()
+        share = ranks / meeting.world  # of this machine
+        free = check_memory(int(capacity * share), int(cells * share), source.row_bytes, ranks)
         return open_shared_cache(
             meeting,
             source,
@@ -160,8 +156,7 @@ def _make_shared(
             sharing=sharing,
             window=window,
             prefetch=prefetch,
-            staging_bytes=process_budget().planned(STAGING)
-            or staging_bytes(free, local_world_size()),
+            staging_bytes=process_budget().planned(STAGING) or staging_bytes(free, ranks),
             threads=threads,
             counters=counters,
             facts={"policy": policy, "prefill": prefill},

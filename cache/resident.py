@@ -80,8 +80,7 @@ class ResidentRows:
     def end(self, owner: Any) -> None:
         """See ``CachedStore.end``."""
         with self._lock:
-            if self._tickets and self._tickets.admits(owner):
-                self._given -= len(self._tickets.drop_from(self._tickets[0]))
+            self._given -= len(self._tickets.drop_of(owner))
 
     def close(self) -> None:
         """Nothing is under way between two gathers."""

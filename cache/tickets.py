@@ -17,7 +17,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.memory.ids import RowIds
 from gnnsys.memory.reads import PendingRows
 
-__all__ = ["Ticket", "Tickets", "is_aside"]
+__all__ = ["ANYBODY", "Ticket", "Tickets", "is_aside", "refer"]
 
 
 class _Anonymous:
@@ -25,7 +25,8 @@ class _Anonymous:
         return "code that names no owner"
 
 
-_ANONYMOUS = _Anonymous()
+ANYBODY = _Anonymous()
+"""Stands for who announces and names no owner."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +68,7 @@ class Tickets:
     def __init__(self, name: str) -> None:
         self._name = name  # of the store, in errors
         self._waiting: deque[Ticket] = deque()
-        self._owner: Callable[[], Any] = lambda: _ANONYMOUS
+        self._owner: Callable[[], Any] = lambda: ANYBODY
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -84,16 +85,16 @@ class Tickets:
 
     def admits(self, owner: Any) -> bool:
         """Whether nobody else's tickets wait."""
-        return not self._waiting or self._owner() is (_ANONYMOUS if owner is None else owner)
+        return not self._waiting or self._owner() is (ANYBODY if owner is None else owner)
 
     def add(self, ticket: Ticket, owner: Any) -> None:
         """Appends a ticket of an owner whom ``admits`` let pass."""
-        self._owner = _refer(owner)
+        self._owner = refer(owner)
         self._waiting.append(ticket)
 
     def make_aside(self, ids: RowIds, owner: Any) -> Ticket:
         """A ticket for an owner whom ``admits`` did not let pass."""
-        return Ticket(ids, -1, aside=_refer(owner))
+        return Ticket(ids, -1, aside=refer(owner))
 
     def check_turn(self, ticket: Any, ids: RowIds) -> None:
         """Raises ArgumentError unless ``ticket`` is the next, and ``ids`` are those announced.
@@ -121,6 +122,10 @@ class Tickets:
         else:
             self._waiting.popleft()
 
+    def drop_of(self, owner: Any) -> list[Ticket]:
+        """Removes all that wait of an owner."""
+        return self.drop_from(self._waiting[0]) if self._waiting and self.admits(owner) else []
+
     def drop_from(self, ticket: Any) -> list[Ticket]:
         """Removes ``ticket`` and those that its owner was given after it; none where it is gone."""
         if is_aside(ticket):
@@ -145,9 +150,10 @@ def _equal(ids: RowIds, announced: RowIds) -> bool:
     return ids.shape == announced.shape and bool((ids == announced).all())
 
 
-def _refer(owner: Any) -> Callable[[], Any]:
+def refer(owner: Any) -> Callable[[], Any]:
+    """What gives an owner as long as it exists, else None; ``ANYBODY`` for None."""
     if owner is None:
-        return lambda: _ANONYMOUS
+        return lambda: ANYBODY
     try:
         return weakref.ref(owner)
     except TypeError:  # of a type without room for it

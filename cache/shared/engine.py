@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -25,7 +24,7 @@ from torch import Tensor
 from gnnsys.cache.planner import Planner
 from gnnsys.cache.shared.owner import Owner, ServedRound
 from gnnsys.cache.stats import CacheStats
-from gnnsys.cache.tickets import Ticket, Tickets, is_aside
+from gnnsys.cache.tickets import ANYBODY, Ticket, Tickets, is_aside, refer
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, RankFailedError
 from gnnsys.memory.alloc import pooled
@@ -78,10 +77,9 @@ class SharedEngine:
         name: of the store, in errors.
         mailbox: between the ranks.
         owners: who owns which row.
-        planner: of this rank's rows.
+        planner: of this rank's rows; a batch of it is a round.
         memory: for each rank the (bytes,) of its places, where this process maps them; this rank's
             own among them. None: rows of that rank are sent.
-        window: rounds that a plan looks ahead.
         prefetch: rounds that are made ready ahead of the slowest rank.
         staging_bytes: up to which pages are read at once, about.
         threads: that move rows.
@@ -98,7 +96,6 @@ class SharedEngine:
         planner: Planner,
         memory: Sequence[NDArray[np.uint8] | None],
         *,
-        window: int,
         prefetch: int,
         staging_bytes: int,
         threads: int,
@@ -107,7 +104,7 @@ class SharedEngine:
     ) -> None:
         self._source, self._name, self._mailbox, self._owners = source, name, mailbox, owners
         self._memory, self._counters, self._failed = memory, counters, failed
-        self._window, self._prefetch = window, prefetch
+        self._window, self._prefetch = planner.window, prefetch
         self._rank, self._world = mailbox.rank, mailbox.world
         self._process = os.getpid()
         stored = source.encoding.stored
@@ -133,7 +130,6 @@ class SharedEngine:
             owners,
             planner,
             memory[self._rank],  # type: ignore[arg-type]
-            window=window,
             prefetch=prefetch,
             staging_bytes=staging_bytes,
             threads=threads,
@@ -191,15 +187,15 @@ class SharedEngine:
 
     def _admits(self, owner: Any) -> bool:
         """Whether this owner's batches go into the open stream; begins one where none is open."""
-        who = _ANYBODY if owner is None else owner
+        who = ANYBODY if owner is None else owner
         if self._stream_owner is not None:
             current = self._stream_owner()
             if current is who:
                 return True
-            if current is not _ANYBODY or self._tickets:
+            if current is not ANYBODY or self._tickets:
                 return False
             self._end_from(None)
-        self._stream_owner = _refer(who)
+        self._stream_owner = refer(who)
         return True
 
     def _new_ticket(self, ids: RowIds) -> tuple[_SharedTicket, list[NDArray[np.int32]]]:
@@ -227,11 +223,11 @@ class SharedEngine:
     def end(self, owner: Any) -> None:
         """See ``CachedStore.end``."""
         with self._gathering, self._speaking:
-            who = _ANYBODY if owner is None else owner
+            who = ANYBODY if owner is None else owner
             # One that announced nothing ends a stream, too: other ranks may have a part in it.
             if self._ended() is not who and self._admits(owner):
                 self._end_from(None)
-                self._ended = _refer(who)
+                self._ended = refer(who)
 
     def _end_from(self, ticket: Any) -> None:
         """Takes back the batches from a ticket on, or all that wait, and ends their streams."""
@@ -262,12 +258,12 @@ class SharedEngine:
         Returns:
             (n, …) of the stored element type.
         """
-        if ticket is None or is_aside(ticket):
-            if ticket is not None:
-                self._tickets.check_turn(ticket, ids)
+        if ticket is None:
+            return self._read(ids, out)
+        if is_aside(ticket):
+            self._tickets.check_turn(ticket, ids)
             rows = self._read(ids, out)
-            if ticket is not None:
-                self._tickets.redeem(ticket)
+            self._tickets.redeem(ticket)
             return rows
         with self._gathering:
             self._tickets.check_turn(ticket, ids)
@@ -465,17 +461,3 @@ class SharedEngine:
         while time.monotonic() < until and not self._owner.await_end(self._stream, _LOOK):
             if self._error is not None or self._lost or self._failed(None) is not None:
                 return
-
-
-class _Anybody:
-    """Who announces without naming an owner."""
-
-
-_ANYBODY = _Anybody()
-
-
-def _refer(owner: Any) -> Callable[[], Any]:
-    try:
-        return weakref.ref(owner)
-    except TypeError:  # of a type without room for it
-        return lambda: owner

@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.cache.engine import PAGE_BYTES, PIECE_BYTES
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.cache.planner import Planner
 from gnnsys.cache.shared.places import Places
@@ -36,8 +37,6 @@ __all__ = ["Owner", "ServedRound"]
 
 _log = logging.getLogger(__name__)
 
-_PAGE = 4096  # a scattered row brings one with it
-_PIECE_BYTES = 16 << 20
 _PREFILL = -1
 _NONE = 1 << 62  # of rounds: none was unmade
 
@@ -76,9 +75,8 @@ class Owner:
         rank: of this process.
         source: that rows are read from.
         owners: who owns which row.
-        planner: of the numbers of this rank's rows.
+        planner: of the numbers of this rank's rows; a batch of it is a round.
         memory: (bytes,) for all places.
-        window: rounds that a plan looks ahead.
         prefetch: rounds that are made ready ahead of the slowest rank.
         staging_bytes: up to which pages are read at once, about.
         threads: that move rows.
@@ -94,7 +92,6 @@ class Owner:
         planner: Planner,
         memory: NDArray[np.uint8],
         *,
-        window: int,
         prefetch: int,
         staging_bytes: int,
         threads: int,
@@ -102,7 +99,7 @@ class Owner:
         fail: Callable[[BaseException], None],
     ) -> None:
         self._rank, self._source, self._owners = rank, source, owners
-        self._planner, self._window = planner, window
+        self._planner = planner
         self._address = memory.ctypes.data
         self._staging_bytes, self._tell, self._fail = staging_bytes, tell, fail
         self._mover = core.PlanExecutor(num_threads(threads))
@@ -110,9 +107,11 @@ class Owner:
         self._rounds = Rounds(owners.world, prefetch)
         self._places = Places(planner.capacity, planner.victim_cells, prefetch + 1, len(prefilled))
         self._stats = CacheStats(
-            capacity=planner.capacity, victim_cells=planner.victim_cells, resident=len(prefilled)
+            capacity=planner.capacity,
+            victim_cells=planner.victim_cells,
+            prefilled=len(prefilled),
+            resident=len(prefilled),
         )
-        self._stats.prefilled = len(prefilled)
         self._queue: deque[ServedRound] = deque()
         self._pieces: deque[_Piece] = deque()  # of rounds that are due
         self._started: deque[_Piece] = deque()
@@ -202,7 +201,7 @@ class Owner:
         while (step := self._next_step()) is not None:
             step()
 
-    def _next_step(self) -> Callable[[], None] | None:
+    def _next_step(self) -> Callable[[], object] | None:
         """What brings the planner on, to be done without the lock; None for nothing."""
         planner, rounds = self._planner, self._rounds
         with self._changed:
@@ -212,16 +211,13 @@ class Owner:
                 return partial(planner.retract, first)
             self._unmade = _NONE
             if (parts := rounds.next_round()) is not None:
-                return partial(self._announce, np.concatenate([part.ids for part in parts]))
+                return partial(planner.announce, np.concatenate([part.ids for part in parts]))
             number = planner.planned
             if number < planner.announced and (
-                number + self._window < planner.announced or rounds.is_due(number)
+                number + planner.window < planner.announced or rounds.is_due(number)
             ):
                 return partial(self._plan_round, rounds.take(number))
             return None
-
-    def _announce(self, numbers: NDArray[np.int32]) -> None:
-        self._planner.announce(numbers)
 
     def _plan_round(self, parts: list[Part]) -> None:
         plan = self._planner.plan()
@@ -279,8 +275,8 @@ class Owner:
         return self._started.popleft()
 
     def _cut(self, served: ServedRound) -> list[_Piece]:
-        of_row = self._source.row_bytes + _PAGE
-        step, count = max(1, _PIECE_BYTES // of_row), len(served.to_read)
+        of_row = self._source.row_bytes + PAGE_BYTES
+        step, count = max(1, PIECE_BYTES // of_row), len(served.to_read)
         firsts = range(0, max(1, count), step)
         return [
             _Piece(

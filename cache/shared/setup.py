@@ -24,7 +24,7 @@ from gnnsys.ranks.rendezvous import check_equal
 from gnnsys.system.budget import CACHE_ROWS, process_budget
 from gnnsys.system.shared_memory import SharedMemory, map_shared
 
-__all__ = ["MakePlanner", "open_shared_cache", "owners_of_rows", "parts_of"]
+__all__ = ["MakePlanner", "open_shared_cache", "owners_of_rows", "parts_of", "rounds_of"]
 
 _log = logging.getLogger(__name__)
 _BLOCK_BYTES = 16 << 10
@@ -52,6 +52,15 @@ def parts_of(total: int, owners: Owners) -> list[int]:
     counts = np.cumsum([0] + [owners.count(rank) for rank in range(owners.world)])
     bounds = [total * int(count) // max(1, owners.num_ids) for count in counts]
     return np.diff(bounds).tolist()
+
+
+def rounds_of(window: int, world: int) -> int:
+    """Rounds that hold so many batches of all ranks.
+
+    >>> rounds_of(64, 3)
+    22
+    """
+    return -(-window // world)
 
 
 def open_shared_cache(
@@ -130,7 +139,6 @@ def open_shared_cache(
         owners,
         planner,
         memory,
-        window=planner.window,
         prefetch=prefetch,
         staging_bytes=staging_bytes,
         threads=threads,

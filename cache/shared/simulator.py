@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gnnsys.cache.plan import Policy
 from gnnsys.cache.planner import Planner
-from gnnsys.cache.shared.setup import owners_of_rows, parts_of
+from gnnsys.cache.shared.setup import owners_of_rows, parts_of, rounds_of
 from gnnsys.cache.simulator import PAGE_BYTES, SimulationResult, pages_of_rows, plans_of
 from gnnsys.errors import ArgumentError
 from gnnsys.ranks.owners import Owners
@@ -85,7 +85,7 @@ def simulate_ranks(
             planner = Planner(
                 len(ids),
                 slots[rank],
-                window=-(-window // ranks),
+                window=rounds_of(window, ranks),
                 scores=None if scores is None else scores[ids],
                 victim_cells=cells[rank],
                 **options,

@@ -71,7 +71,6 @@ def make_ranks(
             owners,
             planners[rank],
             [m if not sends or other == rank else None for other, m in enumerate(memory)],
-            window=window,
             prefetch=prefetch,
             staging_bytes=setting.get("staging_bytes", 1 << 20),
             threads=1,

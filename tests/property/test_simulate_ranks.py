@@ -65,7 +65,9 @@ def test_reads_are_those_of_the_reference(case: dict[str, Any], ranks: int, epoc
         for first in range(0, len(epoch_batches), ranks)
     ]
     owner = owners_of_rows(ROWS, row_bytes, ranks).locate(np.arange(ROWS))[0].tolist()
-    share: Any = [[case[name] * r // ranks for r in range(ranks + 1)] for name in _SIZES]
+    # Slots and cells are divided as the rows are.
+    below = [sum(each < rank for each in owner) for rank in range(ranks + 1)]
+    share: Any = [[case[name] * rows // ROWS for rows in below] for name in _SIZES]
     shared, private = [], []
     for rank in range(ranks):
         own = [row for row in range(ROWS) if owner[row] == rank]

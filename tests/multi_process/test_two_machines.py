@@ -82,7 +82,6 @@ def test_two_machines_train_as_one_and_name_each_other_when_their_link_is_cut(
         assert status in (0, 1)  # gloo's threads may wait on: then the process ends by 1
         assert "Traceback" not in errors
         [line] = [line for line in errors.splitlines() if line.startswith("gnnsys: ")]
-        assert line.startswith(
-            f"gnnsys: error: rank {1 - rank} of 2 is gone or no longer answers; this rank, {rank}, "
-            "cannot go on without it"  # or its part of the cache
-        )
+        assert line.startswith("gnnsys: error: ")  # where it was, if in a batch
+        lost = f"rank {1 - rank} of 2 is gone or no longer answers; this rank, {rank}, "
+        assert lost + "cannot go on without it" in line  # or its part of the cache

@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -53,24 +54,26 @@ char* map_area(std::size_t capacity) {
 class BufferPool::Areas {
  public:
   ~Areas() {
-    for (auto& [capacity, area] : free_) munmap(area.start, capacity);
+    for (auto& [key, area] : free_) munmap(area.start, key.second);
   }
 
   // An unused area of at least `capacity` bytes, and how large it is; null where there is none.
-  char* take(std::size_t& capacity) {
+  char* take(std::size_t& capacity, Use use) {
     char* outgrown = nullptr;
     std::size_t outgrown_capacity = 0;
     {
       const std::lock_guard lock(mutex_);
       // Batches differ in size. What is up to twice too large serves; what is too small gives way
-      // to what is mapped in its place. So areas are never more than those in use at once.
-      const auto larger = free_.lower_bound(capacity);
-      if (larger != free_.end() && larger->first <= 2 * capacity) {
-        capacity = larger->first;
+      // to what is mapped in its place. So areas of a use are never more than those in use at once.
+      // Each use has its own: a piece of a read would lie in an area for the rows of a batch, for
+      // which another is then mapped.
+      const auto larger = free_.lower_bound({use, capacity});
+      if (larger != free_.end() && larger->first <= Key{use, 2 * capacity}) {
+        capacity = larger->first.second;
         return remove(larger);
       }
-      if (larger != free_.begin() && std::prev(larger)->first >= capacity / 2) {
-        outgrown_capacity = std::prev(larger)->first;
+      if (larger != free_.begin() && std::prev(larger)->first >= Key{use, capacity / 2}) {
+        outgrown_capacity = std::prev(larger)->first.second;
         outgrown = remove(std::prev(larger));
       }
     }
@@ -79,10 +82,11 @@ class BufferPool::Areas {
   }
 
   // False where there is no memory to keep account of it.
-  bool put(char* start, std::size_t capacity) {
+  bool put(char* start, std::size_t capacity, Use use) {
     const std::lock_guard lock(mutex_);
     try {
-      free_.emplace_hint(free_.lower_bound(capacity), capacity, Area{start, clock_++});
+      const Key key{use, capacity};
+      free_.emplace_hint(free_.lower_bound(key), key, Area{start, clock_++});
     } catch (const std::bad_alloc&) {
       return false;
     }
@@ -101,7 +105,7 @@ class BufferPool::Areas {
         const auto oldest = std::min_element(
             free_.begin(), free_.end(),
             [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
-        capacity = oldest->first;
+        capacity = oldest->first.second;
         start = remove(oldest);
       }
       munmap(start, capacity);
@@ -120,11 +124,12 @@ class BufferPool::Areas {
     char* start;
     std::uint64_t since;
   };
-  using FreeAreas = std::multimap<std::size_t, Area>;  // by capacity
+  using Key = std::pair<Use, std::size_t>;  // what for, and the capacity
+  using FreeAreas = std::multimap<Key, Area>;
 
   char* remove(FreeAreas::iterator found) {
     char* const start = found->second.start;
-    retained_ -= found->first;
+    retained_ -= found->first.second;
     free_.erase(found);
     return start;
   }
@@ -155,7 +160,7 @@ BufferPool::Areas& BufferPool::areas() {
 std::shared_ptr<char> BufferPool::acquire(std::size_t bytes, Use use) {
   Areas& mine = areas();
   std::size_t capacity = capacity_for(bytes);
-  char* area = mine.take(capacity);
+  char* area = mine.take(capacity, use);
   if (!area) area = map_area(capacity);
   mine.in_use[static_cast<int>(use)] += capacity;
   // Under AddressSanitizer, what was not asked for is an error to touch.
@@ -174,7 +179,7 @@ void BufferPool::release(char* area, std::size_t capacity, Use use) {
   Areas& mine = areas();
   const std::size_t retain = retain_;
   mine.in_use[static_cast<int>(use)] -= capacity;
-  if (capacity > retain || !mine.put(area, capacity)) {
+  if (capacity > retain || !mine.put(area, capacity, use)) {
     munmap(area, capacity);
   } else {
     mine.trim(retain);

@@ -27,9 +27,19 @@ void what_is_let_go_is_used_again() {
   CHECK(pool->bytes().outputs >= 5 * kMiB && pool->bytes().retained == 0);
   area.reset();
   CHECK(pool->bytes().outputs == 0 && pool->bytes().retained >= 5 * kMiB);
-  area = pool->acquire(4 * kMiB, BufferPool::Use::staging);
+  area = pool->acquire(4 * kMiB);
   CHECK(area.get() == at);
-  CHECK(pool->bytes().staging >= 4 * kMiB && pool->bytes().outputs == 0);
+  CHECK(pool->bytes().outputs >= 4 * kMiB && pool->bytes().staging == 0);
+}
+
+// A piece of a read takes no area of a batch's rows, for which another would then be mapped.
+void uses_do_not_take_each_other_s() {
+  const auto pool = BufferPool::create(64 * kMiB);
+  pool->acquire(8 * kMiB).reset();
+  const auto piece = pool->acquire(4 * kMiB, BufferPool::Use::staging);
+  const auto rows = pool->acquire(8 * kMiB);
+  const auto [outputs, staging, retained] = pool->bytes();
+  CHECK(outputs == 8 * kMiB && staging == 4 * kMiB && retained == 0);
 }
 
 // However many areas of whatever sizes come back, no more than the bound is kept, the last of them.
@@ -102,6 +112,7 @@ void a_forked_child_lets_go_of_what_it_inherited() {
 
 void test_buffer_pool() {
   what_is_let_go_is_used_again();
+  uses_do_not_take_each_other_s();
   retention_is_bounded();
   threads_share_a_pool();
   a_forked_child_lets_go_of_what_it_inherited();

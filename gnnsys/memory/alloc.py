@@ -22,6 +22,7 @@ from torch import Tensor
 from gnnsys.errors import ArgumentError
 from gnnsys.system.extension import core
 from gnnsys.system.files import advise
+from gnnsys.system.huge_pages import HUGE_PAGE
 
 __all__ = [
     "empty",
@@ -33,7 +34,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_HUGE_PAGE = 2 << 20
 _POOLED_BYTES = 64 << 10
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -59,10 +59,10 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     torch.Size([3, 2])
     """
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < _HUGE_PAGE:
+    if nbytes < HUGE_PAGE:
         return torch.zeros(*shape, dtype=dtype)
-    whole = _map_pages(nbytes + _HUGE_PAGE)
-    head = -whole.data_ptr() % _HUGE_PAGE
+    whole = _map_pages(nbytes + HUGE_PAGE)
+    head = -whole.data_ptr() % HUGE_PAGE
     return whole[head : head + nbytes].view(dtype).view(*shape)
 
 

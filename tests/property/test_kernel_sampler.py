@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,25 @@ def test_wide_ids_and_many_draws_of_a_node_are_sampled_alike() -> None:
             for device in ("simt", "cpu")
         )
         assert_same(ours, native)
+
+
+def test_kernels_that_a_thread_executes_share_its_stacks() -> None:
+    """Each is two mappings, of which a process may have 65,530: many threads need so few."""
+    grown = []
+
+    def sample() -> None:
+        mappings = Path("/proc/self/maps")
+        before = mappings.read_text().count("\n")
+        for fanout in (3, -1):  # a dozen kernels
+            graph = CSC(torch.tensor([0, 4]), torch.zeros(4, dtype=torch.int64))
+            sampler = NeighborSampler(graph, [fanout], device="simt")
+            sampler.sample(torch.tensor([0]), 0)
+        grown.append(mappings.read_text().count("\n") - before)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    thread.join()
+    assert 64 < grown[0] < 2 * 1024 + 100
 
 
 def test_a_loader_gives_the_same_batches() -> None:

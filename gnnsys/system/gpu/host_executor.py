@@ -27,6 +27,7 @@ from gnnsys.system.gpu.device import (
     source_hash,
 )
 from gnnsys.system.gpu.host_memory import Range
+from gnnsys.system.gpu.peer_memory import HostPeerMemory
 
 __all__ = ["HostExecutorDevice", "Schedule"]
 
@@ -110,6 +111,10 @@ class HostExecutorDevice:
     def unmap_host(self, memory: Range) -> None:
         """See ``Device.unmap_host``."""
 
+    def peer_memory(self, nbytes: int) -> HostPeerMemory:
+        """See ``Device.peer_memory``."""
+        return HostPeerMemory(nbytes)
+
 
 @cache
 def _compile(compiler: str, header: str, instance: str) -> _Kernel:
@@ -118,30 +123,34 @@ def _compile(compiler: str, header: str, instance: str) -> _Kernel:
         "using namespace gnnsys::cuda;\n"
         f"SIMT_ENTRY({instance})\nSIMT_SCHEDULE\n"
     )
-    parts = [SOURCES / "simt/executor.cpp", SOURCES / "simt/fiber.cpp"]
-    executor = _made(compiler, ".o", ["-r", *parts], "", "the executor of kernels")
-    library = _made(compiler, ".so", ["-shared", executor], source, f"{header}: {instance}")
-    loaded = ctypes.CDLL(str(library))
+    _load_executor(compiler)
+    loaded = ctypes.CDLL(str(_made(compiler, source, f"{header}: {instance}")))
     loaded.simt_error.restype = ctypes.c_char_p
     call = ctypes.cast(loaded.simt_launch, ctypes.c_void_p).value
     assert call is not None
     return _Kernel(loaded, call, instance)
 
 
-def _made(compiler: str, suffix: str, arguments: list[str | Path], source: str, what: str) -> Path:
-    """What the compiler makes of files and, if there is one, of a source."""
+@cache
+def _load_executor(compiler: str) -> None:
+    """Once for all kernels: each thread keeps the stacks that it made, of two mappings each, of
+    which the kernel permits a process 65,530."""
+    source = '#include "simt/executor.cpp"\n#include "simt/fiber.cpp"\n'
+    ctypes.CDLL(str(_made(compiler, source, "the executor of kernels")), ctypes.RTLD_GLOBAL)
+
+
+def _made(compiler: str, source: str, what: str) -> Path:
+    """The library that the compiler makes of a source."""
 
     def make(path: Path) -> None:
         done = subprocess.run(
-            [compiler, *_FLAGS, f"-I{SOURCES}", *arguments, *(["-xc++", "-"] if source else []),
-             "-o", path],
+            [compiler, *_FLAGS, f"-I{SOURCES}", "-shared", "-xc++", "-", "-o", path],
             input=source, capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode != 0:
             raise BuildError(f"{what}: {compiler} cannot compile it:\n{done.stderr}")
 
-    name = source_hash([compiler, _version_of(compiler), *_FLAGS, suffix, source])
-    return compiled(name + suffix, make)
+    return compiled(source_hash([compiler, _version_of(compiler), *_FLAGS, source]) + ".so", make)
 
 
 @cache

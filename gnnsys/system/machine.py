@@ -6,6 +6,7 @@ kernel does not say is None or "".
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -124,10 +125,16 @@ def queue_of(device: int, source: str) -> Path | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a kernel file, or "" where this kernel does not have it."""
+    """The text of a kernel file, or "" where this kernel does not have it.
+
+    Raises:
+        OSError: this process has as many files open as it may.
+    """
     try:
         return path.read_text().strip()
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return ""
 
 

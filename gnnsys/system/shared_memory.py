@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import weakref
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
+from errno import EOVERFLOW
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.errors import ResourceError
+from gnnsys.system.huge_pages import map_aligned
 
 __all__ = ["SharedMemory", "map_shared", "sharing_refusal"]
 
@@ -48,10 +50,11 @@ class SharedMemory:
                 descriptor = os.memfd_create(name)
                 held.callback(os.close, descriptor)
                 os.ftruncate(descriptor, max(1, nbytes))
-                mapped = _map(descriptor, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
+                mapped = map_aligned(descriptor, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
             except (OSError, OverflowError) as error:
                 raise ResourceError(
-                    getattr(error, "errno", 0), f"{nbytes} bytes of shared memory: {error}"
+                    getattr(error, "errno", EOVERFLOW),
+                    f"{nbytes} bytes of shared memory: {getattr(error, 'strerror', error)}",
                 ) from error
             memory = cls(mapped, (os.getpid(), descriptor, os.fstat(descriptor).st_ino))
             weakref.finalize(memory, held.pop_all().close)
@@ -71,7 +74,7 @@ def map_shared(
     try:
         if os.fstat(own).st_ino != number:
             raise FileNotFoundError(f"process {process} is another one here")
-        return _map(own, nbytes, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        return map_aligned(own, nbytes, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
     finally:
         os.close(own)
 
@@ -90,10 +93,3 @@ def sharing_refusal() -> str:
     look = f"open('/proc/{process}/fd/{descriptor}', 'rb')"
     done = subprocess.run([sys.executable, "-ISc", look], capture_output=True, check=False)
     return "" if done.returncode == 0 else done.stderr.decode().strip().rpartition("\n")[2]
-
-
-def _map(descriptor: int, nbytes: int, protection: int) -> NDArray[np.uint8]:
-    mapped = mmap.mmap(descriptor, max(1, nbytes), mmap.MAP_SHARED, protection)
-    with suppress(OSError):  # a kernel without them
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(mapped, np.uint8)[:nbytes]

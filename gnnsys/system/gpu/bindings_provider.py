@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from gnnsys.system.gpu.provider import Provider
 __all__ = ["make"]
 
 _MODULES = ("cuda.bindings", *(f"cuda.bindings.{name}" for name in ("driver", "runtime", "nvrtc")))
+
+_HANDLE_BYTES = 64
+_LAZY_PEER_ACCESS = 1
 
 
 class _BindingsProvider(Provider):
@@ -60,6 +64,34 @@ class _BindingsProvider(Provider):
 
     def unregister(self, address: int) -> None:
         _asked(self._runtime.cudaHostUnregister, address)
+
+    def allocate(self, nbytes: int) -> int:
+        (address,) = _asked(self._runtime.cudaMalloc, nbytes)
+        return int(address)
+
+    def free(self, address: int) -> None:
+        _asked(self._runtime.cudaFree, address)
+
+    def export(self, address: int) -> bytes:
+        (handle,) = _asked(self._runtime.cudaIpcGetMemHandle, address)
+        return ctypes.string_at(handle.getPtr(), _HANDLE_BYTES)
+
+    def open(self, handle: bytes) -> int:
+        told = self._runtime.cudaIpcMemHandle_t()
+        ctypes.memmove(told.getPtr(), handle, _HANDLE_BYTES)
+        (address,) = _asked(self._runtime.cudaIpcOpenMemHandle, told, _LAZY_PEER_ACCESS)
+        return int(address)
+
+    def close(self, address: int) -> None:
+        _asked(self._runtime.cudaIpcCloseMemHandle, address)
+
+    def can_read(self, index: int, peer: int) -> bool:
+        (can,) = _asked(self._runtime.cudaDeviceCanAccessPeer, index, peer)
+        return bool(can)
+
+    def bus_id(self, index: int) -> str:
+        (name,) = _asked(self._runtime.cudaDeviceGetPCIBusId, 32, index)
+        return str(name.partition(b"\0")[0].decode())
 
 
 def make() -> Provider:

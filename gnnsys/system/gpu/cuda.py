@@ -6,7 +6,8 @@ import ctypes
 import functools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gnnsys.system.gpu.device import (
     source_hash,
 )
 from gnnsys.system.gpu.host_memory import HostMemory, Range
+from gnnsys.system.gpu.peer_memory import CudaPeerMemory
 from gnnsys.system.gpu.provider import PROVIDERS, Provider, find_provider
 from gnnsys.system.once import warn_once
 
@@ -84,8 +86,7 @@ class CudaDevice:
             if found is None:
                 path = compile_kernel(self.provider, self._architecture, header, instance)
                 name, _, cubin = path.read_bytes().partition(b"\0")
-                with torch.cuda.device(self.torch_device):
-                    self._bind()
+                with self._bound():
                     found = self.provider.load(cubin, name.decode())
                 self._functions[header, instance] = found
         return found
@@ -96,8 +97,7 @@ class CudaDevice:
         Raises:
             DeviceError: what CUDA refuses.
         """
-        with torch.cuda.device(self.torch_device):
-            self._bind()
+        with self._bound():
             stream = torch.cuda.current_stream(self.torch_device).cuda_stream
             status = core.launch_kernel(
                 _launch_address(), kernel, launch.blocks, launch.threads, stream, list(arguments)
@@ -111,17 +111,26 @@ class CudaDevice:
             return False
         if not self._uses_host_pointers:
             raise DeviceError(f"{self.torch_device}: host memory has other addresses there")
-        with torch.cuda.device(self.torch_device):
-            self._bind()
+        with self._bound():
             self._memory.add(memory, reads_only=self._reads_only)
         return True
 
     def unmap_host(self, memory: Range) -> None:
         """See ``Device.unmap_host``; waits for the device."""
-        with torch.cuda.device(self.torch_device):
-            self._bind()
+        with self._bound():
             torch.cuda.synchronize(self.torch_device)  # no kernel reads it any more
             self._memory.remove(memory)
+
+    def peer_memory(self, nbytes: int) -> CudaPeerMemory:
+        """See ``Device.peer_memory``."""
+        return CudaPeerMemory(self.provider, self.torch_device, nbytes, self._bound)
+
+    @contextmanager
+    def _bound(self) -> Iterator[None]:
+        """Within it, this device is that of the thread."""
+        with torch.cuda.device(self.torch_device):
+            self._bind()
+            yield
 
     def _bind(self) -> None:
         """A thread that torch has not used has no context of its own."""

@@ -54,6 +54,27 @@ class _CupyProvider(Provider):
     def unregister(self, address: int) -> None:
         _asked(self._runtime.hostUnregister, address)
 
+    def allocate(self, nbytes: int) -> int:
+        return _asked(self._runtime.malloc, nbytes)
+
+    def free(self, address: int) -> None:
+        _asked(self._runtime.free, address)
+
+    def export(self, address: int) -> bytes:
+        return bytes(_asked(self._runtime.ipcGetMemHandle, address))
+
+    def open(self, handle: bytes) -> int:
+        return _asked(self._runtime.ipcOpenMemHandle, handle)
+
+    def close(self, address: int) -> None:
+        _asked(self._runtime.ipcCloseMemHandle, address)
+
+    def can_read(self, index: int, peer: int) -> bool:
+        return bool(_asked(self._runtime.deviceCanAccessPeer, index, peer))
+
+    def bus_id(self, index: int) -> str:
+        return _asked(self._runtime.deviceGetPCIBusId, index)
+
 
 def make() -> Provider:
     """CuPy, where it can be used.

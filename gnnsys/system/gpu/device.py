@@ -17,6 +17,7 @@ from torch import Tensor
 from gnnsys.system.extension import core
 from gnnsys.system.files import as_storage_error
 from gnnsys.system.gpu.host_memory import Range
+from gnnsys.system.gpu.peer_memory import PeerMemory
 from gnnsys.system.profiles import user_cache
 
 __all__ = [
@@ -86,6 +87,13 @@ class Device(Protocol):
 
     def unmap_host(self, memory: Range) -> None:
         """Takes back a ``map_host``."""
+
+    def peer_memory(self, nbytes: int) -> PeerMemory:
+        """New memory of the device that kernels of other processes read, too.
+
+        Raises:
+            DeviceError, ResourceError: see ``PeerMemory``.
+        """
 
 
 class Mapping:

@@ -56,6 +56,28 @@ class Provider(Protocol):
     def unregister(self, address: int) -> None:
         """``cudaHostUnregister``."""
 
+    def allocate(self, nbytes: int) -> int:
+        """``cudaMalloc``, on the device of this thread; the address."""
+
+    def free(self, address: int) -> None:
+        """``cudaFree``."""
+
+    def export(self, address: int) -> bytes:
+        """``cudaIpcGetMemHandle`` of what was allocated: 64 bytes for ``open`` in others."""
+
+    def open(self, handle: bytes) -> int:
+        """``cudaIpcOpenMemHandle`` for the device of this thread, which gets access to the peer's;
+        the address."""
+
+    def close(self, address: int) -> None:
+        """``cudaIpcCloseMemHandle``."""
+
+    def can_read(self, index: int, peer: int) -> bool:
+        """``cudaDeviceCanAccessPeer``, of two devices that this process sees."""
+
+    def bus_id(self, index: int) -> str:
+        """``cudaDeviceGetPCIBusId``: the same in all processes."""
+
 
 def find_provider(wanted: ProviderName | None = None) -> Provider:
     """The first provider that is installed and finds NVRTC; whether there is a driver is seen when

@@ -70,6 +70,13 @@ def test_what_does_not_compile_is_told_with_the_log_of_nvrtc(
         ("load", (b"\x7fELF", "kernel")),
         ("register", (4096, 4096, 0)),
         ("unregister", (4096,)),
+        ("allocate", (256,)),
+        ("free", (4096,)),
+        ("export", (4096,)),
+        ("open", (bytes(64),)),
+        ("close", (4096,)),
+        ("can_read", (0, 1)),
+        ("bus_id", (0,)),
     ],
 )
 def test_without_a_driver_every_call_says_so(

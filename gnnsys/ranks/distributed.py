@@ -8,6 +8,8 @@ import queue
 import sys
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -17,6 +19,7 @@ from gnnsys.compat import default_store
 from gnnsys.errors import RankFailedError
 from gnnsys.ranks.liveness import Liveness
 from gnnsys.ranks.transport import Ledger, Receipt, Work
+from gnnsys.system.background import start_thread
 
 __all__ = ["DistributedTransport", "watch_ranks"]
 
@@ -169,7 +172,7 @@ class _Waiter:
 
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[tuple[dist.Work, _Pending]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        start_thread(self._run, name)
 
     def take(self, work: dist.Work, pending: _Pending) -> None:
         self._queue.put((work, pending))
@@ -193,7 +196,7 @@ def _exit_at_once() -> None:
     os._exit(1)
 
 
-_watched: tuple[Any, Liveness] | None = None
+_watched: tuple[Any, Liveness, Callable[[], object]] | None = None
 
 
 def watch_ranks() -> Liveness:
@@ -202,9 +205,8 @@ def watch_ranks() -> Liveness:
     store = default_store()
     if _watched is None or _watched[0] is not store:
         if _watched is not None:
-            _watched[1].stop()
-            atexit.unregister(_watched[1].stop)
+            _watched[2]()
         liveness = Liveness(store, dist.get_rank(), dist.get_world_size())
-        atexit.register(liveness.stop)
-        _watched = store, liveness
+        # At the end of Python after what was made later has ended, such as a shared cache.
+        _watched = store, liveness, weakref.finalize(Liveness, liveness.stop)
     return _watched[1]

@@ -16,6 +16,7 @@ from gnnsys.compat import default_store, set_group_timeout
 from gnnsys.errors import ArgumentError, GnnsysError, RankFailedError
 from gnnsys.ranks.distributed import DistributedTransport, watch_ranks
 from gnnsys.ranks.environment import rank_of_process, rank_on_machine, world_around
+from gnnsys.ranks.liveness import store_connection
 from gnnsys.ranks.meeting import FAILED, FAILURES
 from gnnsys.ranks.rendezvous import check_equal, meet
 from gnnsys.ranks.transport import all_gather_objects
@@ -166,7 +167,7 @@ def _attempt(work: Callable[[], T], kind: str) -> list[tuple[T | None, GnnsysErr
         raised = error
     failures = None
     if raised is not None and group_transport() is not None:  # others may be in a Meeting
-        failures = PrefixStore(FAILURES, default_store().clone())
+        failures = PrefixStore(FAILURES, store_connection(default_store()))
         failures.set(FAILED, f"rank {dist.get_rank()}: {raised}")
     told = gather_objects((result, raised), kind)
     if failures is not None:

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import IO
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from gnnsys.ranks.rendezvous import tell_of_end
 from gnnsys.system.interrupts import signals
 from gnnsys.system.machine import usable_cores
 
@@ -56,8 +58,8 @@ def run_ranks(
     with _passed_on(processes) as asked_to_end:  # also while some are not there yet
         for restarts in range(max_restarts + 1):
             is_last = restarts == max_restarts
-            with _started(processes, arguments, ranks, restarts):
-                status, died = _wait(processes, grace, not is_last, asked_to_end)
+            with _started(processes, arguments, ranks, restarts) as tell:
+                status, died = _wait(processes, grace, not is_last, asked_to_end, tell)
             if is_last or not died or asked_to_end:
                 break
             print(
@@ -70,8 +72,9 @@ def run_ranks(
 @contextmanager
 def _started(
     processes: list[subprocess.Popen[bytes]], arguments: Sequence[str], ranks: int, restarts: int
-) -> Iterator[None]:
-    """Puts all ranks, which are killed at the end, in the place of those in ``processes``."""
+) -> Iterator[Callable[[str], None]]:
+    """Puts all ranks, which are killed at the end, in the place of those in ``processes``; gives
+    what tells those of them that have not met yet how another has ended."""
     # Held here on a port that the system chose: nobody can take it before the ranks come.
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
     environment = {
@@ -99,7 +102,7 @@ def _started(
             processes.append(process)
             if process.stderr is not None:
                 relays.append(_relay(rank, process.stderr))
-        yield
+        yield partial(tell_of_end, store, restarts)
     finally:
         for process in processes:  # all at once, before one can tell of another's end
             if process.poll() is None:
@@ -111,7 +114,11 @@ def _started(
 
 
 def _wait(
-    processes: list[subprocess.Popen[bytes]], grace: float, at_once: bool, asked_to_end: list[int]
+    processes: list[subprocess.Popen[bytes]],
+    grace: float,
+    at_once: bool,
+    asked_to_end: list[int],
+    tell: Callable[[str], None],
 ) -> tuple[int, bool]:
     """Waits for all, but ``at_once`` not for the rest where one has died and none was asked to.
 
@@ -130,6 +137,7 @@ def _wait(
                 status = found if found > 0 else 128 - found
                 deadline = time.monotonic() + grace
                 died = found not in _TOLD
+                tell(f"rank {rank} {_ending(found)}")
                 if died and (found < 0 or rank):
                     print(f"gnnsys: error: rank {rank} {_ending(found)}", file=sys.stderr)
                 if died and at_once and not asked_to_end:

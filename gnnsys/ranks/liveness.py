@@ -8,12 +8,34 @@ of whom before it leaves. The number that is reported is then the same on all ra
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
+from typing import Any
 
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-__all__ = ["Liveness"]
+from gnnsys.errors import ResourceError
+from gnnsys.system.background import start_thread
+
+__all__ = ["Liveness", "store_connection"]
+
+
+def store_connection(store: Any) -> Store:
+    """Another connection to a store, which other threads may wait in.
+
+    Raises:
+        ResourceError: no file can be opened any more.
+    """
+    try:
+        socket.socket().close()  # torch would try again for minutes
+    except OSError as error:
+        raise ResourceError(
+            error.errno, f"no connection to the other ranks ({error.strerror}); raise ulimit -n"
+        ) from error
+    own: Store = store.clone()
+    return own
 
 
 class Liveness:
@@ -26,6 +48,9 @@ class Liveness:
         interval: seconds between two beats.
         dead_after: seconds without a beat after which a rank counts as gone.
         first_within: seconds that a rank may need to its first beat: it may still load data.
+
+    Raises:
+        ResourceError: the system refuses a thread or a socket.
     """
 
     def __init__(
@@ -41,7 +66,7 @@ class Liveness:
         self._first_within = first_within
         self._others = [other for other in range(world) if other != rank]
         # A connection of its own: the main thread may wait for something in the store.
-        self._store = PrefixStore("gnnsys/liveness", store.clone())  # type: ignore[attr-defined]
+        self._store = PrefixStore("gnnsys/liveness", store_connection(store))
         self._failed: int | None = None
         self._done: set[int] = set()
         self._runs = self._asking = 0
@@ -49,15 +74,25 @@ class Liveness:
         self._stopped = threading.Event()
         self._write(0)
         self._looked = time.monotonic()
-        self._thread = threading.Thread(target=self._watch, name="gnnsys-liveness", daemon=True)
-        self._thread.start()
+        self._missed = self._looked, self._looked  # a look that nothing follows, and since when
+        self._process = os.getpid()
+        self._thread = start_thread(self._watch, "gnnsys-liveness")
 
     @property
     def failed(self) -> int | None:
         """The rank that is gone; None while all are there."""
-        if time.monotonic() - self._looked > self.dead_after:
-            self._fail(0)
+        looked, now = self._looked, time.monotonic()
+        if now - looked > self.dead_after:
+            # The store does not answer; or this process was stopped, and looks again at once.
+            if self._missed[0] != looked:
+                self._missed = looked, now
+            elif now - self._missed[1] > 2 * self._interval:
+                self._fail(0)
         return self._failed
+
+    def has_ended(self, rank: int) -> bool:
+        """Whether a rank has said that it has done its part."""
+        return rank in self._done
 
     def wait_for_verdict(self, suspect: int) -> int | None:
         """Waits until it is known who is gone, but no longer than it should take.
@@ -89,7 +124,7 @@ class Liveness:
 
     def stop(self) -> None:
         """To be called when this rank has done its part: its silence then means nothing."""
-        if not self._stopped.is_set():
+        if not self._stopped.is_set() and self._process == os.getpid():
             self._end("done", self._others)
 
     def _end(self, word: str, others: list[int]) -> None:
@@ -123,13 +158,16 @@ class Liveness:
         number = 0
         while not self._stopped.wait(self._interval):
             number += 1
-            self._looked = time.monotonic()
+            now = time.monotonic()
+            if now - self._looked > self.dead_after / 2:
+                seen.clear()  # who was stopped, or slow, cannot tell whether others were silent
+            self._looked = now
             try:
                 self._write(number)
                 for other in self._others:
                     key = f"beat/{other}"
                     beat = self._store.get(key) if self._store.check([key]) else b""
-                    self._judge(other, beat, seen)
+                    self._judge(other, beat, seen, now)
             except Exception:  # whatever it is: the store does not answer
                 # A rank 0 that is done closes it while others still have something to receive.
                 if not self._stopped.wait(2 * self._interval):
@@ -137,8 +175,9 @@ class Liveness:
             if self._failed is not None:
                 return
 
-    def _judge(self, other: int, beat: bytes, seen: dict[int, tuple[bytes, float]]) -> None:
-        now = time.monotonic()
+    def _judge(
+        self, other: int, beat: bytes, seen: dict[int, tuple[bytes, float]], now: float
+    ) -> None:
         word, *numbers = beat.decode().split() or [""]
         if word == "left":
             self._fail(int(numbers[0]))

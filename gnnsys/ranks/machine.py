@@ -1,4 +1,4 @@
-"""Ranks of one machine: which they are, and tensors that they share."""
+"""Ranks of one machine: which they are, and what they share."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.errors import ResourceError
 from gnnsys.ranks.environment import rank_of_process
-from gnnsys.ranks.group import gather_objects
+from gnnsys.ranks.group import gather_objects, group_transport
+from gnnsys.ranks.meeting import Meeting, machine_identity
 from gnnsys.system import shared_memory
 from gnnsys.system.machine import read_text
 from gnnsys.system.once import warn_once
 from gnnsys.system.threads import local_world_size
 
-__all__ = ["Machines", "SharedPlace", "SharedTensor", "find_machines"]
+__all__ = ["Machines", "SharedPlace", "SharedTensor", "find_machines", "make_once"]
 
 _log = logging.getLogger(__name__)
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -150,6 +154,62 @@ def find_machines() -> Machines:
             "would share is held more than once", len(found.own), local_world_size()
         )  # fmt: skip
     return found
+
+
+def make_once(
+    what: str, make: Callable[[], NDArray[Any]], have: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """An array that one rank of each machine makes, and the others of it map. All ranks of the
+    default process group call this; in a process by itself it is made.
+
+    Args:
+        what: it is, in errors.
+        make: makes it; called on other ranks where memory cannot be shared, too.
+        have: the array on a rank that has it.
+
+    Returns:
+        The array, not to be written to; ``have`` where that is given.
+
+    Raises:
+        RankFailedError: a rank is gone, or could not make it.
+
+    >>> make_once("squares", lambda: np.arange(3) ** 2).tolist()
+    [0, 1, 4]
+    """
+    if group_transport() is None:
+        return make() if have is None else have
+    with Meeting(what, patience=math.inf) as meeting:
+        told = meeting.tell([machine_identity(), have is None])
+        alike = [rank for rank, each in enumerate(told) if each == told[meeting.rank]]
+        memory: shared_memory.SharedMemory | None = None
+        place: tuple[Any, ...] | None = None
+        if have is None and alike[0] == meeting.rank:
+            have = make()
+            if len(alike) > 1:
+                with contextlib.suppress(ResourceError):  # a sandbox may refuse it
+                    memory = shared_memory.SharedMemory.create("gnnsys-made", have.nbytes)
+                    shared = memory.bytes.view(have.dtype).reshape(have.shape)
+                    shared[...], place = have, (memory.where, have.dtype.str, have.shape)
+                    have = shared
+        place = meeting.tell(place)[alike[0]]
+        if have is None:
+            have = _mapped(place)
+        if have is None:
+            warn_once(_log, "%s: ranks of this machine cannot share it, and hold it each", what)
+            have = make()
+        meeting.tell(None)  # all have mapped it
+    return have
+
+
+def _mapped(place: Sequence[Any] | None) -> NDArray[Any] | None:
+    """What another rank has made; None where this one may not."""
+    if place is None:
+        return None
+    where, dtype, shape = place
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    with contextlib.suppress(OSError):
+        return shared_memory.map_shared(tuple(where), nbytes).view(dtype).reshape(shape)
+    return None
 
 
 def _kernel() -> str:

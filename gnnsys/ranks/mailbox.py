@@ -8,15 +8,17 @@ do.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import secrets
+import selectors
 import socket
 import struct
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from errno import EMFILE, ENFILE, ETIMEDOUT
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,11 +29,14 @@ from numpy.typing import NDArray
 from gnnsys.errors import ArgumentError, RankFailedError, ResourceError
 from gnnsys.ranks.meeting import Meeting, machine_identity
 from gnnsys.ranks.rendezvous import interface_to
+from gnnsys.system.background import start_thread
 
 __all__ = ["Handler", "Mailbox", "SocketMailbox"]
 
 _HEADER = struct.Struct("<Bqqqq")  # kind, three numbers, bytes of the payload
-_PATIENCE = 60.0  # seconds for ranks that have met to connect
+_HELLO = struct.Struct("<32sq")  # the word that rank 0 drew, and who calls
+_PATIENCE = 25.0  # seconds for ranks that have met to call, and then to be called
+_LOOK = 0.5  # seconds between two looks at who is alive
 
 
 class Handler(Protocol):
@@ -86,36 +91,38 @@ class SocketMailbox:
         identities = meeting.tell(machine_identity())
         self.one_machine = len(set(identities)) == 1
         """Whether all ranks see each other's memory."""
-        try:
-            with socket.create_server(
-                (_address(self.one_machine), 0), backlog=self.world
-            ) as server:
-                word = secrets.token_hex(16)
-                told = meeting.tell((*server.getsockname()[:2], word))
-                self._peers = _connect(server, self.rank, told, told[0][2].encode())
-        except OSError as error:
-            raise ResourceError(
-                error.errno, f"rank {self.rank} has no connection to another rank: {error}"
-            ) from error
+        with ExitStack() as opened:
+            try:
+                server = opened.enter_context(
+                    socket.create_server((_address(self.one_machine), 0), backlog=self.world + 128)
+                )
+                told = meeting.tell((*server.getsockname()[:2], secrets.token_hex(16)))
+                word = told[0][2].encode()
+                self._peers = _call(told[: self.rank], meeting, word, opened)
+                self._peers |= _answer(server, meeting, word, opened)
+                for connection in self._peers.values():
+                    connection.settimeout(None)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as error:
+                way_out = "; raise ulimit -n" if error.errno in (EMFILE, ENFILE) else ""
+                raise ResourceError(
+                    error.errno, f"no connection between ranks: {error.strerror}{way_out}"
+                ) from error
+            server.close()
+            opened.pop_all()
         self._senders: dict[int, _Sender] = {}
         self._threads: list[threading.Thread] = []
         self._handler: Handler | None = None
 
     def open(self, handler: Handler) -> None:
-        """See ``Mailbox.open``."""
+        """See ``Mailbox.open``; where it raises, what was begun is there to be closed."""
         self._handler = handler
         for peer, connection in self._peers.items():
-            self._senders[peer] = sender = _Sender(connection)
-            for work, name in ((sender.run, "send"), (partial(self._listen, peer), "hear")):
-                thread = threading.Thread(target=work, name=f"gnnsys-{name}-{peer}", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    self.close(0.0)
-                    raise ResourceError(
-                        0, f"the system refuses a thread to talk to rank {peer}: {error}"
-                    ) from error
-                self._threads.append(thread)
+            sender = _Sender(connection)
+            self._threads.append(start_thread(sender.run, f"gnnsys-send-{peer}"))
+            self._senders[peer] = sender
+        for peer in self._peers:  # when whoever is told something can answer
+            self._threads.append(start_thread(partial(self._listen, peer), f"gnnsys-hear-{peer}"))
 
     def send(
         self, to: int, kind: int, numbers: tuple[int, int, int], payload: NDArray[Any]
@@ -140,7 +147,7 @@ class SocketMailbox:
         for sender in self._senders.values():
             sender.ended.wait(max(0.0, until - time.monotonic()))
         for connection in self._peers.values():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -202,35 +209,80 @@ def _receive(connection: socket.socket, into: bytearray) -> bool:
     return True
 
 
-def _connect(
-    server: socket.socket, rank: int, addresses: Sequence[tuple[str, int, str]], word: bytes
+def _call(
+    addresses: Sequence[tuple[str, int, str]], meeting: Meeting, word: bytes, opened: ExitStack
 ) -> dict[int, socket.socket]:
-    """A connection to every other rank: to those before it, from those after it."""
-    peers: dict[int, socket.socket] = {}
-    hello = struct.Struct(f"<{len(word)}sq")
-    for other in range(rank):
-        host, port, _ = addresses[other]
-        peers[other] = socket.create_connection((host, port), _PATIENCE)
-        peers[other].sendall(hello.pack(word, rank))
-    server.settimeout(_PATIENCE)
-    while len(peers) < len(addresses) - 1:
+    """A connection to each of these ranks, which are those before this one."""
+    peers = {}
+    for other, (host, port, _) in enumerate(addresses):
         try:
-            connection, _ = server.accept()
-        except TimeoutError:
-            missing = next(r for r in range(rank + 1, len(addresses)) if r not in peers)
-            raise RankFailedError(
-                f"rank {missing} does not connect to rank {rank}", missing
-            ) from None
-        connection.settimeout(_PATIENCE)
-        said = bytearray(hello.size)
-        if _receive(connection, said) and hello.unpack(said)[0] == word:
-            peers[hello.unpack(said)[1]] = connection
-        else:
-            connection.close()
-    for connection in peers.values():
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = socket.create_connection((host, port), _PATIENCE)
+            peers[other] = opened.enter_context(connection)
+            connection.sendall(_HELLO.pack(word, meeting.rank))
+        except OSError as error:
+            time.sleep(_LOOK)
+            meeting.check()  # that rank may have told why
+            raise OSError(
+                error.errno or ETIMEDOUT,
+                f"{error.strerror or error} (rank {other} at {host}:{port})",
+            ) from error
     return peers
+
+
+def _answer(
+    server: socket.socket, meeting: Meeting, word: bytes, opened: ExitStack
+) -> dict[int, socket.socket]:
+    """A connection from each rank after this one. Others may call, too, and say what they like, or
+    nothing: nobody waits for what they say."""
+    peers: dict[int, socket.socket] = {}
+    said: dict[socket.socket, bytes] = {}  # by who has not said enough
+    until = time.monotonic() + _PATIENCE
+    server.setblocking(False)
+    try:
+        with selectors.PollSelector() as calls:
+            calls.register(server, selectors.EVENT_READ)
+            while len(peers) < meeting.world - meeting.rank - 1:
+                come = calls.select(_LOOK)
+                if not come:
+                    meeting.check()
+                if time.monotonic() > until:
+                    later = range(meeting.rank + 1, meeting.world)
+                    missing = next(rank for rank in later if rank not in peers)
+                    raise RankFailedError(
+                        f"rank {missing} does not connect to rank {meeting.rank}", missing
+                    )
+                for key, _ in come:
+                    caller: Any = key.fileobj
+                    if caller is server:
+                        with suppress(BlockingIOError, ConnectionError):  # it has hung up again
+                            caller, _ = server.accept()
+                            caller.setblocking(False)
+                            said[caller] = b""
+                            calls.register(caller, selectors.EVENT_READ)
+                        continue
+                    more = _heard(caller, _HELLO.size - len(said[caller]))
+                    said[caller] += more
+                    if more and len(said[caller]) < _HELLO.size:
+                        continue
+                    calls.unregister(caller)
+                    opened.callback(caller.close)
+                    hello = said.pop(caller)
+                    if more and hello.startswith(word):
+                        peers[_HELLO.unpack(hello)[1]] = caller
+                    else:
+                        caller.close()
+    finally:
+        for stranger in said:
+            stranger.close()
+    return peers
+
+
+def _heard(caller: socket.socket, most: int) -> bytes:
+    """What somebody says; nothing of who has hung up."""
+    try:
+        return caller.recv(most)
+    except OSError:
+        return b""
 
 
 def _address(one_machine: bool) -> str:

@@ -52,6 +52,16 @@ class Owners:
         owner -= self.world * (owner >= self.world)
         return owner, ids - (blocks - groups) * self.block
 
+    def divide(
+        self, ids: NDArray[np.int64]
+    ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+        """For each rank the positions of its ids in (n,) ``ids``, and these ids' numbers there."""
+        owner, number = self.locate(ids)
+        # Sorts small numbers by counting.
+        order = np.argsort(owner.astype(np.uint16), kind="stable")
+        ends = np.cumsum(np.bincount(owner, minlength=self.world))[:-1]
+        return np.split(order, ends), np.split(number[order], ends)
+
     def ids(self, rank: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """(n,) the ids of a rank that have these numbers; ascending where they ascend."""
         groups = numbers // self.block

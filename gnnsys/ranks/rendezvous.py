@@ -10,7 +10,6 @@ import ipaddress
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,13 +30,15 @@ from gnnsys.ranks.environment import (
     rank_of_process,
     restarts_so_far,
 )
+from gnnsys.system.background import result_of, start_thread
 
-__all__ = ["check_equal", "interface_to", "meet"]
+__all__ = ["check_equal", "interface_to", "meet", "tell_of_end"]
 
 _WITHIN = 60.0
 _LEAVE_WITHIN = 5.0
 _LOOK = 0.05
 _INTERFACE = "GLOO_SOCKET_IFNAME"
+_ENDED = "ended"
 
 
 def meet(
@@ -62,31 +63,22 @@ def meet(
         RankFailedError: ranks that do not come.
     """
     (host, port), rank = place_to_meet(), rank_of_process()
-    deadline = time.monotonic() + within
+    deadline, place = time.monotonic() + within, f"{host}:{port}"
     store = PrefixStore(f"gnnsys/{restarts_so_far()}", _store_at(host, port, rank, within))
     hello = {"wrong": wrong or _choose_interface(host), "facts": {"WORLD_SIZE": world, **facts}}
-    found: dict[int, Any] = {}
-    try:
-        store.set(f"hello/{rank}", json.dumps(hello))
-        while len(found) < world:
-            for other in sorted(set(range(world)) - found.keys()):
-                if store.check([f"hello/{other}"]):
-                    found[other] = json.loads(store.get(f"hello/{other}"))
-                    _check_hello(found)
-            if time.monotonic() > deadline:
-                missing = sorted(set(range(world)) - found.keys())
-                raise RankFailedError(
-                    f"rank {', '.join(map(str, missing))} of {world} did not come to {host}:{port} "
-                    f"within {within:.0f} s: start all ranks, and see what that one says",
-                    missing[0],
-                )
-            time.sleep(_LOOK)
-    except ArgumentError:
-        _let_others_read(store, rank, world)
-        raise
-    except DistError as error:
-        raise RankFailedError(f"rank 0 has left {host}:{port} before all had met", 0) from error
+
+    def look() -> None:
+        if time.monotonic() > deadline + 2 * _LEAVE_WITHIN:
+            raise RankFailedError(f"{place}: what listens there no longer answers", 0)
+
+    # The store never answers where the process that holds it is stopped.
+    result_of(lambda: _greet(store, place, hello, rank, world, deadline, within), look)
     return store
+
+
+def tell_of_end(store: Store, restarts: int, told: str) -> None:
+    """Tells ranks that have not met yet how one of them has ended; of a launcher."""
+    PrefixStore(f"gnnsys/{restarts}", store).set(_ENDED, told)
 
 
 def check_equal(found: Mapping[int, Mapping[str, Any]]) -> None:
@@ -141,6 +133,37 @@ def _choose_interface(host: str) -> str | None:
     )
 
 
+def _greet(
+    store: Store, place: str, hello: Any, rank: int, world: int, deadline: float, within: float
+) -> None:
+    """Waits for all ranks, and looks at what each says."""
+    found: dict[int, Any] = {}
+    try:
+        store.set(f"hello/{rank}", json.dumps(hello))
+        while True:
+            for other in sorted(set(range(world)) - found.keys()):
+                if store.check([f"hello/{other}"]):
+                    found[other] = json.loads(store.get(f"hello/{other}"))
+                    _check_hello(found)
+            if len(found) == world:
+                return
+            if store.check([_ENDED]):
+                raise RankFailedError(f"{store.get(_ENDED).decode()} before all had met")
+            if time.monotonic() > deadline:
+                missing = sorted(set(range(world)) - found.keys())
+                raise RankFailedError(
+                    f"rank {', '.join(map(str, missing))} of {world} did not come to {place} "
+                    f"within {within:.0f} s: start all ranks, and see what that one says",
+                    missing[0],
+                )
+            time.sleep(_LOOK)
+    except ArgumentError:
+        _let_others_read(store, rank, world)
+        raise
+    except DistError as error:
+        raise RankFailedError(f"rank 0 has left {place} before all had met", 0) from error
+
+
 def _check_hello(found: Mapping[int, Any]) -> None:
     for rank, hello in sorted(found.items()):
         if hello["wrong"] is not None:
@@ -165,9 +188,7 @@ def _store_at(host: str, port: int, rank: int, within: float) -> Store:
             made.append(error)
 
     # Where something else listens, this may wait for ever.
-    maker = threading.Thread(target=make, daemon=True)
-    maker.start()
-    maker.join(within)
+    start_thread(make, "gnnsys-store").join(within)
     store = made[0] if made else RuntimeError("no answer")
     if isinstance(store, Store):
         return store

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import os
 import queue
 import socket
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, GnnsysError, RankFailedError, ResourceError
 from gnnsys.ranks import mailbox
 from gnnsys.ranks.mailbox import SocketMailbox
 
 
 class Meeting:
-    """A meeting of threads."""
+    """A meeting of threads; strangers call each rank before the others do."""
 
-    def __init__(self, rank: int, world: int, told: dict[int, list[Any]], all_here: Any) -> None:
+    def __init__(
+        self, rank: int, world: int, told: dict[int, list[Any]], all_here: threading.Barrier
+    ) -> None:
         self.rank, self.world, self._told, self._all_here = rank, world, told, all_here
         self._topic = 0
+        self.strangers: list[socket.socket] = []
 
     def tell(self, value: Any) -> list[Any]:
         values = self._told.setdefault(self._topic, [None] * self.world)
         self._topic += 1
         values[self.rank] = value
-        if isinstance(value, tuple) and self.rank == 0:  # an address: a stranger calls there first
-            with socket.create_connection(value[:2]) as stranger:
-                stranger.sendall(b"GET / HTTP/1.1\r\nHost: a-rank-that-is-none.example\r\n\r\n")
-        self._all_here.wait(20)
+        if isinstance(value, tuple):  # an address
+            for says in STRANGERS:
+                self.strangers.append(socket.create_connection(value[:2]))
+                self.strangers[-1].sendall(says)
+            self.strangers.pop(0).close()
+        with suppress(threading.BrokenBarrierError):
+            self._all_here.wait(20)
+        self.check()
         return list(values)
+
+    def check(self) -> None:
+        if self._all_here.broken:
+            raise RankFailedError("rank 1: cannot go on", 1)
 
 
 class Inbox:
@@ -45,22 +61,45 @@ class Inbox:
         self.come.put(rank)
 
 
-@pytest.fixture
-def pair() -> Any:
+STRANGERS = (
+    b"",  # hangs up
+    b"",  # is silent
+    b"hello",  # and then silent
+    b"GET / HTTP/1.1\r\nHost: a-rank-that-is-none.example\r\n\r\n",
+    struct.pack("<32sq", b"0" * 32, 1),  # of an older run
+)
+
+
+def make_mailboxes(world: int, work: Callable[[int, Meeting], Any]) -> list[Any]:
+    """What each of so many ranks makes, or the error that it raises."""
     told: dict[int, list[Any]] = {}
-    all_here = threading.Barrier(2)
-    made: dict[int, SocketMailbox] = {}
+    all_here = threading.Barrier(world)
+    made: list[Any] = [None] * world
 
     def make(rank: int) -> None:
-        made[rank] = SocketMailbox(Meeting(rank, 2, told, all_here))  # type: ignore[arg-type]
+        meeting = Meeting(rank, world, told, all_here)
+        try:
+            made[rank] = work(rank, meeting)
+        except GnnsysError as error:
+            made[rank] = error
+            all_here.abort()
+        finally:
+            for stranger in meeting.strangers:
+                stranger.close()
 
-    threads = [threading.Thread(target=make, args=(rank,)) for rank in range(2)]
+    threads = [threading.Thread(target=make, args=(rank,)) for rank in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
+    return made
+
+
+@pytest.fixture
+def pair() -> Any:
+    made = make_mailboxes(2, lambda rank, meeting: SocketMailbox(meeting))  # type: ignore[arg-type]
     yield made
-    for each in made.values():
+    for each in made:
         each.close(0.0)
 
 
@@ -90,3 +129,57 @@ def test_an_interface_without_an_address_is_named(monkeypatch: pytest.MonkeyPatc
         mailbox._address(one_machine=False)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     assert mailbox._address(one_machine=False) == "127.0.0.1"
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_ranks_that_call_in_any_order_are_told_apart() -> None:
+    def make(rank: int, meeting: Any) -> SocketMailbox:
+        made = SocketMailbox(meeting)
+        made.open(inboxes[rank])
+        return made
+
+    inboxes = [Inbox() for _ in range(5)]
+    made = make_mailboxes(5, make)
+    for rank, mailbox_of in enumerate(made):
+        for to in range(5):
+            mailbox_of.send(to, 1, (rank, 0, 0), np.empty(0, np.uint8))
+    for inbox in inboxes:
+        found = sorted(inbox.come.get(timeout=20) for _ in range(5))
+        assert [(source, numbers[0]) for source, _, numbers, _ in found] == [
+            (r, r) for r in range(5)
+        ]
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("refused", "code"),
+    [("create_server", errno.EMFILE), ("create_connection", errno.ECONNREFUSED)],
+)
+def test_a_rank_that_gets_no_socket_ends_all_and_leaves_none(
+    monkeypatch: pytest.MonkeyPatch, refused: str, code: int
+) -> None:
+    right = getattr(socket, refused)
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if threading.current_thread().name == "rank 1":
+            raise OSError(code, os.strerror(code))
+        return right(*arguments, **options)
+
+    def make(rank: int, meeting: Any) -> SocketMailbox:
+        threading.current_thread().name = f"rank {rank}"
+        return SocketMailbox(meeting)
+
+    gc.collect()
+    before = open_descriptors()
+    monkeypatch.setattr(mailbox.socket, refused, refuse)
+    monkeypatch.setattr(mailbox, "_LOOK", 0.05)
+    ends = make_mailboxes(3, make)
+    assert open_descriptors() == before
+    assert isinstance(ends[1], ResourceError)
+    assert f"no connection between ranks: {os.strerror(code)}" in str(ends[1])
+    assert isinstance(ends[0], RankFailedError)
+    assert isinstance(ends[2], RankFailedError)

@@ -7,7 +7,6 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,14 +139,12 @@ class CSC:
 
     @classmethod
     def from_files(cls, indptr: str | os.PathLike[str], indices: str | os.PathLike[str]) -> CSC:
-        """Maps ``indices`` (and reads ``indptr``) from .npy files without loading them.
+        """Maps .npy files without loading them.
 
         Raises:
             MissingFileError, FileFormatError: a file is not there, or not what it should be.
         """
-        return cls(
-            torch.from_numpy(np.array(map_npy(Path(indptr)))), view_array(map_npy(Path(indices)))
-        )
+        return cls(view_array(map_npy(Path(indptr))), view_array(map_npy(Path(indices))))
 
     def targets(self) -> Tensor:
         """(edges,) int64, the node that the edge at each position leads to."""

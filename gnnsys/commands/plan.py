@@ -38,7 +38,7 @@ from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
-from gnnsys.training.memory import plan_memory
+from gnnsys.training.memory import plan_memory, planned_names
 from gnnsys.training.task import DEMO_NODES
 
 __all__ = ["make_plan", "run_command"]
@@ -176,9 +176,9 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
 
 
 def _memory(config: PlanConfig, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What a training run with these options takes by name, with ``--cache auto``; and how it is
-    evaluated, where that is exact."""
-    fanouts = config.fanouts
+    """What a training run with these options takes by name, with ``--cache auto`` and all ranks on
+    one machine; and how it is evaluated, where that is exact."""
+    fanouts, ranks = config.fanouts, config.ranks or 1
     run = TrainConfig(
         dataset=config.dataset,
         layers=len(fanouts),
@@ -187,16 +187,16 @@ def _memory(config: PlanConfig, dataset: Dataset) -> tuple[dict[str, Any], dict[
         batch_size=config.batch_size,
         eval=config.eval,
         seed=config.seed,
+        ranks=config.ranks,
     )
     features = FeatureOptions(score="auto" if config.score == "none" else config.score)
-    with process_budget().run(check_bytes("memory", config.memory)) as budget:
+    with process_budget().run(check_bytes("memory", config.memory), ranks) as budget:
         evaluation = plan_memory(run, dataset, features)
-        plan_features(dataset, features)
+        plan_features(dataset, features, ranks)
         if config.memory is not None:
             budget.check("give more --memory")
-        names = {e.name: {"planned": e.planned, "held": 0} for e in budget.table() if e.planned}
         facts = evaluation.facts() if evaluation is not None and evaluation.nodes else None
-        return {"names": names, "total": budget.total}, facts
+        return {"names": planned_names(), "total": budget.total, "ranks": ranks}, facts
 
 
 @contextmanager

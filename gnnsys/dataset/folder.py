@@ -63,13 +63,13 @@ class Dataset(DatasetTables):
     """
 
     def graph(self, edge_type: EdgeType = EDGE_TYPE) -> CSC:
-        """The edges of a type: indptr in memory, neighbours mapped.
+        """The edges of a type, mapped: processes of a machine have them in memory once.
 
         Raises:
             FileFormatError: an indptr that does not ascend to the number of edges, or is damaged.
         """
-        indptr = torch.from_numpy(self.indptr(edge_type))
-        return CSC(indptr, view_array(self.edge_table("indices", edge_type)))
+        indptr, indices = self.indptr(edge_type), self.edge_table("indices", edge_type)
+        return CSC(view_array(indptr), view_array(indices))
 
     def edge_index(self, edge_type: EdgeType = EDGE_TYPE) -> Tensor:
         """(2, edges) int64 sources and targets, in memory, sorted by target.
@@ -119,13 +119,13 @@ class Dataset(DatasetTables):
         return torch.from_numpy(self.split_ids(name, node_type))
 
     def labels(self, node_type: str = NODE_TYPE) -> Tensor:
-        """(nodes,) classes, or (nodes, labels) truth values, of a node type, in memory.
+        """(nodes,) classes, or (nodes, labels) truth values, of a node type, mapped; what is
+        written to them stays in this process.
 
         Raises:
             FileFormatError: the file is damaged.
         """
-        self._compare("labels", node_type)
-        return torch.from_numpy(np.array(self.node_table("labels", node_type)))
+        return torch.from_numpy(self._whole("labels", node_type))
 
     def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
         """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
@@ -133,17 +133,16 @@ class Dataset(DatasetTables):
             return None
         about = self.manifest.source.get(SCORE_TABLE)
         kind = about.get("kind") if isinstance(about, dict) else None
-        self._compare(SCORE_TABLE, NODE_TYPE)
-        return str(kind or "unknown"), np.array(self.node_table(SCORE_TABLE))
+        return str(kind or "unknown"), self._whole(SCORE_TABLE, NODE_TYPE)
 
     def stores(
         self, *, threads: int = 0, device: str | None = None, **options: Any
     ) -> tuple[Any, Any]:
         """The dataset as PyG's ``(FeatureStore, GraphStore)``, for any loader of PyG or gnnsys.
 
-        Attributes are ``x`` and, where the folder has them, ``y`` and ``time``. Nothing is loaded
-        but each indptr. ``options`` are those of ``gnnsys.unified`` for ``x``, such as
-        ``cache="8GB"``, which is for all node types together (``gnnsys.CacheArena``).
+        Attributes are ``x`` and, where the folder has them, ``y`` and ``time``. Nothing is loaded.
+        ``options`` are those of ``gnnsys.unified`` for ``x``, such as ``cache="8GB"``, which is for
+        all node types together (``gnnsys.CacheArena``).
         """
         features, graphs = FeatureStore(), _CscStore()
         if isinstance(options.get("cache"), str) and self.heterogeneous:

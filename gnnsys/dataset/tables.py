@@ -128,12 +128,12 @@ class DatasetTables:
         return NodeIds(None, self._map(ends), text, self._shard_path(ends))
 
     def indptr(self, edge_type: EdgeType = EDGE_TYPE) -> NDArray[np.int64]:
-        """(nodes + 1,) where the edges of each target begin, in memory.
+        """(nodes + 1,) where the edges of each target begin, mapped read-only.
 
         Raises:
             FileFormatError: it does not ascend from 0 to the number of edges, or is damaged.
         """
-        found = np.array(self.edge_table("indptr", edge_type))
+        found = self.edge_table("indptr", edge_type)
         edges = self.num_edges(edge_type)
         fault = core.find_indptr_fault(found, edges)
         if fault >= 0:
@@ -154,11 +154,9 @@ class DatasetTables:
         node_type = node_type or (self.task.node_type if self.task else NODE_TYPE)
         if not self.has(name, node_type):
             return np.empty(0, np.int64)
-        ids = np.array(self.node_table(name, node_type))
         file = self._shard_path(self._find(name, node_type))
-        check_nodes(ids, self.num_nodes(node_type), str(file))
-        self._compare(name, node_type)
-        return ids
+        check_nodes(self.node_table(name, node_type), self.num_nodes(node_type), str(file))
+        return self._whole(name, node_type)
 
     def verify(self, progress: Progress = lambda what, done, total: None) -> None:
         """Reads every table and compares it with its checksums and ids with their bounds.
@@ -236,6 +234,12 @@ class DatasetTables:
 
     def _map(self, table: Table) -> NDArray[Any]:
         return map_npy(self._shard_path(table))
+
+    def _whole(self, name: str, node_type: str) -> NDArray[Any]:
+        """A table of nodes that is compared with its checksums; what is written to it stays in this
+        process."""
+        self._compare(name, node_type)
+        return map_npy(self._shard_path(self._find(name, node_type)), "c")
 
     def _compare(self, name: str, of: str | EdgeType) -> None:
         """Compares a table with its checksums, which is for those that are read whole anyway."""

@@ -16,6 +16,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.replay import sampled_ids
 from gnnsys.loaders import CSC
+from gnnsys.ranks.machine import make_once
 from gnnsys.system.progress import Progress
 
 __all__ = [
@@ -99,7 +100,7 @@ def needs_importance(dataset: Dataset, options: FeatureOptions) -> bool:
 
 
 def importance_for_cache(
-    dataset: Dataset, choice: ImportanceChoice, **sampling: Any
+    dataset: Dataset, choice: ImportanceChoice, ranks: int = 1, **sampling: Any
 ) -> tuple[str, NDArray[np.uint16] | None]:
     """The kind of importance that a cache of the dataset's features goes by, and (nodes,) of it.
 
@@ -107,16 +108,24 @@ def importance_for_cache(
         dataset: homogeneous.
         choice: auto is what is stored with the dataset, else degree; another kind is computed
             unless that is what is stored; none gives None.
+        ranks: that call this together; one of each machine computes.
         sampling: how training samples, and what else ``importance`` takes.
     """
     if choice == "none":
         return "none", None
     stored = _stored(dataset, choice)
-    if stored is not None:
+    if stored is not None and ranks == 1:
         return stored
     kind: Importance = "degree" if choice == "auto" else choice
-    graph = dataset.graph()
-    return kind, ranked_importance(kind, importance(kind, graph, **sampling), graph)
+
+    def compute() -> NDArray[np.uint16]:
+        graph = dataset.graph()
+        return ranked_importance(kind, importance(kind, graph, **sampling), graph)
+
+    if ranks == 1:
+        return kind, compute()
+    stored_kind, have = stored or (kind, None)
+    return stored_kind, make_once("the importance of rows", compute, have)
 
 
 def _stored(dataset: Dataset, choice: ImportanceChoice) -> tuple[str, NDArray[np.uint16]] | None:

@@ -32,7 +32,8 @@ _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
 _OF_A_ROW, _OF_A_SLOT = 8, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
-_BESIDE_ROWS = ("importance", RANKING, "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
+_STORED = "importance, mapped"
+_BESIDE_ROWS = ("importance", _STORED, RANKING, "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
 _TOO_SMALL = (
     "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"
@@ -71,7 +72,7 @@ def setup_features(
         check_folder_of(Path(options.trace), f"--trace {options.trace}")
     began = time.perf_counter()
     kind, importance = importance_for_cache(
-        dataset, options.score, seeds=dataset.split("train"), **sampling
+        dataset, options.score, ranks, seeds=dataset.split("train"), **sampling
     )
     if needs_importance(dataset, options):
         seconds = time.perf_counter() - began
@@ -84,11 +85,12 @@ def setup_features(
     table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
     size = table.shape[0], table.encoding.row_stride
     own = 1 if is_shared else ranks
+    in_host = ranks > 1 and options.share_cache not in ("auto", "peer")
     return {
         "storage": storage,
         "cache": cache if own == 1 else rows_of(cache, *size, "cache") // own,
-        # What "auto" found was found in the host's memory, which is also what ranks share.
-        "cache_on": "host" if options.cache == "auto" or ranks > 1 else "auto",
+        # What "auto" found was found in the host's memory.
+        "cache_on": "host" if options.cache == "auto" or in_host else "auto",
         "shared": options.share_cache if is_shared else False,
         "scores": importance,
         "prefill": importance is not None,
@@ -139,10 +141,10 @@ def plan_features(
     rows, row_bytes = table.shape[0], table.encoding.row_stride
     cache, storage = parse_cache(options.cache), options.storage
     before = budget.left()
+    owners = ranks if options.share_cache != "none" else 1  # of which each plans for its rows
     if cache is not None:
-        if needs_importance(dataset, options) or dataset.static_score() is not None:
-            budget.reserve("importance", 2 * rows)
-        budget.reserve("planner of the cache", _OF_A_ROW * rows // ranks)
+        _reserve_importance(dataset, options, owners)
+        budget.reserve("planner of the cache", _OF_A_ROW * rows // owners)
         budget.reserve(STAGING, staging_bytes(budget.left(), budget.ranks))
     if cache == "auto":
         spare = int(budget.left() * row_bytes / (row_bytes + _OF_A_SLOT))
@@ -156,8 +158,8 @@ def plan_features(
     else:
         capacity = rows_of(cache, rows, row_bytes, "cache")
         cells = rows_of(options.victim_buffer, rows, row_bytes, "victim_buffer")
-        planned = _OF_A_ROW * rows + _OF_A_SLOT * capacity
-        budget.reserve("planner of the cache", planned // ranks)
+        planned = _OF_A_ROW * rows // owners + _OF_A_SLOT * capacity // ranks
+        budget.reserve("planner of the cache", planned)
         budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"
@@ -165,6 +167,19 @@ def plan_features(
     elif cache is None:
         budget.reserve(STAGING, LEAST_STAGING)
     return cache, storage
+
+
+def _reserve_importance(dataset: Dataset, options: FeatureOptions, owners: int) -> None:
+    """Of all rows, once on a machine; beside it each owner has that of its rows."""
+    if options.score == "none":
+        return
+    budget, whole = process_budget(), 2 * dataset.num_nodes()
+    own = whole // owners if owners > 1 else 0
+    if needs_importance(dataset, options):
+        own += whole // budget.ranks
+    else:
+        budget.reserve(_STORED, whole, mapped=True)
+    budget.reserve("importance", own)
 
 
 def choose_cache(

@@ -118,7 +118,8 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for table in plan_tables(plan):
         console.print(on_terminal(table))
     names = list(memory_rows(plan["memory"]))
-    title = "Memory of a training run, --cache auto"
+    ranks = plan["memory"]["ranks"]
+    title = f"Memory of a training run{f' on {ranks} ranks' if ranks > 1 else ''}, --cache auto"
     console.print(on_terminal(TextTable(title, ("for", "bytes"), names)))
     for note in plan["notes"]:
         console.print(f"[bold]*[/] {escape(note)}", highlight=False)

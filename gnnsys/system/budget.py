@@ -182,6 +182,16 @@ class Budget:
                 for name in names
             ]
 
+    def table_of_all(self) -> list[Entry]:
+        """``table`` of all ranks of the machine together, without the names that count nothing."""
+        return [
+            entry
+            if entry.mapped
+            else replace(entry, planned=self.ranks * entry.planned, held=self.ranks * entry.held)
+            for entry in self.table()
+            if entry.nbytes
+        ]
+
     def left(self, of: str = "", *, mapped: bool = True) -> int:
         """Bytes that nobody has and nobody planned for but the name ``of``, at least 0; of several
         ranks, this one's part of them.
@@ -216,13 +226,13 @@ class Budget:
         A total that was set counts all; a control group or a machine only what the kernel cannot
         take back, beside what the process has already.
         """
-        table = self.table()
-        if self.total is not None and self._sum(table) > self.total:
-            limit, counted = f"--memory {size_text(self.total)}", table
-            needed, most = self._sum(table), self.total
+        counted = self.table_of_all()
+        needed = sum(entry.nbytes for entry in counted)
+        if self.total is not None and needed > self.total:
+            limit, most = f"--memory {size_text(self.total)}", self.total
         else:
-            counted = [entry for entry in table if not entry.mapped]
-            needed = self._sum(counted)
+            counted = [entry for entry in counted if not entry.mapped]
+            needed = sum(entry.nbytes for entry in counted)
             most = available_memory() + self.ranks * resident_memory().anonymous
             group = memory_limit()
             limit = f"{size_text(most)} that the machine leaves"

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,15 +190,19 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def map_npy(path: Path) -> NDArray[Any]:
-    """A .npy file, mapped read-only.
+def map_npy(path: Path, mode: Literal["r", "c"] = "r") -> NDArray[Any]:
+    """A .npy file, mapped: processes that do so have its pages in memory once.
+
+    Args:
+        path: of the file.
+        mode: "r": read-only; "c": what is written stays in this process's memory.
 
     Raises:
         MissingFileError, FileFormatError: it is not there, or not a whole array.
     """
     check_file(path)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file") from error
     except (*NPY_FAULTS, OSError) as error:

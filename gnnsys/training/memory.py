@@ -49,6 +49,7 @@ __all__ = [
     "memory_facts",
     "plan_memory",
     "plan_run",
+    "planned_names",
     "reclaim_activations",
 ]
 
@@ -56,7 +57,8 @@ _log = logging.getLogger(__name__)
 ACTIVATIONS = "activations of evaluation"
 SCOPE = "nodes that evaluation computes"
 _TOO_SMALL = (
-    "give more memory, fewer --fanouts, a smaller --batch-size or --hidden, or --eval sampled"
+    "give more memory, fewer --ranks if there are several, fewer --fanouts, a smaller --batch-size "
+    "or --hidden, or --eval sampled"
 )
 _LAYERS = "gnnsys-layers-"
 """How folders of activations begin."""
@@ -69,6 +71,8 @@ _BLOCKS = 2 * (64 << 20)
 them. What training had stays in pools meanwhile."""
 _AT_A_TIME = 3
 """Batches with their rows: one being trained on, one ready, one being made."""
+_WINDOW = 64
+"""Batches that plans look ahead, of all ranks that share a cache together."""
 _LEAST_AHEAD = 16 << 20
 """Bytes of batches sampled ahead of a cache, where memory is short."""
 _ROUNDS = 5
@@ -121,17 +125,21 @@ def memory_facts() -> dict[str, Any]:
     machine, which hold the same; ``total``, if one was set; and what of this process is resident:
     ``anonymous`` and ``file`` now, ``peak`` of both."""
     budget, resident = process_budget(), resident_memory()
-    names = {}
-    for entry in budget.table():
-        times = 1 if entry.mapped else budget.ranks
-        if entry.nbytes:
-            names[entry.name] = {"planned": times * entry.planned, "held": times * entry.held}
     return {
-        "names": names,
+        "names": {
+            entry.name: {"planned": entry.planned, "held": entry.held}
+            for entry in budget.table_of_all()
+        },
         "total": budget.total,
         "ranks": budget.ranks,
         **dataclasses.asdict(resident),
     }
+
+
+def planned_names() -> dict[str, dict[str, int]]:
+    """``names`` of ``memory_facts``, before anything is held."""
+    table = process_budget().table_of_all()
+    return {entry.name: {"planned": entry.planned, "held": 0} for entry in table if entry.planned}
 
 
 def plan_memory(
@@ -154,14 +162,14 @@ def plan_memory(
     nodes = dataset.num_nodes()
     tables = dataset.manifest.nodes[NODE_TYPE].tables
     _reserve_libraries()
-    budget.reserve("topology: offsets", 8 * (nodes + 1))
+    budget.reserve("topology: offsets, mapped", 8 * (nodes + 1), mapped=True)
     indices = dataset.manifest.edges[EDGE_TYPE].tables["indices"].data_bytes
     budget.reserve("topology: neighbours, mapped", indices, mapped=True)
     seeds, _ = training_seeds(dataset)
     splits = sum(tables[name].shape[0] for name in ("train", "val", "test") if name in tables)
     labels = tables["labels"].data_bytes if "labels" in tables else 0
-    budget.reserve("labels", labels)
-    budget.reserve("ids of the splits", 8 * splits)
+    budget.reserve("labels, mapped", labels, mapped=True)
+    budget.reserve("ids of the splits, mapped", 8 * splits, mapped=True)
     exact = config.eval != "sampled"
     if trains:
         budget.reserve("order of the seeds", 20 * len(seeds))
@@ -184,13 +192,14 @@ def plan_memory(
         step = _step_bytes(config, batch, columns)
         budget.reserve("training steps" if trains else "what layers compute", step)
     if batches and options.cache != "none":
+        owners = (config.ranks or 1) if options.share_cache != "none" else 1
         left = budget.left()
         most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
-        ahead = min(most, 67 * batch.sampled_bytes)
+        ahead = min(most, (3 + -(-_WINDOW // owners)) * batch.sampled_bytes)
         budget.reserve(AHEAD, ahead)
         uses = _OF_A_USE * (1 + ahead // batch.sampled_bytes)
         row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
-        rounds = 1 if (config.ranks or 1) == 1 else _ROUNDS  # that rows which are read stay for
+        rounds = 1 if owners == 1 else _ROUNDS  # that rows which are read stay for
         plans = sum(batch.nodes) * (uses + rounds * row)
         budget.reserve(PLANS_AHEAD, plans)
     # Ranking comes before training and evaluation after it, in the same memory.
@@ -200,7 +209,8 @@ def plan_memory(
         evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
     if needs_importance(dataset, options):
-        budget.reserve(RANKING, max(0, _IMPORTANCE * nodes - max(training, evaluating)))
+        ranking = _IMPORTANCE * nodes // budget.ranks  # by one of them
+        budget.reserve(RANKING, max(0, ranking - max(training, evaluating)))
     if dataset.task is not None:
         judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0

@@ -286,12 +286,12 @@ def digest_of(dataset: Dataset) -> str:
 def _enter(dataset: NodeDataset) -> None:
     """What lives as long as the dataset, into the process's budget."""
     for name, tensors in (
-        ("topology: offsets", [dataset.graph.indptr]),
-        ("labels", [dataset.labels]),
-        ("ids of the splits", [dataset.train, dataset.val, dataset.test]),
+        ("topology: offsets, mapped", [dataset.graph.indptr]),
+        ("labels, mapped", [dataset.labels]),
+        ("ids of the splits, mapped", [dataset.train, dataset.val, dataset.test]),
     ):
         for tensor in tensors:
-            process_budget().hold(name, tensor.nbytes, tensor)
+            process_budget().hold(name, tensor.nbytes, tensor, mapped=True)
 
 
 def _check_labels(name: str, data: Data) -> None:

@@ -80,6 +80,6 @@ def test_a_small_control_group_is_an_error_or_a_run_never_a_kill(
 def test_a_plan_tells_the_table_beforehand(planned: dict[str, Any]) -> None:
     assert planned["total"] == 2 << 30
     nodes = 1 << 18
-    assert planned["names"]["labels"]["planned"] == 8 * nodes
-    assert planned["names"]["topology: offsets"]["planned"] == 8 * (nodes + 1)
+    assert planned["names"]["labels, mapped"]["planned"] == 8 * nodes
+    assert planned["names"]["topology: offsets, mapped"]["planned"] == 8 * (nodes + 1)
     assert sum(each["planned"] for each in planned["names"].values()) <= planned["total"]

@@ -128,7 +128,8 @@ def test_caches_of_ranks_are_the_simulators(
     epoch = -(-len(open_dataset(folder).split("train")) // SEEDS)
     assert epoch % 3, "the last step of an epoch is to be a part of one"
     options += ["--budget", "10%", "--window", "4"]
-    alone = planned([*options, "--ranks", "1"], capsys)["budgets"][0]["cases"]
+    of_one = planned([*options, "--ranks", "1"], capsys)
+    alone = of_one["budgets"][0]["cases"]
     for shared in ("shared", "private"):
         assert alone[shared] == alone["planned"] | {"role": shared}
     plan = planned([*options, "--ranks", "3"], capsys)
@@ -148,8 +149,15 @@ def test_caches_of_ranks_are_the_simulators(
         found = plan["budgets"][0]["cases"][role]
         assert found["misses"] == by_hand.misses
         assert found["epoch"]["bytes_read"] == by_hand.bytes_read * epoch / BATCHES
+    one, all_ranks = of_one["memory"]["names"], plan["memory"]["names"]
+    for name in ("topology: offsets, mapped", "topology: neighbours, mapped", "labels, mapped"):
+        assert all_ranks[name] == one[name]
+    for name in ("sampler maps", "batches under way"):
+        assert all_ranks[name]["planned"] == 3 * one[name]["planned"]
     assert main([*options, "--ranks", "3"]) == 0
-    assert "An epoch on 3 ranks" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "An epoch on 3 ranks" in out
+    assert "Memory of a training run on 3 ranks" in out
 
 
 def test_static_hits_are_the_rows_with_the_highest_scores(

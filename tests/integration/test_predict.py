@@ -136,7 +136,7 @@ def test_no_memory_is_planned_for_training(run: Any, tmp_path: Path, sampled: bo
         names.update(each.name for each in process_budget().table() if each.planned)
 
     predict_nodes(PredictConfig(run=str(run[0]), out=str(tmp_path / "p"), sampled=sampled), look)
-    assert names >= {"libraries", "labels"}
+    assert names >= {"libraries", "labels, mapped"}
     assert not names & {"training steps", "order of the seeds"}
     assert ("batches under way" in names) == sampled
 

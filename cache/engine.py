@@ -75,7 +75,6 @@ class Engine:
         self._planner = make_planner(True)
         self._name = name
         self._tickets = Tickets(name)
-        self._told_aside = False
         self._filled = False
         self._stats = CacheStats(capacity=executor.capacity, victim_cells=executor.cells)
         # The first is taken before the second. An iteration that is collected as garbage ends in
@@ -94,8 +93,7 @@ class Engine:
     @property
     def stats(self) -> CacheStats:
         """Counts so far."""
-        with self._counting:
-            return dataclasses.replace(self._stats)
+        return dataclasses.replace(self._stats)  # without the lock; see ``shared.Owner.stats``
 
     # Announcing ----------------------------------------------------------------------------------
 
@@ -105,7 +103,7 @@ class Engine:
         with self._planning:
             if not self._tickets.admits(owner):
                 check_bounds(ids, self._source.shape[0])
-                self._tell_aside()
+                self._tickets.tell_aside()
                 return self._tickets.make_aside(ids, owner)
             ticket = Ticket(ids, self._planner.announce(ids.numpy()))
             self._tickets.add(ticket, owner)
@@ -113,23 +111,13 @@ class Engine:
                 self._plan_next()
             return ticket
 
-    def _tell_aside(self) -> None:
-        """Says once that somebody is served slowly, and why."""
-        if not self._told_aside:
-            self._told_aside = True
-            _log.warning(
-                "%s: batches of another loader wait to be gathered; until they are, those of the "
-                "second are served without looking ahead, from the cache as it is or from the "
-                "file, and leave the cache unchanged. For speed end the other iteration first "
-                "(`del batches`, or leave its loop), or give the second a cache of its own with "
-                "another gnnsys.unified(path, cache=…)",
-                self._name,
-            )
-
     def retract(self, ticket: Any) -> None:
         """See ``CachedStore.retract``."""
         with self._executing, self._planning:
             self._retract(ticket)
+
+    def finish(self, owner: Any) -> None:
+        """See ``AnnouncedStore.finish``; nobody waits for it."""
 
     def end(self, owner: Any) -> None:
         """See ``CachedStore.end``."""

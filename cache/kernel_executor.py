@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,18 +35,26 @@ class KernelExecutor(Executor):
         capacity, cells, row_bytes: see ``CpuExecutor``.
         device: that moves rows.
         threads: of the CPU, that gather what was read.
+        slots: (capacity, row_bytes) uint8 of the device; None for new memory.
 
     Raises:
         TooLargeError: the device, or the system, does not hand out so much memory.
     """
 
     def __init__(
-        self, capacity: int, cells: int, row_bytes: int, device: Device, threads: int = 0
+        self,
+        capacity: int,
+        cells: int,
+        row_bytes: int,
+        device: Device,
+        threads: int = 0,
+        slots: Tensor | None = None,
     ) -> None:
         self.capacity, self.cells, self.row_bytes = capacity, cells, row_bytes
         self._device = device
         self._cpu = CpuExecutor(0, 0, row_bytes, threads)
-        self._slots, self._cells = self._new_slots(capacity), new_area(cells, row_bytes)
+        self._slots = self._new_slots(capacity) if slots is None else slots
+        self._cells = new_area(cells, row_bytes)
         try:
             self._mapping = Mapping(device, self._cells)
         except (ResourceError, DeviceError):
@@ -83,7 +93,7 @@ class KernelExecutor(Executor):
         lists = {name: getattr(plan, name, _EMPTY) for name in LISTS}
         self._run(plan.rows, lists, staged, out)
 
-    def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:
+    def fill(self, slots: NDArray[np.integer[Any]], staged: StagedRows) -> None:
         """See ``Executor.fill``."""
         rows = np.arange(len(slots))
         fills = np.ascontiguousarray(np.stack([rows, rows, slots], 1).astype(np.int32))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,9 @@ from gnnsys.counters import Counters
 from gnnsys.errors import TooLargeError
 from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.store import Store
-from gnnsys.ranks.meeting import Meeting
+from gnnsys.ranks.meeting import Meeting, machine_identity
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
 from gnnsys.system.gpu import kernel_device
-from gnnsys.system.threads import local_world_size
 
 __all__ = ["LEAST_STAGING", "AnyEngine", "Once", "check_memory", "make_engine", "staging_bytes"]
 
@@ -70,7 +70,7 @@ def make_engine(
     if sharing is not None:
         return _make_shared(
             source, name, capacity, cells, sharing, prefill=prefill, prefetch=prefetch,
-            threads=threads, counters=counters, **planning,
+            threads=threads, counters=counters, device=device, **planning,
         )  # fmt: skip
     gpu = kernel_device(device)
     in_host = capacity
@@ -129,6 +129,7 @@ def _make_shared(
     prefetch: int,
     threads: int,
     counters: Counters,
+    device: str,
     policy: Policy,
     window: int,
     scores: NDArray[np.uint16] | None,
@@ -142,9 +143,12 @@ def _make_shared(
         )
 
     with Meeting("gnnsys.unified(…, shared=…)") as meeting:
-        ranks = local_world_size()
-        share = ranks / meeting.world  # of this machine
-        free = check_memory(int(capacity * share), int(cells * share), source.row_bytes, ranks)
+        machines = meeting.tell(machine_identity())
+        ranks = machines.count(machines[meeting.rank])  # of this machine
+        share = ranks / meeting.world
+        here = int(capacity * share), int(cells * share)
+        check = partial(check_memory, row_bytes=source.row_bytes, ranks=ranks)
+        free = check(*((0, 0) if device.startswith("cuda") else here))
         return open_shared_cache(
             meeting,
             source,
@@ -160,6 +164,8 @@ def _make_shared(
             threads=threads,
             counters=counters,
             facts={"policy": policy, "prefill": prefill},
+            device=device,
+            check_host=partial(check, *here),
         )
 
 

@@ -77,6 +77,9 @@ class ResidentRows:
         with self._lock:
             self._given -= len(self._tickets.drop_from(ticket))
 
+    def finish(self, owner: Any) -> None:
+        """See ``AnnouncedStore.finish``; nobody waits for it."""
+
     def end(self, owner: Any) -> None:
         """See ``CachedStore.end``."""
         with self._lock:

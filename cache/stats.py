@@ -6,6 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gnnsys.cache.plan import BatchPlan
 
 __all__ = ["CacheStats", "hit_ratio"]
@@ -92,8 +95,12 @@ class CacheStats:
         """See ``gnnsys.cache.stats.hit_ratio``."""
         return hit_ratio(self.rows, self.copies, self.reads)
 
-    def count(self, plan: BatchPlan) -> None:
-        """Adds what a plan does to the cache."""
+    def count(self, plan: BatchPlan, is_lost: NDArray[np.bool_] | None = None) -> None:
+        """Adds what a plan does to the cache.
+
+        Args:
+            is_lost: (plan.rows,) which rows nobody holds, though the plan says so: they are read.
+        """
         entered = int((plan.fills[:, 2] >= 0).sum() + (plan.victim_in[:, 2] >= 0).sum())
         self.rows += plan.rows
         self.hits += len(plan.hits)
@@ -104,6 +111,13 @@ class CacheStats:
         self.evictions += plan.evictions
         self.drops += plan.drops
         self.resident += entered - plan.evictions
+        if is_lost is not None and is_lost.any():
+            for name, entries in (
+                ("hits", plan.hits), ("victim_hits", plan.victim_in), ("copies", plan.copies)
+            ):  # fmt: skip
+                lost = int(is_lost[entries[:, 0]].sum())
+                setattr(self, name, getattr(self, name) - lost)
+                self.reads += lost
 
     def as_dict(self) -> dict[str, Any]:
         """All fields and ``hit_ratio``, for JSON."""

@@ -19,6 +19,7 @@ from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
 from gnnsys.cache.importance import rank_normalised
 from gnnsys.cache.making import Once, check_memory, make_engine
 from gnnsys.cache.plan import POLICIES, Policy
+from gnnsys.cache.shared.engine import SharedEngine
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.trace import TraceWriter
 from gnnsys.choices import Sharing
@@ -46,7 +47,9 @@ class CachedStore(AnnouncedStore):
 
     A batch that was announced is gathered as it was planned, its rows having been read while the
     batches before it were worked on. ``gnnsys.NeighborLoader`` announces; without a ticket a gather
-    is served, too: it is planned for itself where no ticket waits, and otherwise changes nothing.
+    is served, too: it is planned for itself where no ticket waits, and otherwise changes nothing. A
+    cache that ranks share never changes by it: what the owners of the rows have comes from there,
+    the rest from the source.
 
     Args:
         source: the slower store, such as a ``FileStore``; it delivers rows as they are stored.
@@ -67,7 +70,9 @@ class CachedStore(AnnouncedStore):
         shared: one cache over the memory of all ranks of the default process group, all of which
             make it, in the same order where there are several: ``cache`` and ``victim_buffer`` are
             then those of all together. True for the fastest way by which they can read each other's
-            rows; or a ``gnnsys.choices.Sharing``. By itself in a process without other ranks.
+            rows; or a ``gnnsys.choices.Sharing``. On a GPU the victim buffer is in its memory, too,
+            and up to 256 MiB for rows on their way; where ranks cannot read each other's GPUs, the
+            cache is in host memory. By itself in a process without other ranks.
         device: "cpu"; "cuda" for a cache in the memory of a GPU, whose kernels move rows and where
             they are delivered; or "simt" for the same kernels, executed on the CPU.
 
@@ -146,7 +151,10 @@ class CachedStore(AnnouncedStore):
         if self._trace is not None:
             weakref.finalize(self._engine, _close_trace, self._trace, os.getpid())
         if sharing is not None:  # all ranks are here, and its threads keep it
-            weakref.finalize(self._engine, self._engine().close)
+            engine = self._engine()
+            assert isinstance(engine, SharedEngine)
+            self._options["device"] = str(engine.device)  # as they have agreed
+            weakref.finalize(self._engine, engine.close)
 
     def _reserve(self, cache: Any) -> Callable[[], int]:
         """How many rows are cached, which an arena knows at the first use only."""
@@ -241,6 +249,13 @@ class CachedStore(AnnouncedStore):
             with self._gate:
                 self._engine().retract(ticket)
 
+    def finish(self, owner: Any = None) -> None:
+        """See ``AnnouncedStore.finish``; nothing is left to tell to a store that was closed."""
+        if self._reads_through() or self._gate.is_closed:
+            return
+        with self._gate:
+            self._engine().finish(owner)
+
     def end(self, owner: Any = None) -> None:
         """See ``AnnouncedStore.end``; nothing is left to end of a store that was closed."""
         if self._reads_through() or self._gate.is_closed:
@@ -334,8 +349,17 @@ def _sharing(shared: bool | Sharing, cache: Any, trace: Any, device: Any) -> Sha
         raise UnsupportedError("shared: a CacheArena is of one process; give each cache its size")
     if trace is not None:
         raise UnsupportedError("shared: batches of several ranks are not recorded; leave out trace")
-    if torch.device(device).type != "cpu":
-        raise UnsupportedError("shared: is for caches in host memory; give cache_on='host'")
+    in_host = str(device).startswith("cpu")
+    if in_host and sharing == "peer":
+        raise UnsupportedError(
+            "shared='peer': is of a cache in the memory of GPUs, and this one is in the host's; "
+            "give device='cuda' and a size (--device cuda --cache SIZE), or shared='auto'"
+        )
+    if not in_host and sharing in ("shm", "exchange"):
+        raise UnsupportedError(
+            f"shared='{sharing}': is in host memory, not that of {device}; give cache_on='host', "
+            "or shared='auto'"
+        )
     if not dist.is_initialized():
         if (world_around() or 1) > 1:
             raise ArgumentError(

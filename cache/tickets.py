@@ -6,6 +6,7 @@ several threads: who owns it has a lock.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from gnnsys.memory.ids import RowIds
 from gnnsys.memory.reads import PendingRows
 
 __all__ = ["ANYBODY", "Ticket", "Tickets", "is_aside", "refer"]
+
+_log = logging.getLogger(__name__)
 
 
 class _Anonymous:
@@ -69,6 +72,7 @@ class Tickets:
         self._name = name  # of the store, in errors
         self._waiting: deque[Ticket] = deque()
         self._owner: Callable[[], Any] = lambda: ANYBODY
+        self._told_aside = False
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -95,6 +99,19 @@ class Tickets:
     def make_aside(self, ids: RowIds, owner: Any) -> Ticket:
         """A ticket for an owner whom ``admits`` did not let pass."""
         return Ticket(ids, -1, aside=refer(owner))
+
+    def tell_aside(self) -> None:
+        """Says once that somebody is served slowly, and why."""
+        if not self._told_aside:
+            self._told_aside = True
+            _log.warning(
+                "%s: batches of another loader wait to be gathered, or its iteration goes on; "
+                "until it ends, those of the second are served without looking ahead, from the "
+                "cache as it is or from the file, and leave the cache unchanged. For speed end the "
+                "other iteration first (`del batches`, or leave its loop), or give the second a "
+                "cache of its own with another gnnsys.unified(path, cache=…)",
+                self._name,
+            )
 
     def check_turn(self, ticket: Any, ids: RowIds) -> None:
         """Raises ArgumentError unless ``ticket`` is the next, and ``ids`` are those announced.

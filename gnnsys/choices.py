@@ -49,9 +49,10 @@ usual caches, which know nothing of coming batches.
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
 
-Sharing = Literal["auto", "shm", "exchange"]
+Sharing = Literal["auto", "shm", "exchange", "peer"]
 """How ranks read rows of a cache that they share: in memory that all of them map, where they are on
-one machine, or as messages of the rank that has them; auto chooses."""
+one machine; as messages of the rank that has them; or, of a cache on GPUs, by kernels in each
+other's memory; auto chooses."""
 
 SharingChoice = Literal[Sharing, "none"]
 """The same; none: each rank has a cache of its own."""

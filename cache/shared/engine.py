@@ -1,6 +1,6 @@
 """A rank's part of a shared cache as one who asks for rows.
 
-Owns ``SharedEngine``, whose calls are those of ``cache.engine.Engine``, and the kinds of messages.
+Owns ``SharedEngine``, whose calls are those of ``cache.engine.Engine``.
 Invariants: ``announce`` waits for no disk and for no rank; rows that a gather reads stay until this
 rank says that it is done with them; whatever another rank does, a gather ends.
 """
@@ -12,8 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -22,126 +22,110 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.planner import Planner
+from gnnsys.cache.shared.asks import Asks
+from gnnsys.cache.shared.memory import RowMemory
+from gnnsys.cache.shared.messages import NOTHING, Kind, SharedTicket
 from gnnsys.cache.shared.owner import Owner, ServedRound
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import ANYBODY, Ticket, Tickets, is_aside, refer
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, RankFailedError
-from gnnsys.memory.alloc import pooled
-from gnnsys.memory.ids import RowIds, check_bounds
-from gnnsys.memory.store import RowReader, Store
+from gnnsys.memory.ids import CPU, RowIds, check_bounds
 from gnnsys.ranks.mailbox import Mailbox
 from gnnsys.ranks.owners import Owners
+from gnnsys.system.background import run_outside
 
 __all__ = ["SharedEngine"]
 
 _log = logging.getLogger(__name__)
 
-_ANNOUNCE, _END, _REACH, _ROWS, _FAIL = range(5)
-_NOTHING = np.empty(0, np.uint8)
-_NOWHERE = np.empty(0, np.int64)
 _LONG = 30.0  # seconds to wait for what ranks that are alive announce
 _LOOK = 0.2  # seconds between two looks at who is alive
 _DRAIN = 10.0
 """Seconds that a rank which closes waits for others that are still in the same epoch."""
 
 
-@dataclass(slots=True, eq=False)
-class _SharedTicket(Ticket):
-    """Of a batch that its rows' owners were told; ``number`` is its index in the stream."""
-
-    stream: int = -1
-    positions: Sequence[NDArray[np.int64]] = ()
-    """For each owner those of its rows in the batch."""
-    addresses: NDArray[np.int64] = field(default_factory=lambda: _NOWHERE)
-    """(n,) of each row, as far as owners have told."""
-    kept: list[Any] = field(default_factory=list)
-    """Memory of rows that were sent."""
-    reads: NDArray[np.int64] = field(default_factory=lambda: _NOWHERE)
-    """(world,) rows that were read for this batch, by owner; -1 for who has not told."""
-
-    @property
-    def is_complete(self) -> bool:
-        return bool((self.reads >= 0).all())
-
-    def release(self) -> None:
-        """Lets go of the memory: whoever keeps the ticket has no use for it."""
-        self.positions, self.addresses, self.kept = (), _NOWHERE, []
-
-
 class SharedEngine:
-    """Serves rows of ``source`` through a cache over the memory of all ranks.
+    """Serves rows of ``memory.source`` through a cache over the memory of all ranks.
 
     Args:
-        source: what is read; every rank has its own, of the same rows.
         name: of the store, in errors.
         mailbox: between the ranks.
         owners: who owns which row.
         planner: of this rank's rows; a batch of it is a round.
-        memory: for each rank the (bytes,) of its places, where this process maps them; this rank's
-            own among them. None: rows of that rank are sent.
+        memory: of all ranks' rows, by which this one reaches them.
         prefetch: rounds that are made ready ahead of the slowest rank.
         staging_bytes: up to which pages are read at once, about.
-        threads: that move rows.
         counters: of rows by tier.
         failed: who is gone, and who that turns out to be when a connection has ended.
     """
 
     def __init__(
         self,
-        source: Store,
         name: str,
         mailbox: Mailbox,
         owners: Owners,
         planner: Planner,
-        memory: Sequence[NDArray[np.uint8] | None],
+        memory: RowMemory,
         *,
         prefetch: int,
         staging_bytes: int,
-        threads: int,
         counters: Counters,
         failed: Callable[[int | None], int | None],
     ) -> None:
-        self._source, self._name, self._mailbox, self._owners = source, name, mailbox, owners
+        self._source, self._name, self._mailbox, self._owners = memory.source, name, mailbox, owners
         self._memory, self._counters, self._failed = memory, counters, failed
         self._window, self._prefetch = planner.window, prefetch
         self._rank, self._world = mailbox.rank, mailbox.world
         self._process = os.getpid()
-        stored = source.encoding.stored
-        self._reader = RowReader(0, source.shape, stored, source.row_bytes, threads)
         self._tickets = Tickets(name)
-        self._awaited: dict[tuple[int, int], _SharedTicket] = {}
+        self._awaited: dict[tuple[int, int], SharedTicket] = {}
         self._stream = self._next = 0  # where the next batch goes
         self._stream_owner: Callable[[], Any] | None = None
-        self._ended: Callable[[], Any] = lambda: None  # whose stream was the last to be ended
-        self._sends_rows = any(each is None for each in memory)
+        self._finished = False  # whether others were told where the open stream ends
+        self._ended: Callable[[], Any] = _nobody  # whose stream was the last to be ended
         self._stats = CacheStats()  # of this rank's gathers
         self._stalled = -1  # the stream whose batches are not waited for
         self._error: BaseException | None = None
         self._lost: set[int] = set()
         self._closed = False
+        self._readers = 0  # threads that copy rows
         self._speaking = threading.RLock()  # messages leave in the order of what they tell
         # Both may be held by a thread in which an iteration is collected as garbage, and ends.
         self._gathering = threading.RLock()
         self._arrived = threading.Condition()
+        self._asks = Asks(
+            name,
+            mailbox,
+            owners,
+            memory,
+            patience=_LONG,
+            counters=counters,
+            look=self._look,
+            reading=self._reading,
+        )
         self._owner = Owner(
             self._rank,
-            source,
             owners,
             planner,
-            memory[self._rank],  # type: ignore[arg-type]
+            memory,
             prefetch=prefetch,
             staging_bytes=staging_bytes,
-            threads=threads,
             tell=self._serve,
+            answer=self._asks.answer,
             fail=self._fail,
         )
         try:
             mailbox.open(self)
             self._owner.start()
         except BaseException:
-            self._shut()
+            self._shut(together=False)
             raise
+
+    @property
+    def device(self) -> torch.device:
+        """Where gathered rows appear."""
+        return self._memory.device
 
     @property
     def lookahead(self) -> int:
@@ -166,8 +150,9 @@ class SharedEngine:
         with self._speaking:
             self._check()
             if not self._admits(owner):
+                self._tickets.tell_aside()
                 return self._tickets.make_aside(ids, owner)
-            self._ended = lambda: None
+            self._ended = _nobody
             ticket, numbers = self._new_ticket(ids)
             with self._arrived:
                 self._tickets.add(ticket, owner)
@@ -175,14 +160,14 @@ class SharedEngine:
             self._next += 1
             for rank in range(self._world):
                 place = ticket.stream, ticket.number, 0
-                self._mailbox.send(rank, _ANNOUNCE, place, numbers[rank])
+                self._mailbox.send(rank, Kind.ANNOUNCE, place, numbers[rank])
             return ticket
 
     def _end_abandoned(self) -> None:
         """Ends the stream of an owner that no longer exists."""
-        if self._stream_owner is not None and self._stream_owner() is None:
+        if _is_dead(self._stream_owner):
             with self._gathering, self._speaking:
-                if self._stream_owner is not None and self._stream_owner() is None:
+                if _is_dead(self._stream_owner):
                     self._end_from(None)
 
     def _admits(self, owner: Any) -> bool:
@@ -190,44 +175,55 @@ class SharedEngine:
         who = ANYBODY if owner is None else owner
         if self._stream_owner is not None:
             current = self._stream_owner()
-            if current is who:
+            if current is who and not self._finished:
                 return True
-            if current is not ANYBODY or self._tickets:
+            # Ranks go on to another owner when they say so, not when the last batch was gathered,
+            # which is at some place in what they do.
+            if self._tickets or (current is not who and current is not ANYBODY):
                 return False
             self._end_from(None)
         self._stream_owner = refer(who)
         return True
 
-    def _new_ticket(self, ids: RowIds) -> tuple[_SharedTicket, list[NDArray[np.int32]]]:
+    def _new_ticket(self, ids: RowIds) -> tuple[SharedTicket, list[NDArray[np.int32]]]:
         """A ticket, and for each owner the numbers of its rows."""
         wanted = ids.numpy().astype(np.int64, copy=False)
-        owner, number = self._owners.locate(wanted)
-        # Sorts small numbers by counting.
-        order = np.argsort(owner.astype(np.uint16), kind="stable")
-        ends = np.cumsum(np.bincount(owner, minlength=self._world))[:-1]
-        ticket = _SharedTicket(
+        positions, numbers = self._owners.divide(wanted)
+        ticket = SharedTicket(
             ids,
             self._next,
             stream=self._stream,
-            positions=np.split(order, ends),
+            positions=positions,
             addresses=np.empty(len(wanted), np.int64),
-            reads=np.full(self._world, -1, np.int64),
+            reads=[-1] * self._world,
         )
-        return ticket, np.split(number[order].astype(np.int32), ends)
+        return ticket, [each.astype(np.int32) for each in numbers]
 
     def retract(self, ticket: Any) -> None:
         """See ``CachedStore.retract``."""
+        if is_aside(ticket):
+            ticket.aside = None
+            return
         with self._gathering, self._speaking:
             self._end_from(ticket)
 
+    def finish(self, owner: Any) -> None:
+        """See ``AnnouncedStore.finish``."""
+        self._end_abandoned()
+        with self._speaking:
+            if not self._finished and self._admits(owner):
+                self._finished = True
+                self._say_end(self._stream, self._next)
+
     def end(self, owner: Any) -> None:
         """See ``CachedStore.end``."""
+        self._end_abandoned()
         with self._gathering, self._speaking:
             who = ANYBODY if owner is None else owner
+            owns = self._stream_owner is not None and self._stream_owner() is who
             # One that announced nothing ends a stream, too: other ranks may have a part in it.
-            if self._ended() is not who and self._admits(owner):
+            if owns or (self._ended() is not who and self._admits(owner)):
                 self._end_from(None)
-                self._ended = refer(who)
 
     def _end_from(self, ticket: Any) -> None:
         """Takes back the batches from a ticket on, or all that wait, and ends their streams."""
@@ -240,15 +236,20 @@ class SharedEngine:
             for each in reversed(dropped):
                 counts[each.stream] = each.number
                 del self._awaited[each.stream, each.number]
+        self._ended = self._stream_owner or _nobody
         self._stream, self._next, self._stream_owner = self._stream + 1, 0, None
+        self._finished = False
         for stream, count in sorted(counts.items()):
-            self._say_all(_END, stream, count)
-            if not self._waits_in(stream):
-                self._say_all(_REACH, stream, count)
+            self._say_end(stream, count)
+
+    def _say_end(self, stream: int, count: int) -> None:
+        self._say_all(Kind.END, stream, count)
+        if not self._waits_in(stream):
+            self._reach(stream, count)
 
     def _waits_in(self, stream: int) -> bool:
         """Whether a batch of this stream waits, or of one before it."""
-        return bool(self._tickets) and cast(_SharedTicket, self._tickets[0]).stream <= stream
+        return bool(self._tickets) and cast(SharedTicket, self._tickets[0]).stream <= stream
 
     # Gathering -----------------------------------------------------------------------------------
 
@@ -259,34 +260,48 @@ class SharedEngine:
             (n, …) of the stored element type.
         """
         if ticket is None:
-            return self._read(ids, out)
+            return self._asks.gather(ids, out)
         if is_aside(ticket):
             self._tickets.check_turn(ticket, ids)
-            rows = self._read(ids, out)
+            rows = self._asks.gather(ids, out)
             self._tickets.redeem(ticket)
             return rows
         with self._gathering:
             self._tickets.check_turn(ticket, ids)
-            with self._speaking:
-                self._say_all(_REACH, ticket.stream, ticket.number)
-            if self._await(ticket):
-                rows = self._new_output(len(ids)) if out is None else out
-                self._reader.copy_at(0, torch.from_numpy(ticket.addresses), rows)
+            # Where the rows are there, the next are asked for once these are copied: owners at work
+            # meanwhile would take cores, and Python, from a CPU that copies.
+            is_there = ticket.is_complete and self._memory.device == CPU
+            if not is_there:
+                self._say_reached(ticket)
+            if is_there or self._await(ticket):
+                with self._reading():
+                    rows = self._memory.gather(ids, ticket.addresses, out)
                 self._count(ticket)
             else:
-                rows = self._read(ids, out)
+                rows = self._asks.gather(ids, out)
+            if is_there:
+                self._say_reached(ticket)
             self._redeem(ticket)
         return rows
 
-    def _read(self, ids: RowIds, out: Tensor | None) -> Tensor:
-        """Rows that no plan is there for."""
-        self._counters.add("file", len(ids), len(ids) * self._source.row_bytes)
-        return self._source.gather(ids, out)
+    def _say_reached(self, ticket: SharedTicket) -> None:
+        with self._speaking:
+            self._reach(ticket.stream, ticket.number)
 
-    def _new_output(self, rows: int) -> Tensor:
-        return pooled((rows, *self._source.shape[1:]), self._source.encoding.stored)
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keeps the memory there in the body, also where this store is closed meanwhile."""
+        with self._arrived:
+            self._check()
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._arrived:
+                self._readers -= 1
+                self._arrived.notify_all()
 
-    def _await(self, ticket: _SharedTicket) -> bool:
+    def _await(self, ticket: SharedTicket) -> bool:
         """Waits until all owners have told where the rows are; returns whether they have.
 
         Ranks that iterate different loaders would wait for each other for ever: who has waited long
@@ -294,16 +309,14 @@ class SharedEngine:
         """
         began = time.perf_counter()
         until = began + (0.0 if ticket.stream == self._stalled else _LONG)
+        while not ticket.is_complete:
+            self._look()
+            if time.perf_counter() > until:
+                self._tell_stalled(ticket.stream)
+                break
+            with self._arrived:
+                self._arrived.wait_for(lambda: ticket.is_complete or self._error, _LOOK)
         with self._arrived:
-            while not ticket.is_complete:
-                self._check()
-                if self._lost or self._failed(None) is not None:
-                    self._give_up()
-                    continue
-                if time.perf_counter() > until:
-                    self._tell_stalled(ticket.stream)
-                    break
-                self._arrived.wait(_LOOK)
             self._stats.io_wait_seconds += time.perf_counter() - began
             return ticket.is_complete
 
@@ -311,28 +324,27 @@ class SharedEngine:
         if self._stalled != stream:
             self._stalled = stream
             _log.warning(
-                "%s: rank %d has waited %.0f s for what other ranks announce, and reads its rows "
-                "itself: loaders over a cache that ranks share are iterated by all ranks, in the "
-                "same order",
+                "%s: rank %d has waited %.0f s for what other ranks announce, and takes its rows "
+                "from the cache as it is, or the file: loaders over a cache that ranks share are "
+                "iterated by all ranks, in the same order",
                 self._name, self._rank, _LONG,
             )  # fmt: skip
 
-    def _redeem(self, ticket: _SharedTicket) -> None:
+    def _redeem(self, ticket: SharedTicket) -> None:
         with self._speaking:
             with self._arrived:
                 self._tickets.redeem(ticket)
                 del self._awaited[ticket.stream, ticket.number]
                 ticket.release()
                 self._stats.batches += 1
-            if ticket.stream < self._stream and not self._waits_in(ticket.stream):
-                self._say_all(_REACH, ticket.stream, ticket.number + 1)
+            is_told = ticket.stream < self._stream or self._finished
+            if is_told and not self._waits_in(ticket.stream):
+                self._reach(ticket.stream, ticket.number + 1)
 
-    def _count(self, ticket: _SharedTicket) -> None:
-        reads, asked = ticket.reads, np.array([len(each) for each in ticket.positions])
-        held = asked - reads
-        own = int(held[self._rank])
-        served = (("cache", own), ("peer", int(held.sum()) - own), ("file", int(reads.sum())))
-        for tier, rows in served:
+    def _count(self, ticket: SharedTicket) -> None:
+        held = [len(p) - r for p, r in zip(ticket.positions, ticket.reads, strict=True)]
+        own = held[self._rank]
+        for tier, rows in ("cache", own), ("peer", sum(held) - own), ("file", sum(ticket.reads)):
             if rows:
                 self._counters.add(tier, rows, rows * self._source.row_bytes)
 
@@ -340,33 +352,40 @@ class SharedEngine:
 
     def _say_all(self, kind: int, stream: int, index: int) -> None:
         for rank in range(self._world):
-            self._mailbox.send(rank, kind, (stream, index, 0), _NOTHING)
+            self._mailbox.send(rank, kind, (stream, index, 0), NOTHING)
+
+    def _reach(self, stream: int, index: int) -> None:
+        """Says that this rank is done with its batches before this one."""
+        self._memory.finish()
+        self._say_all(Kind.REACH, stream, index)
 
     def _serve(self, served: ServedRound) -> None:
         """Tells those who asked where the rows of a round are, or sends these."""
         for part, places, reads in zip(served.parts, served.places, served.reads, strict=True):
-            told: NDArray[Any] = places
-            if part.rank != self._rank and self._sends_rows:
-                memory, row_bytes = self._memory[self._rank], self._source.row_bytes
-                assert memory is not None
-                rows = self._new_output(len(places))
-                addresses = memory.ctypes.data + places.astype(np.int64) * row_bytes
-                self._reader.copy_at(0, torch.from_numpy(addresses), rows)
-                told = rows.view(-1).view(torch.uint8).numpy()
-            self._mailbox.send(part.rank, _ROWS, (part.stream, part.index, reads), told)
+            told = self._memory.tell(part.rank, places)
+            self._mailbox.send(part.rank, Kind.ROWS, (part.stream, part.index, reads), told)
 
     def handle(self, source: int, kind: int, numbers: Sequence[int], payload: bytearray) -> None:
         """See ``Handler.handle``."""
         stream, index, reads = numbers
         try:
-            if kind == _ANNOUNCE:
+            if kind == Kind.ANNOUNCE:
                 self._owner.announce(source, stream, index, np.frombuffer(payload, np.int32))
-            elif kind == _END:
+            elif kind == Kind.END:
                 self._owner.end(source, stream, index)
-            elif kind == _REACH:
+            elif kind == Kind.REACH:
                 self._owner.reach(source, stream, index)
-            elif kind == _ROWS:
+            elif kind == Kind.ROWS:
                 self._take(source, stream, index, reads, payload)
+            elif kind == Kind.ASK:
+                wanted = np.frombuffer(payload, np.int32).astype(np.int64)
+                self._owner.ask(source, stream, wanted)
+            elif kind == Kind.ANSWER:
+                self._asks.take(source, stream, payload)
+            elif kind == Kind.RELEASE:
+                self._owner.release(source, stream)
+            elif kind == Kind.LEAVE:
+                self._asks.leave(source)
             else:
                 self._fail(
                     RankFailedError(f"rank {source}: {payload.decode()}", source), tell=False
@@ -379,15 +398,9 @@ class SharedEngine:
             ticket = self._awaited.get((stream, index))
             if ticket is None:
                 return  # it was taken back
-            memory, row_bytes = self._memory[source], self._source.row_bytes
             positions = ticket.positions[source]
-            if memory is None:
-                rows = np.frombuffer(payload, np.uint8)
-                first, places = rows.ctypes.data, np.arange(len(positions))
-                ticket.kept.append(rows)
-            else:
-                first, places = memory.ctypes.data, np.frombuffer(payload, np.int32)
-            ticket.addresses[positions] = first + places.astype(np.int64) * row_bytes
+            ticket.addresses[positions] = self._memory.locate(source, payload, len(positions))
+            ticket.kept.append(payload)
             ticket.reads[source] = reads
             if ticket.is_complete:
                 self._arrived.notify_all()
@@ -400,17 +413,25 @@ class SharedEngine:
             self._lost.add(rank)
             self._arrived.notify_all()
 
-    def _give_up(self) -> None:
-        """Finds out who is gone; called with ``_arrived``, which is free meanwhile."""
-        suspect = min(self._lost, default=None)
-        self._arrived.release()
-        try:
-            rank = self._failed(suspect)
-        finally:
-            self._arrived.acquire()
+    def _look(self, left: Collection[int] = ()) -> None:
+        """Raises what ends gathers: a failure, or that a rank that has not ``left`` is gone."""
+        self._check()
+        if gone := self._gone().difference(left):
+            self._give_up(min(gone))
+            self._check()
+
+    def _gone(self) -> set[int]:
+        failed = self._failed(None)
+        return self._lost if failed is None else self._lost | {failed}
+
+    def _give_up(self, suspect: int) -> None:
+        """Finds out who is gone."""
+        has_left = self._asks.has_left(suspect)
+        rank = suspect if has_left else self._failed(suspect)
         if rank is not None:
-            told = f"rank {rank} of {self._world} is gone or no longer answers; this rank, "
-            told += f"{self._rank}, cannot go on without its part of the cache of {self._name}"
+            what = "has closed its store" if has_left else "is gone or no longer answers"
+            told = f"rank {rank} of {self._world} {what}; this rank, {self._rank}, cannot go on "
+            told += f"without its part of the cache of {self._name}"
             self._fail(RankFailedError(told, rank), tell=False)
 
     def _fail(self, error: BaseException, tell: bool = True) -> None:
@@ -421,7 +442,7 @@ class SharedEngine:
             text = np.frombuffer(str(error).encode(errors="replace"), np.uint8)
             for rank in range(self._world):
                 if rank != self._rank:
-                    self._mailbox.send(rank, _FAIL, (0, 0, 0), text)
+                    self._mailbox.send(rank, Kind.FAIL, (0, 0, 0), text)
 
     def _check(self) -> None:
         if self._error is not None:
@@ -431,10 +452,9 @@ class SharedEngine:
         """Ends this rank's part, once the others have ended the epoch that they are in."""
         if self._closed or self._process != os.getpid():
             return
-        if threading.current_thread().name.startswith("gnnsys-"):
-            # The garbage collector may run in a thread of ours, which cannot wait for itself.
-            threading.Thread(target=self.close).start()
-            return
+        run_outside(self._close)
+
+    def _close(self) -> None:
         # Who leaves by an exception does not wait for ranks that may be waiting for it.
         leaves = sys.exc_info()[0] is not None or (
             hasattr(sys, "last_value") and not hasattr(sys, "ps1")
@@ -444,9 +464,11 @@ class SharedEngine:
                 if self._stream_owner is not None:
                     self._end_from(None)
             self._drain()
-        self._shut()
+            self._say_all(Kind.LEAVE, 0, 0)
+            leaves = self._error is not None or bool(self._gone())
+        self._shut(together=not leaves)
 
-    def _shut(self) -> None:
+    def _shut(self, together: bool) -> None:
         with self._arrived:
             self._closed = True
             self._error = self._error or ArgumentError(f"{self._name}: this store was closed")
@@ -454,10 +476,21 @@ class SharedEngine:
         self._owner.stop()
         self._mailbox.close()
         self._owner.join()
-        self._memory = ()
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._readers == 0)
+        self._memory.close(together)
 
     def _drain(self) -> None:
         until = time.monotonic() + _DRAIN
         while time.monotonic() < until and not self._owner.await_end(self._stream, _LOOK):
-            if self._error is not None or self._lost or self._failed(None) is not None:
+            if self._error is not None or self._gone():
                 return
+
+
+def _nobody() -> None:
+    return None
+
+
+def _is_dead(owner: Callable[[], Any] | None) -> bool:
+    """Whether there was one who does not exist any more."""
+    return owner is not None and owner() is None

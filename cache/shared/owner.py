@@ -12,8 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,15 +22,14 @@ from numpy.typing import NDArray
 from gnnsys.cache.engine import PAGE_BYTES, PIECE_BYTES
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.cache.planner import Planner
+from gnnsys.cache.shared.memory import RowMemory
 from gnnsys.cache.shared.places import Places
 from gnnsys.cache.shared.rounds import Part, Rounds
 from gnnsys.cache.stats import CacheStats
-from gnnsys.errors import ResourceError
 from gnnsys.memory.reads import PendingRows, Reads
-from gnnsys.memory.store import Store
 from gnnsys.ranks.owners import Owners
-from gnnsys.system.extension import core
-from gnnsys.system.threads import num_threads
+from gnnsys.system.background import start_thread
+from gnnsys.system.once import warn_once
 
 __all__ = ["Owner", "ServedRound"]
 
@@ -48,9 +46,9 @@ class ServedRound:
     number: int
     parts: list[Part]
     places: list[NDArray[np.int32]]
-    """For each part the places of its rows, in its order."""
+    """For each part the places of its rows, in its order; -1 for one that is not kept."""
     reads: list[int]
-    """For each part the rows of it that are read."""
+    """For each part the rows of it that are read, by this owner or by who asked."""
     to_read: NDArray[np.int64]
     """(r,) ids, ascending."""
     of_read: NDArray[np.int32]
@@ -73,39 +71,39 @@ class Owner:
 
     Args:
         rank: of this process.
-        source: that rows are read from.
         owners: who owns which row.
         planner: of the numbers of this rank's rows; a batch of it is a round.
-        memory: (bytes,) for all places.
+        memory: of the rows, which this rank's are read to.
         prefetch: rounds that are made ready ahead of the slowest rank.
         staging_bytes: up to which pages are read at once, about.
-        threads: that move rows.
         tell: called, in this object's thread, for each round whose rows are in their places.
+        answer: likewise, for each question: who asked, its number, and for each row its place, or
+            -1 for one that is in none. Places stay what they are until ``release``.
         fail: called with what ends that thread.
     """
 
     def __init__(
         self,
         rank: int,
-        source: Store,
         owners: Owners,
         planner: Planner,
-        memory: NDArray[np.uint8],
+        memory: RowMemory,
         *,
         prefetch: int,
         staging_bytes: int,
-        threads: int,
         tell: Callable[[ServedRound], None],
+        answer: Callable[[int, int, NDArray[np.int32]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._rank, self._source, self._owners = rank, source, owners
-        self._planner = planner
-        self._address = memory.ctypes.data
-        self._staging_bytes, self._tell, self._fail = staging_bytes, tell, fail
-        self._mover = core.PlanExecutor(num_threads(threads))
+        self._rank, self._source, self._owners = rank, memory.source, owners
+        self._planner, self._memory = planner, memory
+        self._staging_bytes, self._prefetch = staging_bytes, prefetch
+        self._tell, self._tell_places, self._fail = tell, answer, fail
         prefilled = np.asarray(planner.prefilled, np.int64)
         self._rounds = Rounds(owners.world, prefetch)
-        self._places = Places(planner.capacity, planner.victim_cells, prefetch + 1, len(prefilled))
+        self._places = Places(
+            planner.capacity, planner.victim_cells, prefetch + 1, len(prefilled), memory.places
+        )
         self._stats = CacheStats(
             capacity=planner.capacity,
             victim_cells=planner.victim_cells,
@@ -115,15 +113,17 @@ class Owner:
         self._queue: deque[ServedRound] = deque()
         self._pieces: deque[_Piece] = deque()  # of rounds that are due
         self._started: deque[_Piece] = deque()
+        self._coming: deque[ServedRound] = deque()  # of which not all rows are in their places
+        self._asked: deque[tuple[int, int, NDArray[np.int64]]] = deque()
+        self._held: dict[tuple[int, int], int] = {}
+        """By rank and question, the round up to whose plan its places hold what was told."""
         self._closed = self._has_news = False
         self._unmade = _NONE  # the first round that was, and that the planner may know
         self._changed = threading.Condition()
         self._begun = time.monotonic()
         ids = owners.ids(rank, prefilled)
-        self._queue.append(
-            ServedRound(_PREFILL, [], [], [], ids, np.arange(len(ids), dtype=np.int32))
-        )
-        self._thread = threading.Thread(target=self._serve, name="gnnsys-owner", daemon=True)
+        self._enqueue(ServedRound(_PREFILL, [], [], [], ids, np.arange(len(ids), dtype=np.int32)))
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins to read, and to tell.
@@ -131,51 +131,70 @@ class Owner:
         Raises:
             ResourceError: the system refuses a thread.
         """
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise ResourceError(0, f"the system refuses a thread for a cache: {error}") from error
+        self._thread = start_thread(self._serve, "gnnsys-owner")
 
     @staticmethod
-    def most_places(capacity: int, cells: int, prefetch: int, rows: int) -> int:
-        """Rows that the memory has to have room for, most of which is never touched: those of
-        slots and cells, and those of the rounds that ranks may still read."""
-        return capacity + cells + (prefetch + 3) * rows
+    def most_places(
+        capacity: int, cells: int, prefetch: int, rows: int, spare: int | None = None
+    ) -> int:
+        """Rows that the memory has to have room for: those of slots and cells, and those of the
+        rounds that ranks may still read.
+
+        Args:
+            rows: of this rank; a round may ask for all.
+            spare: the most places for rounds; None for as many as they can ever take, where memory
+                that is never touched takes none.
+        """
+        in_flight = (prefetch + 3) * rows
+        return capacity + cells + (in_flight if spare is None else min(spare, in_flight))
 
     @property
     def stats(self) -> CacheStats:
         """Counts of this rank's rows so far, whoever asked for them."""
-        with self._changed:
-            return dataclasses.replace(self._stats)
+        # Without the lock: what is allocated may have the garbage collector end an iteration, which
+        # waits for threads that wait for the lock.
+        return dataclasses.replace(self._stats)
 
     # What ranks say ------------------------------------------------------------------------------
 
     def announce(self, rank: int, stream: int, index: int, numbers: NDArray[np.int32]) -> None:
         """A rank will ask for these rows of this owner."""
-        with self._heard() as rounds:
-            rounds.add(rank, stream, index, numbers)
+        with self._changed:
+            if self._rounds.add(rank, stream, index, numbers):
+                self._wake()
 
     def end(self, rank: int, stream: int, count: int) -> None:
         """See ``Rounds.end``."""
-        with self._heard() as rounds:
-            made = rounds.made
-            rounds.end(rank, stream, count)
-            if rounds.made < made:
-                self._unmade = min(self._unmade, rounds.made)
+        with self._changed:
+            made = self._rounds.made
+            self._rounds.end(rank, stream, count)
+            if self._rounds.made < made:
+                self._unmade = min(self._unmade, self._rounds.made)
+            self._wake()
 
     def reach(self, rank: int, stream: int, index: int) -> None:
         """See ``Rounds.reach``."""
-        with self._heard() as rounds:
-            rounds.reach(rank, stream, index)
-
-    @contextmanager
-    def _heard(self) -> Iterator[Rounds]:
-        """Lets the thread look for what there is to do after the body. It plans, too: a rank that
-        announces or gathers does not."""
         with self._changed:
-            yield self._rounds
-            self._has_news = True
+            if self._rounds.reach(rank, stream, index):
+                self._wake()
+
+    def ask(self, rank: int, question: int, numbers: NDArray[np.int64]) -> None:
+        """A rank asks where rows of this owner are that nobody announced."""
+        with self._changed:
+            self._asked.append((rank, question, numbers))
             self._changed.notify_all()
+
+    def release(self, rank: int, question: int) -> None:
+        """A rank has read the places that it was told."""
+        with self._changed:
+            del self._held[rank, question]
+            self._wake()
+
+    def _wake(self) -> None:
+        """Lets the thread look for what there is to do. It plans, too: a rank that announces or
+        gathers does not."""
+        self._has_news = True
+        self._changed.notify_all()
 
     def await_end(self, stream: int, seconds: float) -> bool:
         """Waits a while until all ranks are done with the streams before this one; returns whether
@@ -191,7 +210,7 @@ class Owner:
 
     def join(self) -> None:
         """Waits for the end of the thread, which another one than itself calls."""
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join()
 
     # Planning ------------------------------------------------------------------------------------
@@ -222,22 +241,32 @@ class Owner:
     def _plan_round(self, parts: list[Part]) -> None:
         plan = self._planner.plan()
         self._planner.commit(plan.batch)
-        self._queue.append(self._placed(parts, plan))
-        with self._changed:
-            self._stats.count(plan)
-
-    def _placed(self, parts: list[Part], plan: BatchPlan) -> ServedRound:
         places, of_read = self._places.assign(plan)
         ends = np.cumsum([len(part.ids) for part in parts])
-        fills = np.searchsorted(plan.fills[:, 0], ends)
-        return ServedRound(
-            plan.batch,
-            parts,
-            np.split(places, ends[:-1]),
-            np.diff(fills, prepend=0).tolist(),
-            self._owners.ids(self._rank, plan.reads),
-            of_read,
+        is_read = places < 0  # by who asked
+        with self._changed:
+            self._stats.count(plan, is_read)
+        is_read[plan.fills[:, 0]] = True
+        kept = of_read >= 0
+        if not kept.all():
+            warn_once(
+                _log, "shared cache: beside it is no place for all rows on their way, of which "
+                "ranks read some by themselves; smaller batches have fewer"
+            )  # fmt: skip
+        self._enqueue(
+            ServedRound(
+                plan.batch,
+                parts,
+                np.split(places, ends[:-1]),
+                _reads_of_parts(plan, ends, is_read),
+                self._owners.ids(self._rank, plan.reads[kept]),
+                of_read[kept],
+            )
         )
+
+    def _enqueue(self, served: ServedRound) -> None:
+        self._queue.append(served)
+        self._coming.append(served)
 
     # Reading -------------------------------------------------------------------------------------
 
@@ -257,15 +286,20 @@ class Owner:
         while True:
             self._plan()
             with self._changed:
-                while self._queue and self._rounds.is_due(self._queue[0].number):
+                while self._queue and self._may_begin(self._queue[0].number):
                     self._pieces.extend(self._cut(self._queue.popleft()))
                 if self._closed:
                     return None
                 if self._started or self._pieces:
                     break
-                self._changed.wait_for(lambda: self._has_news or self._closed)
+                if self._has_news or not self._asked:
+                    self._changed.wait_for(lambda: self._has_news or self._asked or self._closed)
+                    continue
+            self._answer()
         staged = sum(piece.nbytes for piece in self._started)
-        while self._pieces and (not self._started or staged < self._staging_bytes):
+        while self._pieces and (
+            not self._started or staged + self._pieces[0].nbytes <= self._staging_bytes
+        ):
             piece = self._pieces.popleft()
             ids = piece.round.to_read[piece.rows]
             if len(ids):
@@ -273,6 +307,11 @@ class Owner:
             staged += piece.nbytes
             self._started.append(piece)
         return self._started.popleft()
+
+    def _may_begin(self, number: int) -> bool:
+        """Whether nobody reads the places that the rows of a round are read into."""
+        first = min(self._held.values(), default=number)
+        return self._rounds.is_due(number) and number - self._prefetch <= first
 
     def _cut(self, served: ServedRound) -> list[_Piece]:
         of_row = self._source.row_bytes + PAGE_BYTES
@@ -289,16 +328,15 @@ class Owner:
         ]
 
     def _bring(self, piece: _Piece) -> None:
-        served, row_bytes = piece.round, self._source.row_bytes
-        if piece.pending is not None:
+        served = piece.round
+        pending, piece.pending = piece.pending, None  # whose memory is let go at the end
+        if pending is not None:
             try:
-                staged = piece.pending.wait()
+                staged = pending.wait()
             except BaseException:
-                piece.pending.cancel()
+                pending.cancel()
                 raise
-            if row_bytes:
-                targets = self._address + served.of_read[piece.rows].astype(np.int64) * row_bytes
-                self._mover.move(staged.address + staged.offsets, targets, row_bytes)
+            self._memory.put(staged, served.of_read[piece.rows])
             if served.number != _PREFILL:
                 with self._changed:
                     self._stats.requests += staged.requests
@@ -309,4 +347,29 @@ class Owner:
         if served.number == _PREFILL and len(served.to_read):
             seconds = time.monotonic() - self._begun
             _log.info("cache: %d rows filled in %.1f s", len(served.to_read), seconds)
+        self._coming.popleft()
         self._tell(served)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Answers what was asked meanwhile: between two rounds, which come first."""
+        while self._asked:
+            rank, question, numbers = self._asked.popleft()
+            places = self._places.of_slots(self._planner.committed_slots(numbers))
+            for served in self._coming:
+                places[np.isin(places, served.of_read)] = -1
+            with self._changed:
+                self._held[rank, question] = self._planner.planned
+            self._tell_places(rank, question, places)
+
+
+def _reads_of_parts(
+    plan: BatchPlan, ends: NDArray[np.int64], is_read: NDArray[np.bool_]
+) -> list[int]:
+    """For each part of a round, which end there, its rows that are read for it; one that it asks
+    for again counts again, as in a cache of one process."""
+    of_part = partial(np.searchsorted, ends, side="right")
+    again = plan.copies[of_part(plan.copies[:, 0]) == of_part(plan.copies[:, 1])]
+    is_read[again[:, 0]] |= is_read[again[:, 1]]
+    so_far = np.cumsum(is_read, dtype=np.int64)
+    return np.diff(np.concatenate([[0], so_far])[ends], prepend=0).tolist()

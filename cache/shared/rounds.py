@@ -58,7 +58,7 @@ class Rounds:
 
     >>> rounds = Rounds(world=2, prefetch=1)
     >>> rounds.add(0, 0, 0, np.array([4], np.int32)), rounds.next_round()
-    (None, None)
+    (False, None)
     >>> rounds.end(1, 0, 0)
     >>> [part.rank for part in rounds.next_round()], rounds.is_due(0)
     ([0], True)
@@ -80,11 +80,12 @@ class Rounds:
 
     # What ranks say -------------------------------------------------------------------------------
 
-    def add(self, rank: int, stream: int, index: int, ids: Ids) -> None:
-        """A rank announces a batch."""
+    def add(self, rank: int, stream: int, index: int, ids: Ids) -> bool:
+        """A rank announces a batch; returns whether there is a next round by now."""
         state = self._ranks[rank]
         state.announced[stream, index] = ids
         state.count[stream] = index + 1
+        return all(map(self._is_known, self._ranks))
 
     def end(self, rank: int, stream: int, count: int) -> None:
         """A rank adds no more batches to a stream, and takes back those from ``count`` on.
@@ -96,16 +97,26 @@ class Rounds:
             state.announced.pop((stream, index), None)
         state.count[stream] = count
         state.ended.add(stream)
-        if stream == self._stream:
-            first = self._base[stream] + count
-            for number in range(max(first, self._taken), self._made):
-                del self._parts[number]
-            self._made = min(self._made, max(first, self._taken))
+        if stream in self._base and self._taken < self._base.get(stream + 1, self._made):
+            self._unmake(max(self._base[stream] + count, self._taken), stream)
 
-    def reach(self, rank: int, stream: int, index: int) -> None:
-        """A rank is done with its batches before this one."""
-        state = self._ranks[rank]
+    def _unmake(self, first: int, stream: int) -> None:
+        """Goes back to a round of a stream, where those from there on were made."""
+        if first >= self._made:
+            return
+        for number in range(first, self._made):
+            del self._parts[number]
+        self._made = first
+        for later in range(stream + 1, self._stream + 1):
+            del self._base[later]
+        self._stream = stream
+
+    def reach(self, rank: int, stream: int, index: int) -> bool:
+        """A rank is done with its batches before this one; returns whether the slowest is now
+        another, or farther."""
+        state, before = self._ranks[rank], self._slowest()
         state.stream, state.index = stream, index
+        return self._slowest() > before
 
     # What follows from it -------------------------------------------------------------------------
 
@@ -113,12 +124,12 @@ class Rounds:
         """The parts of round ``made``; None while a rank may still have a part in it."""
         while True:
             index, parts = self._made - self._base[self._stream], []
+            if not all(map(self._is_known, self._ranks)):
+                return None
             for number, rank in enumerate(self._ranks):
                 if index < rank.count.get(self._stream, 0):
                     ids = rank.announced[self._stream, index]
                     parts.append(Part(number, self._stream, index, ids))
-                elif self._stream not in rank.ended:
-                    return None
             if parts:
                 self._parts[self._made] = parts
                 self._made += 1
@@ -129,11 +140,13 @@ class Rounds:
 
     def are_over(self, stream: int) -> bool:
         """Whether all ranks are done with the streams before this one."""
-        return all(self._position(rank)[0] >= stream for rank in self._ranks)
+        return self._slowest()[0] >= stream
 
     def is_due(self, number: int) -> bool:
         """Whether all ranks are within ``prefetch`` rounds of this one, which is made."""
-        return self._place_of_slowest() >= number - self._prefetch
+        stream, index = self._slowest()
+        # One that is in no round that is made is waited for by none.
+        return stream > self._stream or self._base[stream] + index >= number - self._prefetch
 
     def take(self, number: int) -> list[Part]:
         """The parts of the next round that is planned, which is then never unmade."""
@@ -151,13 +164,13 @@ class Rounds:
                 rank.ended.discard(old)
                 rank.count.pop(old, None)
 
-    def _place_of_slowest(self) -> float:
-        return min(self._place(rank) for rank in self._ranks)
+    def _is_known(self, rank: _Rank) -> bool:
+        """Whether it is certain which part a rank has in round ``made`` of the stream, if any."""
+        index = self._made - self._base[self._stream]
+        return index < rank.count.get(self._stream, 0) or self._stream in rank.ended
 
-    def _place(self, rank: _Rank) -> float:
-        """The number of the round that a rank is at; infinite where it is in none that is made."""
-        stream, index = self._position(rank)
-        return self._base[stream] + index if stream <= self._stream else float("inf")
+    def _slowest(self) -> tuple[int, int]:
+        return min(map(self._position, self._ranks))
 
     def _position(self, rank: _Rank) -> tuple[int, int]:
         """The stream that a rank is in, and its batch there."""

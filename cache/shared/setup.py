@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,23 +10,25 @@ from numpy.typing import NDArray
 
 from gnnsys.cache.planner import Planner
 from gnnsys.cache.shared.engine import SharedEngine
+from gnnsys.cache.shared.memory import RowMemory
+from gnnsys.cache.shared.opening import open_device_rows, open_host_rows
 from gnnsys.cache.shared.owner import Owner
 from gnnsys.choices import Sharing
 from gnnsys.counters import Counters
-from gnnsys.errors import UnsupportedError
 from gnnsys.memory.store import Store
 from gnnsys.ranks.distributed import watch_ranks
 from gnnsys.ranks.mailbox import SocketMailbox
 from gnnsys.ranks.meeting import Meeting
 from gnnsys.ranks.owners import Owners
 from gnnsys.ranks.rendezvous import check_equal
-from gnnsys.system.budget import CACHE_ROWS, process_budget
-from gnnsys.system.shared_memory import SharedMemory, map_shared
+from gnnsys.system.gpu import kernel_device
 
 __all__ = ["MakePlanner", "open_shared_cache", "owners_of_rows", "parts_of", "rounds_of"]
 
-_log = logging.getLogger(__name__)
 _BLOCK_BYTES = 16 << 10
+_SPARE_BYTES = 256 << 20
+"""Of a device's memory, beside a cache: for rows of the rounds that ranks may still read."""
+_LEAST_BLOCKS = 8  # of a rank, so that what ranks do for their rows is about as much
 _AT_A_TIME = 1 << 20
 
 MakePlanner = Callable[[int, int, int, "NDArray[np.uint16] | None"], Planner]
@@ -35,12 +36,14 @@ MakePlanner = Callable[[int, int, int, "NDArray[np.uint16] | None"], Planner]
 
 
 def owners_of_rows(rows: int, row_bytes: int, world: int) -> Owners:
-    """Who owns which row of a table: rows of the same pages go together.
+    """Who owns which row of a table: rows of the same pages go together, where there are enough for
+    all ranks.
 
-    >>> owners_of_rows(1000, 512, 2).block
-    32
+    >>> owners_of_rows(1000, 512, 2).block, owners_of_rows(40, 512, 2).block
+    (32, 2)
     """
-    return Owners(rows, world, max(1, _BLOCK_BYTES // max(1, row_bytes)))
+    most = rows // (_LEAST_BLOCKS * world)
+    return Owners(rows, world, max(1, min(_BLOCK_BYTES // max(1, row_bytes), most)))
 
 
 def parts_of(total: int, owners: Owners) -> list[int]:
@@ -79,6 +82,8 @@ def open_shared_cache(
     threads: int,
     counters: Counters,
     facts: dict[str, Any],
+    device: str,
+    check_host: Callable[[], object],
 ) -> SharedEngine:
     """This rank's part of a cache over all ranks of the default process group, each of which calls
     this, in the same order where there are several caches.
@@ -93,47 +98,57 @@ def open_shared_cache(
         window: batches of all ranks that a plan looks ahead.
         prefetch, staging_bytes, threads, counters: see ``SharedEngine``.
         facts: that have to be the same on all ranks, besides.
+        device: in whose memory the cache is, where all ranks read it there.
+        check_host: called before it is in host memory instead; raises where it does not fit.
 
     Raises:
         RankFailedError: a rank does not come.
         ArgumentError: ranks differ in what they have to agree on.
-        UnsupportedError: "shm" where ranks do not see each other's memory.
+        UnsupportedError: "shm" or "peer" where ranks do not see each other's memory.
         ResourceError: no sockets, threads or shared memory.
     """
     rank, world = meeting.rank, meeting.world
     facts = {
         "rows": source.shape[0], "bytes a row": source.row_bytes,
         "element type": str(source.encoding.stored), "cache": capacity, "victim_buffer": cells,
-        "shared": sharing, "window": window, "prefetch": prefetch, **facts,
+        "shared": sharing, "window": window, "prefetch": prefetch,
+        "device": device.partition(":")[0], **facts,
     }  # fmt: skip
     check_equal(dict(enumerate(meeting.tell(facts))))
     mailbox = SocketMailbox(meeting)
+    meeting.undo.callback(mailbox.close)
     owners = owners_of_rows(source.shape[0], source.row_bytes, world)
     slots, kept = parts_of(capacity, owners), parts_of(cells, owners)
-    places = [
-        Owner.most_places(slots[each], kept[each], prefetch, owners.count(each)) * source.row_bytes
-        for each in range(world)
-    ]
-    own = SharedMemory.create(f"gnnsys-cache-{rank}", places[rank])
-    process_budget().hold(CACHE_ROWS, (slots[rank] + kept[rank]) * source.row_bytes, own.bytes)
-    memory: list[NDArray[np.uint8] | None] = [None] * world
-    if sharing != "exchange":
-        memory = _map_all(meeting, mailbox.one_machine, own, places, sharing)
-    memory[rank] = own.bytes
+
+    def places(spare: int | None = None) -> list[int]:
+        return [
+            Owner.most_places(slots[each], kept[each], prefetch, owners.count(each), spare)
+            for each in range(world)
+        ]
+
+    memory: RowMemory | None = None
+    one_machine, resident = mailbox.one_machine, slots[rank] + kept[rank]
+    if device != "cpu":
+        bounded, gpu = places(_SPARE_BYTES // max(1, source.row_bytes)), kernel_device(device)
+        memory = open_device_rows(
+            meeting, source, one_machine, bounded, resident, gpu, sharing, threads
+        )
+        sharing = "auto"
+    if memory is None:
+        check_host()
+        memory = open_host_rows(meeting, source, one_machine, places(), resident, sharing, threads)
     planner = make_planner(
         owners.count(rank), slots[rank], kept[rank], _importance_of(owners, rank, importance)
     )
     liveness = watch_ranks()
 
     def failed(suspect: int | None) -> int | None:
-        if suspect is None:
-            return liveness.failed
-        verdict = liveness.wait_for_verdict(suspect)
+        verdict = liveness.failed if suspect is None else liveness.wait_for_verdict(suspect)
+        if verdict is not None:
+            liveness.leave(because_of=verdict)
         return suspect if verdict is None else verdict
 
-    meeting.tell(None)  # all have mapped what they need
-    return SharedEngine(
-        source,
+    engine = SharedEngine(
         name,
         mailbox,
         owners,
@@ -141,10 +156,12 @@ def open_shared_cache(
         memory,
         prefetch=prefetch,
         staging_bytes=staging_bytes,
-        threads=threads,
         counters=counters,
         failed=failed,
     )
+    meeting.undo.callback(engine.close)
+    meeting.tell(None)  # all have mapped what they need, and have their threads
+    return engine
 
 
 def _importance_of(
@@ -158,27 +175,3 @@ def _importance_of(
         numbers = np.arange(first, min(first + _AT_A_TIME, len(own)))
         own[numbers] = importance[owners.ids(rank, numbers)]
     return own
-
-
-def _map_all(
-    meeting: Meeting, one_machine: bool, own: SharedMemory, nbytes: Sequence[int], sharing: Sharing
-) -> list[NDArray[np.uint8] | None]:
-    """The memory of all ranks, or None for each where one of them cannot map another's."""
-    where = meeting.tell(own.where)
-    memory: list[NDArray[np.uint8] | None] = []
-    refusal = "" if one_machine else "they are on several machines"
-    try:
-        if not refusal:
-            memory = [
-                own.bytes if rank == meeting.rank else map_shared(tuple(each), size)
-                for rank, (each, size) in enumerate(zip(where, nbytes, strict=True))
-            ]
-    except OSError as error:
-        refusal = f"rank {meeting.rank} may not map another's memory ({error})"
-    refusal = next(filter(None, meeting.tell(refusal)), "")
-    if refusal and sharing == "shm":
-        raise UnsupportedError(f"shared='shm': {refusal}; use shared='exchange' or 'auto'")
-    if refusal:
-        _log.info("shared cache: rows are sent from rank to rank (exchange): %s", refusal)
-        return [None] * meeting.world
-    return list(memory)

@@ -115,9 +115,9 @@ def _by_owner(
     parts: list[list[NDArray[np.int32]]] = [[] for _ in range(owners.world)]
     for step in steps:
         ids = np.concatenate([trace[number] for number in step]).astype(np.int64)
-        owner, numbers = owners.locate(ids)
-        for rank, part in enumerate(parts):
-            part.append(numbers[owner == rank].astype(np.int32))
+        _, numbers = owners.divide(ids)
+        for part, own in zip(parts, numbers, strict=True):
+            part.append(own.astype(np.int32))
     return parts
 
 

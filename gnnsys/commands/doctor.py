@@ -265,12 +265,14 @@ def _shared_memory() -> _Answer:
 
 
 def _shared_cache() -> _Answer:
+    from gnnsys.system.gpu.peer_memory import peers_in_words
     from gnnsys.system.shared_memory import sharing_refusal
 
-    refusal = sharing_refusal()
-    if refusal:
-        return "warning", f"exchange: {refusal}", "ranks send each other the rows of their cache"
-    return "ok", "shm", "ranks of this machine read each other's rows of their cache in place"
+    why = sharing_refusal()
+    found = "; ".join(filter(None, [f"exchange: {why}" if why else "shm", peers_in_words()]))
+    if why:
+        return "warning", found, "ranks send each other the rows of their cache"
+    return "ok", found, "ranks of this machine read each other's rows of their cache in place"
 
 
 def _huge_pages() -> _Answer:

@@ -151,7 +151,8 @@ class AnnouncedStore(Store, Protocol):
     ticket = store.announce(ids, owner)  # one owner's batches are planned ahead at a time
     rows = store.gather(ids, ticket=ticket)
     store.retract(ticket)  # instead: neither this batch nor any announced after it will come
-    store.end(owner)  # no further batch will come
+    store.finish(owner)  # no further batch will be announced
+    store.end(owner)  # nor gathered
     """
 
     world_size: int = 1
@@ -173,11 +174,14 @@ class AnnouncedStore(Store, Protocol):
     def retract(self, ticket: Any) -> None:
         """Takes back this ticket and all that its owner was given after it."""
 
-    def end(self, owner: Any = None) -> None:
-        """Takes back what waits of an owner, who announces nothing any more.
+    def finish(self, owner: Any = None) -> None:
+        """Told, where it is known, that an owner announces nothing more than what waits.
 
         Ranks that share a store may wait for what another has not announced yet.
         """
+
+    def end(self, owner: Any = None) -> None:
+        """Takes back what waits of an owner, who announces nothing any more."""
 
 
 def is_announced(store: Store) -> TypeGuard[AnnouncedStore]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeGuard
 
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from gnnsys.memory import FileStore, HostStore
 from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.reads import Storage
 from gnnsys.memory.store import Store
+from gnnsys.ranks.meeting import Meeting
 from gnnsys.system.device import SIMT
 from gnnsys.system.gpu import HostExecutorDevice
 from gnnsys.system.names import naming_keywords
@@ -86,6 +89,7 @@ def unified(
         DTypeError, ArgumentError: a source that cannot be gathered from, or options for a file
             with a source in memory.
         TooLargeError: the cache is larger than the memory available.
+        RankFailedError: of ranks that share a cache, one is gone, or raised one of these.
 
     >>> x = unified(torch.arange(6.0).view(3, 2))
     >>> x[torch.tensor([2, 0])]
@@ -97,23 +101,28 @@ def unified(
         raise ArgumentError("source: a UnifiedTensor already; use .to() to change its device")
     compute = compute_device("cpu" if device == SIMT else device)
     near = "cpu" if cache_on == "host" else device if device == SIMT else compute
-    if _names_files(source):
-        store = FileStore(
-            source,
-            dtype=None if cache is not None else dtype,
-            encoding=encoding,
-            shape=shape,
-            offset=offset,
-            threads=threads,
-            storage=storage,
-        )
-    elif encoding is not None or shape is not None or offset:
-        raise ArgumentError("encoding, shape, offset: are for a file, but source is in memory")
-    elif cache is not None and near in ("cpu", torch.device("cpu")):
-        raise ArgumentError("cache: is for a file or for a GPU, but source is in memory")
-    else:
-        # Which refuses whatever else it is.
-        store = HostStore(source, dtype=None if cache is not None else dtype, threads=threads)  # type: ignore[arg-type]
+    # A cache delivers what is stored, in the type that is asked of it.
+    delivered = None if cache is not None else dtype
+    with _meeting_of(shared) as meeting:
+        if _names_files(source):
+            store = FileStore(
+                source,
+                dtype=delivered,
+                encoding=encoding,
+                shape=shape,
+                offset=offset,
+                threads=threads,
+                storage=storage,
+            )
+        elif encoding is not None or shape is not None or offset:
+            raise ArgumentError("encoding, shape, offset: are for a file, but source is in memory")
+        elif cache is not None and near in ("cpu", torch.device("cpu")):
+            raise ArgumentError("cache: is for a file or for a GPU, but source is in memory")
+        else:
+            # Which refuses whatever else it is.
+            store = HostStore(source, dtype=delivered, threads=threads)  # type: ignore[arg-type]
+        if meeting is not None:
+            meeting.tell(None)
     if cache is not None:
         store = CachedStore(
             store,
@@ -136,6 +145,13 @@ def unified(
     elif device == SIMT and store.resident is not None:
         store = MappedStore(store, HostExecutorDevice())
     return UnifiedTensor(store, compute)
+
+
+def _meeting_of(shared: bool | Sharing) -> AbstractContextManager[Meeting | None]:
+    """Of the ranks that share a cache, where one may be unable to open what the others can."""
+    if shared and dist.is_initialized() and dist.get_world_size() > 1:
+        return Meeting("gnnsys.unified(…, shared=…)")
+    return nullcontext()
 
 
 def _names_files(source: Any) -> TypeGuard[str | os.PathLike[str] | Sequence[Any]]:

@@ -3,10 +3,15 @@ read as often as one process with the same batches would read it."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,108 +20,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gnnsys.cache.engine import PAGE_BYTES
 from gnnsys.cache.plan import POLICIES
 from gnnsys.cache.planner import Planner
 from gnnsys.cache.shared import engine as engine_module
+from gnnsys.cache.shared import owner as owner_module
 from gnnsys.cache.shared.engine import SharedEngine
 from gnnsys.cache.shared.owner import Owner
 from gnnsys.cache.shared.places import Places
 from gnnsys.cache.shared.rounds import Rounds
-from gnnsys.cache.shared.setup import parts_of
-from gnnsys.counters import Counters
+from gnnsys.cache.tickets import is_aside
 from gnnsys.errors import ArgumentError, RankFailedError, RowIndexError, StorageError
 from gnnsys.memory import HostStore
 from gnnsys.memory.ids import RowIds
 from gnnsys.ranks.owners import Owners
+from gnnsys.system import huge_pages
 
 sys.path.insert(0, str(Path(__file__).parent))
-from local_mailboxes import LocalMailbox
-
-ROWS, WIDTH = 40, 3
-TABLE = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(5))
-
-
-def make_ranks(
-    world: int, *, sends: bool = False, source: Any = None, **setting: Any
-) -> list[SharedEngine]:
-    """The engines of ranks that live in this process."""
-    capacity, cells = setting.get("capacity", 8), setting.get("cells", 0)
-    window, prefetch = setting.get("window", 2), setting.get("prefetch", 1)
-    scores = setting.get("scores")
-    source = source or HostStore(TABLE)
-    owners = Owners(ROWS, world, setting.get("block", 1))
-    row_bytes = source.row_bytes
-    planners, memory = [], []
-    for rank in range(world):
-        count = owners.count(rank)
-        own = None if scores is None else scores[owners.ids(rank, np.arange(count))]
-        slots, kept = parts_of(capacity, owners)[rank], parts_of(cells, owners)[rank]
-        planners.append(
-            Planner(
-                count,
-                slots,
-                policy=setting.get("policy", "hybrid"),
-                window=window,
-                scores=own,
-                victim_cells=kept,
-            )
-        )
-        places = Owner.most_places(slots, kept, prefetch, count)
-        memory.append(np.empty(places * row_bytes, np.uint8))
-    return [
-        SharedEngine(
-            source,
-            "x.npy",
-            mailbox,
-            owners,
-            planners[rank],
-            [m if not sends or other == rank else None for other, m in enumerate(memory)],
-            prefetch=prefetch,
-            staging_bytes=setting.get("staging_bytes", 1 << 20),
-            threads=1,
-            counters=Counters(),
-            failed=lambda suspect: suspect,
-        )
-        for rank, mailbox in enumerate(LocalMailbox.of(world))
-    ]
-
-
-def run_together(works: list[Callable[[], None]]) -> None:
-    """Each in a thread; raises what the first of them raised."""
-    errors: list[BaseException] = []
-
-    def run(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads), "ranks wait for each other"
-
-
-class Epoch:
-    """Who announces: one iteration of a loader."""
-
-
-def iterate(engine: SharedEngine, batches: list[list[int]], leaves_at: int, ahead: int) -> None:
-    """Announces ``ahead`` batches before it gathers the first; leaves at a batch."""
-    epoch, tickets = Epoch(), []
-    ids = [RowIds(torch.tensor(batch, dtype=torch.int64)) for batch in batches]
-    for number in range(len(batches)):
-        if number == leaves_at:
-            break
-        while len(tickets) < min(len(batches), number + ahead):
-            tickets.append(engine.announce(ids[len(tickets)], epoch))
-        rows = engine.gather(ids[number], None, tickets[number])
-        assert torch.equal(rows, TABLE[ids[number]])
-    engine.end(epoch)
+from shared_ranks import (
+    BACKENDS,
+    ROWS,
+    TABLE,
+    WIDTH,
+    Disk,
+    Epoch,
+    ask,
+    iterate,
+    make_ranks,
+    run_together,
+    wait_until,
+)
 
 
 @st.composite
@@ -130,8 +63,11 @@ def traces(draw: st.DrawFn) -> dict[str, Any]:
         "world": world,
         "epochs": draw(st.lists(st.lists(epoch, min_size=world, max_size=world), max_size=3)),
         "ahead": draw(st.lists(st.integers(1, 6), min_size=world, max_size=world)),
+        "finish": draw(st.lists(st.booleans(), min_size=world, max_size=world)),
+        "asked": draw(st.lists(st.lists(batch, max_size=3), min_size=world, max_size=world)),
         "setting": {
-            "sends": draw(st.booleans()),
+            "backend": draw(st.sampled_from(BACKENDS)),
+            "spare": draw(st.sampled_from([0, 1, 5, ROWS])),
             "capacity": draw(st.sampled_from([0, 1, 7, 20, ROWS, ROWS + 9])),
             "cells": draw(st.sampled_from([0, 3, 9])),
             "policy": draw(st.sampled_from(POLICIES)),
@@ -149,13 +85,19 @@ def traces(draw: st.DrawFn) -> dict[str, Any]:
 def test_rows_equal_the_table_whatever_ranks_ask_for(trace: dict[str, Any]) -> None:
     engines = make_ranks(trace["world"], **trace["setting"])
 
-    def work(rank: int) -> None:
+    def announce(rank: int) -> None:
         for epoch in trace["epochs"]:
             batches, leaves_at = epoch[rank]
-            iterate(engines[rank], batches, leaves_at, trace["ahead"][rank])
-        engines[rank].close()
+            iterate(engines[rank], batches, leaves_at, trace["ahead"][rank], trace["finish"][rank])
+
+    def work(rank: int) -> None:
+        asked = trace["asked"][rank]
+        run_together([lambda: announce(rank), lambda: ask(engines[rank], asked)])
+        engines[rank].close()  # others may still ask
 
     run_together([lambda rank=rank: work(rank) for rank in range(trace["world"])])
+    for each in (engine.stats for engine in engines):
+        assert each.rows == each.hits + each.victim_hits + each.reads + each.copies
 
 
 @given(
@@ -164,15 +106,17 @@ def test_rows_equal_the_table_whatever_ranks_ask_for(trace: dict[str, Any]) -> N
     st.sampled_from([0, 2]),
     st.integers(1, 4),
     st.sampled_from(POLICIES),
+    st.sampled_from([None, 0, 1, 3]),
 )
 def test_no_place_is_written_to_while_a_rank_may_read_it(
-    rounds: list[list[int]], capacity: int, cells: int, delay: int, policy: Any
+    rounds: list[list[int]], capacity: int, cells: int, delay: int, policy: Any, spare: int | None
 ) -> None:
     planner = Planner(
         20, capacity, policy=policy, window=2, victim_cells=cells,
         scores=np.arange(20, dtype=np.uint16),
     )  # fmt: skip
-    places = Places(capacity, cells, delay, len(planner.prefilled))
+    limit = Owner.most_places(planner.capacity, cells, delay - 1, 20, spare)
+    places = Places(capacity, cells, delay, len(planner.prefilled), limit)
     holds = dict(enumerate(planner.prefilled.tolist()))
     for ids in rounds:
         planner.announce(np.array(ids, np.int64))
@@ -180,20 +124,30 @@ def test_no_place_is_written_to_while_a_rank_may_read_it(
     for ids in rounds:
         plan = planner.plan()
         of_position, of_read = places.assign(plan)
-        written = of_read.tolist()
-        assert len(set(written)) == len(written) == len(plan.reads)
+        assert len(of_read) == len(plan.reads)
+        of_row = dict(zip(plan.reads.tolist(), of_read.tolist(), strict=True))
+        written = [place for place in of_row.values() if place >= 0]
+        assert len(set(written)) == len(written)
         for before in read[max(0, len(read) - delay + 1) :]:
             assert before.isdisjoint(written)
-        holds.update(zip(written, plan.reads.tolist(), strict=True))
-        assert [holds[place] for place in of_position.tolist()] == ids
-        assert max(written, default=-1) < places.used
-        assert places.used <= Owner.most_places(planner.capacity, cells, delay - 1, 20)
-        read.append(set(of_position.tolist()))
+        holds.update({place: row for row, place in of_row.items() if place >= 0})
+        found = of_position.tolist()
+        for row, place in zip(ids, found, strict=True):
+            assert place == -1 or holds[place] == row
+            assert row not in of_row or place == of_row[row]
+        if spare is None:
+            assert -1 not in found
+        stay = [*plan.fills[plan.fills[:, 2] >= 0, 1], *-1 - plan.victim_out[:, 0]]
+        first = set(plan.reads[[k for k in stay if k >= 0]].tolist())
+        placed = {row for row, place in of_row.items() if place >= 0}
+        assert first <= placed or placed <= first
+        assert max(written, default=-1) < places.used <= limit
+        read.append(set(found) - {-1})
 
 
-@pytest.mark.parametrize("sends", [False, True])
-def test_every_row_is_read_once_for_all_ranks(sends: bool) -> None:
-    engines = make_ranks(4, sends=sends, capacity=ROWS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_row_is_read_once_for_all_ranks(backend: str) -> None:
+    engines = make_ranks(4, backend=backend, capacity=ROWS)
     batches = [list(range(rank, ROWS)) for rank in range(4)]
     run_together(
         [
@@ -214,7 +168,173 @@ def test_every_row_is_read_once_for_all_ranks(sends: bool) -> None:
         engine.close()
 
 
-class BadStore(HostStore):
+def test_rows_stay_until_a_gather_that_is_not_waited_for_has_read_them() -> None:
+    engines = make_ranks(2, backend="late", capacity=0, prefetch=0, window=0)
+    batches = [[*range(first, first + 10)] for first in (0, 10, 20, 30, 5, 15)]
+    run_together([lambda e=e: iterate(e, batches, 9, 1) for e in engines])
+    run_together([engine.close for engine in engines])
+
+
+@pytest.mark.skipif("peer" not in BACKENDS, reason="needs a C++ compiler")
+def test_who_asks_reads_rows_that_find_no_place() -> None:
+    batch, read = [*range(ROWS)], []
+
+    class Noted(Disk):
+        def gather(self, ids: Any, *rest: Any) -> Any:
+            read.extend(ids.tolist())
+            return super().gather(ids, *rest)
+
+    engines = make_ranks(2, backend="peer", source=Noted(TABLE), capacity=20, spare=4, window=0)
+    run_together([lambda e=e: iterate(e, [batch] * 5, 9, 1) for e in engines])
+    served = [engine._counters.as_dict()["rows"] for engine in engines]
+    assert [sum(each.values()) for each in served] == [5 * len(batch)] * 2
+    assert len(read) > 5 * (ROWS - 20 - 2 * 4)
+    of_file = sum(each["file"] for each in served)
+    assert of_file == sum(engine.stats.reads for engine in engines) > len(read)
+    for engine in engines:
+        engine.close()
+
+
+def test_rows_that_repeat_count_as_the_first_of_their_batch_does() -> None:
+    engines = make_ranks(2, capacity=0)
+    batches = [[1, 1, 2], [3, 1, 3, 1, 3]]
+    tickets = [
+        engine.announce(RowIds(torch.tensor(batch)), None)
+        for engine, batch in zip(engines, batches, strict=True)
+    ]
+    for engine, ticket in zip(engines, tickets, strict=True):
+        engine.gather(ticket.ids, None, ticket)
+    owner = Owners(ROWS, 2).locate(np.array([1]))[0][0]
+    read_for_the_first_rank = "cache" if owner == 1 else "peer"
+    served = [engine._counters.as_dict()["rows"] for engine in engines]
+    assert served == [{"file": 3}, {"file": 3, read_for_the_first_rank: 2}]
+    for engine in engines:
+        engine.end(None)
+    run_together([engine.close for engine in engines])
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_owners_are_told_after_the_rows_are_copied_unless_these_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    [engine] = make_ranks(1, prefetch=prefetch, window=0)
+    ids, done = RowIds(torch.tensor([3])), []
+    tickets = [engine.announce(ids, None) for _ in range(2)]
+    engine.gather(ids, None, tickets[0])
+
+    def note(owner: Any, call: str) -> None:
+        real = getattr(owner, call)
+        monkeypatch.setattr(owner, call, lambda *given: (done.append(call), real(*given)))
+
+    note(engine._memory, "gather")
+    note(engine._owner, "reach")
+    if prefetch:
+        assert wait_until(lambda: tickets[1].is_complete)
+    engine.gather(ids, None, tickets[1])
+    assert done == (["gather", "reach"] if prefetch else ["reach", "gather"])
+    engine.end(None)
+    engine.close()
+
+
+@pytest.mark.parametrize("error", [0, errno.EAGAIN, errno.EINVAL])
+def test_rows_are_the_same_on_huge_pages_and_where_the_kernel_has_none(
+    monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refuse(*given: Any) -> int:
+        ctypes.set_errno(error)
+        return -1
+
+    if error:
+        monkeypatch.setattr(huge_pages, "_libc", SimpleNamespace(madvise=refuse))
+    wide = torch.arange(ROWS).repeat_interleave(1 << 16).view(ROWS, -1)  # 512 KiB a row
+    [engine] = make_ranks(1, source=HostStore(wide), capacity=8, prefetch=0)
+    for first in range(0, ROWS, 10):
+        ids = RowIds(torch.arange(first, first + 10))
+        rows = engine.gather(ids, None, engine.announce(ids, None))
+        assert torch.equal(rows, wide[ids])
+    memory = weakref.ref(engine._memory._memory[0])
+    engine.end(None)
+    engine.close()
+    assert memory() is None
+
+
+@dataclass(eq=False)
+class Held:
+    """Rows that are being read, or were."""
+
+    wait: Callable[[], Any]
+    cancel: Callable[[], None]
+
+
+class Counted(Disk):
+    """Knows how many rows were being read, or were read and not let go, at most."""
+
+    rows = most = 0
+
+    def start_reads(self, batch: Any) -> Any:
+        pending, count = super().start_reads(batch), len(batch.ids)
+        self.rows += count
+        self.most = max(self.most, self.rows)
+        held = Held(pending.wait, pending.cancel)
+        weakref.finalize(held, self._let_go, count)
+        return held
+
+    def _let_go(self, count: int) -> None:
+        self.rows -= count
+
+
+def test_no_more_is_read_at_once_than_may_be_staged(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = WIDTH * 4 + PAGE_BYTES
+    monkeypatch.setattr(owner_module, "PIECE_BYTES", 3 * row)
+    source = Counted(TABLE)
+    (engine,) = make_ranks(1, source=source, capacity=0, staging_bytes=7 * row)
+    iterate(engine, [list(range(ROWS)), list(range(0, ROWS, 2))], 9, 2)
+    engine.close()
+    assert source.most <= 7
+    assert source.rows == 0
+
+
+@pytest.mark.parametrize("how", ["retracts and ends", "dies"])
+def test_ranks_stay_together_whatever_ends_an_iteration(
+    how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_LONG", 2.0)
+    engines, ids = make_ranks(2), RowIds(torch.tensor([3, 39]))
+    for engine in engines:
+        epoch = Epoch()
+        ticket = engine.announce(ids, epoch)
+        if how == "dies":
+            del epoch
+            continue
+        if engine is engines[0]:  # whose other table, say, could not be announced
+            engine.retract(ticket)
+        engine.end(epoch)
+    # Of which the second rank has no batch.
+    run_together(
+        [lambda e=e, n=n: iterate(e, n * [[5]], 9, 1) for e, n in zip(engines, (1, 0), strict=True)]
+    )
+    iterations = [lambda e=e: iterate(e, [[7], [8]], 9, 2) for e in engines]
+    run_together(iterations)
+    assert not caplog.records  # nobody has waited for what does not come
+    assert len({engine._stream for engine in engines}) == 1
+    run_together([engine.close for engine in engines])
+
+
+def test_batches_aside_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    [engine] = make_ranks(1)
+    one, other, ids = Epoch(), Epoch(), RowIds(torch.tensor([3]))
+    engine.announce(ids, one)
+    for _ in range(3):
+        aside = engine.announce(ids, other)
+        assert is_aside(aside)
+        engine.retract(aside)
+    assert len(caplog.records) == 1
+    assert "batches of another loader wait" in caplog.text
+    engine.end(one)
+    engine.close()
+
+
+class BadStore(Disk):
     """Some of whose rows cannot be read."""
 
     def start_reads(self, batch: Any) -> Any:
@@ -288,7 +408,36 @@ def test_a_rank_that_has_gone_ends_the_gathers_of_others() -> None:
         engine.close()
 
 
-def test_what_is_not_announced_is_read_from_the_source() -> None:
+def test_a_rank_that_has_closed_its_store_ends_the_gathers_of_others() -> None:
+    engines = make_ranks(2)
+    engines[1].close()
+    ticket = engines[0].announce(RowIds(torch.arange(ROWS)), None)
+    with pytest.raises(RankFailedError, match="rank 1 of 2 has closed its store; this rank, 0,"):
+        engines[0].gather(RowIds(torch.arange(ROWS)), None, ticket)
+    engines[0].close()
+
+
+def test_memory_stays_mapped_while_a_gather_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    [engine] = make_ranks(1)
+    memory: Any = engine._memory
+    ids, copy, closed = RowIds(torch.tensor([3, 5])), memory.gather, threading.Event()
+    ticket = engine.announce(ids, None)
+    closing = threading.Thread(target=lambda: (engine._shut(together=False), closed.set()))
+
+    def close_and_copy(*arguments: Any) -> Any:
+        closing.start()
+        assert wait_until(lambda: engine._closed)
+        assert not closed.wait(0.1)
+        assert memory._memory
+        return copy(*arguments)
+
+    monkeypatch.setattr(memory, "gather", close_and_copy)
+    assert torch.equal(engine.gather(ids, None, ticket), TABLE[ids])
+    closing.join(30)
+    assert not memory._memory
+
+
+def test_what_is_not_announced_changes_no_plan() -> None:
     engines = make_ranks(2)
     outer, inner = Epoch(), Epoch()
     ids = RowIds(torch.tensor([5, 5, 39]))
@@ -341,7 +490,47 @@ def test_ranks_that_are_streams_ahead_are_understood() -> None:
     rounds.end(1, 4, 1)
     assert rounds.next_round() is None  # all have ended it
     rounds.end(1, 4, 0)
-    rounds.take(1)
+    assert rounds.made == 1
+
+
+def test_a_rank_that_has_announced_all_is_not_waited_for_by_one_with_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engines = make_ranks(2)
+    epoch, other, ids = Epoch(), Epoch(), RowIds(torch.arange(ROWS))
+    ticket = engines[0].announce(ids, epoch)
+    engines[0].finish(epoch)  # whose batch nobody takes yet
+    iterate(engines[1], [[1], [2, 39]], 9, 2)
+    assert "has waited" not in caplog.text
+    assert torch.equal(engines[0].gather(ids, None, ticket), TABLE)
+    # Who is next is the same on all ranks: not before it is said that the epoch has ended.
+    assert is_aside(engines[0].announce(ids, other))
+    engines[0].end(epoch)
+    next_epoch = [engine.announce(ids, other) for engine in engines]
+    for engine, each in zip(engines, next_epoch, strict=True):
+        assert torch.equal(engine.gather(ids, None, each), TABLE)
+    assert [engine.stats.batches for engine in engines] == [2, 3]
+    run_together([engine.close for engine in engines])
+
+
+def test_rounds_are_unmade_of_a_stream_that_ranks_had_finished() -> None:
+    rounds = Rounds(world=2, prefetch=0)
+    one = np.array([3], np.int32)
+    for rank in range(2):
+        for index in range(3):
+            rounds.add(rank, 0, index, one)
+        rounds.end(rank, 0, 3)
+    rounds.add(0, 1, 0, one)
+    rounds.end(1, 1, 0)
+    while rounds.next_round():
+        pass
+    assert rounds.made == 4  # the last one of the next stream
+    rounds.take(0)
+    rounds.end(0, 0, 1)
+    assert rounds.made == 1
+    found = [rounds.next_round() for _ in range(4)]
+    told = [[(part.rank, part.stream, part.index) for part in each or []] for each in found]
+    assert told == [[(1, 0, 1)], [(1, 0, 2)], [(0, 1, 0)], []]
 
 
 def test_a_batch_that_is_taken_back_is_not_waited_for() -> None:

@@ -1,15 +1,17 @@
 """``CooperativeSampler``: mini-batches that several ranks draw and compute together.
 
 Each node has an owner among the ranks (``gnnsys.ranks.owners``), who draws its neighbours, reads
-its row and computes its hidden vectors, once for all. What others need of it they are sent, and the
-gradients that come back are summed at the owner (Balın, LaSalle, Çatalyürek: "Cooperative
-Minibatching in Graph Neural Networks", TMLR 2025, algorithm 1). Invariants: the ranks' parts
-together are the batch that one process draws; all ranks take part in every exchange, in the same
-order, with empty parts where they have nothing.
+its row and computes its hidden vectors, once for all; in a cache that the ranks share the row is
+that rank's, too. What others need of it they are sent, and the gradients that come back are summed
+at the owner (Balın, LaSalle, Çatalyürek: "Cooperative Minibatching in Graph Neural Networks", TMLR
+2025, algorithm 1). Invariants: the ranks' parts together are the batch that one process draws; all
+ranks take part in every exchange, in the same order, with empty parts where they have nothing.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +21,17 @@ from torch.autograd.function import once_differentiable
 from torch_geometric.sampler import SamplerOutput
 from torch_geometric.sampler.base import SubgraphType
 
+from gnnsys.cache.shared.setup import owners_of_rows
 from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.loaders.joint_iteration import JointIteration
 from gnnsys.loaders.native_sampler import as_seed_ids
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.ranks.exchange import all_to_all, all_to_all_lengths
-from gnnsys.ranks.group import group_transport
+from gnnsys.ranks.group import group_transport, transport_for_thread
 from gnnsys.ranks.local_hub import LocalHub
 from gnnsys.ranks.owners import Owners
 from gnnsys.ranks.transport import Driver, Transport, Work
+from gnnsys.unified_tensor import UnifiedTensor
 
 __all__ = ["CooperativeSampler", "JointBatch"]
 
@@ -43,9 +48,11 @@ class CooperativeSampler:
 
     Args:
         sampler: the same on all ranks, over a homogeneous graph; with fanouts for each layer.
-        transport: what ranks talk by; that of the default process group if left out.
-        drawing: what they talk by while they draw; another one where batches are drawn in another
-            thread than they are computed in.
+        features: (nodes, …) a tensor or what ``gnnsys.unified`` gave; ``batches`` reads its rows.
+            Rows beside each other, of the same pages, go to the same rank.
+        transport: what ranks talk by; that of the default process group if left out, all of whose
+            ranks then make their samplers at the same time.
+        drawing: what they talk by while they draw, in a thread of ``batches``; another one.
 
     Raises:
         UnsupportedError: a sampler of a typed graph, or disjoint, temporal, bidirectional, induced
@@ -54,13 +61,15 @@ class CooperativeSampler:
     >>> from torch_geometric.data import Data
     >>> from torch_geometric.nn import SAGEConv
     >>> data = Data(x=torch.eye(4), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
-    >>> sampler = CooperativeSampler(NeighborSampler(data, num_neighbors=[-1, -1]))
-    >>> batch = sampler.sample(torch.tensor([2, 0]), group=0)  # all ranks give the same seeds
-    >>> x = data.x[batch.n_id]
-    >>> for layer, conv in enumerate([SAGEConv(4, 8), SAGEConv(8, 3)]):
-    ...     x = conv(*batch.exchange(x, layer))
-    >>> x.shape, batch.n_id[: batch.batch_size].tolist()
+    >>> sampler = CooperativeSampler(NeighborSampler(data, num_neighbors=[-1, -1]), data.x)
+    >>> convs = [SAGEConv(4, 8), SAGEConv(8, 3)]
+    >>> for batch in sampler.batches(torch.tensor([[2, 0], [1, 3]])):  # the same on all ranks
+    ...     x = batch.x
+    ...     for layer, conv in enumerate(convs):
+    ...         x = conv(*batch.exchange(x, layer))
+    ...     x.shape, batch.n_id[: batch.batch_size].tolist()
     (torch.Size([2, 3]), [2, 0])
+    (torch.Size([2, 3]), [1, 3])
 
     Each rank has the rows of its own seeds at the end. Of the losses' sum over them divided by
     ``batch.num_seeds``, the gradients of the parameters are to be summed over ranks.
@@ -69,6 +78,8 @@ class CooperativeSampler:
     def __init__(
         self,
         sampler: NeighborSampler,
+        features: Tensor | None = None,
+        *,
         transport: Driver | None = None,
         drawing: Driver | None = None,
     ) -> None:
@@ -81,9 +92,19 @@ class CooperativeSampler:
         ):
             if is_so:
                 raise UnsupportedError(f"sampler: {what}: ranks do not sample it together yet")
-        self._sampler = sampler
-        self._transport = transport or group_transport() or LocalHub(1).transports[0]
+        if transport is None and (transport := group_transport()) is not None:
+            drawing = drawing or transport_for_thread()
+        self._transport = transport or LocalHub(1).transports[0]
         self._drawing = drawing or self._transport
+        self._sampler, self._features = sampler, features
+        self._is_iterated = False
+        world = self._transport.world
+        self._owners = Owners(sampler.num_nodes, world)
+        if features is not None:
+            row_bytes = features.element_size() * math.prod(features.shape[1:])
+            if isinstance(features, UnifiedTensor):
+                row_bytes = features.store.row_bytes  # as stored, which a cache goes by
+            self._owners = owners_of_rows(len(features), row_bytes, world)
 
     def sample(self, seeds: Tensor, group: int, epoch: int = 0) -> JointBatch:
         """This rank's part of one batch; every rank has to call it, with the same arguments.
@@ -94,10 +115,15 @@ class CooperativeSampler:
             epoch: number of the epoch.
 
         Raises:
-            ArgumentError: a seed that is given twice, or is outside the graph.
+            ArgumentError: a seed that is given twice, or is outside the graph; or an iteration of
+                ``batches`` is under way.
             DTypeError: seeds that are no integers.
             RankFailedError: another rank is gone.
         """
+        self._check_free()
+        return self._draw(seeds, group, epoch)
+
+    def _draw(self, seeds: Tensor, group: int, epoch: int) -> JointBatch:
         seeds, count = as_seed_ids("seeds", seeds), self._sampler.num_nodes
         outside = seeds[(seeds < 0) | (seeds >= count)]
         if len(outside):  # else its owner alone would tell, and the others wait for it
@@ -106,8 +132,59 @@ class CooperativeSampler:
             )
         if len(seeds.unique()) < len(seeds):
             raise ArgumentError("seeds: some are given twice, and a joint batch has each node once")
-        work = _sample(self._drawing, self._sampler, seeds, group, epoch, self._transport)
+        work = _sample(
+            self._drawing, self._sampler, self._owners, seeds, group, epoch, self._transport
+        )
         return self._drawing.drive(work)
+
+    def batches(
+        self,
+        seeds: Iterable[Tensor],
+        epoch: int = 0,
+        first: int = 0,
+        transform: Callable[[JointBatch], Any] = lambda batch: batch,
+    ) -> Generator[Any, None, None]:
+        """This rank's part of a batch for each of ``seeds``, with its rows of the features.
+
+        Batches are drawn while those before are trained on, as many ahead as a cache of the
+        features asks for and memory takes; rows are gathered one batch ahead. Every rank has to
+        iterate, and may leave the loop where all others do.
+
+        Args:
+            seeds: of each batch, see ``sample``.
+            epoch: number of the epoch.
+            first: number of the first batch in its epoch.
+            transform: is given each batch in the thread that has gathered its rows; what it returns
+                is yielded.
+
+        Raises:
+            ArgumentError: the sampler has no features; and as of ``sample``.
+            StorageError, FileFormatError, RankFailedError: as of the features' store.
+        """
+        if self._features is None:
+            raise ArgumentError(
+                "features: None, and batches have their rows; give the sampler some"
+            )
+        self._check_free()
+        self._is_iterated = True
+        try:
+            yield from JointIteration(
+                lambda group, some: self._draw(some, group, epoch),
+                enumerate(seeds, first),
+                self._features,
+                self._transport,
+                transform,
+            ).batches()
+        finally:
+            self._is_iterated = False
+
+    def _check_free(self) -> None:
+        """What two threads sent would be mixed up."""
+        if self._is_iterated:
+            raise ArgumentError(
+                "sampler: an iteration of this sampler's batches is under way; end it first, or "
+                "make another sampler on all ranks"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +215,9 @@ class JointBatch:
     """[rank][hop] own nodes, as places in ``n_id``, that a rank needs since that hop."""
     _receives: list[list[int]]
     """[rank][hop] nodes of a rank that are needed here since that hop."""
+
+    x: Tensor | None = None
+    """(n, …) rows of own nodes, in what ``CooperativeSampler.batches`` yields."""
 
     @property
     def batch_size(self) -> int:
@@ -223,12 +303,13 @@ class _Exchange(torch.autograd.Function):
 def _sample(
     transport: Transport,
     sampler: NeighborSampler,
+    owners: Owners,
     seeds: Tensor,
     group: int,
     epoch: int,
     of_rows: Driver,
 ) -> Work[JointBatch]:
-    ranks, owners = range(transport.world), Owners(sampler.num_nodes, transport.world)
+    ranks = range(transport.world)
 
     def owner_of(ids: Tensor) -> Tensor:
         return torch.from_numpy(owners.locate(ids.numpy())[0])

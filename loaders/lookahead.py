@@ -1,7 +1,7 @@
 """Work done ahead of whoever consumes it: two stages in threads, results in order.
 
-Owns ``Lookahead`` and all threads of the loaders. Imports the standard library alone and knows
-nothing of graphs. Invariants: an item passes the first stage, then the second, and comes out in
+Owns ``Lookahead`` and all threads of the loaders. Imports ``system`` alone and knows nothing of
+graphs. Invariants: an item passes the first stage, then the second, and comes out in
 its place; no item begins the first stage while ``window`` are begun and not taken; while the
 consumer is busy, at most one has begun the second; no thread outlives the iteration, however it
 ends.
@@ -24,6 +24,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gnnsys.system.background import run_outside
+
 __all__ = ["Lookahead", "Work", "stages_paused"]
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,10 @@ class Work(Protocol):
 
     def sample(self, item: Any) -> Any:
         """The first stage."""
+
+    def finish(self) -> None:
+        """Told after the last item has passed the first stage, in its thread; not where there are
+        no threads, or the iteration ends before."""
 
     def fetch(self, sampled: Any) -> Any:
         """The second stage, of what the first one returned."""
@@ -65,6 +71,7 @@ class Lookahead(Iterator[Any]):
 
     >>> class Square:
     ...     def sample(self, item): return item
+    ...     def finish(self): pass
     ...     def fetch(self, sampled): return sampled * sampled
     ...     def discard(self, sampled): pass
     >>> list(Lookahead(range(4), Square(), window=2))
@@ -122,6 +129,7 @@ class Lookahead(Iterator[Any]):
             try:
                 item = next(self._items)
             except StopIteration:
+                self._stages.finish()
                 break
             except Exception as error:  # told in its turn, after the items before it
                 self._stages.start_failed(error)
@@ -145,6 +153,7 @@ class _Stages:
         self.in_flight: deque[_InFlight] = deque()
         self._work = work
         self._failed = False  # only the fetching thread reads and writes it
+        self._finished = False
         self._process = os.getpid()
         self._taken: tuple[Callable[[], Any], ...] = (_nothing, _nothing)  # the last two results
         self._awaits_release = True
@@ -175,6 +184,12 @@ class _Stages:
 
     def start(self, item: Any) -> None:
         self.in_flight.append(_InFlight(item, self._sampling.submit(self._sample, item)))
+
+    def finish(self) -> None:
+        """Has the work told, once, that no further item is started."""
+        if not self._finished:
+            self._finished = True
+            self._sampling.submit(self._finish)
 
     def start_failed(self, error: Exception) -> None:
         failed: Future[Any] = Future()
@@ -235,11 +250,7 @@ class _Stages:
     def close(self) -> None:
         if self._process != os.getpid():
             return
-        if threading.current_thread().name.startswith("gnnsys-"):
-            # The garbage collector may run in a thread of ours, which cannot wait for itself.
-            threading.Thread(target=self._close).start()
-        else:
-            self._close()
+        run_outside(self._close)
 
     def _close(self) -> None:
         if id(self) in _running:
@@ -251,6 +262,13 @@ class _Stages:
         left = [entry.sampled for entry in self.in_flight if entry.sampled is not None]
         self.in_flight.clear()
         self._discard([s.result() for s in left if not s.cancelled() and not s.exception()])
+
+    def _finish(self) -> None:
+        try:
+            with self.gates[0]:
+                self._work.finish()
+        except Exception:  # such as of a store that was closed, of which the items before tell
+            _log.debug("who was told of items ahead could not be told of the last", exc_info=True)
 
     def _discard(self, sampled: list[Any]) -> None:
         try:

@@ -33,6 +33,7 @@ from gnnsys.loaders.loader_inputs import check_joined
 from gnnsys.loaders.lookahead import Lookahead, stages_paused
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.loaders.row_tables import RowTables, TableView, Tickets, unified_tensors
+from gnnsys.loaders.sampled_bytes import bytes_ahead, size_of
 from gnnsys.loaders.seed_batches import (
     Epochs,
     GeneratedSeeds,
@@ -45,7 +46,6 @@ from gnnsys.loaders.side_stream import SideStream
 from gnnsys.loaders.static_shapes import Padding, Sizes, StaticShapes
 from gnnsys.loaders.stored_features import check_stored
 from gnnsys.memory import keep_freed_memory
-from gnnsys.system.budget import process_budget
 from gnnsys.system.notebook import facts_as_html
 from gnnsys.system.once import warn_once
 from gnnsys.system.sizes import parse_bytes
@@ -55,7 +55,6 @@ __all__ = ["LookaheadLoader", "LookaheadOptions", "check_batching", "sampler_of"
 
 _log = logging.getLogger(__name__)
 
-_LEAST_SAMPLED = 64 << 20  # bytes
 _MOST_MEASURED = 1024  # batches
 
 
@@ -100,7 +99,7 @@ class LookaheadOptions:
 
     def sampled_bytes(self) -> int:
         """Bytes of sampled batches that may wait where a cache asks for many."""
-        return self._parse_window_bytes() or max(_LEAST_SAMPLED, process_budget().left() // 32)
+        return self._parse_window_bytes() or bytes_ahead()
 
 
 def check_batching(kwargs: dict[str, Any], world_size: int) -> None:
@@ -401,8 +400,11 @@ class _Batching:
         # Before the announcement, because it may change which nodes the batch has.
         if loader.transform_sampler_output:
             out = loader.transform_sampler_output(out)
-        self._largest = max(self._largest, _size_of(out))
+        self._largest = max(self._largest, size_of(out))
         return _Sampled(out, self._view.announce(out.node))
+
+    def finish(self) -> None:
+        self._view.finish()
 
     def fetch(self, sampled: _Sampled) -> Any:
         return self._side.run(lambda: self._fetch(sampled))
@@ -466,17 +468,6 @@ def _names_of_rows(data: Any, batch: Data) -> tuple[set[str], set[str]]:
     store = store_of(data, None)
     names = set(store.keys()) - {"edge_index", "num_nodes"}
     return set(filter(store.is_node_attr, names)), set(filter(store.is_edge_attr, names))
-
-
-def _size_of(sampled: Any) -> int:
-    """Bytes of the tensors of a sampler's output."""
-    if isinstance(sampled, Tensor):
-        return sampled.numel() * sampled.element_size()
-    if isinstance(sampled, dict):
-        return sum(_size_of(value) for value in sampled.values())
-    if dataclasses.is_dataclass(sampled):
-        return sum(_size_of(getattr(sampled, f.name)) for f in dataclasses.fields(sampled))
-    return 0
 
 
 def _pinned(batch: Any) -> Any:

@@ -93,7 +93,8 @@ class RowTables:
                     "%s: %d ranks share the cache of this tensor, and this loader does not divide "
                 )
                 told += (
-                    "its batches among them: its rows are read from the file, beside the cache; "
+                    "its batches among them: its rows come from the cache as it is, which without "
+                    "scores= begins with none, or the file; "
                 )
                 told += "give it rank= and world_size="
                 warn_once(_log, told, place[1], store.world_size)
@@ -162,6 +163,12 @@ class TableView:
                 told.store.retract(told.ticket)
             raise
         return tickets
+
+    def finish(self) -> None:
+        """Tells that none will be announced any more."""
+        for table in self._announced.values():
+            store: Any = table.store
+            store.finish(self)
 
     def end(self) -> None:
         """Takes back all batches that were not gathered; none will be announced any more."""

@@ -1,15 +1,15 @@
 """Training on mini-batches that several ranks draw and compute together, one a step.
 
-Owns what ``CooperativeSampler`` leaves to those who train: seeds, rows and labels of a step, its
-loss, and the sum of the weights' gradients. Invariant: a step is that of one process on the joint
-batch, but for dropout's draws.
+Owns what ``CooperativeSampler`` leaves to those who train: seeds and labels of a step, its loss,
+and the sum of the weights' gradients. Invariant: a step is that of one process on the joint batch,
+but for dropout's draws.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from gnnsys import rng
-from gnnsys.loaders.cooperative import CooperativeSampler
+from gnnsys.loaders.cooperative import CooperativeSampler, JointBatch
 from gnnsys.ranks.distributed import DistributedTransport
 from gnnsys.ranks.group import gather_objects, told_by_first_rank, transport_for_thread
 from gnnsys.ranks.ring import ring_all_reduce
@@ -36,40 +36,35 @@ class CooperativeSteps(RankSteps):
         model.load_state_dict(told_by_first_rank(model.state_dict))
         self._transport, self._classifier = transport, model
         self._drawing = transport_for_thread()
-        self._joint = CooperativeSampler(self._sampler, transport, self._drawing)
+        self._joint = CooperativeSampler(
+            self._sampler, self._dataset.features, transport=transport, drawing=self._drawing
+        )
         self._rows = self._rows_received = self._sent_before = 0  # in the epoch
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        """This rank's part of a joint batch for each step, drawn while the one before is trained
+        """This rank's part of a joint batch for each step, drawn while those before are trained
         on: by all ranks, also where a run is broken off in between."""
         train, size = self._dataset.train, self._config.batch_size
         order = torch.from_numpy(rng.permutation(len(train), self._config.seed, epoch))
         self._rows = self._rows_received = 0
         self._sent_before = self._sent()
         numbers = range(first, self.num_batches(), self._world)
-
-        def draw(number: int) -> Data:
-            seeds = train[order[number * size : (number + self._world) * size]]
-            return self._make_batch(seeds, number // self._world, epoch)
-
-        with ThreadPoolExecutor(1, "gnnsys-joint") as thread:
-            ahead = thread.submit(draw, first)
+        seeds = (train[order[each * size : (each + self._world) * size]] for each in numbers)
+        joint = self._joint.batches(seeds, epoch, first // self._world, self._make_batch)
+        with closing(joint):
             for number in numbers:
                 began = time.perf_counter()
-                batch = ahead.result()
+                batch = next(joint)
                 self.load_seconds += time.perf_counter() - began
-                if number != numbers[-1]:
-                    ahead = thread.submit(draw, number + self._world)
                 self._epoch, self._first = epoch, number
                 self._rows += len(batch.n_id)
                 self._rows_received += batch.joint.num_received
                 yield batch
 
-    def _make_batch(self, seeds: Tensor, group: int, epoch: int) -> Data:
-        joint = self._joint.sample(seeds, group, epoch)
+    def _make_batch(self, joint: JointBatch) -> Data:
         own = joint.n_id[: joint.batch_size]
         return Data(
-            x=self._dataset.features[joint.n_id],
+            x=joint.x,
             y=self._dataset.labels[own],
             n_id=joint.n_id,
             batch_size=len(own),

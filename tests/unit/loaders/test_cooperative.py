@@ -30,7 +30,7 @@ def on_ranks(
     world: int, sampler: NeighborSampler, work: Callable[[CooperativeSampler], T]
 ) -> list[T]:
     """What the ranks of this process, each in a thread of its own, return."""
-    samplers = [CooperativeSampler(sampler, each) for each in LocalHub(world).transports]
+    samplers = [CooperativeSampler(sampler, transport=each) for each in LocalHub(world).transports]
     with ThreadPoolExecutor(world) as threads:
         return list(threads.map(work, samplers))
 

@@ -32,6 +32,7 @@ class Log:
         self.sampled: list[int] = []
         self.fetched: list[int] = []
         self.discarded: list[int] = []
+        self.sampled_at_finish: list[int] = []
         self.threads: set[tuple[str, str]] = set()
 
     def _do(self, stage: str, item: int) -> None:
@@ -44,6 +45,9 @@ class Log:
         self._do("sample", item)
         self.sampled.append(item)
         return item
+
+    def finish(self) -> None:
+        self.sampled_at_finish.append(len(self.sampled))
 
     def fetch(self, sampled: int) -> int:
         self._do("fetch", sampled)
@@ -66,7 +70,21 @@ def test_results_come_in_order_and_each_item_once(window: int) -> None:
     work = Log()
     assert list(Lookahead(range(23), work, window=window)) == [10 * i for i in range(23)]
     assert work.sampled == work.fetched == list(range(23))
+    assert work.sampled_at_finish in ([], [23])  # which the end of the iteration may overtake
     assert work.discarded == []
+
+
+def test_work_is_told_of_the_last_item_before_it_is_taken() -> None:
+    work = Log()
+    ahead = Lookahead(range(5), work, window=3)
+    while len(work.fetched) < 4:
+        next(ahead)
+    ahead._stages._sampling.submit(lambda: None).result()
+    assert work.sampled_at_finish == [5]
+    ahead.close()
+    left = Log()
+    Lookahead(range(5), left, window=3).close()
+    assert left.sampled_at_finish == []
 
 
 def test_a_window_that_changes_counts_from_the_next_step_on() -> None:
@@ -380,6 +398,7 @@ def test_the_interpreter_exits_while_an_iteration_is_under_way(tmp_path: Path) -
         "spec.loader.exec_module(module)\n"
         "class Work:\n"
         "    def sample(self, item): time.sleep(0.01); return item\n"
+        "    def finish(self): pass\n"
         "    def fetch(self, sampled): time.sleep(0.01); return sampled\n"
         "    def discard(self, sampled): print('discarded', len(sampled) > 0)\n"
         "ahead = module.Lookahead(range(1000), Work(), window=4)\n"

@@ -249,6 +249,7 @@ class AheadStore(HostStore):
         self.given = 0
         self.most = 0
         self.retracted: list[int] = []
+        self.finished_after: list[int] = []  # how many were given
         self.fails_at = fails_at
         self.error = error or OSError(5, "the disk is gone")
 
@@ -270,6 +271,10 @@ class AheadStore(HostStore):
             assert torch.equal(ids, announced)
         return super().gather(ids, out)
 
+    def finish(self, owner: Any = None) -> None:
+        assert owner is not None
+        self.finished_after.append(self.given)
+
     def end(self, owner: Any = None) -> None:
         assert owner is not None
         self.retracted += [due for due, _ in self.waiting[:1]]
@@ -289,6 +294,7 @@ def test_an_announced_store_is_told_each_batch_in_order_and_asked_for_it(window:
         assert type(batch.x) is Tensor
         assert torch.equal(batch.x, data.x[batch.n_id])
     assert store.given == 15
+    assert store.finished_after in ([], [15])  # the iteration may end before
     assert store.waiting == store.retracted == []
     assert 1 <= store.most <= max(1, window)
 

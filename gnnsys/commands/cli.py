@@ -128,8 +128,10 @@ def _main(arguments: list[str]) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     config = read_arguments(arguments)
     if isinstance(config, TrainConfig) and config.ranks is not None and "RANK" not in os.environ:
+        from gnnsys.config.parallel import check_ranks
         from gnnsys.ranks.launch import run_ranks
 
+        check_ranks(config)
         return run_ranks(arguments, config.ranks, max_restarts=config.max_restarts)
     name = next(name for name, kind in CONFIGS.items() if isinstance(config, kind))
     code: int = import_module(f"gnnsys.commands.{name}").run_command(config)

@@ -39,37 +39,46 @@ def world_of(config: TrainConfig) -> int | None:
 
 def check_world(config: TrainConfig) -> None:
     """Raises ArgumentError where a run does not fit the ranks that were started for it."""
+    check_ranks(config)
     world = world_of(config) or 1
-    if world > 1 and config.parallel is None:
-        if config.full_batch:
-            raise ArgumentError(
-                f"{world} ranks train on the full graph with --parallel pipeline, graph or hybrid "
-                "only; give it, leave --full-batch out, or start one process"
-            )
-        if world_around() is None:
-            raise ArgumentError(
-                f"--ranks {world}: this process is by itself; start the ranks by the command "
-                "gnnsys train, or by torchrun"
-            )
-        if config.cooperative and config.cache not in ("auto", "none"):
-            raise UnsupportedError(
-                f"--cooperative --cache {config.cache}: joint batches are read without a cache "
-                "yet; leave one of them out"
-            )
-        _check_shared_batches(config)
+    if world > 1 and config.parallel is None and world_around() is None:
+        raise ArgumentError(
+            f"--ranks {world}: this process is by itself; start the ranks by the command "
+            "gnnsys train, or by torchrun"
+        )
     split_of(config)
 
 
-def _check_shared_batches(config: TrainConfig) -> None:
-    """Raises UnsupportedError for what several ranks on mini-batches do not have yet."""
-    for name, asked in (
-        ("static-shapes", config.static_shapes),
-        ("compile", config.compile),
-        ("trace", config.trace),
-    ):
-        if asked:
+def check_ranks(config: TrainConfig) -> None:
+    """Raises ArgumentError or UnsupportedError for options that several ranks on mini-batches
+    cannot have; to be known before they are started."""
+    world = world_of(config) or 1
+    if world == 1 or config.parallel is not None:
+        return
+    if config.full_batch:
+        raise ArgumentError(
+            f"{world} ranks train on the full graph with --parallel pipeline, graph or hybrid "
+            "only; give it, leave --full-batch out, or start one process"
+        )
+    if config.cooperative and config.share_cache == "none":
+        raise ArgumentError(
+            "--cooperative --share-cache none: each row of a joint batch is read by one rank, "
+            "whose part of the cache is for the rows that it reads; leave --share-cache out"
+        )
+    if config.share_cache == "peer" and config.device == "cpu":
+        raise ArgumentError(
+            "--share-cache peer: is of a cache in the memory of GPUs; give --device cuda and a "
+            "size of --cache, or leave it out"
+        )
+    if config.trace:
+        raise UnsupportedError(
+            "--trace: ranks do not record their batches; one process does, whose batches, by the "
+            "same --batch-size, are those of any number of ranks"
+        )
+    for name, asked in (("static-shapes", config.static_shapes), ("compile", config.compile)):
+        if asked and config.cooperative:
             raise UnsupportedError(
-                f"--{name}: is not offered on several ranks yet; leave it out, or start one process"
+                f"--cooperative --{name}: joint batches are not padded yet; leave one of them out"
             )
 
 

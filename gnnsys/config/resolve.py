@@ -72,8 +72,7 @@ def resolve(config: TrainConfig) -> Run:
     check_world(config)
     config = config.filled_in()
     features = FeatureOptions.of(config)
-    joint = config.cooperative and (world_around() or 1) > 1
-    if config.full_batch or joint:  # read once; read without announcing them
+    if config.full_batch:  # read once
         features = dataclasses.replace(features, cache="none")
     ranks = 1 if config.parallel else world_around() or 1
     if ranks > 1:

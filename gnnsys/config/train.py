@@ -256,12 +256,14 @@ class TrainConfig:
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
     rows (0.1) or none; with --device cuda, of the GPU. auto: none where they fit in the memory that
     all else leaves (the operating system keeps them), else what is left, of the host. Ranks on
-    mini-batches have one cache together, of this size, in host memory."""
+    mini-batches have one cache together, of this size."""
 
     share_cache: SharingChoice = "auto"
     """How ranks read each other's rows of the cache. shm: in memory that they all map, on one
-    machine; exchange: the rank that has a row sends it, also to other machines; auto: shm where it
-    can be, else exchange; none: each has its own cache, of its part of --cache."""
+    machine; exchange: the rank that has a row sends it, also to other machines; peer: kernels of
+    --device cuda or simt read it in the memory of the other's GPU; auto: peer there, if --cache is
+    a size, shm where it can be, else exchange; none: each has its own cache in host memory, of its
+    part of --cache, not with --cooperative, where each rank asks for its own rows alone."""
 
     policy: Policy = "hybrid"
     """Which rows the cache keeps. hybrid: those that the next batches need, then the

@@ -8,7 +8,7 @@ have checksums, which are verified when they are read.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,8 @@ class RunState:
     reads: dict[str, float] = field(default_factory=dict)
     """Counts of the cache and its reads, of the sessions before."""
 
-    padded_sizes: tuple[list[int], list[int]] | None = None
-    """Nodes and edges of each hop that batches are padded to, where they are."""
+    padded_sizes: Sequence[Any] | None = None
+    """For each rank, nodes and edges of each hop that its batches are padded to, where they are."""
 
     metrics_bytes: int = 0
     """Length of ``metrics.jsonl``."""
@@ -269,6 +269,9 @@ def load_checkpoint(run: Path) -> Checkpoint:
         content["snapshot"] = [content["snapshot"]]
     if content.get("state_files") is not None:
         content |= load_state(run, content["state_files"])
+    sizes = content.get("state", {}).get("padded_sizes")
+    if isinstance(sizes, tuple):  # as it was before ranks padded their batches
+        content["state"]["padded_sizes"] = [sizes]
     try:
         return Checkpoint(**{**content, "state": RunState(**content["state"])})
     except (TypeError, KeyError) as error:

@@ -10,18 +10,19 @@ number of ranks.
 
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
 from gnnsys.counters import Counters
 from gnnsys.features.statistics import counts_of_ranks, read_counts
+from gnnsys.loaders.static_shapes import Padding
 from gnnsys.ranks.distributed import DistributedTransport
 from gnnsys.ranks.group import (
     gather_objects,
@@ -71,7 +72,9 @@ class RankSteps(MiniBatch):
         gather_objects(None)  # DDP, which does not look who is alive, begins when all are there
         with warnings.catch_warnings():  # a new torch has another word for this, an old one none
             warnings.simplefilter("ignore", FutureWarning)
-            together = DistributedDataParallel(model, broadcast_buffers=False)
+            together = DistributedDataParallel(
+                _ForBatches(model, self._trained), broadcast_buffers=False
+            )
         together.register_comm_hook(transport, _sum_over_ranks)
         self._trained = together
         # DDP orders its sums by the first two steps: a run that goes on begins with the same ones.
@@ -166,13 +169,19 @@ class RankSteps(MiniBatch):
     def _exchange(self, loss: float) -> list[float]:
         """The losses of all ranks; ``served`` and ``reads`` become those of all of them."""
         self._own, self._own_reads = self.served, read_counts(self._dataset.features.store)
-        told = gather_objects((loss, self.served.tiers(), self._own_reads))
+        told = gather_objects((loss, self.served.tiers(), self._own_reads, self._sizes))
         self.served = Counters()
-        for _, tiers, _ in told:
+        for _, tiers, _, _ in told:
             for tier, served in tiers.items():
                 self.served.add(tier, served.rows, served.bytes)
-        self.reads = counts_of_ranks([reads for _, _, reads in told])
-        return [loss for loss, _, _ in told]
+        self.reads = counts_of_ranks([reads for _, _, reads, _ in told])
+        self.padded_sizes = [sizes for *_, sizes in told]
+        return [loss for loss, *_ in told]
+
+    def _padding(self) -> Padding | None:
+        if not self._config.static_shapes:
+            return None
+        return sum(filter(None, gather_objects(self._loader.padding)), start=Padding())
 
     def facts(self) -> dict[str, Any]:
         return {**super().facts(), "ranks": self.ranks()}
@@ -191,6 +200,22 @@ class RankSteps(MiniBatch):
                 "memory": memory,
             }
         )
+
+
+class _ForBatches(nn.Module):
+    """A model, compiled where it is to be; what a rank without a batch computes is too small to
+    compile for."""
+
+    def __init__(self, model: NodeClassifier, compiled: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._compiled = (compiled,)  # has the same weights, which a module would name twice
+
+    def forward(self, x: Tensor, edge_index: Tensor, *sizes: Any) -> Tensor:
+        """Outputs of all nodes."""
+        run = self._compiled[0] if edge_index.shape[1] else self.model
+        out: Tensor = run(x, edge_index, *sizes)
+        return out
 
 
 def _sum_over_ranks(

@@ -22,7 +22,7 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import BuildError, GnnsysError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
-from gnnsys.system.budget import AHEAD, process_budget
+from gnnsys.loaders.static_shapes import Padding, Sizes
 from gnnsys.system.device import SIMT
 from gnnsys.system.gpu.kernels import MOST_FANOUT
 from gnnsys.system.machine import cpu_flags, cpu_model
@@ -88,9 +88,9 @@ class Steps(ABC):
     progress: Progress | None = None
     """Told how far an evaluation is, where training is on mini-batches."""
 
-    padded_sizes: tuple[list[int], list[int]] | None = None
-    """Nodes and edges of each hop of the batch trained on last, where batches are padded; and of
-    those to come, unless one of them is larger."""
+    padded_sizes: Sequence[Sizes | None] | None = None
+    """For each rank, nodes and edges of each hop of its batch trained on last, where batches are
+    padded; and of those to come, unless one of them is larger."""
 
     _model: nn.Module
 
@@ -259,6 +259,9 @@ class MiniBatch(Steps):
     _divided: DividedLayers | None = None
     """How ranks evaluate exactly together."""
 
+    _sizes: Sizes | None = None
+    """Nodes and edges of each hop of this rank's last batch, where batches are padded."""
+
     def __init__(
         self,
         run: Run,
@@ -313,7 +316,6 @@ class MiniBatch(Steps):
             seed=self._config.seed,
             threads=self._config.threads,
             transform=partial(_note_served, self._dataset),
-            window_bytes=process_budget().planned(AHEAD),
             rank=self._rank,
             world_size=self._world,
             filter_per_worker=True,  # right after the batch's rows, in the thread that gathers
@@ -321,8 +323,9 @@ class MiniBatch(Steps):
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         self._loader.set_epoch(epoch, first)
-        if self.padded_sizes is not None:
-            self._loader.padded_sizes = self.padded_sizes
+        known = dict(enumerate(self.padded_sizes or ()))  # of a run that had other ranks, perhaps
+        if (sizes := known.get(self._rank)) is not None:
+            self._loader.padded_sizes = sizes
         return _Timed(self, self._loader)
 
     def num_batches(self) -> int:
@@ -333,6 +336,7 @@ class MiniBatch(Steps):
         loss = self._loss(batch)
         loss.backward()
         self.optimizer.step()
+        self.padded_sizes = [self._sizes]
         return loss.item(), batch.batch_size
 
     def _begin_step(self) -> None:
@@ -346,7 +350,7 @@ class MiniBatch(Steps):
         with self._autocast:
             out = self._forward(batch, self._trained)
         if self._config.static_shapes:
-            self.padded_sizes = batch.num_sampled_nodes, batch.num_sampled_edges
+            self._sizes = batch.num_sampled_nodes, batch.num_sampled_edges
         if self._config.precision == "bf16":
             out = out.float()
         return loss_of(out, batch.y[: batch.batch_size])
@@ -419,12 +423,15 @@ class MiniBatch(Steps):
         return activation_folder(self._config, self._dataset.num_classes, rows)
 
     def padding(self) -> dict[str, Any]:
-        if self._loader.padding is None or self.padded_sizes is None:
+        found, sizes = self._padding(), (self.padded_sizes or [None])[0]
+        if found is None or sizes is None:
             return {}
-        nodes, edges = self.padded_sizes
-        found = self._loader.padding
         shares = {"node_share": found.node_share, "edge_share": found.edge_share}
-        return {**shares, "nodes": nodes, "edges": edges}
+        return {**shares, "nodes": sizes[0], "edges": sizes[1]}
+
+    def _padding(self) -> Padding | None:
+        """Of the batches that all ranks have made so far."""
+        return self._loader.padding
 
     def facts(self) -> dict[str, Any]:
         return {"padding": told} if (told := self.padding()) else {}

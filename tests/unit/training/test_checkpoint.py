@@ -146,6 +146,13 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, CHECKPOINT, names[1]}
 
 
+def test_sizes_of_padding_from_before_each_rank_had_its_own_are_rank_0_s(tmp_path: Path) -> None:
+    kept = checkpoint_of({"w": torch.ones(1)})
+    kept.state.padded_sizes = ([33, 65], [64])
+    save_checkpoint(tmp_path, kept)
+    assert load_checkpoint(tmp_path).state.padded_sizes == [([33, 65], [64])]
+
+
 def test_parts_of_ranks_make_the_checkpoint_of_one_process(tmp_path: Path) -> None:
     one, parts = tmp_path / "one", tmp_path / "parts"
     model = {name: torch.randn(3) for name in ("z", "layers.10.w", "layers.9.w")}

@@ -7,7 +7,8 @@ nothing is trained. Beside the count stands what ``gnnsys plan`` predicts. "meti
 without running it, what ranks would fetch from each other as DistDGL does (Zheng et al., 2020):
 each has the rows of one METIS part in memory and samples from that part's seeds; rows of other
 parts that a batch needs are fetched, and none is kept. "hits" times gathers whose rows are all in
-the shared cache against those of tensors.
+the shared cache against those of tensors. "asks" times gathers that nobody announces, of two ranks,
+from the file and through the shared cache.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ from gnnsys.generate import generate_rmat
 from gnnsys.plan.caches import count_touched
 
 _WORKER = Path(__file__).resolve().parent / "workers" / "cache_rank.py"
-_SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _CACHE_STATE = (
     "caches filled by degree; of the rounds of one run the first is not timed; files past the page "
     "cache, primed by one sequential O_DIRECT pass before each run"
@@ -225,8 +225,20 @@ class Bench:
             "waited_seconds": found["waited"],
             **times,
             "ratios": {kind: _shared_over(taken) for kind, taken in times.items()},
-            "shared_memory_on_huge_pages": _SHMEM_ENABLED.read_text().strip(),
+            "on_huge_pages": found["on_huge_pages"],
         }
+
+    def asks(self) -> Iterator[dict[str, Any]]:
+        """What two ranks gather that do not announce, by size and way to share."""
+        for share in self._options.capacities:
+            for way in self._options.sharing:
+                prime(self._features)
+                with Ranks(2) as ranks:
+                    rows = self.nodes * share // 100
+                    ranks.ask("open", rows=rows, shared=way, **self._request)
+                    found = ranks.ask("asks", trace=str(self._trace))
+                    ranks.ask("close")
+                yield {"share": share, "way": way, "ranks": found}
 
     def metis(self) -> Iterator[dict[str, Any]]:
         """Rows that ranks would fetch from others' parts of the graph."""
@@ -313,8 +325,8 @@ def _measure_hits(bench: Bench) -> dict[str, Any]:
     found = bench.hits()
     rows = found["rows"]
     print(
-        f"\ngathers of {rows:,.0f} rows on average, shared memory on huge pages: "
-        f"{found['shared_memory_on_huge_pages']}; waited {found['waited_seconds']:.3f} s in all"
+        f"\ngathers of {rows:,.0f} rows on average, {found['on_huge_pages']:.0%} of the shared "
+        f"memory on huge pages; waited {found['waited_seconds']:.3f} s in all"
     )
     for name in found["seconds"]:
         told = []
@@ -337,6 +349,22 @@ def _shared_over(seconds: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
+def _measure_asks(bench: Bench) -> list[dict[str, Any]]:
+    records = list(bench.asks())
+    for record in records:
+        told = []
+        for name in ("file", "cache"):
+            seconds = [each for rank in record["ranks"] for each in rank[name]["seconds"]]
+            nbytes = sum(rank[name]["bytes_read"] for rank in record["ranks"]) / len(seconds)
+            told.append(
+                f"{name} {statistics.median(seconds) * 1e3:.2f} ms, {nbytes / 2**20:.2f} MiB"
+            )
+        print(
+            f"\nnot announced, {record['share']}%, {record['way']}: a gather by {'; '.join(told)}"
+        )
+    return records
+
+
 def _estimate_metis(bench: Bench) -> list[dict[str, Any]]:
     found = []
     for record in bench.metis():
@@ -353,6 +381,7 @@ def _estimate_metis(bench: Bench) -> list[dict[str, Any]]:
 _PARTS: dict[str, Callable[[Bench], Any]] = {
     "caches": _measure_caches,
     "hits": _measure_hits,
+    "asks": _measure_asks,
     "metis": _estimate_metis,
 }
 

@@ -49,7 +49,7 @@ class Rank:
         self._store = gnnsys.unified(
             self._features,
             cache=request["rows"],
-            scores=np.load(request["scores"]),
+            scores=np.load(request["scores"], mmap_mode="r"),  # as gnnsys train maps them
             shared=request["shared"] or False,
             policy=request["policy"],
             window=request["window"],
@@ -128,7 +128,28 @@ class Rank:
             "cpu_seconds": cpu_seconds,
             "rows": statistics.mean(map(len, batches[:gathers])),
             "waited": counts["io_wait_seconds"],
+            "on_huge_pages": _kib("smaps_rollup", "ShmemPmdMapped") / _kib("status", "RssShmem"),
         }
+
+    def asks(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Seconds of gathers of this rank's batches, which nobody announces, and bytes read from
+        the file: by the file alone, and through the cache, which is filled before."""
+        trace, stores = read_trace(request["trace"]), {"file": self._store.source}
+        stores["cache"] = self._store
+        batches = [_ids(trace[n]) for n in range(self._rank, len(trace), self._world)]
+        self._check(batches[0], self._store.gather(batches[0]))
+        found: dict[str, Any] = {}
+        for name, store in stores.items():
+            dist.barrier()
+            before, seconds = self._store.source.read_stats.bytes_read, []
+            for ids in batches[1:]:
+                began = time.perf_counter()
+                store.gather(ids)
+                seconds.append(time.perf_counter() - began)
+            bytes_read = self._store.source.read_stats.bytes_read - before
+            found[name] = {"seconds": seconds, "bytes_read": bytes_read}
+        dist.barrier()  # rows that this rank has are asked for until here
+        return found
 
     def close(self, request: dict[str, Any]) -> dict[str, Any]:
         """Gives the cache back; all ranks of a shared one do at once."""
@@ -147,13 +168,19 @@ def _ids(batch: Any) -> Tensor:
 
 def _memory() -> dict[str, int]:
     """Bytes of this process, where memory that several map is divided among them."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
-    return {name: found[name] for name in ("Pss", "Pss_Anon", "Pss_Shmem", "Pss_File")}
+    names = "Pss", "Pss_Anon", "Pss_Shmem", "Pss_File"
+    return {name: _kib("smaps_rollup", name) << 10 for name in names}
+
+
+def _kib(file: str, name: str) -> int:
+    """Of this process, as a file of /proc tells."""
+    lines = Path("/proc/self", file).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":
     channel = open_channel()
     rank = Rank(*map(int, sys.argv[1:4]))
-    jobs = {name: getattr(rank, name) for name in ("open", "run", "counts", "hits", "close")}
+    names = ("open", "run", "counts", "hits", "asks", "close")
+    jobs = {name: getattr(rank, name) for name in names}
     serve(channel, {"rank": int(sys.argv[1])}, jobs)

@@ -254,7 +254,7 @@ class TrainConfig:
 
     cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
-    rows (0.1) or none; with --device cuda, of the GPU. auto: none where they fit in the memory that
+    rows (10%) or none; with --device cuda, of the GPU. auto: none where they fit in the memory that
     all else leaves (the operating system keeps them), else what is left, of the host. Ranks on
     mini-batches have one cache together, of this size."""
 

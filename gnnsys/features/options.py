@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gnnsys.choices import ImportanceChoice, Policy, SharingChoice, Storage
 from gnnsys.errors import ArgumentError
-from gnnsys.system.sizes import parse_bytes
+from gnnsys.system.sizes import parse_bytes, parse_bytes_or_share
 
 __all__ = ["FeatureOptions", "Window", "parse_cache"]
 
@@ -27,8 +27,8 @@ def parse_cache(text: str) -> int | float | str | None:
 
     ``auto`` stays as it is.
 
-    >>> parse_cache("8GB"), parse_cache("100000"), parse_cache("0.25"), parse_cache("none")
-    ('8GB', 100000, 0.25, None)
+    >>> [parse_cache(text) for text in ("8GB", "100000", "0.25", "25%", "none")]
+    ['8GB', 100000, 0.25, 0.25, None]
     """
     if text in ("auto", "none"):
         return None if text == "none" else text
@@ -42,12 +42,15 @@ def parse_cache(text: str) -> int | float | str | None:
                 "a number without a point is one of rows, and 8GB one of bytes"
             )
         return share
-    if text[:1].isdigit() and not text.endswith("%"):
-        parse_bytes(text, "--cache")
-        return text
+    if text[:1].isdigit():
+        size = parse_bytes_or_share(text, "--cache")
+        if isinstance(size, int):
+            return text
+        if size > 0:
+            return float(size)
     raise ArgumentError(
         f"--cache {text}: expected auto, none, bytes such as 8GB, rows such as 100000, or a share "
-        "of the rows such as 0.1"
+        "of the rows such as 10% or 0.1"
     )
 
 

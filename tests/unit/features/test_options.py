@@ -25,6 +25,8 @@ from gnnsys.features.options import FeatureOptions, parse_cache
         ("0.25", 0.25),
         (".5", 0.5),
         ("1.0", 1.0),
+        ("25%", 0.25),
+        ("100%", 1.0),
         ("8GB", "8GB"),
         ("0.5GB", "0.5GB"),
         ("100B", "100B"),
@@ -36,7 +38,9 @@ def test_a_cache_is_rows_a_share_bytes_or_none(text: str, expected: Any) -> None
     assert type(found) is type(expected)
 
 
-@pytest.mark.parametrize("text", ["", "all", "-1", "1.5", "0.0", "8XB", "GB", "1e6", "9" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "all", "-1", "1.5", "0.0", "8XB", "GB", "1e6", "9" * 40, "0%", "101%"]
+)
 def test_another_cache_is_one_error_that_names_the_option(text: str) -> None:
     with pytest.raises(ArgumentError, match=f"--cache {text}: expected"):
         TrainConfig(dataset="demo", cache=text)

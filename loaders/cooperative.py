@@ -30,7 +30,7 @@ from gnnsys.ranks.exchange import all_to_all, all_to_all_lengths
 from gnnsys.ranks.group import group_transport, transport_for_thread
 from gnnsys.ranks.local_hub import LocalHub
 from gnnsys.ranks.owners import Owners
-from gnnsys.ranks.transport import Driver, Transport, Work
+from gnnsys.ranks.transport import Driver, Transport, Work, all_gather_objects
 from gnnsys.unified_tensor import UnifiedTensor
 
 __all__ = ["CooperativeSampler", "JointBatch"]
@@ -57,6 +57,7 @@ class CooperativeSampler:
     Raises:
         UnsupportedError: a sampler of a typed graph, or disjoint, temporal, bidirectional, induced
             or forward.
+        ArgumentError: ranks of the default process group were given different features.
 
     >>> from torch_geometric.data import Data
     >>> from torch_geometric.nn import SAGEConv
@@ -92,6 +93,7 @@ class CooperativeSampler:
         ):
             if is_so:
                 raise UnsupportedError(f"sampler: {what}: ranks do not sample it together yet")
+        is_of_group = transport is None
         if transport is None and (transport := group_transport()) is not None:
             drawing = drawing or transport_for_thread()
         self._transport = transport or LocalHub(1).transports[0]
@@ -105,6 +107,19 @@ class CooperativeSampler:
             if isinstance(features, UnifiedTensor):
                 row_bytes = features.store.row_bytes  # as stored, which a cache goes by
             self._owners = owners_of_rows(len(features), row_bytes, world)
+        if is_of_group:
+            self._check_alike()
+
+    def _check_alike(self) -> None:
+        """Raises ArgumentError where ranks would differ in who owns what."""
+        own = self._sampler.num_nodes, self._owners.num_ids, self._owners.block
+        told = self._transport.drive(all_gather_objects(self._transport, own, "control"))
+        other = next((rank for rank, each in enumerate(told) if each != own), None)
+        if other is not None:
+            raise ArgumentError(
+                f"features: ranks {self._transport.rank} and {other} have others, or other graphs; "
+                "give all ranks the same, of the same type, or none"
+            )
 
     def sample(self, seeds: Tensor, group: int, epoch: int = 0) -> JointBatch:
         """This rank's part of one batch; every rank has to call it, with the same arguments.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
 from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.loaders import cooperative
 from gnnsys.loaders.cooperative import CooperativeSampler, JointBatch
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.ranks.local_hub import LocalHub
@@ -170,6 +172,23 @@ def test_graphs_with_types_are_refused() -> None:
     )
     with pytest.raises(UnsupportedError, match="a graph with types"):
         CooperativeSampler(NeighborSampler(data, [2]))
+
+
+@pytest.mark.parametrize("second", [None, torch.ones(NODES, 999)])
+def test_ranks_with_different_features_are_told(
+    second: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler, here = NeighborSampler(random_graph(), [2]), threading.local()
+    for name in ("group_transport", "transport_for_thread"):
+        monkeypatch.setattr(cooperative, name, lambda: here.transport)
+
+    def make(transport: Any, features: Tensor | None) -> None:
+        here.transport = transport
+        with pytest.raises(ArgumentError, match=r"features: ranks \d and \d have others"):
+            CooperativeSampler(sampler, features)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(make, LocalHub(2).transports, [torch.ones(NODES, 8), second]))
 
 
 def test_seeds_given_twice_or_outside_and_rows_of_another_layer_are_refused() -> None:

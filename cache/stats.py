@@ -75,6 +75,9 @@ class CacheStats:
     bytes_read: int = 0
     """Bytes that they brought."""
 
+    bytes_sent: int = 0
+    """To other ranks that share the cache: ids, where rows are, and rows."""
+
     io_wait_seconds: float = 0.0
     """Time that gathers waited for rows from the disk."""
 

@@ -136,6 +136,7 @@ class SharedEngine:
     def stats(self) -> CacheStats:
         """Of this rank's rows, whoever asked for them; batches and waiting are of its gathers."""
         stats = self._owner.stats
+        stats.bytes_sent = self._mailbox.bytes_sent
         with self._arrived:
             stats.batches = self._stats.batches
             stats.io_wait_seconds = self._stats.io_wait_seconds

@@ -55,6 +55,10 @@ class Mailbox(Protocol):
     rank: int
     world: int
 
+    @property
+    def bytes_sent(self) -> int:
+        """To other ranks so far."""
+
     def open(self, handler: Handler) -> None:
         """Begins to hand over messages; what came before is kept."""
 
@@ -113,6 +117,11 @@ class SocketMailbox:
         self._senders: dict[int, _Sender] = {}
         self._threads: list[threading.Thread] = []
         self._handler: Handler | None = None
+
+    @property
+    def bytes_sent(self) -> int:
+        """See ``Mailbox.bytes_sent``."""
+        return sum(sender.bytes_sent for sender in self._senders.values())
 
     def open(self, handler: Handler) -> None:
         """See ``Mailbox.open``; where it raises, what was begun is there to be closed."""
@@ -177,6 +186,7 @@ class _Sender:
         self._connection = connection
         self._queue: queue.SimpleQueue[tuple[bytes, memoryview] | None] = queue.SimpleQueue()
         self.ended = threading.Event()
+        self.bytes_sent = 0
 
     def put(self, header: bytes, payload: memoryview) -> None:
         self._queue.put((header, payload))
@@ -188,6 +198,7 @@ class _Sender:
         try:
             while (message := self._queue.get()) is not None:
                 for part in message:
+                    self.bytes_sent += len(part)
                     self._connection.sendall(part)
         except OSError:
             pass  # it has gone, of which who listens to it tells

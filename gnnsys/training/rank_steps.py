@@ -190,13 +190,16 @@ class RankSteps(MiniBatch):
         transport, resident = group_transport(), resident_memory()
         assert transport is not None
         memory = {"peak": resident.peak, "resident": resident.now, "own": own_memory()}
+        sent = transport.ledger.as_dict()
+        if nbytes := self._own_reads.get("bytes_sent"):
+            sent["bytes"]["cache"] = nbytes
         return gather_objects(
             {
                 "machine": platform.node(),
                 **self._own.as_dict(),
                 "reads": self._own_reads,
                 "load_seconds": self.load_seconds,
-                "sent": transport.ledger.as_dict(),
+                "sent": sent,
                 "memory": memory,
             }
         )

@@ -20,6 +20,7 @@ class LocalMailbox:
         self._mailboxes = mailboxes
         self._come: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self.bytes_sent = 0
 
     @classmethod
     def of(cls, world: int) -> list[LocalMailbox]:
@@ -47,6 +48,7 @@ class LocalMailbox:
             self._handler.handle(*message)
         else:
             self._mailboxes[to]._come.put(message)
+            self.bytes_sent += payload.nbytes
 
     def close(self, patience: float = 5.0) -> None:
         for other in self._mailboxes:

@@ -164,6 +164,11 @@ def test_every_row_is_read_once_for_all_ranks(backend: str) -> None:
     assert sum(each.get("file", 0) for each in served) == ROWS
     for rank, each in enumerate(served):
         assert sum(each.values()) == 2 * len(batches[rank])
+    apart = sum(
+        int((Owners(ROWS, 4).locate(np.array(b))[0] != r).sum()) for r, b in enumerate(batches)
+    )
+    of_row = 4 + (WIDTH * 4 if backend == "exchange" else 4)  # ids, and rows or their places
+    assert sum(each.bytes_sent for each in stats) == 2 * apart * of_row
     for engine in engines:
         engine.close()
 

@@ -114,6 +114,7 @@ def test_messages_come_whole_and_in_order_and_strangers_are_not_let_in(pair: Any
     for number, payload in enumerate(payloads):
         assert inboxes[1].come.get(timeout=20) == (0, 7, (number, -1, 1 << 40), payload.tobytes())
     assert inboxes[0].come.get(timeout=20) == (0, 8, (1, 2, 3), payloads[1].tobytes())
+    assert pair[0].bytes_sent == 3 * 33 + sum(payload.nbytes for payload in payloads)
     pair[1].close()
     assert inboxes[0].come.get(timeout=20) == 1
     pair[0].send(1, 7, (0, 0, 0), payloads[2])  # to one that has gone

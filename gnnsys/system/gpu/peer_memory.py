@@ -89,8 +89,9 @@ class HostPeerMemory(PeerMemory):
 
     def close(self, part: Callable[[], bool] | None) -> None:
         """See ``PeerMemory.close``; it is there as long as somebody maps it."""
-        del part
         self._opened.clear()
+        if part is not None:
+            part()
         self._own = None
 
 

@@ -39,7 +39,6 @@ test = gnnsys.NeighborLoader(data, [15, 10], dataset.split("test"), **share)
 sage = GraphSAGE(x.shape[1], 64, 2, int(data.y.max()) + 1, dropout=0.5).to(device)
 model = DistributedDataParallel(sage)  # the mean of the ranks' gradients
 adam = torch.optim.Adam(model.parameters(), lr=0.01)
-
 for epoch in range(1, options.epochs + 1):
     with model.join():  # some ranks may have a batch less
         for batch in train:
@@ -57,4 +56,5 @@ for epoch in range(1, options.epochs + 1):
     dist.all_reduce(right)
     if rank == 0:
         print(f"epoch {epoch}: {int(right[1])} test nodes, accuracy {right[0] / right[1]:.4f}")
+dist.barrier()  # gloo's threads let go of what was reduced, before Python ends
 dist.destroy_process_group()

@@ -38,7 +38,7 @@ class DeviceRows(RowMemory):
         addresses: of each rank's, where ``gpu`` reads it.
         places: number of this rank's own.
         threads: of the CPU, that collect what was read.
-        part: see ``PeerMemory.close``.
+        part: waits for the other ranks, and returns whether they have left this one's memory.
     """
 
     def __init__(
@@ -122,7 +122,9 @@ class DeviceRows(RowMemory):
     def close(self, together: bool) -> None:
         """See ``RowMemory.close``."""
         self.finish()
-        self._own.close(self._part if together else None)
+        self._own.leave()
+        if together and self._part():
+            self._own.free()
 
     def _new_output(self, rows: int) -> Tensor:
         shape, stored = (rows, *self.source.shape[1:]), self.source.encoding.stored

@@ -150,10 +150,10 @@ def _read_all(
         where = meeting.tell(own.where if own is not None else None)
     except BaseException:
         if own is not None:
-            own.close(lambda: True)  # nobody has opened it
+            own.free()  # nobody has opened it
         raise
     if own is not None:
-        meeting.undo.callback(own.close, None)
+        meeting.undo.callback(own.leave)
     addresses: list[int] = []
     try:
         for other, each in enumerate(where):
@@ -166,9 +166,10 @@ def _read_all(
     if own is not None and not refusal:
         return own, addresses
     if own is not None:
-        own.close(lambda: bool(meeting.tell(None)))
-    else:
-        meeting.tell(None)
+        own.leave()
+    meeting.tell(None)  # all have
+    if own is not None:
+        own.free()
     return refusal
 
 

@@ -46,6 +46,7 @@ from shared_ranks import (
     Epoch,
     ask,
     iterate,
+    make_memory,
     make_ranks,
     run_together,
     wait_until,
@@ -198,6 +199,27 @@ def test_who_asks_reads_rows_that_find_no_place() -> None:
     assert of_file == sum(engine.stats.reads for engine in engines) > len(read)
     for engine in engines:
         engine.close()
+
+
+@pytest.mark.skipif("peer" not in BACKENDS, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("together", "all_left", "done"),
+    [
+        (False, True, ["leave"]),
+        (True, False, ["leave", "part"]),
+        (True, True, ["leave", "part", "free"]),
+    ],
+)
+def test_memory_of_devices_is_freed_once_all_have_left_it(
+    together: bool, all_left: bool, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory: Any = make_memory("peer", Disk(TABLE), [ROWS])[0]
+    found: list[str] = []
+    for call in ("leave", "free"):
+        monkeypatch.setattr(memory._own, call, lambda call=call: found.append(call))
+    monkeypatch.setattr(memory, "_part", lambda: found.append("part") or all_left)
+    memory.close(together)
+    assert found == done
 
 
 def test_rows_that_repeat_count_as_the_first_of_their_batch_does() -> None:

@@ -41,23 +41,21 @@ class PeerMemory(Protocol):
 
     @property
     def memory(self) -> Tensor:
-        """(bytes,) uint8 of the device, of this process; not used any more once it is closed."""
+        """(bytes,) uint8 of the device, of this process; not used any more after ``leave``."""
 
     def open(self, where: Any, nbytes: int) -> int:
-        """Where kernels of this process read memory of another one, until this is closed.
+        """Where kernels of this process read memory of another one, until ``leave``.
 
         Raises:
             DeviceError, OSError: they cannot.
         """
 
-    def close(self, part: Callable[[], bool] | None) -> None:
-        """Lets go of all of it.
+    def leave(self) -> None:
+        """Lets go of that of others."""
 
-        Args:
-            part: waits for the other processes, and returns whether they have let go of theirs;
-                None where they may still have it open. Where they may, this process keeps its own
-                for them, to its end.
-        """
+    def free(self) -> None:
+        """Lets go of this process's own, once, when all others have left it; else it is kept for
+        them, to the end of the process."""
 
 
 class HostPeerMemory(PeerMemory):
@@ -87,12 +85,13 @@ class HostPeerMemory(PeerMemory):
         self._opened.append(map_shared(tuple(where), nbytes))
         return self._opened[-1].ctypes.data
 
-    def close(self, part: Callable[[], bool] | None) -> None:
-        """See ``PeerMemory.close``; it is there as long as somebody maps it."""
+    def leave(self) -> None:
+        """See ``PeerMemory.leave``; also of its own, which is there as long as somebody maps it."""
         self._opened.clear()
-        if part is not None:
-            part()
         self._own = None
+
+    def free(self) -> None:
+        """See ``PeerMemory.free``."""
 
 
 class CudaPeerMemory(PeerMemory):
@@ -141,13 +140,16 @@ class CudaPeerMemory(PeerMemory):
             self._opened.append(self._provider.open(bytes.fromhex(handle)))
         return self._opened[-1]
 
-    def close(self, part: Callable[[], bool] | None) -> None:
-        """See ``PeerMemory.close``."""
+    def leave(self) -> None:
+        """See ``PeerMemory.leave``."""
         with self._bound():
             while self._opened:
                 self._provider.close(self._opened.pop())
-            if part is not None and part():
-                self._provider.free(self.address)
+
+    def free(self) -> None:
+        """See ``PeerMemory.free``."""
+        with self._bound():
+            self._provider.free(self.address)
 
 
 def peers_in_words() -> str:

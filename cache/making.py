@@ -28,7 +28,7 @@ from gnnsys.counters import Counters
 from gnnsys.errors import TooLargeError
 from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.store import Store
-from gnnsys.ranks.meeting import Meeting, machine_identity
+from gnnsys.ranks.meeting import Meeting
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
 from gnnsys.system.gpu import kernel_device
 
@@ -143,8 +143,7 @@ def _make_shared(
         )
 
     with Meeting("gnnsys.unified(…, shared=…)") as meeting:
-        machines = meeting.tell(machine_identity())
-        ranks = machines.count(machines[meeting.rank])  # of this machine
+        ranks = meeting.machines.count(meeting.machines[meeting.rank])  # of this machine
         share = ranks / meeting.world
         here = int(capacity * share), int(cells * share)
         check = partial(check_memory, row_bytes=source.row_bytes, ranks=ranks)

@@ -27,7 +27,7 @@ import psutil
 from numpy.typing import NDArray
 
 from gnnsys.errors import ArgumentError, RankFailedError, ResourceError
-from gnnsys.ranks.meeting import Meeting, machine_identity
+from gnnsys.ranks.meeting import Meeting
 from gnnsys.ranks.rendezvous import interface_to
 from gnnsys.system.background import start_thread
 
@@ -92,8 +92,7 @@ class SocketMailbox:
 
     def __init__(self, meeting: Meeting) -> None:
         self.rank, self.world = meeting.rank, meeting.world
-        identities = meeting.tell(machine_identity())
-        self.one_machine = len(set(identities)) == 1
+        self.one_machine = len(set(meeting.machines)) == 1
         """Whether all ranks see each other's memory."""
         with ExitStack() as opened:
             try:

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch.distributed as dist
@@ -86,6 +87,11 @@ class Meeting:
         finally:
             left.set()
         return found
+
+    @cached_property
+    def machines(self) -> list[str]:
+        """The ``machine_identity`` of each rank; the first time, all ranks ask for it together."""
+        return self.tell(machine_identity())
 
     def check(self) -> None:
         """Raises RankFailedError where a rank is gone, or has left the meeting by an exception."""

@@ -28,7 +28,7 @@ class Meeting:
         self, rank: int, world: int, told: dict[int, list[Any]], all_here: threading.Barrier
     ) -> None:
         self.rank, self.world, self._told, self._all_here = rank, world, told, all_here
-        self._topic = 0
+        self._topic, self.machines = 0, ["here"] * world
         self.strangers: list[socket.socket] = []
 
     def tell(self, value: Any) -> list[Any]:

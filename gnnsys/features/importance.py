@@ -58,7 +58,7 @@ def importance(
         progress: is told what is done.
 
     Returns:
-        (nodes,) int64 or float64.
+        (nodes,) counts or float64.
 
     Raises:
         ArgumentError: "presample" without seeds or fanouts.
@@ -82,7 +82,7 @@ def importance(
             "presample: samples as training does, which needs seeds and fanouts; give both, or use "
             "degree"
         )
-    counts = np.zeros(graph.num_nodes, np.int64)
+    counts = np.zeros(graph.num_nodes, np.uint32)
     run = sampled_ids(
         graph, seeds, fanouts, batch_size=batch_size, batches=batches, seed=seed, threads=threads
     )

@@ -180,8 +180,8 @@ def plan_memory(
     labels = tables["labels"].data_bytes if "labels" in tables else 0
     budget.reserve("labels, mapped", labels, mapped=True)
     exact = config.eval != "sampled"
-    parts = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
-    budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, parts)), mapped=True)
+    named = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
+    budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, named)), mapped=True)
     if trains:
         budget.reserve("order of the seeds", 20 * len(seeds))
     of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0

@@ -29,7 +29,7 @@ from gnnsys.errors import TooLargeError
 from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.store import Store
 from gnnsys.ranks.meeting import Meeting
-from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
+from gnnsys.system.budget import CACHE_ROWS, PLANNER, STAGING, process_budget
 from gnnsys.system.gpu import kernel_device
 
 __all__ = ["LEAST_STAGING", "AnyEngine", "Once", "check_memory", "make_engine", "staging_bytes"]
@@ -110,12 +110,14 @@ def _make_planner(
     name: str, rows: int, capacity: int, cells: int, prefill: bool, **planning: Any
 ) -> Planner:
     try:
-        return Planner(rows, capacity, victim_cells=cells, prefill=prefill, **planning)
+        planner = Planner(rows, capacity, victim_cells=cells, prefill=prefill, **planning)
     except MemoryError as error:
         raise TooLargeError(
             f"cache: no memory for the planner, about {8 * rows} bytes for the {rows} rows of "
             f"{name}; give a smaller cache="
         ) from error
+    process_budget().hold(PLANNER, planner.state_bytes, planner)
+    return planner
 
 
 def _make_shared(

@@ -22,7 +22,15 @@ from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError
 from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
-from gnnsys.system.budget import AHEAD, CACHE_ROWS, PLANS_AHEAD, RANKING, STAGING, process_budget
+from gnnsys.system.budget import (
+    AHEAD,
+    CACHE_ROWS,
+    PLANNER,
+    PLANS_AHEAD,
+    RANKING,
+    STAGING,
+    process_budget,
+)
 from gnnsys.system.files import check_folder_of
 
 __all__ = ["choose_cache", "plan_features", "setup_features"]
@@ -33,7 +41,7 @@ _SHARE = 0.9
 _OF_A_ROW, _OF_A_SLOT = 4, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
 _STORED = "importance, mapped"
-_BESIDE_ROWS = ("importance", _STORED, RANKING, "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
+_BESIDE_ROWS = ("importance", _STORED, RANKING, PLANNER, STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
 _TOO_SMALL = (
     "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"
@@ -75,6 +83,8 @@ def setup_features(
         dataset, options.score, ranks, seeds=dataset.split("train"), **sampling
     )
     if needs_importance(dataset, options):
+        if importance is not None and ranks == 1:
+            process_budget().hold("importance", importance.nbytes, importance)
         seconds = time.perf_counter() - began
         level = logging.WARNING if seconds >= _LONG else logging.INFO
         _log.log(
@@ -146,7 +156,7 @@ def plan_features(
     owners = ranks if options.share_cache != "none" else 1  # of which each plans for its rows
     if cache is not None:
         _reserve_importance(dataset, options, owners)
-        budget.reserve("planner of the cache", _OF_A_ROW * rows // owners)
+        budget.reserve(PLANNER, _OF_A_ROW * rows // owners)
         staged = staging_bytes(budget.left(), budget.ranks)
         budget.reserve(STAGING, min(staged, of_batches or staged))
     if cache == "auto":
@@ -162,9 +172,9 @@ def plan_features(
         capacity = rows_of(cache, rows, row_bytes, "cache")
         cells = rows_of(options.victim_buffer, rows, row_bytes, "victim_buffer")
         planned = _OF_A_ROW * rows // owners + _OF_A_SLOT * capacity // ranks
-        budget.reserve("planner of the cache", planned)
+        budget.reserve(PLANNER, planned)
         budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
-        later = sum(map(budget.planned, (CACHE_ROWS, "planner of the cache", STAGING)))
+        later = sum(map(budget.planned, (CACHE_ROWS, PLANNER, STAGING)))
         budget.reserve(RANKING, max(0, budget.planned(RANKING) - later))  # in the same memory
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"

@@ -27,8 +27,10 @@ __all__ = [
     "BATCHES",
     "BLOCKS",
     "CACHE_ROWS",
+    "PLANNER",
     "PLANS_AHEAD",
     "RANKING",
+    "SEEDS",
     "SPLITS",
     "STAGING",
     "Budget",
@@ -44,7 +46,9 @@ CACHE_ROWS = "cache rows"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
 PLANS_AHEAD = "plans ahead"
+PLANNER = "planner of the cache"
 RANKING = "ranking of the rows"
+SEEDS = "order of the seeds"
 SPLITS = "ids of the splits, mapped"
 STAGING = "reads under way"
 BLOCKS = "blocks of evaluation"

@@ -35,6 +35,7 @@ from gnnsys.system.budget import (
     BLOCKS,
     PLANS_AHEAD,
     RANKING,
+    SEEDS,
     SPLITS,
     STAGING,
     process_budget,
@@ -183,7 +184,7 @@ def plan_memory(
     named = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
     budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, named)), mapped=True)
     if trains:
-        budget.reserve("order of the seeds", 20 * len(seeds))
+        budget.reserve(SEEDS, 8 * len(seeds))
     of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0
     budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, config.batch_size))
     budget.check(_TOO_SMALL)

@@ -70,10 +70,10 @@ class SequentialSeeds(SequentialSampler):
         """Makes ``epoch`` the next one; ``DistributedSampler`` has this method too."""
         self.epochs.next = epoch
 
-    def order(self, epoch: int) -> Tensor:
+    def order(self, epoch: int) -> range:
         """(seeds,) positions of the seeds in an epoch."""
         del epoch
-        return torch.arange(len(self))
+        return range(len(self))
 
 
 class ShuffledSeeds(RandomSampler):
@@ -132,9 +132,14 @@ def number_batches(
     return _listed(islice(enumerate(batches), first + rank, None, world_size), epoch)
 
 
-def _slices(order: Tensor, size: int, epoch: int, numbers: Iterable[int]) -> Iterator[SeedBatch]:
+def _slices(
+    order: Tensor | range, size: int, epoch: int, numbers: Iterable[int]
+) -> Iterator[SeedBatch]:
     for number in numbers:
-        yield SeedBatch(epoch, number, order[number * size : (number + 1) * size])
+        part = order[number * size : (number + 1) * size]
+        if isinstance(part, range):
+            part = torch.arange(part.start, part.stop)
+        yield SeedBatch(epoch, number, part)
 
 
 def _listed(batches: Iterable[tuple[int, list[int]]], epoch: int) -> Iterator[SeedBatch]:

@@ -190,6 +190,9 @@ void bind_sampler(nb::module_& m) {
            "node and batch per type, edge_index (2, edges) and edge per relation, nodes per type "
            "and hop, edges per relation and hop. Seeds are (type, ids, times), fanouts per "
            "relation and hop. The seeds draw as nodes of hop first_hop do.")
+      .def_static("map_bytes", &Sampler::map_bytes, "num_nodes"_a, "batch_nodes"_a,
+                  "About what finding the places of a type's nodes takes for each batch that is "
+                  "sampled at once.")
       .def("induce", &BoundSampler::induce, "node"_a,
            nb::sig("def induce(self, node: "
                    "collections.abc.Sequence[numpy.typing.NDArray[numpy.int64]]) -> "

@@ -317,7 +317,7 @@ def _judge(
         places = order[places].sort().values  # the file is read from its beginning to its end
         blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(places))
         names = dict.fromkeys(("accuracy", metric))
-        found[part] = measure(names, blocks, dataset.labels[nodes[places]])
+        found[part] = measure(names, blocks, dataset.labels, nodes[places])
     return found
 
 

@@ -127,13 +127,18 @@ class Dataset(DatasetTables):
         """
         return torch.from_numpy(self._whole("labels", node_type))
 
-    def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
-        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
+    def score_kind(self) -> str | None:
+        """The kind of score that ``gnnsys score`` stored; None without one. Nothing is read."""
         if self.heterogeneous or not self.has(SCORE_TABLE):
             return None
         about = self.manifest.source.get(SCORE_TABLE)
         kind = about.get("kind") if isinstance(about, dict) else None
-        return str(kind or "unknown"), self._whole(SCORE_TABLE, NODE_TYPE)
+        return str(kind or "unknown")
+
+    def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
+        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
+        kind = self.score_kind()
+        return None if kind is None else (kind, self._whole(SCORE_TABLE, NODE_TYPE))
 
     def stores(
         self, *, threads: int = 0, device: str | None = None, **options: Any

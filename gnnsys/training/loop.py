@@ -287,7 +287,7 @@ class _Trainer:
 
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
         names = dict.fromkeys(("accuracy", self._metric))
-        return self._steps.evaluate(names, nodes, self._dataset.labels[nodes])
+        return self._steps.evaluate(names, nodes, self._dataset.labels)
 
     def _score_test(self, on_evaluation: Progress) -> bool:
         """Scores the test nodes by the best weights; False where the run was asked to end."""

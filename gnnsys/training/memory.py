@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnsys.cache.engine import PAGE_BYTES
 from gnnsys.cache.making import LEAST_STAGING
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
@@ -34,9 +35,12 @@ from gnnsys.system.budget import (
     BLOCKS,
     PLANS_AHEAD,
     RANKING,
+    SPLITS,
+    STAGING,
     process_budget,
     resident_memory,
 )
+from gnnsys.system.extension import core
 from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
 from gnnsys.training.evaluation import Evaluation, plan_evaluation
@@ -55,6 +59,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 ACTIVATIONS = "activations of evaluation"
+SAMPLER = "sampler maps"
 SCOPE = "nodes that evaluation computes"
 _TOO_SMALL = (
     "give more memory, fewer --ranks if there are several, fewer --fanouts, a smaller --batch-size "
@@ -71,6 +76,8 @@ _BLOCKS = 2 * (64 << 20)
 them. What training had stays in pools meanwhile."""
 _AT_A_TIME = 3
 """Batches with their rows: one being trained on, one ready, one being made."""
+_READ_AHEAD = 2
+"""Batches none of whose rows is cached that may be read at once."""
 _WINDOW = 64
 """Batches that plans look ahead, of all ranks that share a cache together."""
 _LEAST_AHEAD = 16 << 20
@@ -79,8 +86,12 @@ _ROUNDS = 5
 """Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
 _OF_A_USE = 24
 """Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
-_IMPORTANCE = 48
-"""Bytes a node while importance is computed and ranked: counts, order, places, measured."""
+_OF_DEGREE, _OF_IMPORTANCE = 8, 16
+"""Bytes a node while importance by degree, or another one, is computed and ranked."""
+_RANKED = 64 << 20
+"""Bytes of a block of edges or nodes meanwhile."""
+_LAYER_NODES = 1 << 22
+"""Of a block whose neighbours exact evaluation reads, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +177,19 @@ def plan_memory(
     indices = dataset.manifest.edges[EDGE_TYPE].tables["indices"].data_bytes
     budget.reserve("topology: neighbours, mapped", indices, mapped=True)
     seeds, _ = training_seeds(dataset)
-    splits = sum(tables[name].shape[0] for name in ("train", "val", "test") if name in tables)
     labels = tables["labels"].data_bytes if "labels" in tables else 0
     budget.reserve("labels, mapped", labels, mapped=True)
-    budget.reserve("ids of the splits, mapped", 8 * splits, mapped=True)
     exact = config.eval != "sampled"
+    parts = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
+    budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, parts)), mapped=True)
     if trains:
         budget.reserve("order of the seeds", 20 * len(seeds))
-    budget.reserve("sampler maps", 4 * nodes * (2 if exact else 1))
+    of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0
+    budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, config.batch_size))
     budget.check(_TOO_SMALL)
     graph = dataset.graph()
     batch = _draw(config, graph, seeds)
+    budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, sum(batch.nodes)))
     columns = math.prod(tables["features"].shape[1:])
     evaluation = None
     if exact:
@@ -202,6 +215,8 @@ def plan_memory(
         rounds = 1 if owners == 1 else _ROUNDS  # that rows which are read stay for
         plans = sum(batch.nodes) * (uses + rounds * row)
         budget.reserve(PLANS_AHEAD, plans)
+        most = _READ_AHEAD * sum(batch.nodes) * (row + PAGE_BYTES)
+        budget.reserve(STAGING, max(LEAST_STAGING, most))  # plan_features knows what is left
     # Ranking comes before training and evaluation after it, in the same memory.
     training = under_way + step + ahead + plans
     evaluating = 0
@@ -209,7 +224,8 @@ def plan_memory(
         evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
     if needs_importance(dataset, options):
-        ranking = _IMPORTANCE * nodes // budget.ranks  # by one of them
+        each = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
+        ranking = (_RANKED + each * nodes) // budget.ranks  # by one of them
         budget.reserve(RANKING, max(0, ranking - max(training, evaluating)))
     if dataset.task is not None:
         judged = max(
@@ -231,6 +247,8 @@ def _answer_bytes(config: TrainConfig, task: Task) -> int:
     ranked = 4 * (metric == "rocauc")
     if task.multi_label:
         return task.num_classes * (4 + 1 + ranked)
+    if metric == "accuracy":
+        return 0
     return 8 + 1 + 8 * (metric == "f1") + ranked
 
 

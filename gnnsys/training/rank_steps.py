@@ -136,7 +136,7 @@ class RankSteps(MiniBatch):
             found = super().evaluate(metrics, nodes, labels)
         else:
             kept = self._kept(nodes, *self._exact(nodes, self._evaluation))
-            found = told_by_first_rank(lambda: measure(metrics, kept, labels))
+            found = told_by_first_rank(lambda: measure(metrics, kept, labels, nodes))
         self.served = served_so_far(self._dataset)
         self._exchange(0.0)
         return found

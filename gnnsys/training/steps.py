@@ -111,8 +111,8 @@ class Steps(ABC):
         """Of nodes, block by block (n, classes), on the CPU, by the weights as they are."""
 
     def evaluate(self, metrics: Iterable[str], nodes: Tensor, labels: Tensor) -> dict[str, float]:
-        """Metrics of nodes (n,) against their labels, by the weights as they are."""
-        return measure(metrics, self.logits(nodes), labels)
+        """Metrics of nodes (n,) against the labels of all, by the weights as they are."""
+        return measure(metrics, self.logits(nodes), labels, nodes)
 
     def inputs(self, batch: Any) -> Any:
         """Features ``x`` and node ids ``n_id`` that a step on a batch took, if they are at hand."""
@@ -297,8 +297,8 @@ class MiniBatch(Steps):
         if evaluation is not None:
             self.test_at_end = evaluation.test_at_end
         else:
-            parts = dataset.train, dataset.val, dataset.test
-            self.test_at_end = sampled_test_waits(*map(len, parts))
+            parts = len(dataset.train), len(dataset.val), dataset.num_test
+            self.test_at_end = sampled_test_waits(*parts)
         self._layers: list[Layer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None

@@ -27,7 +27,7 @@ from gnnsys.features.options import FeatureOptions
 from gnnsys.features.setup import setup_device_cache, setup_features
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
-from gnnsys.system.budget import process_budget
+from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.system.device import SIMT
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.unified_tensor import UnifiedTensor, unified
@@ -69,13 +69,19 @@ class NodeDataset:
 
     val: Tensor
 
-    test: Tensor
+    num_test: int
+    """Test nodes."""
+
+    open_test: Callable[[], Tensor] = field(repr=False)
+    """Gives ``test``: training does not read it, and of a large graph it is most of the nodes."""
 
     metric: str
     """What the dataset is judged by: accuracy, rocauc or f1."""
 
     folder: ScratchFolder | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
+
+    _test: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
@@ -90,6 +96,17 @@ class NodeDataset:
                 raise ArgumentError(
                     f"{self.name}: the {name} node {wrong} has no label; leave it out of {name}"
                 )
+
+    @property
+    def test(self) -> Tensor:
+        """(n,) int64 ids of the test nodes, opened when they are first asked for.
+
+        Raises:
+            FileFormatError: an id outside the nodes, or a damaged file.
+        """
+        if self._test is None:
+            self._test = self.open_test()
+        return self._test
 
     @property
     def multi_label(self) -> bool:
@@ -231,7 +248,8 @@ def _from_memory(
         num_classes=int(labels.max()) + 1,
         train=train,
         val=val,
-        test=test,
+        num_test=len(test),
+        open_test=lambda: test,
         metric=metric,
     )
 
@@ -269,10 +287,14 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         num_classes=dataset.task.num_classes,
         train=dataset.split("train"),
         val=dataset.split("val"),
-        test=dataset.split("test"),
+        num_test=dataset.split_size("test"),
+        open_test=lambda: _enter_mapped(SPLITS, dataset.split("test")),
         metric=dataset.task.metric,
     )
-    _enter(found)
+    _enter_mapped("topology: offsets, mapped", found.graph.indptr)
+    _enter_mapped("labels, mapped", found.labels)
+    _enter_mapped(SPLITS, found.train)
+    _enter_mapped(SPLITS, found.val)
     return found
 
 
@@ -283,15 +305,10 @@ def digest_of(dataset: Dataset) -> str:
     return f"{dataset.name}: {sizes}, crc32 {zlib.crc32(text):08x}"
 
 
-def _enter(dataset: NodeDataset) -> None:
-    """What lives as long as the dataset, into the process's budget."""
-    for name, tensors in (
-        ("topology: offsets, mapped", [dataset.graph.indptr]),
-        ("labels, mapped", [dataset.labels]),
-        ("ids of the splits, mapped", [dataset.train, dataset.val, dataset.test]),
-    ):
-        for tensor in tensors:
-            process_budget().hold(name, tensor.nbytes, tensor, mapped=True)
+def _enter_mapped(name: str, tensor: Tensor) -> Tensor:
+    """Into the process's budget, for as long as it lives."""
+    process_budget().hold(name, tensor.nbytes, tensor, mapped=True)
+    return tensor
 
 
 def _check_labels(name: str, data: Data) -> None:

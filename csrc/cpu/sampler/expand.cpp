@@ -203,8 +203,9 @@ void expand(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& s
   });
 }
 
-void expand_among(const Relation& relation, int number, int64_t num_sources, Placed sources,
-                  const int64_t* targets, int64_t count, uint32_t* found, EdgeBuffer& out) {
+void expand_among(const Relation& relation, int number, int64_t num_sources,
+                  const NodePlaces& sources, const int64_t* targets, int64_t count, uint32_t* found,
+                  EdgeBuffer& out) {
   with_index_type(relation, [&]<class Index>(const Index*) {
     const Index* const indices = static_cast<const Index*>(relation.indices);
     for (int64_t i = 0; i < count; ++i) {
@@ -213,10 +214,11 @@ void expand_among(const Relation& relation, int number, int64_t num_sources, Pla
       for (int64_t e = extent.first; e < end; ++e) {
         const int64_t source = indices[e];
         if (is_outside(source, num_sources)) throw_bad_source(number, e, source, num_sources);
-        if (sources.map[source] < sources.base) continue;
+        const int64_t place = sources.find(source);
+        if (place < 0) continue;
         out.reserve(out.size + 1);
         out.edge[out.size] = e;
-        out.source[out.size++] = static_cast<int64_t>(sources.map[source] - sources.base);
+        out.source[out.size++] = place;
       }
       found[i] = static_cast<uint32_t>(out.size - before);
     }

@@ -81,8 +81,8 @@ struct InducedEdges {
 };
 
 // Neighbour sampling over typed graphs with times and weights, by gnnsys/rng.py's format 1. A batch
-// depends on the graph and on the request alone. Keeps 4 bytes a node for each batch that is being
-// sampled at once.
+// depends on the graph and on the request alone. Keeps map_bytes() of each type for each batch that
+// is being sampled at once.
 //
 // All calls throw std::runtime_error for a graph whose arrays point outside themselves.
 class Sampler {
@@ -91,6 +91,10 @@ class Sampler {
   // negative, not finite or too large to sum, std::length_error for a type of 2^32 - 2^24 nodes.
   Sampler(TypedGraph graph, int threads, Isa isa);
   ~Sampler();
+
+  // About how much finding the places of nodes takes for a batch: 4 bytes for each of a type's
+  // nodes, or, of 2^25 and more, about 24 for each one in the batch.
+  static int64_t map_bytes(int64_t num_nodes, int64_t batch_nodes);
 
   // Throws std::out_of_range for a seed outside its type, std::invalid_argument for a request that
   // the graph does not allow, std::runtime_error for neighbours that are not sorted by time. May be

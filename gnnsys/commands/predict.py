@@ -40,9 +40,10 @@ from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
-from gnnsys.training.exact_inference import model_layers, run_layers
+from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import measure
+from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
 from gnnsys.training.steps import MiniBatch

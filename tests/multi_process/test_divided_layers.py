@@ -13,7 +13,8 @@ LAYERS = """
     import torch
     from torch_geometric.nn import GraphSAGE
     from gnnsys.loaders import CSC
-    from gnnsys.training.exact_inference import model_layers, run_layers
+    from gnnsys.training.exact_inference import run_layers
+    from gnnsys.training.model_layers import model_layers
 
     NODES, COLUMNS = 3000, 8
     draw = torch.Generator().manual_seed(3)

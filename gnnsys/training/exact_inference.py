@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from gnnsys.choices import EvalReads
 from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders import CSC, NeighborSampler
@@ -27,8 +28,9 @@ from gnnsys.system.budget import process_budget
 from gnnsys.system.names import naming_keywords
 from gnnsys.system.progress import Progress
 from gnnsys.training.divided_layers import DividedLayers, as_rows, create_store
-from gnnsys.training.inference_reads import Mode, choose_reads, piece_of
+from gnnsys.training.inference_reads import choose_reads, piece_of
 from gnnsys.training.layer_checks import check_edge_values, find_gnn, flow_of, in_evaluation, unwrap
+from gnnsys.training.layer_reads import LayerReads
 from gnnsys.training.model_layers import Block, Layer, ModelLayer, model_layers
 from gnnsys.training.sequential_inference import (
     SequentialBlocks,
@@ -51,7 +53,7 @@ def inference(
     out: str | os.PathLike[str] | None = None,
     layers: Sequence[Layer] | None = None,
     block_bytes: int = _BLOCK_BYTES,
-    mode: Mode = "auto",
+    mode: EvalReads = "auto",
     memory: int | None = None,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
@@ -96,8 +98,8 @@ def inference(
     >>> torch.allclose(inference(net, data), net(data.x, data.edge_index), atol=1e-6)
     True
     """
-    if mode not in get_args(Mode):
-        raise ArgumentError(f"mode: {mode!r}, expected one of {', '.join(get_args(Mode))}")
+    if mode not in get_args(EvalReads):
+        raise ArgumentError(f"mode: {mode!r}, expected one of {', '.join(get_args(EvalReads))}")
     if memory is not None and memory < 1:
         raise ArgumentError(f"memory: {memory}, expected bytes above 0, or None")
     x, graph = _take_apart(data, threads)
@@ -116,7 +118,7 @@ def inference(
             raise ArgumentError("layers: empty, expected at least one")
         outputs = run_layers(
             chain, x, graph, device=_device_of(model), out=out, block_bytes=block_bytes,
-            reads=[mode] * len(chain), memory=memory, threads=threads, progress=progress,
+            reads=LayerReads((mode,) * len(chain), memory), threads=threads, progress=progress,
         )  # fmt: skip
         return deque(outputs, maxlen=1).pop()  # two are there at a time
 
@@ -157,8 +159,7 @@ def run_layers(
     device: torch.device,
     out: str | os.PathLike[str] | None = None,
     block_bytes: int = _BLOCK_BYTES,
-    reads: Sequence[Mode] | None = None,
-    memory: int | None = None,
+    reads: LayerReads | None = None,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
     only: Sequence[Tensor] | None = None,
@@ -169,7 +170,7 @@ def run_layers(
     With ``out``, a layer's file is removed when the next but one is asked for.
 
     Args:
-        reads: how the inputs of each layer are read; None for gathering them.
+        reads: how each layer reads its inputs; None for gathering them.
         only: (n,) int64 ascending ids for each layer, which computes these alone: its output has n
             rows. Those of a layer and their in-neighbours are among those of the layer before, and
             are gathered.
@@ -186,12 +187,13 @@ def run_layers(
     for number, layer in enumerate(layers):
         place = _place(out, number, len(layers))
         told = partial(progress, f"layer {number + 1} of {len(layers)}")
-        mode: Mode = reads[number] if reads and not only else "gather"
+        mode: EvalReads = reads.modes[number] if reads and not only else "gather"
         try:
+            memory = reads.memory if reads else None
             split = _split_where_cheaper(mode, layer, rows, graph, device, memory)
             if split is not None:
                 blocks, compute = _sequential_blocks(
-                    layer, *split, rows, graph, device, threads, told, ranks
+                    *split, rows, graph, device, threads, told, ranks
                 )
             else:
                 had = only[number - 1] if only and number else None
@@ -264,7 +266,7 @@ def _gathered_blocks(
 
 
 def _split_where_cheaper(
-    mode: Mode,
+    mode: EvalReads,
     layer: Layer,
     rows: UnifiedTensor,
     graph: CSC,
@@ -303,7 +305,6 @@ def _split_where_cheaper(
 
 
 def _sequential_blocks(
-    layer: ModelLayer,
     split: SplitLayer,
     memory: int,
     rows: UnifiedTensor,
@@ -319,7 +320,6 @@ def _sequential_blocks(
     shares = [pieces] if ranks is None else ranks.shares(pieces)
     blocks = SequentialBlocks(
         split,
-        layer.after,
         rows=rows,
         graph=with_ascending_neighbors(graph),
         device=device,

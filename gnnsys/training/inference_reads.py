@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["GROUP", "SUMS", "Mode", "Passes", "Reads", "choose_reads", "piece_of"]
+from gnnsys.choices import EvalReads
 
-Mode = Literal["auto", "gather", "sequential"]
-"""gather: the rows of a block's neighbours, wherever they lie; sequential: all rows in passes;
-auto: whichever reads fewer bytes."""
+__all__ = ["GROUP", "SUMS", "Passes", "Reads", "choose_reads", "piece_of"]
 
 GROUP = 1024
 """Rows that a layer computes at a time where its inputs are read in sequence; others are multiples
@@ -79,7 +77,7 @@ class Reads:
 
 
 def choose_reads(
-    mode: Mode,
+    mode: EvalReads,
     *,
     nodes: int,
     edges: int,
@@ -95,7 +93,7 @@ def choose_reads(
     stays there. A pass costs the bytes of all rows, and those of the targets are read once more.
 
     Args:
-        mode: see ``Mode``.
+        mode: one of these ways, or auto.
         nodes: of the graph; ``edges`` likewise.
         row_bytes: of an input.
         message_bytes: of a sum; None for a layer that cannot be computed so.

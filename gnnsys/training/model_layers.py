@@ -57,7 +57,7 @@ class ModelLayer:
     """(n, channels) outputs of the convolution to those of the layer."""
 
     split: Callable[[], SplitLayer]
-    """Takes the convolution apart where it sums; raises UnsupportedError where that cannot be."""
+    """Takes the layer apart where it sums; raises UnsupportedError where that cannot be."""
 
     def __call__(self, block: Block) -> Tensor:
         return self.after(self.convolve(block))
@@ -87,11 +87,9 @@ def _make_layer(gnn: BasicGNN, number: int, graph: CSC) -> ModelLayer:
     conv, name, scale = gnn.convs[number], f"convs.{number}", None
     if isinstance(conv, GCNConv) and conv.normalize:
         scale = _degree_scale(conv, name, graph)
-    return ModelLayer(
-        _make_convolution(conv, scale),
-        partial(_finish, gnn, number),
-        partial(split_convolution, conv, name, scale),
-    )
+    after = partial(_finish, gnn, number)
+    split = partial(split_convolution, conv, name, after, scale)
+    return ModelLayer(_make_convolution(conv, scale), after, split)
 
 
 def _finish(gnn: BasicGNN, number: int, x: Tensor) -> Tensor:

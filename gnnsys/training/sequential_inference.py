@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gnnsys.loaders import CSC
 from gnnsys.memory import empty
+from gnnsys.memory.alloc import pooled
 from gnnsys.system.budget import process_budget
 from gnnsys.system.extension import core
 from gnnsys.system.threads import num_threads
@@ -38,7 +39,6 @@ class SequentialBlocks:
 
     Args:
         split: the layer.
-        after: what follows it, of (n, channels) outputs.
         rows: (nodes, columns) inputs.
         graph: in-neighbours of each node, ascending.
         device: where the layer computes.
@@ -51,7 +51,6 @@ class SequentialBlocks:
     def __init__(
         self,
         split: SplitLayer,
-        after: Callable[[Tensor], Tensor],
         *,
         rows: UnifiedTensor,
         graph: CSC,
@@ -61,7 +60,7 @@ class SequentialBlocks:
         threads: int,
         heard: Callable[[int], None],
     ) -> None:
-        self._split, self._after = split, after
+        self._split = split
         self._store, self._graph, self._device = rows.store, graph, device
         self._shares, self._heard = shares, heard
         self._aggregator = core.Aggregator(num_threads(threads))
@@ -76,17 +75,18 @@ class SequentialBlocks:
 
     def compute(self, first: int, last: int) -> Tensor:
         """(last - first, channels) outputs of a range of targets within a share."""
-        parts = []
-        while first < last:
-            if not self._first <= first < self._last:
-                self._fold_window(first)
-            stop = min(last, self._last)
-            own = self._store.read_range(first, stop)
-            for begin in range(first, stop, GROUP):
-                end = min(stop, begin + GROUP)
-                parts.append(self._finish(own[begin - first : end - first], begin, end))
-            first = stop
-        return torch.cat(parts)
+        own = self._store.read_range(first, last)
+        outputs = None
+        for begin in range(first, last, GROUP):
+            if not self._first <= begin < self._last:
+                self._fold_window(begin)
+            end = min(last, begin + GROUP)
+            some = self._finish(own[begin - first : end - first], begin, end)
+            if outputs is None:
+                outputs = pooled((last - first, *some.shape[1:]), some.dtype)
+            outputs[begin - first : end - first] = some
+        assert outputs is not None
+        return outputs
 
     def _fold_window(self, first: int) -> None:
         """Sums over the in-neighbours of the targets from ``first`` on."""
@@ -138,10 +138,11 @@ class SequentialBlocks:
             return self._store.read_range(first, last, buffers[number % 2][: last - first])
 
         with ThreadPoolExecutor(1, "gnnsys-pass") as reader:
-            ahead = reader.submit(read, 0) if ranges else None
+            ahead = [reader.submit(read, 0)] if ranges else []
             for number, (first, _) in enumerate(ranges):
-                rows = ahead.result()
-                ahead = reader.submit(read, number + 1) if number + 1 < len(ranges) else None
+                rows = ahead.pop().result()
+                if number + 1 < len(ranges):
+                    ahead.append(reader.submit(read, number + 1))
                 yield first, rows
 
     def _messages(self, rows: Tensor, first: int) -> Tensor:
@@ -177,12 +178,13 @@ class SequentialBlocks:
         if self._split.loops:
             sums = sums + self._scaled(self._split.messages(own).cpu(), first)
         sums = self._scaled(sums, first).to(own)
-        return self._after(self._split.finish(own, sums)).cpu()
+        return self._split.finish(own, sums).cpu()
 
 
 def message_like(split: SplitLayer, rows: UnifiedTensor, device: torch.device) -> Tensor:
-    """(1, width) of the type that messages are summed in: of a layer and one of its inputs."""
-    made = split.messages(rows.store.read_range(0, 1).to(device))
+    """(1, width) of the type that messages are summed in."""
+    columns, dtype = rows.store.shape[1:], rows.store.dtype
+    made = split.messages(torch.zeros((1, *columns), dtype=dtype, device=device))
     return made.to("cpu", torch.promote_types(made.dtype, torch.float32))
 
 

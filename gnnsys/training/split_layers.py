@@ -47,7 +47,7 @@ class SplitLayer:
     """(n, columns) rows of sources to (n, width); the same tensor where these are the messages."""
 
     finish: Callable[[Tensor, Tensor], Tensor]
-    """(n, columns) own rows of targets and (n, width) their folds, to their outputs."""
+    """(n, columns) own rows of targets and (n, width) their folds, to the layer's outputs."""
 
     scale: Tensor | None = None
     """(nodes,) factors of each node's messages, and of its sum; None: 1."""
@@ -56,12 +56,18 @@ class SplitLayer:
     """Whether each node has one edge from itself, whatever the graph has."""
 
 
-def split_convolution(conv: MessagePassing, name: str, scale: Tensor | None = None) -> SplitLayer:
+def split_convolution(
+    conv: MessagePassing,
+    name: str,
+    after: Callable[[Tensor], Tensor],
+    scale: Tensor | None = None,
+) -> SplitLayer:
     """A layer of PyG taken apart.
 
     Args:
         conv: known to need a node's neighbours alone.
         name: in its model.
+        after: what follows it, of (n, channels) outputs.
         scale: that of ``SplitLayer``, of a ``GCNConv`` that weighs edges by degrees.
 
     Raises:
@@ -70,34 +76,38 @@ def split_convolution(conv: MessagePassing, name: str, scale: Tensor | None = No
     problem = _problem_of(conv)
     if problem:
         raise UnsupportedError(
-            f"model: {name}, {_told(conv)}, {problem}, which reading rows in "
-            "sequence cannot; read them as they are needed (mode='gather', --eval-reads gather)"
+            f"model: {name}, {_told(conv)}, {problem}, which reading rows in sequence cannot; read "
+            "them as they are needed (mode='gather', --eval-reads gather)"
         )
     fold = _FOLDS[type(conv.aggr_module)]
+    messages, inside, summed = _parts(conv, linear_fold=fold in ("sum", "mean"))
+
+    def finish(own: Tensor, folded: Tensor) -> Tensor:
+        return after(_call(conv, inside, lambda *arguments, **others: summed(folded), own))
+
+    loops = scale is not None and bool(conv.add_self_loops)
+    return SplitLayer(fold=fold, messages=messages, finish=finish, scale=scale, loops=loops)
+
+
+def _parts(
+    conv: MessagePassing, linear_fold: bool
+) -> tuple[Callable[[Tensor], Tensor], dict[str, Any], Callable[[Tensor], Tensor]]:
+    """What makes messages, other members of the layer that ends it, and what comes between.
+
+    Linear parts and folds change places where fewer columns are summed then.
+    """
     if isinstance(conv, GCNConv):
-        inside = {"normalize": False}
-        if fold == "sum" and not is_lazy(conv.lin.weight) and _widens(conv.lin):
-            # Sums of the narrower rows: the linear part comes after them.
-            messages, finish = _same, partial(_finish, conv, inside, conv.lin)
-        else:
-            messages = partial(_messages, conv, inside)
-            finish = partial(_finish, conv, inside, _same)
-        loops = scale is not None and bool(conv.add_self_loops)
-        return SplitLayer(fold=fold, messages=messages, finish=finish, scale=scale, loops=loops)
+        inside: dict[str, Any] = {"normalize": False}
+        if linear_fold and _widens(conv.lin):
+            return _same, inside, conv.lin
+        return partial(_messages, conv, inside), inside, _same
     after = next((part for kind, part in _AFTER.items() if isinstance(conv, kind)), "")
-    linear = getattr(conv, after) if after and fold in ("sum", "mean") else None
-    if linear is None or is_lazy(linear.weight) or _widens(linear):
-        return SplitLayer(
-            fold=fold,
-            messages=partial(_messages, conv, {}),
-            finish=partial(_finish, conv, {}, _same),
-        )
+    linear = getattr(conv, after, None)
+    if linear is None or not linear_fold or is_lazy(linear.weight) or _widens(linear):
+        return partial(_messages, conv, {}), {}, _same
+    narrow = partial(F.linear, weight=linear.weight)
     inside = {"_modules": {**conv._modules, after: _Bias(linear.bias)}}
-    return SplitLayer(
-        fold=fold,
-        messages=lambda rows: F.linear(_messages(conv, {}, rows), linear.weight),
-        finish=partial(_finish, conv, inside, _same),
-    )
+    return (lambda rows: narrow(_messages(conv, {}, rows))), inside, _same
 
 
 def _problem_of(conv: MessagePassing) -> str:
@@ -124,7 +134,7 @@ def _told(part: Any) -> str:
 
 
 def _widens(linear: Any) -> bool:
-    return bool(linear.weight.shape[0] >= linear.weight.shape[1])
+    return not is_lazy(linear.weight) and linear.weight.shape[0] >= linear.weight.shape[1]
 
 
 def _same(rows: Tensor) -> Tensor:
@@ -168,13 +178,3 @@ def _messages(conv: MessagePassing, inside: dict[str, Any], rows: Tensor) -> Ten
         return _call(conv, inside, propagate, rows)
     except _HandedOver as found:
         return found.rows
-
-
-def _finish(
-    conv: MessagePassing,
-    inside: dict[str, Any],
-    summed: Callable[[Tensor], Tensor],
-    own: Tensor,
-    folded: Tensor,
-) -> Tensor:
-    return _call(conv, inside, lambda *arguments, **others: summed(folded), own)

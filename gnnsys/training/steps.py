@@ -417,6 +417,7 @@ class MiniBatch(Steps):
             only=scope.layers,
             progress=self.progress or (lambda what, done, total: None),
             ranks=self._divided,
+            reads=self._evaluation.reads if self._evaluation else None,
         )
         return deque(layers, maxlen=1).pop()  # two are there at a time
 

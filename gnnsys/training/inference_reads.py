@@ -12,7 +12,7 @@ from gnnsys.choices import EvalReads
 
 __all__ = ["GROUP", "SUMS", "Passes", "Reads", "choose_reads", "piece_of"]
 
-GROUP = 1024
+GROUP = 4096
 """Rows that a layer computes at a time where its inputs are read in sequence; others are multiples
 of it."""
 
@@ -52,8 +52,8 @@ class Passes:
             message_bytes: of a sum.
             memory: bytes that are to be enough; a group of targets is held in any case.
 
-        >>> Passes.of(10_000, 100, 400, memory=3 << 20)
-        Passes(count=3, window=4096, chunk=1024, nbytes=2285568)
+        >>> Passes.of(10_000, 100, 400, memory=6 << 20)
+        Passes(count=2, window=8192, chunk=4096, nbytes=5799936)
         """
         of_source = 2 * row_bytes + message_bytes  # one chunk is read while another is summed
         chunk = _whole(min(_CHUNK, memory // _CHUNKS) // max(1, of_source))
@@ -104,7 +104,7 @@ def choose_reads(
     >>> sizes = {"nodes": 1 << 20, "edges": 1 << 24, "row_bytes": 1024, "message_bytes": 1024}
     >>> found = choose_reads("auto", **sizes, memory=128 << 20, kept=256 << 20)
     >>> found.way, found.gathered >> 30, found.sequential >> 30, found.passes
-    ('sequential', 48, 12, 11)
+    ('sequential', 48, 11, 10)
     """
     inputs = nodes * row_bytes
     missed = 0.0 if resident or inputs <= kept else 1 - kept / inputs

@@ -46,6 +46,7 @@ ON_RANKS = (
     import os
     from gnnsys.errors import StorageError
     from gnnsys.ranks import machine
+    from gnnsys.training import inference_reads, sequential_inference
     from gnnsys.ranks.group import group_transport, join_ranks
     from gnnsys.training.divided_layers import DividedLayers
     from gnnsys.training.steps import AskedToEndError
@@ -53,6 +54,8 @@ ON_RANKS = (
     join_ranks("cpu", lambda: None)
     transport = group_transport()
     rank, found = transport.rank, {}
+    inference_reads.GROUP = sequential_inference.GROUP = 512
+    inference_reads._PIECE = 1
     for machines in (1, 2):
         machine._kernel = lambda: str(rank * machines // 3)
         ranks = DividedLayers()
@@ -89,8 +92,12 @@ ON_RANKS = (
 
 
 def test_ranks_compute_the_bits_of_one_process_wherever_layers_lie(
-    start_ranks: Any, tmp_path: Path, one_thread: None
+    start_ranks: Any, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gnnsys.training import inference_reads, sequential_inference
+
+    monkeypatch.setattr(inference_reads, "GROUP", 512)
+    monkeypatch.setattr(sequential_inference, "GROUP", 512)
     started = start_ranks(ON_RANKS, 3)
     one: dict[str, Any] = {}
     exec(dedent(LAYERS), one)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 __all__ = [
     "DATASET_NAMES",
     "EVAL_STORES",
+    "EvalReads",
     "File",
     "FloatType",
     "Folder",
@@ -25,6 +26,10 @@ DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper
 
 EVAL_STORES = ("auto", "ram")
 """Places of activations that are no folders."""
+
+EvalReads = Literal["auto", "gather", "sequential"]
+"""How a layer of exact inference reads its inputs: the rows of a block's neighbours, wherever they
+lie; all rows in passes; auto: whichever reads fewer bytes from the disk."""
 
 File = Annotated[str, "FILE"]
 """A path."""

@@ -53,7 +53,8 @@ _TRAIN_RESUMED_WITH: _Changes = {
     ),
     **dict.fromkeys(
         (
-            "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_store", "history",
+            "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_reads",
+            "eval_store", "history",
             "nan_loss", "parallel", "patience", "policy", "root", "score", "share_cache", "stages",
             "storage", "threads", "victim_buffer", "window",
         ),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from gnnsys.choices import File, Folder, Size, Storage
+from gnnsys.choices import EvalReads, File, Folder, Size, Storage
 from gnnsys.config.checks import check_bytes, check_least, check_numbers
 from gnnsys.features.options import parse_cache
 
@@ -49,6 +49,9 @@ class PredictConfig:
 
     eval_store: Annotated[str, "auto|ram|FOLDER"] = "auto"
     """Where the outputs of layers are kept, as of gnnsys train: ram, a folder or auto."""
+
+    eval_reads: EvalReads = "auto"
+    """How layers read their inputs, as of gnnsys train: gather, sequential or auto."""
 
     memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a

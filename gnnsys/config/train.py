@@ -15,6 +15,7 @@ import tyro
 
 from gnnsys.choices import (
     EVAL_STORES,
+    EvalReads,
     File,
     Folder,
     ImportanceChoice,
@@ -226,6 +227,12 @@ class TrainConfig:
     """Where exact evaluation keeps activations: ram, a folder, or auto: in memory where they
     take at most a quarter of what is left, else in a temporary folder."""
 
+    eval_reads: EvalReads = "auto"
+    """How exact evaluation of all nodes reads rows. gather: those of neighbours, wherever they lie;
+    sequential: all rows in passes, as many nodes at a time as have sums in memory, not for
+    gat; auto: for each layer whichever reads fewer bytes from the disk. Both give the same up to
+    rounding."""
+
     patience: int = 0
     """Stop after this many evaluations without a better validation score; 0: never."""
 
@@ -335,6 +342,7 @@ class TrainConfig:
                 "--sums scaled: is for --model gin on uniformly sampled neighbours, without "
                 "--full-batch or another --sampling"
             )
+        self._check_eval_reads()
         if self.sampler == "gpu" and (self.device == "cpu" or self.full_batch):
             raise ArgumentError("--sampler gpu: is for mini-batches on --device cuda or simt")
         check_parallel(self)
@@ -347,6 +355,20 @@ class TrainConfig:
         features = FeatureOptions.of(self)
         if self.full_batch:
             features.check_without_file("--full-batch reads them into memory once")
+
+    def _check_eval_reads(self) -> None:
+        if self.eval_reads != "sequential":
+            return
+        if self.full_batch or self.parallel or self.eval in ("neighborhoods", "sampled"):
+            raise ArgumentError(
+                "--eval-reads sequential: is for mini-batches and --eval layerwise, which computes "
+                "all nodes; leave it, or the other option, out"
+            )
+        if self.model == "gat":
+            raise ArgumentError(
+                "--eval-reads sequential: a gat weighs each neighbour by both ends, so it needs "
+                "their rows together; give gather or auto, or --model sage, gcn or gin"
+            )
 
     def _check_fanouts(self, fanouts: tuple[int, ...]) -> None:
         if len(fanouts) != self.layers:

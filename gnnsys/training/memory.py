@@ -44,6 +44,8 @@ from gnnsys.system.extension import core
 from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
 from gnnsys.training.evaluation import Evaluation, plan_evaluation
+from gnnsys.training.inference_reads import SUMS
+from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
@@ -237,7 +239,20 @@ def plan_memory(
         if evaluation.test_at_end:
             sizes.append([nodes] * config.layers)  # at most
         needed = [_activation_share(config, rows, dataset.task.num_classes) for rows in sizes]
+        in_files = not all(_fits(config, n) for n in needed)
         budget.reserve(ACTIVATIONS, max((n for n in needed if _fits(config, n)), default=0))
+        widths = [columns, *[config.hidden or 0] * (config.layers - 1), dataset.task.num_classes]
+        reads = plan_reads(
+            config,
+            nodes=nodes,
+            edges=graph.num_edges,
+            widths=widths,
+            feature_bytes=tables["features"].encoding.row_stride,
+            left=budget.left(),
+            in_files=in_files,
+        )
+        evaluation = dataclasses.replace(evaluation, reads=reads)
+        budget.reserve(SUMS, reads.memory or 0)
     return evaluation
 
 

@@ -8,6 +8,7 @@ number of ranks.
 
 # Annotations are objects in this module: DDP looks at those of its hook.
 
+import dataclasses
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,6 +62,8 @@ class RankSteps(MiniBatch):
         self.batches_a_step = self._world
         if self._evaluation is not None:
             self._divided = DividedLayers()
+            reads = gather_objects(self._evaluation.reads.settled())[0]  # one choice for all
+            self._evaluation = dataclasses.replace(self._evaluation, reads=reads)
         self._own = Counters()  # of which ``served`` was made
         self._own_reads = read_counts(dataset.features.store)
         self.reads = self._own_reads

@@ -36,9 +36,10 @@ from gnnsys.training.evaluation import (
     scope_of,
     warn_of_sums,
 )
-from gnnsys.training.exact_inference import Layer, model_layers, run_layers
+from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
 from gnnsys.training.metrics import loss_of, measure
+from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.task import NodeDataset
 
@@ -299,7 +300,7 @@ class MiniBatch(Steps):
         else:
             parts = len(dataset.train), len(dataset.val), dataset.num_test
             self.test_at_end = sampled_test_waits(*parts)
-        self._layers: list[Layer] | None = None  # of the model, taken apart
+        self._layers: list[ModelLayer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
         self._folder: ScratchFolder | None = None  # where those lie
@@ -416,6 +417,7 @@ class MiniBatch(Steps):
             only=scope.layers,
             progress=self.progress or (lambda what, done, total: None),
             ranks=self._divided,
+            reads=self._evaluation.reads if self._evaluation else None,
         )
         return deque(layers, maxlen=1).pop()  # two are there at a time
 

@@ -23,6 +23,8 @@ from gnnsys.system.files import as_storage_error, map_npy, replace_npy, write_wh
 __all__ = ["RecordedPlans", "record_plans"]
 
 _PLANS, _INDEX, _RESIDENTS = "plans.bin", "index.npy", "residents.npy"
+_OF_A_USE = 24
+"""Bytes that the planner has for each row of a batch ahead, its tables' growth included."""
 _START, _ROWS, _HITS, _FILLS, _COPIES, _EVICTIONS, _CHECKSUM = range(7)
 """Columns of the index."""
 
@@ -43,7 +45,7 @@ def record_plans(
             span all batches, it reads as few rows as any plan can (Belady: "A study of replacement
             algorithms for a virtual-storage computer", 1966).
         batches: (n,) ids of each.
-        ahead_bytes: ids of batches, at 8 bytes each, that wait to be planned, about.
+        ahead_bytes: for batches that wait to be planned, about.
         progress: is told how many plans are made.
 
     Raises:
@@ -71,7 +73,9 @@ def record_plans(
             planner.announce(ids)
             waiting.append((len(ids), _checksum(ids)))
             held += len(ids)
-            while len(waiting) > 1 and (8 * held > ahead_bytes or len(waiting) > planner.window):
+            while len(waiting) > 1 and (
+                _OF_A_USE * held > ahead_bytes or len(waiting) > planner.window
+            ):
                 plan_next()
         while waiting:
             plan_next()
@@ -90,7 +94,7 @@ class RecordedPlans:
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> batches = [np.array(ids) for ids in ([3, 4], [4, 5], [3])]
-    >>> record_plans(folder, Planner(9, capacity=1, window=3), batches, ahead_bytes=100)
+    >>> record_plans(folder, Planner(9, capacity=1, window=3), batches, ahead_bytes=1000)
     >>> [RecordedPlans(folder).reads(place).tolist() for place in range(3)]
     [[3, 4], [5], [3]]
     """
@@ -101,7 +105,8 @@ class RecordedPlans:
         """(k,) ids that slots 0 .. k - 1 hold before the first batch, ascending."""
         path = folder / _PLANS
         try:
-            self._data = np.memmap(path, np.int32, "r")
+            # Not as a memmap, each slice of which costs microseconds.
+            self._data: NDArray[np.int32] = np.asarray(np.memmap(path, np.int32, "r"))
         except (OSError, ValueError) as error:
             raise FileFormatError(f"{path}: cannot be read ({error}); pack again") from error
         if len(self._index) == 0 or len(self._data) != self._end(len(self._index) - 1):

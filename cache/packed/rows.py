@@ -7,7 +7,7 @@ ids, so that of each piece of the table it takes rows that follow one another in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,30 +53,38 @@ def pack_rows(
         FileFormatError: the table became shorter.
     """
     num_rows, row_bytes = source.shape[0], source.row_bytes
-    starts = plans.first_reads[:batches] * row_bytes
-    reads = [plans.reads(place) for place in range(batches)]
     step = max(1, memory // 3 // row_bytes)  # a piece, the next one, rows to be written
-    mover, buffer = core.PlanExecutor(num_threads(threads)), np.empty(step * row_bytes, np.uint8)
+    bounds = np.array([*range(0, num_rows, step), num_rows], np.int32)
+    reads = [plans.reads(place) for place in range(batches)]
+    # (batches, pieces + 1) how many of each batch's reads lie before each piece
+    before = np.array([np.searchsorted(ids, bounds) for ids in reads], np.int64)
+    starts = plans.first_reads[:batches]
+    mover, buffer = core.PlanExecutor(num_threads(threads)), np.empty((step, row_bytes), np.uint8)
+
+    def read(piece: int) -> _Piece:
+        ends = zip(reads, *before[:, piece : piece + 2].T.tolist(), strict=True)
+        return _Piece(source, [ids[begin:end] for ids, begin, end in ends], *bounds[piece:][:2])
+
     with as_storage_error(path), open(path, "wb", buffering=0) as file:
         ahead: list[_Piece] = []
-        done = np.zeros(batches, np.int64)  # of the rows of each batch
-        firsts = range(0, num_rows, step)
         try:
-            for number in range(len(firsts)):
-                for first in firsts[number + len(ahead) : number + 2]:
-                    ahead.append(_Piece(source, reads, first, min(first + step, num_rows)))
+            for number in range(len(bounds) - 1):
+                for each in range(number + len(ahead), min(number + 2, len(bounds) - 1)):
+                    ahead.append(read(each))
                 piece = ahead.pop(0)
                 addresses = piece.wait()
-                for batch in np.flatnonzero(piece.ends > done):
-                    ids = reads[batch][done[batch] : piece.ends[batch]]
-                    size = len(ids) * row_bytes
-                    targets = buffer.ctypes.data + np.arange(len(ids)) * row_bytes
-                    mover.move(addresses[piece.places(ids)], targets, row_bytes)
-                    _write(
-                        file.fileno(), buffer[:size], int(starts[batch] + done[batch] * row_bytes)
-                    )
-                done = piece.ends
-                progress(piece.last * row_bytes, num_rows * row_bytes)
+                places = starts + before[:, number]
+                for first, last in _groups(piece.sizes, step):
+                    begin, end = piece.ends[first] - piece.sizes[first], piece.ends[last - 1]
+                    targets = buffer.ctypes.data + np.arange(end - begin) * row_bytes
+                    mover.move(addresses[begin:end], targets, row_bytes)
+                    done = 0
+                    for size, place in zip(
+                        piece.sizes[first:last], places[first:last], strict=True
+                    ):
+                        _write(file.fileno(), buffer[done : done + size], int(place) * row_bytes)
+                        done += size
+                progress(int(bounds[number + 1]) * row_bytes, num_rows * row_bytes)
         finally:
             for piece in ahead:
                 piece.cancel()
@@ -84,46 +92,60 @@ def pack_rows(
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # it is read once
 
 
+def _groups(sizes: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """Runs of batches that have at most so many rows together; each batch alone has no more."""
+    first = rows = 0
+    for number, size in enumerate(sizes):
+        if rows + size > most:
+            yield first, number
+            first, rows = number, 0
+        rows += size
+    if rows:
+        yield first, len(sizes)
+
+
 class _Piece:
-    """Rows [first, last) of the table, those that batches read or all, on their way."""
+    """Rows [first, last) of the table, those that batches read or all, on their way.
+
+    Args:
+        source: the table.
+        reads: (n,) ids that each batch reads of these rows.
+        first, last: rows.
+    """
 
     def __init__(
         self, source: Store, reads: list[NDArray[np.int32]], first: int, last: int
     ) -> None:
-        bounds = np.array([first, last], np.int32)  # of the ids' type, which are not copied then
-        slices = np.array([np.searchsorted(ids, bounds) for ids in reads])
-        self.ends = slices[:, 1]
+        self.sizes = [len(ids) for ids in reads]
+        """Rows that each batch reads."""
+        self.ends = np.cumsum(self.sizes).tolist()
+        """Where they end among those of all."""
+        places = np.concatenate(reads) - first
         wanted = np.zeros(last - first, bool)
-        for ids, (begin, end) in zip(reads, slices.tolist(), strict=True):
-            wanted[ids[begin:end] - first] = True
-        size = last - first
+        wanted[places] = True
         pages = int(wanted.sum()) * -(-source.row_bytes // _PAGE) * _PAGE
-        if pages >= _SPARSE * size * source.row_bytes:
+        if pages >= _SPARSE * len(wanted) * source.row_bytes:
             wanted[:] = True
-        self.last, self._first = last, first
-        self._place_of = np.cumsum(wanted) - 1
+        self._places = (np.cumsum(wanted) - 1)[places]
         self._pending: PendingRows | None = None
-        if wanted.any():
+        if len(places):
             self._pending = source.start_reads(Reads(first + np.flatnonzero(wanted)))
 
     def wait(self) -> NDArray[np.int64]:
-        """(rows,) addresses of the rows; valid as long as this object lives."""
+        """(rows of all batches,) addresses of the rows; valid as long as this object lives."""
         if self._pending is None:
             return np.empty(0, np.int64)
         self._staged = self._pending.wait()
-        return self._staged.address + self._staged.offsets
-
-    def places(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Where rows stand among those that were read."""
-        return self._place_of[ids - self._first]
+        return (self._staged.address + self._staged.offsets)[self._places]
 
     def cancel(self) -> None:
+        """Lets go of rows that nobody waits for."""
         if self._pending is not None:
             self._pending.cancel()
 
 
 def _write(handle: int, data: NDArray[np.uint8], offset: int) -> None:
-    view = data.data
+    view = data.reshape(-1).data
     while len(view):
         written = os.pwrite(handle, view, offset)
         view, offset = view[written:], offset + written

@@ -41,3 +41,10 @@ class PackedRows(Store):
             return self._source.start_reads(batch)
         first, ids = found
         return self._packed.start_reads(Reads(first + np.searchsorted(ids, batch.ids)))
+
+    def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """See ``Store.read_range``; rows are those of the table."""
+        return self._source.read_range(first, last, out)
+
+    def close(self) -> None:
+        """Leaves the table and the packed file open."""

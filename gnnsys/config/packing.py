@@ -19,7 +19,7 @@ _PLANNED = ("hybrid", "lookahead")
 def check_packing(config: TrainConfig) -> None:
     """Raises ArgumentError for options that do not fit each other."""
     check_least(config, 1, "reuse_samples")
-    check_bytes("pack_space", config.pack_space)
+    check_bytes("pack-space", config.pack_space)
     if config.full_batch and (config.pack or config.reuse_samples > 1):
         given = "--pack" if config.pack else f"--reuse-samples {config.reuse_samples}"
         raise ArgumentError(f"{given}: is for mini-batches; leave it or --full-batch out")

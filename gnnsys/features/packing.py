@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,7 +99,7 @@ class EpochPacker:
         with as_storage_error(folder or Path(_PREFIX)):
             self._scratch = ScratchFolder(_PREFIX) if folder is None else None
         self._folder = self._scratch.path if self._scratch else folder or Path()
-        self._lock = self._take_lock()
+        weakref.finalize(self, self._take_lock().close)
         self._epoch = -1  # of the packed files that are open
         self._plans: RecordedPlans | None = None
         self._rows: FileStore | None = None
@@ -138,7 +139,7 @@ class EpochPacker:
                 self._let_go()
                 self._remove()
                 self._batches = 0  # not tried again: it would fail again
-                _log.warning("--pack: rows are read from the table, unpacked: %s", error)
+                _log.warning("--pack: rows are read from the table, unpacked: %s", str(error))
                 return
         assert self._plans is not None
         self._store.follow(self._plans, self._rows, self._packed, first)
@@ -156,9 +157,10 @@ class EpochPacker:
         self._epoch = epoch
         rows = int(self._plans.first_reads[self._packed])
         if rows:
+            storage: Any = self._table.storage
             self._rows = FileStore(
                 place / _ROWS, encoding=torch.uint8, shape=(rows, self._store.row_bytes),
-                threads=self._threads, storage=self._table.storage,
+                threads=self._threads, storage=storage,
             )  # fmt: skip
 
     def _is_there(self, place: Path, wanted: dict[str, Any]) -> bool:

@@ -83,7 +83,7 @@ def _make_packer(
             "dependent_batches": config.dependent_batches,
         },
         folder=_folder(config),
-        space=check_bytes("pack_space", config.pack_space),
+        space=check_bytes("pack-space", config.pack_space),
         threads=config.threads,
     )
 

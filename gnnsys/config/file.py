@@ -42,8 +42,8 @@ _Changes = dict[str, Literal["call", "losses", "speed"]]
 _TRAIN_RESUMED_WITH: _Changes = {
     **dict.fromkeys(
         (
-            "config", "data", "json", "max_restarts", "memory", "out", "ranks", "resume", "stats",
-            "timeline", "trace",
+            "config", "data", "json", "max_restarts", "memory", "out", "pack_folder", "pack_space",
+            "ranks", "resume", "stats", "timeline", "trace",
         ),
         "call",
     ),
@@ -54,9 +54,8 @@ _TRAIN_RESUMED_WITH: _Changes = {
     **dict.fromkeys(
         (
             "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_reads",
-            "eval_store", "history",
-            "nan_loss", "parallel", "patience", "policy", "root", "score", "share_cache", "stages",
-            "storage", "threads", "victim_buffer", "window",
+            "eval_store", "history", "nan_loss", "pack", "parallel", "patience", "policy", "root",
+            "score", "share_cache", "stages", "storage", "threads", "victim_buffer", "window",
         ),
         "speed",
     ),

@@ -34,6 +34,7 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
+from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, Window
@@ -125,6 +126,10 @@ class TrainConfig:
     dependent_batches: int = 1
     """So many batches in a row share the draws of neighbours and therefore many nodes. Above 1,
     changes the distribution of batches."""
+
+    reuse_samples: int = 1
+    """So many epochs in a row have the same mini-batches, the draws of neighbours and the order of
+    seeds, so that --pack packs once for them. Above 1, changes the statistics of training."""
 
     precision: Precision = "fp32"
     """Arithmetic of training. bf16: torch.autocast to bfloat16; weights, the loss and evaluation
@@ -295,6 +300,19 @@ class TrainConfig:
     presample: how often a short run of sampling needs a row. auto: what gnnsys score stored with
     the dataset, else degree."""
 
+    pack: bool = False
+    """Before an epoch, draw its batches, plan the cache over all of them, and write the rows that
+    will be missed to a file, in the order of the batches, which then read it from front to back.
+    Takes disk space; for one process and features in a file behind a cache."""
+
+    pack_space: Size | None = None
+    """Bytes (50GB) of the disk that --pack may take; batches beyond it read the table. Default:
+    half of what is free."""
+
+    pack_folder: Folder | None = None
+    """Where --pack writes. Default: the run's folder, else that of temporary files. What it wrote
+    is removed when the run is done."""
+
     trace: File | None = None
     """File to which the ids of all batches are written, for gnnsys plan."""
 
@@ -346,6 +364,7 @@ class TrainConfig:
         if self.sampler == "gpu" and (self.device == "cpu" or self.full_batch):
             raise ArgumentError("--sampler gpu: is for mini-batches on --device cuda or simt")
         check_parallel(self)
+        check_packing(self)
         if self.data is not None:
             if self.resume is None:
                 raise ArgumentError("--data: goes with --resume; else the dataset comes first")
@@ -395,6 +414,7 @@ class TrainConfig:
                 if self.eval_store in EVAL_STORES
                 else os.path.abspath(self.eval_store)
             ),
+            pack_folder=self.pack_folder and os.path.abspath(self.pack_folder),
             trace=self.trace and os.path.abspath(self.trace),
             timeline=self.timeline and os.path.abspath(self.timeline),
             stages=stages,

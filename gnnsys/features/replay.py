@@ -1,7 +1,8 @@
 """The node ids of the batches that training samples, without training.
 
-Owns ``sampled_ids`` and ``training_seeds``. Invariant: batch by batch these are the ids, in the
-order, that ``gnnsys.NeighborLoader`` gives for the same graph, seeds, fanouts, batch size and seed.
+Owns ``sampled_ids``, ``epoch_ids`` and ``training_seeds``. Invariant: batch by batch these are the
+ids, in the order, that ``gnnsys.NeighborLoader`` gives for the same graph, seeds, fanouts, batch
+size and seed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
 
-__all__ = ["sampled_ids", "training_seeds"]
+__all__ = ["epoch_ids", "sampled_ids", "training_seeds"]
 
 
 def sampled_ids(
@@ -61,15 +62,37 @@ def sampled_ids(
             f"batch_size {batch_size}, batches {batches}: expected at least 1 and at least 0"
         )
     sampler = NeighborSampler(graph, list(fanouts), seed=seed, threads=threads)
-    shuffled = ShuffledSeeds(len(seeds), Epochs(), seed)
     per_epoch = -(-len(seeds) // batch_size)
-    for number in range(batches):
-        epoch, group = divmod(number, per_epoch)
-        if group == 0:
-            order = shuffled.order(epoch, min(len(seeds), (batches - number) * batch_size))
-        positions = order[group * batch_size : (group + 1) * batch_size]
-        out = sampler.sample(seeds[positions], group, epoch)
-        yield out.node.numpy()
+    for epoch in range(-(-batches // per_epoch)):
+        most = min(len(seeds), (batches - epoch * per_epoch) * batch_size)
+        yield from epoch_ids(sampler, seeds, epoch, batch_size=batch_size, seed=seed, most=most)
+
+
+def epoch_ids(
+    sampler: NeighborSampler,
+    seeds: Tensor,
+    epoch: int,
+    *,
+    batch_size: int,
+    seed: int,
+    most: int | None = None,
+) -> Iterator[NDArray[np.int64]]:
+    """Samples the batches of one epoch, in their order.
+
+    Args:
+        sampler: of training, which may go on to be used.
+        seeds: (n,) int64 training nodes.
+        epoch: its number, from 0.
+        batch_size: seeds of a batch; the last one may have fewer.
+        seed: of the order of seeds.
+        most: seeds to take; None for all.
+
+    Yields:
+        (m,) distinct ids of each batch, the seeds first.
+    """
+    order = ShuffledSeeds(len(seeds), Epochs(), seed).order(epoch, most)
+    for group, positions in enumerate(order.split(batch_size)):
+        yield sampler.sample(seeds[positions], group, epoch).node.cpu().numpy()
 
 
 def training_seeds(dataset: Dataset) -> tuple[Tensor, str]:

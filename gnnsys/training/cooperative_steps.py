@@ -45,12 +45,13 @@ class CooperativeSteps(RankSteps):
         """This rank's part of a joint batch for each step, drawn while those before are trained
         on: by all ranks, also where a run is broken off in between."""
         train, size = self._dataset.train, self._config.batch_size
-        order = torch.from_numpy(rng.permutation(len(train), self._config.seed, epoch))
+        samples = self._samples.begin(epoch, first)
+        order = torch.from_numpy(rng.permutation(len(train), self._config.seed, samples))
         self._rows = self._rows_received = 0
         self._sent_before = self._sent()
         numbers = range(first, self.num_batches(), self._world)
         seeds = (train[order[each * size : (each + self._world) * size]] for each in numbers)
-        joint = self._joint.batches(seeds, epoch, first // self._world, self._make_batch)
+        joint = self._joint.batches(seeds, samples, first // self._world, self._make_batch)
         with closing(joint):
             for number in numbers:
                 began = time.perf_counter()

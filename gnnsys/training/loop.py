@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric
 from gnnsys.training.models import make_model
+from gnnsys.training.packing import clear_packed
 from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
 from gnnsys.training.rank_files import RankFiles, own_part
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
@@ -124,7 +125,10 @@ def _run(
         torch.manual_seed(config.seed)
         trainer = _Trainer(run, dataset, folder, evaluation)
         with on_signals(trainer.interruption.ask):
-            return trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
+            result = trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
+    if result.reason != "interrupted":
+        clear_packed(config)
+    return result
 
 
 class _Trainer:
@@ -209,7 +213,7 @@ class _Trainer:
         state, total = self._state, self._steps.num_batches()
         if state.batch == 0:
             state.epoch_began, state.load_began = self._seconds(), self._load_seconds()
-        for batch in self._steps.batches(state.epoch - 1, state.batch):
+        for batch in self._batches():
             loss, seeds = self._steps.train(batch)
             done = min(self._steps.batches_a_step, total - state.batch)
             state.batch, state.step = state.batch + done, state.step + done
@@ -231,6 +235,29 @@ class _Trainer:
                 self._checkpoint()
             if self._interrupted:
                 return
+
+    def _batches(self) -> Iterator[Any]:
+        """The rest of an epoch's batches; none where the run was asked to end while they were
+        prepared."""
+        tell = self._steps.progress
+        self._steps.progress = self._until_asked(tell or (lambda what, done, total: None))
+        try:
+            return self._steps.batches(self._state.epoch - 1, self._state.batch)
+        except AskedToEndError:
+            self._interrupted = True
+            return iter(())
+        finally:
+            self._steps.progress = tell
+
+    def _until_asked(self, tell: Progress) -> Progress:
+        """Tells on, until the run is asked to end."""
+
+        def go_on(what: str, done: int, total: int) -> None:
+            if self.interruption.is_heard_of():
+                raise AskedToEndError
+            tell(what, done, total)
+
+        return go_on
 
     def _end_epoch(self) -> None:
         state, config = self._state, self._config
@@ -291,15 +318,11 @@ class _Trainer:
 
     def _score_test(self, on_evaluation: Progress) -> bool:
         """Scores the test nodes by the best weights; False where the run was asked to end."""
-
-        def go_on(what: str, done: int, total: int) -> None:
-            if self.interruption.is_heard_of():
-                raise AskedToEndError
-            on_evaluation(f"test, {what}", done, total)
-
         if self._best_model is None:
             return True
-        self._steps.progress = go_on
+        self._steps.progress = self._until_asked(
+            lambda what, done, total: on_evaluation(f"test, {what}", done, total)
+        )
         with suppress(AskedToEndError), self._steps.with_weights(self._best_model):
             self._state.best_test = self._evaluate(self._dataset.test)
             return True

@@ -41,6 +41,7 @@ from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_act
 from gnnsys.training.metrics import loss_of, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
+from gnnsys.training.packing import EpochSamples
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
@@ -288,6 +289,7 @@ class MiniBatch(Steps):
             device=_sampler_device(config),
         )
         self._loader = self._make_loader(dataset.train, trains=True)
+        self._samples = EpochSamples(config, dataset, self._sampler)
         self.served = Counters()
         if evaluation is None and config.eval != "sampled":
             evaluation = evaluation_of(config, dataset)
@@ -323,7 +325,7 @@ class MiniBatch(Steps):
         )
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        self._loader.set_epoch(epoch, first)
+        self._loader.set_epoch(self._samples.begin(epoch, first, self.progress), first)
         known = dict(enumerate(self.padded_sizes or ()))  # of a run that had other ranks, perhaps
         if (sizes := known.get(self._rank)) is not None:
             self._loader.padded_sizes = sizes

@@ -44,7 +44,7 @@ from gnnsys.loaders.seed_batches import (
 )
 from gnnsys.loaders.side_stream import SideStream
 from gnnsys.loaders.static_shapes import Padding, Sizes, StaticShapes
-from gnnsys.loaders.stored_features import check_stored
+from gnnsys.loaders.stored_features import stored_of_edges
 from gnnsys.memory import keep_freed_memory
 from gnnsys.system.notebook import facts_as_html
 from gnnsys.system.once import warn_once
@@ -130,7 +130,6 @@ def sampler_of(given: Mapping[str, Any]) -> Any:
     if sampler is None:
         names = inspect.signature(NeighborSampler).parameters.keys() & given.keys()
         sampler = NeighborSampler(**{name: given[name] for name in names})
-    check_stored(data, sampler)
     return sampler
 
 
@@ -271,10 +270,14 @@ class LookaheadLoader(DataLoader[Any]):
         """The batch of a sampler's output: nodes joined with their features, and transformed."""
         if self.transform_sampler_output:
             out = self.transform_sampler_output(out)
-        view = self._tables.view(self.data)
+        view = self._view()
         batch = self._make_batch(out, view.data)
         view.bring_late_rows(batch)
         return self._transformed(batch)
+
+    def _view(self) -> TableView:
+        """The data as it is now, to read batches from."""
+        return self._tables.view(self.data, stored_of_edges(self.data, self._the_sampler()))
 
     def _make_batch(self, out: Any, data: Any) -> Any:
         reader = SimpleNamespace(
@@ -291,7 +294,7 @@ class LookaheadLoader(DataLoader[Any]):
         for store in batch.stores:
             forget_attributes(store)
         if self._shapes is not None:
-            of_nodes, of_edges = _names_of_rows(data, batch)
+            of_nodes, of_edges = _names_of_rows(data, self._the_sampler())
             self._shapes.pad(batch, of_nodes | {"n_id"}, of_edges | {"e_id"})
         return lay_out(batch, self.layout)
 
@@ -375,8 +378,9 @@ class _Batching:
 
     def __init__(self, loader: LookaheadLoader) -> None:
         self._loader = loader
-        self._view = loader._tables.view(loader.data)
-        self._draws_by_place = isinstance(loader._the_sampler(), NeighborSampler)
+        self._view = loader._view()
+        self._sampler = loader._the_sampler()
+        self._draws_by_place = isinstance(self._sampler, NeighborSampler)
         self._pins = bool(loader.pin_memory) and _can_pin()
         devices = {table.device for table in unified_tensors(loader.data).values()}
         self._side = SideStream(next((d for d in devices if d.type == "cuda"), None))
@@ -401,7 +405,7 @@ class _Batching:
         if loader.transform_sampler_output:
             out = loader.transform_sampler_output(out)
         self._largest = max(self._largest, size_of(out))
-        return _Sampled(out, self._view.announce(out.node))
+        return _Sampled(out, self._view.announce(out, self._sampler.edge_permutation))
 
     def finish(self) -> None:
         self._view.finish()
@@ -461,10 +465,12 @@ def _sample_sizes(loader: LookaheadLoader) -> Iterator[Sizes]:
         yield out.num_sampled_nodes, out.num_sampled_edges
 
 
-def _names_of_rows(data: Any, batch: Data) -> tuple[set[str], set[str]]:
+def _names_of_rows(data: Any, sampler: Any) -> tuple[set[str], set[str]]:
     """Names of the attributes with a row for each node, and for each edge, in a batch."""
-    if not isinstance(data, Data):  # a pair of stores, of which a batch has features of nodes alone
-        return {attr.attr_name for attr in data[0].get_all_tensor_attrs()}, set()
+    if not isinstance(data, Data):  # a pair of stores
+        of_edges = {name for _, name in stored_of_edges(data, sampler)}
+        names = {attr.attr_name for attr in data[0].get_all_tensor_attrs()}
+        return names - of_edges, of_edges
     store = store_of(data, None)
     names = set(store.keys()) - {"edge_index", "num_nodes"}
     return set(filter(store.is_node_attr, names)), set(filter(store.is_edge_attr, names))

@@ -21,7 +21,7 @@ from gnnsys.loaders.lookahead_loader import (
     sampler_of,
 )
 from gnnsys.loaders.static_shapes import static_shapes_of
-from gnnsys.loaders.stored_features import joining_features_of_nodes
+from gnnsys.loaders.stored_features import joining_stored_features
 from gnnsys.system.names import naming_keywords
 
 __all__ = ["NeighborLoader"]
@@ -103,7 +103,7 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
     ([0, 1, 2], 2)
     """
 
-    _join = joining_features_of_nodes(NodeLoader.filter_fn)
+    _join = joining_stored_features(NodeLoader.filter_fn)
 
     @naming_keywords(DataLoader.__init__)
     def __init__(

@@ -97,6 +97,7 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
         keep_freed_memory: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        seed_block: int = 1,
         **kwargs: Any,
     ) -> None:
         given = dict(locals())

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from torch_geometric.data import TensorAttr
+from torch_geometric.data import Data, TensorAttr
 
 from gnnsys.compat import store_of
 from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.loaders.row_tables import Place, TicketFeatures
 
-__all__ = ["joining_stored_features", "stored_of_edges"]
+__all__ = ["joining_stored_features", "names_of_rows", "stored_of_edges"]
 
 
 def joining_stored_features(join: Callable[[Any, Any], Any]) -> Any:
@@ -60,6 +60,18 @@ def stored_of_edges(data: Any, sampler: Any) -> set[Place]:
     if sampler.is_hetero:
         return {_place(attr) for attr in attrs if attr.group_name in sampler.edge_types}
     return {_place(attr) for attr in attrs if _is_of_edges(attr, data[0], sampler)}
+
+
+def names_of_rows(data: Any, sampler: Any) -> tuple[set[str], set[str]]:
+    """Names of the attributes with a row for each node, and for each edge, in a batch without
+    types."""
+    if not isinstance(data, Data):
+        of_edges = {name for _, name in stored_of_edges(data, sampler)}
+        names = {attr.attr_name for attr in data[0].get_all_tensor_attrs()}
+        return names - of_edges, of_edges
+    store = store_of(data, None)
+    names = set(store.keys()) - {"edge_index", "num_nodes"}
+    return set(filter(store.is_node_attr, names)), set(filter(store.is_edge_attr, names))
 
 
 def _place(attr: TensorAttr) -> Place:

@@ -29,6 +29,7 @@ def sampled_ids(
     batch_size: int = 1024,
     batches: int = 200,
     seed: int = 0,
+    seed_block: int = 1,
     threads: int = 0,
 ) -> Iterator[NDArray[np.int64]]:
     """Samples the first batches of a training run, epoch after epoch.
@@ -40,6 +41,7 @@ def sampled_ids(
         batch_size: seeds of a batch; the last one of an epoch may have fewer.
         batches: how many, over as many epochs as it takes.
         seed: of the order of seeds and of the draws.
+        seed_block: seeds with neighbouring ids that are shuffled as one.
         threads: that sample; 0 for all cores.
 
     Yields:
@@ -56,12 +58,13 @@ def sampled_ids(
     """
     if len(seeds) == 0:
         raise ArgumentError("seeds: none; name training nodes when the dataset is converted")
-    if batch_size < 1 or batches < 0:
+    if batch_size < 1 or batches < 0 or seed_block < 1:
         raise ArgumentError(
-            f"batch_size {batch_size}, batches {batches}: expected at least 1 and at least 0"
+            f"batch_size {batch_size}, batches {batches}, seed_block {seed_block}: expected at "
+            "least 1, 0 and 1"
         )
     sampler = NeighborSampler(graph, list(fanouts), seed=seed, threads=threads)
-    shuffled = ShuffledSeeds(len(seeds), Epochs(), seed)
+    shuffled = ShuffledSeeds(len(seeds), Epochs(), seed, seed_block, seeds)
     per_epoch = -(-len(seeds) // batch_size)
     for number in range(batches):
         epoch, group = divmod(number, per_epoch)

@@ -15,6 +15,7 @@ __all__ = [
     "ImportanceChoice",
     "Policy",
     "Precision",
+    "RowOrder",
     "Sharing",
     "SharingChoice",
     "Size",
@@ -77,3 +78,7 @@ FloatType = Literal["float32", "float16", "bfloat16"]
 GapPolicy = Literal["refuse", "keep", "zero", "mean"]
 """What to do with NaN and infinite values: refuse them, keep them, or replace each by zero or by
 the mean of its column's finite values."""
+
+RowOrder = Literal["none", "degree", "community"]
+"""How the nodes of a dataset folder are numbered, and so their rows lie: as in the source; by how
+often they stand in lists of neighbours; or by community."""

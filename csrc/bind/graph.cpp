@@ -9,6 +9,7 @@
 #include "bind.hpp"
 #include "gnnsys/errors.hpp"
 #include "gnnsys/graph/aggregate.hpp"
+#include "gnnsys/graph/communities.hpp"
 #include "gnnsys/graph/edge_sort.hpp"
 #include "gnnsys/graph/edges.hpp"
 #include "gnnsys/graph/fold_rows.hpp"
@@ -37,6 +38,17 @@ void bind_edges(nb::module_& m) {
         "alias"_a.noconvert(), "first"_a, "source"_a.noconvert(), "target"_a.noconvert(),
         "threads"_a, Freely(),
         "Draws as many R-MAT edges as fit into `source` and `target`, from number `first` on.");
+}
+
+template <class Index>
+void bind_communities(nb::module_& m) {
+  m.def("propagate_labels", &propagate_labels<Index>, "indptr"_a, "indices"_a, "most"_a,
+        "labels"_a.noconvert(), "sizes"_a.noconvert(), "votes"_a.noconvert(), Freely(),
+        "Gives each node in turn the label that most of its in-neighbours have; returns how many "
+        "took another one, or -1 - e where edge e has a source outside the graph.");
+  m.def("adopt_labels", &adopt_labels<Index>, "indptr"_a, "indices"_a, "labels"_a.noconvert(),
+        "votes"_a.noconvert(), Freely(),
+        "Gives nodes without in-neighbours a label of their targets.");
 }
 
 template <class Id, class Order>
@@ -152,6 +164,8 @@ void bind_pair_sums(nb::class_<PairSums>& c) {
 void bind_graph(nb::module_& m) {
   bind_edges<int32_t>(m);
   bind_edges<int64_t>(m);
+  bind_communities<int32_t>(m);
+  bind_communities<int64_t>(m);
   bind_group_edges<int32_t, int32_t>(m);
   bind_group_edges<int32_t, int64_t>(m);
   bind_group_edges<int64_t, int64_t>(m);

@@ -259,6 +259,7 @@ def _trace(
         batch_size=config.batch_size,
         batches=batches,
         seed=config.seed,
+        seed_block=config.seed_block,
         threads=config.threads,
     )
     with closing(ScratchFolder("gnnsys-plan-")) as folder:

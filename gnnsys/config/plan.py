@@ -104,6 +104,9 @@ class PlanConfig:
     batch_size: int = 1024
     """Seed nodes of a batch."""
 
+    seed_block: int = 1
+    """Training nodes with neighbouring numbers that are shuffled as one, as by gnnsys train."""
+
     batches: int | None = None
     """Batches to sample, over as many epochs as it takes, or to replay. Default: 200, or all of
     --trace."""
@@ -158,7 +161,17 @@ class PlanConfig:
         if not 0 <= self.step_time < math.inf:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
         of_parallel = ("stages", "ways", "chunks")
-        check_least(self, 1, "batch_size", "batches", "layers", "hidden", "ranks", *of_parallel)
+        check_least(
+            self,
+            1,
+            "batch_size",
+            "seed_block",
+            "batches",
+            "layers",
+            "hidden",
+            "ranks",
+            *of_parallel,
+        )
         check_least(self, 0, "threads", "window")
         if self.parallel is None:
             for name in of_parallel:

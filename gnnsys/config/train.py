@@ -149,6 +149,12 @@ class TrainConfig:
     batch_size: int = 1024
     """Seed nodes per mini-batch, of each rank."""
 
+    seed_block: int = 1
+    """Training nodes with neighbouring numbers that are shuffled as one. Where these lie together
+    (gnnsys convert --order community), the seeds of a batch share neighbours and pages of the disk.
+    It changes what batches are made of: their seeds resemble each other, and accuracy may suffer.
+    1: each by itself."""
+
     epochs: int | None = None
     """Passes over the training nodes. Default: 5 for demo, else 200."""
 
@@ -326,7 +332,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         check_least(
-            self, 1, "layers", "batch_size", "eval_every", "dependent_batches",
+            self, 1, "layers", "batch_size", "seed_block", "eval_every", "dependent_batches",
             "checkpoint_epochs", "hidden", "epochs",
         )  # fmt: skip
         check_least(self, 0, "threads", "split", "patience")
@@ -349,6 +355,10 @@ class TrainConfig:
             raise ArgumentError(
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
+            )
+        if self.full_batch and self.seed_block > 1:
+            raise ArgumentError(
+                f"--seed-block {self.seed_block}: is for mini-batches; leave it or --full-batch out"
             )
         for name in ("static-shapes", "compile", "cooperative"):
             if getattr(self, name.replace("-", "_")) and self.full_batch:

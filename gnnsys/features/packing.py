@@ -58,6 +58,7 @@ class EpochPacker:
         seeds: (n,) training nodes.
         batch_size: seeds of a batch.
         seed: of the order of seeds.
+        seed_block: seeds that stay together in it.
         identity: what batches depend on besides, for JSON.
         folder: for the packed files, where a run that goes on finds them; None for a temporary one.
         space: bytes of the disk that they may take; None for half of what is free.
@@ -75,6 +76,7 @@ class EpochPacker:
         *,
         batch_size: int,
         seed: int,
+        seed_block: int = 1,
         identity: dict[str, Any],
         folder: Path | None = None,
         space: int | None = None,
@@ -84,11 +86,13 @@ class EpochPacker:
         self._store, self._table = store, store.source
         self._sampler, self._seeds = sampler, seeds
         self._batch_size, self._seed, self._threads = batch_size, seed, threads
+        self._seed_block = seed_block
         self._space = space
         self._batches = -(-len(seeds) // batch_size)
         self._identity = identity | {
             "format": _FORMAT,
             "seed": seed,
+            "seed_block": seed_block,
             "batch_size": batch_size,
             "seeds": len(seeds),
             "cache": store.capacity,
@@ -226,7 +230,12 @@ class EpochPacker:
             folder,
             self._store.make_planner(batches),
             epoch_ids(
-                self._sampler, self._seeds, epoch, batch_size=self._batch_size, seed=self._seed
+                self._sampler,
+                self._seeds,
+                epoch,
+                batch_size=self._batch_size,
+                seed=self._seed,
+                seed_block=self._seed_block,
             ),
             ahead_bytes=max(budget.planned(AHEAD) + budget.planned(PLANS_AHEAD), _LEAST_AHEAD),
             progress=planned,

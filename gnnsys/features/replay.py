@@ -30,6 +30,7 @@ def sampled_ids(
     batch_size: int = 1024,
     batches: int = 200,
     seed: int = 0,
+    seed_block: int = 1,
     threads: int = 0,
 ) -> Iterator[NDArray[np.int64]]:
     """Samples the first batches of a training run, epoch after epoch.
@@ -41,6 +42,7 @@ def sampled_ids(
         batch_size: seeds of a batch; the last one of an epoch may have fewer.
         batches: how many, over as many epochs as it takes.
         seed: of the order of seeds and of the draws.
+        seed_block: seeds with neighbouring ids that are shuffled as one.
         threads: that sample; 0 for all cores.
 
     Yields:
@@ -57,15 +59,24 @@ def sampled_ids(
     """
     if len(seeds) == 0:
         raise ArgumentError("seeds: none; name training nodes when the dataset is converted")
-    if batch_size < 1 or batches < 0:
+    if batch_size < 1 or batches < 0 or seed_block < 1:
         raise ArgumentError(
-            f"batch_size {batch_size}, batches {batches}: expected at least 1 and at least 0"
+            f"batch_size {batch_size}, batches {batches}, seed_block {seed_block}: expected at "
+            "least 1, 0 and 1"
         )
     sampler = NeighborSampler(graph, list(fanouts), seed=seed, threads=threads)
     per_epoch = -(-len(seeds) // batch_size)
     for epoch in range(-(-batches // per_epoch)):
         most = min(len(seeds), (batches - epoch * per_epoch) * batch_size)
-        yield from epoch_ids(sampler, seeds, epoch, batch_size=batch_size, seed=seed, most=most)
+        yield from epoch_ids(
+            sampler,
+            seeds,
+            epoch,
+            batch_size=batch_size,
+            seed=seed,
+            seed_block=seed_block,
+            most=most,
+        )
 
 
 def epoch_ids(
@@ -75,6 +86,7 @@ def epoch_ids(
     *,
     batch_size: int,
     seed: int,
+    seed_block: int = 1,
     most: int | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """Samples the batches of one epoch, in their order.
@@ -85,12 +97,13 @@ def epoch_ids(
         epoch: its number, from 0.
         batch_size: seeds of a batch; the last one may have fewer.
         seed: of the order of seeds.
+        seed_block: seeds that stay together in it.
         most: seeds to take; None for all.
 
     Yields:
         (m,) distinct ids of each batch, the seeds first.
     """
-    order = ShuffledSeeds(len(seeds), Epochs(), seed).order(epoch, most)
+    order = ShuffledSeeds(len(seeds), Epochs(), seed, seed_block, seeds).order(epoch, most)
     for group, positions in enumerate(order.split(batch_size)):
         yield sampler.sample(seeds[positions], group, epoch).node.cpu().numpy()
 

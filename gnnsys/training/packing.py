@@ -76,6 +76,7 @@ def _make_packer(
         dataset.train,
         batch_size=config.batch_size,
         seed=config.seed,
+        seed_block=config.seed_block,
         identity={
             "dataset": dataset.digest,
             "fanouts": list(config.fanouts or ()),

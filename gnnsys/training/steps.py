@@ -317,6 +317,7 @@ class MiniBatch(Steps):
             shuffle=trains,
             static_shapes=self._config.static_shapes and trains,
             seed=self._config.seed,
+            seed_block=self._config.seed_block if trains else 1,
             threads=self._config.threads,
             transform=partial(_note_served, self._dataset),
             rank=self._rank,

@@ -276,7 +276,9 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         )
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
-    features, graphs = dataset.stores(threads=threads, device=device, **setup(dataset))
+    features, graphs = dataset.stores(
+        edge_features=False, threads=threads, device=device, **setup(dataset)
+    )
     found = NodeDataset(
         name=dataset.name,
         digest=digest_of(dataset),

@@ -88,7 +88,9 @@ class KernelExecutor(Executor):
         """See ``Executor.collect``."""
         self._cpu.collect(staged, out)
 
-    def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
+    def execute(
+        self, plan: BatchPlan, staged: StagedRows | None, out: Tensor, coding: None = None
+    ) -> None:
         """See ``Executor.execute``; faults of earlier plans on a GPU are raised here."""
         lists = {name: getattr(plan, name, _EMPTY) for name in LISTS}
         self._run(plan.rows, lists, staged, out)

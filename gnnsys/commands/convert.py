@@ -12,6 +12,7 @@ from gnnsys.commands.info import describe_dataset, print_tables
 from gnnsys.config.convert import ConvertConfig
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
 from gnnsys.convert.edge_list import open_edge_list, write_edge_list
+from gnnsys.convert.folder import convert_folder
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
@@ -35,6 +36,8 @@ def run_command(config: ConvertConfig) -> int:
     with work_progress() as progress:
         options = ConvertOptions(
             dtype=config.dtype,
+            scale=config.scale,
+            overflow=config.overflow,
             nan=config.nan,
             undirected=config.undirected,
             memory=parse_bytes(config.memory, "--memory"),
@@ -78,7 +81,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     if source.is_file():
         return convert_pyg_file(source, path, options, name=name, split=config.split)
     if source.is_dir():
-        return _convert_folder(source, path, options)
+        return _convert_folder(source, path, options, config.name)
     if config.src.startswith("ogbn-"):
         return convert_ogb(config.src, Path(config.root), path, options)
     if config.src in NAMES or config.src.startswith("pyg:"):
@@ -130,11 +133,9 @@ def _spoken(value: Any) -> str:
     return str(value)
 
 
-def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
+def _convert_folder(source: Path, path: Path, options: ConvertOptions, name: str | None) -> Path:
     if (source / MANIFEST).is_file():
-        raise ArgumentError(
-            f"{source}: a dataset folder of gnnsys already; --to graphbolt writes it as GraphBolt's"
-        )
+        return convert_folder(source, path, options, name=name)
     if is_graphbolt(source):
         return convert_graphbolt(source, path, options)
     if is_ogb(source):

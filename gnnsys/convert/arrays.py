@@ -82,7 +82,11 @@ class ReadRows:
     """An array that a function reads from any row on."""
 
     def __init__(self, read: RowReader, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.blocks, self.shape, self.dtype = read, shape, dtype
+        self._read, self.shape, self.dtype = read, shape, dtype
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on."""
+        return self._read(first)
 
 
 class WidenedRows:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gnnsys.convert.common import Conversion, ConvertOptions
 from gnnsys.convert.stored_rows import read_floats
-from gnnsys.dataset.format import MANIFEST, Table
+from gnnsys.dataset.format import MANIFEST, EdgeSet, NodeSet, Table
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.dataset.writer import NOTES, cut_rows
 from gnnsys.errors import ArgumentError
@@ -45,7 +45,7 @@ def convert_folder(
             "precision, --to graphbolt writes it as GraphBolt's"
         )
     manifest = dataset.manifest
-    owners = [*manifest.nodes.values(), *manifest.edges.values()]
+    owners: list[NodeSet | EdgeSet] = [*manifest.nodes.values(), *manifest.edges.values()]
     tables = [table for owner in owners for table in owner.tables.values()]
     files = [folder / shard.path for table in tables for shard in table.shards]
     with Conversion(

@@ -96,7 +96,7 @@ class StoredRows:
             FileFormatError: a value that is NaN or infinite and has no code.
         """
         if self._scale is None:
-            if (block.dtype, self.dtype) == (np.float64, "float32"):
+            if block.dtype == np.float64 and self.dtype == "float32":
                 return narrow(block, self.label)
             return encode(block, self.dtype)
         flat = _flat(block)

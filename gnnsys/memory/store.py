@@ -132,9 +132,10 @@ class Store(Protocol):
 
     def as_stored(self: S) -> S:
         """The same rows delivered as they are stored: those that are quantised as (n, row_bytes)
-        uint8. Otherwise as ``with_dtype``."""
+        uint8. Otherwise as ``with_dtype``; the store itself where it does so."""
         shape, stored = self.encoding.stored_shape(self.shape), self.encoding.stored
-        return self._with(encoding=Encoding(stored, stored), shape=shape)
+        as_is = Encoding(stored, stored)
+        return self if self.encoding == as_is else self._with(encoding=as_is, shape=shape)
 
     def _with(self: S, **changes: Any) -> S:
         other: S = object.__new__(type(self))

@@ -29,9 +29,12 @@ from gnnsys.cache.plan import BatchPlan, plan_aside
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import Ticket, Tickets, is_aside
 from gnnsys.counters import Counters
+from gnnsys.memory.alloc import pooled
+from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_bounds
 from gnnsys.memory.reads import PendingRows, Reads, RowsInPlace, StagedRows
 from gnnsys.memory.store import Store
+from gnnsys.system.extension import core
 
 __all__ = ["PAGE_BYTES", "PIECE_BYTES", "Engine"]
 
@@ -172,25 +175,35 @@ class Engine:
 
     # Gathering -----------------------------------------------------------------------------------
 
-    def gather(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
-        """Rows ``ids`` as they are stored, in ``out`` (dense, of the stored type) or pooled memory.
+    def gather(
+        self, ids: RowIds, out: Tensor | None, ticket: Any, encoding: Encoding | None = None
+    ) -> Tensor:
+        """Rows ``ids`` in ``out``, or in pooled memory.
 
-        Returns:
-            (n, …) of the stored element type.
+        Args:
+            encoding: which says as what they are delivered; None for as they are stored.
         """
+        encoding = encoding or self._source.encoding
+        shape, decodes = encoding.delivered_shape(self._source.shape), self._executor.decodes
+        coding = encoding.coding(shape) if decodes else None
+        rows = encoding.target(out, decodes=decodes)
+        if rows is None and coding is None:
+            rows = self._new_output(len(ids))
+        elif rows is None:
+            rows = pooled((len(ids), *shape[1:]), encoding.landed)
         with self._executing:
             self._prefill()
             if ticket is None:
-                rows = self._gather_in_pieces(ids, out)
+                self._gather_in_pieces(ids, rows, coding)
             elif is_aside(ticket):
                 self._tickets.check_turn(ticket, ids)
-                rows = self._gather_in_pieces(ids, out)
+                self._gather_in_pieces(ids, rows, coding)
                 self._tickets.redeem(ticket)
             else:
-                rows = self._gather_announced(ids, out, ticket)
+                self._gather_announced(ids, rows, coding, ticket)
         with self._counting:
             self._stats.batches += 1
-        return rows
+        return encoding.cast(rows, out) if decodes else encoding.decode(rows, out)
 
     def _new_output(self, rows: int) -> Tensor:
         flat, stored = self._executor.new_output(rows), self._source.encoding.stored
@@ -199,7 +212,9 @@ class Engine:
             return torch.empty(shape, dtype=stored, device=flat.device)
         return flat.view(-1).view(stored).view(rows, *self._source.shape[1:])
 
-    def _gather_announced(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
+    def _gather_announced(
+        self, ids: RowIds, out: Tensor, coding: core.RowCoding | None, ticket: Any
+    ) -> None:
         with self._planning:
             self._tickets.check_turn(ticket, ids)
             # What is announced has to do where the window is not full: at an epoch's ends.
@@ -209,25 +224,21 @@ class Engine:
             due = [self._tickets[place] for place in range(soon)]
         self._start_reads(due)
         staged = self._await(ticket)
-        rows = self._new_output(len(ids)) if out is None else out
         with self._whole_or_nothing():
-            self._executor.execute(ticket.plan, staged, rows)
+            self._executor.execute(ticket.plan, staged, out, coding)
             self._record(ids.numpy())
             with self._planning:
                 self._planner.commit(ticket.number)
                 self._tickets.redeem(ticket)
         self._count(ticket.plan)
-        return rows
 
-    def _gather_in_pieces(self, ids: RowIds, out: Tensor | None) -> Tensor:
-        rows = self._new_output(len(ids)) if out is None else out
+    def _gather_in_pieces(self, ids: RowIds, out: Tensor, coding: core.RowCoding | None) -> None:
         step = max(1, self._staging_bytes // (self._source.row_bytes + PAGE_BYTES))
         for first in range(0, max(1, len(ids)), step):
             piece = slice(first, first + step)
-            self._gather_unannounced(RowIds(ids[piece]), rows[piece])
-        return rows
+            self._gather_unannounced(RowIds(ids[piece]), out[piece], coding)
 
-    def _gather_unannounced(self, ids: RowIds, out: Tensor) -> None:
+    def _gather_unannounced(self, ids: RowIds, out: Tensor, coding: core.RowCoding | None) -> None:
         with self._planning:
             own = None if self._tickets else Ticket(ids, self._planner.announce(ids.numpy()))
             if own is None:
@@ -246,11 +257,11 @@ class Engine:
                     self._announce_again()
             raise
         if own is None:
-            self._executor.execute(plan, staged, out)
+            self._executor.execute(plan, staged, out, coding)
             self._record(ids.numpy())
         else:
             with self._whole_or_nothing():
-                self._executor.execute(plan, staged, out)
+                self._executor.execute(plan, staged, out, coding)
                 self._record(ids.numpy())
                 with self._planning:
                     self._planner.commit(own.number)

@@ -55,7 +55,7 @@ class CachedStore(AnnouncedStore):
     the rest from the source.
 
     Args:
-        source: the slower store, such as a ``FileStore``; it delivers rows as they are stored.
+        source: the slower store, such as a ``FileStore``; rows are cached as it stores them.
         cache: rows to hold, as a number of rows, a share of all (a float up to 1.0), bytes as a
             text ("8GB"), or a ``CacheArena`` or a share of one. The planner takes some bytes for
             every row of the table besides.
@@ -146,7 +146,7 @@ class CachedStore(AnnouncedStore):
         self._capacity = self._reserve(cache)
         self._trace = TraceWriter(trace, rows) if trace is not None else None
         make = partial(
-            make_engine, source, self._name, self._capacity, self.counters, self._trace,
+            make_engine, source.as_stored(), self._name, self._capacity, self.counters, self._trace,
             **self._options,
         )  # fmt: skip
         # Nothing below knows this object: what it holds is let go with the last reference to it.
@@ -243,8 +243,7 @@ class CachedStore(AnnouncedStore):
                 rows = self.source.with_dtype(self.dtype).gather(wanted, out)
                 self.counters.add("file", len(wanted), len(wanted) * self.row_bytes)
                 return rows
-            rows = self._engine().gather(wanted, self.encoding.target(out), ticket)
-        return self.encoding.decode(rows, out)
+            return self._engine().gather(wanted, out, ticket, self.encoding)
 
     def retract(self, ticket: Any) -> None:
         """Takes back this ticket and all its owner was given after it; ignores one that is gone."""
@@ -403,11 +402,6 @@ def _sharing(shared: bool | Sharing, cache: Any, trace: Any, device: Any) -> Sha
 def _check(source: Store, policy: str, window: int | str, prefetch: int, threads: int) -> None:
     if getattr(source, "writable", False):
         raise ArgumentError("source: is writable, and a cache would not see changes; open it anew")
-    if source.dtype != source.encoding.stored:
-        raise ArgumentError(
-            f"source: delivers {source.dtype} of stored {source.encoding.stored}; give the dtype "
-            "to with_dtype of the cached store instead"
-        )
     if policy not in POLICIES:
         raise ArgumentError(f"policy: {policy!r}, expected one of {', '.join(POLICIES)}")
     if window != "auto" and (not isinstance(window, int) or window < 0):

@@ -13,13 +13,16 @@ __all__ = [
     "GapPolicy",
     "Importance",
     "ImportanceChoice",
+    "Overflow",
     "Policy",
     "Precision",
     "RowOrder",
+    "Scale",
     "Sharing",
     "SharingChoice",
     "Size",
     "Storage",
+    "StoredType",
 ]
 
 DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
@@ -74,6 +77,16 @@ Precision = Literal["fp32", "bf16"]
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 """Element type that features are stored in."""
+
+StoredType = Literal[FloatType, "int8", "int4"]
+"""The same, or whole numbers with a scale."""
+
+Scale = Literal["row", "column"]
+"""What has a scale of its own where features are whole numbers with a scale."""
+
+Overflow = Literal["refuse", "allow"]
+"""What to do with values beyond the element type that they are stored in: refuse them, or store
+them as infinite and count them."""
 
 GapPolicy = Literal["refuse", "keep", "zero", "mean"]
 """What to do with NaN and infinite values: refuse them, keep them, or replace each by zero or by

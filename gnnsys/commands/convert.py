@@ -12,6 +12,7 @@ from gnnsys.commands.info import describe_dataset, print_tables
 from gnnsys.config.convert import ConvertConfig
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
 from gnnsys.convert.edge_list import open_edge_list, write_edge_list
+from gnnsys.convert.folder import convert_folder
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
@@ -39,6 +40,8 @@ def run_command(config: ConvertConfig) -> int:
     with work_progress() as progress:
         options = ConvertOptions(
             dtype=config.dtype,
+            scale=config.scale,
+            overflow=config.overflow,
             nan=config.nan,
             undirected=config.undirected,
             memory=parse_bytes(config.memory, "--memory"),
@@ -84,7 +87,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     if source.is_file():
         return convert_pyg_file(source, path, options, name=name, split=config.split)
     if source.is_dir():
-        return _convert_folder(source, path, options)
+        return _convert_folder(source, path, options, config.name)
     if config.src.startswith("ogbn-"):
         return convert_ogb(config.src, Path(config.root), path, options)
     if config.src in NAMES or config.src.startswith("pyg:"):
@@ -102,21 +105,28 @@ def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
             f"--order {config.order}: makes a folder of gnnsys, but --to is {config.to}; convert "
             "that folder afterwards"
         )
-    of_folder = (source / MANIFEST).is_file()
-    if of_folder:
+    is_folder = (source / MANIFEST).is_file()
+    # One whose tables are stored anew is made first, as of another source.
+    as_it_is = is_folder and all(
+        getattr(config, name) == ConvertConfig.__dataclass_fields__[name].default
+        for name in ("dtype", "undirected")
+    )
+    if is_folder:
         _refuse_edge_list_options(config)
-        for name in ("dtype", "nan", "undirected", "split"):
-            if getattr(config, name) != ConvertConfig.__dataclass_fields__[name].default:
-                raise ArgumentError(
-                    f"--{name}: {config.src} is a dataset folder, whose tables --order takes as "
-                    "they are; leave it out"
-                )
+    for name in ("nan", "split") if as_it_is else ():
+        if getattr(config, name) != ConvertConfig.__dataclass_fields__[name].default:
+            raise ArgumentError(
+                f"--{name}: {config.src} is a dataset folder, whose tables --order takes as they "
+                "are; leave it out"
+            )
 
     def prepare(place: Path) -> Path:
-        if not of_folder and not place.exists():
+        if as_it_is:
+            return source
+        if not place.exists():
             name = config.name or path.name
             convert(dataclasses.replace(config, dst=str(place), order="none", name=name), options)
-        return source if of_folder else place
+        return place
 
     given = vars(config)
     more = {key: given[key] for key in given.keys() - _OF_THE_RUN}
@@ -124,8 +134,8 @@ def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
         path,
         options,
         config.order,
-        name=config.name or (DatasetTables(source).name if of_folder else path.name),
-        files=[source / MANIFEST] if of_folder else [source] if source.is_file() else [],
+        name=config.name or (DatasetTables(source).name if is_folder else path.name),
+        files=[source / MANIFEST] if is_folder else [source] if source.is_file() else [],
         prepare=prepare,
         **more,
     )
@@ -173,12 +183,9 @@ def _spoken(value: Any) -> str:
     return str(value)
 
 
-def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
+def _convert_folder(source: Path, path: Path, options: ConvertOptions, name: str | None) -> Path:
     if (source / MANIFEST).is_file():
-        raise ArgumentError(
-            f"{source}: a dataset folder of gnnsys already; --order numbers its nodes anew, --to "
-            "graphbolt writes it as GraphBolt's"
-        )
+        return convert_folder(source, path, options, name=name)
     if is_graphbolt(source):
         return convert_graphbolt(source, path, options)
     if is_ogb(source):

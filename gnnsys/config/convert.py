@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import FloatType, Folder, GapPolicy, RowOrder, Size
+from gnnsys.choices import Folder, GapPolicy, Overflow, RowOrder, Scale, Size, StoredType
 from gnnsys.config.checks import check_least, check_seed
 from gnnsys.convert.spec import EdgeListParts
 from gnnsys.system.sizes import parse_bytes
@@ -26,6 +26,7 @@ class ConvertConfig(EdgeListParts):
         gnnsys convert cora my-cora --root data
         gnnsys convert ogbn-arxiv my-arxiv --root data
         gnnsys convert my-graph by-community --order community
+        gnnsys convert my-graph my-small-graph --dtype int8
         gnnsys convert my-graph graphbolt-folder --to graphbolt
     """
 
@@ -63,8 +64,17 @@ class ConvertConfig(EdgeListParts):
     undirected: bool = False
     """Add the reverse of every edge that is not a self loop. Nothing is merged."""
 
-    dtype: Literal["keep"] | FloatType = "keep"
-    """Element type that features are stored in; float64 becomes float32 unless another is given."""
+    dtype: Literal["keep"] | StoredType = "keep"
+    """Element type that float features of nodes and edges are stored in; float64 becomes float32
+    unless another is given. int8 and int4 are whole numbers with a scale: 4 and 8 times the rows in
+    a cache, and delivered as float32. Also for a folder of gnnsys, which is stored anew."""
+
+    scale: Scale = "row"
+    """With int8 and int4: row, each has its own, in 4 bytes more; or column, which takes a pass
+    before."""
+
+    overflow: Overflow = "refuse"
+    """Values beyond the element type: refuse them, or allow them to become infinite, counted."""
 
     nan: GapPolicy = "refuse"
     """NaN and infinite values in features: refuse them; keep them, counted; or replace each by

@@ -172,7 +172,7 @@ class _Reordering:
                     f"{found.path}: the table {place} has {len(rows)} rows, expected one for each "
                     f"of the {len(nodes.order)} nodes: what its rows are of is not known"
                 )
-            writer.write_nodes(name, read, table.shape, table.encoding.dtype, node_type)
+            writer.write_nodes(name, read, table.shape, table.encoding, node_type)
         if "node_id_ends" in tables:
             self._write_words(node_type)
         elif "node_id" not in tables:
@@ -239,4 +239,4 @@ class _Reordering:
             rows = found.edge_table(name, edge_type)
             reader = permuted_rows(writer, place, rows, to, writer.options.memory)
             table = tables[name]
-            writer.write_edges(name, reader, table.shape, table.encoding.dtype, edge_type)
+            writer.write_edges(name, reader, table.shape, table.encoding, edge_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from torch_geometric.data.graph_store import EdgeLayout
 from torch_geometric.utils import index_to_mask
 
 from gnnsys.cache.arena import CacheArena
-from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Table
 from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
+from gnnsys.memory.encoding import Quantised
 from gnnsys.system.device import SIMT
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
@@ -83,7 +84,7 @@ class Dataset(DatasetTables):
 
     def features(
         self,
-        node_type: str = NODE_TYPE,
+        node_type: str | EdgeType = NODE_TYPE,
         *,
         name: str = "features",
         dtype: torch.dtype | None = None,
@@ -94,7 +95,7 @@ class Dataset(DatasetTables):
         """The features of a node type as a unified tensor over their file.
 
         Args:
-            node_type: whose.
+            node_type: whose; or an edge type, with ``name="edge_features"``.
             name: of the table.
             dtype: that rows are delivered in; None for float32 where they are stored shorter.
             threads: that gather; 0 for all cores.
@@ -120,11 +121,10 @@ class Dataset(DatasetTables):
         self, name: str, of: str | EdgeType, dtype: torch.dtype | None, **options: Any
     ) -> UnifiedTensor:
         table = self._find(name, of)
-        stored = torch.bfloat16 if table.encoding.dtype == "bfloat16" else None
         if dtype is None and table.encoding.dtype in ("bfloat16", "float16"):
             dtype = torch.float32
         paths = [self.path / shard.path for shard in table.shards]
-        return unified(paths, dtype=dtype, encoding=stored, **options)
+        return unified(paths, dtype=dtype, encoding=_encoding_of(table), **options)
 
     def split(self, name: str, node_type: str | None = None) -> Tensor:
         """(n,) int64 ids of the nodes of "train", "val" or "test"; empty where there are none.
@@ -226,6 +226,15 @@ class Dataset(DatasetTables):
         nodes = ", ".join(f"{key}: {value.count}" for key, value in self.manifest.nodes.items())
         edges = sum(value.count for value in self.manifest.edges.values())
         return f"Dataset({str(self.path)!r}, nodes={{{nodes}}}, edges={edges})"
+
+
+def _encoding_of(table: Table) -> torch.dtype | Quantised | None:
+    """What the header of a table's file cannot name."""
+    encoding = table.encoding
+    if encoding.scale is None:
+        return torch.bfloat16 if encoding.dtype == "bfloat16" else None
+    dtype: Literal["int8", "int4"] = "int4" if encoding.dtype == "int4" else "int8"
+    return Quantised(dtype, table.shape[1:], encoding.scales)
 
 
 class _CscStore(GraphStore):

@@ -9,10 +9,12 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, ResourceError
+from gnnsys.memory.alloc import pooled
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_ascending, row_index_error
 from gnnsys.memory.reads import Reads, ReadStats, StagedRows
@@ -141,7 +143,19 @@ class DirectRows(RowReader):
             raise ArgumentError(f"{self._table.shards[0].path}: this store was closed")
         return self._files
 
-    def _copy_rows(self, ids: RowIds, out: Tensor) -> None:
+    def _copy_rows(self, ids: RowIds, out: Tensor, coding: core.RowCoding | None) -> None:
+        if coding is None:
+            self._read_rows(ids, out)
+            return
+        step = max(1, self.cast_block_bytes // max(1, self.row_bytes))
+        block = pooled((min(step, len(ids)), self.row_bytes), torch.uint8)
+        for start in range(0, len(ids), step):
+            some = RowIds(ids[start : start + step])
+            self._read_rows(some, block)
+            offsets = torch.arange(len(some)) * self.row_bytes
+            self.copy_at(block.data_ptr(), offsets, out[start : start + step], coding)
+
+    def _read_rows(self, ids: RowIds, out: Tensor) -> None:
         bad, fault = self._core.gather(ids.data_ptr(), ids.element_size(), len(ids), out.data_ptr())
         if bad >= 0:
             raise row_index_error(ids, bad, self.shape[0])

@@ -20,7 +20,7 @@ from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, UnsupportedError
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.describe import in_short
-from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
+from gnnsys.memory.direct_rows import DirectRows, best_depth, direct_mode
 from gnnsys.memory.encoding import Encoding, check_dtype
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import check_ids
@@ -126,16 +126,7 @@ class FileStore(Store):
         if storage == "mmap" or (storage == "auto" and fits):
             return MappedRows(self._table, threads, isa)
         depth = depth or best_depth(self._table)
-        refusal = uring_refusal(depth) if storage != "pread" else ""
-        if refusal and storage == "uring":
-            raise UnsupportedError(
-                f"storage: 'uring' cannot be used: {refusal}; storage='pread' reads with threads"
-            )
-        if refusal:
-            told = "files are read by a pool of threads instead of io_uring: %s"
-            warn_once(_log, told, refusal)
-        mode: Literal["uring", "pread"] = "pread" if refusal or storage == "pread" else "uring"
-        return DirectRows(self._table, mode, depth, threads, isa)
+        return DirectRows(self._table, direct_mode(storage, depth), depth, threads, isa)
 
     @property
     def storage(self) -> str:

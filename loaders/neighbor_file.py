@@ -57,6 +57,11 @@ class NeighborFile:
         self._area = indices.base
         self.nbytes = self._table.nbytes
 
+    @property
+    def per_block(self) -> int:
+        """Neighbours of a block."""
+        return BLOCK_BYTES // self._table.row_bytes
+
     def check_size(self) -> None:
         """Raises FileFormatError where the file became shorter: who reads a mapping past the end of
         its file is killed."""

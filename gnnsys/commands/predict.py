@@ -107,6 +107,8 @@ def predict(
         device="cpu",
         eval="sampled" if config.sampled else "layerwise",
         eval_store=config.eval_store,
+        topology=config.topology,
+        topology_memory=config.topology_memory,
     )
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)

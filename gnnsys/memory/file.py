@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.describe import in_short
 from gnnsys.memory.direct_rows import DirectRows, best_depth, direct_mode
@@ -32,7 +32,6 @@ from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.names import naming_keywords
-from gnnsys.system.once import warn_once
 
 __all__ = ["FileStore"]
 

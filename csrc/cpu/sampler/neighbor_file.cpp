@@ -1,7 +1,6 @@
 #include "gnnsys/sampler/neighbor_file.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "gnnsys/buffer_pool.hpp"
@@ -14,6 +13,11 @@ constexpr int64_t kPiece = int64_t{1} << 18;        // neighbours that are gathe
 constexpr int64_t kKeptAtATime = int64_t{1} << 16;  // blocks
 constexpr int64_t kDistance = 16;                   // how far ahead of their use blocks are fetched
 
+ReaderOptions for_scans(ReaderOptions options) {
+  options.largest_request = int64_t{1} << 20;
+  return options;
+}
+
 }  // namespace
 
 NeighborFile::NeighborFile(std::string path, int handle, int64_t size, int64_t offset, bool wide,
@@ -22,7 +26,7 @@ NeighborFile::NeighborFile(std::string path, int handle, int64_t size, int64_t o
       size_(size),
       wide_(wide),
       per_block_(kBlock / (wide ? sizeof(int64_t) : sizeof(int32_t))),
-      blocks_({{handle, size / per_block_, offset}}, kBlock, options, backend),
+      blocks_({{handle, size / per_block_, offset}}, kBlock, for_scans(options), backend),
       neighbors_({{handle, size, offset}}, kBlock / per_block_, options, backend),
       slot_(size / per_block_ + 1, -1) {}
 
@@ -107,9 +111,12 @@ void weigh_blocks(std::span<const int64_t> indptr, std::span<const uint16_t> imp
     require(first <= end, "weigh_blocks: indptr descends");
     const auto degree = static_cast<double>(end - first);
     if (first == end) continue;
-    // How often a rank occurs falls about as steeply as in graphs whose degrees follow a power law:
-    // of the exponents that were tried on R-MAT, the fourth power reads the fewest pages.
-    const double use = importance.empty() ? degree : std::pow((importance[v] + 1) / 65536.0, 4);
+    double use = degree;
+    if (!importance.empty()) {
+      // Of the powers of the rank that were tried on R-MAT the fourth leaves the fewest reads.
+      const double rank = importance[v] + 1.0;
+      use = rank * rank * rank * rank;
+    }
     const double of_an_edge = use * std::min(degree, static_cast<double>(fanout)) / degree;
     for (int64_t block = first / per_block; block < blocks && block * per_block < end; ++block) {
       const int64_t from = std::max(first, block * per_block);

@@ -23,6 +23,7 @@ __all__ = [
     "Size",
     "Storage",
     "StoredType",
+    "Topology",
 ]
 
 DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
@@ -57,6 +58,10 @@ usual caches, which know nothing of coming batches.
 
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
+
+Topology = Literal["auto", "mmap", "mmap-random", "read"]
+"""How samplers read neighbours: through the page cache, with or without read-ahead, or past it,
+with the most used in memory; auto chooses."""
 
 Sharing = Literal["auto", "shm", "exchange", "peer"]
 """How ranks read rows of a cache that they share: in memory that all of them map, where they are on

@@ -110,6 +110,8 @@ def predict(
         eval="sampled" if config.sampled else "layerwise",
         eval_store=config.eval_store,
         eval_reads=config.eval_reads,
+        topology=config.topology,
+        topology_memory=config.topology_memory,
     )
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)

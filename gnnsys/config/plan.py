@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Size
+from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Size, Topology
 from gnnsys.config.checks import (
     FANOUTS,
     FIRST_FANOUTS,
@@ -19,6 +19,7 @@ from gnnsys.config.checks import (
     parse_fanouts,
 )
 from gnnsys.errors import ArgumentError
+from gnnsys.features.options import TopologyOptions
 from gnnsys.system.sizes import parse_bytes, parse_bytes_or_share
 
 __all__ = ["PlanConfig"]
@@ -97,6 +98,12 @@ class PlanConfig:
     eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """Of the run that --memory is for: how it is evaluated."""
 
+    topology: Topology = "auto"
+    """How neighbours are read, as of gnnsys train: mmap, mmap-random, read or auto."""
+
+    topology_memory: Size | None = None
+    """Bytes (2GB) of neighbours that --topology read keeps in memory, as of gnnsys train."""
+
     fanouts: Annotated[tuple[int, ...], FANOUTS] = FIRST_FANOUTS[:2]
     """Neighbours to sample per node for each hop, nearest the seeds first, between spaces or
     commas; -1 takes all."""
@@ -151,6 +158,7 @@ class PlanConfig:
         check_numbers(self)
         self.fanouts = parse_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
+        TopologyOptions.of(self)
         parse_bytes(self.victim_buffer, "--victim-buffer")
         self.budget = tuple(text for word in self.budget for text in word.split(","))
         if not self.budget:

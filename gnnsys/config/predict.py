@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from gnnsys.choices import EvalReads, File, Folder, Size, Storage
+from gnnsys.choices import EvalReads, File, Folder, Size, Storage, Topology
 from gnnsys.config.checks import check_bytes, check_least, check_numbers
-from gnnsys.features.options import parse_cache
+from gnnsys.features.options import TopologyOptions, parse_cache
 
 __all__ = ["PredictConfig"]
 
@@ -63,6 +63,12 @@ class PredictConfig:
     storage: Storage = "auto"
     """How rows are read, as of gnnsys train."""
 
+    topology: Topology = "auto"
+    """How neighbours are read, as of gnnsys train: mmap, mmap-random, read or auto."""
+
+    topology_memory: Size | None = None
+    """Bytes (2GB) of neighbours that --topology read keeps in memory, as of gnnsys train."""
+
     threads: int = 0
     """0 for all cores."""
 
@@ -74,3 +80,4 @@ class PredictConfig:
         check_least(self, 0, "threads")
         check_bytes("memory", self.memory)
         parse_cache(self.cache)
+        TopologyOptions.of(self)

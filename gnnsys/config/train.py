@@ -24,6 +24,7 @@ from gnnsys.choices import (
     SharingChoice,
     Size,
     Storage,
+    Topology,
 )
 from gnnsys.config.checks import (
     FANOUTS,
@@ -37,7 +38,7 @@ from gnnsys.config.checks import (
 from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
-from gnnsys.features.options import FeatureOptions, Window
+from gnnsys.features.options import FeatureOptions, TopologyOptions, Window
 
 __all__ = ["TrainConfig"]
 
@@ -300,6 +301,16 @@ class TrainConfig:
     mmap: through the page cache. auto: mmap where the file fits in a quarter of the memory
     left, else uring, or pread where the kernel does not offer it."""
 
+    topology: Topology = "auto"
+    """How the neighbours of a dataset folder are read when batches are drawn. mmap: through the
+    page cache; mmap-random: likewise, but no page brings others with it; read: the most used stay
+    in memory, the others are read past the page cache, all of a hop at once, as --storage says.
+    auto: mmap where they fit in the memory that is left beside all else, else read."""
+
+    topology_memory: Size | None = None
+    """Bytes (2GB) of neighbours that --topology read keeps in memory; 0: none. Default: what is
+    left. Given, auto stands for read."""
+
     score: ImportanceChoice = "auto"
     """Importance of rows, by which the cache is filled before the first batch and decides where no
     batch in the window does. degree: how often a node is a neighbour; pagerank: reverse PageRank;
@@ -381,9 +392,15 @@ class TrainConfig:
             self.dataset = self.data = os.path.abspath(self.data)
 
     def _check_features(self) -> None:
-        features = FeatureOptions.of(self)
+        features, topology = FeatureOptions.of(self), TopologyOptions.of(self)
         if self.full_batch:
             features.check_without_file("--full-batch reads them into memory once")
+            topology.check_without_file("--full-batch reads them into memory once")
+        if self.sampler == "gpu" and topology != TopologyOptions():
+            raise ArgumentError(
+                f"--sampler gpu: maps the neighbours, but --topology {self.topology} was given; "
+                "leave one of them out"
+            )
 
     def _check_eval_reads(self) -> None:
         if self.eval_reads != "sequential":

@@ -20,6 +20,7 @@ from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
+from gnnsys.loaders.neighbor_file import NeighborFile
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
 from gnnsys.memory.encoding import Quantised
@@ -64,13 +65,15 @@ class Dataset(DatasetTables):
     """
 
     def graph(self, edge_type: EdgeType = EDGE_TYPE) -> CSC:
-        """The edges of a type, mapped: processes of a machine have them in memory once.
+        """The edges of a type, mapped: processes of a machine have them in memory once. Samplers
+        may read the neighbours otherwise, see ``CSC.file``.
 
         Raises:
             FileFormatError: an indptr that does not ascend to the number of edges, or is damaged.
         """
         indptr, indices = self.indptr(edge_type), self.edge_table("indices", edge_type)
-        return CSC(view_array(indptr), view_array(indices))
+        file = NeighborFile(self._shard_path(self._find("indices", edge_type)), indices)
+        return CSC(view_array(indptr), view_array(indices), file=file)
 
     def edge_index(self, edge_type: EdgeType = EDGE_TYPE) -> Tensor:
         """(2, edges) int64 sources and targets, in memory, sorted by target.

@@ -20,7 +20,8 @@ from gnnsys.config.run_files import CONFIG, RESULT
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import DivergedError
-from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
+from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts
+from gnnsys.features.topology import MappingWatch
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.ranks.group import Interruption, check_alike, join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
@@ -163,6 +164,7 @@ class _Trainer:
         self._depth = store.depth
         disk = load_disk_profile(store.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
+        self._mapping_watch = MappingWatch(dataset.graph.file)
         self._logged = self._stats()  # what the last epoch's curves were made of
         self._last_step_record = self._test_seconds = 0.0
         self._last_checkpoint = time.monotonic()
@@ -226,6 +228,7 @@ class _Trainer:
             on_batch(state.epoch, state.batch, total)
             on_stats(stats)
             self._warn(self._disk_watch.look(stats))
+            self._warn(self._mapping_watch.look())
             self._nothing_kept.look(state.step, total * (self._config.epochs or 0))
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = self._kept_in is not None and minutes >= self._config.checkpoint_minutes
@@ -424,8 +427,8 @@ class _Trainer:
         return total
 
     def _stats(self) -> FeatureStats:
-        served, store = self._served().as_dict(), self._dataset.features.store
-        reads = read_counts(store) if self._steps.reads is None else self._steps.reads
+        served = self._served().as_dict()
+        reads = self._dataset.reads() if self._steps.reads is None else self._steps.reads
         return FeatureStats(
             seconds=self._seconds(),
             rows=served["rows"],

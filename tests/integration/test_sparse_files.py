@@ -63,6 +63,24 @@ def make_table(file: Path, shape: tuple[int, ...], dtype: Any, known: Any, value
     return Table(shape=shape, encoding=encoding, shards=(shard,))
 
 
+def make_graph(folder: Path, degrees: list[int], known: Any, sources: Any) -> Path:
+    """A folder of nodes with so many in-neighbours; edges at the known positions have sources."""
+    everywhere, indptr = np.arange(len(degrees) + 1), np.cumsum([0, *degrees])
+    edges = int(indptr[-1])
+    tables = {
+        "indptr": make_table(folder / "indptr.npy", indptr.shape, np.int64, everywhere, indptr),
+        "indices": make_table(folder / "indices.npy", (edges,), np.int32, known, sources),
+    }
+    manifest = Manifest(
+        name="sparse",
+        heterogeneous=False,
+        nodes={NODE_TYPE: NodeSet(count=len(degrees))},
+        edges={EDGE_TYPE: EdgeSet(count=edges, tables=tables)},
+    )
+    (folder / "graph.json").write_text(manifest.to_json())
+    return folder
+
+
 def drawn_edges(node: int) -> list[int]:
     """Positions of the edges of a node that the reference draws in the first hop."""
     key = rng.stream_key(SEED, 0, GROUP, 0)
@@ -73,22 +91,9 @@ def drawn_edges(node: int) -> list[int]:
 @pytest.fixture(scope="module")
 def many_edges(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 5 nodes and more than 2^32 edges; those that are drawn have known sources."""
-    folder = tmp_path_factory.mktemp("edges")
     known = np.array([*drawn_edges(0), *drawn_edges(1), *range(int(INDPTR[2]), EDGES)])
-    sources = np.arange(len(known)) % 5
-    everywhere = np.arange(len(INDPTR))
-    tables = {
-        "indptr": make_table(folder / "indptr.npy", (6,), np.int64, everywhere, INDPTR),
-        "indices": make_table(folder / "indices.npy", (EDGES,), np.int32, known, sources),
-    }
-    manifest = Manifest(
-        name="many edges",
-        heterogeneous=False,
-        nodes={NODE_TYPE: NodeSet(count=5)},
-        edges={EDGE_TYPE: EdgeSet(count=EDGES, tables=tables)},
-    )
-    (folder / "graph.json").write_text(manifest.to_json())
-    return folder
+    sources = np.arange(len(known), dtype=np.int32) % 5
+    return make_graph(tmp_path_factory.mktemp("edges"), DEGREES, known, sources)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +142,30 @@ def test_a_loader_takes_all_neighbours_beyond_two_to_the_32(many_edges: Path) ->
     assert batch.e_id.tolist() == [*range(EDGES - 4, EDGES), *range(EDGES - 9, EDGES - 4)]
     indices = np.load(many_edges / "indices.npy", mmap_mode="r")
     assert batch.n_id[batch.edge_index[0]].tolist() == indices[batch.e_id.numpy()].tolist()
+
+
+def test_batches_are_the_same_wherever_their_lists_lie(tmp_path: Path) -> None:
+    sources = np.random.default_rng(2).integers(1, 300, (299, 40), dtype=np.int32)
+    loaders = []
+    # In front of all other lists stands that of a node which no batch meets.
+    for name, unmet in (("near", 0), ("far", 2 * FAR + 3)):
+        (tmp_path / name).mkdir()
+        known = np.arange(unmet, unmet + sources.size)
+        make_graph(tmp_path / name, [unmet, *[40] * 299], known, sources.ravel())
+        dataset = gnnsys.open_dataset(tmp_path / name)
+        loaders.append(
+            gnnsys.NeighborLoader(
+                dataset.stores(), [5, 3], input_nodes=torch.arange(1, 300), batch_size=50,
+                shuffle=True, seed=4,
+            )
+        )  # fmt: skip
+    batches = 0
+    for near, far in zip(*loaders, strict=True):
+        assert torch.equal(near.n_id, far.n_id)
+        assert torch.equal(near.edge_index, far.edge_index)
+        assert torch.equal(near.e_id + 2 * FAR + 3, far.e_id)
+        batches += 1
+    assert batches == 6
 
 
 def test_info_counts_more_edges_than_int32_can(

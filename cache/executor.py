@@ -34,18 +34,28 @@ class Executor(Protocol):
     cells: int
     """Number of cells."""
 
+    decodes: bool = False
+    """Whether ``execute`` takes a coding."""
+
     def new_output(self, rows: int) -> Tensor:
         """(rows, row_bytes) uint8 in memory that is used again once it is let go."""
 
     def new_staging(self, rows: int) -> Tensor:
         """(rows, row_bytes) uint8 of the CPU, likewise, for rows that are read in pieces."""
 
-    def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
+    def execute(
+        self,
+        plan: BatchPlan,
+        staged: StagedRows | None,
+        out: Tensor,
+        coding: core.RowCoding | None = None,
+    ) -> None:
         """Gathers a batch into ``out`` and leaves slots and cells as the plan says.
 
         Args:
             staged: the rows of ``plan.reads``; None where there are none.
             out: (plan.rows, …) dense, with the element type of the store.
+            coding: by which rows go to ``out`` decoded, which is float32 then.
         """
 
     def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:
@@ -67,6 +77,8 @@ class CpuExecutor(Executor):
         TooLargeError: the system does not hand out so much memory.
     """
 
+    decodes = True
+
     def __init__(self, capacity: int, cells: int, row_bytes: int, threads: int = 0) -> None:
         self.capacity, self.cells, self.row_bytes = capacity, cells, row_bytes
         self._slots = new_area(capacity, row_bytes)
@@ -81,7 +93,13 @@ class CpuExecutor(Executor):
         """See ``Executor.new_staging``."""
         return pooled((rows, self.row_bytes), torch.uint8)
 
-    def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
+    def execute(
+        self,
+        plan: BatchPlan,
+        staged: StagedRows | None,
+        out: Tensor,
+        coding: core.RowCoding | None = None,
+    ) -> None:
         """See ``Executor.execute``."""
         if self.row_bytes == 0:
             return
@@ -100,6 +118,7 @@ class CpuExecutor(Executor):
             staged.offsets if staged is not None else _NO_ROWS,
             self.row_bytes,
             out.data_ptr(),
+            coding,
         )
 
     def fill(self, slots: NDArray[np.int64], staged: StagedRows) -> None:

@@ -13,6 +13,7 @@ from gnnsys.cache.executor import CpuExecutor, Executor, new_area
 from gnnsys.cache.plan import BatchPlan
 from gnnsys.errors import DeviceError, ResourceError, TooLargeError
 from gnnsys.memory.reads import RowsInPlace, StagedRows
+from gnnsys.system.extension import core
 from gnnsys.system.gpu import Device
 from gnnsys.system.gpu.device import Mapping
 from gnnsys.system.gpu.kernels import MOST_BLOCKS
@@ -88,8 +89,15 @@ class KernelExecutor(Executor):
         """See ``Executor.collect``."""
         self._cpu.collect(staged, out)
 
-    def execute(self, plan: BatchPlan, staged: StagedRows | None, out: Tensor) -> None:
+    def execute(
+        self,
+        plan: BatchPlan,
+        staged: StagedRows | None,
+        out: Tensor,
+        coding: core.RowCoding | None = None,
+    ) -> None:
         """See ``Executor.execute``; faults of earlier plans on a GPU are raised here."""
+        assert coding is None, "kernels copy rows; Encoding.decode follows"
         lists = {name: getattr(plan, name, _EMPTY) for name in LISTS}
         self._run(plan.rows, lists, staged, out)
 

@@ -45,7 +45,6 @@ class ResidentRows:
         record: Callable[[NDArray[Any]], None] = lambda ids: None,
     ) -> None:
         self._source, self._threads = source, threads
-        self._encoding = Encoding(source.encoding.stored, source.encoding.stored)
         self._counters, self._record = counters, record
         self._rows: Tensor | None = None
         self._reader: RowReader | None = None
@@ -88,7 +87,9 @@ class ResidentRows:
     def close(self) -> None:
         """Nothing is under way between two gathers."""
 
-    def gather(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
+    def gather(
+        self, ids: RowIds, out: Tensor | None, ticket: Any, encoding: Encoding | None = None
+    ) -> Tensor:
         """See ``Engine.gather``."""
         with self._lock:
             if ticket is not None:
@@ -96,7 +97,7 @@ class ResidentRows:
             if self._reader is None:
                 self._load()
             assert self._reader is not None
-            rows = self._reader.gather(ids, self._encoding, out)
+            rows = self._reader.gather(ids, encoding or self._source.encoding, out)
             self._record(ids.numpy())
             if ticket is not None:
                 self._tickets.redeem(ticket)
@@ -109,7 +110,7 @@ class ResidentRows:
     def _load(self) -> None:
         source, began = self._source, time.monotonic()
         try:
-            self._rows = empty(source.shape, self._encoding.stored)
+            self._rows = empty(source.shape, source.dtype)
         except (MemoryError, OSError) as error:
             raise TooLargeError(
                 f"cache: the system refuses memory for all {source.shape[0]} rows ({error}); give "
@@ -120,7 +121,7 @@ class ResidentRows:
         self._reader = RowReader(
             self._rows.data_ptr(),
             source.shape,
-            self._encoding.stored,
+            source.dtype,
             source.row_bytes,
             self._threads,
         )

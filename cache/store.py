@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
+from gnnsys.cache.engine import Engine
 from gnnsys.cache.importance import rank_normalised
-from gnnsys.cache.making import Once, check_memory, make_engine
+from gnnsys.cache.making import Once, check_memory, make_engine, make_planner_of
+from gnnsys.cache.packed.plans import RecordedPlans
 from gnnsys.cache.plan import POLICIES, Policy
+from gnnsys.cache.planner import Planner
 from gnnsys.cache.shared.engine import SharedEngine
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.trace import TraceWriter
@@ -52,7 +55,7 @@ class CachedStore(AnnouncedStore):
     the rest from the source.
 
     Args:
-        source: the slower store, such as a ``FileStore``; it delivers rows as they are stored.
+        source: the slower store, such as a ``FileStore``; rows are cached as it stores them.
         cache: rows to hold, as a number of rows, a share of all (a float up to 1.0), bytes as a
             text ("8GB"), or a ``CacheArena`` or a share of one. The planner takes some bytes for
             every row of the table besides.
@@ -143,7 +146,7 @@ class CachedStore(AnnouncedStore):
         self._capacity = self._reserve(cache)
         self._trace = TraceWriter(trace, rows) if trace is not None else None
         make = partial(
-            make_engine, source, self._name, self._capacity, self.counters, self._trace,
+            make_engine, source.as_stored(), self._name, self._capacity, self.counters, self._trace,
             **self._options,
         )  # fmt: skip
         # Nothing below knows this object: what it holds is let go with the last reference to it.
@@ -240,8 +243,7 @@ class CachedStore(AnnouncedStore):
                 rows = self.source.with_dtype(self.dtype).gather(wanted, out)
                 self.counters.add("file", len(wanted), len(wanted) * self.row_bytes)
                 return rows
-            rows = self._engine().gather(wanted, self.encoding.target(out), ticket)
-        return self.encoding.decode(rows, out)
+            return self._engine().gather(wanted, out, ticket, self.encoding)
 
     def retract(self, ticket: Any) -> None:
         """Takes back this ticket and all its owner was given after it; ignores one that is gone."""
@@ -262,6 +264,34 @@ class CachedStore(AnnouncedStore):
             return
         with self._gate:
             self._engine().end(owner)
+
+    def make_planner(self, window: int) -> Planner:
+        """A planner like the cache's own, with another window and without a victim buffer."""
+        options = {name: self._options[name] for name in ("policy", "scores", "prefill")}
+        rows = self.shape[0]
+        return make_planner_of(self._name, rows, self.capacity, 0, window=window, **options)
+
+    def follow(self, plans: RecordedPlans, packed: Store | None, batches: int, first: int) -> bool:
+        """From now on the batches announced are those that were planned; what waits is retracted.
+
+        Rows are exact whatever is announced: a batch that is not the next one planned is served
+        from the cache as it is, or from the source.
+
+        Args:
+            plans: of an epoch, made by a planner of ``make_planner``.
+            packed: the rows that plans read, in their order; None where none are packed.
+            batches: whose reads are packed, from the epoch's first on.
+            first: the batch of the epoch that comes next.
+
+        Returns:
+            False for a cache that follows no plans: one that holds all rows, or that ranks share.
+        """
+        with self._gate:
+            engine = self._engine()
+            if not isinstance(engine, Engine):
+                return False
+            engine.follow(plans, packed, batches, first)
+            return True
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Raises ReadOnlyError."""
@@ -372,11 +402,6 @@ def _sharing(shared: bool | Sharing, cache: Any, trace: Any, device: Any) -> Sha
 def _check(source: Store, policy: str, window: int | str, prefetch: int, threads: int) -> None:
     if getattr(source, "writable", False):
         raise ArgumentError("source: is writable, and a cache would not see changes; open it anew")
-    if source.dtype != source.encoding.stored:
-        raise ArgumentError(
-            f"source: delivers {source.dtype} of stored {source.encoding.stored}; give the dtype "
-            "to with_dtype of the cached store instead"
-        )
     if policy not in POLICIES:
         raise ArgumentError(f"policy: {policy!r}, expected one of {', '.join(POLICIES)}")
     if window != "auto" and (not isinstance(window, int) or window < 0):

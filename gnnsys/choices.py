@@ -6,18 +6,24 @@ from typing import Annotated, Literal
 __all__ = [
     "DATASET_NAMES",
     "EVAL_STORES",
+    "EvalReads",
     "File",
     "FloatType",
     "Folder",
     "GapPolicy",
     "Importance",
     "ImportanceChoice",
+    "Overflow",
     "Policy",
     "Precision",
+    "RowOrder",
+    "Scale",
     "Sharing",
     "SharingChoice",
     "Size",
     "Storage",
+    "StoredType",
+    "Topology",
 ]
 
 DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
@@ -25,6 +31,10 @@ DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper
 
 EVAL_STORES = ("auto", "ram")
 """Places of activations that are no folders."""
+
+EvalReads = Literal["auto", "gather", "sequential"]
+"""How a layer of exact inference reads its inputs: the rows of a block's neighbours, wherever they
+lie; all rows in passes; auto: whichever reads fewer bytes from the disk."""
 
 File = Annotated[str, "FILE"]
 """A path."""
@@ -49,6 +59,10 @@ usual caches, which know nothing of coming batches.
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
 
+Topology = Literal["auto", "mmap", "mmap-random", "read"]
+"""How samplers read neighbours: through the page cache, with or without read-ahead, or past it,
+with the most used in memory; auto chooses."""
+
 Sharing = Literal["auto", "shm", "exchange", "peer"]
 """How ranks read rows of a cache that they share: in memory that all of them map, where they are on
 one machine; as messages of the rank that has them; or, of a cache on GPUs, by kernels in each
@@ -69,6 +83,20 @@ Precision = Literal["fp32", "bf16"]
 FloatType = Literal["float32", "float16", "bfloat16"]
 """Element type that features are stored in."""
 
+StoredType = Literal[FloatType, "int8", "int4"]
+"""The same, or whole numbers with a scale."""
+
+Scale = Literal["row", "column"]
+"""What has a scale of its own where features are whole numbers with a scale."""
+
+Overflow = Literal["refuse", "allow"]
+"""What to do with values beyond the element type that they are stored in: refuse them, or store
+them as infinite and count them."""
+
 GapPolicy = Literal["refuse", "keep", "zero", "mean"]
 """What to do with NaN and infinite values: refuse them, keep them, or replace each by zero or by
 the mean of its column's finite values."""
+
+RowOrder = Literal["none", "degree", "community"]
+"""How the nodes of a dataset folder are numbered, and so their rows lie: as in the source; by how
+often they stand in lists of neighbours; or by community."""

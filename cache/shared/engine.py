@@ -30,6 +30,7 @@ from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import ANYBODY, Ticket, Tickets, is_aside, refer
 from gnnsys.counters import Counters
 from gnnsys.errors import ArgumentError, RankFailedError
+from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import CPU, RowIds, check_bounds
 from gnnsys.ranks.mailbox import Mailbox
 from gnnsys.ranks.owners import Owners
@@ -254,7 +255,16 @@ class SharedEngine:
 
     # Gathering -----------------------------------------------------------------------------------
 
-    def gather(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
+    def gather(
+        self, ids: RowIds, out: Tensor | None, ticket: Any, encoding: Encoding | None = None
+    ) -> Tensor:
+        """See ``Engine.gather``."""
+        if encoding is None:
+            return self._gather(ids, out, ticket)
+        rows = self._gather(ids, encoding.target(out, decodes=False), ticket)
+        return encoding.decode(rows, out)
+
+    def _gather(self, ids: RowIds, out: Tensor | None, ticket: Any) -> Tensor:
         """Rows ``ids`` as they are stored, in ``out`` (dense, of the stored type) or pooled memory.
 
         Returns:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bind.hpp"
+#include "coding.hpp"
 #include "gnnsys/cache/execute_plan.hpp"
 #include "gnnsys/cache/planner.hpp"
 
@@ -97,15 +98,16 @@ class PlanExecutor {
   void execute(int64_t rows, PlanTable<2> hits, PlanTable<3> victim_in, PlanTable<3> fills,
                PlanTable<2> copies, PlanTable<2> victim_out, uintptr_t slots, int64_t num_slots,
                uintptr_t cells, int64_t num_cells, uintptr_t staging, Vector<const int64_t> staged,
-               int64_t row_bytes, uintptr_t out) {
+               int64_t row_bytes, uintptr_t out, const BoundCoding* coding) {
     const PlanView plan{rows,        view(hits),   view(victim_in),
                         view(fills), view(copies), view(victim_out)};
     const CacheMemory memory{reinterpret_cast<char*>(slots),         num_slots,
                              reinterpret_cast<char*>(cells),         num_cells,
                              reinterpret_cast<const char*>(staging), staged.data(),
                              static_cast<int64_t>(staged.size()),    row_bytes};
+    const RowCoding* const given = coding == nullptr ? nullptr : &coding->of_rows(row_bytes);
     nb::gil_scoped_release release;
-    execute_plan(plan, memory, reinterpret_cast<char*>(out), threads_, isa_, scratch_);
+    execute_plan(plan, memory, reinterpret_cast<char*>(out), threads_, isa_, scratch_, given);
   }
 
   void move(std::span<const int64_t> sources, std::span<const int64_t> targets, int64_t row_bytes) {
@@ -169,8 +171,9 @@ void bind_cache(nb::module_& m) {
       .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("execute", &PlanExecutor::execute, "rows"_a, "hits"_a, "victim_in"_a, "fills"_a,
            "copies"_a, "victim_out"_a, "slots"_a, "num_slots"_a, "cells"_a, "num_cells"_a,
-           "staging"_a, "staged"_a, "row_bytes"_a, "out"_a,
-           "Gathers a batch into `out` and moves rows between slots, cells and staging memory.")
+           "staging"_a, "staged"_a, "row_bytes"_a, "out"_a, "coding"_a.none() = nb::none(),
+           "Gathers a batch into `out`, decoded where a coding is given, and moves rows between "
+           "slots, cells and staging memory.")
       .def("move", &PlanExecutor::move, "sources"_a, "targets"_a, "row_bytes"_a, Freely(),
            "Copies rows from addresses to addresses.");
 }

@@ -1,11 +1,15 @@
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bind.hpp"
+#include "coding.hpp"
 #include "gnnsys/buffer_pool.hpp"
 #include "gnnsys/errors.hpp"
 #include "gnnsys/isa.hpp"
@@ -34,14 +38,15 @@ class Gatherer {
   Gatherer(ThreadPool threads, const std::string& isa) : threads_(threads), isa_(parse_isa(isa)) {}
 
   int64_t gather(uintptr_t rows, int64_t num_rows, int64_t row_bytes, int64_t stride, uintptr_t ids,
-                 int id_bytes, int64_t n, uintptr_t out) {
+                 int id_bytes, int64_t n, uintptr_t out, const BoundCoding* coding) {
     const RowTable table{reinterpret_cast<const char*>(rows), num_rows, row_bytes, stride};
-    char* const to = reinterpret_cast<char*>(out);
+    const RowCoding* const given = coding == nullptr ? nullptr : &coding->of_rows(row_bytes);
+    const auto gather = [&](const auto* first) {
+      return gather_rows(table, first, n, reinterpret_cast<char*>(out), threads_, isa_, given);
+    };
     nb::gil_scoped_release release;
-    if (id_bytes == 4) {
-      return gather_rows(table, reinterpret_cast<const int32_t*>(ids), n, to, threads_, isa_);
-    }
-    return gather_rows(table, reinterpret_cast<const int64_t*>(ids), n, to, threads_, isa_);
+    return id_bytes == 4 ? gather(reinterpret_cast<const int32_t*>(ids))
+                         : gather(reinterpret_cast<const int64_t*>(ids));
   }
 
   int threads() const { return threads_.size(); }
@@ -50,6 +55,27 @@ class Gatherer {
   const ThreadPool threads_;
   const Isa isa_;
 };
+
+Bytes encode(const BoundCoding& self, Matrix<const float> rows) {
+  const RowCoding& coding = self.coding();
+  require(coding.has_codes() && static_cast<int64_t>(rows.shape(1)) == coding.columns,
+          "encode: rows of other columns, or no codes");
+  const auto n = static_cast<int64_t>(rows.shape(0));
+  Bytes out = pooled_bytes(rows.shape(0) * static_cast<std::size_t>(coding.row_bytes()));
+  nb::gil_scoped_release release;
+  const int64_t bad = encode_rows(coding, rows.data(), n, reinterpret_cast<char*>(out.data()));
+  require(bad < 0, "encode: NaN or infinite values");
+  return out;
+}
+
+void decode(const BoundCoding& self, uintptr_t rows, int64_t n, uintptr_t out, ThreadPool threads) {
+  const int64_t row_bytes = self.coding().row_bytes();
+  const RowTable table{reinterpret_cast<const char*>(rows), n, row_bytes, row_bytes};
+  std::vector<int64_t> ids(static_cast<std::size_t>(n));
+  std::iota(ids.begin(), ids.end(), 0);
+  gather_rows(table, ids.data(), n, reinterpret_cast<char*>(out), threads, parse_isa("auto"),
+              &self.coding());
+}
 
 constexpr int64_t kMaxWidth = int64_t{1} << 26;  // block numbers above are those of retries
 
@@ -77,11 +103,22 @@ void bind_keyed_dropout(nb::module_& m) {
 }  // namespace
 
 void bind_rows(nb::module_& m) {
+  nb::class_<BoundCoding>(m, "RowCoding", "How rows of float32 are stored in fewer bytes.")
+      .def(nb::init<const std::string&, int64_t, std::vector<float>>(), "stored"_a, "columns"_a,
+           "scales"_a = std::vector<float>())
+      .def_prop_ro(
+          "row_bytes", [](const BoundCoding& self) { return self.coding().row_bytes(); },
+          "Of a stored row.")
+      .def("encode", &encode, "rows"_a.noconvert(),
+           "The bytes of (n, columns) rows as codes of int8 or int4; none may be NaN or infinite.")
+      .def("decode", &decode, "rows"_a, "n"_a, "out"_a, "threads"_a, Freely(),
+           "Writes the (n, columns) float32 of n dense stored rows to `out`.");
   nb::class_<Gatherer>(m, "Gatherer", "Gathers rows on threads of the process.")
       .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("gather", &Gatherer::gather, "rows"_a, "num_rows"_a, "row_bytes"_a, "stride"_a, "ids"_a,
-           "id_bytes"_a, "n"_a, "out"_a,
-           "Copies rows to `out`; returns -1 or the first position whose id is outside the table.")
+           "id_bytes"_a, "n"_a, "out"_a, "coding"_a.none() = nb::none(),
+           "Copies rows to `out`, or decodes them there; returns -1 or the first position whose id "
+           "is outside the table.")
       .def_prop_ro("threads", &Gatherer::threads);
   m.def("pooled_bytes", &pooled_bytes, "nbytes"_a,
         "Uninitialised bytes at a 64-byte boundary, used again once they are let go.");

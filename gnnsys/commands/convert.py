@@ -12,12 +12,14 @@ from gnnsys.commands.info import describe_dataset, print_tables
 from gnnsys.config.convert import ConvertConfig
 from gnnsys.convert.deep_clustering import convert_deep_clustering, is_deep_clustering
 from gnnsys.convert.edge_list import open_edge_list, write_edge_list
+from gnnsys.convert.folder import convert_folder
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.parts import holds_parts, is_pattern
 from gnnsys.convert.pipes import is_pipe, without_pipes
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
+from gnnsys.convert.reorder import convert_in_order
 from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.dataset.tables import DatasetTables
@@ -29,12 +31,17 @@ from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["run_command"]
 
+_OF_THE_RUN = {"dst", "name", "order", "memory", "threads", "dry_run", "json", "to"}
+"""Options that change no table of the result, or are passed by themselves."""
+
 
 def run_command(config: ConvertConfig) -> int:
     """Converts and says what was made."""
     with work_progress() as progress:
         options = ConvertOptions(
             dtype=config.dtype,
+            scale=config.scale,
+            overflow=config.overflow,
             nan=config.nan,
             undirected=config.undirected,
             memory=parse_bytes(config.memory, "--memory"),
@@ -61,6 +68,8 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         GnnsysError: as the converters raise.
     """
     source, path = Path(config.src), Path(config.dst)
+    if config.order != "none" and not config.dry_run:
+        return _convert_in_order(config, options)
     if config.to == "graphbolt":
         _refuse_edge_list_options(config)
         return export_graphbolt(source, path, memory=options.memory, progress=options.progress)
@@ -78,13 +87,57 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     if source.is_file():
         return convert_pyg_file(source, path, options, name=name, split=config.split)
     if source.is_dir():
-        return _convert_folder(source, path, options)
+        return _convert_folder(source, path, options, config.name)
     if config.src.startswith("ogbn-"):
         return convert_ogb(config.src, Path(config.root), path, options)
     if config.src in NAMES or config.src.startswith("pyg:"):
         return convert_pyg_name(config.src, Path(config.root), path, options, split=config.split)
     raise MissingFileError(
         f"{config.src}: neither a file or folder nor a known name; see gnnsys convert --help"
+    )
+
+
+def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
+    """Converts a source that is no dataset folder into one first, in the scratch folder."""
+    source, path = Path(config.src), Path(config.dst)
+    if config.to != "gnnsys":
+        raise ArgumentError(
+            f"--order {config.order}: makes a folder of gnnsys, but --to is {config.to}; convert "
+            "that folder afterwards"
+        )
+    is_folder = (source / MANIFEST).is_file()
+    # One whose tables are stored anew is made first, as of another source.
+    as_it_is = is_folder and all(
+        getattr(config, name) == ConvertConfig.__dataclass_fields__[name].default
+        for name in ("dtype", "undirected")
+    )
+    if is_folder:
+        _refuse_edge_list_options(config)
+    for name in ("nan", "split") if as_it_is else ():
+        if getattr(config, name) != ConvertConfig.__dataclass_fields__[name].default:
+            raise ArgumentError(
+                f"--{name}: {config.src} is a dataset folder, whose tables --order takes as they "
+                "are; leave it out"
+            )
+
+    def prepare(place: Path) -> Path:
+        if as_it_is:
+            return source
+        if not place.exists():
+            name = config.name or path.name
+            convert(dataclasses.replace(config, dst=str(place), order="none", name=name), options)
+        return place
+
+    given = vars(config)
+    more = {key: given[key] for key in given.keys() - _OF_THE_RUN}
+    return convert_in_order(
+        path,
+        options,
+        config.order,
+        name=config.name or (DatasetTables(source).name if is_folder else path.name),
+        files=[source / MANIFEST] if is_folder else [source] if source.is_file() else [],
+        prepare=prepare,
+        **more,
     )
 
 
@@ -130,11 +183,9 @@ def _spoken(value: Any) -> str:
     return str(value)
 
 
-def _convert_folder(source: Path, path: Path, options: ConvertOptions) -> Path:
+def _convert_folder(source: Path, path: Path, options: ConvertOptions, name: str | None) -> Path:
     if (source / MANIFEST).is_file():
-        raise ArgumentError(
-            f"{source}: a dataset folder of gnnsys already; --to graphbolt writes it as GraphBolt's"
-        )
+        return convert_folder(source, path, options, name=name)
     if is_graphbolt(source):
         return convert_graphbolt(source, path, options)
     if is_ogb(source):

@@ -57,6 +57,7 @@ def describe_dataset(dataset: DatasetTables) -> dict[str, Any]:
             }
             for edge_type, edges in manifest.edges.items()
         ],
+        "order": manifest.source.get("order", "none"),
         "source": manifest.source,
     }
 
@@ -66,6 +67,8 @@ def _tables(tables: dict[str, Table]) -> dict[str, Any]:
         name: {
             "shape": list(table.shape),
             "dtype": table.encoding.dtype,
+            "scale": table.encoding.scale,
+            "row_bytes": table.encoding.row_stride,
             "bytes": sum(shard.bytes for shard in table.shards),
             "files": [shard.path for shard in table.shards],
         }
@@ -106,18 +109,28 @@ def print_tables(dataset: DatasetTables, console: Console) -> None:
         head.add_row("task", f"{facts['task']['num_classes']} {kind}, {metric}")
     for name, count in facts["source"].get("nan", {}).items():
         head.add_row(f"[yellow]NaN in {escape(name)}[/]", f"[yellow]{count:,}[/]")
+    for name, count in facts["source"].get("overflow", {}).items():
+        head.add_row(f"[yellow]infinite in {escape(name)}[/]", f"[yellow]{count:,}[/]")
+    for name, change in facts["source"].get("round_trip", {}).items():
+        told = f"max {change['max']:.2%}, rms {change['rms']:.2%} of the greatest magnitude"
+        head.add_row(f"changed in {escape(name)}", told)
     about = dataset.manifest.source.get(SCORE_TABLE)
     if isinstance(about, dict):
         said = [f"{key} {_listed(value)}" for key, value in about.items() if key != "kind"]
         head.add_row("importance", escape(", ".join([str(about.get("kind")), *said])))
+    head.add_row("order of nodes", escape(str(facts["order"])))
     head.add_row("source", escape(str(facts["source"].get("kind", "unknown"))))
     console.print(head)
-    tables = RichTable("file", "shape", "dtype", "bytes")
+    tables = RichTable("file", "shape", "dtype", "bytes a row", "bytes")
     for owner in [*facts["nodes"].values(), *facts["edges"]]:
         for table in owner["tables"].values():
             shape = " x ".join(f"{size:,}" for size in table["shape"])
             tables.add_row(
-                escape(", ".join(table["files"])), shape, table["dtype"], f"{table['bytes']:,}"
+                escape(", ".join(table["files"])),
+                shape,
+                table["dtype"] + (f", scale by {table['scale']}" if table["scale"] else ""),
+                f"{table['row_bytes']:,}",
+                f"{table['bytes']:,}",
             )
     console.print(tables)
 

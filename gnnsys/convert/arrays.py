@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.dataset.writer import RowReader
 from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.system.files import NPY_FAULTS
 from gnnsys.system.once import warn_once
@@ -23,6 +24,7 @@ __all__ = [
     "ArraySource",
     "MatrixRows",
     "NpzMember",
+    "ReadRows",
     "WidenedRows",
     "as_matrix",
     "block_rows",
@@ -74,6 +76,17 @@ class MatrixRows:
             block = np.asarray(self._rows[start : start + step])
             native = block.astype(block.dtype.newbyteorder("="), copy=False)
             yield widen(native) if self._bits else native
+
+
+class ReadRows:
+    """An array that a function reads from any row on."""
+
+    def __init__(self, read: RowReader, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._read, self.shape, self.dtype = read, shape, dtype
+
+    def blocks(self, first: int = 0) -> Iterator[NDArray[Any]]:
+        """Rows from ``first`` on."""
+        return self._read(first)
 
 
 class WidenedRows:

@@ -5,24 +5,34 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.arrays import ArraySource, MatrixRows, WidenedRows, narrow, widen
+from gnnsys.convert.arrays import ArraySource, MatrixRows, ReadRows, WidenedRows, widen
 from gnnsys.convert.csc import EdgeReader, EdgeSort, permute_rows, write_csc
 from gnnsys.convert.gaps import WithoutGaps
 from gnnsys.convert.spec import ConvertOptions
-from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Task, is_dtype
+from gnnsys.convert.stored_rows import QUANTISED, StoredRows
+from gnnsys.dataset.format import (
+    EDGE_TYPE,
+    NODE_TYPE,
+    EdgeType,
+    Task,
+    edge_folder,
+    is_dtype,
+    node_folder,
+)
 from gnnsys.dataset.tables import check_nodes
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
 from gnnsys.system.sizes import size_text
 
-__all__ = ["Conversion", "ConvertOptions", "encode"]
+__all__ = ["Conversion", "ConvertOptions"]
 
 _log = logging.getLogger(__name__)
 _FEATURE_TYPES = (
@@ -68,6 +78,15 @@ class Conversion(DatasetWriter):
         chosen = {"dtype": options.dtype, "undirected": options.undirected, **more}
         if options.nan != "refuse":
             chosen["nan_features"] = options.nan
+        if options.overflow != "refuse":
+            chosen["overflow"] = options.overflow
+        if options.dtype in QUANTISED:
+            if options.nan == "keep":
+                raise ArgumentError(
+                    f"--nan keep: {options.dtype} has no NaN and no infinite values; replace them "
+                    "by --nan zero or --nan mean, or store --dtype float16"
+                )
+            chosen["scale"] = options.scale
         self.options = options
         super().__init__(
             path,
@@ -120,20 +139,38 @@ class Conversion(DatasetWriter):
             rows = WidenedRows(rows)
         if not keep:
             rows = WithoutGaps(rows, label, self.options.nan, names)
+        if as_found:
+            self.write_nodes("features", rows.blocks, source.shape, dtype, node_type)
+            return
+        stored = self._as_stored(rows, label, dtype)
+        place = node_folder(self._heterogeneous, node_type) + "features"
+        read = partial(stored.write_to, self, place)
+        self.write_nodes("features", read, source.shape, stored.encoding, node_type)
+        stored.tell(self, place)
 
-        def read(first: int) -> Iterator[NDArray[Any]]:
-            for block in rows.blocks(first):
-                if as_found:
-                    stored: NDArray[Any] = block
-                elif (found, dtype) == ("float64", "float32"):
-                    stored = narrow(block, label)
-                else:
-                    stored = encode(block, dtype)
-                if dtype != found:
-                    _check_range(block, stored, dtype, label)
-                yield stored
+    def write_edge_features(
+        self, source: ArraySource, label: str, edge_type: EdgeType = EDGE_TYPE
+    ) -> None:
+        """Writes the table edge_features of floats as the options say.
 
-        self.write_nodes("features", read, source.shape, dtype, node_type)
+        Args:
+            source: (edges, …) rows in CSC order.
+            label: what to call them in messages.
+            edge_type: whose.
+
+        Raises:
+            FileFormatError: values that cannot be stored so.
+        """
+        if self.options.dtype in QUANTISED:
+            source = WithoutGaps(source, f"{label}, in CSC order", self.options.nan)
+        stored = self._as_stored(source, label, self.options.dtype)
+        place = edge_folder(self._heterogeneous, edge_type) + "edge_features"
+        read = partial(stored.write_to, self, place)
+        self.write_edges("edge_features", read, source.shape, stored.encoding, edge_type)
+        stored.tell(self, place)
+
+    def _as_stored(self, rows: ArraySource, label: str, dtype: str) -> StoredRows:
+        return StoredRows(rows, label, dtype, self.options.scale, self.options.overflow)
 
     def check_room(self, source: ArraySource, label: str) -> None:
         """Tells how large sparse rows become, and refuses what the disk has no room for.
@@ -310,16 +347,14 @@ class Conversion(DatasetWriter):
         wanted = (int(order.max(initial=-1)) + 1) // shared
         if len(rows) != wanted:
             raise FileFormatError(f"{label}: {len(rows)} rows != {wanted} edges")
+        shape = (len(order), *rows.shape[1:])
+        if name == "edge_features" and self.options.dtype != "keep" and "float" in dtype:
+            floats = widen(rows) if dtype == "bfloat16" else rows
+            read = permute_rows(floats, order, shared, floats.dtype.name)
+            self.write_edge_features(ReadRows(read, shape, floats.dtype), label, edge_type)
+            return
         read = permute_rows(rows, order, shared, dtype)
-        self.write_edges(name, read, (len(order), *rows.shape[1:]), dtype, edge_type)
-
-
-def _check_range(block: NDArray[Any], stored: NDArray[Any], dtype: str, label: str) -> None:
-    lost = np.isfinite(block) & ~np.isfinite(widen(stored) if dtype == "bfloat16" else stored)
-    if lost.any():
-        raise FileFormatError(
-            f"{label}: holds {block[lost][0]}, beyond {dtype}; scale the features"
-        )
+        self.write_edges(name, read, shape, dtype, edge_type)
 
 
 def _size_of(file: Path) -> tuple[str, int, int]:
@@ -345,20 +380,3 @@ def _as_classes(labels: NDArray[Any], label: str) -> NDArray[np.int64]:
             f"{labels[node]}; expected classes from 0, and below 0 or NaN where unknown"
         )
     return (np.where(known, labels, -1) if floats else labels).astype(np.int64)
-
-
-def encode(block: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Rows as they are stored; bfloat16 as the uint16 of its bits, rounded to nearest even.
-
-    >>> encode(np.array([1.0, -2.0], np.float32), "bfloat16").tolist()
-    [16256, 49152]
-    """
-    if dtype != "bfloat16":
-        with np.errstate(over="ignore"):
-            return block.astype(dtype, copy=False)
-    import torch
-
-    from gnnsys.memory.alloc import view_array
-
-    single = view_array(np.ascontiguousarray(block, dtype=np.float32))
-    return single.to(torch.bfloat16).view(torch.uint16).numpy()

@@ -75,7 +75,8 @@ def export_graphbolt(
     Raises:
         ArgumentError: ``target`` is in use.
         MissingFileError, FileFormatError: ``folder`` is not whole.
-        UnsupportedError: a type's name has a colon, with which GraphBolt separates names.
+        UnsupportedError: a type's name has a colon, with which GraphBolt separates names; or
+            features that are quantised.
         StorageError: ``target`` cannot be written.
 
     >>> import tempfile, torch
@@ -89,6 +90,11 @@ def export_graphbolt(
     """
     folder, target = Path(folder), Path(target).absolute()
     dataset = DatasetTables(folder)
+    if dataset.manifest.is_quantised:
+        raise UnsupportedError(
+            f"{folder}: has features in whole numbers with a scale, which GraphBolt cannot read; "
+            "make a folder of floats first: gnnsys convert FOLDER OTHER --dtype float32"
+        )
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise ArgumentError(
             f"{target}: exists already and is not overwritten; remove it or give another name"

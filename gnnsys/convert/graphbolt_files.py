@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import widen
-from gnnsys.convert.common import encode
 from gnnsys.convert.dialect import require_pyarrow
+from gnnsys.convert.stored_rows import encode
 from gnnsys.dataset.format import EdgeType
 from gnnsys.dataset.tables import DatasetTables, check_nodes
 from gnnsys.errors import StorageError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from gnnsys.choices import FloatType, GapPolicy
+from gnnsys.choices import GapPolicy, Overflow, Scale, StoredType
 from gnnsys.convert.dialect import TableOptions
 from gnnsys.convert.parts import find_parts
 from gnnsys.system.progress import Progress
@@ -19,8 +19,14 @@ __all__ = ["ConvertOptions", "EdgeListParts", "EdgeListSpec", "split_member"]
 class ConvertOptions:
     """How to convert, whatever the source."""
 
-    dtype: Literal["keep"] | FloatType = "keep"
-    """Element type that float features are stored in."""
+    dtype: Literal["keep"] | StoredType = "keep"
+    """Element type that float features, of nodes and of edges, are stored in."""
+
+    scale: Scale = "row"
+    """What has a scale of its own in int8 and int4."""
+
+    overflow: Overflow = "refuse"
+    """What to do with values beyond that type."""
 
     nan: GapPolicy = "refuse"
     """What to do with NaN and infinite values in features."""

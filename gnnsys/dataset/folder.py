@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from torch_geometric.data.graph_store import EdgeLayout
 from torch_geometric.utils import index_to_mask
 
 from gnnsys.cache.arena import CacheArena
-from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
+from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Table
 from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
+from gnnsys.loaders.neighbor_file import NeighborFile
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
+from gnnsys.memory.encoding import Quantised
 from gnnsys.system.device import SIMT
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
@@ -63,13 +65,15 @@ class Dataset(DatasetTables):
     """
 
     def graph(self, edge_type: EdgeType = EDGE_TYPE) -> CSC:
-        """The edges of a type, mapped: processes of a machine have them in memory once.
+        """The edges of a type, mapped: processes of a machine have them in memory once. Samplers
+        may read the neighbours otherwise, see ``CSC.file``.
 
         Raises:
             FileFormatError: an indptr that does not ascend to the number of edges, or is damaged.
         """
         indptr, indices = self.indptr(edge_type), self.edge_table("indices", edge_type)
-        return CSC(view_array(indptr), view_array(indices))
+        file = NeighborFile(self._shard_path(self._find("indices", edge_type)), indices)
+        return CSC(view_array(indptr), view_array(indices), file=file)
 
     def edge_index(self, edge_type: EdgeType = EDGE_TYPE) -> Tensor:
         """(2, edges) int64 sources and targets, in memory, sorted by target.
@@ -83,7 +87,7 @@ class Dataset(DatasetTables):
 
     def features(
         self,
-        node_type: str = NODE_TYPE,
+        node_type: str | EdgeType = NODE_TYPE,
         *,
         name: str = "features",
         dtype: torch.dtype | None = None,
@@ -94,21 +98,36 @@ class Dataset(DatasetTables):
         """The features of a node type as a unified tensor over their file.
 
         Args:
-            node_type: whose.
+            node_type: whose; or an edge type, with ``name="edge_features"``.
             name: of the table.
             dtype: that rows are delivered in; None for float32 where they are stored shorter.
             threads: that gather; 0 for all cores.
             device: where rows are consumed; None for "cuda" when there is one.
             **options: of ``gnnsys.unified``, such as ``cache="8GB"``.
         """
-        table = self._find(name, node_type)
-        stored = torch.bfloat16 if table.encoding.dtype == "bfloat16" else None
+        return self._unified(name, node_type, dtype, threads=threads, device=device, **options)
+
+    def edge_features(
+        self,
+        edge_type: EdgeType = EDGE_TYPE,
+        *,
+        name: str = "edge_features",
+        dtype: torch.dtype | None = None,
+        threads: int = 0,
+        device: str | None = None,
+        **options: Any,
+    ) -> UnifiedTensor:
+        """The features of an edge type likewise: row e is of the edge at position e of the CSC."""
+        return self._unified(name, edge_type, dtype, threads=threads, device=device, **options)
+
+    def _unified(
+        self, name: str, of: str | EdgeType, dtype: torch.dtype | None, **options: Any
+    ) -> UnifiedTensor:
+        table = self._find(name, of)
         if dtype is None and table.encoding.dtype in ("bfloat16", "float16"):
             dtype = torch.float32
         paths = [self.path / shard.path for shard in table.shards]
-        return unified(
-            paths, dtype=dtype, encoding=stored, threads=threads, device=device, **options
-        )
+        return unified(paths, dtype=dtype, encoding=_encoding_of(table), **options)
 
     def split(self, name: str, node_type: str | None = None) -> Tensor:
         """(n,) int64 ids of the nodes of "train", "val" or "test"; empty where there are none.
@@ -141,17 +160,29 @@ class Dataset(DatasetTables):
         return None if kind is None else (kind, self._whole(SCORE_TABLE, NODE_TYPE))
 
     def stores(
-        self, *, threads: int = 0, device: str | None = None, **options: Any
+        self,
+        *,
+        edge_features: bool = True,
+        threads: int = 0,
+        device: str | None = None,
+        **options: Any,
     ) -> tuple[Any, Any]:
         """The dataset as PyG's ``(FeatureStore, GraphStore)``, for any loader of PyG or gnnsys.
 
-        Attributes are ``x`` and, where the folder has them, ``y`` and ``time``. Nothing is loaded.
-        ``options`` are those of ``gnnsys.unified`` for ``x``, such as ``cache="8GB"``, which is for
-        all node types together (``gnnsys.CacheArena``).
+        Attributes are ``x`` and, where the folder has them, ``y`` and ``time``, and ``edge_attr``
+        unless ``edge_features`` is False. Nothing is loaded. ``options`` are those of
+        ``gnnsys.unified`` for ``x`` and ``edge_attr``, such as ``cache="8GB"``, which is for all of
+        them together (``gnnsys.CacheArena``); ``scores`` are of nodes and for ``x`` alone.
         """
         features, graphs = FeatureStore(), _CscStore()
-        if isinstance(options.get("cache"), str) and self.heterogeneous:
+        with_features = [
+            edge_type
+            for edge_type in self.edge_types
+            if edge_features and self.has("edge_features", edge_type)
+        ]
+        if isinstance(options.get("cache"), str) and (self.heterogeneous or with_features):
             options["cache"] = CacheArena(options["cache"])
+        of_edges = {key: value for key, value in options.items() if key != "scores"}
         for node_type in self.node_types:
             group = node_type if self.heterogeneous else None
             if self.has("features", node_type):
@@ -166,10 +197,14 @@ class Dataset(DatasetTables):
         for edge_type in self.edge_types:
             kind = edge_type if self.heterogeneous else None
             graphs.put_csc(kind, self.graph(edge_type), self.num_nodes(edge_type[0]))
+            if edge_type in with_features:
+                rows = self.edge_features(edge_type, threads=threads, device=device, **of_edges)
+                features[kind, "edge_attr", None] = rows
         return features, graphs
 
     def to_data(self, *, threads: int = 0, device: str | None = None) -> Data:
-        """A homogeneous dataset as PyG ``Data``: edges in memory, features unified, masks.
+        """A homogeneous dataset as PyG ``Data``: edges in memory, features of nodes and edges
+        unified, masks.
 
         Raises:
             UnsupportedError: the graph is heterogeneous.
@@ -181,6 +216,8 @@ class Dataset(DatasetTables):
         data = Data(edge_index=self.edge_index(), num_nodes=self.num_nodes())
         if self.has("features"):
             data.x = self.features(threads=threads, device=device)
+        if self.has("edge_features", EDGE_TYPE):
+            data.edge_attr = self.edge_features(threads=threads, device=device)
         if self.has("labels"):
             data.y = self.labels()
         for part in ("train", "val", "test"):
@@ -192,6 +229,15 @@ class Dataset(DatasetTables):
         nodes = ", ".join(f"{key}: {value.count}" for key, value in self.manifest.nodes.items())
         edges = sum(value.count for value in self.manifest.edges.values())
         return f"Dataset({str(self.path)!r}, nodes={{{nodes}}}, edges={edges})"
+
+
+def _encoding_of(table: Table) -> torch.dtype | Quantised | None:
+    """What the header of a table's file cannot name."""
+    encoding = table.encoding
+    if encoding.scale is None:
+        return torch.bfloat16 if encoding.dtype == "bfloat16" else None
+    dtype: Literal["int8", "int4"] = "int4" if encoding.dtype == "int4" else "int8"
+    return Quantised(dtype, table.shape[1:], encoding.scales)
 
 
 class _CscStore(GraphStore):

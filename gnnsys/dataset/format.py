@@ -20,7 +20,8 @@ from urllib.parse import quote
 import numpy as np
 from msgspec import Meta
 
-from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.choices import Scale
+from gnnsys.errors import FileFormatError, MissingFileError
 from gnnsys.rng import RNG_VERSION
 from gnnsys.system.files import read_text_file
 from gnnsys.system.records import as_record, json_text, place_of
@@ -46,8 +47,9 @@ __all__ = [
     "read_manifest",
 ]
 
-VERSION = 1
-"""Of the format that this version writes, and the newest that it reads."""
+VERSION = 2
+"""The newest of the format that this version reads, which is written where a table is quantised;
+other folders are of version 1, which versions before 2 read."""
 
 CHECKSUM_CHUNK = 16 << 20
 """Bytes of a table, after its header, that each checksum covers."""
@@ -75,6 +77,9 @@ _OTHER_ROWS = (
 _DTYPES = re.compile(
     "bool|u?int(8|16|32|64)|bfloat16|float(16|32|64)|complex(64|128)|S[1-9][0-9]{0,5}"
 )
+_CODES = ("int8", "int4")
+_SCALE_BYTES = 4
+_MOST = float(np.finfo(np.float32).max)
 _WAY_OUT = "convert the source again"
 
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
@@ -86,27 +91,47 @@ class Encoding:
     """How the elements of a table are stored."""
 
     dtype: str
-    """numpy's name, or bfloat16, which the .npy file holds as uint16."""
+    """numpy's name, or bfloat16, which the .npy file holds as uint16; of quantised rows int8 or
+    int4, that of their codes."""
 
-    scale: float | None = None
-    """Reserved for quantised tables."""
+    scale: Scale | None = None
+    """Of quantised rows, which the .npy file holds as (rows, row_stride) uint8
+    (``gnnsys.memory.Quantised``): whether each row begins with its scale or ``scales`` has one for
+    each column."""
 
-    zero: float | None = None
-    """Likewise."""
+    scales: tuple[float, ...] = ()
+    """(columns,) or empty"""
 
     row_stride: Count
     """Bytes from a row to the next."""
 
     @classmethod
-    def of(cls, dtype: str, shape: tuple[int, ...]) -> Encoding:
+    def of(
+        cls,
+        dtype: str,
+        shape: tuple[int, ...],
+        scale: Scale | None = None,
+        scales: tuple[float, ...] = (),
+    ) -> Encoding:
         """That of a table of dense rows."""
-        itemsize = cls(dtype=dtype, row_stride=0).file_dtype.itemsize
-        return cls(dtype=dtype, row_stride=math.prod(shape[1:]) * itemsize)
+        columns = math.prod(shape[1:])
+        if scale is None:
+            row_stride = columns * cls(dtype=dtype, row_stride=0).file_dtype.itemsize
+        else:
+            codes = columns if dtype == "int8" else -(-columns // 2)
+            row_stride = codes + (_SCALE_BYTES if scale == "row" else 0)
+        return cls(dtype=dtype, scale=scale, scales=scales, row_stride=row_stride)
 
     @property
     def file_dtype(self) -> np.dtype[Any]:
         """Element type in the .npy file."""
+        if self.scale is not None:
+            return np.dtype(np.uint8)
         return np.dtype(np.uint16 if self.dtype == "bfloat16" else self.dtype)
+
+    def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the array in the .npy file of a table of ``shape`` (rows, …)."""
+        return shape if self.scale is None else (shape[0], self.row_stride)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,6 +209,14 @@ class Manifest(_Graph):
 
     edges: dict[EdgeType, EdgeSet]
 
+    @property
+    def is_quantised(self) -> bool:
+        """Whether any table has scales."""
+        owners: list[NodeSet | EdgeSet] = [*self.nodes.values(), *self.edges.values()]
+        return any(
+            table.encoding.scale is not None for owner in owners for table in owner.tables.values()
+        )
+
     def to_json(self) -> str:
         """The text of ``graph.json``."""
         edges = [
@@ -192,7 +225,7 @@ class Manifest(_Graph):
         ]
         content = {
             "format": _FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.is_quantised else 1,
             "rng": RNG_VERSION,
             "name": self.name,
             "heterogeneous": self.heterogeneous,
@@ -351,17 +384,13 @@ class _Checker:
         shape, encoding = table.shape, table.encoding
         if not shape:
             raise self.fault(f"{place}.shape is (), expected (rows, …)")
-        if not is_dtype(encoding.dtype):
+        self.check_scales(encoding, math.prod(shape[1:]), place)
+        if encoding.scale is None and not is_dtype(encoding.dtype):
             raise self.fault(
                 f"{place}.encoding.dtype is {encoding.dtype!r}, expected the name that numpy has "
                 "for numbers, or S and a width"
             )
-        if encoding.scale is not None or encoding.zero is not None:
-            raise UnsupportedError(
-                f"{self.path}: {place} is quantised (scale {encoding.scale}), which this version "
-                "does not read; convert the source without --dtype"
-            )
-        stride = Encoding.of(encoding.dtype, shape).row_stride
+        stride = Encoding.of(encoding.dtype, shape, encoding.scale).row_stride
         if encoding.row_stride != stride:
             raise self.fault(
                 f"{place}.encoding.row_stride is {encoding.row_stride}, expected {stride} bytes"
@@ -371,6 +400,28 @@ class _Checker:
         rows = sum(shard.rows for shard in table.shards)
         if not table.shards or rows != shape[0]:
             raise self.fault(f"the shards of {place} hold {rows} rows, its shape says {shape[0]}")
+
+    def check_scales(self, encoding: Encoding, columns: int, place: str) -> None:
+        if encoding.scale is None:
+            if encoding.dtype == "int4":
+                raise self.fault(f"{place}.encoding is int4 without a scale: row or column")
+            return
+        if encoding.dtype not in _CODES:
+            raise self.fault(
+                f"{place}.encoding.dtype is {encoding.dtype!r} with a scale, expected one of "
+                f"{', '.join(_CODES)}"
+            )
+        wanted = columns if encoding.scale == "column" else 0
+        if len(encoding.scales) != wanted:
+            raise self.fault(
+                f"{place}.encoding.scales has {len(encoding.scales)} entries, expected {wanted}: "
+                + ("one for each column" if wanted else "each row has its own")
+            )
+        for column, scale in enumerate(encoding.scales):
+            if not 0 <= scale <= _MOST:
+                raise self.fault(
+                    f"{place}.encoding.scales[{column}] is {scale}, expected a float32 from 0"
+                )
 
     def check_shard(self, shard: Shard, row_stride: int, place: str) -> None:
         data = shard.rows * row_stride

@@ -96,7 +96,8 @@ class DatasetTables:
         return self._owner(edge_type).count
 
     def node_table(self, name: str, node_type: str = NODE_TYPE) -> NDArray[Any]:
-        """A table of a node type, mapped read-only; bfloat16 as uint16.
+        """A table of a node type, mapped read-only; bfloat16 as uint16, quantised rows as
+        (rows, row_stride) uint8.
 
         Raises:
             MissingFileError: there is no such table.
@@ -274,7 +275,8 @@ class DatasetTables:
     def _check_header(self, table: Table, shard: Shard) -> None:
         path = self.path / shard.path
         array = map_npy(path)
-        wanted = (shard.rows, *table.shape[1:]), table.encoding.file_dtype
+        encoding = table.encoding
+        wanted = encoding.file_shape((shard.rows, *table.shape[1:])), encoding.file_dtype
         if (array.shape, array.dtype) != wanted:
             raise FileFormatError(
                 f"{path}: holds {array.dtype} {array.shape}, expected {wanted[1]} {wanted[0]} by "

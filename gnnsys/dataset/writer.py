@@ -56,10 +56,13 @@ from gnnsys.system.progress import Progress
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DatasetWriter", "RowReader", "cut_rows"]
+__all__ = ["NOTES", "DatasetWriter", "RowReader", "cut_rows"]
 
 RowReader = Callable[[int], Iterator[NDArray[Any]]]
 """Given the first row wanted, yields the rows from there on in blocks of any length."""
+
+NOTES = ("nan", "overflow", "round_trip")
+"""What ``source`` of ``graph.json`` says of tables, by their places, where there is any."""
 
 _SAVE_BYTES = 64 << 20  # of a table between two notes of how far it is
 _BLOCK_BYTES = 8 << 20
@@ -153,8 +156,14 @@ class DatasetWriter:
         self.task: Task | None = None
         self.nan: dict[str, int] = {}
         """NaN elements by table, where there are any."""
+        self.overflow: dict[str, int] = {}
+        """Likewise finite elements that are stored as infinite ones."""
+        self.round_trip: dict[str, dict[str, float]] = {}
+        """By table, of those that lost digits: the greatest difference (max) and the root of the
+        mean square (rms), as shares of the greatest magnitude in the row, or in the column where
+        columns have scales."""
         self._name = name
-        self._heterogeneous = heterogeneous
+        self.heterogeneous = heterogeneous
         self.report = progress
         self._nodes: dict[str, NodeSet] = {}
         self._edges: dict[EdgeType, EdgeSet] = {}
@@ -177,7 +186,7 @@ class DatasetWriter:
         name: str,
         read: RowReader,
         shape: Sequence[int],
-        dtype: str,
+        dtype: str | Encoding,
         node_type: str = NODE_TYPE,
     ) -> None:
         """Writes a table of a node type: features, labels, train, val, test, time, …
@@ -186,10 +195,11 @@ class DatasetWriter:
             name: of the table and of its file.
             read: its rows, in blocks.
             shape: (rows, …).
-            dtype: numpy's name, or "bfloat16" for blocks of uint16.
+            dtype: numpy's name, or "bfloat16" for blocks of uint16; or the encoding of rows that
+                are quantised, for blocks of their (n, row_stride) uint8.
             node_type: whose.
         """
-        place = node_folder(self._heterogeneous, node_type) + name
+        place = node_folder(self.heterogeneous, node_type) + name
         self._nodes[node_type].tables[name] = self._write(place, read, tuple(shape), dtype)
 
     def write_edges(
@@ -197,11 +207,11 @@ class DatasetWriter:
         name: str,
         read: RowReader,
         shape: Sequence[int],
-        dtype: str,
+        dtype: str | Encoding,
         edge_type: EdgeType = EDGE_TYPE,
     ) -> None:
         """Writes a table of an edge type: indptr, indices, and edge_… tables in CSC order."""
-        place = edge_folder(self._heterogeneous, edge_type) + name
+        place = edge_folder(self.heterogeneous, edge_type) + name
         self._edges[edge_type].tables[name] = self._write(place, read, tuple(shape), dtype)
 
     def num_nodes(self, node_type: str = NODE_TYPE) -> int:
@@ -214,13 +224,17 @@ class DatasetWriter:
 
     def open_edges(self, name: str, edge_type: EdgeType = EDGE_TYPE) -> NDArray[Any]:
         """A table that is written already, mapped."""
-        place = edge_folder(self._heterogeneous, edge_type) + name
+        place = edge_folder(self.heterogeneous, edge_type) + name
         return np.load(self._data / f"{place}.npy", mmap_mode="r")
 
     def note(self, key: str, value: Any) -> None:
         """Remembers how far a step is; ``recall`` gives it back after a kill."""
         self._state["steps"][key] = value
         self.save_state()
+
+    def keep(self, key: str, value: Any) -> None:
+        """Remembers what belongs to the rows of a table that are given next, and with them."""
+        self._state["steps"][key] = value
 
     def recall(self, key: str, default: Any) -> Any:
         """What was noted."""
@@ -235,11 +249,11 @@ class DatasetWriter:
         """Writes ``graph.json`` and gives the folder its name."""
         manifest = Manifest(
             name=self._name,
-            heterogeneous=self._heterogeneous,
+            heterogeneous=self.heterogeneous,
             nodes=self._nodes,
             edges=self._edges,
             task=self.task,
-            source=self.source | ({"nan": self.nan} if self.nan else {}),
+            source=self.source | {key: getattr(self, key) for key in NOTES if getattr(self, key)},
         )
         with as_storage_error(self.partial):
             (self._data / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -256,11 +270,14 @@ class DatasetWriter:
         """Notes on disk what is done."""
         replace_file(self.partial / "state.json", json.dumps(self._state).encode())
 
-    def _write(self, place: str, read: RowReader, shape: tuple[int, ...], dtype: str) -> Table:
-        if not is_dtype(dtype):
+    def _write(
+        self, place: str, read: RowReader, shape: tuple[int, ...], dtype: str | Encoding
+    ) -> Table:
+        if isinstance(dtype, str) and not is_dtype(dtype):
             raise DTypeError(f"{place}: elements of type {dtype}, expected numbers or bytes")
-        encoding = Encoding.of(dtype, shape)
-        header = npy_header(shape, encoding.file_dtype)
+        encoding = Encoding.of(dtype, shape) if isinstance(dtype, str) else dtype
+        in_file = encoding.file_shape(shape)
+        header = npy_header(in_file, encoding.file_dtype)
         state = _TableState(**self._state["tables"].get(place, {}))
         path = self._data / f"{place}.npy"
         with as_storage_error(path):
@@ -275,7 +292,7 @@ class DatasetWriter:
                 file.seek(0)
                 write_whole(file, header)
                 file.seek(noted)
-            self._fill(file, place, read, shape, encoding, state)
+            self._fill(file, place, read, in_file, encoding, state)
         if state.nan:
             self.nan[place] = state.nan
         if state.filled:

@@ -44,7 +44,8 @@ _STORED = "importance, mapped"
 _BESIDE_ROWS = ("importance", _STORED, RANKING, PLANNER, STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
 _TOO_SMALL = (
-    "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"
+    "give more memory, a smaller --cache or --topology-memory, --eval-store FOLDER, or --storage "
+    "auto where it is mmap"
 )
 _LONG = 1.0
 """Seconds from which computing an importance is worth a word."""

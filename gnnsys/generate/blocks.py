@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.common import encode
 from gnnsys.convert.csc import EdgeReader, EdgeSort, write_csc
+from gnnsys.convert.stored_rows import encode
 from gnnsys.dataset.format import NODE_TYPE, Task
 from gnnsys.dataset.writer import DatasetWriter, RowReader
 from gnnsys.generate.graphs import CommunityGraph, RmatGraph, check_whole

@@ -7,6 +7,7 @@ and every row served is counted by tier.
 """
 
 from gnnsys.memory.alloc import empty, keep_freed_memory
+from gnnsys.memory.encoding import Quantised
 from gnnsys.memory.file import FileStore
 from gnnsys.memory.host import HostStore
 from gnnsys.memory.reads import PendingRows, Reads, ReadStats, StagedRows, Storage
@@ -17,6 +18,7 @@ __all__ = [
     "FileStore",
     "HostStore",
     "PendingRows",
+    "Quantised",
     "ReadStats",
     "Reads",
     "StagedRows",

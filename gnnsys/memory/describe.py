@@ -15,11 +15,12 @@ __all__ = ["facts_of", "in_short"]
 def facts_of(store: Store) -> dict[str, str]:
     """What is said of each thing, by its name, for people."""
     row = " x ".join(map(str, store.shape[1:])) or "1"
-    stored = store.encoding.stored
+    encoding = store.encoding
+    stored = _name(encoding.stored) if encoding.codes is None else encoding.codes.dtype
     facts = {
         "rows": f"{store.shape[0]:,}",
         "row": f"{row} {_name(store.dtype)}",
-        "stored as": "" if stored == store.dtype else _name(stored),
+        "stored as": "" if stored == _name(store.dtype) else stored,
         "bytes": f"{size_text(_num_bytes(store))}, {store.row_bytes:,} bytes a row",
         "tier": store.tier,
         "file": store.path or "",

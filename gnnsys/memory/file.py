@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import ArgumentError, DTypeError, ReadOnlyError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError, FileFormatError, ReadOnlyError
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.describe import in_short
-from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
-from gnnsys.memory.encoding import Encoding, check_dtype
+from gnnsys.memory.direct_rows import DirectRows, best_depth, direct_mode
+from gnnsys.memory.encoding import Encoding, Quantised, check_dtype
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import check_ids
 from gnnsys.memory.mapped_rows import MappedRows
@@ -32,12 +32,12 @@ from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.names import naming_keywords
-from gnnsys.system.once import warn_once
 
 __all__ = ["FileStore"]
 
 _log = logging.getLogger(__name__)
 _MAX_DEPTH = 4096
+_PIECE_BYTES = 16 << 20  # that are read at once of rows to be decoded
 
 
 class FileStore(Store):
@@ -49,7 +49,8 @@ class FileStore(Store):
         path: of the file, or of the files that hold one range of rows each, maybe on several disks.
         dtype: of what is gathered; None for that of the file.
         encoding: element type of the file where its header cannot name it: ``torch.bfloat16`` for
-            a uint16 ``.npy``. A raw file needs it.
+            a uint16 ``.npy``. A raw file needs it. Or how its rows are quantised: then it holds
+            (rows, row_bytes) uint8, and float32 is gathered of it where ``dtype`` is None.
         shape: (rows, …); for a raw file, and only there.
         offset: bytes before the first row of a raw file.
         threads: that gather; 0 for all cores this process may use.
@@ -84,7 +85,7 @@ class FileStore(Store):
         path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         dtype: torch.dtype | None = None,
-        encoding: torch.dtype | None = None,
+        encoding: torch.dtype | Quantised | None = None,
         shape: Sequence[int] | None = None,
         offset: int = 0,
         threads: int = 0,
@@ -104,10 +105,19 @@ class FileStore(Store):
             "storage": storage,
             "depth": depth,
         }
-        self._table = TableFile(self.paths, encoding, shape, offset)
+        codes = encoding if isinstance(encoding, Quantised) else None
+        in_file = torch.uint8 if isinstance(encoding, Quantised) else encoding
+        self._table = TableFile(self.paths, in_file, shape, offset)
         self.path = self.paths[0]
-        self.shape = self._table.shape
-        self.encoding = Encoding(self._table.stored, dtype or self._table.stored)
+        stored = self._table.stored
+        self.encoding = Encoding(stored, dtype or (torch.float32 if codes else stored), codes)
+        self.shape = self.encoding.delivered_shape(self._table.shape)
+        if self._table.row_bytes != self.row_bytes:
+            self._table.close()
+            raise FileFormatError(
+                f"{self.path}: rows of {self._table.row_bytes} bytes, expected {self.row_bytes}: "
+                f"{codes}; convert the source again"
+            )
         self.counters = Counters()
         self._gate = Gate(self.path)
         self._reader = self._open_reader(storage, depth, threads, isa)
@@ -126,16 +136,7 @@ class FileStore(Store):
         if storage == "mmap" or (storage == "auto" and fits):
             return MappedRows(self._table, threads, isa)
         depth = depth or best_depth(self._table)
-        refusal = uring_refusal(depth) if storage != "pread" else ""
-        if refusal and storage == "uring":
-            raise UnsupportedError(
-                f"storage: 'uring' cannot be used: {refusal}; storage='pread' reads with threads"
-            )
-        if refusal:
-            told = "files are read by a pool of threads instead of io_uring: %s"
-            warn_once(_log, told, refusal)
-        mode: Literal["uring", "pread"] = "pread" if refusal or storage == "pread" else "uring"
-        return DirectRows(self._table, mode, depth, threads, isa)
+        return DirectRows(self._table, direct_mode(storage, depth), depth, threads, isa)
 
     @property
     def storage(self) -> str:
@@ -232,7 +233,7 @@ class FileStore(Store):
             raise ReadOnlyError(f"{self.path}: opened read-only; open it with writable=True")
         with self._gate:
             self._table.check_size()
-            wanted, dense = check_write(ids, rows, self.shape, self.encoding.stored)
+            wanted, dense = check_write(ids, rows, self.shape, self.encoding)
             data = dense.reshape(-1).view(torch.uint8).numpy()
             data = data.reshape(len(wanted), self.row_bytes)
             for shard in self._table.shards:
@@ -257,16 +258,32 @@ class FileStore(Store):
         check_range(first, last, self.shape[0])
         if out is not None:
             check_out(out, last - first, self.shape, self.dtype)
-        rows = self.encoding.target(out)
-        if rows is None:
-            rows = empty((last - first, *self.shape[1:]), self.encoding.stored)
         with self._gate:
             self._reader.check_size()
-            if rows.numel():
-                # As bytes: numpy does not know every element type, and conj and neg are views.
-                self._reader.read_into(first, rows.view(-1).view(torch.uint8).numpy())
+            rows = self._read_range(first, last, out)
         self.counters.add(self.tier, last - first, (last - first) * self.row_bytes)
-        return self.encoding.decode(rows, out)
+        return rows
+
+    def _read_range(self, first: int, last: int, out: Tensor | None) -> Tensor:
+        encoding, shape = self.encoding, (last - first, *self.shape[1:])
+        if encoding.codes is None:
+            target = encoding.target(out, decodes=False)
+            rows = empty(shape, encoding.stored) if target is None else target
+            self._read_into(first, rows)
+            return encoding.cast(rows, out)
+        rows = empty(shape, encoding.delivered) if out is None else out
+        step = max(1, _PIECE_BYTES // self.row_bytes)
+        stored = empty(encoding.stored_shape((min(step, len(rows)),)), encoding.stored)
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step]
+            self._read_into(first + start, stored[: len(piece)])
+            encoding.decode(stored[: len(piece)], piece)
+        return rows
+
+    def _read_into(self, first: int, rows: Tensor) -> None:
+        if rows.numel():
+            # As bytes: numpy does not know every element type, and conj and neg are views.
+            self._reader.read_into(first, rows.view(-1).view(torch.uint8).numpy())
 
     def close(self) -> None:
         """See ``Store.close``."""

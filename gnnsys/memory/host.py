@@ -138,7 +138,7 @@ class HostStore(Store):
         if not self._options["writable"]:
             raise ReadOnlyError("this HostStore is read-only: make it with writable=True")
         self._check_source()
-        wanted, values = check_write(ids, rows, self.shape, self.encoding.stored)
+        wanted, values = check_write(ids, rows, self.shape, self.encoding)
         self._source[wanted] = values
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from gnnsys.memory.ids import RowIds, check_ascending, check_bounds
 from gnnsys.memory.reads import Reads, ReadStats, RowsInPlace
 from gnnsys.memory.store import RowReader
 from gnnsys.memory.table_file import Shard, TableFile
+from gnnsys.system.extension import core
 
 __all__ = ["MappedRows"]
 
@@ -65,13 +66,14 @@ class MappedRows(RowReader):
         """Lets go of the files and mappings; rows that were started keep theirs."""
         self._table.shards = []
 
-    def _copy_rows(self, ids: RowIds, out: Tensor) -> None:
+    def _copy_rows(self, ids: RowIds, out: Tensor, coding: core.RowCoding | None) -> None:
         self._rows += len(ids)
         if len(self._addresses) == 1:
-            super()._copy_rows(ids, out)
+            super()._copy_rows(ids, out, coding)
             return
         check_bounds(ids, self.shape[0])
-        self.copy_at(self._base, torch.from_numpy(self._offsets(ids.long().numpy())), out)
+        offsets = torch.from_numpy(self._offsets(ids.long().numpy()))
+        self.copy_at(self._base, offsets, out, coding)
 
     def _offsets(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         place = np.searchsorted(self._first, ids, side="right") - 1  # the shard of each row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, TypeGuard, TypeVar
 
@@ -126,8 +128,18 @@ class Store(Protocol):
         Raises:
             DTypeError: no store delivers that type.
         """
+        return self._with(encoding=replace(self.encoding, delivered=dtype))
+
+    def as_stored(self: S) -> S:
+        """The same rows delivered as they are stored: those that are quantised as (n, row_bytes)
+        uint8. Otherwise as ``with_dtype``; the store itself where it does so."""
+        shape, stored = self.encoding.stored_shape(self.shape), self.encoding.stored
+        as_is = Encoding(stored, stored)
+        return self if self.encoding == as_is else self._with(encoding=as_is, shape=shape)
+
+    def _with(self: S, **changes: Any) -> S:
         other: S = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, encoding=Encoding(self.encoding.stored, dtype))
+        other.__dict__.update(self.__dict__, **changes)
         return other
 
     def close(self) -> None:
@@ -214,7 +226,7 @@ class RowReader:
 
     Args:
         address: of the first row.
-        shape: (rows, …) of the table.
+        shape: (rows, …) of the table as it is stored.
         stored: element type in memory.
         stride: bytes from a row to the next.
         threads: that gather; 0 for all cores this process may use.
@@ -242,20 +254,18 @@ class RowReader:
 
     def gather(self, ids: RowIds, encoding: Encoding, out: Tensor | None = None) -> Tensor:
         """See ``Store.gather``; rows are delivered as ``encoding`` says."""
+        shape = encoding.delivered_shape(self.shape)
         if out is not None:
-            check_out(out, len(ids), self.shape, encoding.delivered)
-        if encoding.delivered != self.stored:
+            check_out(out, len(ids), shape, encoding.delivered)
+        if encoding.delivered != encoding.landed:
             return self._gather_cast(ids, encoding, out)
-        target = None if out is None else encoding.target(out)
-        rows = self._empty(len(ids)) if target is None else target
-        self._copy_rows(ids, rows)
-        return rows if out is None else encoding.decode(rows, out)
+        target = encoding.target(out)
+        rows = pooled((len(ids), *shape[1:]), encoding.landed) if target is None else target
+        self._copy_rows(ids, rows, encoding.coding(shape))
+        return rows if out is None else encoding.cast(rows, out)
 
-    def _empty(self, rows: int) -> Tensor:
-        return pooled((rows, *self.shape[1:]), self.stored)
-
-    def _copy_rows(self, ids: RowIds, out: Tensor) -> None:
-        """Writes rows ``ids`` as they are stored to ``out``, dense memory of as many rows."""
+    def _copy_rows(self, ids: RowIds, out: Tensor, coding: core.RowCoding | None) -> None:
+        """Writes rows ``ids`` as they are stored, or decoded, to ``out``, dense memory for them."""
         bad = self._gatherer.gather(
             self.address,
             self.shape[0],
@@ -265,17 +275,21 @@ class RowReader:
             ids.element_size(),
             len(ids),
             out.data_ptr(),
+            coding,
         )
         if bad >= 0:
             raise row_index_error(ids, bad, self.shape[0])
 
-    def copy_at(self, address: int, offsets: Tensor, out: Tensor) -> None:
-        """Copies rows from places that the caller answers for.
+    def copy_at(
+        self, address: int, offsets: Tensor, out: Tensor, coding: core.RowCoding | None = None
+    ) -> None:
+        """Copies rows from places that the caller answers for, or decodes them there.
 
         Args:
             address: of the memory they lie in.
             offsets: (n,) int64 bytes from there to each row, none below 0.
-            out: dense memory of n rows as they are stored.
+            out: dense memory of n rows.
+            coding: None for rows as they are stored.
         """
         self._gatherer.gather(
             address,
@@ -286,17 +300,20 @@ class RowReader:
             8,
             len(offsets),
             out.data_ptr(),
+            coding,
         )
 
     def _gather_cast(self, ids: RowIds, encoding: Encoding, out: Tensor | None) -> Tensor:
+        shape = encoding.delivered_shape(self.shape)
         if out is None:
-            out = torch.empty((len(ids), *self.shape[1:]), dtype=encoding.delivered)
-        step = max(1, self.cast_block_bytes // max(1, self.row_bytes))
-        block = self._empty(min(step, len(ids)))
+            out = torch.empty((len(ids), *shape[1:]), dtype=encoding.delivered)
+        landed_bytes = math.prod(shape[1:]) * encoding.landed.itemsize
+        step = max(1, self.cast_block_bytes // max(1, landed_bytes))
+        block = pooled((min(step, len(ids)), *shape[1:]), encoding.landed)
         for start in range(0, len(ids), step):
             some = RowIds(ids[start : start + step])
-            self._copy_rows(some, block)
-            encoding.decode(block[: len(some)], out[start : start + step])
+            self._copy_rows(some, block[: len(some)], encoding.coding(shape))
+            encoding.cast(block[: len(some)], out[start : start + step])
         return out
 
 
@@ -324,16 +341,23 @@ def check_range(first: int, last: int, rows: int) -> None:
 
 
 def check_write(
-    ids: Tensor, rows: Tensor, shape: torch.Size, stored: torch.dtype
+    ids: Tensor, rows: Tensor, shape: torch.Size, encoding: Encoding
 ) -> tuple[RowIds, Tensor]:
     """What a store of ``shape`` writes: each id once, ascending, with the last of its rows.
 
     Returns:
-        (m,) int64 ids and (m, …) rows, dense, of the stored type.
+        (m,) int64 ids and (m, …) rows, dense, as they are stored.
 
     Raises:
         RowIndexError, DTypeError, ArgumentError: see ``Store.write``.
+        UnsupportedError: rows are quantised by scales of columns, which are those of the rows that
+            the table was made of.
     """
+    if encoding.codes is not None and encoding.codes.scales:
+        raise UnsupportedError(
+            f"rows: {encoding.codes.dtype} with a scale for each column takes no other rows, which "
+            "may be beyond its scales; write to a table with a scale for each row (--scale row)"
+        )
     wanted = check_ids(ids).long()
     if rows.shape != (len(wanted), *shape[1:]) or rows.device.type != "cpu":
         raise ArgumentError(
@@ -347,4 +371,4 @@ def check_write(
         unique, place = np.unique(backwards, return_index=True)
         wanted = torch.from_numpy(unique)
         rows = rows[torch.from_numpy(len(backwards) - 1 - place)]
-    return RowIds(wanted), rows.to(stored).resolve_conj().resolve_neg().contiguous()
+    return RowIds(wanted), encoding.encode(rows)

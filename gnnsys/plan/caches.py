@@ -19,6 +19,8 @@ from gnnsys.cache.plan import Policy
 from gnnsys.cache.shared.simulator import simulate_ranks
 from gnnsys.cache.simulator import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
+from gnnsys.choices import Scale
+from gnnsys.dataset.format import Encoding
 from gnnsys.errors import ArgumentError, TooLargeError
 from gnnsys.system.budget import process_budget
 from gnnsys.system.sizes import parse_bytes_or_share
@@ -31,8 +33,10 @@ _OF_RANKS = ("shared", "private")
 _MOST_IDS = 1 << 31
 _OF_A_ROW, _OF_AN_ID = 16, 16 * 3 + 8
 """Bytes of a planner."""
-_SIZES = {"float32": 4, "float16": 2, "int8": 1}
-"""Bytes of an element in the precisions that features may be stored in."""
+_PRECISIONS: dict[str, Scale | None] = {
+    "float32": None, "float16": None, "int8": "row", "int4": "row",
+}  # fmt: skip
+"""That features may be stored in, and whether rows have scales then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,8 +119,8 @@ def plan_budgets(
             cases.append(_case(workload, "one cache", size + victim_bytes))
         if workload.ranks is not None:
             cases += [_case(workload, role, size, victim_bytes) for role in _OF_RANKS]
-        if workload.dtype in (*_SIZES, "bfloat16", "float64"):
-            others = [dtype for dtype in _SIZES if dtype != workload.dtype]
+        if workload.dtype in (*_PRECISIONS, "bfloat16", "float64"):
+            others = [dtype for dtype in _PRECISIONS if dtype != workload.dtype]
             cases += [_case(workload, dtype, size, victim_bytes, dtype=dtype) for dtype in others]
         budgets.append(CacheBudget(text=text.strip(), bytes=size, cases=tuple(cases)))
     return budgets
@@ -142,7 +146,10 @@ def _case(
     policy: _Simulated | None = None,
     dtype: str | None = None,
 ) -> Case:
-    row_bytes = workload.columns * _SIZES[dtype] if dtype else workload.row_bytes
+    row_bytes = workload.row_bytes
+    if dtype is not None:
+        shape = workload.rows, workload.columns
+        row_bytes = Encoding.of(dtype, shape, _PRECISIONS[dtype]).row_stride
     return Case(
         role=role,
         policy=policy or workload.policy,

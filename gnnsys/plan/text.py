@@ -95,8 +95,8 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
         )
     if len(precisions(plan)) > 1:
         notes.append(
-            "Other precisions are what gnnsys convert --dtype would write, which loses digits; "
-            "int8 is not written by this version."
+            "Other precisions are what gnnsys convert --dtype writes, which loses digits; rows of "
+            "int8 and int4 begin with a scale of 4 bytes."
         )
     if plan["evaluation"] is not None:
         notes.append(f"Evaluation after an epoch: {plan['evaluation']['why']}.")

@@ -23,11 +23,12 @@ from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import EDGE_TYPE, MANIFEST, NODE_TYPE, Task
+from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
 from gnnsys.features.importance import needs_importance
-from gnnsys.features.options import FeatureOptions
+from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.replay import training_seeds
+from gnnsys.features.topology import graph_to_sample, plan_topology
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.system.budget import (
     AHEAD,
@@ -45,6 +46,8 @@ from gnnsys.system.extension import core
 from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
 from gnnsys.training.evaluation import Evaluation, plan_evaluation
+from gnnsys.training.inference_reads import SUMS
+from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
@@ -123,7 +126,7 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
         return None
     if not dataset.has("features") or not dataset.has("train"):
         return None
-    return plan_memory(run.config, dataset, run.features, trains=trains)
+    return plan_memory(run.config, dataset, run.features, run.topology, trains=trains)
 
 
 def _reserve_libraries() -> None:
@@ -155,7 +158,12 @@ def planned_names() -> dict[str, dict[str, int]]:
 
 
 def plan_memory(
-    config: TrainConfig, dataset: Dataset, options: FeatureOptions, *, trains: bool = True
+    config: TrainConfig,
+    dataset: Dataset,
+    options: FeatureOptions,
+    topology: TopologyOptions,
+    *,
+    trains: bool = True,
 ) -> Evaluation | None:
     """Reserves what a run takes beside its features, in the budget of this process.
 
@@ -165,6 +173,7 @@ def plan_memory(
         config: filled in; of mini-batches.
         dataset: homogeneous, with features and a task.
         options: of its features.
+        topology: how its neighbours are read.
         trains: whether it is trained on, or only evaluated.
 
     Raises:
@@ -175,8 +184,6 @@ def plan_memory(
     tables = dataset.manifest.nodes[NODE_TYPE].tables
     _reserve_libraries()
     budget.reserve("topology: offsets, mapped", 8 * (nodes + 1), mapped=True)
-    indices = dataset.manifest.edges[EDGE_TYPE].tables["indices"].data_bytes
-    budget.reserve("topology: neighbours, mapped", indices, mapped=True)
     seeds, _ = training_seeds(dataset)
     labels = tables["labels"].data_bytes if "labels" in tables else 0
     budget.reserve("labels, mapped", labels, mapped=True)
@@ -188,7 +195,7 @@ def plan_memory(
     of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0
     budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, config.batch_size))
     budget.check(_TOO_SMALL)
-    graph = dataset.graph()
+    graph = graph_to_sample(dataset, options.storage)
     batch = _draw(config, graph, seeds)
     budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, sum(batch.nodes)))
     columns = math.prod(tables["features"].shape[1:])
@@ -238,7 +245,21 @@ def plan_memory(
         if evaluation.test_at_end:
             sizes.append([nodes] * config.layers)  # at most
         needed = [_activation_share(config, rows, dataset.task.num_classes) for rows in sizes]
+        in_files = not all(_fits(config, n) for n in needed)
         budget.reserve(ACTIVATIONS, max((n for n in needed if _fits(config, n)), default=0))
+        widths = [columns, *[config.hidden or 0] * (config.layers - 1), dataset.task.num_classes]
+        reads = plan_reads(
+            config,
+            nodes=nodes,
+            edges=graph.num_edges,
+            widths=widths,
+            feature_bytes=tables["features"].encoding.row_stride,
+            left=budget.left(),
+            in_files=in_files,
+        )
+        evaluation = dataclasses.replace(evaluation, reads=reads)
+        budget.reserve(SUMS, reads.memory or 0)
+    plan_topology(dataset, topology, options, config.ranks or 1)
     return evaluation
 
 

@@ -17,7 +17,7 @@ from gnnsys.cache.plan import Policy
 from gnnsys.cache.store import CachedStore
 from gnnsys.choices import Sharing
 from gnnsys.errors import ArgumentError
-from gnnsys.memory import FileStore, HostStore
+from gnnsys.memory import FileStore, HostStore, Quantised
 from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.reads import Storage
 from gnnsys.memory.store import Store
@@ -38,7 +38,7 @@ def unified(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     threads: int = 0,
-    encoding: torch.dtype | None = None,
+    encoding: torch.dtype | Quantised | None = None,
     shape: Sequence[int] | None = None,
     offset: int = 0,
     storage: Storage = "auto",
@@ -61,10 +61,10 @@ def unified(
         device: where rows are consumed; None for "cuda" when there is one, else "cpu". On a GPU
             kernels read rows in memory where they are. "simt" is the CPU, by the same kernels,
             executed thread by thread: slow, and for tests.
-        dtype: of gathered rows; None for the stored one.
+        dtype: of gathered rows; None for the stored one, or float32 of quantised rows.
         threads: that gather; 0 for all cores this process may use.
         encoding: element type of a file that its header cannot name (``torch.bfloat16`` stored as
-            uint16), and of a raw file.
+            uint16), and of a raw file; or how its rows are quantised.
         shape: (rows, …) of a raw file.
         offset: bytes before the first row of a raw file.
         storage: how a file is read; see ``gnnsys.memory.FileStore``.
@@ -101,13 +101,11 @@ def unified(
         raise ArgumentError("source: a UnifiedTensor already; use .to() to change its device")
     compute = compute_device("cpu" if device == SIMT else device)
     near = "cpu" if cache_on == "host" else device if device == SIMT else compute
-    # A cache delivers what is stored, in the type that is asked of it.
-    delivered = None if cache is not None else dtype
     with _meeting_of(shared) as meeting:
         if _names_files(source):
             store = FileStore(
                 source,
-                dtype=delivered,
+                dtype=dtype,
                 encoding=encoding,
                 shape=shape,
                 offset=offset,
@@ -120,7 +118,7 @@ def unified(
             raise ArgumentError("cache: is for a file or for a GPU, but source is in memory")
         else:
             # Which refuses whatever else it is.
-            store = HostStore(source, dtype=delivered, threads=threads)  # type: ignore[arg-type]
+            store = HostStore(source, dtype=dtype, threads=threads)  # type: ignore[arg-type]
         if meeting is not None:
             meeting.tell(None)
     if cache is not None:
@@ -137,7 +135,6 @@ def unified(
             device=near,
             shared=shared,
         )
-        store = store if dtype is None else store.with_dtype(dtype)
     elif trace is not None or scores is not None or victim_buffer or shared:
         raise ArgumentError(
             "trace, scores, victim_buffer, shared: are of a cache; give cache=, too"

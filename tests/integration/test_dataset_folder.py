@@ -437,6 +437,8 @@ def test_info_as_json_counts_degrees(folder: Path, capsys: pytest.CaptureFixture
     assert facts["nodes"]["node"]["tables"]["features"] == {
         "shape": [NODES, 6],
         "dtype": "float32",
+        "scale": None,
+        "row_bytes": 24,
         "bytes": 4096 + FEATURES.nbytes,
         "files": ["features.npy"],
     }

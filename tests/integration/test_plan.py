@@ -90,6 +90,7 @@ def test_every_cache_of_a_plan_is_the_simulators(
     plan = planned([*options, *budgets], capsys)
     trace, scores = sampled(folder), degree_scores(folder)
     assert [budget["bytes"] for budget in plan["budgets"]] == [10 << 10, 128 * ROW, 60_000]
+    int8, int4 = 4 + ROW // 4, 4 + -(-ROW // 8)  # a scale and codes
     for budget in plan["budgets"]:
         size, victim = budget["bytes"], 5 << 10
         wanted = {
@@ -98,7 +99,8 @@ def test_every_cache_of_a_plan_is_the_simulators(
             "belady": ("belady", (size + victim) // ROW, ROW, 0),
             "one cache": ("hybrid", (size + victim) // ROW, ROW, 0),
             "float16": ("hybrid", size // (ROW // 2), ROW // 2, victim // (ROW // 2)),
-            "int8": ("hybrid", size // (ROW // 4), ROW // 4, victim // (ROW // 4)),
+            "int8": ("hybrid", size // int8, int8, victim // int8),
+            "int4": ("hybrid", size // int4, int4, victim // int4),
         }
         assert budget["cases"].keys() == wanted.keys()
         for role, (policy, capacity, row_bytes, cells) in wanted.items():

@@ -21,6 +21,7 @@ from gnnsys.memory import FileStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planner_reference import ReferencePlanner
+from stored_reference import delivered, open_store
 
 OWNERS = 3
 _PLACE = tempfile.TemporaryDirectory(prefix="gnnsys-cached-store-")  # goes with the process
@@ -36,14 +37,13 @@ def table(rows: int, width: int) -> torch.Tensor:
     return torch.randn(rows, width, generator=draw)
 
 
-def open_table(rows: int, width: int, storage: Any) -> FileStore:
-    path = FOLDER / f"{rows}x{width}.npy"
-    if not path.exists():
-        np.save(path, table(rows, width).numpy())
+def open_table(rows: int, width: int, storage: Any, stored: str = "float32") -> FileStore:
+    path = FOLDER / f"{rows}x{width} {stored}.npy"
+    values = table(rows, width).numpy()
     try:
-        return FileStore(path, storage=storage)
+        return open_store(path, values, stored, storage=storage)
     except UnsupportedError:  # a kernel without io_uring, which the doctor shows
-        return FileStore(path, storage="pread")
+        return open_store(path, values, stored, storage="pread")
 
 
 def batches(rows: int) -> st.SearchStrategy[list[int]]:
@@ -69,6 +69,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
         "rows": rows,
         "width": draw(st.sampled_from([1, 3, 16])),
         "storage": draw(st.sampled_from(["mmap", "pread", "uring"])),
+        "stored": draw(st.sampled_from(["float32", "float16", "int8 row", "int4 column"])),
         "options": {
             "cache": capacity,
             "policy": draw(st.sampled_from(POLICIES)),
@@ -87,8 +88,9 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=150, deadline=None, print_blob=True)
 @given(run=runs())
 def test_rows_equal_fancy_indexing_and_counters_add_up_whatever_happens(run: Any) -> None:
-    expected = table(run["rows"], run["width"]).to(run["dtype"])
-    source = open_table(run["rows"], run["width"], run["storage"])
+    values = delivered(table(run["rows"], run["width"]).numpy(), run["stored"])
+    expected = torch.from_numpy(values).to(run["dtype"])
+    source = open_table(run["rows"], run["width"], run["storage"], run["stored"])
     store = CachedStore(source, **run["options"]).with_dtype(run["dtype"])
     owners = [Owner() for _ in range(OWNERS)]
     queues: list[list[tuple[Any, torch.Tensor]]] = [[] for _ in owners]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from gnnsys.errors import ArgumentError
 from gnnsys.memory import FileStore, HostStore
 from gnnsys.system.gpu import HostExecutorDevice
 
+sys.path.insert(0, str(Path(__file__).parent))
+from stored_reference import delivered, open_store
+
 pytestmark = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler"
 )
@@ -37,14 +42,21 @@ def table_of(columns: int) -> tuple[Path, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("columns", "in_memory"), [(1, False), (7, False), (300, False), (7, True)]
+    ("columns", "stored"), [(1, ""), (7, "int4 row"), (7, ""), (300, ""), (7, "in memory")]
 )
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_rows_and_decisions_are_those_of_the_cpu(
-    columns: int, in_memory: bool, data: st.DataObject
+    columns: int, stored: str, data: st.DataObject
 ) -> None:
     path, table = table_of(columns)
+    source: Any = partial(FileStore, path, storage="pread")
+    if stored == "in memory":
+        source = partial(HostStore, table)
+    elif stored:
+        values = table.float().numpy()
+        source = partial(open_store, path.with_name(f"{stored}.npy"), values, stored)
+        table = torch.from_numpy(delivered(values, stored))
     batches = data.draw(
         st.lists(st.lists(st.integers(0, ROWS - 1), max_size=30), min_size=1, max_size=6)
     )
@@ -57,7 +69,7 @@ def test_rows_and_decisions_are_those_of_the_cpu(
     }
     stores = [
         CachedStore(
-            HostStore(table) if in_memory else FileStore(path, storage="pread"),
+            source(),
             device=device,
             **options,
         )

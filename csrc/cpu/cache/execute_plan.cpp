@@ -120,7 +120,8 @@ void move_rows(std::span<const int64_t> sources, std::span<const int64_t> target
 }
 
 void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out,
-                  const ThreadPool& pool, Isa isa, std::vector<int64_t>& scratch) {
+                  const ThreadPool& pool, Isa isa, std::vector<int64_t>& scratch,
+                  const RowCoding* coding) {
   const Areas areas{memory};
   const int64_t victims = plan.victim_out.rows;
   const int64_t entries = plan.fills.rows + plan.victim_in.rows;
@@ -135,7 +136,7 @@ void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out,
 
   // An address is the id of a row in a table of rows that begin at every byte.
   const RowTable anywhere{nullptr, std::numeric_limits<int64_t>::max(), memory.row_bytes, 1};
-  gather_rows(anywhere, sources, plan.rows, out, pool, isa);
+  gather_rows(anywhere, sources, plan.rows, out, pool, isa, coding);
   for (const Moves& moves : {out_of_slots, into_slots}) {
     move_rows({moves.sources, moves.n}, {moves.targets, moves.n}, memory.row_bytes, pool);
   }

@@ -25,7 +25,10 @@ constexpr int64_t prefetch_distance(int64_t row_bytes) { return row_bytes < 1024
 
 struct Job {
   const RowTable& table;
+  const RowCoding* coding;  // null where rows are copied
   char* out;
+  int64_t out_bytes;  // of a row
+  bool past_caches;   // whether rows are written so
 };
 
 struct AnyCopy {
@@ -74,25 +77,25 @@ template <class Id>
 using Kernel = int64_t (*)(const Job&, const Id*, int64_t, int64_t);
 
 template <class Id>
-Kernel<Id> choose_kernel(const RowTable& table, int64_t n, const char* out, Isa isa) {
+Kernel<Id> choose_kernel(const Job& job, Isa isa) {
+  if (job.coding != nullptr) return GNNSYS_CHOOSE(isa, decoded_rows<Id>);
 #if defined(__x86_64__)
-  const bool lines = table.row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;
-  const bool stream = lines && n * table.row_bytes >= kStreamBytes;
-  return stream ? GNNSYS_CHOOSE(isa, stream_rows<Id>) : GNNSYS_CHOOSE(isa, plain_rows<Id>);
-#else
-  (void)table, (void)n, (void)out, (void)isa;
-  return generic::plain_rows<Id>;
+  if (job.past_caches) return GNNSYS_CHOOSE(isa, stream_rows<Id>);
 #endif
+  return GNNSYS_CHOOSE(isa, plain_rows<Id>);
 }
 
 }  // namespace
 
 template <class Id>
 int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out,
-                    const ThreadPool& pool, Isa isa) {
-  const Kernel<Id> kernel = choose_kernel<Id>(table, n, out, isa);
-  const Job job{table, out};
-  const int64_t cost = n * (table.row_bytes + kLine);
+                    const ThreadPool& pool, Isa isa, const RowCoding* coding) {
+  const int64_t out_bytes =
+      coding ? coding->columns * static_cast<int64_t>(sizeof(float)) : table.row_bytes;
+  const bool lines = out_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(out) % kLine == 0;
+  const Job job{table, coding, out, out_bytes, lines && n * out_bytes >= kStreamBytes};
+  const Kernel<Id> kernel = choose_kernel<Id>(job, isa);
+  const int64_t cost = n * (out_bytes + kLine);
   const int64_t pieces = std::clamp<int64_t>(cost / kShareBytes, 1, kSharesPerThread * pool.size());
   const int64_t grain = std::max<int64_t>(1, (n + pieces - 1) / pieces);
   std::atomic<int64_t> first_bad{n};
@@ -108,8 +111,8 @@ int64_t gather_rows(const RowTable& table, const Id* ids, int64_t n, char* out,
 }
 
 template int64_t gather_rows<int32_t>(const RowTable&, const int32_t*, int64_t, char*,
-                                      const ThreadPool&, Isa);
+                                      const ThreadPool&, Isa, const RowCoding*);
 template int64_t gather_rows<int64_t>(const RowTable&, const int64_t*, int64_t, char*,
-                                      const ThreadPool&, Isa);
+                                      const ThreadPool&, Isa, const RowCoding*);
 
 }  // namespace gnnsys

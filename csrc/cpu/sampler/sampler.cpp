@@ -285,13 +285,23 @@ struct Sampler::Run {
     }
     auto* const neighbor = reinterpret_cast<Index*>(scratch.neighbor.get());
     const std::vector<int64_t>& offset = scratch.chunk_offset;
+    const auto pick = [&](int thread, int64_t begin, int64_t end, EdgeBuffer&) {
+      const int64_t at = offset[begin / kChunk];
+      kernels.pick(hop, begin, end, context.scratch[thread].pick, edge + at, col + at);
+    };
+    if (relation.file) {
+      // All that the hop draws before the first neighbour of it is looked at: read together.
+      produce_in_order(sampler.threads_, frontier, kChunk, context.spare, pick,
+                       [](int64_t, int64_t, const EdgeBuffer&) {});
+      relation.file->gather(edge, count, neighbor);
+    }
     produce_in_order(
         sampler.threads_, frontier, kChunk, context.spare,
-        [&](int thread, int64_t begin, int64_t end, EdgeBuffer&) {
+        [&](int thread, int64_t begin, int64_t end, EdgeBuffer& buffer) {
           const int64_t at = offset[begin / kChunk], found = offset[begin / kChunk + 1] - at;
-          if (kernels.expand(hop, begin, end, found, context.scratch[thread].pick, edge + at,
-                             col + at, neighbor + at)) {
-            return;
+          if (!relation.file) {
+            pick(thread, begin, end, buffer);
+            if (kernels.read(hop, edge + at, found, neighbor + at)) return;
           }
           for (int64_t e = at; e < at + found; ++e) {
             if (is_outside(neighbor[e], hop.num_sources)) {

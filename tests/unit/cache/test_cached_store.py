@@ -114,13 +114,11 @@ def test_a_cache_larger_than_memory_is_refused_with_the_numbers(tmp_path: Path) 
         CachedStore(raw, cache=1, victim_buffer="1TB")
 
 
-def test_writable_and_cast_sources_are_refused_and_a_cache_is_read_only(
+def test_writable_sources_are_refused_and_a_cache_is_read_only(
     table: Tensor, tmp_path: Path, source: FileStore
 ) -> None:
     with pytest.raises(ArgumentError, match="writable"):
         CachedStore(FileStore(tmp_path / "x.npy", writable=True), cache=3)
-    with pytest.raises(ArgumentError, match="with_dtype"):
-        CachedStore(source.with_dtype(torch.float64), cache=3)
     with pytest.raises(ReadOnlyError, match=r"x\.npy"):
         CachedStore(source, cache=3).write(torch.tensor([0]), table[:1])
 

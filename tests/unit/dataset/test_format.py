@@ -30,7 +30,7 @@ from gnnsys.dataset.format import (
     node_folder,
     read_manifest,
 )
-from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError, UnsupportedError
+from gnnsys.errors import FileFormatError, GnnsysError, MissingFileError
 
 PROPERTY = settings(deadline=None, print_blob=True)
 NAMES = st.text(min_size=1, max_size=6) | st.sampled_from(["_", "__", "a_", "a__b", ".", "..", "/"])
@@ -188,9 +188,14 @@ def second_edge_type(value: dict[str, Any]) -> None:
     value["edges"].append(value["edges"][0])
 
 
+def narrow_features(value: dict[str, Any], scales: list[float]) -> None:
+    features(value).update(shape=[5, len(scales)])
+    features(value)["encoding"].update(dtype="int8", scale="column", scales=scales)
+
+
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another format": (lambda v: v.update(format="ogb"), "format is 'ogb', expected 'gnnsys"),
-    "newer": (lambda v: v.update(version=2), "version 2, this gnnsys reads 1 to 1; upgrade"),
+    "newer": (lambda v: v.update(version=3), "version 3, this gnnsys reads 1 to 2; upgrade"),
     "version 0": (lambda v: v.update(version=0), "version 0, this gnnsys reads 1"),
     "newer random numbers": (lambda v: v.update(rng=99), "rng 99, this gnnsys reads 1 to"),
     "version true": (lambda v: v.update(version=True), "version is True, expected an integer"),
@@ -234,6 +239,30 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda v: features(v)["encoding"].update(row_stride=8),
         r"row_stride is 8, expected 4194304 bytes",
     ),
+    "int4 without a scale": (
+        lambda v: features(v)["encoding"].update(dtype="int4"),
+        "encoding is int4 without a scale: row or column",
+    ),
+    "floats with a scale": (
+        lambda v: features(v)["encoding"].update(scale="row"),
+        "dtype is 'float32' with a scale, expected one of int8, int4",
+    ),
+    "a scale of something else": (
+        lambda v: features(v)["encoding"].update(dtype="int8", scale="table"),
+        "encoding.scale is 'table', expected one of 'row', 'column'",
+    ),
+    "no scales": (
+        lambda v: features(v)["encoding"].update(dtype="int8", scale="column"),
+        "encoding.scales has 0 entries, expected 1048576: one for each column",
+    ),
+    "scales beside those of rows": (
+        lambda v: features(v)["encoding"].update(dtype="int8", scale="row", scales=[1.0]),
+        "encoding.scales has 1 entries, expected 0: each row has its own",
+    ),
+    "a scale below 0": (
+        lambda v: narrow_features(v, [0.5, -1.0]),
+        r"encoding.scales\[1\] is -1.0, expected a float32 from 0",
+    ),
     "no shards": (lambda v: features(v).update(shards=[]), r"shards of .* hold 0 rows"),
     "rows missing": (
         lambda v: shard(v).update(rows=4, crc32=["00000000"]),
@@ -264,11 +293,33 @@ def test_a_fault_is_one_error_with_its_place(name: str, tmp_path: Path) -> None:
     assert str(tmp_path / "graph.json") in str(caught.value)
 
 
-def test_quantised_tables_are_for_a_later_version(tmp_path: Path) -> None:
+def test_folders_of_versions_before_quantised_tables_are_read(tmp_path: Path) -> None:
     value = content()
-    features(value)["encoding"]["scale"] = 0.5
-    with pytest.raises(UnsupportedError, match=r"features is quantised \(scale 0\.5\)"):
-        read_manifest(write(tmp_path, value))
+    assert value["version"] == 1
+    features(value)["encoding"] = {
+        "dtype": "float32", "scale": None, "zero": None, "row_stride": 4194304,
+    }  # fmt: skip
+    assert read_manifest(write(tmp_path, value)) == small()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "row_bytes"),
+    [("int8", "row", 9), ("int8", "column", 5), ("int4", "row", 7), ("int4", "column", 3)],
+)
+def test_a_quantised_table_makes_the_folder_of_version_2(
+    dtype: str, scale: Any, row_bytes: int, tmp_path: Path
+) -> None:
+    scales = (0.1, 0.0, 1e-40, 3.4e38, 1.0) if scale == "column" else ()
+    encoding = Encoding.of(dtype, (5, 5), scale, scales)
+    assert encoding.row_stride == row_bytes
+    assert encoding.file_shape((5, 5)) == (5, row_bytes)
+    shard = Shard(path="x.npy", rows=5, bytes=4096, crc32=("01234567",))
+    manifest = small()
+    table = Table(shape=(5, 5), encoding=encoding, shards=(shard,))
+    manifest.nodes["node"].tables["features"] = table
+    value = json.loads(manifest.to_json())
+    assert value["version"] == 2
+    assert read_manifest(write(tmp_path, value)) == manifest
 
 
 @pytest.mark.parametrize(

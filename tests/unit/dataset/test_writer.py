@@ -134,7 +134,7 @@ def test_bfloat16_is_stored_as_its_bits(tmp_path: Path) -> None:
         folder = writer.commit()
     content = json.loads((folder / "graph.json").read_text())
     encoding = content["nodes"]["node"]["tables"]["features"]["encoding"]
-    assert encoding == {"dtype": "bfloat16", "scale": None, "zero": None, "row_stride": 6}
+    assert encoding == {"dtype": "bfloat16", "scale": None, "scales": [], "row_stride": 6}
     stored = np.load(folder / "features.npy")
     assert torch.equal(torch.from_numpy(stored).view(torch.bfloat16), values)
 

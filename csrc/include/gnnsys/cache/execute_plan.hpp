@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gnnsys/isa.hpp"
+#include "gnnsys/rows/coding.hpp"
 #include "gnnsys/thread_pool.hpp"
 
 namespace gnnsys {
@@ -40,15 +41,17 @@ struct CacheMemory {
   int64_t row_bytes;
 };
 
-// Carries a plan out. (1) The batch's rows go to `out` from slots, cells and staging; (2) victims
-// go to cells; (3) rows of the batch go to the slots planned for them. Rows that repeat in the
-// batch are read again where the first of them lies.
+// Carries a plan out. (1) The batch's rows go to `out` from slots, cells and staging, decoded where
+// a coding is given, whose row_bytes are the memory's; (2) victims go to cells; (3) rows of the
+// batch go to the slots planned for them. Rows that repeat in the batch are read again where the
+// first of them lies.
 //
 // `scratch` is memory that is used again from call to call. Throws std::invalid_argument, before a
 // row is moved, for a plan that names a position, slot, cell or staging row outside the memory, or
 // leaves a position out.
 void execute_plan(const PlanView& plan, const CacheMemory& memory, char* out,
-                  const ThreadPool& pool, Isa isa, std::vector<int64_t>& scratch);
+                  const ThreadPool& pool, Isa isa, std::vector<int64_t>& scratch,
+                  const RowCoding* coding = nullptr);
 
 // Copies rows from address sources[i] to targets[i], in parallel over i; none may overlap.
 void move_rows(std::span<const int64_t> sources, std::span<const int64_t> targets,

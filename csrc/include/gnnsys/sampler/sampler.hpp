@@ -8,6 +8,7 @@
 
 #include "gnnsys/buffer_pool.hpp"
 #include "gnnsys/isa.hpp"
+#include "gnnsys/sampler/neighbor_file.hpp"
 #include "gnnsys/thread_pool.hpp"
 
 namespace gnnsys {
@@ -30,6 +31,9 @@ struct Relation {
   int64_t num_edges;
   const int64_t* edge_time;   // (num_edges) by position in the CSC, or null
   const double* edge_weight;  // (num_edges) by position in the CSC, or null
+  // What the neighbours are read with, or null for `indices`, which are there in any case: choices
+  // by time and induce() read these.
+  NeighborFile* file = nullptr;
 };
 
 // Nodes and edges of several types; a homogeneous graph has one of each.
@@ -84,7 +88,8 @@ struct InducedEdges {
 // depends on the graph and on the request alone. Keeps map_bytes() of each type for each batch that
 // is being sampled at once.
 //
-// All calls throw std::runtime_error for a graph whose arrays point outside themselves.
+// All calls throw std::runtime_error for a graph whose arrays point outside themselves, and what
+// NeighborFile throws.
 class Sampler {
  public:
   // Throws std::invalid_argument for arguments that do not fit together and for weights that are

@@ -24,22 +24,30 @@ from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
 from gnnsys.system.budget import (
     AHEAD,
+    BATCHES,
+    BLOCKS,
     CACHE_ROWS,
     PLANNER,
     PLANS_AHEAD,
     RANKING,
     STAGING,
+    STEPS,
     process_budget,
 )
 from gnnsys.system.files import check_folder_of
 
-__all__ = ["choose_cache", "plan_features", "setup_features"]
+__all__ = ["choose_cache", "plan_features", "reserve_ranking", "setup_features"]
 
 _log = logging.getLogger(__name__)
 _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
 _OF_A_ROW, _OF_A_SLOT = 4, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
+_OF_DEGREE, _OF_IMPORTANCE = 8, 16
+"""Bytes a node while importance by degree, or another one, is computed and ranked."""
+_RANKED = 64 << 20
+"""Bytes of a block of edges or nodes meanwhile."""
+_AFTER_RANKING = (BATCHES, STEPS, AHEAD, PLANS_AHEAD, BLOCKS, CACHE_ROWS, PLANNER, STAGING)
 _STORED = "importance, mapped"
 _BESIDE_ROWS = ("importance", _STORED, RANKING, PLANNER, STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
@@ -175,14 +183,23 @@ def plan_features(
         planned = _OF_A_ROW * rows // owners + _OF_A_SLOT * capacity // ranks
         budget.reserve(PLANNER, planned)
         budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
-        later = sum(map(budget.planned, (CACHE_ROWS, PLANNER, STAGING)))
-        budget.reserve(RANKING, max(0, budget.planned(RANKING) - later))  # in the same memory
+        reserve_ranking(dataset, options)
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"
         budget.reserve("features, mapped", table.data_bytes, mapped=True)
     elif cache is None:
         budget.reserve(STAGING, LEAST_STAGING)
     return cache, storage
+
+
+def reserve_ranking(dataset: Dataset, options: FeatureOptions) -> None:
+    """Reserves what computing and ranking an importance takes beyond what comes later, in the same
+    memory, so far as that is planned."""
+    budget, needed = process_budget(), 0
+    if needs_importance(dataset, options):
+        each = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
+        needed = (_RANKED + each * dataset.num_nodes()) // budget.ranks  # by one of them
+    budget.reserve(RANKING, max(0, needed - sum(map(budget.planned, _AFTER_RANKING))))
 
 
 def _reserve_importance(dataset: Dataset, options: FeatureOptions, owners: int) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "SEEDS",
     "SPLITS",
     "STAGING",
+    "STEPS",
     "Budget",
     "Entry",
     "Resident",
@@ -51,6 +52,7 @@ RANKING = "ranking of the rows"
 SEEDS = "order of the seeds"
 SPLITS = "ids of the splits, mapped"
 STAGING = "reads under way"
+STEPS = "training steps"
 BLOCKS = "blocks of evaluation"
 _POOLED = (BATCHES, AHEAD, STAGING, BLOCKS)
 """What lives in the memory that the process pools: so much of it is kept, unused, for the next."""

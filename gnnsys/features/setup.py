@@ -41,7 +41,7 @@ __all__ = ["choose_cache", "plan_features", "reserve_ranking", "setup_features"]
 _log = logging.getLogger(__name__)
 _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
-_OF_A_ROW, _OF_A_SLOT = 4, 16
+_OF_A_ROW, _OF_A_SLOT = 4, 18
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
 _OF_DEGREE, _OF_IMPORTANCE = 8, 16
 """Bytes a node while importance by degree, or another one, is computed and ranked."""

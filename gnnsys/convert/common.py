@@ -79,7 +79,7 @@ class Conversion(DatasetWriter):
         if options.nan != "refuse":
             chosen["nan_features"] = options.nan
         if options.overflow != "refuse":
-            chosen["overflow"] = options.overflow
+            chosen["allow_overflow"] = True
         if options.dtype in QUANTISED:
             if options.nan == "keep":
                 raise ArgumentError(

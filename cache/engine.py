@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.executor import Executor
-from gnnsys.cache.plan import BatchPlan
+from gnnsys.cache.packed.planner import RecordedPlanner
+from gnnsys.cache.packed.plans import RecordedPlans
+from gnnsys.cache.packed.store import PackedRows
+from gnnsys.cache.plan import BatchPlan, plan_aside
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.tickets import Ticket, Tickets, is_aside
 from gnnsys.counters import Counters
@@ -72,10 +75,12 @@ class Engine:
         counters: Counters,
         record: Callable[[NDArray[Any]], None] = lambda ids: None,
     ) -> None:
-        self._source, self._make_planner, self._executor = source, make_planner, executor
-        self._window, self._prefetch, self._staging_bytes = window, prefetch, staging_bytes
+        self._table = self._source = source
+        self._make_planner, self._executor = make_planner, executor
+        self._own_window = self._window = window
+        self._prefetch, self._staging_bytes = prefetch, staging_bytes
         self._counters, self._record = counters, record
-        self._planner = make_planner(True)
+        self._planner: Any = make_planner(True)
         self._name = name
         self._tickets = Tickets(name)
         self._filled = False
@@ -113,6 +118,22 @@ class Engine:
             while self._planner.planned + self._window < self._planner.announced:
                 self._plan_next()
             return ticket
+
+    def follow(self, plans: RecordedPlans, packed: Store | None, batches: int, first: int) -> None:
+        """See ``CachedStore.follow``."""
+        with self._executing, self._planning:
+            if self._tickets:
+                self._retract(self._tickets[0])
+            held = np.full(self._executor.capacity, -1, np.int32)
+            if self._filled and isinstance(self._planner, RecordedPlanner):
+                held = self._planner.held
+            rows = self._table.shape[0]
+            self._planner = planner = RecordedPlanner(plans, rows, held, first, batches)
+            self._source = (
+                self._table if packed is None else PackedRows(self._table, packed, planner)
+            )
+            self._window, self._filled = 0, False
+            self._stats.resident = planner.kept
 
     def retract(self, ticket: Any) -> None:
         """See ``CachedStore.retract``."""
@@ -220,7 +241,11 @@ class Engine:
     def _gather_unannounced(self, ids: RowIds, out: Tensor, coding: core.RowCoding | None) -> None:
         with self._planning:
             own = None if self._tickets else Ticket(ids, self._planner.announce(ids.numpy()))
-            plan = self._plan_aside(ids) if own is None else self._planner.plan()
+            if own is None:
+                check_bounds(ids, self._source.shape[0])
+                plan = plan_aside(ids.numpy(), self._planner.committed_slots(ids.long().numpy()))
+            else:
+                plan = self._planner.plan()
         reads = Ticket(ids, -1, plan)
         try:
             self._start_reads([reads])
@@ -242,34 +267,6 @@ class Engine:
                     self._planner.commit(own.number)
         self._count(plan)
 
-    def _plan_aside(self, ids: RowIds) -> BatchPlan:
-        """A plan that changes nothing: from the slots as they are, the rest is bypassed."""
-        check_bounds(ids, self._source.shape[0])
-        wanted = ids.numpy()
-        unique, first, inverse = np.unique(wanted, return_index=True, return_inverse=True)
-        slots = self._planner.committed_slots(unique)
-        hit = slots >= 0
-        missed = first[~hit]
-        again = np.flatnonzero(first[inverse] != np.arange(len(wanted)))
-        columns = [
-            (first[hit], slots[hit]),
-            (missed, np.arange(len(missed)), np.full(len(missed), -1)),
-            (again, first[inverse][again]),
-        ]
-        hits, fills, copies = (np.stack(each, 1).astype(np.int32) for each in columns)
-        return BatchPlan(
-            batch=-1,
-            rows=len(wanted),
-            hits=hits,
-            victim_in=np.empty((0, 3), np.int32),
-            fills=fills,
-            copies=copies,
-            reads=unique[~hit].astype(np.int64),
-            victim_out=np.empty((0, 2), np.int32),
-            drops=0,
-            evictions=0,
-        )
-
     # Reading -------------------------------------------------------------------------------------
 
     def _start_reads(self, due: list[Ticket]) -> None:
@@ -290,7 +287,7 @@ class Engine:
         if pending is not None:
             return self._take(pending)
         assert ticket.plan is not None
-        return self._read_in_pieces(ticket.plan.reads) if len(ticket.plan.reads) else None
+        return self._read_in_pieces(ticket.plan) if len(ticket.plan.reads) else None
 
     def _take(self, pending: PendingRows, of_batch: bool = True) -> StagedRows:
         began = time.perf_counter()
@@ -309,18 +306,24 @@ class Engine:
             stats.bytes_read += staged.bytes_read
         return staged
 
-    def _read_in_pieces(self, ids: NDArray[np.int64]) -> StagedRows:
+    def _read_in_pieces(self, plan: BatchPlan) -> StagedRows:
         """Rows whose pages are more than may be staged: of each page the rows alone are kept."""
+        ids = plan.reads
         rows = self._executor.new_staging(len(ids))
-        for piece, staged in self._read_pieces(ids, of_batch=True):
+        for piece, staged in self._read_pieces(ids, plan.batch):
             self._executor.collect(staged, rows[piece])
         offsets = np.arange(len(ids)) * self._source.row_bytes
         return RowsInPlace(rows.data_ptr(), offsets, rows)
 
     def _read_pieces(
-        self, ids: NDArray[np.int64], of_batch: bool
+        self, ids: NDArray[np.int64], batch: int | None = None
     ) -> Iterator[tuple[slice, StagedRows]]:
-        """Rows ``ids``, which ascend, piece by piece; the next one is read meanwhile."""
+        """Rows ``ids``, which ascend, piece by piece; the next one is read meanwhile.
+
+        Args:
+            batch: whose rows these are, by the planner's count; None for those of no batch.
+        """
+        of_batch = -1 if batch is None else batch
         step = max(1, PIECE_BYTES // (self._source.row_bytes + PAGE_BYTES))
         starts = range(0, len(ids), step)
         pieces = [slice(first, min(first + step, len(ids))) for first in starts]
@@ -328,8 +331,8 @@ class Engine:
         try:
             for number, piece in enumerate(pieces):
                 for each in pieces[number + len(ahead) : number + 2]:
-                    ahead.append(self._source.start_reads(Reads(ids[each])))
-                yield piece, self._take(ahead.pop(0), of_batch)
+                    ahead.append(self._source.start_reads(Reads(ids[each], of_batch)))
+                yield piece, self._take(ahead.pop(0), batch is not None)
         finally:
             for pending in ahead:
                 pending.cancel()
@@ -340,15 +343,17 @@ class Engine:
             return
         ids = np.asarray(self._planner.prefilled, np.int64)
         said = began = time.monotonic()
-        for piece, staged in self._read_pieces(ids, of_batch=False):
-            self._executor.fill(np.arange(piece.start, piece.stop), staged)
+        slots = self._planner.prefilled_slots
+        for piece, staged in self._read_pieces(ids):
+            self._executor.fill(slots[piece], staged)
             if time.monotonic() - said > _PREFILL_LOG_SECONDS:
                 said = time.monotonic()
                 _log.info("cache: %d of %d rows are filled in", piece.stop, len(ids))
         if len(ids):
             _log.info("cache: %d rows filled in %.1f s", len(ids), time.monotonic() - began)
         self._filled = True
-        self._stats.prefilled = self._stats.resident = len(ids)
+        self._stats.prefilled += len(ids)
+        self._stats.resident += len(ids)
 
     # Failing -------------------------------------------------------------------------------------
 
@@ -364,6 +369,7 @@ class Engine:
     def _start_over(self) -> None:
         with self._planning:
             self._planner = self._make_planner(False)
+            self._source, self._window = self._table, self._own_window
             self._filled, self._stats.resident = True, 0
             self._announce_again()
 
@@ -380,7 +386,7 @@ class Engine:
         with self._counting:
             self._stats.count(plan)
         served = np.array([hits, victims, reads]) + _copies_by_tier(plan)
-        for tier, rows in zip(("cache", "victim", "file"), served.tolist(), strict=True):
+        for tier, rows in zip(("cache", "victim", plan.tier), served.tolist(), strict=True):
             if rows:
                 self._counters.add(tier, rows, rows * self._source.row_bytes)
 

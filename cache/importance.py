@@ -8,6 +8,7 @@ file: it is read from the first edge to the last, in blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ __all__ = ["HIGHEST", "out_degree", "rank_normalised", "reverse_pagerank"]
 HIGHEST = (1 << 16) - 1
 """That of the most important node."""
 
-_BLOCK = 1 << 21  # edges at a time
+_BLOCK = 1 << 21  # edges or nodes at a time
 _Report = Callable[[int, int], None]
 
 
@@ -27,7 +28,7 @@ def out_degree(
     indices: NDArray[np.integer],
     num_nodes: int,
     progress: _Report = lambda done, total: None,
-) -> NDArray[np.int64]:
+) -> NDArray[np.uint32] | NDArray[np.int64]:
     """How often each node occurs as a neighbour: in how many lists a sampler can find it.
 
     Args:
@@ -36,7 +37,7 @@ def out_degree(
         progress: is told the edges done and their number.
 
     Returns:
-        (num_nodes,) counts.
+        (num_nodes,) counts; uint32, of 2^32 edges and more int64.
 
     Raises:
         RowIndexError: an id outside the graph.
@@ -44,9 +45,9 @@ def out_degree(
     >>> out_degree(np.array([2, 0, 2]), 3).tolist()
     [1, 0, 2]
     """
-    found = np.zeros(num_nodes, np.int64)
+    found = np.zeros(num_nodes, np.uint32 if len(indices) < 1 << 32 else np.int64)
     for first, block in _blocks(indices, num_nodes):
-        np.add.at(found, block, 1)
+        np.add.at(found, block, found.dtype.type(1))
         progress(first + len(block), len(indices))
     return found
 
@@ -92,17 +93,21 @@ def reverse_pagerank(
     nodes, edges = len(indptr) - 1, len(indices)
     if nodes == 0:
         return np.empty(0)
-    degree = np.diff(indptr)
     rank = np.full(nodes, 1 / nodes)
     for number in range(iterations):
-        # What each node passes on along each of its edges; nothing where it has none.
-        passed = np.divide(rank, degree, out=np.zeros(nodes), where=degree > 0)
-        arrived = np.zeros(nodes)
+        arrived, stuck = np.zeros(nodes), 0.0
+        for part in _parts(nodes):
+            # What each node passes on along each of its edges.
+            degree = np.diff(indptr[part.start : part.stop + 1])
+            stuck += rank[part][degree == 0].sum()
+            np.divide(rank[part], degree, out=rank[part], where=degree > 0)
         for first, block in _blocks(indices, nodes):
-            np.add.at(arrived, block, _per_edge(passed, indptr, first, first + len(block)))
+            np.add.at(arrived, block, _per_edge(rank, indptr, first, first + len(block)))
             progress(number * edges + first + len(block), iterations * edges)
-        stuck = rank[degree == 0].sum()
-        rank = damping * (arrived + stuck / nodes) + (1 - damping) / nodes
+        rank = arrived
+        rank += stuck / nodes
+        rank *= damping
+        rank += (1 - damping) / nodes
     return rank
 
 
@@ -112,11 +117,12 @@ def rank_normalised(
     """Importance in the order of ``values``, spread evenly over 0 to ``HIGHEST``.
 
     Equal values share one. Of more different values than there is room for, neighbours share one
-    as well. The least value gets 0, the greatest ``HIGHEST``; all get 0 where all are equal.
+    as well. The least value gets 0, the greatest ``HIGHEST``; all get 0 where all are equal. Takes
+    the memory of a copy of the values, which is 8 bytes each with ties.
 
     Args:
-        values: (n,) numbers.
-        ties: (n,) numbers that order equal values; None where those are to share one.
+        values: (n,) numbers; with ties, counts below 2^32.
+        ties: (n,) counts below 2^32 that order equal values; None where those are to share one.
 
     Raises:
         ArgumentError: a NaN.
@@ -126,32 +132,60 @@ def rank_normalised(
     >>> rank_normalised(np.array([7, 0, 7, 3]), ties=np.array([2, 5, 1, 0])).tolist()
     [65535, 0, 43690, 21845]
     """
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise ArgumentError(f"values: NaN at {int(np.isnan(values).argmax())}, expected numbers")
     if len(values) == 0:
         return np.empty(0, np.uint16)
-    keys = [values] if ties is None else [ties, values]
-    order = np.lexsort(keys)
-    differs = np.zeros(len(values) - 1, bool)
-    for key in keys:
-        ordered = key[order]
-        differs |= ordered[1:] != ordered[:-1]
-    place = np.zeros(len(values), np.int64)  # among the different values
-    np.cumsum(differs, out=place[1:])
+    keys = values.copy() if ties is None else np.empty(len(values), np.uint64)
+    for part in _parts(len(values)):
+        if ties is not None:
+            keys[part] = _joined(values[part], ties[part])
+        elif values.dtype.kind == "f" and np.isnan(values[part]).any():
+            place = part.start + int(np.isnan(values[part]).argmax())
+            raise ArgumentError(f"values: NaN at {place}, expected numbers")
+    keys.sort()
+    last = _keep_different(keys) - 1
+    # The least place of each rank that some place has: place * HIGHEST // last is not less.
+    ranks = np.arange(HIGHEST + 1)
+    if last < HIGHEST:
+        ranks = np.arange(last + 1) * HIGHEST // max(1, last)
+    least = keys[-(-ranks * max(1, last) // HIGHEST)]
     ranked = np.empty(len(values), np.uint16)
-    ranked[order] = place * HIGHEST // max(1, int(place[-1]))
+    for part in _parts(len(values)):
+        each = values[part] if ties is None else _joined(values[part], ties[part])
+        ranked[part] = ranks[np.searchsorted(least, each, side="right") - 1]
     return ranked
+
+
+def _joined(values: NDArray[Any], ties: NDArray[Any]) -> NDArray[np.uint64]:
+    """Counts whose order is that of the values, and of the ties among equal ones."""
+    return values.astype(np.uint64) << np.uint64(32) | ties.astype(np.uint64)
+
+
+def _keep_different(ordered: NDArray[Any]) -> int:
+    """Moves the different ones of ascending numbers to the front; returns how many they are."""
+    kept = 1
+    for part in _parts(len(ordered)):
+        block = ordered[part]
+        different = block[1:][block[1:] != block[:-1]]
+        if part.start > 0 and block[0] != ordered[kept - 1]:
+            different = np.concatenate([block[:1], different])
+        ordered[kept : kept + len(different)] = different
+        kept += len(different)
+    return kept
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(first, min(count, first + _BLOCK)) for first in range(0, count, _BLOCK))
 
 
 def _blocks(
     indices: NDArray[np.integer], num_nodes: int
 ) -> Iterator[tuple[int, NDArray[np.integer]]]:
-    for first in range(0, len(indices), _BLOCK):
-        block = np.asarray(indices[first : first + _BLOCK])
+    for part in _parts(len(indices)):
+        block = np.asarray(indices[part])
         if block.min() < 0 or block.max() >= num_nodes:
             wrong = block[(block < 0) | (block >= num_nodes)][0]
             raise RowIndexError(f"indices: {wrong} is outside the graph's nodes [0, {num_nodes})")
-        yield first, block
+        yield part.start, block
 
 
 def _per_edge(

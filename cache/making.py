@@ -32,7 +32,15 @@ from gnnsys.ranks.meeting import Meeting
 from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
 from gnnsys.system.gpu import kernel_device
 
-__all__ = ["LEAST_STAGING", "AnyEngine", "Once", "check_memory", "make_engine", "staging_bytes"]
+__all__ = [
+    "LEAST_STAGING",
+    "AnyEngine",
+    "Once",
+    "check_memory",
+    "make_engine",
+    "make_planner_of",
+    "staging_bytes",
+]
 
 AnyEngine = Engine | ResidentRows | SharedEngine
 
@@ -83,7 +91,7 @@ def make_engine(
         return ResidentRows(source, name, threads=threads, counters=counters, record=record)
 
     def make_planner(first: bool) -> Planner:
-        return _make_planner(name, rows, capacity, cells, first and prefill, **planning)
+        return make_planner_of(name, rows, capacity, cells, first and prefill, **planning)
 
     budget = process_budget()
     executor: Executor
@@ -106,9 +114,10 @@ def make_engine(
     )
 
 
-def _make_planner(
+def make_planner_of(
     name: str, rows: int, capacity: int, cells: int, prefill: bool, **planning: Any
 ) -> Planner:
+    """The planner of a cache for a table of so many rows; raises TooLargeError."""
     try:
         return Planner(rows, capacity, victim_cells=cells, prefill=prefill, **planning)
     except MemoryError as error:
@@ -138,7 +147,7 @@ def _make_shared(
         rows: int, slots: int, cells: int, scores: NDArray[np.uint16] | None
     ) -> Planner:
         ahead = rounds_of(window, meeting.world)
-        return _make_planner(
+        return make_planner_of(
             name, rows, slots, cells, prefill, policy=policy, window=ahead, scores=scores
         )
 

@@ -7,14 +7,14 @@ only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.choices import Policy
 
-__all__ = ["POLICIES", "BatchPlan", "Policy"]
+__all__ = ["POLICIES", "BatchPlan", "Policy", "plan_aside"]
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 
@@ -52,8 +52,46 @@ class BatchPlan:
     """Rows with a known next use for which the victim buffer had no room; 0 without a buffer."""
     evictions: int
     """Rows that left the cache, whether or not the victim buffer took them."""
+    tier: str = "file"
+    """Where ``reads`` are read."""
 
     @property
     def bypasses(self) -> int:
         """Rows that are read and not placed in the cache."""
         return int((self.fills[:, 2] < 0).sum())
+
+
+def plan_aside(ids: NDArray[Any], slots: NDArray[np.int32], batch: int = -1) -> BatchPlan:
+    """A plan that changes nothing: from the slots as they are, the rest is bypassed.
+
+    Args:
+        ids: (n,) of a batch, which may repeat.
+        slots: (n,) the slot of each, -1 where it has none.
+        batch: its number.
+
+    >>> plan = plan_aside(np.array([7, 5, 7]), np.array([-1, 0, -1], np.int32))
+    >>> plan.hits.tolist(), plan.reads.tolist(), plan.copies.tolist()
+    ([[1, 0]], [7], [[2, 0]])
+    """
+    unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    hit = slots[first] >= 0
+    missed = first[~hit]
+    again = np.flatnonzero(first[inverse] != np.arange(len(ids)))
+    columns = [
+        (first[hit], slots[first[hit]]),
+        (missed, np.arange(len(missed)), np.full(len(missed), -1)),
+        (again, first[inverse][again]),
+    ]
+    hits, fills, copies = (np.stack(each, 1).astype(np.int32) for each in columns)
+    return BatchPlan(
+        batch=batch,
+        rows=len(ids),
+        hits=hits,
+        victim_in=np.empty((0, 3), np.int32),
+        fills=fills,
+        copies=copies,
+        reads=unique[~hit].astype(np.int64),
+        victim_out=np.empty((0, 2), np.int32),
+        drops=0,
+        evictions=0,
+    )

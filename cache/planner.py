@@ -85,6 +85,11 @@ class Planner(core.CachePlanner):
         self.capacity = min(capacity, num_rows)
         self.policy, self.window, self.victim_cells = policy, window, victim_cells
 
+    @property
+    def prefilled_slots(self) -> NDArray[np.int64]:
+        """(k,) the slots that hold ``prefilled`` before the first batch."""
+        return np.arange(len(self.prefilled))
+
     def announce(self, ids: NDArray[Any]) -> int:
         """Takes the ids of the next batch; returns its number.
 

@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from gnnsys.cache.arena import ArenaShare, CacheArena, Table, rows_of
+from gnnsys.cache.engine import Engine
 from gnnsys.cache.importance import rank_normalised
-from gnnsys.cache.making import Once, check_memory, make_engine
+from gnnsys.cache.making import Once, check_memory, make_engine, make_planner_of
+from gnnsys.cache.packed.plans import RecordedPlans
 from gnnsys.cache.plan import POLICIES, Policy
+from gnnsys.cache.planner import Planner
 from gnnsys.cache.shared.engine import SharedEngine
 from gnnsys.cache.stats import CacheStats
 from gnnsys.cache.trace import TraceWriter
@@ -261,6 +264,34 @@ class CachedStore(AnnouncedStore):
             return
         with self._gate:
             self._engine().end(owner)
+
+    def make_planner(self, window: int) -> Planner:
+        """A planner like the cache's own, with another window and without a victim buffer."""
+        options = {name: self._options[name] for name in ("policy", "scores", "prefill")}
+        rows = self.shape[0]
+        return make_planner_of(self._name, rows, self.capacity, 0, window=window, **options)
+
+    def follow(self, plans: RecordedPlans, packed: Store | None, batches: int, first: int) -> bool:
+        """From now on the batches announced are those that were planned; what waits is retracted.
+
+        Rows are exact whatever is announced: a batch that is not the next one planned is served
+        from the cache as it is, or from the source.
+
+        Args:
+            plans: of an epoch, made by a planner of ``make_planner``.
+            packed: the rows that plans read, in their order; None where none are packed.
+            batches: whose reads are packed, from the epoch's first on.
+            first: the batch of the epoch that comes next.
+
+        Returns:
+            False for a cache that follows no plans: one that holds all rows, or that ranks share.
+        """
+        with self._gate:
+            engine = self._engine()
+            if not isinstance(engine, Engine):
+                return False
+            engine.follow(plans, packed, batches, first)
+            return True
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Raises ReadOnlyError."""

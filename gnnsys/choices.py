@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 __all__ = [
     "DATASET_NAMES",
     "EVAL_STORES",
+    "EvalReads",
     "File",
     "FloatType",
     "Folder",
@@ -15,12 +16,14 @@ __all__ = [
     "Overflow",
     "Policy",
     "Precision",
+    "RowOrder",
     "Scale",
     "Sharing",
     "SharingChoice",
     "Size",
     "Storage",
     "StoredType",
+    "Topology",
 ]
 
 DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
@@ -28,6 +31,10 @@ DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper
 
 EVAL_STORES = ("auto", "ram")
 """Places of activations that are no folders."""
+
+EvalReads = Literal["auto", "gather", "sequential"]
+"""How a layer of exact inference reads its inputs: the rows of a block's neighbours, wherever they
+lie; all rows in passes; auto: whichever reads fewer bytes from the disk."""
 
 File = Annotated[str, "FILE"]
 """A path."""
@@ -51,6 +58,10 @@ usual caches, which know nothing of coming batches.
 
 Storage = Literal["auto", "uring", "pread", "mmap"]
 """How a file is read: io_uring, a pool of threads, or the page cache; auto chooses."""
+
+Topology = Literal["auto", "mmap", "mmap-random", "read"]
+"""How samplers read neighbours: through the page cache, with or without read-ahead, or past it,
+with the most used in memory; auto chooses."""
 
 Sharing = Literal["auto", "shm", "exchange", "peer"]
 """How ranks read rows of a cache that they share: in memory that all of them map, where they are on
@@ -85,3 +96,7 @@ them as infinite and count them."""
 GapPolicy = Literal["refuse", "keep", "zero", "mean"]
 """What to do with NaN and infinite values: refuse them, keep them, or replace each by zero or by
 the mean of its column's finite values."""
+
+RowOrder = Literal["none", "degree", "community"]
+"""How the nodes of a dataset folder are numbered, and so their rows lie: as in the source; by how
+often they stand in lists of neighbours; or by community."""

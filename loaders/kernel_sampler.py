@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 from torch_geometric.sampler import HeteroSamplerOutput
@@ -22,8 +24,11 @@ from gnnsys.system.gpu.kernels import (
     Sampling,
     Stream,
 )
+from gnnsys.system.once import warn_once
 
 __all__ = ["KernelSampler"]
+
+_log = logging.getLogger(__name__)
 
 
 class KernelSampler:
@@ -48,6 +53,11 @@ class KernelSampler:
         if what:
             raise _unsupported(f"a graph with {what}")
         self._graph, self._device = graph.relations[0].graph, device
+        if self._graph.file is not None and self._graph.file.native is not None:
+            warn_once(
+                _log, "the sampler's kernels map the neighbours, all of them: what --topology read "
+                "keeps in memory serves evaluation alone"
+            )  # fmt: skip
         place = device.torch_device
         self._stream = torch.cuda.Stream(place) if place.type == "cuda" else None
         self._indptr, self._indices = (

@@ -20,7 +20,7 @@ from gnnsys.loaders.lookahead_loader import (
     check_batching,
     sampler_of,
 )
-from gnnsys.loaders.stored_features import joining_features_of_nodes
+from gnnsys.loaders.stored_features import joining_stored_features
 from gnnsys.system.names import naming_keywords
 
 __all__ = ["LinkNeighborLoader"]
@@ -60,7 +60,7 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
     [1.0, 1.0, 0.0, 0.0]
     """
 
-    _join = joining_features_of_nodes(LinkLoader.filter_fn)
+    _join = joining_stored_features(LinkLoader.filter_fn)
 
     @naming_keywords(DataLoader.__init__)
     def __init__(
@@ -97,6 +97,7 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
         keep_freed_memory: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        seed_block: int = 1,
         **kwargs: Any,
     ) -> None:
         given = dict(locals())

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
-from torch_geometric.data import Data
 
 from gnnsys import rng
-from gnnsys.compat import forget_attributes, pin_memory, store_of
+from gnnsys.compat import forget_attributes, pin_memory
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders.edge_layouts import Layout, lay_out
 from gnnsys.loaders.loader_inputs import check_joined
@@ -44,7 +43,7 @@ from gnnsys.loaders.seed_batches import (
 )
 from gnnsys.loaders.side_stream import SideStream
 from gnnsys.loaders.static_shapes import Padding, Sizes, StaticShapes
-from gnnsys.loaders.stored_features import check_stored
+from gnnsys.loaders.stored_features import names_of_rows, stored_of_edges
 from gnnsys.memory import keep_freed_memory
 from gnnsys.system.notebook import facts_as_html
 from gnnsys.system.once import warn_once
@@ -70,6 +69,7 @@ class LookaheadOptions:
     keep_freed_memory: bool
     rank: int
     world_size: int
+    seed_block: int
 
     filter_per_worker: bool | None
     """As it was given: PyG would fill in what it infers."""
@@ -80,6 +80,8 @@ class LookaheadOptions:
         if self._parse_window_bytes() < 0:
             raise ArgumentError(f"window_bytes: {self.window_bytes} < 0; give bytes, or 0")
         num_threads(self.threads)  # refuses a negative one
+        if self.seed_block < 1:
+            raise ArgumentError(f"seed_block: {self.seed_block}, expected at least 1")
         if self.layout not in ("coo", "csr"):
             raise ArgumentError(f"layout: {self.layout!r}, expected 'coo' or 'csr'")
         if not 0 <= self.rank < self.world_size:
@@ -130,7 +132,6 @@ def sampler_of(given: Mapping[str, Any]) -> Any:
     if sampler is None:
         names = inspect.signature(NeighborSampler).parameters.keys() & given.keys()
         sampler = NeighborSampler(**{name: given[name] for name in names})
-    check_stored(data, sampler)
     return sampler
 
 
@@ -173,6 +174,7 @@ class LookaheadLoader(DataLoader[Any]):
         self._sampled_bytes = options.sampled_bytes()
         self.keep_freed_memory = options.keep_freed_memory
         self.rank, self.world_size = options.rank, options.world_size
+        self.seed_block = options.seed_block
         self.filter_per_worker = options.filter_per_worker
         # A bound method, which in a copy of this loader would still be bound to this one.
         self.__dict__.pop("collate_fn")
@@ -180,6 +182,11 @@ class LookaheadLoader(DataLoader[Any]):
         self._tables = RowTables(options.threads, options.world_size)
         if kwargs.get("sampler") is None and kwargs.get("batch_sampler") is None:
             self._order_seeds(bool(kwargs.get("shuffle")))
+        if options.seed_block > 1 and not isinstance(self.sampler, ShuffledSeeds):
+            raise ArgumentError(
+                f"seed_block: {options.seed_block}, but the order of seeds is not drawn from seed; "
+                "give shuffle=True, and no sampler or generator"
+            )
         if options.keep_freed_memory:
             keep_freed_memory()
         if self.num_workers:
@@ -221,7 +228,8 @@ class LookaheadLoader(DataLoader[Any]):
         if not shuffle:
             order = SequentialSeeds(num_seeds, self._epochs)
         elif self.generator is None:
-            order = ShuffledSeeds(num_seeds, self._epochs, self.seed)
+            ids = getattr(self.input_data, "node", None)  # links have none
+            order = ShuffledSeeds(num_seeds, self._epochs, self.seed, self.seed_block, ids)
         else:
             order = GeneratedSeeds(num_seeds, self.generator)
         assert self.batch_size is not None
@@ -271,10 +279,14 @@ class LookaheadLoader(DataLoader[Any]):
         """The batch of a sampler's output: nodes joined with their features, and transformed."""
         if self.transform_sampler_output:
             out = self.transform_sampler_output(out)
-        view = self._tables.view(self.data)
+        view = self._view()
         batch = self._make_batch(out, view.data)
         view.bring_late_rows(batch)
         return self._transformed(batch)
+
+    def _view(self) -> TableView:
+        """The data as it is now, to read batches from."""
+        return self._tables.view(self.data, stored_of_edges(self.data, self._the_sampler()))
 
     def _make_batch(self, out: Any, data: Any) -> Any:
         reader = SimpleNamespace(
@@ -291,7 +303,7 @@ class LookaheadLoader(DataLoader[Any]):
         for store in batch.stores:
             forget_attributes(store)
         if self._shapes is not None:
-            of_nodes, of_edges = _names_of_rows(data, batch)
+            of_nodes, of_edges = names_of_rows(data, self._the_sampler())
             self._shapes.pad(batch, of_nodes | {"n_id"}, of_edges | {"e_id"})
         return lay_out(batch, self.layout)
 
@@ -375,8 +387,9 @@ class _Batching:
 
     def __init__(self, loader: LookaheadLoader) -> None:
         self._loader = loader
-        self._view = loader._tables.view(loader.data)
-        self._draws_by_place = isinstance(loader._the_sampler(), NeighborSampler)
+        self._view = loader._view()
+        self._sampler = loader._the_sampler()
+        self._draws_by_place = isinstance(self._sampler, NeighborSampler)
         self._pins = bool(loader.pin_memory) and _can_pin()
         devices = {table.device for table in unified_tensors(loader.data).values()}
         self._side = SideStream(next((d for d in devices if d.type == "cuda"), None))
@@ -401,7 +414,7 @@ class _Batching:
         if loader.transform_sampler_output:
             out = loader.transform_sampler_output(out)
         self._largest = max(self._largest, size_of(out))
-        return _Sampled(out, self._view.announce(out.node))
+        return _Sampled(out, self._view.announce(out, self._sampler.edge_permutation))
 
     def finish(self) -> None:
         self._view.finish()
@@ -459,15 +472,6 @@ def _sample_sizes(loader: LookaheadLoader) -> Iterator[Sizes]:
         inputs = loader.input_data[order[number * size : (number + 1) * size]]
         out = loader._draw(inputs, group=number, epoch=epoch)
         yield out.num_sampled_nodes, out.num_sampled_edges
-
-
-def _names_of_rows(data: Any, batch: Data) -> tuple[set[str], set[str]]:
-    """Names of the attributes with a row for each node, and for each edge, in a batch."""
-    if not isinstance(data, Data):  # a pair of stores, of which a batch has features of nodes alone
-        return {attr.attr_name for attr in data[0].get_all_tensor_attrs()}, set()
-    store = store_of(data, None)
-    names = set(store.keys()) - {"edge_index", "num_nodes"}
-    return set(filter(store.is_node_attr, names)), set(filter(store.is_edge_attr, names))
 
 
 def _pinned(batch: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.sampler import HeteroSamplerOutput
 from torch_geometric.typing import NodeType
 
-from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.errors import ArgumentError, DTypeError, StorageError
 from gnnsys.loaders.typed_graph import TypedGraph
 from gnnsys.loaders.user_graph import as_times
 from gnnsys.system.extension import core
@@ -63,7 +63,8 @@ class NativeSampler:
         return made[0]
 
     def _addresses(self) -> list[int]:
-        return [array.data_ptr() for array in self._graph.arrays()]
+        arrays = [array.data_ptr() for array in self._graph.arrays()]
+        return [*arrays, *(id(file.native) for file in self._graph.files())]
 
     def sample(
         self,
@@ -87,7 +88,10 @@ class NativeSampler:
         Raises:
             ArgumentError: seeds outside the graph or of an unknown type, or without a time.
             DTypeError: seeds that are no integers.
+            FileFormatError: the graph's file became shorter.
+            StorageError: the graph's file cannot be read.
         """
+        self._graph.check_files()
         given = times if times is not None and self._graph.is_temporal else {}
         native = self.get()
         request = [self._seeds_of(kind, ids, given.get(kind)) for kind, ids in seeds.items()]
@@ -97,6 +101,9 @@ class NativeSampler:
             )
             if induced:
                 edge_index, edge = native.induce(node)
+        except StorageError:
+            self._graph.check_files()
+            raise
         except (IndexError, ValueError, RuntimeError) as error:
             raise ArgumentError(str(error)) from error
         nodes, edges = self._graph.node_types, self._graph.edge_types

@@ -21,7 +21,7 @@ from gnnsys.loaders.lookahead_loader import (
     sampler_of,
 )
 from gnnsys.loaders.static_shapes import static_shapes_of
-from gnnsys.loaders.stored_features import joining_features_of_nodes
+from gnnsys.loaders.stored_features import joining_stored_features
 from gnnsys.system.names import naming_keywords
 
 __all__ = ["NeighborLoader"]
@@ -88,6 +88,9 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
             At the end some ranks may have a batch less; ``drop_last`` is about the last of all.
         world_size: number of ranks. The default, 1, takes all batches also where
             ``torch.distributed`` is initialised: a script may have divided its seeds already.
+        seed_block: seeds with neighbouring ids (links that stand together) that are shuffled as
+            one. Where rows needed together lie together (``gnnsys convert --order``), they share
+            rows and pages. It changes what batches are made of: their seeds resemble each other.
         keep_freed_memory: whether to call ``gnnsys.keep_freed_memory``, which makes training steps
             on the CPU faster and is a setting of the whole process.
         **kwargs: of ``torch.utils.data.DataLoader``, such as ``batch_size`` or ``shuffle``.
@@ -103,7 +106,7 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
     ([0, 1, 2], 2)
     """
 
-    _join = joining_features_of_nodes(NodeLoader.filter_fn)
+    _join = joining_stored_features(NodeLoader.filter_fn)
 
     @naming_keywords(DataLoader.__init__)
     def __init__(
@@ -138,6 +141,7 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
         keep_freed_memory: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        seed_block: int = 1,
         **kwargs: Any,
     ) -> None:
         given = dict(locals())

@@ -3,17 +3,17 @@
 Owns ``RowTables``. Invariants: the user's data is not changed; a batch's rows equal torch's
 indexing bit for bit, and are ordinary tensors in memory that is used again once they are let go.
 
-An ``AnnouncedStore`` is told the node ids of a batch as soon as they are sampled, and answers with
-a ticket that goes with the gather.
+An ``AnnouncedStore`` is told the ids of a batch's nodes, or of its edges if its rows are theirs, as
+soon as they are sampled, and answers with a ticket that goes with the gather.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,14 +27,17 @@ from gnnsys.memory.store import BatchRows, is_announced
 from gnnsys.system.once import warn_once
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["RowTables", "TableView", "Tickets", "unified_tensors"]
+__all__ = ["Place", "RowTables", "TableView", "TicketFeatures", "Tickets", "unified_tensors"]
 
 _log = logging.getLogger(__name__)
 _LEAST_BYTES = 1 << 20
 """Smaller tables stay in the caches, where torch's ``index_select`` has less to do than a store."""
 
 
-Tickets = Sequence[BatchRows]
+Place = tuple[Any, str]
+"""Node type, edge type or None, and the name of an attribute."""
+
+Tickets = Mapping[Place, BatchRows]
 """One for each table that is announced."""
 
 
@@ -48,15 +51,25 @@ class RowTables:
 
     def __init__(self, threads: int, world_size: int = 1) -> None:
         self._threads, self._world_size = threads, world_size
-        self._tables: dict[tuple[Any, str], tuple[Tensor, UnifiedTensor]] = {}
+        self._tables: dict[Place, tuple[Tensor, UnifiedTensor]] = {}
 
-    def view(self, data: Any) -> TableView:
-        """The data as it is now, to read batches from."""
+    def view(self, data: Any, of_edges: Collection[Place] = ()) -> TableView:
+        """The data as it is now, to read batches from.
+
+        Args:
+            data: of the loader.
+            of_edges: which features have a row for each edge, where ``data`` is a pair of stores.
+        """
         if not isinstance(data, (Data, HeteroData)):
-            return TableView(data, self._announced(_features_of(data)))
+            asked_for = (
+                (place, table)
+                for place, table in _features_of(data)
+                if place in of_edges or not isinstance(place[0], tuple)
+            )
+            return TableView(data, self._announced(asked_for), of_edges)
         view = copy.copy(data)
-        tables: dict[tuple[Any, str], tuple[Tensor, UnifiedTensor]] = {}
-        late: dict[tuple[Any, str], LateRows] = {}
+        tables: dict[Place, tuple[Tensor, UnifiedTensor]] = {}
+        late: dict[Place, LateRows] = {}
         for store, own in zip(data.stores, view.stores, strict=True):
             for key, value in list(store.items()):
                 if not _is_filtered(store, key):
@@ -75,11 +88,13 @@ class RowTables:
                     own[key] = known[1]
             forget_attributes(own)
         self._tables = tables
-        return TableView(view, self._announced(_attributes_of(view)), late)
+        of_nodes, of_edges = (dict(_attributes_of(view, kind)) for kind in ("node", "edge"))
+        announced = self._announced(iter((of_nodes | of_edges).items()))
+        return TableView(view, announced, of_edges, late)
 
     def _announced(
-        self, tables: Iterator[tuple[tuple[Any, str], UnifiedTensor]]
-    ) -> dict[tuple[Any, str], UnifiedTensor]:
+        self, tables: Iterator[tuple[Place, UnifiedTensor]]
+    ) -> dict[Place, UnifiedTensor]:
         """Those that are told ahead; one that ranks share, if each has a part of the batches."""
         announced = {}
         for place, table in tables:
@@ -119,11 +134,13 @@ class TableView:
     def __init__(
         self,
         data: Any,
-        announced: dict[tuple[Any, str], UnifiedTensor],
-        late: dict[tuple[Any, str], LateRows] | None = None,
+        announced: dict[Place, UnifiedTensor],
+        of_edges: Collection[Place] = (),
+        late: dict[Place, LateRows] | None = None,
     ) -> None:
         self.data = data
         self._announced = announced
+        self._of_edges = {place for place in announced if place in of_edges}
         self._late = late or {}
 
     @property
@@ -145,21 +162,28 @@ class TableView:
         stores = (table.store for table in self._announced.values())
         return max((store.lookahead for store in stores if is_announced(store)), default=0)
 
-    def announce(self, node: Any) -> Tickets:
-        """Announces a batch: (n,) node ids, or a dict of them by node type; returns tickets.
+    def announce(self, out: Any, edge_permutation: Any = None) -> Tickets:
+        """Announces a batch, of which this view is the owner.
 
-        This view is the owner of what it announces.
+        Args:
+            out: of the sampler: (n,) node ids and, unless it has none, (m,) positions of edges; or
+                dicts of them by type.
+            edge_permutation: the user's number of the edge at each position, or a dict of that by
+                type; None where the positions are the numbers.
         """
-        tickets: list[BatchRows] = []
+        tickets: dict[Place, BatchRows] = {}
         try:
-            for (group, _), table in self._announced.items():
-                ids = node.get(group) if isinstance(node, dict) else node
-                if ids is None:
-                    ids = torch.empty(0, dtype=torch.int64)
+            for place, table in self._announced.items():
+                of_edges = place in self._of_edges
+                ids = _of_type(out.edge if of_edges else out.node, place[0])
+                if ids is None:  # of edges, whose rows nobody takes
+                    continue
+                numbers = _of_type(edge_permutation, place[0]) if of_edges else None
+                ids = ids if numbers is None else numbers[ids.long()]
                 store: Any = table.store
-                tickets.append(BatchRows(store, store.announce(ids, self)))
+                tickets[place] = BatchRows(store, store.announce(ids, self))
         except BaseException:
-            for told in tickets:
+            for told in tickets.values():
                 told.store.retract(told.ticket)
             raise
         return tickets
@@ -181,11 +205,11 @@ class TableView:
         if not self._announced:
             return self.data
         tables = {
-            place: UnifiedTensor(ticket, table.device)
-            for (place, table), ticket in zip(self._announced.items(), tickets, strict=True)
+            place: UnifiedTensor(ticket, self._announced[place].device)
+            for place, ticket in tickets.items()
         }
         if not isinstance(self.data, (Data, HeteroData)):
-            return _TicketFeatures(self.data[0], tables), self.data[1]
+            return TicketFeatures(self.data[0], tables), self.data[1]
         view = copy.copy(self.data)
         for store in view.stores:
             for key in list(store.keys()):
@@ -229,20 +253,27 @@ def _is_over(known: tuple[Tensor, UnifiedTensor], value: Tensor) -> bool:
     )
 
 
-def _attributes_of(view: Any) -> Iterator[tuple[tuple[Any, str], UnifiedTensor]]:
+def _of_type(given: Any, kind: Any) -> Any:
+    """What is given for a type of nodes or edges, or for all where they have none; an empty tensor
+    for a type that a batch lacks."""
+    return given.get(kind, torch.empty(0, dtype=torch.int64)) if isinstance(given, dict) else given
+
+
+def _attributes_of(view: Any, of: Literal["node", "edge"]) -> Iterator[tuple[Place, UnifiedTensor]]:
     for store in view.stores:
-        if isinstance(store, NodeStorage):
+        if isinstance(store, NodeStorage if of == "node" else EdgeStorage):
+            is_of = store.is_node_attr if of == "node" else store.is_edge_attr
             for key, value in store.items():
-                if isinstance(value, UnifiedTensor) and store.is_node_attr(key):
+                if isinstance(value, UnifiedTensor) and is_of(key):
                     yield (group_of(store), key), value
 
 
-def _features_of(data: Any) -> Iterator[tuple[tuple[Any, str], UnifiedTensor]]:
+def _features_of(data: Any) -> Iterator[tuple[Place, UnifiedTensor]]:
     features = data[0] if isinstance(data, (tuple, list)) else None
     return _tables_of(features) if isinstance(features, FeatureStore) else iter(())
 
 
-def _tables_of(features: FeatureStore) -> Iterator[tuple[tuple[Any, str], UnifiedTensor]]:
+def _tables_of(features: FeatureStore) -> Iterator[tuple[Place, UnifiedTensor]]:
     for attr in features.get_all_tensor_attrs():
         yield (
             (attr.group_name, attr.attr_name),
@@ -267,12 +298,10 @@ def _spoken(group: Any, name: str) -> str:
     return name if group is None else f"{group}.{name}"
 
 
-class _TicketFeatures:
+class TicketFeatures:
     """What PyG's filter functions ask of a feature store, some of whose matrices are announced."""
 
-    def __init__(
-        self, features: FeatureStore, announced: dict[tuple[Any, str], UnifiedTensor]
-    ) -> None:
+    def __init__(self, features: FeatureStore, announced: dict[Place, UnifiedTensor]) -> None:
         self._features, self._announced = features, announced
         self.get_all_tensor_attrs = features.get_all_tensor_attrs
         self.get_tensor_size = features.get_tensor_size

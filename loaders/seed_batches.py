@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
@@ -70,19 +71,31 @@ class SequentialSeeds(SequentialSampler):
         """Makes ``epoch`` the next one; ``DistributedSampler`` has this method too."""
         self.epochs.next = epoch
 
-    def order(self, epoch: int) -> Tensor:
+    def order(self, epoch: int) -> range:
         """(seeds,) positions of the seeds in an epoch."""
         del epoch
-        return torch.arange(len(self))
+        return range(len(self))
 
 
 class ShuffledSeeds(RandomSampler):
-    """The seeds in an order of their own each epoch, from (seed, epoch)."""
+    """The seeds in an order of their own each epoch, from (seed, epoch).
 
-    def __init__(self, num_seeds: int, epochs: Epochs, seed: int) -> None:
+    With a ``block`` above 1, so many of them stay together, by ``ids`` where those are given: they
+    are sorted and cut into blocks, the first of which ends, in each epoch, anywhere in the first
+    ``block`` seeds; the blocks are shuffled instead of the seeds.
+
+    >>> ShuffledSeeds(9, Epochs(), seed=0, block=3).order(epoch=1).tolist()
+    [1, 2, 3, 4, 5, 6, 0, 7, 8]
+    """
+
+    def __init__(
+        self, num_seeds: int, epochs: Epochs, seed: int, block: int = 1, ids: Tensor | None = None
+    ) -> None:
         super().__init__(range(num_seeds))
         self.epochs = epochs
         self.seed = seed
+        self.block = block
+        self._sorted = None if ids is None or block == 1 else ids.argsort(stable=True)
 
     def set_epoch(self, epoch: int) -> None:
         """Makes ``epoch`` the next one; ``DistributedSampler`` has this method too."""
@@ -90,7 +103,17 @@ class ShuffledSeeds(RandomSampler):
 
     def order(self, epoch: int, first: int | None = None) -> Tensor:
         """(seeds,) positions of the seeds in an epoch, or of its ``first`` ones."""
-        return torch.from_numpy(rng.permutation(len(self), self.seed, epoch, first))
+        count, block = len(self), self.block
+        if block == 1:
+            return torch.from_numpy(rng.permutation(count, self.seed, epoch, first))
+        (offset,) = rng.permutation(block, self.seed, epoch, 1)
+        starts = np.arange(offset - block, count, block)
+        starts = starts[rng.permutation(len(starts), self.seed, epoch)]
+        lengths = (starts + block).clip(max=count) - starts.clip(0)
+        before = np.cumsum(lengths) - lengths
+        order = np.repeat(starts.clip(0) - before, lengths) + np.arange(count)
+        places = torch.from_numpy(order[:first])
+        return places if self._sorted is None else self._sorted[places]
 
     def __iter__(self) -> Iterator[int]:
         yield from self.order(self.epochs.next).tolist()
@@ -132,9 +155,14 @@ def number_batches(
     return _listed(islice(enumerate(batches), first + rank, None, world_size), epoch)
 
 
-def _slices(order: Tensor, size: int, epoch: int, numbers: Iterable[int]) -> Iterator[SeedBatch]:
+def _slices(
+    order: Tensor | range, size: int, epoch: int, numbers: Iterable[int]
+) -> Iterator[SeedBatch]:
     for number in numbers:
-        yield SeedBatch(epoch, number, order[number * size : (number + 1) * size])
+        part = order[number * size : (number + 1) * size]
+        if isinstance(part, range):
+            part = torch.arange(part.start, part.stop)
+        yield SeedBatch(epoch, number, part)
 
 
 def _listed(batches: Iterable[tuple[int, list[int]]], epoch: int) -> Iterator[SeedBatch]:

@@ -1,8 +1,8 @@
-"""Features of edges in a ``(FeatureStore, GraphStore)`` without types.
+"""Features of edges in a ``(FeatureStore, GraphStore)``.
 
-Such a store does not say what has a feature. What has a row for each edge belongs to the edges; PyG
-takes its rows by node id all the same. Batches leave it out, as they do with the features of edges
-in stores with types: their rows are those of ``batch.e_id``.
+PyG puts no features of edges from stores into batches, and takes the rows of those in a store
+without types by node id, for such a store does not say what has a feature. Of a ``FeatureStore`` of
+gnnsys, batches get them: the rows of ``batch.e_id``. Of others they are left out.
 """
 
 from __future__ import annotations
@@ -12,57 +12,70 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from torch_geometric.data import TensorAttr
+from torch_geometric.data import Data, TensorAttr
 
-from gnnsys.errors import UnsupportedError
+from gnnsys.compat import store_of
 from gnnsys.feature_store import FeatureStore
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
-from gnnsys.memory.store import is_announced
+from gnnsys.loaders.row_tables import Place, TicketFeatures
 
-__all__ = ["check_stored", "joining_features_of_nodes"]
+__all__ = ["joining_stored_features", "names_of_rows", "stored_of_edges"]
 
 
-def joining_features_of_nodes(join: Callable[[Any, Any], Any]) -> Any:
-    """PyG's ``filter_fn`` ``join`` without the features of edges."""
+def joining_stored_features(join: Callable[[Any, Any], Any]) -> Any:
+    """PyG's ``filter_fn`` ``join``, of stores with the features of edges that batches get."""
 
     def joined(loader: Any, out: Any) -> Any:
-        hidden = _edge_features(loader.data, loader.node_sampler)
-        if hidden:
-            features, graphs = loader.data
-            attrs = [
-                attr
-                for attr in features.get_all_tensor_attrs()
-                if (attr.group_name, attr.attr_name) not in hidden
-            ]
-            shown = SimpleNamespace(
-                get_all_tensor_attrs=lambda: attrs, multi_get_tensor=features.multi_get_tensor
-            )
-            loader = SimpleNamespace(**{**vars(loader), "data": (shown, graphs)})
-        return join(loader, out)
+        of_edges = stored_of_edges(loader.data, loader.node_sampler)
+        if not of_edges:
+            return join(loader, out)
+        features, graphs = loader.data
+        attrs = features.get_all_tensor_attrs()
+        shown = SimpleNamespace(
+            get_all_tensor_attrs=lambda: [attr for attr in attrs if _place(attr) not in of_edges],
+            multi_get_tensor=features.multi_get_tensor,
+        )
+        batch = join(SimpleNamespace(**{**vars(loader), "data": (shown, graphs)}), out)
+        if isinstance(features, (FeatureStore, TicketFeatures)):
+            for attr in attrs:
+                if _place(attr) in of_edges:
+                    _join_rows(features, attr, store_of(batch, attr.group_name))
+        return batch
 
     return joined
 
 
-def check_stored(data: Any, sampler: Any) -> None:
-    """Raises UnsupportedError for features of edges in a store that is told node ids ahead."""
-    for group, name in _edge_features(data, sampler):
-        if isinstance(data[0], FeatureStore) and is_announced(data[0].table(group, name).store):
-            raise UnsupportedError(
-                f"FeatureStore: {name!r} has a row for each edge and a cache, which serves rows by "
-                "node; put it without one"
-            )
+def _join_rows(features: Any, attr: TensorAttr, store: Any) -> None:
+    """Adds the rows of a batch's edges, unless their numbers are not known."""
+    if "e_id" in store:
+        attr.index = store.e_id
+        (store[attr.attr_name],) = features.multi_get_tensor([attr])
 
 
-def _edge_features(data: Any, sampler: Any) -> set[tuple[Any, str]]:
-    """Groups and names of the features of edges in stores without types."""
-    stored = isinstance(data, (tuple, list)) and isinstance(sampler, NeighborSampler)
-    if not stored or sampler.is_hetero:
+def stored_of_edges(data: Any, sampler: Any) -> set[Place]:
+    """Which features in a pair of stores have a row for each edge; none in other data."""
+    if not isinstance(data, (tuple, list)) or not isinstance(sampler, NeighborSampler):
         return set()
-    return {
-        (attr.group_name, attr.attr_name)
-        for attr in data[0].get_all_tensor_attrs()
-        if _is_of_edges(attr, data[0], sampler)
-    }
+    attrs = data[0].get_all_tensor_attrs()
+    if sampler.is_hetero:
+        return {_place(attr) for attr in attrs if attr.group_name in sampler.edge_types}
+    return {_place(attr) for attr in attrs if _is_of_edges(attr, data[0], sampler)}
+
+
+def names_of_rows(data: Any, sampler: Any) -> tuple[set[str], set[str]]:
+    """Names of the attributes with a row for each node, and for each edge, in a batch without
+    types."""
+    if not isinstance(data, Data):
+        of_edges = {name for _, name in stored_of_edges(data, sampler)}
+        names = {attr.attr_name for attr in data[0].get_all_tensor_attrs()}
+        return names - of_edges, of_edges
+    store = store_of(data, None)
+    names = set(store.keys()) - {"edge_index", "num_nodes"}
+    return set(filter(store.is_node_attr, names)), set(filter(store.is_edge_attr, names))
+
+
+def _place(attr: TensorAttr) -> Place:
+    return attr.group_name, attr.attr_name
 
 
 def _is_of_edges(attr: TensorAttr, features: Any, sampler: NeighborSampler) -> bool:
@@ -73,7 +86,7 @@ def _is_of_edges(attr: TensorAttr, features: Any, sampler: NeighborSampler) -> b
     if attr.attr_name == sampler.time_attr:
         return sampler.edge_time is not None
     known = sampler.stored_of_edges
-    key = attr.group_name, attr.attr_name
+    key = _place(attr)
     if key not in known:  # asked once: a store may have to look far for it
         rows = (features.get_tensor_size(copy.copy(attr)) or (-1,))[0]
         nodes, edges = sampler.num_nodes, sampler.graph.num_edges

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.loaders.neighbor_file import NeighborFile
 from gnnsys.memory.alloc import empty, view_array
 from gnnsys.system.extension import core
 from gnnsys.system.files import map_npy
@@ -29,6 +30,7 @@ class CSC:
         perm: (edges,) int64, the number that the edge at each position has for the user; None where
             that is the position itself.
         num_sources: number of nodes that edges come from, where it is not that of their targets.
+        file: that ``indices`` are mapped from, where it may be read otherwise.
 
     Raises:
         ArgumentError, DTypeError: arrays of a wrong type or shape, or an indptr that descends.
@@ -44,6 +46,7 @@ class CSC:
         indices: Tensor,
         perm: Tensor | None = None,
         num_sources: int | None = None,
+        file: NeighborFile | None = None,
     ) -> None:
         _check_vector("indptr", indptr, (torch.int64,))
         _check_vector("indices", indices, (torch.int32, torch.int64))
@@ -62,6 +65,7 @@ class CSC:
         self.indices = indices.detach()
         self.perm = None if perm is None else perm.detach()
         self.num_sources = len(indptr) - 1 if num_sources is None else num_sources
+        self.file = file
 
     @property
     def num_nodes(self) -> int:
@@ -144,7 +148,9 @@ class CSC:
         Raises:
             MissingFileError, FileFormatError: a file is not there, or not what it should be.
         """
-        return cls(view_array(map_npy(Path(indptr))), view_array(map_npy(Path(indices))))
+        mapped = map_npy(Path(indices))
+        file = NeighborFile(Path(indices), mapped)
+        return cls(view_array(map_npy(Path(indptr))), view_array(mapped), file=file)
 
     def targets(self) -> Tensor:
         """(edges,) int64, the node that the edge at each position leads to."""
@@ -164,6 +170,10 @@ class CSC:
         """
         self.indptr, self.indices = share(self.indptr), share(self.indices)
         self.perm = None if self.perm is None else share(self.perm)
+        self.file = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "file": None}  # of this process
 
 
 def share(array: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.neighbor_file import NeighborFile
 from gnnsys.loaders.topology import CSC, reduce_shared, share
 from gnnsys.system.extension import core
 
@@ -80,6 +81,16 @@ class TypedGraph:
             found += [part.graph.indptr, part.graph.indices, part.time, part.weight]
         return [array for array in found if array is not None]
 
+    def files(self) -> list[NeighborFile]:
+        """That the relations' neighbours lie in."""
+        found = (part.graph.file for part in self.relations)
+        return [file for file in found if file is not None]
+
+    def check_files(self) -> None:
+        """Raises FileFormatError where one of them became shorter."""
+        for file in self.files():
+            file.check_size()
+
     def share_memory(self) -> None:
         """Takes copies in memory that processes share in the place of arrays that are not there."""
         self.node_time = [None if time is None else share(time) for time in self.node_time]
@@ -89,7 +100,7 @@ class TypedGraph:
             self.relations[number] = replace(part, time=time, weight=weight)
 
     def native(self, threads: int, isa: str) -> core.Sampler:
-        """The sampler over this graph; it holds on to the arrays.
+        """The sampler over this graph; it holds on to the arrays and files.
 
         Raises:
             ArgumentError: weights whose sum overflows, or arrays that do not fit together.
@@ -107,6 +118,7 @@ class TypedGraph:
                 [_array(part.weight) for part in self.relations],
                 threads,
                 isa,
+                [part.graph.file and part.graph.file.native for part in self.relations],
             )
         except (IndexError, ValueError, RuntimeError) as error:
             raise ArgumentError(str(error)) from error

@@ -9,8 +9,10 @@
 #include "bind.hpp"
 #include "gnnsys/errors.hpp"
 #include "gnnsys/graph/aggregate.hpp"
+#include "gnnsys/graph/communities.hpp"
 #include "gnnsys/graph/edge_sort.hpp"
 #include "gnnsys/graph/edges.hpp"
+#include "gnnsys/graph/fold_rows.hpp"
 #include "gnnsys/graph/pair_sums.hpp"
 #include "gnnsys/graph/rmat.hpp"
 
@@ -38,6 +40,17 @@ void bind_edges(nb::module_& m) {
         "Draws as many R-MAT edges as fit into `source` and `target`, from number `first` on.");
 }
 
+template <class Index>
+void bind_communities(nb::module_& m) {
+  m.def("propagate_labels", &propagate_labels<Index>, "indptr"_a, "indices"_a, "most"_a,
+        "labels"_a.noconvert(), "sizes"_a.noconvert(), "votes"_a.noconvert(), Freely(),
+        "Gives each node in turn the label that most of its in-neighbours have; returns how many "
+        "took another one, or -1 - e where edge e has a source outside the graph.");
+  m.def("adopt_labels", &adopt_labels<Index>, "indptr"_a, "indices"_a, "labels"_a.noconvert(),
+        "votes"_a.noconvert(), Freely(),
+        "Gives nodes without in-neighbours a label of their targets.");
+}
+
 template <class Id, class Order>
 void bind_group_edges(nb::module_& m) {
   m.def("group_edges", &group_edges<Id, Order>, "key"_a, "value"_a, "num_values"_a, "indptr"_a,
@@ -58,10 +71,36 @@ class Aggregator {
     return dot_neighbors(edges, rows, y, out, threads_, isa_);
   }
 
+  template <class Value, class Id>
+  int64_t fold(Vector<const int64_t> indptr, Vector<const Id> source, int64_t own,
+               Vector<int64_t> next, Matrix<const Value> rows, int64_t first, Fold how,
+               Matrix<Value> out) {
+    const auto count = static_cast<int64_t>(out.shape(0));
+    require(static_cast<int64_t>(indptr.size()) == count + 1 &&
+                static_cast<int64_t>(next.size()) == count && rows.shape(1) == out.shape(1) &&
+                indptr.data()[0] >= 0 &&
+                indptr.data()[count] <= static_cast<int64_t>(source.size()),
+            "fold: arrays that do not fit each other");
+    const FoldedTargets<Id> targets{indptr.data(), count, source.data(), own, next.data()};
+    const auto n = static_cast<int64_t>(rows.shape(0));
+    const auto width = static_cast<int64_t>(rows.shape(1));
+    nb::gil_scoped_release release;
+    return fold_rows(targets, rows.data(), first, n, width, how, out.data(), threads_, isa_);
+  }
+
  private:
   const ThreadPool threads_;
   const Isa isa_;
 };
+
+template <class Value, class Id>
+void bind_fold(nb::class_<Aggregator>& c) {
+  c.def("fold", &Aggregator::fold<Value, Id>, "indptr"_a.noconvert(), "source"_a.noconvert(),
+        "own"_a, "next"_a.noconvert(), "rows"_a.noconvert(), "first"_a, "how"_a,
+        "out"_a.noconvert(),
+        "Folds the rows from number `first` on into the targets that have edges from them; returns "
+        "-1 or an edge whose row should have come before.");
+}
 
 // Sums on threads of the process.
 class PairSums {
@@ -125,6 +164,8 @@ void bind_pair_sums(nb::class_<PairSums>& c) {
 void bind_graph(nb::module_& m) {
   bind_edges<int32_t>(m);
   bind_edges<int64_t>(m);
+  bind_communities<int32_t>(m);
+  bind_communities<int64_t>(m);
   bind_group_edges<int32_t, int32_t>(m);
   bind_group_edges<int32_t, int64_t>(m);
   bind_group_edges<int64_t, int64_t>(m);
@@ -145,12 +186,20 @@ void bind_graph(nb::module_& m) {
       .def(
           nb::init<std::string, uintptr_t, int64_t, int64_t, int64_t, uintptr_t, uintptr_t, bool>(),
           "dtype"_a, "x"_a, "num_rows"_a, "heads"_a, "channels"_a, "weight"_a, "scale"_a, "mean"_a);
-  nb::class_<Aggregator>(m, "Aggregator", "Sums over neighbours on threads of the process.")
-      .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
+  nb::enum_<Fold>(m, "Fold", "What becomes of a target's value and a neighbour's.")
+      .value("sum", Fold::sum)
+      .value("max", Fold::max)
+      .value("min", Fold::min);
+  nb::class_<Aggregator> a(m, "Aggregator", "Sums over neighbours on threads of the process.");
+  a.def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("sum", &Aggregator::sum, "edges"_a, "rows"_a, "out"_a, Freely(),
            "Sums rows over each target's edges; returns -1 or an edge whose source is no row.")
       .def("dot", &Aggregator::dot, "edges"_a, "rows"_a, "y"_a, "out"_a, Freely(),
            "Dot products of each edge's rows; returns as sum.");
+  bind_fold<float, int32_t>(a);
+  bind_fold<float, int64_t>(a);
+  bind_fold<double, int32_t>(a);
+  bind_fold<double, int64_t>(a);
   nb::class_<PairSums> c(m, "PairSums", "Sums of exponentials of cosines over pairs of rows.");
   c.def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto");
   bind_pair_sums<float, int32_t>(c);

@@ -26,6 +26,10 @@ void translate(const std::exception_ptr& thrown, void*) {
     std::rethrow_exception(thrown);
   } catch (const gnnsys::ResourceError& found) {
     set("ResourceError", found, found.code());
+  } catch (const gnnsys::ReadError& found) {
+    const nb::object make = nb::module_::import_("gnnsys.memory.table_file").attr("read_error");
+    const nb::object error = make(found.path(), found.place(), found.code());
+    PyErr_SetObject(error.type().ptr(), error.ptr());
   } catch (const std::invalid_argument& found) {
     set("ArgumentError", found);
   } catch (const std::out_of_range& found) {

@@ -1,4 +1,5 @@
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
@@ -16,6 +17,8 @@
 #include <vector>
 
 #include "bind.hpp"
+#include "gnnsys/errors.hpp"
+#include "gnnsys/sampler/neighbor_file.hpp"
 #include "gnnsys/sampler/sampler.hpp"
 
 namespace nb = nanobind;
@@ -29,6 +32,7 @@ using Indices = std::variant<Vector<const int32_t>, Vector<const int64_t>>;
 using RelationArrays = std::tuple<int, int, Ids, Indices>;
 using Times = std::vector<std::optional<Ids>>;
 using Weights = std::vector<std::optional<Vector<const double>>>;
+using Files = std::vector<std::shared_ptr<NeighborFile>>;
 using Seeds = std::tuple<int, Ids, std::optional<Ids>>;
 using NumpyIds = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
 using NumpyEdgeIndex = nb::ndarray<nb::numpy, int64_t, nb::shape<2, -1>>;
@@ -68,11 +72,12 @@ class BoundSampler {
  public:
   BoundSampler(std::vector<int64_t> num_nodes, std::vector<RelationArrays> relations,
                Times node_time, Times edge_time, Weights edge_weight, int threads,
-               const std::string& isa)
+               const std::string& isa, Files files)
       : relations_(std::move(relations)),
         node_time_(std::move(node_time)),
         edge_time_(std::move(edge_time)),
         edge_weight_(std::move(edge_weight)),
+        files_(std::move(files)),
         sampler_(view(std::move(num_nodes)), threads, parse_isa(isa)) {}
 
   nb::tuple sample(const std::vector<Seeds>& seeds, std::vector<std::vector<int64_t>> fanouts,
@@ -116,6 +121,7 @@ class BoundSampler {
     check_count("node_time", node_time_.size(), types, "node types");
     check_count("edge_time", edge_time_.size(), relations, "relations");
     check_count("edge_weight", edge_weight_.size(), relations, "relations");
+    if (!files_.empty()) check_count("files", files_.size(), relations, "relations");
     TypedGraph graph{std::move(num_nodes), {}, {}};
     for (std::size_t t = 0; t < node_time_.size(); ++t) {
       graph.node_time.push_back(checked("node_time", node_time_, t, graph.num_nodes[t]));
@@ -134,7 +140,12 @@ class BoundSampler {
           indices);
       graph.relations.push_back({source, target, indptr.data(), data, wide, edges,
                                  checked("edge_time", edge_time_, r, edges),
-                                 checked("edge_weight", edge_weight_, r, edges)});
+                                 checked("edge_weight", edge_weight_, r, edges),
+                                 files_.empty() ? nullptr : files_[r].get()});
+      if (const NeighborFile* const file = graph.relations.back().file) {
+        require(file->size() == edges && file->wide() == wide,
+                "files: neighbours of another number or type than indices");
+      }
     }
     return graph;
   }
@@ -162,21 +173,50 @@ class BoundSampler {
   std::vector<RelationArrays> relations_;
   Times node_time_, edge_time_;
   Weights edge_weight_;
+  Files files_;
   Sampler sampler_;
 };
 
 }  // namespace
 
 void bind_sampler(nb::module_& m) {
+  nb::class_<NeighborFile>(m, "NeighborFile",
+                           "Neighbours in a file: some in memory, others read when drawn.")
+      .def(
+          "__init__",
+          [](NeighborFile* self, std::string path, int handle, int64_t size, int64_t offset,
+             bool wide, bool uring, int depth) {
+            new (self) NeighborFile(std::move(path), handle, size, offset, wide,
+                                    ReaderOptions{.depth = depth},
+                                    uring ? make_uring_backend : make_thread_backend);
+          },
+          "path"_a, "handle"_a, "size"_a, "offset"_a, "wide"_a, "uring"_a, "depth"_a = 128)
+      .def("keep", &NeighborFile::keep, "blocks"_a, Freely(),
+           "Brings blocks of 4096 bytes into memory, whose numbers ascend strictly.")
+      .def_prop_ro("blocks", &NeighborFile::blocks, "That may be kept.")
+      .def(
+          "counts",
+          [](const NeighborFile& self) {
+            const NeighborFile::Counts found = self.counts();
+            return std::make_tuple(found.kept, found.read, found.requests, found.pages, found.bytes,
+                                   found.nanoseconds_waited);
+          },
+          "Neighbours of memory and of the file; requests, pages, bytes, nanoseconds waited.");
+  m.def("weigh_blocks", &weigh_blocks, "indptr"_a, "importance"_a.none(), "fanout"_a, "per_block"_a,
+        "weight"_a, Freely(),
+        "Fills weight with how often a run draws from each block of neighbours, up to a factor.");
+
   nb::class_<BoundSampler>(m, "Sampler",
                            "Neighbour sampling over typed graphs with times and weights.")
       .def(nb::init<std::vector<int64_t>, std::vector<RelationArrays>, Times, Times, Weights, int,
-                    const std::string&>(),
+                    const std::string&, Files>(),
            "num_nodes"_a, "relations"_a, "node_time"_a, "edge_time"_a, "edge_weight"_a,
-           "threads"_a = 1, "isa"_a = "auto",
+           "threads"_a = 1, "isa"_a = "auto", "files"_a = Files(),
            "Relations are (source type, target type, indptr, indices): a CSC of the targets' "
            "in-neighbours. Times of nodes are given per type, times and weights of edges per "
-           "relation, by position in the CSC. The arrays are kept, not copied.")
+           "relation, by position in the CSC. The arrays are kept, not copied. files: what reads "
+           "the "
+           "neighbours of a relation instead, or None.")
       .def("sample", &BoundSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "disjoint"_a,
            "last"_a, "labor"_a, "seed"_a, "epoch"_a, "group"_a, "first_hop"_a = 0,
            nb::sig("def sample(self, seeds: collections.abc.Sequence[tuple[int, "
@@ -190,6 +230,9 @@ void bind_sampler(nb::module_& m) {
            "node and batch per type, edge_index (2, edges) and edge per relation, nodes per type "
            "and hop, edges per relation and hop. Seeds are (type, ids, times), fanouts per "
            "relation and hop. The seeds draw as nodes of hop first_hop do.")
+      .def_static("map_bytes", &Sampler::map_bytes, "num_nodes"_a, "batch_nodes"_a,
+                  "About what finding the places of a type's nodes takes for each batch that is "
+                  "sampled at once.")
       .def("induce", &BoundSampler::induce, "node"_a,
            nb::sig("def induce(self, node: "
                    "collections.abc.Sequence[numpy.typing.NDArray[numpy.int64]]) -> "

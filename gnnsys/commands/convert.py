@@ -19,6 +19,7 @@ from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.parts import holds_parts, is_pattern
 from gnnsys.convert.pipes import is_pipe, without_pipes
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
+from gnnsys.convert.reorder import convert_in_order
 from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.dataset.tables import DatasetTables
@@ -29,6 +30,9 @@ from gnnsys.system.records import json_text
 from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["run_command"]
+
+_OF_THE_RUN = {"dst", "name", "order", "memory", "threads", "dry_run", "json", "to"}
+"""Options that change no table of the result, or are passed by themselves."""
 
 
 def run_command(config: ConvertConfig) -> int:
@@ -64,6 +68,8 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         GnnsysError: as the converters raise.
     """
     source, path = Path(config.src), Path(config.dst)
+    if config.order != "none" and not config.dry_run:
+        return _convert_in_order(config, options)
     if config.to == "graphbolt":
         _refuse_edge_list_options(config)
         return export_graphbolt(source, path, memory=options.memory, progress=options.progress)
@@ -88,6 +94,50 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         return convert_pyg_name(config.src, Path(config.root), path, options, split=config.split)
     raise MissingFileError(
         f"{config.src}: neither a file or folder nor a known name; see gnnsys convert --help"
+    )
+
+
+def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
+    """Converts a source that is no dataset folder into one first, in the scratch folder."""
+    source, path = Path(config.src), Path(config.dst)
+    if config.to != "gnnsys":
+        raise ArgumentError(
+            f"--order {config.order}: makes a folder of gnnsys, but --to is {config.to}; convert "
+            "that folder afterwards"
+        )
+    is_folder = (source / MANIFEST).is_file()
+    # One whose tables are stored anew is made first, as of another source.
+    as_it_is = is_folder and all(
+        getattr(config, name) == ConvertConfig.__dataclass_fields__[name].default
+        for name in ("dtype", "undirected")
+    )
+    if is_folder:
+        _refuse_edge_list_options(config)
+    for name in ("nan", "split") if as_it_is else ():
+        if getattr(config, name) != ConvertConfig.__dataclass_fields__[name].default:
+            raise ArgumentError(
+                f"--{name}: {config.src} is a dataset folder, whose tables --order takes as they "
+                "are; leave it out"
+            )
+
+    def prepare(place: Path) -> Path:
+        if as_it_is:
+            return source
+        if not place.exists():
+            name = config.name or path.name
+            convert(dataclasses.replace(config, dst=str(place), order="none", name=name), options)
+        return place
+
+    given = vars(config)
+    more = {key: given[key] for key in given.keys() - _OF_THE_RUN}
+    return convert_in_order(
+        path,
+        options,
+        config.order,
+        name=config.name or (DatasetTables(source).name if is_folder else path.name),
+        files=[source / MANIFEST] if is_folder else [source] if source.is_file() else [],
+        prepare=prepare,
+        **more,
     )
 
 

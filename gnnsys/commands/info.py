@@ -57,6 +57,7 @@ def describe_dataset(dataset: DatasetTables) -> dict[str, Any]:
             }
             for edge_type, edges in manifest.edges.items()
         ],
+        "order": manifest.source.get("order", "none"),
         "source": manifest.source,
     }
 
@@ -117,6 +118,7 @@ def print_tables(dataset: DatasetTables, console: Console) -> None:
     if isinstance(about, dict):
         said = [f"{key} {_listed(value)}" for key, value in about.items() if key != "kind"]
         head.add_row("importance", escape(", ".join([str(about.get("kind")), *said])))
+    head.add_row("order of nodes", escape(str(facts["order"])))
     head.add_row("source", escape(str(facts["source"].get("kind", "unknown"))))
     console.print(head)
     tables = RichTable("file", "shape", "dtype", "bytes a row", "bytes")

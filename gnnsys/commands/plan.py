@@ -24,9 +24,10 @@ from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.features.importance import importance_for_cache
-from gnnsys.features.options import FeatureOptions
+from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.replay import sampled_ids, training_seeds
 from gnnsys.features.setup import plan_features
+from gnnsys.features.topology import graph_to_sample
 from gnnsys.generate import generate_community
 from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
@@ -191,7 +192,7 @@ def _memory(config: PlanConfig, dataset: Dataset) -> tuple[dict[str, Any], dict[
     )
     features = FeatureOptions(score="auto" if config.score == "none" else config.score)
     with process_budget().run(check_bytes("memory", config.memory), ranks) as budget:
-        evaluation = plan_memory(run, dataset, features)
+        evaluation = plan_memory(run, dataset, features, TopologyOptions.of(config))
         plan_features(dataset, features, ranks)
         if config.memory is not None:
             budget.check("give more --memory")
@@ -253,12 +254,13 @@ def _trace(
         return
     batches = config.batches or _BATCHES
     run = sampled_ids(
-        dataset.graph(),
+        graph_to_sample(dataset),
         seeds,
         config.fanouts,
         batch_size=config.batch_size,
         batches=batches,
         seed=config.seed,
+        seed_block=config.seed_block,
         threads=config.threads,
     )
     with closing(ScratchFolder("gnnsys-plan-")) as folder:

@@ -40,9 +40,11 @@ from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
-from gnnsys.training.exact_inference import model_layers, run_layers
+from gnnsys.training.exact_inference import run_layers
+from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import measure
+from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
 from gnnsys.training.steps import MiniBatch
@@ -107,6 +109,9 @@ def predict(
         device="cpu",
         eval="sampled" if config.sampled else "layerwise",
         eval_store=config.eval_store,
+        eval_reads=config.eval_reads,
+        topology=config.topology,
+        topology_memory=config.topology_memory,
     )
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)
@@ -121,14 +126,20 @@ def predict(
         if out.suffix in TABLES:
             require_pyarrow(f"--out {out.name}")
         check_eval_store(config.eval_store)
-        plan_run(trained, trains=False)
+        evaluation = plan_run(trained, trains=False)
         dataset = load_run_dataset(trained, device="cpu")
         with closing(dataset):
-            return _predict(config, trained, dataset, out, progress)
+            reads = asked_reads(trained.config) if evaluation is None else evaluation.reads
+            return _predict(config, trained, dataset, reads, out, progress)
 
 
 def _predict(
-    config: PredictConfig, trained: Run, dataset: NodeDataset, out: Path, progress: Progress
+    config: PredictConfig,
+    trained: Run,
+    dataset: NodeDataset,
+    reads: LayerReads,
+    out: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     nodes = _read_nodes(config.nodes, dataset)
     model = make_model(trained, dataset)
@@ -140,7 +151,7 @@ def _predict(
         made = scratch.path / "predictions"
         made.mkdir()
     with closing(scratch):
-        blocks = _blocks(config, trained, dataset, model, nodes, progress)
+        blocks = _blocks(config, trained, dataset, model, nodes, reads, progress)
         with as_storage_error(made / "nodes.npy"):
             np.save(made / "nodes.npy", nodes.numpy())
         files: dict[str, Sequence[int]] = {"nodes.npy": [len(nodes)]}
@@ -165,12 +176,13 @@ def _blocks(
     dataset: NodeDataset,
     model: NodeClassifier | DeepModel,
     nodes: Tensor,
+    reads: LayerReads,
     progress: Progress,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the last layer reads and what it gives, of one block of nodes after another."""
     if not config.sampled:
         scope = _scope(config, trained, dataset, model, nodes)
-        read, logits, folder = _exact_rows(trained, dataset, model, scope, progress)
+        read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
         with closing(folder) if folder else nullcontext():
             done = 0
             for some in _split(nodes):
@@ -230,7 +242,12 @@ def _scope(
     nodes: Tensor,
 ) -> Scope:
     """The nodes that layers compute: all, or those alone that the chosen ones depend on."""
-    if config.nodes is None or len(nodes) == 0 or isinstance(model, DeepModel):
+    if (
+        config.eval_reads == "sequential"
+        or config.nodes is None
+        or len(nodes) == 0
+        or isinstance(model, DeepModel)
+    ):
         return Scope(layers=None, nbytes=0)
     return scope_of(trained.config, dataset.graph, (nodes,), dataset.features.shape[1])
 
@@ -240,6 +257,7 @@ def _exact_rows(
     dataset: NodeDataset,
     model: NodeClassifier | DeepModel,
     scope: Scope,
+    reads: LayerReads,
     progress: Progress,
 ) -> tuple[Tensor, Tensor, ScratchFolder | None]:
     """What the last layer reads and what it gives, of a scope; and the folder of their files."""
@@ -259,6 +277,7 @@ def _exact_rows(
         out=folder.path / "out.npy" if folder else None,
         threads=trained.config.threads,
         only=scope.layers,
+        reads=reads,
         progress=progress,
     )
     rows.extend(islice(results, len(layers)))  # not to its end, where files are removed
@@ -317,7 +336,7 @@ def _judge(
         places = order[places].sort().values  # the file is read from its beginning to its end
         blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(places))
         names = dict.fromkeys(("accuracy", metric))
-        found[part] = measure(names, blocks, dataset.labels[nodes[places]])
+        found[part] = measure(names, blocks, dataset.labels, nodes[places])
     return found
 
 

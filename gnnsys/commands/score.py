@@ -84,12 +84,14 @@ def top_shares(values: NDArray[Any]) -> dict[str, float]:
     >>> top_shares(np.arange(100) == 7)
     {'0.01': 1.0, '0.05': 1.0, '0.1': 1.0, '0.25': 1.0}
     """
-    descending = np.sort(values)[::-1].astype(np.float64)
-    total = descending.sum()
+    ascending = np.sort(values)
+    total = ascending.sum(dtype=np.float64)
     if total == 0:
         return {}
     return {
-        str(share): float(descending[: max(1, round(share * len(values)))].sum() / total)
+        str(share): float(
+            ascending[-max(1, round(share * len(values))) :].sum(dtype=np.float64) / total
+        )
         for share in _SHARES
     }
 

@@ -111,7 +111,8 @@ def _progress(config: TrainConfig) -> Iterator[tuple[OnEpoch, OnBatch, OnStats, 
         def show_evaluation(what: str, done: int, total: int) -> None:
             bar.start()
             if what not in evaluations:
-                evaluations[what] = bar.add_task(f"evaluate: {what}", total=total, state="")
+                label = what if what.startswith("packing") else f"evaluate: {what}"
+                evaluations[what] = bar.add_task(label, total=total, state="")
             bar.update(evaluations[what], completed=done, visible=done < total)
 
         yield show_epoch, show_batch, show_stats, show_evaluation

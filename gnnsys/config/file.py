@@ -42,8 +42,8 @@ _Changes = dict[str, Literal["call", "losses", "speed"]]
 _TRAIN_RESUMED_WITH: _Changes = {
     **dict.fromkeys(
         (
-            "config", "data", "json", "max_restarts", "memory", "out", "ranks", "resume", "stats",
-            "timeline", "trace",
+            "config", "data", "json", "max_restarts", "memory", "out", "pack_folder", "pack_space",
+            "ranks", "resume", "stats", "timeline", "trace",
         ),
         "call",
     ),
@@ -53,9 +53,10 @@ _TRAIN_RESUMED_WITH: _Changes = {
     ),
     **dict.fromkeys(
         (
-            "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_store", "history",
-            "nan_loss", "parallel", "patience", "policy", "root", "score", "share_cache", "stages",
-            "storage", "threads", "victim_buffer", "window",
+            "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_reads",
+            "eval_store", "history", "nan_loss", "pack", "parallel", "patience", "policy", "root",
+            "score", "share_cache", "stages", "storage", "threads", "topology", "topology_memory",
+            "victim_buffer", "window",
         ),
         "speed",
     ),
@@ -75,7 +76,12 @@ OF_THE_CALL = {
 CHANGES_LOSSES = tuple(name for name, changes in _TRAIN_RESUMED_WITH.items() if changes == "losses")
 """Options that a resumed run may change, but not without changing what comes."""
 
-_NUMBERS_TOO = {"cache", "memory", "victim_buffer"}  # texts that a user may write as numbers
+_NUMBERS_TOO = {
+    "cache",
+    "memory",
+    "topology_memory",
+    "victim_buffer",
+}  # texts that a user may write as numbers
 
 
 def config_to_toml(config: TrainConfig | ClusterConfig) -> str:

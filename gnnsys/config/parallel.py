@@ -70,6 +70,10 @@ def check_ranks(config: TrainConfig) -> None:
             "--share-cache peer: is of a cache in the memory of GPUs; give --device cuda and a "
             "size of --cache, or leave it out"
         )
+    if config.pack:
+        raise UnsupportedError(
+            f"--pack: the cache of {world} ranks does not follow packed plans yet; leave it out"
+        )
     if config.trace:
         raise UnsupportedError(
             "--trace: ranks do not record their batches; one process does, whose batches, by the "

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Size
+from gnnsys.choices import File, Folder, ImportanceChoice, Policy, Size, Topology
 from gnnsys.config.checks import (
     FANOUTS,
     FIRST_FANOUTS,
@@ -19,6 +19,7 @@ from gnnsys.config.checks import (
     parse_fanouts,
 )
 from gnnsys.errors import ArgumentError
+from gnnsys.features.options import TopologyOptions
 from gnnsys.system.sizes import parse_bytes, parse_bytes_or_share
 
 __all__ = ["PlanConfig"]
@@ -97,12 +98,21 @@ class PlanConfig:
     eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """Of the run that --memory is for: how it is evaluated."""
 
+    topology: Topology = "auto"
+    """How neighbours are read, as of gnnsys train: mmap, mmap-random, read or auto."""
+
+    topology_memory: Size | None = None
+    """Bytes (2GB) of neighbours that --topology read keeps in memory, as of gnnsys train."""
+
     fanouts: Annotated[tuple[int, ...], FANOUTS] = FIRST_FANOUTS[:2]
     """Neighbours to sample per node for each hop, nearest the seeds first, between spaces or
     commas; -1 takes all."""
 
     batch_size: int = 1024
     """Seed nodes of a batch."""
+
+    seed_block: int = 1
+    """Training nodes with neighbouring numbers that are shuffled as one, as by gnnsys train."""
 
     batches: int | None = None
     """Batches to sample, over as many epochs as it takes, or to replay. Default: 200, or all of
@@ -148,6 +158,7 @@ class PlanConfig:
         check_numbers(self)
         self.fanouts = parse_fanouts(self.fanouts)
         check_bytes("memory", self.memory)
+        TopologyOptions.of(self)
         parse_bytes(self.victim_buffer, "--victim-buffer")
         self.budget = tuple(text for word in self.budget for text in word.split(","))
         if not self.budget:
@@ -158,7 +169,17 @@ class PlanConfig:
         if not 0 <= self.step_time < math.inf:
             raise ArgumentError(f"--step-time {self.step_time}: expected milliseconds, or 0")
         of_parallel = ("stages", "ways", "chunks")
-        check_least(self, 1, "batch_size", "batches", "layers", "hidden", "ranks", *of_parallel)
+        check_least(
+            self,
+            1,
+            "batch_size",
+            "seed_block",
+            "batches",
+            "layers",
+            "hidden",
+            "ranks",
+            *of_parallel,
+        )
         check_least(self, 0, "threads", "window")
         if self.parallel is None:
             for name in of_parallel:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from gnnsys.choices import File, Folder, Size, Storage
+from gnnsys.choices import EvalReads, File, Folder, Size, Storage, Topology
 from gnnsys.config.checks import check_bytes, check_least, check_numbers
-from gnnsys.features.options import parse_cache
+from gnnsys.features.options import TopologyOptions, parse_cache
 
 __all__ = ["PredictConfig"]
 
@@ -50,6 +50,9 @@ class PredictConfig:
     eval_store: Annotated[str, "auto|ram|FOLDER"] = "auto"
     """Where the outputs of layers are kept, as of gnnsys train: ram, a folder or auto."""
 
+    eval_reads: EvalReads = "auto"
+    """How layers read their inputs, as of gnnsys train: gather, sequential or auto."""
+
     memory: Size | None = None
     """Bytes (10GB) of memory for the run, libraries and mapped files included, see gnnsys plan; a
     run that cannot fit is refused. Default: what the control group or the machine leaves."""
@@ -59,6 +62,12 @@ class PredictConfig:
 
     storage: Storage = "auto"
     """How rows are read, as of gnnsys train."""
+
+    topology: Topology = "auto"
+    """How neighbours are read, as of gnnsys train: mmap, mmap-random, read or auto."""
+
+    topology_memory: Size | None = None
+    """Bytes (2GB) of neighbours that --topology read keeps in memory, as of gnnsys train."""
 
     threads: int = 0
     """0 for all cores."""
@@ -71,3 +80,4 @@ class PredictConfig:
         check_least(self, 0, "threads")
         check_bytes("memory", self.memory)
         parse_cache(self.cache)
+        TopologyOptions.of(self)

@@ -10,7 +10,7 @@ from gnnsys.config.checks import check_bytes
 from gnnsys.config.parallel import check_world, is_deep
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
-from gnnsys.features.options import FeatureOptions
+from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.ranks.environment import world_around
 from gnnsys.system.threads import local_world_size
 
@@ -51,6 +51,9 @@ class Run:
     features: FeatureOptions
     """How the features are read."""
 
+    topology: TopologyOptions
+    """How the neighbours are read."""
+
     memory: int | None
     """Bytes that the run may take; None for what the control group or the machine leaves."""
 
@@ -87,5 +90,6 @@ def resolve(config: TrainConfig) -> Run:
         ways=config.ways or 1,
         chunks=config.chunks or 1,
         features=features,
+        topology=TopologyOptions.of(config),
         memory=check_bytes("memory", config.memory),
     )

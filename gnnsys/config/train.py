@@ -15,6 +15,7 @@ import tyro
 
 from gnnsys.choices import (
     EVAL_STORES,
+    EvalReads,
     File,
     Folder,
     ImportanceChoice,
@@ -23,6 +24,7 @@ from gnnsys.choices import (
     SharingChoice,
     Size,
     Storage,
+    Topology,
 )
 from gnnsys.config.checks import (
     FANOUTS,
@@ -33,9 +35,10 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
+from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.errors import ArgumentError
-from gnnsys.features.options import FeatureOptions, Window
+from gnnsys.features.options import FeatureOptions, TopologyOptions, Window
 
 __all__ = ["TrainConfig"]
 
@@ -125,6 +128,10 @@ class TrainConfig:
     """So many batches in a row share the draws of neighbours and therefore many nodes. Above 1,
     changes the distribution of batches."""
 
+    reuse_samples: int = 1
+    """So many epochs in a row have the same mini-batches, the draws of neighbours and the order of
+    seeds, so that --pack packs once for them. Above 1, changes the statistics of training."""
+
     precision: Precision = "fp32"
     """Arithmetic of training. bf16: torch.autocast to bfloat16; weights, the loss and evaluation
     stay float32. Faster where the processor multiplies bfloat16."""
@@ -142,6 +149,12 @@ class TrainConfig:
 
     batch_size: int = 1024
     """Seed nodes per mini-batch, of each rank."""
+
+    seed_block: int = 1
+    """Training nodes with neighbouring numbers that are shuffled as one. Where these lie together
+    (gnnsys convert --order community), the seeds of a batch share neighbours and pages of the disk.
+    It changes what batches are made of: their seeds resemble each other, and accuracy may suffer.
+    1: each by itself."""
 
     epochs: int | None = None
     """Passes over the training nodes. Default: 5 for demo, else 200."""
@@ -226,6 +239,12 @@ class TrainConfig:
     """Where exact evaluation keeps activations: ram, a folder, or auto: in memory where they
     take at most a quarter of what is left, else in a temporary folder."""
 
+    eval_reads: EvalReads = "auto"
+    """How exact evaluation of all nodes reads rows. gather: those of neighbours, wherever they lie;
+    sequential: all rows in passes, as many nodes at a time as have sums in memory, not for
+    gat; auto: for each layer whichever reads fewer bytes from the disk. Both give the same up to
+    rounding."""
+
     patience: int = 0
     """Stop after this many evaluations without a better validation score; 0: never."""
 
@@ -282,11 +301,34 @@ class TrainConfig:
     mmap: through the page cache. auto: mmap where the file fits in a quarter of the memory
     left, else uring, or pread where the kernel does not offer it."""
 
+    topology: Topology = "auto"
+    """How the neighbours of a dataset folder are read when batches are drawn. mmap: through the
+    page cache; mmap-random: likewise, but no page brings others with it; read: the most used stay
+    in memory, the others are read past the page cache, all of a hop at once, as --storage says.
+    auto: mmap where they fit in the memory that is left beside all else, else read."""
+
+    topology_memory: Size | None = None
+    """Bytes (2GB) of neighbours that --topology read keeps in memory; 0: none. Default: what is
+    left. Given, auto stands for read."""
+
     score: ImportanceChoice = "auto"
     """Importance of rows, by which the cache is filled before the first batch and decides where no
     batch in the window does. degree: how often a node is a neighbour; pagerank: reverse PageRank;
     presample: how often a short run of sampling needs a row. auto: what gnnsys score stored with
     the dataset, else degree."""
+
+    pack: bool = False
+    """Before an epoch, draw its batches, plan the cache over all of them, and write the rows that
+    will be missed to a file, in the order of the batches, which then read it from front to back.
+    Takes disk space; for one process and features in a file behind a cache."""
+
+    pack_space: Size | None = None
+    """Bytes (50GB) of the disk that --pack may take; batches beyond it read the table. Default:
+    half of what is free."""
+
+    pack_folder: Folder | None = None
+    """Where --pack writes. Default: the run's folder, else that of temporary files. What it wrote
+    is removed when the run is done."""
 
     trace: File | None = None
     """File to which the ids of all batches are written, for gnnsys plan."""
@@ -301,7 +343,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         check_least(
-            self, 1, "layers", "batch_size", "eval_every", "dependent_batches",
+            self, 1, "layers", "batch_size", "seed_block", "eval_every", "dependent_batches",
             "checkpoint_epochs", "hidden", "epochs",
         )  # fmt: skip
         check_least(self, 0, "threads", "split", "patience")
@@ -325,6 +367,10 @@ class TrainConfig:
                 f"--full-batch: samples nothing, but --sampling {self.sampling} and "
                 f"--dependent-batches {self.dependent_batches} say how to; give one or the other"
             )
+        if self.full_batch and self.seed_block > 1:
+            raise ArgumentError(
+                f"--seed-block {self.seed_block}: is for mini-batches; leave it or --full-batch out"
+            )
         for name in ("static-shapes", "compile", "cooperative"):
             if getattr(self, name.replace("-", "_")) and self.full_batch:
                 raise ArgumentError(f"--{name}: is for mini-batches; leave it or --full-batch out")
@@ -335,18 +381,40 @@ class TrainConfig:
                 "--sums scaled: is for --model gin on uniformly sampled neighbours, without "
                 "--full-batch or another --sampling"
             )
+        self._check_eval_reads()
         if self.sampler == "gpu" and (self.device == "cpu" or self.full_batch):
             raise ArgumentError("--sampler gpu: is for mini-batches on --device cuda or simt")
         check_parallel(self)
+        check_packing(self)
         if self.data is not None:
             if self.resume is None:
                 raise ArgumentError("--data: goes with --resume; else the dataset comes first")
             self.dataset = self.data = os.path.abspath(self.data)
 
     def _check_features(self) -> None:
-        features = FeatureOptions.of(self)
+        features, topology = FeatureOptions.of(self), TopologyOptions.of(self)
         if self.full_batch:
             features.check_without_file("--full-batch reads them into memory once")
+            topology.check_without_file("--full-batch reads them into memory once")
+        if self.sampler == "gpu" and topology != TopologyOptions():
+            raise ArgumentError(
+                f"--sampler gpu: maps the neighbours, but --topology {self.topology} was given; "
+                "leave one of them out"
+            )
+
+    def _check_eval_reads(self) -> None:
+        if self.eval_reads != "sequential":
+            return
+        if self.full_batch or self.parallel or self.eval in ("neighborhoods", "sampled"):
+            raise ArgumentError(
+                "--eval-reads sequential: is for mini-batches and --eval layerwise, which computes "
+                "all nodes; leave it, or the other option, out"
+            )
+        if self.model == "gat":
+            raise ArgumentError(
+                "--eval-reads sequential: a gat weighs each neighbour by both ends, so it needs "
+                "their rows together; give gather or auto, or --model sage, gcn or gin"
+            )
 
     def _check_fanouts(self, fanouts: tuple[int, ...]) -> None:
         if len(fanouts) != self.layers:
@@ -373,6 +441,7 @@ class TrainConfig:
                 if self.eval_store in EVAL_STORES
                 else os.path.abspath(self.eval_store)
             ),
+            pack_folder=self.pack_folder and os.path.abspath(self.pack_folder),
             trace=self.trace and os.path.abspath(self.trace),
             timeline=self.timeline and os.path.abspath(self.timeline),
             stages=stages,

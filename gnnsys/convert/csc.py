@@ -23,7 +23,7 @@ from gnnsys.system.extension import core
 from gnnsys.system.files import append_file, read_file, write_at
 from gnnsys.system.threads import num_threads
 
-__all__ = ["EdgeReader", "EdgeSort", "cut_edges", "permute_rows", "write_csc"]
+__all__ = ["EdgeReader", "EdgeSort", "cut_edges", "permute_rows", "sorted_numbers", "write_csc"]
 
 EdgeReader = Callable[[int], Iterator[tuple[NDArray[Any], NDArray[Any]]]]
 """Given how many edges to leave out, yields the sources and targets from there on, in blocks of
@@ -54,6 +54,9 @@ class EdgeSort:
     keep_order: bool = False
     """Write edge_id: the number that each edge had where it came from; an added reverse has that of
     its edge."""
+
+    numbers_apart: bool = False
+    """Leave these numbers in a scratch file, for ``sorted_numbers``, in the place of edge_id."""
 
     memory: int = 2 << 30
     """Bytes for arrays of edges; 16 bytes a node come on top."""
@@ -353,7 +356,7 @@ def _write_sorted(
             del blocks, indices, numbers  # before the next range comes into memory
 
     job.writer.write_edges("indices", read, (num_edges,), stored.name, job.edge_type)
-    if job.keep_order:
+    if job.keep_order and not job.numbers_apart:
 
         def read_numbers(first: int) -> Iterator[NDArray[Any]]:
             for begin in range(first, num_edges, _BLOCK_EDGES):
@@ -362,8 +365,14 @@ def _write_sorted(
 
         job.writer.write_edges("edge_id", read_numbers, (num_edges,), "int64", job.edge_type)
     job.writer.note(f"sorted {job.key}", True)
-    for what in ("spool", *_PARTS, "sorted_number"):
+    for what in ("spool", *_PARTS, *["sorted_number"] * (not job.numbers_apart)):
         job.path(what).unlink(missing_ok=True)
+
+
+def sorted_numbers(job: EdgeSort) -> NDArray[np.int64]:
+    """(edges,) what ``write_csc`` left of a job with ``numbers_apart``, mapped."""
+    path = job.path("sorted_number")
+    return np.memmap(path, _NUMBER, "r") if path.exists() else np.empty(0, _NUMBER)
 
 
 def permute_rows(

@@ -42,7 +42,7 @@ def convert_folder(
     if options.dtype == "keep" or options.undirected:
         raise ArgumentError(
             f"{folder}: a dataset folder of gnnsys already; --dtype stores its features in another "
-            "precision, --to graphbolt writes it as GraphBolt's"
+            "precision, --order numbers its nodes anew, --to graphbolt writes it as GraphBolt's"
         )
     manifest = dataset.manifest
     owners: list[NodeSet | EdgeSet] = [*manifest.nodes.values(), *manifest.edges.values()]

@@ -20,6 +20,7 @@ from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
+from gnnsys.loaders.neighbor_file import NeighborFile
 from gnnsys.loaders.topology import CSC
 from gnnsys.memory.alloc import view_array
 from gnnsys.memory.encoding import Quantised
@@ -64,13 +65,15 @@ class Dataset(DatasetTables):
     """
 
     def graph(self, edge_type: EdgeType = EDGE_TYPE) -> CSC:
-        """The edges of a type, mapped: processes of a machine have them in memory once.
+        """The edges of a type, mapped: processes of a machine have them in memory once. Samplers
+        may read the neighbours otherwise, see ``CSC.file``.
 
         Raises:
             FileFormatError: an indptr that does not ascend to the number of edges, or is damaged.
         """
         indptr, indices = self.indptr(edge_type), self.edge_table("indices", edge_type)
-        return CSC(view_array(indptr), view_array(indices))
+        file = NeighborFile(self._shard_path(self._find("indices", edge_type)), indices)
+        return CSC(view_array(indptr), view_array(indices), file=file)
 
     def edge_index(self, edge_type: EdgeType = EDGE_TYPE) -> Tensor:
         """(2, edges) int64 sources and targets, in memory, sorted by target.
@@ -102,18 +105,29 @@ class Dataset(DatasetTables):
             device: where rows are consumed; None for "cuda" when there is one.
             **options: of ``gnnsys.unified``, such as ``cache="8GB"``.
         """
-        table = self._find(name, node_type)
+        return self._unified(name, node_type, dtype, threads=threads, device=device, **options)
+
+    def edge_features(
+        self,
+        edge_type: EdgeType = EDGE_TYPE,
+        *,
+        name: str = "edge_features",
+        dtype: torch.dtype | None = None,
+        threads: int = 0,
+        device: str | None = None,
+        **options: Any,
+    ) -> UnifiedTensor:
+        """The features of an edge type likewise: row e is of the edge at position e of the CSC."""
+        return self._unified(name, edge_type, dtype, threads=threads, device=device, **options)
+
+    def _unified(
+        self, name: str, of: str | EdgeType, dtype: torch.dtype | None, **options: Any
+    ) -> UnifiedTensor:
+        table = self._find(name, of)
         if dtype is None and table.encoding.dtype in ("bfloat16", "float16"):
             dtype = torch.float32
         paths = [self.path / shard.path for shard in table.shards]
-        return unified(
-            paths,
-            dtype=dtype,
-            encoding=_encoding_of(table),
-            threads=threads,
-            device=device,
-            **options,
-        )
+        return unified(paths, dtype=dtype, encoding=_encoding_of(table), **options)
 
     def split(self, name: str, node_type: str | None = None) -> Tensor:
         """(n,) int64 ids of the nodes of "train", "val" or "test"; empty where there are none.
@@ -132,26 +146,43 @@ class Dataset(DatasetTables):
         """
         return torch.from_numpy(self._whole("labels", node_type))
 
-    def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
-        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
+    def score_kind(self) -> str | None:
+        """The kind of score that ``gnnsys score`` stored; None without one. Nothing is read."""
         if self.heterogeneous or not self.has(SCORE_TABLE):
             return None
         about = self.manifest.source.get(SCORE_TABLE)
         kind = about.get("kind") if isinstance(about, dict) else None
-        return str(kind or "unknown"), self._whole(SCORE_TABLE, NODE_TYPE)
+        return str(kind or "unknown")
+
+    def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
+        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
+        kind = self.score_kind()
+        return None if kind is None else (kind, self._whole(SCORE_TABLE, NODE_TYPE))
 
     def stores(
-        self, *, threads: int = 0, device: str | None = None, **options: Any
+        self,
+        *,
+        edge_features: bool = True,
+        threads: int = 0,
+        device: str | None = None,
+        **options: Any,
     ) -> tuple[Any, Any]:
         """The dataset as PyG's ``(FeatureStore, GraphStore)``, for any loader of PyG or gnnsys.
 
-        Attributes are ``x`` and, where the folder has them, ``y`` and ``time``. Nothing is loaded.
-        ``options`` are those of ``gnnsys.unified`` for ``x``, such as ``cache="8GB"``, which is for
-        all node types together (``gnnsys.CacheArena``).
+        Attributes are ``x`` and, where the folder has them, ``y`` and ``time``, and ``edge_attr``
+        unless ``edge_features`` is False. Nothing is loaded. ``options`` are those of
+        ``gnnsys.unified`` for ``x`` and ``edge_attr``, such as ``cache="8GB"``, which is for all of
+        them together (``gnnsys.CacheArena``); ``scores`` are of nodes and for ``x`` alone.
         """
         features, graphs = FeatureStore(), _CscStore()
-        if isinstance(options.get("cache"), str) and self.heterogeneous:
+        with_features = [
+            edge_type
+            for edge_type in self.edge_types
+            if edge_features and self.has("edge_features", edge_type)
+        ]
+        if isinstance(options.get("cache"), str) and (self.heterogeneous or with_features):
             options["cache"] = CacheArena(options["cache"])
+        of_edges = {key: value for key, value in options.items() if key != "scores"}
         for node_type in self.node_types:
             group = node_type if self.heterogeneous else None
             if self.has("features", node_type):
@@ -166,10 +197,14 @@ class Dataset(DatasetTables):
         for edge_type in self.edge_types:
             kind = edge_type if self.heterogeneous else None
             graphs.put_csc(kind, self.graph(edge_type), self.num_nodes(edge_type[0]))
+            if edge_type in with_features:
+                rows = self.edge_features(edge_type, threads=threads, device=device, **of_edges)
+                features[kind, "edge_attr", None] = rows
         return features, graphs
 
     def to_data(self, *, threads: int = 0, device: str | None = None) -> Data:
-        """A homogeneous dataset as PyG ``Data``: edges in memory, features unified, masks.
+        """A homogeneous dataset as PyG ``Data``: edges in memory, features of nodes and edges
+        unified, masks.
 
         Raises:
             UnsupportedError: the graph is heterogeneous.
@@ -181,6 +216,8 @@ class Dataset(DatasetTables):
         data = Data(edge_index=self.edge_index(), num_nodes=self.num_nodes())
         if self.has("features"):
             data.x = self.features(threads=threads, device=device)
+        if self.has("edge_features", EDGE_TYPE):
+            data.edge_attr = self.edge_features(threads=threads, device=device)
         if self.has("labels"):
             data.y = self.labels()
         for part in ("train", "val", "test"):

@@ -57,6 +57,7 @@ class DatasetTables:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self._compared: set[str] = set()
         self.manifest: Manifest = read_manifest(path)
         for table in self._all_tables().values():
             self._check_files(table)
@@ -145,6 +146,11 @@ class DatasetTables:
             )
         self._compare("indptr", edge_type)
         return found
+
+    def split_size(self, name: str, node_type: str | None = None) -> int:
+        """How many nodes are named "train", "val" or "test"; nothing is read."""
+        node_type = node_type or (self.task.node_type if self.task else NODE_TYPE)
+        return self._find(name, node_type).shape[0] if self.has(name, node_type) else 0
 
     def split_ids(self, name: str, node_type: str | None = None) -> NDArray[np.int64]:
         """(n,) ids of the nodes of "train", "val" or "test"; empty where there are none.
@@ -243,9 +249,14 @@ class DatasetTables:
         return map_npy(self._shard_path(self._find(name, node_type)), "c")
 
     def _compare(self, name: str, of: str | EdgeType) -> None:
-        """Compares a table with its checksums, which is for those that are read whole anyway."""
-        for _ in self._verify_table(self._find(name, of)):
-            pass
+        """Compares a table with its checksums, which is for those that are read whole anyway: once,
+        for as long as the folder is open."""
+        table = self._find(name, of)
+        file = table.shards[0].path
+        if file not in self._compared:
+            for _ in self._verify_table(table):
+                pass
+            self._compared.add(file)
 
     def _check_files(self, table: Table) -> None:
         for shard in table.shards:

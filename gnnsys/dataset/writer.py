@@ -163,7 +163,7 @@ class DatasetWriter:
         mean square (rms), as shares of the greatest magnitude in the row, or in the column where
         columns have scales."""
         self._name = name
-        self._heterogeneous = heterogeneous
+        self.heterogeneous = heterogeneous
         self.report = progress
         self._nodes: dict[str, NodeSet] = {}
         self._edges: dict[EdgeType, EdgeSet] = {}
@@ -199,7 +199,7 @@ class DatasetWriter:
                 are quantised, for blocks of their (n, row_stride) uint8.
             node_type: whose.
         """
-        place = node_folder(self._heterogeneous, node_type) + name
+        place = node_folder(self.heterogeneous, node_type) + name
         self._nodes[node_type].tables[name] = self._write(place, read, tuple(shape), dtype)
 
     def write_edges(
@@ -211,7 +211,7 @@ class DatasetWriter:
         edge_type: EdgeType = EDGE_TYPE,
     ) -> None:
         """Writes a table of an edge type: indptr, indices, and edge_… tables in CSC order."""
-        place = edge_folder(self._heterogeneous, edge_type) + name
+        place = edge_folder(self.heterogeneous, edge_type) + name
         self._edges[edge_type].tables[name] = self._write(place, read, tuple(shape), dtype)
 
     def num_nodes(self, node_type: str = NODE_TYPE) -> int:
@@ -224,7 +224,7 @@ class DatasetWriter:
 
     def open_edges(self, name: str, edge_type: EdgeType = EDGE_TYPE) -> NDArray[Any]:
         """A table that is written already, mapped."""
-        place = edge_folder(self._heterogeneous, edge_type) + name
+        place = edge_folder(self.heterogeneous, edge_type) + name
         return np.load(self._data / f"{place}.npy", mmap_mode="r")
 
     def note(self, key: str, value: Any) -> None:
@@ -249,7 +249,7 @@ class DatasetWriter:
         """Writes ``graph.json`` and gives the folder its name."""
         manifest = Manifest(
             name=self._name,
-            heterogeneous=self._heterogeneous,
+            heterogeneous=self.heterogeneous,
             nodes=self._nodes,
             edges=self._edges,
             task=self.task,

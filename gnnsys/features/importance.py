@@ -58,7 +58,7 @@ def importance(
         progress: is told what is done.
 
     Returns:
-        (nodes,) int64 or float64.
+        (nodes,) counts or float64.
 
     Raises:
         ArgumentError: "presample" without seeds or fanouts.
@@ -82,7 +82,7 @@ def importance(
             "presample: samples as training does, which needs seeds and fanouts; give both, or use "
             "degree"
         )
-    counts = np.zeros(graph.num_nodes, np.int64)
+    counts = np.zeros(graph.num_nodes, np.uint32)
     run = sampled_ids(
         graph, seeds, fanouts, batch_size=batch_size, batches=batches, seed=seed, threads=threads
     )
@@ -96,7 +96,7 @@ def needs_importance(dataset: Dataset, options: FeatureOptions) -> bool:
     """Whether a cache with these options has its importance computed, not read of the folder."""
     if options.cache == "none" or options.score == "none":
         return False
-    return _stored(dataset, options.score) is None
+    return not _is_stored(dataset, options.score)
 
 
 def importance_for_cache(
@@ -129,8 +129,12 @@ def importance_for_cache(
 
 
 def _stored(dataset: Dataset, choice: ImportanceChoice) -> tuple[str, NDArray[np.uint16]] | None:
-    stored = dataset.static_score()
-    return stored if stored is not None and choice in ("auto", stored[0]) else None
+    return dataset.static_score() if _is_stored(dataset, choice) else None
+
+
+def _is_stored(dataset: Dataset, choice: ImportanceChoice) -> bool:
+    kind = dataset.score_kind()
+    return kind is not None and choice in ("auto", kind)
 
 
 def ranked_importance(kind: Importance, values: NDArray[Any], graph: CSC) -> NDArray[np.uint16]:

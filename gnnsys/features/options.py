@@ -1,7 +1,8 @@
-"""Options that say how features in a file are read: the cache, its policy, the way to the disk.
+"""Options that say how features and neighbours in a file are read: what stays in memory, the way to
+the disk.
 
-Owns ``FeatureOptions`` and what their texts mean. Imports nothing that is large: the command line's
-options are made of it.
+Owns ``FeatureOptions``, ``TopologyOptions`` and what their texts mean. Imports nothing that is
+large: the command line's options are made of it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gnnsys.choices import ImportanceChoice, Policy, SharingChoice, Storage
+from gnnsys.choices import ImportanceChoice, Policy, SharingChoice, Storage, Topology
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes, parse_bytes_or_share
 
-__all__ = ["FeatureOptions", "Window", "parse_cache"]
+__all__ = ["FeatureOptions", "TopologyOptions", "Window", "parse_cache"]
 
 Window = int | Literal["auto"]
 
@@ -102,8 +103,49 @@ class FeatureOptions:
         given = self.given()
         given += [f"--cache {self.cache}"] if self.cache not in ("auto", "none") else []
         given += [f"--storage {self.storage}"] if self.storage != "auto" else []
-        if given:
+        _refuse(given, "features", what)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopologyOptions:
+    """How neighbours that lie in a file are read; see the options of ``gnnsys train``."""
+
+    topology: Topology = "auto"
+    topology_memory: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kept_bytes() is not None and self.topology not in ("auto", "read"):
             raise ArgumentError(
-                f"{' '.join(given)}: for features in a file, but {what}; leave them out, or name a "
-                "dataset folder (gnnsys convert makes one)"
+                f"--topology-memory {self.topology_memory}: for neighbours that are read, but "
+                f"--topology {self.topology} maps them; leave one out, or give --topology read"
             )
+
+    @classmethod
+    def of(cls, config: Any) -> TopologyOptions:
+        """Those among the options of a command."""
+        return cls(topology=config.topology, topology_memory=config.topology_memory)
+
+    def kept_bytes(self) -> int | None:
+        """Of neighbours that are to stay in memory; None where that was not said.
+
+        >>> TopologyOptions(topology_memory="1KB").kept_bytes()
+        1024
+        """
+        if self.topology_memory is None:
+            return None
+        return parse_bytes(self.topology_memory, "--topology-memory")
+
+    def check_without_file(self, what: str) -> None:
+        """Raises ArgumentError where options are given and ``what`` has its graph in memory."""
+        given = [f"--topology {self.topology}"] if self.topology != "auto" else []
+        if self.topology_memory is not None:
+            given.append(f"--topology-memory {self.topology_memory}")
+        _refuse(given, "neighbours", what)
+
+
+def _refuse(given: list[str], of: str, what: str) -> None:
+    if given:
+        raise ArgumentError(
+            f"{' '.join(given)}: for {of} in a file, but {what}; leave them out, or name a dataset "
+            "folder (gnnsys convert makes one)"
+        )

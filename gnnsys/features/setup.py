@@ -30,13 +30,14 @@ __all__ = ["choose_cache", "plan_features", "setup_features"]
 _log = logging.getLogger(__name__)
 _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
-_OF_A_ROW, _OF_A_SLOT = 8, 16
+_OF_A_ROW, _OF_A_SLOT = 4, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
 _STORED = "importance, mapped"
 _BESIDE_ROWS = ("importance", _STORED, RANKING, "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
 _TOO_SMALL = (
-    "give more memory, a smaller --cache, --eval-store FOLDER, or --storage auto where it is mmap"
+    "give more memory, a smaller --cache or --topology-memory, --eval-store FOLDER, or --storage "
+    "auto where it is mmap"
 )
 _LONG = 1.0
 """Seconds from which computing an importance is worth a word."""
@@ -140,12 +141,15 @@ def plan_features(
     table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
     rows, row_bytes = table.shape[0], table.encoding.row_stride
     cache, storage = parse_cache(options.cache), options.storage
+    of_batches = budget.planned(STAGING)  # the most that batches ahead read
+    budget.reserve(STAGING, 0)
     before = budget.left()
     owners = ranks if options.share_cache != "none" else 1  # of which each plans for its rows
     if cache is not None:
         _reserve_importance(dataset, options, owners)
         budget.reserve("planner of the cache", _OF_A_ROW * rows // owners)
-        budget.reserve(STAGING, staging_bytes(budget.left(), budget.ranks))
+        staged = staging_bytes(budget.left(), budget.ranks)
+        budget.reserve(STAGING, min(staged, of_batches or staged))
     if cache == "auto":
         spare = int(budget.left() * row_bytes / (row_bytes + _OF_A_SLOT))
         beside = sum(map(budget.planned, _BESIDE_ROWS))
@@ -161,6 +165,8 @@ def plan_features(
         planned = _OF_A_ROW * rows // owners + _OF_A_SLOT * capacity // ranks
         budget.reserve("planner of the cache", planned)
         budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
+        later = sum(map(budget.planned, (CACHE_ROWS, "planner of the cache", STAGING)))
+        budget.reserve(RANKING, max(0, budget.planned(RANKING) - later))  # in the same memory
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"
         budget.reserve("features, mapped", table.data_bytes, mapped=True)

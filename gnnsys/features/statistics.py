@@ -152,10 +152,29 @@ def stats_rows(stats: FeatureStats) -> Iterator[tuple[str, str]]:
                 f"{numbers.rate(reads['requests'] / stats.seconds)} IOPS, "
                 f"{numbers.traffic(read / stats.seconds)}/s",
             )
+    yield from _topology_rows(stats)
     if "io_wait_seconds" in reads:
         waited = reads["io_wait_seconds"]
         share = waited / stats.seconds if stats.seconds > 0 else 0
         yield "waited for reads", f"{numbers.duration(waited)} ({share:.1%} of the time)"
+
+
+def _topology_rows(stats: FeatureStats) -> Iterator[tuple[str, str]]:
+    """Neighbours by tier, where they are not mapped."""
+    reads = stats.reads
+    if "topology_read" not in reads:
+        return
+    total = reads["topology_kept"] + reads["topology_read"]
+    for name, label in (("kept", "memory"), ("read", "file")):
+        count = reads[f"topology_{name}"]
+        share = count / total if total else 0
+        yield f"neighbours from {label}", f"{numbers.count(count)} ({share:.1%})"
+    size = numbers.traffic(reads["topology_bytes_read"])
+    requests, pages = (numbers.count(reads[f"topology_{name}"]) for name in ("requests", "pages"))
+    yield "reads of neighbours", f"{requests} requests, {pages} pages, {size}"
+    waited = reads["topology_wait_seconds"]
+    share = waited / stats.seconds if stats.seconds > 0 else 0
+    yield "samplers waited for reads", f"{numbers.duration(waited)} ({share:.1%} of the time)"
 
 
 def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.errors import ArgumentError, ResourceError
+from gnnsys.choices import Storage
+from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.memory.alloc import pooled
 from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_ascending, row_index_error
@@ -24,7 +25,7 @@ from gnnsys.system import disk_probe
 from gnnsys.system.extension import core
 from gnnsys.system.once import warn_once
 
-__all__ = ["DirectRows", "uring_refusal"]
+__all__ = ["DirectRows", "best_depth", "direct_mode", "uring_refusal"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,23 @@ def uring_refusal(depth: int = DEPTH) -> str:
         errno.ENOMEM: "; raise the limit of locked memory (ulimit -l)",
     }
     return f"the kernel refuses it ({os.strerror(code)}{why.get(code, '')})"
+
+
+def direct_mode(storage: Storage, depth: int) -> Literal["uring", "pread"]:
+    """How files are read past the page cache; where it is not io_uring unasked, that is told once.
+
+    Raises:
+        UnsupportedError: "uring" was asked for where there is none.
+    """
+    refusal = uring_refusal(depth) if storage != "pread" else ""
+    if refusal and storage == "uring":
+        raise UnsupportedError(
+            f"storage: 'uring' cannot be used: {refusal}; storage='pread' reads with threads"
+        )
+    if refusal:
+        told = "files are read by a pool of threads instead of io_uring: %s"
+        warn_once(_log, told, refusal)
+    return "pread" if refusal or storage == "pread" else "uring"
 
 
 class DirectRows(RowReader):
@@ -129,13 +147,7 @@ class DirectRows(RowReader):
         shard = self._table.shards[part]
         if code == 0 and shard.handle >= 0:
             shard.check_size()
-        if code == errno.ECANCELED:
-            raise ResourceError(
-                f"{shard.path}: cannot be read at byte {place}: io_uring could not start a thread "
-                "of the kernel; raise the limit of threads (pids.max of the control group, "
-                "ulimit -u)"
-            )
-        raise read_error(shard.path, place, code or errno.EIO)
+        raise read_error(shard.path, place, code)
 
     @property
     def _core(self) -> core.FileReader:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,16 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.counters import Counters
-from gnnsys.errors import (
-    ArgumentError,
-    DTypeError,
-    FileFormatError,
-    ReadOnlyError,
-    UnsupportedError,
-)
+from gnnsys.errors import ArgumentError, DTypeError, FileFormatError, ReadOnlyError
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.describe import in_short
-from gnnsys.memory.direct_rows import DirectRows, best_depth, uring_refusal
+from gnnsys.memory.direct_rows import DirectRows, best_depth, direct_mode
 from gnnsys.memory.encoding import Encoding, Quantised, check_dtype
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import check_ids
@@ -38,7 +32,6 @@ from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.names import naming_keywords
-from gnnsys.system.once import warn_once
 
 __all__ = ["FileStore"]
 
@@ -143,16 +136,7 @@ class FileStore(Store):
         if storage == "mmap" or (storage == "auto" and fits):
             return MappedRows(self._table, threads, isa)
         depth = depth or best_depth(self._table)
-        refusal = uring_refusal(depth) if storage != "pread" else ""
-        if refusal and storage == "uring":
-            raise UnsupportedError(
-                f"storage: 'uring' cannot be used: {refusal}; storage='pread' reads with threads"
-            )
-        if refusal:
-            told = "files are read by a pool of threads instead of io_uring: %s"
-            warn_once(_log, told, refusal)
-        mode: Literal["uring", "pread"] = "pread" if refusal or storage == "pread" else "uring"
-        return DirectRows(self._table, mode, depth, threads, isa)
+        return DirectRows(self._table, direct_mode(storage, depth), depth, threads, isa)
 
     @property
     def storage(self) -> str:

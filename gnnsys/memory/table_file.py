@@ -116,8 +116,15 @@ class Shard:
         return int(np.frombuffer(self.area, np.uint8).ctypes.data) + self.offset
 
 
-def read_error(path: str, place: int, code: int) -> StorageError:
-    """The error for a read of ``path`` that failed at byte ``place`` with an errno."""
+def read_error(path: str, place: int, code: int) -> StorageError | ResourceError:
+    """The error for a read of ``path`` that failed at byte ``place`` with an errno, or 0 where the
+    file ended."""
+    if code == errno.ECANCELED:
+        return ResourceError(
+            f"{path}: cannot be read at byte {place}: io_uring could not start a thread of the "
+            "kernel; raise the limit of threads (pids.max of the control group, ulimit -u)"
+        )
+    code = code or errno.EIO
     error = StorageError(
         f"{path}: cannot be read at byte {place} ({os.strerror(code)}); see the kernel's log for "
         "the disk, and bring the file to another one"

@@ -29,6 +29,7 @@ __all__ = [
     "CACHE_ROWS",
     "PLANS_AHEAD",
     "RANKING",
+    "SPLITS",
     "STAGING",
     "Budget",
     "Entry",
@@ -44,6 +45,7 @@ BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
 PLANS_AHEAD = "plans ahead"
 RANKING = "ranking of the rows"
+SPLITS = "ids of the splits, mapped"
 STAGING = "reads under way"
 BLOCKS = "blocks of evaluation"
 _POOLED = (BATCHES, AHEAD, STAGING, BLOCKS)

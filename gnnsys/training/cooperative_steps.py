@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from gnnsys import rng
 from gnnsys.loaders.cooperative import CooperativeSampler, JointBatch
+from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
 from gnnsys.ranks.distributed import DistributedTransport
 from gnnsys.ranks.group import gather_objects, told_by_first_rank, transport_for_thread
 from gnnsys.ranks.ring import ring_all_reduce
@@ -44,13 +44,15 @@ class CooperativeSteps(RankSteps):
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """This rank's part of a joint batch for each step, drawn while those before are trained
         on: by all ranks, also where a run is broken off in between."""
-        train, size = self._dataset.train, self._config.batch_size
-        order = torch.from_numpy(rng.permutation(len(train), self._config.seed, epoch))
+        config, train, size = self._config, self._dataset.train, self._config.batch_size
+        samples = self._samples.begin(epoch, first)
+        shuffled = ShuffledSeeds(len(train), Epochs(), config.seed, config.seed_block, train)
+        order = shuffled.order(samples)
         self._rows = self._rows_received = 0
         self._sent_before = self._sent()
         numbers = range(first, self.num_batches(), self._world)
         seeds = (train[order[each * size : (each + self._world) * size]] for each in numbers)
-        joint = self._joint.batches(seeds, epoch, first // self._world, self._make_batch)
+        joint = self._joint.batches(seeds, samples, first // self._world, self._make_batch)
         with closing(joint):
             for number in numbers:
                 began = time.perf_counter()

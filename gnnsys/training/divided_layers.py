@@ -63,7 +63,7 @@ class DividedLayers:
             GnnsysError: what ``compute`` raised on the first rank where it did, on all ranks.
             RankFailedError: another rank is gone.
         """
-        shares = _shares(blocks, self._transport.world)
+        shares = self.shares(blocks)
         own, count = shares[self._transport.rank], blocks[-1][1]
         begun: list[Tensor] = []
 
@@ -101,6 +101,12 @@ class DividedLayers:
             on_all_ranks(lambda: None)  # rows from elsewhere come to one rank of a machine
         return as_rows(store, made if isinstance(made, Path) else place, threads)
 
+    def shares(self, blocks: Sequence[tuple[int, int]]) -> list[Sequence[tuple[int, int]]]:
+        """About as many blocks for each rank, the first ranks' first."""
+        world = self._transport.world
+        bounds = [-(-len(blocks) * rank // world) for rank in range(world + 1)]
+        return [blocks[first:last] for first, last in pairwise(bounds)]
+
     def _make(
         self,
         place: Path | None,
@@ -117,12 +123,6 @@ class DividedLayers:
             return held.enter_context(closing(SharedTensor(shape, dtype))).place
         create_store(place, shape, dtype, threads).close()
         return place
-
-
-def _shares(blocks: Sequence[tuple[int, int]], ranks: int) -> list[Sequence[tuple[int, int]]]:
-    """About as many blocks for each rank, the first ranks' first."""
-    bounds = [-(-len(blocks) * rank // ranks) for rank in range(ranks + 1)]
-    return [blocks[first:last] for first, last in pairwise(bounds)]
 
 
 def create_store(

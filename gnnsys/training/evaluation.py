@@ -19,6 +19,7 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.pages import numbers
 from gnnsys.system.once import warn_once
+from gnnsys.training.layer_reads import LayerReads, asked_reads
 
 __all__ = [
     "Evaluation",
@@ -82,6 +83,8 @@ class Evaluation:
     """What all nodes would gather."""
     epoch_bytes: int
     """What training gathers in an epoch, as estimated."""
+    reads: LayerReads
+    """How layers read their inputs, where all nodes are computed."""
 
     def describe(self) -> str:
         """The choice and its cost in one sentence."""
@@ -91,7 +94,9 @@ class Evaluation:
             told += f" ({numbers.traffic(self.all_bytes)} layer by layer for all nodes)"
         if self.epoch_bytes:
             told += f", {self.scope.nbytes / self.epoch_bytes:.1f} times an epoch's training"
-        return told + ("; the test nodes are scored once, at the end" if self.test_at_end else "")
+        told += "; the test nodes are scored once, at the end" if self.test_at_end else ""
+        in_sequence = self.reads.describe() if self.scope.layers is None else ""
+        return f"{told}; {in_sequence}" if in_sequence else told
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -102,6 +107,7 @@ class Evaluation:
             "all_bytes": self.all_bytes,
             "epoch_bytes": self.epoch_bytes,
             "test_at_end": self.test_at_end,
+            "reads": self.reads.facts() if self.scope.layers is None else [],
             "why": self.describe(),
         }
 
@@ -120,7 +126,7 @@ def plan_evaluation(
     """
     widths = _widths(config, columns)
     everything = Scope(layers=None, nbytes=_all_bytes(graph, widths))
-    if config.eval == "layerwise":
+    if config.eval == "layerwise" or config.eval_reads == "sequential":
         scope, at_end = everything, False
     else:
         forced = config.eval == "neighborhoods"
@@ -136,6 +142,7 @@ def plan_evaluation(
         nodes=len(val) + (0 if at_end else len(test)),
         all_bytes=everything.nbytes,
         epoch_bytes=epoch_bytes,
+        reads=asked_reads(config),
     )
     _log.info("evaluation: %s", found.describe())
     return found

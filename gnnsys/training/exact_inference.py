@@ -11,61 +11,36 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import GCNConv, MessagePassing, aggr
-from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from gnnsys.choices import EvalReads
 from gnnsys.dataset.folder import Dataset
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.memory import Store
+from gnnsys.system.budget import process_budget
 from gnnsys.system.names import naming_keywords
 from gnnsys.system.progress import Progress
 from gnnsys.training.divided_layers import DividedLayers, as_rows, create_store
-from gnnsys.training.layer_checks import (
-    BIPARTITE,
-    aggregations_of,
-    check_cached,
-    check_edge_values,
-    check_parts,
-    edge_chunks,
-    find_gnn,
-    flow_of,
-    in_evaluation,
-    orient,
-    unwrap,
+from gnnsys.training.inference_reads import choose_reads, piece_of
+from gnnsys.training.layer_checks import check_edge_values, find_gnn, flow_of, in_evaluation, unwrap
+from gnnsys.training.layer_reads import LayerReads
+from gnnsys.training.model_layers import Block, Layer, ModelLayer, model_layers
+from gnnsys.training.sequential_inference import (
+    SequentialBlocks,
+    message_like,
+    with_ascending_neighbors,
 )
+from gnnsys.training.split_layers import SplitLayer
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["Block", "Layer", "inference", "model_layers", "run_layers"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """Some target nodes with all their in-neighbours: what a layer is computed on at a time."""
-
-    inputs: Tensor
-    """(nodes, …) inputs of the layer, those of the targets first."""
-
-    edge_index: Tensor
-    """(2, edges) from positions in ``inputs`` to those of targets."""
-
-    nodes: Tensor
-    """(nodes,) int64 ids in the graph."""
-
-    targets: int
-    """How many of the nodes are targets."""
-
-
-Layer = Callable[[Block], Tensor]
-"""Computes the outputs (targets, …) of a block."""
+__all__ = ["inference", "run_layers"]
 
 _BLOCK_BYTES = 64 << 20
 
@@ -78,6 +53,8 @@ def inference(
     out: str | os.PathLike[str] | None = None,
     layers: Sequence[Layer] | None = None,
     block_bytes: int = _BLOCK_BYTES,
+    mode: EvalReads = "auto",
+    memory: int | None = None,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> Tensor:
@@ -92,8 +69,15 @@ def inference(
         out: a .npy file for the result; the layers in between then lie in files beside it, too,
             and are removed. None keeps all in memory.
         layers: the model taken apart, for other models than the above.
-        block_bytes: of inputs and messages that are in memory at a time, roughly; a single node's
-            neighbours are never divided.
+        block_bytes: of inputs and messages that are in memory at a time, roughly, where rows are
+            gathered; a single node's neighbours are never divided.
+        mode: how a layer's inputs are read. "gather": the rows of a block's neighbours, wherever
+            they lie; "sequential": all rows, in passes, each for as many nodes as have their sums
+            in memory; for layers that sum, average or take the maximum or minimum of rows, as those
+            of a GraphSAGE, GCN or GIN; "auto": for each layer the way that reads fewer bytes from
+            the disk. Both give the same up to rounding.
+        memory: bytes for the sums and rows of sequential reading, roughly; None for half of what is
+            left.
         threads: that gather; 0 for all cores.
         progress: is told how far the work is, in nodes.
 
@@ -102,8 +86,8 @@ def inference(
 
     Raises:
         UnsupportedError: a model with a part that blocks of nodes may not compute as the whole
-            graph does, edges with weights or features that the model would take, or a
-            heterogeneous graph.
+            graph does, or not from rows in sequence where ``mode`` asks for that; edges with
+            weights or features that the model would take, or a heterogeneous graph.
         ArgumentError: data or options that cannot be used.
         StorageError: ``out`` cannot be written.
 
@@ -114,8 +98,13 @@ def inference(
     >>> torch.allclose(inference(net, data), net(data.x, data.edge_index), atol=1e-6)
     True
     """
+    if mode not in get_args(EvalReads):
+        raise ArgumentError(f"mode: {mode!r}, expected one of {', '.join(get_args(EvalReads))}")
+    if memory is not None and memory < 1:
+        raise ArgumentError(f"memory: {memory}, expected bytes above 0, or None")
     x, graph = _take_apart(data, threads)
     with in_evaluation(model):
+        chain: list[Layer]
         if layers is not None:
             chain = list(layers)
         else:
@@ -124,12 +113,12 @@ def inference(
                 check_edge_values(gnn, data)
             if flow_of(gnn) == "target_to_source":
                 graph = graph.reversed()
-            chain = model_layers(model, graph)
+            chain = [*model_layers(model, graph)]
         if not chain:
             raise ArgumentError("layers: empty, expected at least one")
         outputs = run_layers(
             chain, x, graph, device=_device_of(model), out=out, block_bytes=block_bytes,
-            threads=threads, progress=progress,
+            reads=LayerReads((mode,) * len(chain), memory), threads=threads, progress=progress,
         )  # fmt: skip
         return deque(outputs, maxlen=1).pop()  # two are there at a time
 
@@ -170,6 +159,7 @@ def run_layers(
     device: torch.device,
     out: str | os.PathLike[str] | None = None,
     block_bytes: int = _BLOCK_BYTES,
+    reads: LayerReads | None = None,
     threads: int = 0,
     progress: Progress = lambda what, done, total: None,
     only: Sequence[Tensor] | None = None,
@@ -180,25 +170,41 @@ def run_layers(
     With ``out``, a layer's file is removed when the next but one is asked for.
 
     Args:
+        reads: how each layer reads its inputs; None for gathering them.
         only: (n,) int64 ascending ids for each layer, which computes these alone: its output has n
-            rows. Those of a layer and their in-neighbours are among those of the layer before.
+            rows. Those of a layer and their in-neighbours are among those of the layer before, and
+            are gathered.
         ranks: that compute the layers together, all of them with the same arguments but for
             ``out``, which the first of a machine has.
     """
     if len(x) != graph.num_nodes:
         raise ArgumentError(f"x: {len(x)} rows != {graph.num_nodes} nodes of the graph")
+    if graph.num_nodes == 0 or (only and not len(only[-1])):
+        raise ArgumentError("data: a graph without nodes")
     sampler = NeighborSampler(graph, [-1], threads=threads)
     rows = _as_unified(x, threads)
     older: Path | None = None
     for number, layer in enumerate(layers):
         place = _place(out, number, len(layers))
-        had = only[number - 1] if only and number else None
-        what = f"layer {number + 1} of {len(layers)}"
+        told = partial(progress, f"layer {number + 1} of {len(layers)}")
+        mode: EvalReads = reads.modes[number] if reads and not only else "gather"
         try:
-            result = _run_layer(
-                layer, rows, had, sampler, only[number] if only else None, device, place,
-                block_bytes, threads, partial(progress, what), ranks,
-            )  # fmt: skip
+            memory = reads.memory if reads else None
+            split = _split_where_cheaper(mode, layer, rows, graph, device, memory)
+            if split is not None:
+                blocks, compute = _sequential_blocks(
+                    *split, rows, graph, device, threads, told, ranks
+                )
+            else:
+                had = only[number - 1] if only and number else None
+                ids = only[number] if only else None
+                blocks, compute = _gathered_blocks(
+                    layer, rows, had, sampler, ids, device, block_bytes
+                )
+            if ranks is not None:
+                result = ranks.run(compute, blocks, place, threads, told)
+            else:
+                result = _compute_all(compute, blocks, place, threads, told)
         except BaseException:
             _remove(place, older)
             raise
@@ -228,23 +234,20 @@ def _remove(*paths: Path | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def _run_layer(
+Compute = Callable[[int, int], Tensor]
+"""Outputs of a range of targets."""
+
+
+def _gathered_blocks(
     layer: Layer,
     rows: UnifiedTensor,
     had: Tensor | None,  # whose rows these are; None: of all nodes
     sampler: NeighborSampler,
     ids: Tensor | None,  # to compute; None: all nodes
     device: torch.device,
-    place: Path | None,
     block_bytes: int,
-    threads: int,
-    progress: Callable[[int, int], None],
-    ranks: DividedLayers | None,
-) -> Tensor:
-    graph = sampler.graph
-    blocks = [*_blocks(graph, ids, rows, block_bytes)]
-    if not blocks:
-        raise ArgumentError("data: a graph without nodes")
+) -> tuple[list[tuple[int, int]], Compute]:
+    """Ranges of targets, and what computes them from the rows of their neighbours."""
 
     def compute(first: int, last: int) -> Tensor:
         targets = torch.arange(first, last) if ids is None else ids[first:last]
@@ -259,9 +262,73 @@ def _run_layer(
         )
         return layer(block).cpu()
 
-    if ranks is not None:
-        return ranks.run(compute, blocks, place, threads, progress)
-    return _compute_all(compute, blocks, place, threads, progress)
+    return [*_blocks(sampler.graph, ids, rows, block_bytes)], compute
+
+
+def _split_where_cheaper(
+    mode: EvalReads,
+    layer: Layer,
+    rows: UnifiedTensor,
+    graph: CSC,
+    device: torch.device,
+    memory: int | None,
+) -> tuple[SplitLayer, int] | None:
+    """A layer taken apart, and bytes for it, if its inputs are to be read in sequence."""
+    if mode == "gather":
+        return None
+    if not isinstance(layer, ModelLayer):
+        if mode == "auto":
+            return None
+        raise UnsupportedError(
+            "layers: functions of blocks, which need their neighbours' rows together; leave "
+            "layers= out, or give mode='gather'"
+        )
+    try:
+        split = layer.split()
+    except UnsupportedError:
+        if mode == "auto":
+            return None
+        raise
+    left = process_budget().left()
+    room = left // 2 if memory is None else memory
+    chosen = choose_reads(
+        mode,
+        nodes=graph.num_nodes,
+        edges=graph.num_edges,
+        row_bytes=rows.store.row_bytes,
+        message_bytes=message_like(split, rows, device).nbytes,
+        memory=room,
+        kept=left,
+        resident=rows.store.resident is not None,
+    )
+    return (split, room) if chosen.way == "sequential" else None
+
+
+def _sequential_blocks(
+    split: SplitLayer,
+    memory: int,
+    rows: UnifiedTensor,
+    graph: CSC,
+    device: torch.device,
+    threads: int,
+    progress: Callable[[int, int], None],
+    ranks: DividedLayers | None,
+) -> tuple[list[tuple[int, int]], Compute]:
+    """Ranges of targets, and what computes them from passes over the inputs."""
+    count, piece = graph.num_nodes, piece_of(rows.store.row_bytes)
+    pieces = [(first, min(count, first + piece)) for first in range(0, count, piece)]
+    shares = [pieces] if ranks is None else ranks.shares(pieces)
+    blocks = SequentialBlocks(
+        split,
+        rows=rows,
+        graph=with_ascending_neighbors(graph),
+        device=device,
+        memory=memory,
+        shares=[(each[0][0], each[-1][1]) for each in shares if each],
+        threads=threads,
+        heard=lambda first: progress(first, count),
+    )
+    return pieces, blocks.compute
 
 
 def _compute_all(
@@ -327,115 +394,3 @@ def _blocks(
         last = min(count, max(last, first + 1))
         yield first, last
         first = last
-
-
-# Models taken apart -------------------------------------------------------------------------------
-
-_QUANTILES = (aggr.QuantileAggregation, aggr.MedianAggregation)
-
-
-def model_layers(model: torch.nn.Module, graph: CSC) -> list[Layer]:
-    """One function for each graph convolution, with what follows it.
-
-    Args:
-        model: see ``inference``.
-        graph: that the blocks will be of; with its edges reversed where the model's messages flow
-            from target to source.
-
-    Raises:
-        UnsupportedError: a model of another family, one that joins its layers' outputs, or one with
-            a part that blocks of nodes may not compute as the whole graph does.
-    """
-    gnn = find_gnn(model)
-    check_parts(model, gnn)
-    return [_make_layer(gnn, number, graph) for number in range(len(gnn.convs))]
-
-
-def _make_layer(gnn: BasicGNN, number: int, graph: CSC) -> Layer:
-    convolve = _make_convolution(gnn.convs[number], f"convs.{number}", graph)
-    return lambda block: _finish(gnn, number, convolve(block))
-
-
-def _finish(gnn: BasicGNN, number: int, x: Tensor) -> Tensor:
-    """What ``BasicGNN.forward`` does behind a convolution, in evaluation."""
-    is_last = number == gnn.num_layers - 1
-    if not is_last or gnn.jk_mode is not None:
-        if gnn.act is not None and gnn.act_first:
-            x = gnn.act(x)
-        x = gnn.norms[number](x)
-        if gnn.act is not None and not gnn.act_first:
-            x = gnn.act(x)
-    return gnn.lin(x) if is_last and hasattr(gnn, "lin") else x
-
-
-def _make_convolution(conv: MessagePassing, name: str, graph: CSC) -> Layer:
-    if isinstance(conv, GCNConv) and conv.normalize:
-        convolve = _make_gcn(conv, name, graph)
-    else:
-        convolve = partial(_convolve, conv)
-    kinds = {type(each) for each in aggregations_of(conv.aggr_module)}
-    return partial(_convolve_led, convolve) if kinds & {*_QUANTILES} else convolve
-
-
-def _convolve(conv: MessagePassing, block: Block) -> Tensor:
-    edge_index = orient(conv, block.edge_index)
-    if isinstance(conv, BIPARTITE) and conv.flow == "source_to_target":
-        out: Tensor = conv((block.inputs, block.inputs[: block.targets]), edge_index)
-        return out
-    # The other way round, PyG has roles for the two of a pair that differ from layer to layer.
-    return conv(block.inputs, edge_index)[: block.targets]
-
-
-def _convolve_led(convolve: Layer, block: Block) -> Tensor:
-    """With one more target, the first and with two edges.
-
-    PyG's quantiles of a node without edges look at the message before its place, of which there has
-    to be one.
-    """
-    first = torch.zeros((2, 2), dtype=torch.int64, device=block.edge_index.device)
-    led = Block(
-        inputs=torch.cat([block.inputs[:1], block.inputs]),
-        edge_index=torch.cat([first, block.edge_index + 1], 1),
-        nodes=torch.cat([block.nodes[:1], block.nodes]),
-        targets=block.targets + 1,
-    )
-    return convolve(led)[1:]
-
-
-def _make_gcn(conv: GCNConv, name: str, graph: CSC) -> Layer:
-    """A GCN weighs an edge by the degrees of both ends (Kipf and Welling, ICLR 2017, eq. 2).
-
-    A block knows those of its targets only: they are counted over the whole graph before. Each node
-    has one self loop, whatever loops the graph has.
-    """
-    degree = graph.indptr.diff().to(torch.float64)
-    if conv.add_self_loops:
-        degree += 1 - _count_loops(graph)
-    scale = torch.where(degree > 0, degree.rsqrt(), 0.0)
-    if conv.cached:
-        check_cached(conv, name, graph, scale)
-    weighted = object.__new__(type(conv))  # the same layer, but for one option
-    weighted.__dict__ = {**conv.__dict__, "normalize": False}
-
-    def run(block: Block) -> Tensor:
-        ends = scale[block.nodes.cpu()].to(block.inputs)
-        source, target = block.edge_index
-        weights = [ends[source] * ends[target]]
-        if conv.add_self_loops:
-            kept = source != target
-            own = torch.arange(block.targets, device=source.device)
-            source, target = torch.cat([source[kept], own]), torch.cat([target[kept], own])
-            weights = [weights[0][kept], ends[: block.targets].square()]
-        edge_index = orient(conv, torch.stack([source, target]))
-        out: Tensor = weighted(block.inputs, edge_index, torch.cat(weights))[: block.targets]
-        return out
-
-    return run
-
-
-def _count_loops(graph: CSC) -> Tensor:
-    """(nodes,) int64 number of self loops at each node."""
-    loops = torch.zeros(graph.num_nodes, dtype=torch.int64)
-    for source, target in edge_chunks(graph):
-        loops += torch.bincount(target[source == target], minlength=graph.num_nodes)
-    return loops

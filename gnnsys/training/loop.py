@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from gnnsys.config.run_files import CONFIG, RESULT
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import DivergedError
-from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts, read_counts
+from gnnsys.features.statistics import DiskWatch, FeatureStats, add_counts
+from gnnsys.features.topology import MappingWatch
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.ranks.group import Interruption, check_alike, join_ranks, on_all_ranks, on_first_rank
 from gnnsys.system.budget import process_budget
@@ -44,6 +45,7 @@ from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import check_metric
 from gnnsys.training.models import make_model
+from gnnsys.training.packing import clear_packed
 from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
 from gnnsys.training.rank_files import RankFiles, own_part
 from gnnsys.training.result import EpochRecord, TrainResult, machine, versions
@@ -124,7 +126,10 @@ def _run(
         torch.manual_seed(config.seed)
         trainer = _Trainer(run, dataset, folder, evaluation)
         with on_signals(trainer.interruption.ask):
-            return trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
+            result = trainer.fit(on_epoch, on_batch, on_stats, on_evaluation)
+    if result.reason != "interrupted":
+        clear_packed(config)
+    return result
 
 
 class _Trainer:
@@ -159,6 +164,7 @@ class _Trainer:
         self._depth = store.depth
         disk = load_disk_profile(store.path) if self._depth else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
+        self._mapping_watch = MappingWatch(dataset.graph.file)
         self._logged = self._stats()  # what the last epoch's curves were made of
         self._last_step_record = self._test_seconds = 0.0
         self._last_checkpoint = time.monotonic()
@@ -209,7 +215,7 @@ class _Trainer:
         state, total = self._state, self._steps.num_batches()
         if state.batch == 0:
             state.epoch_began, state.load_began = self._seconds(), self._load_seconds()
-        for batch in self._steps.batches(state.epoch - 1, state.batch):
+        for batch in self._batches():
             loss, seeds = self._steps.train(batch)
             done = min(self._steps.batches_a_step, total - state.batch)
             state.batch, state.step = state.batch + done, state.step + done
@@ -222,6 +228,7 @@ class _Trainer:
             on_batch(state.epoch, state.batch, total)
             on_stats(stats)
             self._warn(self._disk_watch.look(stats))
+            self._warn(self._mapping_watch.look())
             self._nothing_kept.look(state.step, total * (self._config.epochs or 0))
             minutes = (time.monotonic() - self._last_checkpoint) / 60
             due = self._kept_in is not None and minutes >= self._config.checkpoint_minutes
@@ -231,6 +238,29 @@ class _Trainer:
                 self._checkpoint()
             if self._interrupted:
                 return
+
+    def _batches(self) -> Iterator[Any]:
+        """The rest of an epoch's batches; none where the run was asked to end while they were
+        prepared."""
+        tell = self._steps.progress
+        self._steps.progress = self._until_asked(tell or (lambda what, done, total: None))
+        try:
+            return self._steps.batches(self._state.epoch - 1, self._state.batch)
+        except AskedToEndError:
+            self._interrupted = True
+            return iter(())
+        finally:
+            self._steps.progress = tell
+
+    def _until_asked(self, tell: Progress) -> Progress:
+        """Tells on, until the run is asked to end."""
+
+        def go_on(what: str, done: int, total: int) -> None:
+            if self.interruption.is_heard_of():
+                raise AskedToEndError
+            tell(what, done, total)
+
+        return go_on
 
     def _end_epoch(self) -> None:
         state, config = self._state, self._config
@@ -287,19 +317,15 @@ class _Trainer:
 
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
         names = dict.fromkeys(("accuracy", self._metric))
-        return self._steps.evaluate(names, nodes, self._dataset.labels[nodes])
+        return self._steps.evaluate(names, nodes, self._dataset.labels)
 
     def _score_test(self, on_evaluation: Progress) -> bool:
         """Scores the test nodes by the best weights; False where the run was asked to end."""
-
-        def go_on(what: str, done: int, total: int) -> None:
-            if self.interruption.is_heard_of():
-                raise AskedToEndError
-            on_evaluation(f"test, {what}", done, total)
-
         if self._best_model is None:
             return True
-        self._steps.progress = go_on
+        self._steps.progress = self._until_asked(
+            lambda what, done, total: on_evaluation(f"test, {what}", done, total)
+        )
         with suppress(AskedToEndError), self._steps.with_weights(self._best_model):
             self._state.best_test = self._evaluate(self._dataset.test)
             return True
@@ -401,8 +427,8 @@ class _Trainer:
         return total
 
     def _stats(self) -> FeatureStats:
-        served, store = self._served().as_dict(), self._dataset.features.store
-        reads = read_counts(store) if self._steps.reads is None else self._steps.reads
+        served = self._served().as_dict()
+        reads = self._dataset.reads() if self._steps.reads is None else self._steps.reads
         return FeatureStats(
             seconds=self._seconds(),
             rows=served["rows"],

@@ -17,16 +17,18 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnsys.cache.engine import PAGE_BYTES
 from gnnsys.cache.making import LEAST_STAGING
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import EDGE_TYPE, MANIFEST, NODE_TYPE, Task
+from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
 from gnnsys.features.importance import needs_importance
-from gnnsys.features.options import FeatureOptions
+from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.replay import training_seeds
+from gnnsys.features.topology import graph_to_sample, plan_topology
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.system.budget import (
     AHEAD,
@@ -34,12 +36,17 @@ from gnnsys.system.budget import (
     BLOCKS,
     PLANS_AHEAD,
     RANKING,
+    SPLITS,
+    STAGING,
     process_budget,
     resident_memory,
 )
+from gnnsys.system.extension import core
 from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
 from gnnsys.training.evaluation import Evaluation, plan_evaluation
+from gnnsys.training.inference_reads import SUMS
+from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
@@ -55,6 +62,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 ACTIVATIONS = "activations of evaluation"
+SAMPLER = "sampler maps"
 SCOPE = "nodes that evaluation computes"
 _TOO_SMALL = (
     "give more memory, fewer --ranks if there are several, fewer --fanouts, a smaller --batch-size "
@@ -71,6 +79,8 @@ _BLOCKS = 2 * (64 << 20)
 them. What training had stays in pools meanwhile."""
 _AT_A_TIME = 3
 """Batches with their rows: one being trained on, one ready, one being made."""
+_READ_AHEAD = 2
+"""Batches none of whose rows is cached that may be read at once."""
 _WINDOW = 64
 """Batches that plans look ahead, of all ranks that share a cache together."""
 _LEAST_AHEAD = 16 << 20
@@ -79,8 +89,12 @@ _ROUNDS = 5
 """Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
 _OF_A_USE = 24
 """Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
-_IMPORTANCE = 48
-"""Bytes a node while importance is computed and ranked: counts, order, places, measured."""
+_OF_DEGREE, _OF_IMPORTANCE = 8, 16
+"""Bytes a node while importance by degree, or another one, is computed and ranked."""
+_RANKED = 64 << 20
+"""Bytes of a block of edges or nodes meanwhile."""
+_LAYER_NODES = 1 << 22
+"""Of a block whose neighbours exact evaluation reads, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +125,7 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
         return None
     if not dataset.has("features") or not dataset.has("train"):
         return None
-    return plan_memory(run.config, dataset, run.features, trains=trains)
+    return plan_memory(run.config, dataset, run.features, run.topology, trains=trains)
 
 
 def _reserve_libraries() -> None:
@@ -143,7 +157,12 @@ def planned_names() -> dict[str, dict[str, int]]:
 
 
 def plan_memory(
-    config: TrainConfig, dataset: Dataset, options: FeatureOptions, *, trains: bool = True
+    config: TrainConfig,
+    dataset: Dataset,
+    options: FeatureOptions,
+    topology: TopologyOptions,
+    *,
+    trains: bool = True,
 ) -> Evaluation | None:
     """Reserves what a run takes beside its features, in the budget of this process.
 
@@ -153,6 +172,7 @@ def plan_memory(
         config: filled in; of mini-batches.
         dataset: homogeneous, with features and a task.
         options: of its features.
+        topology: how its neighbours are read.
         trains: whether it is trained on, or only evaluated.
 
     Raises:
@@ -163,20 +183,20 @@ def plan_memory(
     tables = dataset.manifest.nodes[NODE_TYPE].tables
     _reserve_libraries()
     budget.reserve("topology: offsets, mapped", 8 * (nodes + 1), mapped=True)
-    indices = dataset.manifest.edges[EDGE_TYPE].tables["indices"].data_bytes
-    budget.reserve("topology: neighbours, mapped", indices, mapped=True)
     seeds, _ = training_seeds(dataset)
-    splits = sum(tables[name].shape[0] for name in ("train", "val", "test") if name in tables)
     labels = tables["labels"].data_bytes if "labels" in tables else 0
     budget.reserve("labels, mapped", labels, mapped=True)
-    budget.reserve("ids of the splits, mapped", 8 * splits, mapped=True)
     exact = config.eval != "sampled"
+    parts = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
+    budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, parts)), mapped=True)
     if trains:
         budget.reserve("order of the seeds", 20 * len(seeds))
-    budget.reserve("sampler maps", 4 * nodes * (2 if exact else 1))
+    of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0
+    budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, config.batch_size))
     budget.check(_TOO_SMALL)
-    graph = dataset.graph()
+    graph = graph_to_sample(dataset, options.storage)
     batch = _draw(config, graph, seeds)
+    budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, sum(batch.nodes)))
     columns = math.prod(tables["features"].shape[1:])
     evaluation = None
     if exact:
@@ -202,6 +222,8 @@ def plan_memory(
         rounds = 1 if owners == 1 else _ROUNDS  # that rows which are read stay for
         plans = sum(batch.nodes) * (uses + rounds * row)
         budget.reserve(PLANS_AHEAD, plans)
+        most = _READ_AHEAD * sum(batch.nodes) * (row + PAGE_BYTES)
+        budget.reserve(STAGING, max(LEAST_STAGING, most))  # plan_features knows what is left
     # Ranking comes before training and evaluation after it, in the same memory.
     training = under_way + step + ahead + plans
     evaluating = 0
@@ -209,7 +231,8 @@ def plan_memory(
         evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
     if needs_importance(dataset, options):
-        ranking = _IMPORTANCE * nodes // budget.ranks  # by one of them
+        each = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
+        ranking = (_RANKED + each * nodes) // budget.ranks  # by one of them
         budget.reserve(RANKING, max(0, ranking - max(training, evaluating)))
     if dataset.task is not None:
         judged = max(
@@ -221,7 +244,21 @@ def plan_memory(
         if evaluation.test_at_end:
             sizes.append([nodes] * config.layers)  # at most
         needed = [_activation_share(config, rows, dataset.task.num_classes) for rows in sizes]
+        in_files = not all(_fits(config, n) for n in needed)
         budget.reserve(ACTIVATIONS, max((n for n in needed if _fits(config, n)), default=0))
+        widths = [columns, *[config.hidden or 0] * (config.layers - 1), dataset.task.num_classes]
+        reads = plan_reads(
+            config,
+            nodes=nodes,
+            edges=graph.num_edges,
+            widths=widths,
+            feature_bytes=tables["features"].encoding.row_stride,
+            left=budget.left(),
+            in_files=in_files,
+        )
+        evaluation = dataclasses.replace(evaluation, reads=reads)
+        budget.reserve(SUMS, reads.memory or 0)
+    plan_topology(dataset, topology, options, config.ranks or 1)
     return evaluation
 
 
@@ -231,6 +268,8 @@ def _answer_bytes(config: TrainConfig, task: Task) -> int:
     ranked = 4 * (metric == "rocauc")
     if task.multi_label:
         return task.num_classes * (4 + 1 + ranked)
+    if metric == "accuracy":
+        return 0
     return 8 + 1 + 8 * (metric == "f1") + ranked
 
 

@@ -32,7 +32,9 @@ def loss_of(out: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(out[known], labels[known])
 
 
-def measure(metrics: Iterable[str], logits: Iterable[Tensor], labels: Tensor) -> dict[str, float]:
+def measure(
+    metrics: Iterable[str], logits: Iterable[Tensor], labels: Tensor, nodes: Tensor | None = None
+) -> dict[str, float]:
     """Metrics in [0, 1] against the labels that are known; NaN where none is.
 
     With one label a node: accuracy; rocauc of the second of two classes; f1 averaged over classes
@@ -44,33 +46,39 @@ def measure(metrics: Iterable[str], logits: Iterable[Tensor], labels: Tensor) ->
         logits: of all nodes, (n, classes) a block. One is held at a time: of each is kept what the
             metrics need; the accuracy of single labels only counts.
         labels: (nodes,) int64, -1 where unknown; or (nodes, classes) float32, NaN where unknown.
+        nodes: (n,) ids of those that have logits, into the labels; None for all, in their order.
 
     >>> measure(["accuracy"], [torch.eye(2), torch.eye(2)], torch.tensor([0, 1, 1, -1]))
     {'accuracy': 0.6666666666666666}
     """
     names, single = [*metrics], labels.dim() == 1
     predicted = ranked = None
+    if nodes is not None and not (single and names == ["accuracy"]):
+        labels, nodes = labels[nodes], None
     if not single:
         predicted = torch.empty(labels.shape, dtype=torch.bool)
     elif "f1" in names:
         predicted = torch.empty(labels.shape, dtype=torch.int64)
     if "rocauc" in names:
         ranked = torch.empty(labels.shape)
-    classes = end = right = 0
+    classes = end = right = count = 0
     for block in logits:
         begin, end, classes = end, end + len(block), block.shape[1]
         answers = block.argmax(1) if single else block > 0
         if single:
-            right += int((answers == labels[begin:end]).sum())
+            truth = labels[begin:end] if nodes is None else labels[nodes[begin:end]]
+            right += int((answers == truth).sum())
+            count += int((truth >= 0).sum())
         if predicted is not None:
             predicted[begin:end] = answers
         if ranked is not None:
             ranked[begin:end] = block.softmax(1)[:, 1] if single else block
-    known = labels >= 0 if single else ~labels.isnan()
-    count = int(known.sum())
+    if not single:
+        count = int((~labels.isnan()).sum())
     if count == 0:
         return dict.fromkeys(names, float("nan"))
     if single and (predicted is not None or ranked is not None):
+        known = labels >= 0
         labels = labels[known]
         predicted = None if predicted is None else predicted[known]
         ranked = None if ranked is None else ranked[known]

@@ -8,6 +8,7 @@ number of ranks.
 
 # Annotations are objects in this module: DDP looks at those of its hook.
 
+import dataclasses
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
 from gnnsys.counters import Counters
-from gnnsys.features.statistics import counts_of_ranks, read_counts
+from gnnsys.features.statistics import counts_of_ranks
 from gnnsys.loaders.static_shapes import Padding
 from gnnsys.ranks.distributed import DistributedTransport
 from gnnsys.ranks.group import (
@@ -61,8 +62,10 @@ class RankSteps(MiniBatch):
         self.batches_a_step = self._world
         if self._evaluation is not None:
             self._divided = DividedLayers()
+            reads = gather_objects(self._evaluation.reads.settled())[0]  # one choice for all
+            self._evaluation = dataclasses.replace(self._evaluation, reads=reads)
         self._own = Counters()  # of which ``served`` was made
-        self._own_reads = read_counts(dataset.features.store)
+        self._own_reads = dataset.reads()
         self.reads = self._own_reads
         self._epoch = self._first = 0  # of the step in hand: its epoch and its first batch
         self._begin_together(transport, model)
@@ -136,7 +139,7 @@ class RankSteps(MiniBatch):
             found = super().evaluate(metrics, nodes, labels)
         else:
             kept = self._kept(nodes, *self._exact(nodes, self._evaluation))
-            found = told_by_first_rank(lambda: measure(metrics, kept, labels))
+            found = told_by_first_rank(lambda: measure(metrics, kept, labels, nodes))
         self.served = served_so_far(self._dataset)
         self._exchange(0.0)
         return found
@@ -168,7 +171,7 @@ class RankSteps(MiniBatch):
 
     def _exchange(self, loss: float) -> list[float]:
         """The losses of all ranks; ``served`` and ``reads`` become those of all of them."""
-        self._own, self._own_reads = self.served, read_counts(self._dataset.features.store)
+        self._own, self._own_reads = self.served, self._dataset.reads()
         told = gather_objects((loss, self.served.tiers(), self._own_reads, self._sizes))
         self.served = Counters()
         for _, tiers, _, _ in told:

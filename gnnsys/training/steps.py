@@ -36,10 +36,12 @@ from gnnsys.training.evaluation import (
     scope_of,
     warn_of_sums,
 )
-from gnnsys.training.exact_inference import Layer, model_layers, run_layers
+from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
 from gnnsys.training.metrics import loss_of, measure
+from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
+from gnnsys.training.packing import EpochSamples
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
@@ -111,8 +113,8 @@ class Steps(ABC):
         """Of nodes, block by block (n, classes), on the CPU, by the weights as they are."""
 
     def evaluate(self, metrics: Iterable[str], nodes: Tensor, labels: Tensor) -> dict[str, float]:
-        """Metrics of nodes (n,) against their labels, by the weights as they are."""
-        return measure(metrics, self.logits(nodes), labels)
+        """Metrics of nodes (n,) against the labels of all, by the weights as they are."""
+        return measure(metrics, self.logits(nodes), labels, nodes)
 
     def inputs(self, batch: Any) -> Any:
         """Features ``x`` and node ids ``n_id`` that a step on a batch took, if they are at hand."""
@@ -287,6 +289,7 @@ class MiniBatch(Steps):
             device=_sampler_device(config),
         )
         self._loader = self._make_loader(dataset.train, trains=True)
+        self._samples = EpochSamples(config, dataset, self._sampler)
         self.served = Counters()
         if evaluation is None and config.eval != "sampled":
             evaluation = evaluation_of(config, dataset)
@@ -297,9 +300,9 @@ class MiniBatch(Steps):
         if evaluation is not None:
             self.test_at_end = evaluation.test_at_end
         else:
-            parts = dataset.train, dataset.val, dataset.test
-            self.test_at_end = sampled_test_waits(*map(len, parts))
-        self._layers: list[Layer] | None = None  # of the model, taken apart
+            parts = len(dataset.train), len(dataset.val), dataset.num_test
+            self.test_at_end = sampled_test_waits(*parts)
+        self._layers: list[ModelLayer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
         self._folder: ScratchFolder | None = None  # where those lie
@@ -314,6 +317,7 @@ class MiniBatch(Steps):
             shuffle=trains,
             static_shapes=self._config.static_shapes and trains,
             seed=self._config.seed,
+            seed_block=self._config.seed_block if trains else 1,
             threads=self._config.threads,
             transform=partial(_note_served, self._dataset),
             rank=self._rank,
@@ -322,7 +326,7 @@ class MiniBatch(Steps):
         )
 
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
-        self._loader.set_epoch(epoch, first)
+        self._loader.set_epoch(self._samples.begin(epoch, first, self.progress), first)
         known = dict(enumerate(self.padded_sizes or ()))  # of a run that had other ranks, perhaps
         if (sizes := known.get(self._rank)) is not None:
             self._loader.padded_sizes = sizes
@@ -416,6 +420,7 @@ class MiniBatch(Steps):
             only=scope.layers,
             progress=self.progress or (lambda what, done, total: None),
             ranks=self._divided,
+            reads=self._evaluation.reads if self._evaluation else None,
         )
         return deque(layers, maxlen=1).pop()  # two are there at a time
 

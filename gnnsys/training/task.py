@@ -23,11 +23,13 @@ from gnnsys.dataset.importance import without_score
 from gnnsys.dataset.named import NAMED, load_raw
 from gnnsys.dataset.tables import check_nodes
 from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
-from gnnsys.features.options import FeatureOptions
+from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.setup import setup_device_cache, setup_features
+from gnnsys.features.statistics import read_counts
+from gnnsys.features.topology import open_topology
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
-from gnnsys.system.budget import process_budget
+from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.system.device import SIMT
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.unified_tensor import UnifiedTensor, unified
@@ -39,6 +41,8 @@ DEMO_NODES = 20_000
 _log = logging.getLogger(__name__)
 _Setup = Callable[[Dataset], dict[str, Any]]
 """Decides how the features of a folder are read: options of ``gnnsys.unified``."""
+_OpenGraph = Callable[[Dataset, CSC], None]
+"""Decides how the neighbours of a folder are read."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,13 +73,19 @@ class NodeDataset:
 
     val: Tensor
 
-    test: Tensor
+    num_test: int
+    """Test nodes."""
+
+    open_test: Callable[[], Tensor] = field(repr=False)
+    """Gives ``test``: training does not read it, and of a large graph it is most of the nodes."""
 
     metric: str
     """What the dataset is judged by: accuracy, rocauc or f1."""
 
     folder: ScratchFolder | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
+
+    _test: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("train", "val"):
@@ -92,6 +102,17 @@ class NodeDataset:
                 )
 
     @property
+    def test(self) -> Tensor:
+        """(n,) int64 ids of the test nodes, opened when they are first asked for.
+
+        Raises:
+            FileFormatError: an id outside the nodes, or a damaged file.
+        """
+        if self._test is None:
+            self._test = self.open_test()
+        return self._test
+
+    @property
     def multi_label(self) -> bool:
         """Whether a node has several labels, each there or not."""
         return self.labels.dim() == 2
@@ -99,6 +120,12 @@ class NodeDataset:
     def close(self) -> None:
         """Lets go of the features' file; a trace of it is whole from here on."""
         self.features.store.close()
+
+    def reads(self) -> dict[str, float]:
+        """What was counted of the cache, its reads and those of neighbours; see ``read_counts`` and
+        ``NeighborFile.counts``."""
+        topology = {} if self.graph.file is None else self.graph.file.counts()
+        return {**read_counts(self.features.store), **topology}
 
     def facts(self) -> dict[str, Any]:
         """Its name and sizes, for JSON."""
@@ -133,6 +160,7 @@ def load_dataset(
     threads: int = 0,
     device: str | None = None,
     options: FeatureOptions | None = None,
+    topology: TopologyOptions | None = None,
     fanouts: Sequence[int] = (),
     batch_size: int = 1024,
     ranks: int = 1,
@@ -149,7 +177,9 @@ def load_dataset(
         device: where features are consumed; None for "cuda" when there is one; see
             ``gnnsys.unified``.
         options: how the features of a folder or the demo are read; None for the defaults.
-        fanouts: of training, for ``--score presample``; likewise ``batch_size``, in seeds.
+        topology: how the neighbours of a folder or the demo are read; None for the defaults.
+        fanouts: of training, for ``--score presample`` and ``topology``; likewise ``batch_size``,
+            in seeds.
         ranks: that load it together.
 
     Raises:
@@ -158,7 +188,7 @@ def load_dataset(
         MissingFileError: raw files that are not under ``root``.
         FileFormatError: raw files that cannot be read, or labels that do not fit the nodes.
     """
-    options = options or FeatureOptions()
+    options, topology = options or FeatureOptions(), topology or TopologyOptions()
     if name not in NAMED:
 
         def setup(dataset: Dataset) -> dict[str, Any]:
@@ -167,12 +197,15 @@ def load_dataset(
                 threads=threads,
             )  # fmt: skip
 
+        def open_graph(dataset: Dataset, graph: CSC) -> None:
+            open_topology(dataset, graph, topology, storage=options.storage, fanouts=fanouts)
+
         if split:
             raise ArgumentError(f"--split {split}: {name} has 1, numbered from 0")
         if name == "demo":
-            return _load_demo(seed, threads, device, setup)
+            return _load_demo(seed, threads, device, setup, open_graph)
         if os.sep in name or os.path.isdir(name):
-            return _open_folder(Path(name), threads, device, setup)
+            return _open_folder(Path(name), threads, device, setup, open_graph)
         raise ArgumentError(
             f"dataset {name!r} is unknown: expected one of {', '.join([*NAMED, 'demo'])}, or "
             "the path of a dataset folder"
@@ -181,6 +214,7 @@ def load_dataset(
     is_cached = on_gpu and options.cache not in ("auto", "none")
     if not is_cached:
         options.check_without_file(f"{name} has its in memory")
+    topology.check_without_file(f"{name} has its in memory")
     data = load_raw(name, NAMED[name], Path(root))
     _check_labels(name, data)
     train, val, test = (
@@ -202,6 +236,7 @@ def load_run_dataset(run: Run, device: str | None = None) -> NodeDataset:
         threads=config.threads,
         device=device or (SIMT if config.device == SIMT else run.device.type),
         options=run.features,
+        topology=run.topology,
         fanouts=config.fanouts or (),
         batch_size=config.batch_size,
         ranks=run.ranks,
@@ -231,20 +266,25 @@ def _from_memory(
         num_classes=int(labels.max()) + 1,
         train=train,
         val=val,
-        test=test,
+        num_test=len(test),
+        open_test=lambda: test,
         metric=metric,
     )
 
 
-def _load_demo(seed: int, threads: int, device: str | None, setup: _Setup) -> NodeDataset:
+def _load_demo(
+    seed: int, threads: int, device: str | None, setup: _Setup, open_graph: _OpenGraph
+) -> NodeDataset:
     folder = ScratchFolder("gnnsys-demo-")
     path = generate_community(folder.path / "demo", nodes=DEMO_NODES, seed=seed)
-    dataset = _open_folder(path, threads, device, setup)
+    dataset = _open_folder(path, threads, device, setup, open_graph)
     dataset.name, dataset.folder = "demo", folder
     return dataset
 
 
-def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) -> NodeDataset:
+def _open_folder(
+    path: Path, threads: int, device: str | None, setup: _Setup, open_graph: _OpenGraph
+) -> NodeDataset:
     dataset = open_dataset(path)
     if dataset.heterogeneous:
         raise UnsupportedError(
@@ -258,7 +298,10 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         )
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
-    features, graphs = dataset.stores(threads=threads, device=device, **setup(dataset))
+    features, graphs = dataset.stores(
+        edge_features=False, threads=threads, device=device, **setup(dataset)
+    )
+    open_graph(dataset, graphs.graph())
     found = NodeDataset(
         name=dataset.name,
         digest=digest_of(dataset),
@@ -269,10 +312,14 @@ def _open_folder(path: Path, threads: int, device: str | None, setup: _Setup) ->
         num_classes=dataset.task.num_classes,
         train=dataset.split("train"),
         val=dataset.split("val"),
-        test=dataset.split("test"),
+        num_test=dataset.split_size("test"),
+        open_test=lambda: _enter_mapped(SPLITS, dataset.split("test")),
         metric=dataset.task.metric,
     )
-    _enter(found)
+    _enter_mapped("topology: offsets, mapped", found.graph.indptr)
+    _enter_mapped("labels, mapped", found.labels)
+    _enter_mapped(SPLITS, found.train)
+    _enter_mapped(SPLITS, found.val)
     return found
 
 
@@ -283,15 +330,10 @@ def digest_of(dataset: Dataset) -> str:
     return f"{dataset.name}: {sizes}, crc32 {zlib.crc32(text):08x}"
 
 
-def _enter(dataset: NodeDataset) -> None:
-    """What lives as long as the dataset, into the process's budget."""
-    for name, tensors in (
-        ("topology: offsets, mapped", [dataset.graph.indptr]),
-        ("labels, mapped", [dataset.labels]),
-        ("ids of the splits, mapped", [dataset.train, dataset.val, dataset.test]),
-    ):
-        for tensor in tensors:
-            process_budget().hold(name, tensor.nbytes, tensor, mapped=True)
+def _enter_mapped(name: str, tensor: Tensor) -> Tensor:
+    """Into the process's budget, for as long as it lives."""
+    process_budget().hold(name, tensor.nbytes, tensor, mapped=True)
+    return tensor
 
 
 def _check_labels(name: str, data: Data) -> None:

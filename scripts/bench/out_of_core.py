@@ -38,8 +38,11 @@ from options import make_parser, positive
 from gnnsys.cache.planner import Planner
 
 _HERE = Path(__file__).resolve().parent
-_READERS = ("gnnsys", "gnnsys uncached", "np.memmap random", "np.memmap", "torch random")
+_PACKED = "gnnsys packed"
+_READERS = ("gnnsys", _PACKED, "gnnsys uncached", "np.memmap random", "np.memmap", "torch random")
 _GRAPHBOLT = "GraphBolt"
+_EPOCHS = (1, 5)
+"""With the same batches, for which rows are packed once."""
 _EXAMPLES = """
 TABLE holds feat.npy and ids.npz; a folder that does not exist is made from an R-MAT graph. Each
 round begins with a sequential O_DIRECT pass over the table, which primes the disk, and with fio's
@@ -112,6 +115,12 @@ class Turns:
             for key, value in after.items()
             if isinstance(value, (int, float)) and key in answer["before"]
         }
+        if name == _PACKED:
+            record["packing_seconds"] = amounts["open_seconds"]
+            seconds = answer["seconds"], amounts["open_seconds"]
+            for epochs in _EPOCHS:
+                paid = amounts["batches"] * epochs / (seconds[0] * epochs + seconds[1])
+                record[f"batches a second, packed once in {epochs}"] = paid
         self.records.setdefault(name, []).append({**record, "state": after, "counts": counts})
         return Sample(seconds=answer["seconds"], cpu_seconds=answer["cpu_seconds"], amounts=amounts)
 
@@ -133,6 +142,7 @@ class Turns:
             "policy": options.policy,
             "window": options.window,
             "storage": options.storage,
+            "ahead_bytes": options.ahead_mib << 20,
             "scores": str(self._scores_file) if self._scores is not None else None,
         }
         command = [python, _HERE / "workers" / script, self.table.folder]
@@ -174,6 +184,11 @@ def _summary_line(name: str, records: list[dict[str, Any]]) -> str:
     for key in ("storage", "window", "capacity"):
         if key in records[0]["state"]:
             parts.append(f"{key} {records[0]['state'][key]}")
+    if "packing_seconds" in records[0]:
+        parts.append(f"packed in {median(lambda r: r['packing_seconds']):.1f} s")
+        for epochs in _EPOCHS:
+            key = f"batches a second, packed once in {epochs}"
+            parts.append(f"{median(lambda r, key=key: r[key]):.1f} {key} epochs")
     peak = median(lambda r: r["peak_bytes"])
     if peak is not None:
         parts.append(f"at most {peak / 2**20:,.0f} MiB of memory")
@@ -238,6 +253,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--cache-mib", type=float, default=512, metavar="MIB", help="of the caches; default 512")
     add("--limit-mib", type=int, default=1024, metavar="MIB", help="default 1024; 0: no limit")
     add("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default all cores")
+    add("--ahead-mib", type=positive, default=256, metavar="MIB",
+        help="for batches that wait to be planned before they are packed; default 256")  # fmt: skip
     add("--policy", default="hybrid", help="of gnnsys' cache; default hybrid")
     add("--window", type=positive, help="of gnnsys' cache; default auto")
     add("--storage", default="auto", help="of gnnsys: auto, uring, pread or mmap; default auto")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -19,6 +19,8 @@ from gnnsys.memory.direct_rows import uring_refusal
 
 DIRECT = ["pread"] + ([] if uring_refusal() else ["uring"])
 _ROOT = Path("/sys/fs/cgroup")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # What a child runs first. `limit(room)` then leaves it room for so many threads more, or bytes.
 _START = """
@@ -67,10 +69,15 @@ _START = """
 """
 
 
-def run_script(script: str, folder: Path, *arguments: object) -> list[str]:
+def run_process(text: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs the text of a script in a process that starts anew."""
+    command = [sys.executable, "-c", text, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+
+
+def run_script(script: str, folder: Path, *arguments: object, run: Run = run_process) -> list[str]:
     """The lines that a child prints, which must come to its end."""
-    command = [sys.executable, "-c", dedent(_START) + dedent(script), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    ran = run(dedent(_START) + dedent(script), folder, *arguments)
     assert ran.returncode == 0, f"exit status {ran.returncode}: {ran.stderr[-2000:]}"
     return ran.stdout.splitlines() + ran.stderr.splitlines()
 
@@ -110,10 +117,12 @@ def pids_group() -> Iterator[Path]:
 
 
 @pytest.fixture(params=["pids", "nproc", "as"])
-def limit(request: pytest.FixtureRequest) -> tuple[str, Any]:
-    """A limit of threads, and what the script needs to set it."""
+def limit(request: pytest.FixtureRequest) -> tuple[str, Any, Run]:
+    """A limit of threads, what the script needs to set it, and how it is run: a fork has more
+    address space to begin with than a process that starts anew."""
     kind = request.param
-    return kind, request.getfixturevalue("pids_group") if kind == "pids" else ""
+    group = request.getfixturevalue("pids_group") if kind == "pids" else ""
+    return kind, group, run_process if kind == "as" else request.getfixturevalue("run_forked")
 
 
 ADVICE = "could be started (Resource temporarily unavailable); give fewer (threads=1 starts none)"
@@ -121,9 +130,9 @@ ADVICE = "could be started (Resource temporarily unavailable); give fewer (threa
 
 @pytest.mark.parametrize("room", [0, 1, 5])
 def test_threads_that_gather_are_refused_by_one_error(
-    limit: tuple[str, Any], room: int, table: Path
+    limit: tuple[str, Any, Run], room: int, table: Path
 ) -> None:
-    kind, group = limit
+    kind, group, run = limit
     script = f"""
         limit_{kind}({room})
         check(lambda: HostStore(x, threads=64))
@@ -131,7 +140,7 @@ def test_threads_that_gather_are_refused_by_one_error(
         check(lambda: HostStore(x, threads=1))
         check(lambda: HostStore(x, threads=2))
     """
-    lines = run_script(script, table, group)
+    lines = run_script(script, table, group, run=run)
     for line in lines[:2]:
         assert line.startswith("ResourceError: 63 threads were asked for and "), lines
         assert ADVICE in line
@@ -144,15 +153,15 @@ def test_threads_that_gather_are_refused_by_one_error(
 @pytest.mark.parametrize("room", [0, 1, 2, 20])
 @pytest.mark.parametrize("storage", DIRECT)
 def test_threads_that_read_files_are_refused_by_one_error_or_are_fewer(
-    storage: str, limit: tuple[str, Any], room: int, table: Path
+    storage: str, limit: tuple[str, Any, Run], room: int, table: Path
 ) -> None:
-    kind, group = limit
+    kind, group, run = limit
     script = f"""
         limit_{kind}({room})
         for _ in range(2):
             check(lambda: FileStore("x.npy", threads=1, storage="{storage}", depth=100))
     """
-    lines = run_script(script, table, group)
+    lines = run_script(script, table, group, run=run)
     for line in lines[:2]:
         if line != "works" and not (kind == "as" and line.startswith("MemoryError")):
             assert line.startswith("ResourceError: "), lines

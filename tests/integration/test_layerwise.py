@@ -32,7 +32,7 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 import gnnsys
 from gnnsys.errors import ArgumentError, StorageError, UnsupportedError
-from gnnsys.training.exact_inference import Block
+from gnnsys.training.model_layers import Block
 from gnnsys.training.models import NodeClassifier
 
 NODES = 300

@@ -185,6 +185,9 @@ def test_layers_go_to_the_folder_that_eval_store_names(
     for name in ("scores", "embeddings"):
         one, other = (np.load(tmp_path / p / f"{name}.npy") for p in ("p", "q"))
         np.testing.assert_array_equal(one, other)
+    predict(capsys, run[0], "--out", str(tmp_path / "s"), "--eval-reads", "sequential", *place)
+    scores = [np.load(tmp_path / p / "scores.npy") for p in ("p", "s")]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-5)
     assert os.listdir(tmp_path / "layers") == []
     options = ["--out", str(tmp_path / "r"), "--eval-store", str(tmp_path / "nowhere")]
     assert main(["predict", str(run[0]), *options]) == 2

@@ -13,7 +13,9 @@ LAYERS = """
     import torch
     from torch_geometric.nn import GraphSAGE
     from gnnsys.loaders import CSC
-    from gnnsys.training.exact_inference import model_layers, run_layers
+    from gnnsys.training.exact_inference import run_layers
+    from gnnsys.training.layer_reads import LayerReads
+    from gnnsys.training.model_layers import model_layers
 
     NODES, COLUMNS = 3000, 8
     draw = torch.Generator().manual_seed(3)
@@ -32,6 +34,9 @@ LAYERS = """
         options = {"block_bytes": 20_000, "threads": 1, "device": torch.device("cpu")} | options
         return [rows[:].clone() for rows in run_layers(chain, x, graph, **options)]
 
+    def in_sequence(memory=1, **options):
+        return outputs(reads=LayerReads(("sequential",) * 3, memory), **options)
+
     def scoped(**options):
         return outputs(layers[:2], only=last, **options)
 """
@@ -41,6 +46,7 @@ ON_RANKS = (
     import os
     from gnnsys.errors import StorageError
     from gnnsys.ranks import machine
+    from gnnsys.training import inference_reads, sequential_inference
     from gnnsys.ranks.group import group_transport, join_ranks
     from gnnsys.training.divided_layers import DividedLayers
     from gnnsys.training.steps import AskedToEndError
@@ -48,6 +54,8 @@ ON_RANKS = (
     join_ranks("cpu", lambda: None)
     transport = group_transport()
     rank, found = transport.rank, {}
+    inference_reads.GROUP = sequential_inference.GROUP = 512
+    inference_reads._PIECE = 1
     for machines in (1, 2):
         machine._kernel = lambda: str(rank * machines // 3)
         ranks = DividedLayers()
@@ -57,6 +65,7 @@ ON_RANKS = (
         place = f"out{own}.npy" if ranks.leads else None
         found[machines, "files"] = outputs(ranks=ranks, out=place)
         found[machines, "scope"] = scoped(ranks=ranks)
+        found[machines, "in sequence"] = in_sequence(ranks=ranks, memory=1 + 100_000 * rank)
         found[machines, "one block"] = outputs(ranks=ranks, block_bytes=1 << 30)
         found[machines, "sent"] = transport.ledger.bytes["evaluation"] - before
         assert {each for each in os.listdir() if each.startswith("out")} <= {
@@ -83,19 +92,24 @@ ON_RANKS = (
 
 
 def test_ranks_compute_the_bits_of_one_process_wherever_layers_lie(
-    start_ranks: Any, tmp_path: Path, one_thread: None
+    start_ranks: Any, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gnnsys.training import inference_reads, sequential_inference
+
+    monkeypatch.setattr(inference_reads, "GROUP", 512)
+    monkeypatch.setattr(sequential_inference, "GROUP", 512)
     started = start_ranks(ON_RANKS, 3)
     one: dict[str, Any] = {}
     exec(dedent(LAYERS), one)
     whole, scoped = one["outputs"](), one["scoped"]()
-    block = one["outputs"](block_bytes=1 << 30)
+    block, in_sequence = one["outputs"](block_bytes=1 << 30), one["in_sequence"](1 << 30)
     for rank, (status, _, errors) in enumerate(started.outputs()):
         assert status == 0, errors
         found = torch.load(tmp_path / "0" / f"{rank}.pt")
         for machines in (1, 2):
             for way, expected in (
                 ("memory", whole), ("files", whole), ("scope", scoped), ("one block", block),
+                ("in sequence", in_sequence),
             ):  # fmt: skip
                 pairs = zip(found[machines, way], expected, strict=True)
                 assert all(torch.equal(*pair) for pair in pairs), (rank, machines, way)

@@ -19,52 +19,53 @@ void Lookahead::pop() {
 
 void Lookahead::drop_from(int64_t number) {
   for (; covered_ > number; --covered_) {
-    CoveredBatch& last = batch(covered_ - 1);
+    const CoveredBatch& last = batch(covered_ - 1);
     for (; next_ != last.first; --next_) {
-      const UseRecord& gone = ring_[(next_ - 1) & mask()];
-      directory[gone.id].last = gone.previous;
-      if (is_live(gone.previous, gone.id)) ring_[gone.previous & mask()].next = kNever;
+      const UseRecord& gone = record(next_ - 1);
+      const bool has_use = is_live(gone.before);
+      if (has_use) ring_[gone.before & mask()].following = gone.following;
+      directory.use(gone.id) = has_use ? gone.before : ~static_cast<uint32_t>(gone.following);
     }
   }
   batches_.resize(static_cast<std::size_t>(number - first_batch_));
 }
 
 void Lookahead::reset(int64_t next) {
+  for (; live_ != next_; ++live_) retire(record(live_), directory.use(record(live_).id));
   batches_.clear();
-  live_ = next_;
   first_batch_ = covered_ = next;
 }
 
-int32_t Lookahead::next_use(int32_t row) const {
-  uint32_t number = directory[row].last;
-  if (!is_live(number, row)) return kNever;
-  while (is_live(record(number).previous, row)) number = record(number).previous;
+int32_t Lookahead::next_use(uint32_t use) const {
+  if (!is_live(use)) return kNever;
+  while (is_live(record(use).before)) use = record(use).before;
   const auto covered = batches_.begin() + (covered_ - first_batch_);
-  // Signed, because the records of the batch that is being planned are retired.
-  const auto offset = [this](uint32_t record) { return static_cast<int32_t>(record - live_); };
+  // Of the batch that is being planned no record lives: it begins before all that do.
+  const auto offset = [this](uint32_t record) {
+    return static_cast<int32_t>((record - live_) << 2) >> 2;
+  };
   const auto after = std::upper_bound(
-      batches_.begin(), covered, offset(number),
+      batches_.begin(), covered, offset(use),
       [&](int32_t at, const CoveredBatch& batch) { return at < offset(batch.first); });
   return static_cast<int32_t>(first_batch_ + (after - batches_.begin()) - 1);
 }
 
 void Lookahead::reserve_records(int64_t more) {
   const auto live = static_cast<int64_t>(next_ - live_);
-  if (live + more > std::numeric_limits<int32_t>::max()) {
-    throw std::length_error("the window holds more than 2^31 - 1 ids: make it narrower");
+  if (live + more > kMaxRecords) {
+    throw std::length_error("the window holds more than 2^29 ids: make it narrower");
   }
-  if (live + more <= static_cast<int64_t>(ring_.size())) return;
-  std::size_t size = ring_.size();
-  while (static_cast<int64_t>(size) < live + more) size *= 2;
-  std::vector<UseRecord> wider(size);
-  for (uint32_t number = live_; number != next_; ++number) {
-    wider[number & (size - 1)] = ring_[number & mask()];
-  }
-  ring_.swap(wider);
+  if (live + more <= ring_.size()) return;
+  int64_t size = ring_.size();
+  while (size < live + more) size *= 2;
+  ZeroedArray<UseRecord> wider(size);
+  for (uint32_t number = live_; number != next_; ++number)
+    wider[number & (size - 1)] = record(number);
+  ring_ = std::move(wider);
 }
 
 int64_t Lookahead::bytes() const {
-  auto bytes = directory.bytes() + static_cast<int64_t>(ring_.capacity() * sizeof(UseRecord));
+  auto bytes = directory.bytes() + ring_.bytes();
   for (const CoveredBatch& batch : batches_) {
     bytes += static_cast<int64_t>(sizeof(CoveredBatch) +
                                   sizeof(int32_t) *

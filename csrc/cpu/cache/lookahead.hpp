@@ -1,64 +1,27 @@
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <deque>
 #include <functional>
 #include <limits>
-#include <memory>
-#include <new>
 #include <vector>
+
+#include "cache/row_directory.hpp"
 
 namespace gnnsys {
 
 constexpr int32_t kNever = std::numeric_limits<int32_t>::max();  // a next use that is not known
-constexpr int64_t kPlanDistance =
-    24;  // how far ahead of their use directory entries are prefetched
-
-// Zeroed memory that costs nothing until it is used, in huge pages where the kernel has them: a
-// directory is read at random places.
-template <class T>
-class ZeroedArray {
- public:
-  explicit ZeroedArray(int64_t size) : size_(size) {
-    if (size == 0) return;
-    data_.reset(static_cast<T*>(std::calloc(static_cast<std::size_t>(size), sizeof(T))));
-    if (!data_) throw std::bad_alloc();
-    constexpr uintptr_t kPage = uintptr_t{2} << 20;
-    const auto first = (reinterpret_cast<uintptr_t>(data_.get()) + kPage - 1) & ~(kPage - 1);
-    const auto last = reinterpret_cast<uintptr_t>(data_.get() + size) & ~(kPage - 1);
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
-
-  T& operator[](int64_t i) { return data_.get()[i]; }
-  const T& operator[](int64_t i) const { return data_.get()[i]; }
-  int64_t size() const { return size_; }
-  int64_t bytes() const { return size_ * static_cast<int64_t>(sizeof(T)); }
-
- private:
-  struct Free {
-    void operator()(T* data) const { std::free(data); }
-  };
-  int64_t size_;
-  std::unique_ptr<T, Free> data_;
-};
-
-// Where a row is, and the number of its last record.
-struct DirectoryEntry {
-  int32_t place;  // 0: nowhere, slot + 1, or -1 - cell
-  uint32_t last;
-};
-static_assert(sizeof(DirectoryEntry) == 8);
+constexpr int64_t kPlanDistance = 24;  // how far ahead of its use memory is prefetched
 
 // One distinct id of a batch that was looked at and is not planned yet.
 struct UseRecord {
   int32_t id;
   int32_t position;   // its first one in the batch
-  int32_t next;       // the next batch that holds the id, or kNever
-  uint32_t previous;  // what the directory's `last` was before this record
+  int32_t following;  // the next batch that holds the id, or ~ the row's importance: none does
+  uint32_t before;    // the row's use before this record
+
+  int32_t next() const { return following < 0 ? kNever : following; }
 };
 
 struct CoveredBatch {
@@ -72,12 +35,12 @@ struct CoveredBatch {
 };
 
 // The batches that are announced and not planned, and who is used when in those that were looked
-// at. Records are numbered on and on (modulo 2^32) and live in a ring.
+// at. Records are numbered on and on (modulo 2^30) and live in a ring.
 class Lookahead {
  public:
-  explicit Lookahead(int64_t num_rows) : directory(num_rows), ring_(1024) {}
+  Lookahead(int64_t num_rows, int64_t capacity) : directory(num_rows, capacity), ring_(1024) {}
 
-  ZeroedArray<DirectoryEntry> directory;
+  RowDirectory directory;
 
   int64_t first_batch() const { return first_batch_; }
   int64_t end_batch() const { return first_batch_ + static_cast<int64_t>(batches_.size()); }
@@ -86,16 +49,22 @@ class Lookahead {
 
   void push(std::vector<int32_t>&& ids);
 
-  // Looks at the batches below `end`; known(row, batch) is called for each row that had no next use
-  // and has a place.
+  // Looks at the batches below `end`; known(row, batch) is called for each cached row that had no
+  // next use.
   template <class F>
   void cover(int64_t end, F&& known) {
     for (end = std::min(end, end_batch()); covered_ < end; ++covered_) cover_one(known);
   }
 
-  // Ends the life of the records of the first batch; they stay readable until the next call.
+  // Ends the life of the records of the first batch; they stay readable until the next call. The
+  // rows' uses are the caller's to `retire`.
   void retire_records() { live_ += static_cast<uint32_t>(batches_.front().count); }
   void pop();
+
+  // The use of a row after a record of the batch that is retired.
+  static void retire(const UseRecord& record, uint32_t& use) {
+    if (record.following < 0) use = ~static_cast<uint32_t>(record.following);
+  }
 
   // Takes back the batches from `number` on, which are not planned.
   void drop_from(int64_t number);
@@ -105,11 +74,13 @@ class Lookahead {
 
   const UseRecord& record(uint32_t number) const { return ring_[number & mask()]; }
 
-  // Whether a row is held by a batch that was looked at and not retired.
-  bool is_used(int32_t row) const { return is_live(directory[row].last, row); }
+  // The first batch that holds a row of this use, among those that were looked at and not retired,
+  // or kNever.
+  int32_t next_use(uint32_t use) const;
 
-  // The first such batch, or kNever.
-  int32_t next_use(int32_t row) const;
+  uint16_t importance(uint32_t use) const {
+    return static_cast<uint16_t>((use & kInWindow) != 0 ? ~record(use).following : use);
+  }
 
   // Takes the `count` rows with the farthest next use, the larger ids first, out of the buckets of
   // the batches [first, last]; f(row, batch) is called for each. Returns how many were missing.
@@ -123,7 +94,8 @@ class Lookahead {
         std::nth_element(rows.begin(), rows.begin() + taken, rows.end(), std::greater<>());
       }
       for (int64_t i = 0; i < taken; ++i) {
-        if (i + kPlanDistance < taken) __builtin_prefetch(&directory[rows[i + kPlanDistance]], 1);
+        if (i + 2 * kPlanDistance < taken) directory.prefetch(rows[i + 2 * kPlanDistance]);
+        if (i + kPlanDistance < taken) directory.prefetch_slot(rows[i + kPlanDistance]);
         f(rows[i], static_cast<int32_t>(number));
       }
       rows.erase(rows.begin(), rows.begin() + taken);
@@ -135,11 +107,15 @@ class Lookahead {
   int64_t bytes() const;
 
  private:
+  static constexpr uint32_t kNumbers = kInWindow - 1;
+  // So few that a record before a live one, which may be as many numbers back, is never mistaken
+  // for a live one.
+  static constexpr int64_t kMaxRecords = kInWindow / 2;
+
   uint32_t mask() const { return static_cast<uint32_t>(ring_.size() - 1); }
 
-  // A `last` of long ago may have the number of a live record, but not of one of the same row.
-  bool is_live(uint32_t number, int32_t row) const {
-    return number - live_ < next_ - live_ && ring_[number & mask()].id == row;
+  bool is_live(uint32_t use) const {
+    return (use & kInWindow) != 0 && ((use - live_) & kNumbers) < ((next_ - live_) & kNumbers);
   }
 
   void reserve_records(int64_t more);
@@ -152,27 +128,29 @@ class Lookahead {
     reserve_records(n);
     batch.first = next_;
     for (int64_t i = 0; i < n; ++i) {
-      if (i + 2 * kPlanDistance < n) {
-        __builtin_prefetch(&directory[batch.ids[i + 2 * kPlanDistance]], 1);
-      }
+      if (i + 3 * kPlanDistance < n) directory.prefetch(batch.ids[i + 3 * kPlanDistance]);
+      if (i + 2 * kPlanDistance < n) directory.prefetch_slot(batch.ids[i + 2 * kPlanDistance]);
       if (i + kPlanDistance < n) {
-        __builtin_prefetch(&ring_[directory[batch.ids[i + kPlanDistance]].last & mask()], 1);
+        __builtin_prefetch(&ring_[directory.use(batch.ids[i + kPlanDistance]) & mask()], 1);
       }
       const int32_t row = batch.ids[i];
-      DirectoryEntry& entry = directory[row];
-      if (is_live(entry.last, row)) {
-        UseRecord& previous = ring_[entry.last & mask()];
-        if (entry.last - batch.first < next_ - batch.first) {
+      uint32_t& use = directory.use(row);
+      auto following = static_cast<int32_t>(~use);
+      if ((use & kInWindow) != 0) {
+        UseRecord& last = ring_[use & mask()];
+        if (((use - batch.first) & kNumbers) < ((next_ - batch.first) & kNumbers)) {
           batch.copies.push_back(static_cast<int32_t>(i));
-          batch.copies.push_back(previous.position);
+          batch.copies.push_back(last.position);
           continue;
         }
-        previous.next = number;
-      } else if (entry.place != 0) {
+        following = last.following;
+        last.following = number;
+      } else if (directory.is_cached(row)) {
         known(row, number);
       }
-      ring_[next_ & mask()] = {row, static_cast<int32_t>(i), kNever, entry.last};
-      entry.last = next_++;
+      ring_[next_ & mask()] = {row, static_cast<int32_t>(i), following, use};
+      use = kInWindow | (next_ & kNumbers);
+      ++next_;
     }
     batch.count = static_cast<int64_t>(next_ - batch.first);
     std::vector<int32_t>().swap(batch.ids);
@@ -181,7 +159,7 @@ class Lookahead {
   int64_t first_batch_ = 0;
   int64_t covered_ = 0;
   std::deque<CoveredBatch> batches_;
-  std::vector<UseRecord> ring_;
+  ZeroedArray<UseRecord> ring_;
   uint32_t live_ = 0;  // the oldest record that lives
   uint32_t next_ = 0;  // the number of the next record
 };

@@ -10,20 +10,27 @@
 #include "cache/lookahead.hpp"
 #include "cache/never_queue.hpp"
 #include "cache/queues.hpp"
+#include "cache/sort_numbered.hpp"
 #include "cache/victim_buffer.hpp"
 
 namespace gnnsys {
 namespace {
 
 constexpr int64_t kMaxRows = kNever - 1;
-// The place of a row that the plan in the making has decided against.
-constexpr int32_t kRejected = std::numeric_limits<int32_t>::min();
+// The use of a row that is a miss of the plan in the making and may enter, is kMiss + its number.
+constexpr uint32_t kMiss = 1 << 16;
 
 // A slot that changes hands.
 struct Change {
   int32_t slot;
   int32_t before;  // row, or -1
   int32_t after;
+};
+
+// A miss without a next use: the smallest key leaves first.
+struct MissKey {
+  uint64_t key;
+  uint32_t miss;  // number
 };
 
 // What undoing a plan needs.
@@ -58,15 +65,18 @@ class Planner final : public CachePlanner {
         capacity_(std::min(setting.capacity, setting.num_rows)),
         policy_(setting.policy),
         window_(std::min<int64_t>(setting.window, kNever)),
-        importance_(setting.importance),
-        look_(setting.num_rows),
+        look_(setting.num_rows, capacity_),
         buffer_(setting.victim_cells, look_),
         never_(setting.importance && policy_ != CachePolicy::kLookahead),
-        queue_(make_cache_queue(policy_, num_rows_, capacity_)),
-        row_of_(capacity_, -1),
-        waits_never_(queue_ ? 0 : capacity_) {
+        queue_(make_cache_queue(policy_, num_rows_, capacity_)) {
     if (policy_ == CachePolicy::kHybridPvp && setting.victim_cells > 0) far_ = window_ / 8;
-    if (setting.prefill && importance_) fill_by_importance();
+    const uint16_t* const importance = setting.importance;
+    if (importance && !queue_ && policy_ != CachePolicy::kLookahead) {
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        look_.directory.use(static_cast<int32_t>(row)) = importance[row];
+      }
+    }
+    if (setting.prefill && importance) fill_by_importance(importance);
   }
 
   std::vector<int64_t> prefilled() const override { return {prefilled_.begin(), prefilled_.end()}; }
@@ -138,7 +148,7 @@ class Planner final : public CachePlanner {
       released.insert(released.end(), rows.begin(), rows.end());
     }
     look_.drop_from(batch);
-    for (int32_t row : released) wait_without_use(row, look_.directory[row].place - 1);
+    for (int32_t row : released) wait_without_use(look_.directory.slot_of(row));
   }
 
   std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const override {
@@ -154,7 +164,7 @@ class Planner final : public CachePlanner {
     slots.reserve(ids.size());
     for (const int64_t id : ids) {
       const auto moved = committed.find(id);
-      const int32_t now = std::max(look_.directory[id].place, 0) - 1;
+      const int32_t now = look_.directory.slot_of(static_cast<int32_t>(id));
       slots.push_back(moved != committed.end() ? moved->second : now);
     }
     return slots;
@@ -163,9 +173,10 @@ class Planner final : public CachePlanner {
   int64_t state_bytes() const override {
     int64_t bytes =
         look_.bytes() + buffer_.bytes() + never_.bytes() + (queue_ ? queue_->bytes() : 0);
-    bytes += static_cast<int64_t>(row_of_.capacity() * sizeof(int32_t) + waits_never_.capacity() +
-                                  misses_.capacity() * sizeof(Miss) +
-                                  victims_.capacity() * sizeof(Victim));
+    bytes += static_cast<int64_t>(
+        prefilled_.capacity() * sizeof(int32_t) + misses_.capacity() * sizeof(Miss) +
+        victims_.capacity() * sizeof(Victim) + keys_.capacity() * sizeof(MissKey) +
+        (order_.capacity() + scratch_.capacity()) * sizeof(uint64_t));
     for (const PlanLog& log : logs_) {
       bytes += static_cast<int64_t>(log.changes.capacity() * sizeof(Change) +
                                     log.journal.capacity() * sizeof(Journal::Entry));
@@ -191,38 +202,34 @@ class Planner final : public CachePlanner {
     }
   }
 
-  uint16_t importance(int32_t row) const {
-    return importance_ && policy_ != CachePolicy::kLookahead ? importance_[row] : uint16_t{0};
-  }
-
   // The most important rows, the smallest ids among equals: by counting, because a table has many
   // more rows than there are values.
-  void fill_by_importance() {
+  void fill_by_importance(const uint16_t* importance) {
     std::vector<int64_t> rows_of(1 << 16);
-    for (int64_t row = 0; row < num_rows_; ++row) ++rows_of[importance_[row]];
+    for (int64_t row = 0; row < num_rows_; ++row) ++rows_of[importance[row]];
     int64_t room = capacity_;
     int least = 1 << 16;
     while (least > 0 && rows_of[least - 1] <= room) room -= rows_of[--least];
     prefilled_.reserve(static_cast<std::size_t>(capacity_));
     for (int64_t row = 0; row < num_rows_ && used_ < capacity_; ++row) {
-      const int value = importance_[row];
+      const int value = importance[row];
       if (value < least && (value != least - 1 || room-- <= 0)) continue;
-      prefilled_.push_back(static_cast<int32_t>(row));
-      row_of_[used_] = static_cast<int32_t>(row);
-      look_.directory[row].place = ++used_;
+      const auto id = static_cast<int32_t>(row);
+      prefilled_.push_back(id);
+      look_.directory.enter(id, used_++, look_.directory.use(id));
     }
     if (!queue_) {
       wait_for_nothing();
       return;
     }
     std::vector<int32_t> worst_first = prefilled_;
-    std::sort(worst_first.begin(), worst_first.end(), [this](int32_t a, int32_t b) {
-      return importance_[a] != importance_[b] ? importance_[a] < importance_[b] : a > b;
+    std::sort(worst_first.begin(), worst_first.end(), [importance](int32_t a, int32_t b) {
+      return importance[a] != importance[b] ? importance[a] < importance[b] : a > b;
     });
     queue_->fill(worst_first);
   }
 
-  // A resident without a known next use gets one.
+  // A cached row without a known next use gets one.
   void wait_for(int32_t row, int32_t batch) {
     if (uses_buckets()) look_.batch(batch).waiting.push_back(row);
   }
@@ -231,36 +238,41 @@ class Planner final : public CachePlanner {
 
   // A resident has no next use (or its policy does not ask for one). An entry that is in the queue
   // from before is as good as a new one: its key depends on the row only.
-  void wait_without_use(int32_t row, int32_t slot) {
-    if (queue_ || waits_never_[slot]) return;
-    waits_never_[slot] = 1;
-    never_.push(importance(row), row);
+  void wait_without_use(int32_t number) {
+    Slot& slot = look_.directory.slot(number);
+    if (queue_ || slot.queued) return;
+    slot.queued = 1;
+    never_.push(look_.importance(slot.use), static_cast<int32_t>(slot.row));
   }
 
   void wait_for_nothing() {
     never_.clear();
-    std::fill(waits_never_.begin(), waits_never_.end(), 0);
-    for (int32_t slot = 0; slot < used_; ++slot) {
-      if (!uses_buckets() || !look_.is_used(row_of_[slot])) wait_without_use(row_of_[slot], slot);
+    for (int32_t number = 0; number < used_; ++number) {
+      Slot& slot = look_.directory.slot(number);
+      slot.queued = 0;
+      if (!uses_buckets() || (slot.use & kInWindow) == 0) wait_without_use(number);
     }
   }
 
-  // Brings what a row of the batch will need near: its directory entry and importance first, then
-  // what the entry points to.
+  // Brings what a row of the batch will need near: its word in the directory, then its slot where
+  // it stays there without a next use.
   void prefetch_row(const CoveredBatch& batch, int64_t i) {
     if (i + 2 * kPlanDistance < batch.count) {
-      const UseRecord& record = record_of(batch, i + 2 * kPlanDistance);
-      __builtin_prefetch(&look_.directory[record.id], 1);
-      if (record.next == kNever && importance_) __builtin_prefetch(&importance_[record.id]);
+      look_.directory.prefetch(record_of(batch, i + 2 * kPlanDistance).id);
     }
-    if (i + kPlanDistance < batch.count && !queue_) {
-      const int32_t place = look_.directory[record_of(batch, i + kPlanDistance).id].place;
-      if (place > 0) __builtin_prefetch(&waits_never_[place - 1], 1);
+    if (i + kPlanDistance < batch.count) {
+      const UseRecord& record = record_of(batch, i + kPlanDistance);
+      if (record.following < 0) look_.directory.prefetch_slot(record.id);
     }
   }
 
   const UseRecord& record_of(const CoveredBatch& batch, int64_t i) const {
     return look_.record(batch.first + static_cast<uint32_t>(i));
+  }
+
+  void add_miss(const UseRecord& record, uint32_t use) {
+    const int32_t cell = buffer_.cell_of(record.id);
+    misses_.push_back({record.id, record.position, record.next(), cell, 0, -1, use});
   }
 
   // Hits get their new next use. Misses are collected, and become candidates beside the residents:
@@ -270,21 +282,31 @@ class Planner final : public CachePlanner {
     for (int64_t i = 0; i < batch.count; ++i) {
       prefetch_row(batch, i);
       const UseRecord& record = record_of(batch, i);
-      int32_t& place = look_.directory[record.id].place;
-      const bool waits = record.next != kNever && uses_buckets();
-      if (waits) look_.batch(record.next).waiting.push_back(record.id);
-      if (place > 0) {
+      const bool waits = record.following >= 0 && uses_buckets();
+      if (waits) look_.batch(record.following).waiting.push_back(record.id);
+      const int32_t slot = look_.directory.slot_of(record.id);
+      if (slot >= 0) {
         plan.hits.push_back(record.position);
-        plan.hits.push_back(place - 1);
-        if (!waits) wait_without_use(record.id, place - 1);
+        plan.hits.push_back(slot);
+        if (waits) continue;
+        look_.retire(record, look_.directory.slot(slot).use);
+        wait_without_use(slot);
         continue;
       }
-      misses_.push_back({record.id, record.position, record.next, -1 - place, -1, -1});
-      place = kPending;
-      if (!waits) {
-        keys_.push_back(uint64_t{importance(record.id)} << 32 | static_cast<uint32_t>(~record.id));
+      uint32_t& use = look_.directory.use(record.id);
+      look_.retire(record, use);
+      const auto number = static_cast<uint32_t>(misses_.size());
+      add_miss(record, use);
+      if (waits) {
+        use = kMiss + number;
+      } else {
+        keys_.push_back({key_of(record.id, look_.importance(use)), number});
       }
     }
+  }
+
+  static uint64_t key_of(int32_t row, uint16_t importance) {
+    return uint64_t{importance} << 32 | static_cast<uint32_t>(~row);
   }
 
   // Decides who stays where `leaving` rows of the residents and the misses must leave.
@@ -305,39 +327,59 @@ class Planner final : public CachePlanner {
 
   // Merges the misses' keys with the residents': misses that leave at once are never queued.
   int64_t take_without_use(int64_t leaving) {
+    const auto number_of_keys = static_cast<int64_t>(keys_.size());
+    for (; leaving > number_of_keys && leave_first_resident(); --leaving) {
+    }
     if (leaving == 0) return 0;
-    std::sort(keys_.begin(), keys_.end());
+    // Most misses go before the residents that are left: what need not be in order is not sorted.
+    const uint64_t first = first_resident();
     auto key = keys_.begin();
-    while (leaving > 0) {
-      const uint16_t least = never_.empty() ? uint16_t{0} : never_.top_importance();
-      const int32_t row = never_.empty() ? -1 : never_.top_row(least);
-      const uint64_t top = uint64_t{least} << 32 | static_cast<uint32_t>(~row);
-      if (key != keys_.end() && (row < 0 || *key < top)) {
-        leave(~static_cast<int32_t>(*key++ & 0xffffffff), kNever);
-        --leaving;
-        continue;
+    auto rest = std::partition(key, keys_.end(), [=](const MissKey& k) { return k.key < first; });
+    if (rest - key > leaving) rest = key;
+    std::sort(rest, keys_.end(), [](const MissKey& a, const MissKey& b) { return a.key < b.key; });
+    for (; leaving > 0; --leaving) {
+      if (key != keys_.end() && key->key < first_resident()) {
+        misses_[(key++)->miss].slot = -1;
+      } else if (!leave_first_resident()) {
+        break;
       }
-      if (row < 0) break;
-      never_.pop(least);
-      const int32_t place = look_.directory[row].place;
-      if (place <= 0 || place == kPending) continue;  // it left before
-      waits_never_[place - 1] = 0;
-      if (uses_buckets() && look_.is_used(row)) continue;  // it has got a next use
-      leave(row, uses_buckets() ? kNever : look_.next_use(row));
-      --leaving;
     }
     return leaving;
   }
 
-  void leave(int32_t row, int32_t next) {
-    int32_t& place = look_.directory[row].place;
-    if (place == kPending) {
-      place = kRejected;
-      return;
+  bool leave_first_resident() {
+    const uint64_t first = first_resident();
+    if (never_.empty()) return false;
+    const auto row = static_cast<int32_t>(~first);
+    never_.pop(static_cast<uint16_t>(first >> 32));
+    leave(row, uses_buckets() ? kNever : look_.next_use(look_.directory.use(row)));
+    return true;
+  }
+
+  // The key of the resident in never_ that leaves first, or one that is beyond all. Entries that
+  // are out of date go.
+  uint64_t first_resident() {
+    while (!never_.empty()) {
+      const uint16_t least = never_.top_importance();
+      const int32_t row = never_.top_row(least);
+      if (const int32_t number = look_.directory.slot_of(row); number >= 0) {
+        Slot& slot = look_.directory.slot(number);
+        if (!uses_buckets() || (slot.use & kInWindow) == 0) return key_of(row, least);
+        slot.queued = 0;
+      }
+      never_.pop(least);
     }
-    victims_.push_back({place - 1, row, next});
-    waits_never_[place - 1] = 0;
-    place = 0;
+    return std::numeric_limits<uint64_t>::max();
+  }
+
+  void leave(int32_t row, int32_t next) {
+    RowDirectory& directory = look_.directory;
+    if (const int32_t slot = directory.slot_of(row); slot >= 0) {
+      victims_.push_back({slot, row, next});
+      directory.leave(row);
+    } else {
+      misses_[directory.use(row) - kMiss].slot = -1;
+    }
   }
 
   void serve_by_queue(const CoveredBatch& batch, CachePlan& plan) {
@@ -345,24 +387,22 @@ class Planner final : public CachePlanner {
     for (int64_t i = 0; i < batch.count; ++i) {
       prefetch_row(batch, i);
       const UseRecord& record = record_of(batch, i);
-      const int32_t place = look_.directory[record.id].place;
+      uint32_t& use = look_.directory.use(record.id);
+      look_.retire(record, use);
       if (queue_->access(record.id, evicted)) {
         plan.hits.push_back(record.position);
-        plan.hits.push_back(place - 1);
+        plan.hits.push_back(look_.directory.slot_of(record.id));
       } else {
-        const int32_t cell = place < 0 ? -1 - place : -1;
-        misses_.push_back({record.id, record.position, record.next, cell, -1, -1});
+        add_miss(record, use);
       }
     }
     for (int32_t row : evicted) {
-      int32_t& place = look_.directory[row].place;
-      if (place <= 0) continue;  // it entered in this batch
-      victims_.push_back({place - 1, row, look_.next_use(row)});
-      place = 0;
+      const int32_t slot = look_.directory.slot_of(row);
+      if (slot < 0) continue;  // it entered in this batch
+      victims_.push_back({slot, row, look_.next_use(look_.directory.use(row))});
+      look_.directory.leave(row);
     }
-    for (const Miss& miss : misses_) {
-      look_.directory[miss.row].place = queue_->contains(miss.row) ? kPending : kRejected;
-    }
+    for (Miss& miss : misses_) miss.slot = queue_->contains(miss.row) ? 0 : -1;
   }
 
   // Gives the entering rows their slots, in order of position: those of the victims ascending, then
@@ -370,18 +410,23 @@ class Planner final : public CachePlanner {
   void fill_slots(PlanLog& log) {
     std::sort(victims_.begin(), victims_.end(),
               [](const Victim& a, const Victim& b) { return a.slot < b.slot; });
+    RowDirectory& directory = look_.directory;
     auto victim = victims_.begin();
     for (Miss& miss : misses_) {
-      int32_t& place = look_.directory[miss.row].place;
-      if (place != kPending) {
-        place = miss.cell < 0 ? 0 : -1 - miss.cell;
+      if (miss.slot < 0) {
+        if (miss.next != kNever) directory.use(miss.row) = miss.use;
         continue;
       }
-      miss.slot = victim != victims_.end() ? (victim++)->slot : used_++;
-      place = miss.slot + 1;
-      log.changes.push_back({miss.slot, row_of_[miss.slot], miss.row});
-      row_of_[miss.slot] = miss.row;
-      if (miss.next == kNever || !uses_buckets()) wait_without_use(miss.row, miss.slot);
+      int32_t before = -1;
+      if (victim != victims_.end()) {
+        before = static_cast<int32_t>(directory.slot(victim->slot).row);
+        miss.slot = (victim++)->slot;
+      } else {
+        miss.slot = used_++;
+      }
+      log.changes.push_back({miss.slot, before, miss.row});
+      directory.enter(miss.row, miss.slot, miss.use);
+      if (miss.next == kNever || !uses_buckets()) wait_without_use(miss.slot);
     }
     if (!rebuild_never_) return;
     rebuild_never_ = false;
@@ -389,15 +434,17 @@ class Planner final : public CachePlanner {
   }
 
   void list_misses(CachePlan& plan) {
-    std::vector<uint64_t> order;  // id, number of the miss
+    order_.clear();  // id, number of the miss
     for (std::size_t i = 0; i < misses_.size(); ++i) {
-      if (misses_[i].cell < 0) order.push_back(uint64_t(misses_[i].row) << 32 | i);
+      if (misses_[i].cell < 0) order_.push_back(uint64_t(misses_[i].row) << 32 | i);
     }
-    std::sort(order.begin(), order.end());
-    for (uint64_t at : order) {
+    sort_numbered(order_, static_cast<uint32_t>(num_rows_), scratch_);
+    plan.reads.reserve(order_.size());
+    for (const uint64_t at : order_) {
       misses_[at & 0xffffffff].staging = static_cast<int32_t>(plan.reads.size());
       plan.reads.push_back(static_cast<int64_t>(at >> 32));
     }
+    plan.fills.reserve(3 * order_.size());
     for (const Miss& miss : misses_) {
       const bool read = miss.cell < 0;
       std::vector<int32_t>& list = read ? plan.fills : plan.victim_in;
@@ -409,13 +456,15 @@ class Planner final : public CachePlanner {
   // row waits for a batch, neither in the cache nor in the victim buffer.
   void undo_plans(int64_t batch) {
     buffer_.clear();
-    for (int64_t undone = planned(); undone > batch; --undone) {
+    const int64_t planned_before = planned();
+    look_.reset(batch);
+    RowDirectory& directory = look_.directory;
+    for (int64_t undone = planned_before; undone > batch; --undone) {
       const PlanLog& log = logs_.back();
-      for (const Change& change : log.changes) look_.directory[change.after].place = 0;
+      for (const Change& change : log.changes) directory.leave(change.after);
       for (const Change& change : log.changes) {
-        row_of_[change.slot] = change.before;
         if (change.before >= 0) {
-          look_.directory[change.before].place = change.slot + 1;
+          directory.enter(change.before, change.slot, directory.use(change.before));
         } else {
           --used_;
         }
@@ -423,7 +472,6 @@ class Planner final : public CachePlanner {
       Journal::undo(log.journal);
       logs_.pop_back();
     }
-    look_.reset(batch);
     if (!queue_) wait_for_nothing();
   }
 
@@ -431,7 +479,6 @@ class Planner final : public CachePlanner {
   const int64_t capacity_;
   const CachePolicy policy_;
   const int64_t window_;
-  const uint16_t* const importance_;
   int64_t far_ = kNever;  // batches; rows whose next use is farther leave before all others
 
   Lookahead look_;
@@ -439,15 +486,14 @@ class Planner final : public CachePlanner {
   NeverQueue never_;  // residents without a next use, and entries that are out of date
   bool rebuild_never_ = false;
   std::unique_ptr<CacheQueue> queue_;
-  std::vector<int32_t> row_of_;       // (slots,): row, or -1
-  std::vector<uint8_t> waits_never_;  // (slots,): the row has an entry in never_
-  int32_t used_ = 0;                  // slots that hold a row
+  int32_t used_ = 0;  // slots that hold a row
   std::vector<int32_t> prefilled_;
   std::deque<PlanLog> logs_;  // of the plans that are not committed
 
   std::vector<Miss> misses_;  // of the plan in the making, in order of position
   std::vector<Victim> victims_;
-  std::vector<uint64_t> keys_;  // of the misses without a next use
+  std::vector<MissKey> keys_;  // of the misses without a next use
+  std::vector<uint64_t> order_, scratch_;
 };
 
 }  // namespace

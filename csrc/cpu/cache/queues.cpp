@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <deque>
 
-#include "cache/lookahead.hpp"
+#include "cache/row_directory.hpp"
 
 namespace gnnsys {
 namespace {

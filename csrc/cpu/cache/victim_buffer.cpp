@@ -7,9 +7,7 @@
 namespace gnnsys {
 
 void VictimBuffer::clear() {
-  for (int64_t batch = look_.first_batch(); batch < look_.covered_end(); ++batch) {
-    for (int32_t row : look_.batch(batch).buffered) look_.directory[row].place = 0;
-  }
+  cell_of_.clear();
   std::vector<int32_t> cells(static_cast<std::size_t>(cells_));
   std::iota(cells.begin(), cells.end(), 0);
   free_ = decltype(free_)(std::greater<>(), std::move(cells));
@@ -27,15 +25,17 @@ void VictimBuffer::save(const std::vector<Miss>& misses, const std::vector<Victi
     if (miss.slot < 0 && miss.cell < 0) offer(miss.row, miss.next, -1 - miss.staging);
   }
   for (const Victim& victim : victims) {
-    if (look_.directory[victim.row].place == 0) offer(victim.row, victim.next, victim.slot);
+    const bool is_elsewhere =
+        look_.directory.is_cached(victim.row) || cell_of_.contains(victim.row);
+    if (!is_elsewhere) offer(victim.row, victim.next, victim.slot);
   }
   const auto offered = static_cast<int64_t>(candidates_.size());
   plan.drops = std::max<int64_t>(0, taken_ + offered - (cells_ - read));
   int64_t rejected = 0;
   look_.take_farthest(plan.drops, now + 1, look_.covered_end() - 1, &CoveredBatch::buffered,
                       [&](int32_t row, int32_t) {
-                        if (look_.directory[row].place == kPending) {
-                          look_.directory[row].place = 0;
+                        if (cell_of(row) == kPending) {
+                          cell_of_.erase(row);
                           ++rejected;
                         } else {
                           release_row(row);
@@ -50,7 +50,7 @@ void VictimBuffer::save(const std::vector<Miss>& misses, const std::vector<Victi
       ++taken_;
     } else {
       free_.push(miss.cell);
-      if (miss.slot < 0) look_.directory[miss.row].place = 0;
+      cell_of_.erase(miss.row);
     }
   }
 }
@@ -58,15 +58,14 @@ void VictimBuffer::save(const std::vector<Miss>& misses, const std::vector<Victi
 void VictimBuffer::offer(int32_t row, int32_t next, int32_t source) {
   if (next == kNever) return;
   candidates_.push_back({row, next, source});
-  look_.directory[row].place = kPending;
+  cell_of_[row] = kPending;
   look_.batch(next).buffered.push_back(row);
 }
 
 // The candidates that were not rejected take the lowest free cells, the soonest used first.
 void VictimBuffer::write_cells(CachePlan& plan) {
-  std::erase_if(candidates_, [this](const Candidate& candidate) {
-    return look_.directory[candidate.row].place != kPending;
-  });
+  std::erase_if(candidates_,
+                [this](const Candidate& candidate) { return !cell_of_.contains(candidate.row); });
   std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
     return a.next != b.next ? a.next < b.next : a.row < b.row;
   });
@@ -74,16 +73,22 @@ void VictimBuffer::write_cells(CachePlan& plan) {
   for (const Candidate& candidate : candidates_) {
     const int32_t cell = free_.top();
     free_.pop();
-    look_.directory[candidate.row].place = -1 - cell;
+    cell_of_[candidate.row] = cell;
     plan.victim_out.insert(plan.victim_out.end(), {candidate.source, cell});
   }
 }
 
 void VictimBuffer::release_row(int32_t row) {
-  int32_t& place = look_.directory[row].place;
-  free_.push(-1 - place);
-  place = 0;
+  const auto found = cell_of_.find(row);
+  free_.push(found->second);
+  cell_of_.erase(found);
   --taken_;
+}
+
+int64_t VictimBuffer::bytes() const {
+  // Of a map: the row, the cell and a pointer in a node that malloc rounds up, and the buckets.
+  return static_cast<int64_t>(free_.size() * sizeof(int32_t) + cell_of_.size() * 32 +
+                              cell_of_.bucket_count() * sizeof(void*));
 }
 
 }  // namespace gnnsys

@@ -3,15 +3,13 @@
 #include <cstdint>
 #include <functional>
 #include <queue>
+#include <unordered_map>
 #include <vector>
 
 #include "cache/lookahead.hpp"
 #include "gnnsys/cache/planner.hpp"
 
 namespace gnnsys {
-
-// The place of a row about which the plan in the making has not decided.
-constexpr int32_t kPending = kNever;
 
 // A row of the batch that is not in the cache.
 struct Miss {
@@ -21,6 +19,7 @@ struct Miss {
   int32_t cell;     // of the victim buffer, or -1
   int32_t slot;     // to fill, or -1
   int32_t staging;  // or -1 for a row that comes from its cell
+  uint32_t use;     // after this batch
 };
 
 // A row that leaves its slot.
@@ -30,14 +29,21 @@ struct Victim {
   int32_t next;
 };
 
-// Cells for rows that left the cache, or did not get in, and will be needed: who is in them, by
-// batch of the next use in `look`, whose directory knows their cells.
+// Cells for rows that left the cache, or did not get in, and will be needed: who is in them, also
+// by batch of the next use in `look`.
 class VictimBuffer {
  public:
   VictimBuffer(int64_t cells, Lookahead& look) : cells_(cells), look_(look) { clear(); }
 
-  // Lets nobody have a cell; who had one has no place.
+  // Lets nobody have a cell.
   void clear();
+
+  // -1 for a row that has none.
+  int32_t cell_of(int32_t row) const {
+    if (cell_of_.empty()) return -1;
+    const auto found = cell_of_.find(row);
+    return found == cell_of_.end() ? -1 : found->second;
+  }
 
   // Takes the rows out that wait for `batch`.
   void release(int64_t batch) {
@@ -49,7 +55,7 @@ class VictimBuffer {
   // read.
   void save(const std::vector<Miss>& misses, const std::vector<Victim>& victims, CachePlan& plan);
 
-  int64_t bytes() const { return static_cast<int64_t>(free_.size() * sizeof(int32_t)); }
+  int64_t bytes() const;
 
  private:
   struct Candidate {
@@ -58,6 +64,8 @@ class VictimBuffer {
     int32_t source;  // slot, or -1 - staging row
   };
 
+  static constexpr int32_t kPending = -1;  // the cell of a row that competes for one
+
   void release_row(int32_t row);
   void offer(int32_t row, int32_t next, int32_t source);
   void write_cells(CachePlan& plan);
@@ -65,6 +73,7 @@ class VictimBuffer {
   const int64_t cells_;
   Lookahead& look_;
   std::priority_queue<int32_t, std::vector<int32_t>, std::greater<>> free_;
+  std::unordered_map<int32_t, int32_t> cell_of_;
   int64_t taken_ = 0;                  // cells
   std::vector<Candidate> candidates_;  // of the plan in the making
 };

@@ -18,14 +18,14 @@ constexpr int kTries = 10000;  // of one read that the kernel is too busy for
 
 }  // namespace
 
-ReadQueue::ReadQueue(const BackendFactory& backend, int depth)
-    : slots_(static_cast<std::size_t>(depth)) {
-  for (std::size_t slot = slots_.size(); slot-- > 0;) idle_.push_back(slot);
+ReadQueue::ReadQueue(const BackendFactory& backend, int depth) {
   std::promise<void> ready;
   const auto work = [&, this] {
     std::unique_ptr<ReadBackend> made;
     try {
       made = backend(depth);
+      slots_.resize(static_cast<std::size_t>(made->capacity()));
+      for (std::size_t slot = slots_.size(); slot-- > 0;) idle_.push_back(slot);
     } catch (...) {
       ready.set_exception(std::current_exception());
       return;
@@ -64,16 +64,16 @@ void ReadQueue::add(std::shared_ptr<ReadJob> job) {
 }
 
 void ReadQueue::serve(ReadBackend& backend) {
-  const int depth = static_cast<int>(slots_.size());
+  const int capacity = static_cast<int>(slots_.size());
   // Fewer, larger steps take less of a processor that trains meanwhile, and the disk still has
   // most of its queue.
-  const int step = std::clamp(depth / 8, 1, 16);
+  const int step = std::clamp(capacity / 8, 1, 16);
   std::vector<DiskReadDone> done;
   try {
     for (;;) {
       bool more = true;
       while (!idle_.empty() && more) more = begin(backend);
-      const int in_flight = depth - static_cast<int>(idle_.size());
+      const int in_flight = capacity - static_cast<int>(idle_.size());
       if (in_flight == 0) {
         std::unique_lock lock(mutex_);
         added_.wait(lock, [&] { return stop_ || !jobs_.empty(); });

@@ -46,7 +46,7 @@ class ReadQueue {
   void end(uint64_t tag, std::optional<ReadFault> fault);
   void fail_all(int code);
 
-  std::vector<Slot> slots_;
+  std::vector<Slot> slots_;     // as many as the backend holds
   std::vector<uint64_t> idle_;  // slots
   std::shared_ptr<ReadJob> current_;
 

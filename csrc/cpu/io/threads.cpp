@@ -35,7 +35,7 @@ class ThreadBackend final : public ReadBackend {
  public:
   explicit ThreadBackend(int depth) {
     const int wanted = std::min(depth, kMaxThreads);
-    done_.reserve(static_cast<std::size_t>(depth));  // what the threads add to it always fits
+    done_.reserve(2 * static_cast<std::size_t>(wanted));  // what the threads add to it always fits
     threads_.reserve(static_cast<std::size_t>(wanted));
     int code = 0;
     try {
@@ -63,16 +63,15 @@ class ThreadBackend final : public ReadBackend {
     for (auto& thread : threads_) thread.join();
   }
 
-  void push(const DiskRead& read) override {
-    {
-      std::lock_guard lock(mutex_);
-      reads_.push_back(read);
-    }
-    queued_.notify_one();
-  }
+  int capacity() const override { return 2 * static_cast<int>(threads_.size()); }
+
+  void push(const DiskRead& read) override { pushed_.push_back(read); }
 
   void finish(int least, std::vector<DiskReadDone>& done) override {
     std::unique_lock lock(mutex_);
+    reads_.insert(reads_.end(), pushed_.begin(), pushed_.end());
+    for (std::size_t i = std::min(idle_, pushed_.size()); i > 0; --i) queued_.notify_one();
+    pushed_.clear();
     least_ = static_cast<std::size_t>(least);
     finished_.wait(lock, [&] { return done_.size() >= least_; });
     done.insert(done.end(), done_.begin(), done_.end());
@@ -83,7 +82,9 @@ class ThreadBackend final : public ReadBackend {
   void loop() {
     std::unique_lock lock(mutex_);
     for (;;) {
+      ++idle_;
       queued_.wait(lock, [&] { return stop_ || !reads_.empty(); });
+      --idle_;
       if (stop_) return;
       const DiskRead read = reads_.front();
       reads_.pop_front();
@@ -93,9 +94,11 @@ class ThreadBackend final : public ReadBackend {
       const int64_t result = got < 0 ? -errno : got;
       lock.lock();
       done_.push_back({read.tag, result});
-      if (done_.size() >= least_) finished_.notify_one();
+      if (done_.size() == least_) finished_.notify_one();
     }
   }
+
+  std::vector<DiskRead> pushed_;  // since the last `finish`
 
   std::mutex mutex_;
   std::condition_variable queued_;
@@ -103,6 +106,7 @@ class ThreadBackend final : public ReadBackend {
   std::deque<DiskRead> reads_;
   std::vector<DiskReadDone> done_;
   std::size_t least_ = 1;
+  std::size_t idle_ = 0;  // threads that wait for reads
   bool stop_ = false;
   std::vector<std::thread> threads_;
 };

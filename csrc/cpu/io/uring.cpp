@@ -47,6 +47,8 @@ class UringBackend final : public ReadBackend {
 
   ~UringBackend() override { io_uring_queue_exit(&ring_); }
 
+  int capacity() const override { return static_cast<int>(done_.size() / 2); }
+
   void push(const DiskRead& read) override {
     io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
     io_uring_prep_read(entry, read.handle, read.to, static_cast<unsigned>(read.length),

@@ -95,15 +95,36 @@ void keep_newest(const RelationHop& hop, int64_t count, ExpandScratch& scratch) 
 // Reads the sources of the edges from `from` on.
 template <class Index>
 void read_sources(const RelationHop& hop, int64_t from, EdgeBuffer& out) {
+  std::vector<Index> found;
   const Index* const indices = indices_of<Index>(hop);
+  if (hop.relation->file) {
+    found.resize(out.size - from);
+    hop.relation->file->gather(out.edge.get() + from, out.size - from, found.data());
+  }
   for (int64_t e = from; e < out.size; ++e) {
     if (e + kDistance < out.size) __builtin_prefetch(indices + out.edge[e + kDistance]);
-    const int64_t source = indices[out.edge[e]];
+    const int64_t source = found.empty() ? indices[out.edge[e]] : found[e - from];
     if (is_outside(source, hop.num_sources)) {
       throw_bad_source(hop.number, out.edge[e], source, hop.num_sources);
     }
     out.source[e] = source;
   }
+}
+
+// All neighbours of the targets, one list after another; none where they are not read of a file.
+template <class Index>
+std::vector<Index> read_lists(const RelationHop& hop, int64_t targets,
+                              const ExpandScratch& scratch) {
+  std::vector<Index> lists;
+  if (!hop.relation->file) return lists;
+  std::vector<int64_t> positions;
+  for (int64_t i = 0; i < targets; ++i) {
+    for (int64_t e = 0; e < scratch.degree[i]; ++e) positions.push_back(scratch.first[i] + e);
+  }
+  lists.resize(positions.size());
+  hop.relation->file->gather(positions.data(), static_cast<int64_t>(positions.size()),
+                             lists.data());
+  return lists;
 }
 
 void pick_uniformly(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& scratch,
@@ -192,7 +213,10 @@ void expand(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& s
       leave_out_later<Index>(hop, begin, end, scratch);
       if (hop.last) keep_newest(hop, end - begin, scratch);
     }
-    if (hop.labor) return pick_by_source<Index>(hop, begin, end, scratch, out);
+    if (hop.labor) {
+      const std::vector<Index> lists = read_lists<Index>(hop, end - begin, scratch);
+      return pick_by_source<Index>(hop, begin, end, lists.data(), scratch, out);
+    }
     const int64_t from = out.size;
     if (hop.cumulative) {
       pick_by_weight(hop, begin, end, scratch, out);
@@ -203,8 +227,9 @@ void expand(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& s
   });
 }
 
-void expand_among(const Relation& relation, int number, int64_t num_sources, Placed sources,
-                  const int64_t* targets, int64_t count, uint32_t* found, EdgeBuffer& out) {
+void expand_among(const Relation& relation, int number, int64_t num_sources,
+                  const NodePlaces& sources, const int64_t* targets, int64_t count, uint32_t* found,
+                  EdgeBuffer& out) {
   with_index_type(relation, [&]<class Index>(const Index*) {
     const Index* const indices = static_cast<const Index*>(relation.indices);
     for (int64_t i = 0; i < count; ++i) {
@@ -213,10 +238,11 @@ void expand_among(const Relation& relation, int number, int64_t num_sources, Pla
       for (int64_t e = extent.first; e < end; ++e) {
         const int64_t source = indices[e];
         if (is_outside(source, num_sources)) throw_bad_source(number, e, source, num_sources);
-        if (sources.map[source] < sources.base) continue;
+        const int64_t place = sources.find(source);
+        if (place < 0) continue;
         out.reserve(out.size + 1);
         out.edge[out.size] = e;
-        out.source[out.size++] = static_cast<int64_t>(sources.map[source] - sources.base);
+        out.source[out.size++] = place;
       }
       found[i] = static_cast<uint32_t>(out.size - before);
     }

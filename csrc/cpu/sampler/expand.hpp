@@ -6,6 +6,7 @@
 
 #include "draws.hpp"
 #include "gnnsys/sampler/sampler.hpp"
+#include "sampler/node_places.hpp"
 #include "sampler/weights.hpp"
 
 namespace gnnsys {
@@ -74,15 +75,10 @@ struct ExpandScratch {
 void expand(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& scratch,
             EdgeBuffer& out);
 
-// Source nodes that have places in a batch: node v has map[v] - base if map[v] >= base.
-struct Placed {
-  const uint32_t* map;
-  uint64_t base;
-};
-
 // Appends all in-edges of the targets whose sources have a place; `source` then holds these places.
 // `found` (count) receives the edges of each target. Throws as expand().
-void expand_among(const Relation& relation, int number, int64_t num_sources, Placed sources,
-                  const int64_t* targets, int64_t count, uint32_t* found, EdgeBuffer& out);
+void expand_among(const Relation& relation, int number, int64_t num_sources,
+                  const NodePlaces& sources, const int64_t* targets, int64_t count, uint32_t* found,
+                  EdgeBuffer& out);
 
 }  // namespace gnnsys

@@ -26,11 +26,11 @@ uint32_t draw_of(uint64_t key, int64_t source) {
                     0)[source % kDrawsPerBlock];
 }
 
+// `source` are the neighbours at the positions from `first` on, here and below.
 template <class Index>
-void check_sources(const RelationHop& hop, int64_t first, int64_t count) {
+void check_sources(const RelationHop& hop, const Index* source, int64_t first, int64_t count) {
   using Bits = std::make_unsigned_t<Index>;
   constexpr auto kHighest = std::numeric_limits<Index>::max();
-  const Index* const source = indices_of<Index>(hop) + first;
   // A node is outside where it or its distance to the last node is negative: arithmetic that every
   // instruction set does for several at once.
   const auto last = static_cast<Bits>(std::min<int64_t>(hop.num_sources - 1, kHighest));
@@ -49,9 +49,9 @@ void check_sources(const RelationHop& hop, int64_t first, int64_t count) {
 
 // Keeps edges by the coarse draws, and by the draws where these do not decide.
 template <class Index>
-void screen(const RelationHop& hop, int64_t first, int64_t count, uint64_t limit, EdgeBuffer& out) {
-  check_sources<Index>(hop, first, count);
-  const Index* const source = indices_of<Index>(hop) + first;
+void screen(const RelationHop& hop, const Index* source, int64_t first, int64_t count,
+            uint64_t limit, EdgeBuffer& out) {
+  check_sources(hop, source, first, count);
   const uint64_t coarse_limit = limit >> kCoarseShift;
   out.reserve(out.size + count + 1);
   int64_t* const edge = out.edge.get() + out.size;
@@ -79,15 +79,15 @@ class Drawing {
   }
 
   // At most kPiece edges.
-  void add(int64_t target, int64_t first, int64_t count, uint64_t limit, uint32_t position) {
+  void add(int64_t target, const Index* source, int64_t first, int64_t count, uint64_t limit,
+           uint32_t position) {
     if (filled_ + count > kPiece) flush();
-    check_sources<Index>(hop_, first, count);
-    const Index* const source = indices_of<Index>(hop_) + first;
+    check_sources(hop_, source, first, count);
     for (int64_t e = 0; e < count; ++e) {
       scratch_.nodes[filled_ + e] = source[e] / kDrawsPerBlock;
     }
     if (hop_.tree) std::fill_n(scratch_.positions.data() + filled_, count, position);
-    parts_.push_back({target, first, count, limit});
+    parts_.push_back({target, source, first, count, limit});
     filled_ += count;
   }
 
@@ -97,7 +97,7 @@ class Drawing {
     out_.reserve(out_.size + filled_ + 1);
     const uint32_t* words = scratch_.words.data();
     for (const Part& part : parts_) {
-      const Index* const source = indices_of<Index>(hop_) + part.first;
+      const Index* const source = part.source;
       const int64_t before = out_.size;
       for (int64_t e = 0; e < part.count; ++e, words += kDrawsPerBlock) {
         out_.edge[out_.size] = part.first + e;
@@ -112,7 +112,9 @@ class Drawing {
 
  private:
   struct Part {
-    int64_t target, first, count;
+    int64_t target;
+    const Index* source;
+    int64_t first, count;
     uint64_t limit;
   };
 
@@ -148,22 +150,24 @@ const uint8_t* CoarseDraws::of(uint64_t key, int64_t num_sources, PhiloxNodes ph
 }
 
 template <class Index>
-void pick_by_source(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& scratch,
-                    EdgeBuffer& out) {
+void pick_by_source(const RelationHop& hop, int64_t begin, int64_t end, const Index* lists,
+                    ExpandScratch& scratch, EdgeBuffer& out) {
   const Index* const indices = indices_of<Index>(hop);
   Drawing<Index> drawing(hop, scratch.pick, out);
   for (int64_t i = begin; i < end; ++i) {
     if (i + 4 < end) __builtin_prefetch(indices + scratch.first[i + 4 - begin]);
     const int64_t first = scratch.first[i - begin], degree = scratch.degree[i - begin];
+    const Index* const list = lists ? lists : indices + first;
+    if (lists) lists += degree;
     const uint64_t limit = limit_of(hop.fanout, degree);
     const int64_t before = out.size;
     hop.count[i] = 0;
     for (int64_t done = 0; done < degree; done += kPiece) {
       const int64_t count = std::min(kPiece, degree - done);
       if (hop.coarse) {
-        screen<Index>(hop, first + done, count, limit, out);
+        screen(hop, list + done, first + done, count, limit, out);
       } else {
-        drawing.add(i, first + done, count, limit, scratch.position[i - begin]);
+        drawing.add(i, list + done, first + done, count, limit, scratch.position[i - begin]);
       }
     }
     if (hop.coarse) hop.count[i] = static_cast<uint32_t>(out.size - before);
@@ -171,9 +175,9 @@ void pick_by_source(const RelationHop& hop, int64_t begin, int64_t end, ExpandSc
   drawing.flush();
 }
 
-template void pick_by_source<int32_t>(const RelationHop&, int64_t, int64_t, ExpandScratch&,
-                                      EdgeBuffer&);
-template void pick_by_source<int64_t>(const RelationHop&, int64_t, int64_t, ExpandScratch&,
-                                      EdgeBuffer&);
+template void pick_by_source(const RelationHop&, int64_t, int64_t, const int32_t*, ExpandScratch&,
+                             EdgeBuffer&);
+template void pick_by_source(const RelationHop&, int64_t, int64_t, const int64_t*, ExpandScratch&,
+                             EdgeBuffer&);
 
 }  // namespace gnnsys

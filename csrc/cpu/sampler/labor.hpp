@@ -28,8 +28,9 @@ class CoarseDraws {
 };
 
 // Appends the edges that frontier[begin … end) keep of those in scratch.first and scratch.degree.
+// `lists` are their neighbours, one list after another, or null for those of the relation.
 template <class Index>
-void pick_by_source(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& scratch,
-                    EdgeBuffer& out);
+void pick_by_source(const RelationHop& hop, int64_t begin, int64_t end, const Index* lists,
+                    ExpandScratch& scratch, EdgeBuffer& out);
 
 }  // namespace gnnsys

@@ -11,6 +11,7 @@
 #include "sampler/chunks.hpp"
 #include "sampler/expand.hpp"
 #include "sampler/labor.hpp"
+#include "sampler/node_places.hpp"
 #include "sampler/trees.hpp"
 #include "sampler/uniform.hpp"
 #include "sampler/weights.hpp"
@@ -26,17 +27,12 @@ constexpr int64_t kWideChunk = 32;  // where all their neighbours are read
 // What one batch in the making needs; kept from batch to batch.
 struct Sampler::Context {
   struct Type {
-    // map[v] - base is the place of node v in the batch if map[v] >= base: raising base past all
-    // values in use empties the map without touching it.
-    std::shared_ptr<char> map_area;
-    uint64_t base = 1;
+    NodePlaces places;
     TreePlaces trees;  // the places where trees are disjoint
     CoarseDraws coarse;
     GrowingArray node, tree;
     int64_t nodes = 0;
     int64_t begin = 0, end = 0;  // the frontier
-
-    uint32_t* map() const { return reinterpret_cast<uint32_t*>(map_area.get()); }
   };
   struct Edges {
     GrowingArray row, edge;
@@ -52,19 +48,14 @@ struct Sampler::Context {
   std::vector<std::unique_ptr<EdgeBuffer>> spare;
   UniformScratch uniform;
 
-  // Empties the map of a type for a batch that has at most so many places.
-  void open_map(std::size_t number, int64_t num_nodes, int64_t places) {
+  // Empties the places of a type for a batch that has at most so many.
+  void open_places(std::size_t number, int64_t num_nodes, int64_t places) {
     if (places >= UINT32_MAX) {
       throw std::length_error("type " + std::to_string(number) + " may have " +
                               std::to_string(places) +
                               " places in the batch, the sampler takes less than 2^32 - 1");
     }
-    Type& type = types[number];
-    if (!type.map_area) type.map_area = map_zeros(num_nodes * sizeof(uint32_t));
-    if (type.base + static_cast<uint64_t>(places) > UINT32_MAX) {
-      std::memset(type.map_area.get(), 0, num_nodes * sizeof(uint32_t));
-      type.base = 1;
-    }
+    types[number].places.open(num_nodes, places);
   }
 };
 
@@ -120,7 +111,7 @@ struct Sampler::Run {
       for (const SeedGroup& group : request.seeds) {
         if (group.type == static_cast<int>(t)) seeds += group.count;
       }
-      context.open_map(t, graph.num_nodes[t], graph.num_nodes[t] + seeds);
+      context.open_places(t, graph.num_nodes[t], graph.num_nodes[t] + seeds);
     }
     for (Context::Edges& edges : context.edges) {
       edges.size = 0;
@@ -140,8 +131,8 @@ struct Sampler::Run {
         if (request.disjoint) {
           type.tree.data()[type.nodes] = tree;
           type.trees.insert(TreePlaces::key(tree, v), type.nodes);
-        } else if (type.map()[v] < type.base) {
-          type.map()[v] = static_cast<uint32_t>(type.base + type.nodes);
+        } else {
+          type.places.insert(v, type.nodes);
         }
         ++type.nodes;
         if (sampler.timed_) {
@@ -155,7 +146,7 @@ struct Sampler::Run {
   // For so many more nodes; relabel() writes one place beyond those in use.
   void make_room(Context::Type& type, int64_t more) {
     type.node.reserve(pool, type.nodes, type.nodes + more + 1);
-    if (!request.disjoint) return;
+    if (!request.disjoint) return type.places.reserve(type.nodes + more);
     type.tree.reserve(pool, type.nodes, type.nodes + more);
     type.trees.reserve(type.nodes + more);
   }
@@ -222,8 +213,8 @@ struct Sampler::Run {
           if (request.disjoint) {
             place_in_trees(source, hop, begin, end, found.source.get(), row);
           } else {
-            source.nodes = relabel(found.source.get(), found.size, source.map(), source.base,
-                                   source.nodes, source.node.data(), row);
+            source.nodes = source.places.relabel(found.source.get(), found.size, source.nodes,
+                                                 source.node.data(), row);
           }
           edges.size += found.size;
         });
@@ -294,13 +285,23 @@ struct Sampler::Run {
     }
     auto* const neighbor = reinterpret_cast<Index*>(scratch.neighbor.get());
     const std::vector<int64_t>& offset = scratch.chunk_offset;
+    const auto pick = [&](int thread, int64_t begin, int64_t end, EdgeBuffer&) {
+      const int64_t at = offset[begin / kChunk];
+      kernels.pick(hop, begin, end, context.scratch[thread].pick, edge + at, col + at);
+    };
+    if (relation.file) {
+      // All that the hop draws before the first neighbour of it is looked at: read together.
+      produce_in_order(sampler.threads_, frontier, kChunk, context.spare, pick,
+                       [](int64_t, int64_t, const EdgeBuffer&) {});
+      relation.file->gather(edge, count, neighbor);
+    }
     produce_in_order(
         sampler.threads_, frontier, kChunk, context.spare,
-        [&](int thread, int64_t begin, int64_t end, EdgeBuffer&) {
+        [&](int thread, int64_t begin, int64_t end, EdgeBuffer& buffer) {
           const int64_t at = offset[begin / kChunk], found = offset[begin / kChunk + 1] - at;
-          if (kernels.expand(hop, begin, end, found, context.scratch[thread].pick, edge + at,
-                             col + at, neighbor + at)) {
-            return;
+          if (!relation.file) {
+            pick(thread, begin, end, buffer);
+            if (kernels.read(hop, edge + at, found, neighbor + at)) return;
           }
           for (int64_t e = at; e < at + found; ++e) {
             if (is_outside(neighbor[e], hop.num_sources)) {
@@ -310,8 +311,9 @@ struct Sampler::Run {
         },
         [&](int64_t begin, int64_t, const EdgeBuffer&) {
           const int64_t at = offset[begin / kChunk], found = offset[begin / kChunk + 1] - at;
-          source.nodes = relabel(neighbor + at, found, source.map(), source.base, source.nodes,
-                                 source.node.data(), row + at);
+          source.places.reserve(source.nodes + found);
+          source.nodes = source.places.relabel(neighbor + at, found, source.nodes,
+                                               source.node.data(), row + at);
         });
     edges.size = size;
   }
@@ -342,7 +344,7 @@ struct Sampler::Run {
     for (Context::Type& type : context.types) {
       batch.node.push_back(finish_ids(type.node, type.nodes, pool));
       if (request.disjoint) batch.batch.push_back(finish_ids(type.tree, type.nodes, pool));
-      if (!request.disjoint) type.base += static_cast<uint64_t>(type.nodes);
+      if (!request.disjoint) type.places.close(type.nodes);
     }
     for (std::size_t r = 0; r < context.edges.size(); ++r) {
       Context::Edges& edges = context.edges[r];
@@ -394,6 +396,10 @@ Sampler::Sampler(TypedGraph graph, int threads, Isa isa)
 
 Sampler::~Sampler() = default;
 
+int64_t Sampler::map_bytes(int64_t num_nodes, int64_t batch_nodes) {
+  return NodePlaces::bytes(num_nodes, batch_nodes);
+}
+
 std::unique_ptr<Sampler::Context> Sampler::take_context() {
   {
     std::lock_guard lock(mutex_);
@@ -429,11 +435,10 @@ InducedEdges Sampler::induce(const std::vector<std::span<const int64_t>>& nodes)
   std::unique_ptr<Context> context = take_context();
   for (std::size_t t = 0; t < nodes.size(); ++t) {
     Context::Type& type = context->types[t];
-    context->open_map(t, graph_.num_nodes[t], static_cast<int64_t>(nodes[t].size()));
-    for (std::size_t i = 0; i < nodes[t].size(); ++i) {
-      uint32_t& place = type.map()[nodes[t][i]];
-      if (place < type.base) place = static_cast<uint32_t>(type.base + i);
-    }
+    const auto count = static_cast<int64_t>(nodes[t].size());
+    context->open_places(t, graph_.num_nodes[t], count);
+    type.places.reserve(count);
+    for (int64_t i = 0; i < count; ++i) type.places.insert(nodes[t][i], i);
   }
   InducedEdges induced;
   for (std::size_t r = 0; r < graph_.relations.size(); ++r) {
@@ -447,7 +452,7 @@ InducedEdges Sampler::induce(const std::vector<std::span<const int64_t>>& nodes)
         threads_, static_cast<int64_t>(targets.size()), kWideChunk, context->spare,
         [&](int, int64_t begin, int64_t end, EdgeBuffer& out) {
           expand_among(relation, static_cast<int>(r), graph_.num_nodes[relation.source_type],
-                       {source.map(), source.base}, targets.data() + begin, end - begin,
+                       source.places, targets.data() + begin, end - begin,
                        edges.count.data() + begin, out);
         },
         [&](int64_t, int64_t, const EdgeBuffer& found) {
@@ -460,7 +465,9 @@ InducedEdges Sampler::induce(const std::vector<std::span<const int64_t>>& nodes)
     induced.edge_index.push_back(finish_edge_index(edges.row, edges.count, edges.size, *pool_));
     induced.edge.push_back(finish_ids(edges.edge, edges.size, *pool_));
   }
-  for (std::size_t t = 0; t < nodes.size(); ++t) context->types[t].base += nodes[t].size();
+  for (std::size_t t = 0; t < nodes.size(); ++t) {
+    context->types[t].places.close(static_cast<int64_t>(nodes[t].size()));
+  }
   give_back(std::move(context));
   return induced;
 }

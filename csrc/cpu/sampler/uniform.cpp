@@ -13,7 +13,7 @@ namespace {
 template <class Index>
 UniformKernels<Index> choose_uniform_kernels(Isa isa) {
   (void)isa;
-  return {GNNSYS_CHOOSE(isa, measure), GNNSYS_CHOOSE(isa, expand<Index>)};
+  return {GNNSYS_CHOOSE(isa, measure), GNNSYS_CHOOSE(isa, pick), GNNSYS_CHOOSE(isa, read<Index>)};
 }
 
 template UniformKernels<int32_t> choose_uniform_kernels(Isa);

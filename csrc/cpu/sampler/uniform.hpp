@@ -30,9 +30,11 @@ struct UniformKernels {
   // Reads the extents of the targets; returns how many edges they will sample, or -1 when indptr is
   // not ascending within [0, num_edges].
   int64_t (*measure)(const UniformHop&, int64_t begin, int64_t end);
-  // Writes the `count` edges that measure() told of; false when a neighbour lies outside the graph.
-  bool (*expand)(const UniformHop&, int64_t begin, int64_t end, int64_t count, PickScratch& scratch,
-                 int64_t* edge, int64_t* col, Index* neighbor);
+  // Writes the positions and columns of the edges that measure() told of.
+  void (*pick)(const UniformHop&, int64_t begin, int64_t end, PickScratch& scratch, int64_t* edge,
+               int64_t* col);
+  // Writes the neighbours of `count` edges; false when one lies outside the graph.
+  bool (*read)(const UniformHop&, const int64_t* edge, int64_t count, Index* neighbor);
 };
 
 template <class Index>

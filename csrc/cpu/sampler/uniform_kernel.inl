@@ -21,10 +21,23 @@ GNNSYS_TARGET inline int64_t measure(const UniformHop& hop, int64_t begin, int64
   return bad ? -1 : static_cast<int64_t>(total);
 }
 
+GNNSYS_TARGET inline void pick(const UniformHop& hop, int64_t begin, int64_t end,
+                               PickScratch& scratch, int64_t* edge, int64_t* col) {
+  hop.pick(hop.targets, begin, end, scratch, edge);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t sampled =
+        sampled_edges(hop.targets.degree[i], hop.targets.fanout, hop.targets.replace);
+    std::fill_n(col, sampled, hop.first_local + i);
+    col += sampled;
+  }
+}
+
 // False when a neighbour lies outside the graph.
 template <class Index>
-GNNSYS_TARGET inline bool read_neighbors(const Index* indices, uint64_t num_nodes,
-                                         const int64_t* edge, int64_t count, Index* neighbor) {
+GNNSYS_TARGET bool read(const UniformHop& hop, const int64_t* edge, int64_t count,
+                        Index* neighbor) {
+  const auto* const indices = static_cast<const Index*>(hop.relation->indices);
+  const auto num_nodes = static_cast<uint64_t>(hop.num_sources);
   bool bad = false;
   const int64_t led = count - kDistance;
   int64_t e = 0;
@@ -38,20 +51,6 @@ GNNSYS_TARGET inline bool read_neighbors(const Index* indices, uint64_t num_node
     bad |= static_cast<uint64_t>(neighbor[e]) >= num_nodes;
   }
   return !bad;
-}
-
-template <class Index>
-GNNSYS_TARGET bool expand(const UniformHop& hop, int64_t begin, int64_t end, int64_t count,
-                          PickScratch& scratch, int64_t* edge, int64_t* col, Index* neighbor) {
-  hop.pick(hop.targets, begin, end, scratch, edge);
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t sampled =
-        sampled_edges(hop.targets.degree[i], hop.targets.fanout, hop.targets.replace);
-    std::fill_n(col, sampled, hop.first_local + i);
-    col += sampled;
-  }
-  return read_neighbors(static_cast<const Index*>(hop.relation->indices),
-                        static_cast<uint64_t>(hop.num_sources), edge, count, neighbor);
 }
 
 }  // namespace GNNSYS_NAMESPACE

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace gnnsys {
 
@@ -22,6 +24,26 @@ class ResourceError : public std::runtime_error {
   int code() const { return code_; }
 
  private:
+  int code_;
+};
+
+// A file could not be read at a byte: an errno, or 0 where it ended too early. Python sees what
+// gnnsys.memory.table_file.read_error makes of it.
+class ReadError : public std::runtime_error {
+ public:
+  ReadError(std::string path, int64_t place, int code)
+      : std::runtime_error(path + ": cannot be read at byte " + std::to_string(place)),
+        path_(std::move(path)),
+        place_(place),
+        code_(code) {}
+
+  const std::string& path() const { return path_; }
+  int64_t place() const { return place_; }
+  int code() const { return code_; }
+
+ private:
+  std::string path_;
+  int64_t place_;
   int code_;
 };
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "sampler/node_places.hpp"
 #include "sampler/typed_reference.hpp"
 #include "tests.hpp"
 
@@ -61,6 +62,54 @@ void batches_equal_the_reference() {
   }
 }
 
+// Nodes beyond those that the arrays have: none of them is sampled.
+TypedGraph with_many_nodes(TypedGraph graph) {
+  for (int64_t& nodes : graph.num_nodes) nodes += NodePlaces::kHashed;
+  return graph;
+}
+
+void batches_of_few_of_many_nodes_equal_the_reference() {
+  std::mt19937_64 random(7);
+  for (int round = 0; round < 10; ++round) {
+    const SmallGraph graph = random_graph(random, Kind::plain);
+    Sampler sampler(with_many_nodes(graph.view()), 1 + round % 3, supported_isas().back());
+    for (int request_number = 0; request_number < 8; ++request_number) {
+      const SmallRequest request = random_request(random, graph, Kind::plain, request_number % 2);
+      check_equal(sampler.sample(request.view()), sample_slowly(graph, request),
+                  request.options.disjoint);
+    }
+  }
+}
+
+// Also past the end of the labels, where the map is emptied.
+void hashed_places_are_numbers_of_first_occurrence() {
+  std::mt19937_64 random(8);
+  HashedPlaces places;
+  for (int64_t batch = 0; batch < 40; ++batch) {
+    const int64_t most = int64_t{1} << 28;
+    places.open(most);
+    std::map<int64_t, int64_t> expected;
+    std::vector<int64_t> node(301), nodes;
+    for (int chunk = 0; chunk < 3; ++chunk) {
+      std::vector<int64_t> neighbor(100), row(100);
+      for (int64_t& v : neighbor) v = static_cast<int64_t>(random() % 150) * ((1 << 25) - 1);
+      const auto before = static_cast<int64_t>(nodes.size());
+      places.reserve(before + 100);
+      const int64_t after = places.relabel(neighbor.data(), 100, before, node.data(), row.data());
+      for (std::size_t e = 0; e < neighbor.size(); ++e) {
+        const auto [known, fresh] = expected.try_emplace(neighbor[e], expected.size());
+        if (fresh) nodes.push_back(neighbor[e]);
+        CHECK(row[e] == known->second);
+        CHECK(places.find(neighbor[e]) == known->second);
+      }
+      CHECK(after == static_cast<int64_t>(nodes.size()));
+      CHECK(std::equal(nodes.begin(), nodes.end(), node.begin()));
+    }
+    CHECK(places.find(int64_t{150} * ((1 << 25) - 1)) == -1);
+    places.close(most - 1);
+  }
+}
+
 // All edges between nodes, by looking at each edge.
 void induced_edges_are_those_between_the_nodes() {
   std::mt19937_64 random(2);
@@ -74,7 +123,8 @@ void induced_edges_are_those_between_the_nodes() {
       }
       view.emplace_back(nodes[t]);
     }
-    Sampler sampler(graph.view(), 1 + round % 2, supported_isas().back());
+    const TypedGraph typed = round % 3 ? graph.view() : with_many_nodes(graph.view());
+    Sampler sampler(typed, 1 + round % 2, supported_isas().back());
     const InducedEdges induced = sampler.induce(view);
     for (std::size_t r = 0; r < graph.relations.size(); ++r) {
       const SmallRelation& relation = graph.relations[r];
@@ -284,6 +334,8 @@ void bad_requests_are_refused() {
 
 void test_sampler() {
   batches_equal_the_reference();
+  batches_of_few_of_many_nodes_equal_the_reference();
+  hashed_places_are_numbers_of_first_occurrence();
   induced_edges_are_those_between_the_nodes();
   large_uniform_batches_equal_the_reference();
   samples_are_parts_of_neighbourhoods();

@@ -21,8 +21,12 @@ from table_job import Read, Request, serve_reader
 from torch import Tensor
 
 import gnnsys
+from gnnsys.cache.making import staging_bytes
+from gnnsys.cache.packed.plans import RecordedPlans, record_plans
+from gnnsys.cache.packed.rows import pack_rows
 from gnnsys.cache.store import CachedStore
 from gnnsys.memory import FileStore
+from gnnsys.system.scratch import ScratchFolder
 
 Opened = tuple[Read, Callable[[], dict[str, Any]]]
 
@@ -53,16 +57,23 @@ def _open_uncached(folder: Path, request: Request) -> Opened:
     return lambda number, ids: store.gather(ids), lambda: {"storage": store.storage}
 
 
-def _open_cached(folder: Path, request: Request, lists: list[Tensor]) -> Opened:
+def _new_cache(folder: Path, request: Request) -> CachedStore:
     scores = np.load(request["scores"]) if request["scores"] else None
     window = request["window"]
-    store = CachedStore(
+    return CachedStore(
         _open_store(folder, request),
         cache=request["cache_rows"],
         policy=request["policy"],
         window="auto" if window is None else window,
         scores=scores,
     )
+
+
+def _open_cached(folder: Path, request: Request, lists: list[Tensor]) -> Opened:
+    return _read_cached(_new_cache(folder, request), lists)
+
+
+def _read_cached(store: CachedStore, lists: list[Tensor]) -> Opened:
     tickets: deque[Any] = deque()
     announced = 0
 
@@ -74,10 +85,28 @@ def _open_cached(folder: Path, request: Request, lists: list[Tensor]) -> Opened:
         return store.gather(ids, ticket=tickets.popleft())
 
     def describe() -> dict[str, Any]:
-        found = {"storage": store.source.storage, "window": store.window}
+        found: dict[str, Any] = {"storage": store.source.storage, "window": store.window}
         return {**found, **dataclasses.asdict(store.stats)}
 
     return read, describe
+
+
+def _open_packed(folder: Path, request: Request, lists: list[Tensor]) -> Opened:
+    store = _new_cache(folder, request)
+    scratch = ScratchFolder("gnnsys-bench-packed-", folder.parent)
+    planner, ids = store.make_planner(len(lists)), (each.numpy() for each in lists)
+    record_plans(scratch.path, planner, ids, ahead_bytes=request["ahead_bytes"])
+    plans, file = RecordedPlans(scratch.path), scratch.path / "rows.bin"
+    pack_rows(store.source, plans, len(plans), file, memory=staging_bytes(1 << 30))
+    rows = int(plans.first_reads[-1]), store.row_bytes
+    packed = FileStore(file, encoding=torch.uint8, shape=rows, storage=request["storage"])
+    store.follow(plans, packed, len(plans), 0)
+    read, describe = _read_cached(store, lists)
+
+    def and_packed() -> dict[str, Any]:
+        return {**describe(), "packed_bytes": rows[0] * rows[1], "scratch": str(scratch.path)}
+
+    return read, and_packed
 
 
 def main() -> None:
@@ -92,6 +121,7 @@ def main() -> None:
             "torch random": lambda: _open_torch(folder),
             "gnnsys uncached": lambda: _open_uncached(folder, request),
             "gnnsys": lambda: _open_cached(folder, request, lists),
+            "gnnsys packed": lambda: _open_packed(folder, request, lists),
         }
         return readers[request["reader"]]()
 

@@ -6,7 +6,6 @@ import copy
 import pickle
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch_geometric.loader
@@ -16,7 +15,6 @@ from torch_geometric.nn import GraphSAGE
 from torch_geometric.testing import MyFeatureStore, MyGraphStore
 
 import gnnsys
-from gnnsys.errors import UnsupportedError
 
 NODES = 120
 
@@ -148,11 +146,18 @@ def test_the_rest_of_an_epoch_follows_the_generator() -> None:
 
 @pytest.mark.parametrize("edges", [25, NODES, 900])
 @pytest.mark.parametrize("links", [False, True])
-def test_features_of_edges_in_stores_are_left_out_and_those_of_nodes_are_right(
-    edges: int, links: bool
+@pytest.mark.parametrize("ours", [False, True])
+def test_features_of_edges_in_stores_are_those_of_the_edges_or_left_out(
+    edges: int, links: bool, ours: bool
 ) -> None:
     data = make_data(edges)
-    stores = make_stores(data, edge_attr=torch.arange(edges * 2.0).view(-1, 2))
+    edge_attr = torch.arange(edges * 2.0).view(-1, 2)
+    stores = make_stores(data, edge_attr=edge_attr)
+    if not ours:
+        features = MyFeatureStore()
+        features.put_tensor(data.x, group_name=None, attr_name="x", index=None)
+        features.put_tensor(edge_attr, group_name=None, attr_name="edge_attr", index=None)
+        stores = features, stores[1]
     options = {"num_neighbors": [5, 5], "batch_size": 8}
     loader = (
         gnnsys.LinkNeighborLoader(stores, edge_label_index=data.edge_index[:, :16], **options)
@@ -161,7 +166,8 @@ def test_features_of_edges_in_stores_are_left_out_and_those_of_nodes_are_right(
     )
     order = data.edge_index[1].argsort(stable=True)
     for batch in loader:
-        assert "edge_attr" not in batch
+        assert ("edge_attr" in batch) == ours
+        assert not ours or torch.equal(batch.edge_attr, edge_attr[batch.e_id])
         assert torch.equal(batch.x, data.x[batch.n_id])
         found = batch.n_id[batch.edge_index]
         assert torch.equal(found, data.edge_index[:, order][:, batch.e_id])
@@ -179,14 +185,15 @@ def test_the_features_of_a_store_are_asked_for_their_size_once() -> None:
     features, graphs = Counting(), make_stores(data)[1]
     features.put_tensor(data.x, group_name=None, attr_name="x", index=None)
     loader = gnnsys.NeighborLoader((features, graphs), [2], batch_size=8)
-    asked = features.sizes
-    assert all(torch.equal(batch.x, data.x[batch.n_id]) for batch in loader)
-    assert asked == features.sizes == 1
+    for _ in range(2):
+        assert all(torch.equal(batch.x, data.x[batch.n_id]) for batch in loader)
+        assert features.sizes == 1
 
 
 def test_times_of_edges_in_a_store_are_no_features_of_nodes() -> None:
     data = make_data(NODES)  # as many edges as nodes
-    stores = make_stores(data, stamp=torch.zeros(NODES, dtype=torch.int64))
+    stamp = torch.arange(NODES)
+    stores = make_stores(data, stamp=stamp)
     loader = gnnsys.NeighborLoader(
         stores,
         [2],
@@ -195,13 +202,5 @@ def test_times_of_edges_in_a_store_are_no_features_of_nodes() -> None:
         time_attr="stamp",
         batch_size=8,
     )
-    assert "stamp" not in next(iter(loader))
-
-
-def test_cached_features_of_edges_in_a_store_are_refused(tmp_path: Any) -> None:
-    data = make_data()
-    np.save(tmp_path / "edges.npy", np.zeros((900, 4), dtype=np.float32))
-    features, graphs = make_stores(data)
-    features.put_file(tmp_path / "edges.npy", None, "edge_attr", cache=50)
-    with pytest.raises(UnsupportedError, match="'edge_attr' has a row for each edge and a cache"):
-        gnnsys.NeighborLoader((features, graphs), [2], input_nodes=torch.arange(8))
+    batch = next(iter(loader))
+    assert torch.equal(batch.stamp, stamp[batch.e_id])

@@ -18,8 +18,9 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.training.evaluation import plan_evaluation, sampled_test_waits, scope_of
-from gnnsys.training.exact_inference import model_layers, run_layers
+from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.loop import run_training
+from gnnsys.training.model_layers import model_layers
 
 NODES, COLUMNS, HIDDEN = 3_000, 8, 16
 

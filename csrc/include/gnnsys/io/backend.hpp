@@ -27,7 +27,10 @@ class ReadBackend {
  public:
   virtual ~ReadBackend() = default;
 
-  // Queues a read; never more than the depth it was made for are under way.
+  // Reads that it holds at once: those under way, and those that wait to take their place.
+  virtual int capacity() const = 0;
+
+  // Queues a read; there are never more than `capacity` that are not done.
   virtual void push(const DiskRead& read) = 0;
 
   // Begins what was queued, waits until at least `least` reads are done and appends all that are.
@@ -38,8 +41,10 @@ class ReadBackend {
 // Makes what reads, on the thread that will use it, for at most `depth` reads under way.
 using BackendFactory = std::function<std::unique_ptr<ReadBackend>(int depth)>;
 
-// A pool of threads: one for each read in flight, but no more than 128. Where fewer can be started,
-// those read, and take_notice tells of it. Throws ResourceError where there is none.
+// A pool of threads: one for each read in flight, but no more than 128, and as many reads that
+// wait, so that a thread whose read is done begins another at once instead of sleeping. Where fewer
+// can be started, those read, and take_notice tells of it. Throws ResourceError where there is
+// none.
 std::unique_ptr<ReadBackend> make_thread_backend(int depth);
 
 // io_uring. Throws ResourceError where the kernel refuses it.

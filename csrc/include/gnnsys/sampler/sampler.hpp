@@ -8,6 +8,7 @@
 
 #include "gnnsys/buffer_pool.hpp"
 #include "gnnsys/isa.hpp"
+#include "gnnsys/sampler/neighbor_file.hpp"
 #include "gnnsys/thread_pool.hpp"
 
 namespace gnnsys {
@@ -30,6 +31,9 @@ struct Relation {
   int64_t num_edges;
   const int64_t* edge_time;   // (num_edges) by position in the CSC, or null
   const double* edge_weight;  // (num_edges) by position in the CSC, or null
+  // What the neighbours are read with, or null for `indices`, which are there in any case: choices
+  // by time and induce() read these.
+  NeighborFile* file = nullptr;
 };
 
 // Nodes and edges of several types; a homogeneous graph has one of each.
@@ -81,16 +85,21 @@ struct InducedEdges {
 };
 
 // Neighbour sampling over typed graphs with times and weights, by gnnsys/rng.py's format 1. A batch
-// depends on the graph and on the request alone. Keeps 4 bytes a node for each batch that is being
-// sampled at once.
+// depends on the graph and on the request alone. Keeps map_bytes() of each type for each batch that
+// is being sampled at once.
 //
-// All calls throw std::runtime_error for a graph whose arrays point outside themselves.
+// All calls throw std::runtime_error for a graph whose arrays point outside themselves, and what
+// NeighborFile throws.
 class Sampler {
  public:
   // Throws std::invalid_argument for arguments that do not fit together and for weights that are
   // negative, not finite or too large to sum, std::length_error for a type of 2^32 - 2^24 nodes.
   Sampler(TypedGraph graph, int threads, Isa isa);
   ~Sampler();
+
+  // About how much finding the places of nodes takes for a batch: 4 bytes for each of a type's
+  // nodes, or, of 2^25 and more, about 24 for each one in the batch.
+  static int64_t map_bytes(int64_t num_nodes, int64_t batch_nodes);
 
   // Throws std::out_of_range for a seed outside its type, std::invalid_argument for a request that
   // the graph does not allow, std::runtime_error for neighbours that are not sorted by time. May be

@@ -1,0 +1,329 @@
+"""``gnnsys train --pack``: the same losses, what is served from where, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnnsys.commands.cli import main
+from gnnsys.config.file import resumed_config
+from gnnsys.config.parallel import check_ranks
+from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError, StorageError, UnsupportedError
+from gnnsys.generate import generate_community
+from gnnsys.training.loop import TrainResult, run_training
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OPTIONS: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 64,
+    "hidden": 16,
+    "fanouts": (4, 3),
+    "seed": 5,
+    "device": "cpu",
+}
+PACK: dict[str, Any] = {"cache": "0.1", "storage": "pread", "pack": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small graph that a GNN learns."""
+    path = tmp_path_factory.mktemp("data") / "g"
+    return generate_community(path, nodes=1000, classes=4, features=16, degree=8, signal=0.2)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> TrainResult:
+    return train(folder, cache="none", storage="mmap")
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files are put, of which none is left."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    yield place
+    assert not [each for each in place.iterdir() if "packed" in each.name]
+
+
+def config_of(folder: Path, out: Path | None = None, **options: Any) -> TrainConfig:
+    return TrainConfig(dataset=str(folder), out=str(out) if out else None, **OPTIONS | options)
+
+
+def train(folder: Path, out: Path | None = None, **options: Any) -> TrainResult:
+    return run_training(config_of(folder, out, **options))
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What --pack has warned of."""
+    records = (r for r in caplog.records if r.levelno >= logging.WARNING)
+    return [r.getMessage() for r in records if "pack" in r.getMessage()]
+
+
+def rows_of(result: TrainResult) -> dict[str, int]:
+    return dict(result.counters.as_dict()["rows"])
+
+
+# Losses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"storage": "uring", "policy": "lookahead"},
+        {"storage": "mmap", "score": "none"},
+        {"eval": "sampled", "sampling": "labor"},
+        {"cache": "0", "dependent_batches": 4, "threads": 1},
+    ],
+)
+def test_losses_are_bit_identical_with_and_without_packing(
+    folder: Path, plain: TrainResult, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"eval", "sampling", "dependent_batches"} & options.keys()
+    expected = plain
+    if changes:
+        kept = {key: options[key] for key in changes}
+        expected = train(folder, cache="none", storage="mmap", **kept)
+    packed = train(folder, **PACK | options)
+    assert packed.history == expected.history
+    assert rows_of(packed)["packed"] > 0
+    assert sum(rows_of(packed).values()) == sum(rows_of(expected).values())
+    assert told(caplog) == []
+
+
+def test_samples_that_are_used_again_are_packed_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gnnsys.features.packing")
+    options: dict[str, Any] = {"epochs": 5, "reuse_samples": 2, "dropout": 0.0, "lr": 1e-30}
+    results = [
+        train(folder, tmp_path / name, **options | more)
+        for name, more in (("plain", {"cache": "none"}), ("packed", PACK))
+    ]
+    assert results[0].history == results[1].history
+    seen = [record.loss for record in results[0].history]  # by weights that hardly change
+    assert abs(seen[0] - seen[1]) < 1e-6 < abs(seen[1] - seen[2])
+    assert abs(seen[2] - seen[3]) < 1e-6 < abs(seen[3] - seen[4])
+    assert sum("batches packed" in record.message for record in caplog.records) == 3
+    result = json.loads((tmp_path / "packed" / "result.json").read_text())
+    assert result["rows"]["packed"] == rows_of(results[1])["packed"]
+    assert not [*(tmp_path / "packed").glob("packed*")]
+
+
+# Going on -----------------------------------------------------------------------------------------
+
+
+def test_a_run_broken_off_inside_an_epoch_goes_on_with_what_is_packed(
+    folder: Path, tmp_path: Path, plain: TrainResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    break_off(folder, run)
+    assert (run / "packed" / "pack.json").is_file()
+    caplog.set_level(logging.INFO, "gnnsys.features.packing")
+    result = run_training(resumed_config(run))
+    assert result.history == plain.history
+    assert sum("batches packed" in record.message for record in caplog.records) == 1  # of epoch 3
+    assert told(caplog) == []
+    assert not [*run.glob("packed*")]
+
+
+class _BrokenOffError(Exception):
+    pass
+
+
+def break_off(folder: Path, run: Path) -> None:
+    """Ends a run at its second epoch's third batch, as a kill does, but for a checkpoint."""
+
+    def stop(epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == (2, 3):
+            raise _BrokenOffError
+
+    with pytest.raises(_BrokenOffError):
+        run_training(config_of(folder, run, **PACK, checkpoint_minutes=1e-6), on_batch=stop)
+
+
+@pytest.mark.parametrize("damage", ["other seed", "other format", "rows", "plans", "manifest"])
+def test_what_was_packed_for_another_run_or_is_damaged_is_packed_anew_and_told(
+    folder: Path, tmp_path: Path, plain: TrainResult, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    break_off(folder, run)
+    place = run / "packed"
+    manifest = json.loads((place / "pack.json").read_text())
+    changes = {"other seed": {"seed": 7}, "other format": {"format": 99}}
+    if damage in changes:
+        (place / "pack.json").write_text(json.dumps(manifest | changes[damage]))
+    else:
+        path = place / {"rows": "rows.bin", "plans": "plans.bin", "manifest": "pack.json"}[damage]
+        path.write_bytes(path.read_bytes()[:-3])
+    assert run_training(resumed_config(run)).history == plain.history
+    why = {"other seed": "seed 7 != 5", "other format": "format 99 != 1"}.get(damage, "damaged")
+    (message,) = told(caplog)
+    assert f"packed for another run ({why}" in message
+
+
+def test_a_kill_in_the_middle_of_packing_leaves_nothing_that_is_used(
+    folder: Path, tmp_path: Path, plain: TrainResult, run_forked: Callable[..., Any]
+) -> None:
+    run = tmp_path / "run"
+    done = run_forked(
+        """
+        import os, signal, sys
+        from gnnsys.config.train import TrainConfig
+        from gnnsys.features import packing
+        from gnnsys.training.loop import run_training
+
+        pack_rows, calls = packing.pack_rows, []
+
+        def pack_and_die(*given, **named):
+            calls.append(given)
+            def die(done, total):
+                if len(calls) == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            pack_rows(*given, **named | {"progress": die})
+
+        packing.pack_rows = pack_and_die
+        run_training(TrainConfig(dataset=sys.argv[1], out=sys.argv[2], **eval(sys.argv[3])))
+        """,
+        tmp_path,
+        folder,
+        run,
+        repr(OPTIONS | PACK | {"checkpoint_minutes": 1e-6}),
+    )
+    assert done.returncode == -9, done.stderr
+    assert (run / "packed.new" / "rows.bin").is_file()
+    assert not (run / "packed").exists()
+    result = run_training(resumed_config(run))
+    assert result.history == plain.history
+    assert rows_of(result)["packed"] > 0
+    assert not [*run.glob("packed*")]
+
+
+def test_a_run_asked_to_end_while_it_packs_ends_and_goes_on(
+    folder: Path, tmp_path: Path, plain: TrainResult
+) -> None:
+    def ask(what: str, done: int, total: int) -> None:
+        if what.startswith("packing: batches") and (tmp_path / "run" / "checkpoint.pt").exists():
+            signal.raise_signal(signal.SIGTERM)
+
+    config = config_of(folder, tmp_path / "run", **PACK)
+    result = run_training(config, on_evaluation=ask)
+    assert (result.reason, len(result.history)) == ("interrupted", 1)
+    assert run_training(resumed_config(tmp_path / "run")).history == plain.history
+
+
+# Room ---------------------------------------------------------------------------------------------
+
+
+def test_batches_beyond_the_space_are_read_from_the_table_and_told_once(
+    folder: Path, tmp_path: Path, plain: TrainResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = tmp_path / "place"
+    places.mkdir()
+    sizes: list[int] = []
+
+    def look(*_: Any) -> None:
+        sizes.append(sum(path.stat().st_size for path in (places / "packed").glob("*.bin")))
+
+    options = PACK | {"pack_space": "200KB", "pack_folder": str(places)}
+    result = run_training(config_of(folder, **options), on_batch=look)
+    assert result.history == plain.history
+    assert 100 << 10 < max(sizes) <= 200 << 10
+    assert rows_of(result)["file"] > rows_of(result)["packed"] > 0
+    (message,) = told(caplog)
+    assert "of 8 batches fit in 200 KiB" in message
+    assert not [*places.iterdir()]
+
+
+@pytest.mark.parametrize("space", ["20KB", None])
+def test_without_room_rows_are_read_from_the_table_and_the_cause_is_told_once(
+    folder: Path, tmp_path: Path, plain: TrainResult, space: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if space is None:  # as a full disk, by the error of another number
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150 << 10, limits[1]))  # SIGXFSZ is ignored
+    try:
+        result = train(folder, **PACK, pack_space=space)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.history == plain.history
+    assert "packed" not in rows_of(result)
+    (message,) = told(caplog)
+    assert "rows are read from the table, unpacked: " in message
+    assert ("File too large" if space is None else "--pack-space 20 KiB; give more") in message
+
+
+def test_a_full_disk_is_no_end_of_a_run(
+    folder: Path, tmp_path: Path, plain: TrainResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
+    try:
+        result = train(folder, **PACK, pack_folder=str(place), pack_space="1GB")
+        assert result.history == plain.history
+        assert not [*place.iterdir()]
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    (message,) = told(caplog)
+    assert "No space left on device" in message
+
+
+def test_two_runs_do_not_pack_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    def start_another(epoch: int, done: int, total: int) -> None:
+        with pytest.raises(StorageError, match=r"process \d+ .* packs there"):
+            train(folder, **PACK, pack_folder=str(tmp_path))
+        raise _BrokenOffError
+
+    with pytest.raises(_BrokenOffError):
+        run_training(config_of(folder, **PACK, pack_folder=str(tmp_path)), on_batch=start_another)
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pack": False, "pack_space": "1GB"}, "--pack-space 1GB: goes with --pack"),
+        ({"pack": False, "pack_folder": "x"}, "--pack-folder x: goes with --pack"),
+        ({"cache": "none"}, "--pack --cache none: packs what a cache misses"),
+        ({"policy": "lru"}, "--pack --policy lru: plans an epoch by all of its batches"),
+        ({"window": 3}, "--pack --window 3: an epoch is planned over all of its batches"),
+        ({"victim_buffer": "1MB"}, "--pack --victim-buffer 1MB"),
+        ({"pack_space": "much"}, "--pack-space much: expected a number of bytes"),
+        ({"full_batch": True}, "--pack: is for mini-batches"),
+        ({"reuse_samples": 0}, "--reuse-samples 0: expected at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        TrainConfig(dataset="g", **{"pack": True} | options)
+
+
+def test_ranks_and_features_in_memory_are_refused_and_a_missing_folder_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UnsupportedError, match="--pack: the cache of 2 ranks"):
+        check_ranks(TrainConfig(dataset="g", pack=True, ranks=2))
+    arguments = ["train", str(folder), "--pack", "--cache", "0.1", "--pack-folder", "/nowhere"]
+    assert main([*arguments, "--epochs", "1"]) != 0
+    assert "--pack-folder /nowhere: no such folder" in capsys.readouterr().err
+    assert train(folder, pack=True, epochs=1).history  # auto: all features fit in memory
+    (message,) = told(caplog)
+    assert message == "--pack: nothing is packed, for memory has room for all features"

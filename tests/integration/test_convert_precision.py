@@ -110,6 +110,20 @@ def test_a_folder_keeps_everything_but_its_features(tmp_path: Path) -> None:
         convert_folder(plain, tmp_path / "same", ConvertOptions())
 
 
+@pytest.mark.parametrize("stored_before", [False, True])
+def test_rows_keep_their_values_in_another_order(stored_before: bool, tmp_path: Path) -> None:
+    folder = convert(tmp_path, dtype="int4" if stored_before else "keep")
+    options = [] if stored_before else ["--dtype", "int4"]
+    assert main(["convert", str(folder), str(tmp_path / "o"), "--order", "degree", *options]) == 0
+    x, attr, _ = tables_of(tmp_path / "o")
+    dataset = open_dataset(tmp_path / "o")
+    old = dataset.node_table("node_id")
+    assert not np.array_equal(old, np.arange(NODES))
+    assert torch.equal(x, expected(FEATURES, "int4", "row")[old])
+    order = dataset.edge_table("edge_id")
+    assert torch.equal(attr, expected(OF_EDGES[order], "int4", "row"))
+
+
 def test_a_kill_in_the_middle_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -244,23 +244,34 @@ def test_batches_beyond_the_space_are_read_from_the_table_and_told_once(
     assert not [*places.iterdir()]
 
 
-@pytest.mark.parametrize("space", ["20KB", None])
-def test_without_room_rows_are_read_from_the_table_and_the_cause_is_told_once(
-    folder: Path, tmp_path: Path, plain: TrainResult, space: str | None,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if space is None:  # as a full disk, by the error of another number
-        resource.setrlimit(resource.RLIMIT_FSIZE, (150 << 10, limits[1]))  # SIGXFSZ is ignored
-    try:
-        result = train(folder, **PACK, pack_space=space)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def test_plans_larger_than_the_space_are_not_kept(
+    folder: Path, plain: TrainResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = train(folder, **PACK, pack_space="20KB")
     assert result.history == plain.history
     assert "packed" not in rows_of(result)
     (message,) = told(caplog)
     assert "rows are read from the table, unpacked: " in message
-    assert ("File too large" if space is None else "--pack-space 20 KiB; give more") in message
+    assert "--pack-space 20 KiB; give more" in message
+
+
+def test_a_disk_that_is_full_for_a_later_epoch_is_told_once(
+    folder: Path, plain: TrainResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(epoch: int, done: int, total: int) -> None:  # by the error of another number
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150 << 10, limits[1]))  # SIGXFSZ is ignored
+
+    try:
+        result = run_training(config_of(folder, **PACK), on_batch=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.history == plain.history
+    assert rows_of(result)["packed"] > 0
+    (message,) = told(caplog)
+    assert "rows are read from the table, unpacked: " in message
+    assert "File too large" in message
 
 
 def test_a_full_disk_is_no_end_of_a_run(

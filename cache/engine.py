@@ -135,6 +135,12 @@ class Engine:
             self._window, self._filled = 0, False
             self._stats.resident = planner.kept
 
+    def unfollow(self) -> None:
+        """See ``CachedStore.unfollow``."""
+        with self._executing, self._planning:
+            if isinstance(self._planner, RecordedPlanner):
+                self._start_over()
+
     def retract(self, ticket: Any) -> None:
         """See ``CachedStore.retract``."""
         with self._executing, self._planning:

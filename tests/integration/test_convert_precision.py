@@ -59,7 +59,7 @@ def tables_of(folder: Path, **options: Any) -> tuple[torch.Tensor, torch.Tensor,
     """Features of nodes and of edges as they are delivered, and the numbers of the edges."""
     dataset = open_dataset(folder)
     x = dataset.features(device="cpu", **options)
-    attr = dataset.features(EDGE_TYPE, name="edge_features", device="cpu", **options)
+    attr = dataset.edge_features(device="cpu", **options)
     return x[torch.arange(NODES)], attr[torch.arange(EDGES)], dataset.edge_table("edge_id")
 
 

@@ -18,7 +18,6 @@ from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
 from gnnsys.convert.folder import convert_folder
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.dataset.folder import open_dataset
-from gnnsys.dataset.format import EDGE_TYPE
 from gnnsys.errors import ArgumentError, FileFormatError, StorageError, UnsupportedError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "property"))

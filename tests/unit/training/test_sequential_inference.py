@@ -150,6 +150,9 @@ def test_what_rows_in_sequence_are_not_enough_for_is_refused(data: Data) -> None
         gnnsys.inference(GCN(COLUMNS, 8, 2, 3, aggr="max").double(), data, mode="sequential")
     with pytest.raises(UnsupportedError, match="layers: functions of blocks"):
         gnnsys.inference(gat, data, layers=[lambda block: block.inputs], mode="sequential")
+    stacked = Data(x=torch.ones(5, 2, 3), edge_index=torch.tensor([[0, 1], [2, 2]]))
+    with pytest.raises(UnsupportedError, match=r"shape \(5, 2, 3\); only \(nodes, columns\)"):
+        gnnsys.inference(GraphSAGE(3, 8, 2, 3), stacked, mode="sequential")
     wrong: Any = "scan"
     with pytest.raises(ArgumentError, match="'scan', expected one of auto, gather, sequential"):
         gnnsys.inference(gat, data, mode=wrong)

@@ -45,9 +45,10 @@ def out_degree(
     >>> out_degree(np.array([2, 0, 2]), 3).tolist()
     [1, 0, 2]
     """
-    found = np.zeros(num_nodes, np.uint32 if len(indices) < 1 << 32 else np.int64)
+    dtype = np.dtype(np.uint32 if len(indices) < 1 << 32 else np.int64)
+    found: NDArray[Any] = np.zeros(num_nodes, dtype)
     for first, block in _blocks(indices, num_nodes):
-        np.add.at(found, block, found.dtype.type(1))
+        np.add.at(found, block, dtype.type(1))  # of one type: ten times as fast
         progress(first + len(block), len(indices))
     return found
 

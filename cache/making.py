@@ -29,7 +29,7 @@ from gnnsys.errors import TooLargeError
 from gnnsys.memory.mapped import MappedStore
 from gnnsys.memory.store import Store
 from gnnsys.ranks.meeting import Meeting
-from gnnsys.system.budget import CACHE_ROWS, STAGING, process_budget
+from gnnsys.system.budget import CACHE_ROWS, PLANNER, STAGING, process_budget
 from gnnsys.system.gpu import kernel_device
 
 __all__ = [
@@ -119,12 +119,14 @@ def make_planner_of(
 ) -> Planner:
     """The planner of a cache for a table of so many rows; raises TooLargeError."""
     try:
-        return Planner(rows, capacity, victim_cells=cells, prefill=prefill, **planning)
+        planner = Planner(rows, capacity, victim_cells=cells, prefill=prefill, **planning)
     except MemoryError as error:
         raise TooLargeError(
             f"cache: no memory for the planner, about {8 * rows} bytes for the {rows} rows of "
             f"{name}; give a smaller cache="
         ) from error
+    process_budget().hold(PLANNER, planner.state_bytes, planner)
+    return planner
 
 
 def _make_shared(

@@ -59,6 +59,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
 _SHUFFLE_BLOCK = 1 << 15  # keys that are drawn at a time, an even number: caches hold them
+_LEAST_PLACE_BITS = 0  # of a position below a random word
 # Hops that no sampler uses: for an epoch's order of seeds, for negative nodes, and for dropout.
 _SHUFFLE_HOP = _MASK64
 _NEGATIVES_HOP = _MASK64 - 1
@@ -137,7 +138,7 @@ def permutation(n: int, seed: int, epoch: int, first: int | None = None) -> NDAr
     """A permutation of ``range(n)`` from (seed, epoch): the order of an epoch's training seeds.
 
     Args:
-        n: how many; takes about 20 bytes each, or some for each of ``first``.
+        n: how many; takes about 8 bytes each, or 20 for each of ``first``.
         seed: of the run.
         epoch: whose order it is.
         first: so many of the permutation's entries are enough; None for all.
@@ -149,10 +150,7 @@ def permutation(n: int, seed: int, epoch: int, first: int | None = None) -> NDAr
     """
     key = stream_key(seed, epoch, 0, _SHUFFLE_HOP)
     if first is None or 2 * first >= n:
-        keys = np.empty(n, np.uint64)
-        for begin, block in _shuffle_keys(n, key):
-            keys[begin : begin + len(block)] = block
-        return np.argsort(keys, kind="stable")[:first]
+        return _sorted_positions(n, key)[:first]
     # Keys are uniform: the `first` smallest of n lie, but for bad luck, below this share of 2**64.
     share = (first + 8 * math.sqrt(first) + 64) / n
     while True:
@@ -165,6 +163,32 @@ def permutation(n: int, seed: int, epoch: int, first: int | None = None) -> NDAr
         if len(keys) >= first:
             return positions[np.argsort(keys, kind="stable")[:first]]
         share *= 2
+
+
+def _sorted_positions(n: int, key: int) -> NDArray[np.int64]:
+    """``range(n)`` sorted by the random words, equal ones by position."""
+    place = np.uint64((1 << max(_LEAST_PLACE_BITS, n.bit_length())) - 1)
+    words = np.empty(n, np.uint64)  # the upper bits of each random word above its position
+    for begin, block in _shuffle_keys(n, key):
+        positions = np.arange(begin, begin + len(block), dtype=np.uint64)
+        words[begin : begin + len(block)] = block & ~place | positions
+    words.sort()
+    # Of words that agree in those upper bits, which are few, the lower ones decide.
+    same = [
+        begin + np.flatnonzero((block[1:] ^ block[:-1]) <= place)
+        for begin in range(0, n, _SHUFFLE_BLOCK)
+        for block in [words[begin : begin + _SHUFFLE_BLOCK + 1]]
+    ]
+    first = np.concatenate([np.empty(0, np.int64), *same])
+    alike = np.union1d(first, first + 1)
+    positions = words[alike] & place
+    counter = np.zeros((len(alike), 4), dtype=np.uint32)
+    counter[:, 0], counter[:, 1] = positions // 2 & np.uint64(_MASK32), positions >> np.uint64(33)
+    pairs = philox4x32(counter, key).view(np.uint64)  # of a block
+    own = pairs[np.arange(len(alike)), (positions % 2).astype(np.int64)]
+    words[alike] = positions[np.lexsort((positions, own))]
+    words &= place
+    return words.view(np.int64)
 
 
 def _shuffle_keys(n: int, key: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:

@@ -1,7 +1,8 @@
 """Which seeds make up which batch of which epoch.
 
-Owns the order of seeds and the numbers of batches. Imports ``rng`` and torch. Invariant: without a
-sampler or a generator of the user, the order is a function of (seed, epoch) alone.
+Owns the order of seeds and the numbers of batches. Imports ``rng``, ``system`` and torch.
+Invariant: without a sampler or a generator of the user, the order is a function of (seed, epoch)
+alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from gnnsys import rng
+from gnnsys.system.budget import SEEDS, process_budget
 
 __all__ = [
     "Epochs",
@@ -151,7 +153,10 @@ def number_batches(
         batches.sampler, (SequentialSeeds, ShuffledSeeds)
     ):
         numbers = range(first + rank, len(batches), world_size)
-        return _slices(batches.sampler.order(epoch), batches.batch_size, epoch, numbers)
+        order = batches.sampler.order(epoch)
+        if isinstance(order, Tensor):
+            process_budget().hold(SEEDS, order.nbytes, order)
+        return _slices(order, batches.batch_size, epoch, numbers)
     return _listed(islice(enumerate(batches), first + rank, None, world_size), epoch)
 
 

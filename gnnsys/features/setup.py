@@ -22,18 +22,34 @@ from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError
 from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
-from gnnsys.system.budget import AHEAD, CACHE_ROWS, PLANS_AHEAD, RANKING, STAGING, process_budget
+from gnnsys.system.budget import (
+    AHEAD,
+    BATCHES,
+    BLOCKS,
+    CACHE_ROWS,
+    PLANNER,
+    PLANS_AHEAD,
+    RANKING,
+    STAGING,
+    STEPS,
+    process_budget,
+)
 from gnnsys.system.files import check_folder_of
 
-__all__ = ["choose_cache", "plan_features", "setup_features"]
+__all__ = ["choose_cache", "plan_features", "reserve_ranking", "setup_features"]
 
 _log = logging.getLogger(__name__)
 _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
 _OF_A_ROW, _OF_A_SLOT = 4, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
+_OF_DEGREE, _OF_IMPORTANCE = 8, 16
+"""Bytes a node while importance by degree, or another one, is computed and ranked."""
+_RANKED = 64 << 20
+"""Bytes of a block of edges or nodes meanwhile."""
+_AFTER_RANKING = (BATCHES, STEPS, AHEAD, PLANS_AHEAD, BLOCKS, CACHE_ROWS, PLANNER, STAGING)
 _STORED = "importance, mapped"
-_BESIDE_ROWS = ("importance", _STORED, RANKING, "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)
+_BESIDE_ROWS = ("importance", _STORED, RANKING, PLANNER, STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
 _TOO_SMALL = (
     "give more memory, a smaller --cache or --topology-memory, --eval-store FOLDER, or --storage "
@@ -76,6 +92,8 @@ def setup_features(
         dataset, options.score, ranks, seeds=dataset.split("train"), **sampling
     )
     if needs_importance(dataset, options):
+        if importance is not None and ranks == 1:
+            process_budget().hold("importance", importance.nbytes, importance)
         seconds = time.perf_counter() - began
         level = logging.WARNING if seconds >= _LONG else logging.INFO
         _log.log(
@@ -147,7 +165,7 @@ def plan_features(
     owners = ranks if options.share_cache != "none" else 1  # of which each plans for its rows
     if cache is not None:
         _reserve_importance(dataset, options, owners)
-        budget.reserve("planner of the cache", _OF_A_ROW * rows // owners)
+        budget.reserve(PLANNER, _OF_A_ROW * rows // owners)
         staged = staging_bytes(budget.left(), budget.ranks)
         budget.reserve(STAGING, min(staged, of_batches or staged))
     if cache == "auto":
@@ -163,16 +181,25 @@ def plan_features(
         capacity = rows_of(cache, rows, row_bytes, "cache")
         cells = rows_of(options.victim_buffer, rows, row_bytes, "victim_buffer")
         planned = _OF_A_ROW * rows // owners + _OF_A_SLOT * capacity // ranks
-        budget.reserve("planner of the cache", planned)
+        budget.reserve(PLANNER, planned)
         budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
-        later = sum(map(budget.planned, (CACHE_ROWS, "planner of the cache", STAGING)))
-        budget.reserve(RANKING, max(0, budget.planned(RANKING) - later))  # in the same memory
+        reserve_ranking(dataset, options)
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"
         budget.reserve("features, mapped", table.data_bytes, mapped=True)
     elif cache is None:
         budget.reserve(STAGING, LEAST_STAGING)
     return cache, storage
+
+
+def reserve_ranking(dataset: Dataset, options: FeatureOptions) -> None:
+    """Reserves what computing and ranking an importance takes beyond what comes later, in the same
+    memory, so far as that is planned."""
+    budget, needed = process_budget(), 0
+    if needs_importance(dataset, options):
+        each = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
+        needed = (_RANKED + each * dataset.num_nodes()) // budget.ranks  # by one of them
+    budget.reserve(RANKING, max(0, needed - sum(map(budget.planned, _AFTER_RANKING))))
 
 
 def _reserve_importance(dataset: Dataset, options: FeatureOptions, owners: int) -> None:

@@ -27,10 +27,13 @@ __all__ = [
     "BATCHES",
     "BLOCKS",
     "CACHE_ROWS",
+    "PLANNER",
     "PLANS_AHEAD",
     "RANKING",
+    "SEEDS",
     "SPLITS",
     "STAGING",
+    "STEPS",
     "Budget",
     "Entry",
     "Resident",
@@ -44,9 +47,12 @@ CACHE_ROWS = "cache rows"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
 PLANS_AHEAD = "plans ahead"
+PLANNER = "planner of the cache"
 RANKING = "ranking of the rows"
+SEEDS = "order of the seeds"
 SPLITS = "ids of the splits, mapped"
 STAGING = "reads under way"
+STEPS = "training steps"
 BLOCKS = "blocks of evaluation"
 _POOLED = (BATCHES, AHEAD, STAGING, BLOCKS)
 """What lives in the memory that the process pools: so much of it is kept, unused, for the next."""

@@ -25,9 +25,9 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
-from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.replay import training_seeds
+from gnnsys.features.setup import reserve_ranking
 from gnnsys.features.topology import graph_to_sample, plan_topology
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.system.budget import (
@@ -35,9 +35,10 @@ from gnnsys.system.budget import (
     BATCHES,
     BLOCKS,
     PLANS_AHEAD,
-    RANKING,
+    SEEDS,
     SPLITS,
     STAGING,
+    STEPS,
     process_budget,
     resident_memory,
 )
@@ -89,10 +90,6 @@ _ROUNDS = 5
 """Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
 _OF_A_USE = 24
 """Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
-_OF_DEGREE, _OF_IMPORTANCE = 8, 16
-"""Bytes a node while importance by degree, or another one, is computed and ranked."""
-_RANKED = 64 << 20
-"""Bytes of a block of edges or nodes meanwhile."""
 _LAYER_NODES = 1 << 22
 """Of a block whose neighbours exact evaluation reads, about."""
 
@@ -187,10 +184,10 @@ def plan_memory(
     labels = tables["labels"].data_bytes if "labels" in tables else 0
     budget.reserve("labels, mapped", labels, mapped=True)
     exact = config.eval != "sampled"
-    parts = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
-    budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, parts)), mapped=True)
+    named = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
+    budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, named)), mapped=True)
     if trains:
-        budget.reserve("order of the seeds", 20 * len(seeds))
+        budget.reserve(SEEDS, 8 * len(seeds))
     of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0
     budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, config.batch_size))
     budget.check(_TOO_SMALL)
@@ -210,7 +207,7 @@ def plan_memory(
         under_way = _AT_A_TIME * (4 * sum(batch.nodes) * columns + batch.sampled_bytes)
         budget.reserve(BATCHES, under_way)
         step = _step_bytes(config, batch, columns)
-        budget.reserve("training steps" if trains else "what layers compute", step)
+        budget.reserve(STEPS if trains else "what layers compute", step)
     if batches and options.cache != "none":
         owners = (config.ranks or 1) if options.share_cache != "none" else 1
         left = budget.left()
@@ -224,16 +221,12 @@ def plan_memory(
         budget.reserve(PLANS_AHEAD, plans)
         most = _READ_AHEAD * sum(batch.nodes) * (row + PAGE_BYTES)
         budget.reserve(STAGING, max(LEAST_STAGING, most))  # plan_features knows what is left
-    # Ranking comes before training and evaluation after it, in the same memory.
+    # Evaluation comes after training, in the same memory.
     training = under_way + step + ahead + plans
-    evaluating = 0
     if exact:
         evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
-    if needs_importance(dataset, options):
-        each = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
-        ranking = (_RANKED + each * nodes) // budget.ranks  # by one of them
-        budget.reserve(RANKING, max(0, ranking - max(training, evaluating)))
+    reserve_ranking(dataset, options)
     if dataset.task is not None:
         judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0

@@ -18,6 +18,10 @@ def one(metric: str, out: torch.Tensor, labels: torch.Tensor) -> float:
     whole = measure([metric], [out], labels)[metric]
     names = ["accuracy", "f1", metric]
     assert measure(names, out.split(17), labels)[metric] == pytest.approx(whole, nan_ok=True)
+    nodes = torch.randperm(len(labels), generator=DRAW)[: len(labels) // 2]
+    of_some = measure([metric], [out[nodes]], labels[nodes])[metric]
+    blocks = out[nodes].split(17)
+    assert measure([metric], blocks, labels, nodes)[metric] == pytest.approx(of_some, nan_ok=True)
     return whole
 
 

@@ -54,7 +54,7 @@ class NeighborFile:
 
     def __init__(self, path: Path, indices: NDArray[Any]) -> None:
         self._table = TableFile([str(path)])
-        self._area = indices.base
+        self._area: Any = indices.base
         self.nbytes = self._table.nbytes
 
     @property

@@ -1,4 +1,4 @@
-"""How neighbours are read: chosen within the memory, the same losses, told where a mapping fails."""
+"""How neighbours are read: chosen within the memory, losses the same, told where it fails."""
 
 from __future__ import annotations
 
@@ -121,17 +121,11 @@ def test_options_that_contradict_each_other_are_refused(kind: type[Any]) -> None
 
 
 def test_options_of_a_file_are_refused_where_there_is_none() -> None:
-    with pytest.raises(
-        ArgumentError, match="--topology read: for neighbours in a file, but --full"
-    ):
+    with pytest.raises(ArgumentError, match="--topology read: for neighbours in a file, but"):
         TrainConfig(dataset="d", full_batch=True, topology="read")
-    with pytest.raises(
-        ArgumentError, match="--sampler gpu: maps the neighbours, but --topology read"
-    ):
+    with pytest.raises(ArgumentError, match="--sampler gpu: maps the neighbours, but"):
         TrainConfig(dataset="d", sampler="gpu", device="simt", topology="read")
-    with pytest.raises(
-        ArgumentError, match="--topology-memory 1GB: for neighbours in a file, but co"
-    ):
+    with pytest.raises(ArgumentError, match="--topology-memory 1GB: for neighbours in a file"):
         TopologyOptions(topology_memory="1GB").check_without_file("cora has its in memory")
 
 
@@ -145,7 +139,8 @@ def test_a_mapping_that_is_read_again_and_again_is_told_of_once(
         watch = MappingWatch(file)
         notes = [note for _ in range(40) if (note := watch.look())]
     assert len(notes) == 1
-    assert "6,250 pages a batch" in notes[0] and "--topology read" in notes[0]
+    assert "6,250 pages a batch" in notes[0]
+    assert "--topology read" in notes[0]
     with process_budget().run(None):  # it fits: first reads of a cold file
         assert not any(MappingWatch(file).look() for _ in range(40))
     assert MappingWatch(None).look() is None

@@ -30,7 +30,7 @@ __all__ = ["choose_cache", "plan_features", "setup_features"]
 _log = logging.getLogger(__name__)
 _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
-_OF_A_ROW, _OF_A_SLOT = 8, 16
+_OF_A_ROW, _OF_A_SLOT = 4, 16
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
 _STORED = "importance, mapped"
 _BESIDE_ROWS = ("importance", _STORED, RANKING, "planner of the cache", STAGING, AHEAD, PLANS_AHEAD)

@@ -41,7 +41,7 @@ int32_t Lookahead::next_use(uint32_t use) const {
   if (!is_live(use)) return kNever;
   while (is_live(record(use).before)) use = record(use).before;
   const auto covered = batches_.begin() + (covered_ - first_batch_);
-  // Of the batch that is being planned no record lives: it begins before all that do.
+  // A number of 30 bits, with a sign: the batch that is being planned begins before all that live.
   const auto offset = [this](uint32_t record) {
     return static_cast<int32_t>((record - live_) << 2) >> 2;
   };

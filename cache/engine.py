@@ -84,6 +84,7 @@ class Engine:
         self._name = name
         self._tickets = Tickets(name)
         self._filled = False
+        self._due = 0  # who announces plans the batches below, so that the next gather need not
         self._stats = CacheStats(capacity=executor.capacity, victim_cells=executor.cells)
         # The first is taken before the second. An iteration that is collected as garbage ends in
         # whichever thread that happens, and may hold them.
@@ -115,7 +116,10 @@ class Engine:
                 return self._tickets.make_aside(ids, owner)
             ticket = Ticket(ids, self._planner.announce(ids.numpy()))
             self._tickets.add(ticket, owner)
-            while self._planner.planned + self._window < self._planner.announced:
+            while (
+                self._planner.planned + self._window < self._planner.announced
+                or self._planner.planned < self._due
+            ):
                 self._plan_next()
             return ticket
 
@@ -132,8 +136,14 @@ class Engine:
             self._source = (
                 self._table if packed is None else PackedRows(self._table, packed, planner)
             )
-            self._window, self._filled = 0, False
+            self._window, self._filled, self._due = 0, False, 0
             self._stats.resident = planner.kept
+
+    def unfollow(self) -> None:
+        """See ``CachedStore.unfollow``."""
+        with self._executing, self._planning:
+            if isinstance(self._planner, RecordedPlanner):
+                self._start_over()
 
     def retract(self, ticket: Any) -> None:
         """See ``CachedStore.retract``."""
@@ -154,6 +164,7 @@ class Engine:
     def _take_back(self, dropped: list[Ticket]) -> None:
         if dropped:
             self._planner.retract(dropped[0].number)
+            self._due = 0
 
     def _retract_abandoned(self) -> None:
         with self._planning:
@@ -222,6 +233,7 @@ class Engine:
             while self._planner.planned < ticket.number + soon:
                 self._plan_next()
             due = [self._tickets[place] for place in range(soon)]
+            self._due = ticket.number + soon + 1 if soon < len(self._tickets) else 0
         self._start_reads(due)
         staged = self._await(ticket)
         with self._whole_or_nothing():
@@ -368,7 +380,7 @@ class Engine:
 
     def _start_over(self) -> None:
         with self._planning:
-            self._planner = self._make_planner(False)
+            self._planner, self._due = self._make_planner(False), 0
             self._source, self._window = self._table, self._own_window
             self._filled, self._stats.resident = True, 0
             self._announce_again()

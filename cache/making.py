@@ -122,7 +122,7 @@ def make_planner_of(
         planner = Planner(rows, capacity, victim_cells=cells, prefill=prefill, **planning)
     except MemoryError as error:
         raise TooLargeError(
-            f"cache: no memory for the planner, about {8 * rows} bytes for the {rows} rows of "
+            f"cache: no memory for the planner, about {4 * rows} bytes for the {rows} rows of "
             f"{name}; give a smaller cache="
         ) from error
     process_budget().hold(PLANNER, planner.state_bytes, planner)

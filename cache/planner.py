@@ -56,8 +56,7 @@ class Planner(core.CachePlanner):
             capacity: slots of the cache, in rows; more than ``num_rows`` are not used.
             policy: who leaves first; see ``gnnsys.cache.plan.Policy``.
             window: how many batches after the one that is planned may be looked at.
-            scores: (num_rows,) importance, higher is better; kept, not to be changed meanwhile.
-                Without it all rows are equal.
+            scores: (num_rows,) importance, higher is better; copied. Without it all rows are equal.
             victim_cells: rows that the victim buffer holds; 0 for none.
             prefill: start with the most important rows in the cache (``prefilled``), the smallest
                 ids among equals. Nothing is prefilled without ``scores``.
@@ -66,7 +65,7 @@ class Planner(core.CachePlanner):
             ArgumentError: a number is out of range, the policy is unknown, or ``scores`` has
                 another shape.
             DTypeError: ``scores`` is not uint16.
-            MemoryError: 8 bytes a row and some more a slot cannot be had.
+            MemoryError: 4 bytes a row and some more a slot cannot be had.
         """
         if scores is not None and scores.dtype != np.uint16:
             raise DTypeError(

@@ -293,6 +293,12 @@ class CachedStore(AnnouncedStore):
             engine.follow(plans, packed, batches, first)
             return True
 
+    def unfollow(self) -> None:
+        """Plans by itself again, what waits included; begins with an empty cache if it followed."""
+        with self._gate:
+            if self._engine.is_made and isinstance(engine := self._engine(), Engine):
+                engine.unfollow()
+
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """Raises ReadOnlyError."""
         raise ReadOnlyError(

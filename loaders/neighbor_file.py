@@ -22,6 +22,10 @@ from gnnsys.system.files import advise
 
 __all__ = ["BLOCK_BYTES", "NeighborFile"]
 
+_DEPTH = 512
+"""Reads in flight by io_uring, on a queue of their own: who draws a hop waits for all of them, and
+the thread that reads is woken less often than by the few that keep the disk busy."""
+
 BLOCK_BYTES = 4096
 """Of neighbours that are in memory together."""
 
@@ -54,7 +58,7 @@ class NeighborFile:
 
     def __init__(self, path: Path, indices: NDArray[Any]) -> None:
         self._table = TableFile([str(path)])
-        self._area = indices.base
+        self._area: Any = indices.base
         self.nbytes = self._table.nbytes
 
     @property
@@ -84,6 +88,8 @@ class NeighborFile:
         """
         depth = best_depth(self._table)
         uring = direct_mode(storage, depth) == "uring"
+        if uring:
+            depth = max(depth, _DEPTH)
         shard = self._table.shards[0]
         self.native = core.NeighborFile(
             shard.path, shard.handle, shard.rows, shard.offset, shard.stored == torch.int64, uring,

@@ -109,6 +109,7 @@ class TypedGraph:
             (part.source, part.target, part.graph.indptr.numpy(), part.graph.indices.numpy())
             for part in self.relations
         ]
+        files = [part.graph.file for part in self.relations]
         try:
             return core.Sampler(
                 self.num_nodes,
@@ -118,7 +119,7 @@ class TypedGraph:
                 [_array(part.weight) for part in self.relations],
                 threads,
                 isa,
-                [part.graph.file and part.graph.file.native for part in self.relations],
+                [None if file is None else file.native for file in files],
             )
         except (IndexError, ValueError, RuntimeError) as error:
             raise ArgumentError(str(error)) from error

@@ -23,8 +23,9 @@ from gnnsys.system.threads import num_threads
 __all__ = ["pack_rows"]
 
 _PAGE = 4096
-_SPARSE = 0.5
-"""Pages of single rows are read where they are less than this share of the piece's bytes."""
+_SPARSE = 0.3
+"""Pages of single rows are read where they are less than this share of a piece's bytes: a disk of
+85,000 reads of a page a second reads 1.2 GB/s in one pass."""
 
 
 def pack_rows(

@@ -28,17 +28,15 @@ nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> to_table(std::vector<int32_t>&& val
   return {data, 2, shape, hold(std::move(values))};
 }
 
-// The planner and what it reads. Calls from several threads take turns, with the interpreter free
-// meanwhile.
+// Calls from several threads take turns, with the interpreter free meanwhile.
 class BoundPlanner {
  public:
   using Importance = std::optional<Vector<const uint16_t>>;
 
   BoundPlanner(int64_t num_rows, int64_t capacity, const std::string& policy, int64_t window,
-               Importance importance, int64_t victim_cells, bool prefill)
-      : importance_(std::move(importance)),
-        planner_(make_cache_planner({num_rows, capacity, parse_cache_policy(policy), window,
-                                     importance_ ? importance_->data() : nullptr, victim_cells,
+               const Importance& importance, int64_t victim_cells, bool prefill)
+      : planner_(make_cache_planner({num_rows, capacity, parse_cache_policy(policy), window,
+                                     importance ? importance->data() : nullptr, victim_cells,
                                      prefill})) {}
 
   template <class F>
@@ -50,7 +48,6 @@ class BoundPlanner {
 
  private:
   std::mutex mutex_;
-  const Importance importance_;
   const std::unique_ptr<CachePlanner> planner_;
 };
 
@@ -124,7 +121,7 @@ class PlanExecutor {
 
 void bind_cache(nb::module_& m) {
   nb::class_<BoundPlanner>(m, "CachePlanner", "Plans a cache that knows the next batches.")
-      .def(nb::init<int64_t, int64_t, const std::string&, int64_t, BoundPlanner::Importance,
+      .def(nb::init<int64_t, int64_t, const std::string&, int64_t, const BoundPlanner::Importance&,
                     int64_t, bool>(),
            "num_rows"_a, "capacity"_a, "policy"_a, "window"_a, "importance"_a.none(),
            "victim_cells"_a, "prefill"_a)
@@ -166,7 +163,7 @@ void bind_cache(nb::module_& m) {
       .def_prop_ro("committed", bound(&CachePlanner::committed),
                    "Batches committed, which is the number of the next one.")
       .def_prop_ro("state_bytes", bound(&CachePlanner::state_bytes),
-                   "Bytes of memory that the planner takes, the importance of rows left out.");
+                   "Bytes of memory that the planner takes.");
   nb::class_<PlanExecutor>(m, "PlanExecutor", "Carries out the plans of one cache.")
       .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("execute", &PlanExecutor::execute, "rows"_a, "hits"_a, "victim_in"_a, "fills"_a,

@@ -32,7 +32,7 @@ using Indices = std::variant<Vector<const int32_t>, Vector<const int64_t>>;
 using RelationArrays = std::tuple<int, int, Ids, Indices>;
 using Times = std::vector<std::optional<Ids>>;
 using Weights = std::vector<std::optional<Vector<const double>>>;
-using Files = std::vector<std::shared_ptr<NeighborFile>>;
+using Files = std::vector<std::optional<std::shared_ptr<NeighborFile>>>;
 using Seeds = std::tuple<int, Ids, std::optional<Ids>>;
 using NumpyIds = nb::ndarray<nb::numpy, int64_t, nb::ndim<1>>;
 using NumpyEdgeIndex = nb::ndarray<nb::numpy, int64_t, nb::shape<2, -1>>;
@@ -141,7 +141,7 @@ class BoundSampler {
       graph.relations.push_back({source, target, indptr.data(), data, wide, edges,
                                  checked("edge_time", edge_time_, r, edges),
                                  checked("edge_weight", edge_weight_, r, edges),
-                                 files_.empty() ? nullptr : files_[r].get()});
+                                 files_.empty() || !files_[r] ? nullptr : files_[r]->get()});
       if (const NeighborFile* const file = graph.relations.back().file) {
         require(file->size() == edges && file->wide() == wide,
                 "files: neighbours of another number or type than indices");

@@ -31,6 +31,7 @@ from gnnsys.features.topology import graph_to_sample
 from gnnsys.generate import generate_community
 from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
+from gnnsys.plan.packing import packing_facts
 from gnnsys.plan.text import case_facts, notes_on, print_plan
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import check_folder_of
@@ -172,6 +173,11 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
             for budget in budgets
         ],
     }
+    step_seconds = config.step_time / 1000
+    for each in plan["budgets"]:
+        each["packing"] = packing_facts(
+            each["cases"]["belady"], workload.bytes, hardware, epoch_batches, step_seconds
+        )
     plan["notes"] = notes_on(plan)
     return plan
 

@@ -10,6 +10,7 @@ import tyro
 from gnnsys.choices import Folder, GapPolicy, Overflow, RowOrder, Scale, Size, StoredType
 from gnnsys.config.checks import check_least, check_seed
 from gnnsys.convert.spec import EdgeListParts
+from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["ConvertConfig"]
@@ -102,3 +103,7 @@ class ConvertConfig(EdgeListParts):
         check_least(self, 0, "threads", "split", "num_nodes")
         check_seed(self.seed)
         parse_bytes(self.memory, "--memory")
+        if self.scale != "row" and self.dtype not in ("int8", "int4"):
+            raise ArgumentError(
+                f"--scale {self.scale}: goes with --dtype int8 or int4, but it is {self.dtype}"
+            )

@@ -42,8 +42,8 @@ _Changes = dict[str, Literal["call", "losses", "speed"]]
 _TRAIN_RESUMED_WITH: _Changes = {
     **dict.fromkeys(
         (
-            "config", "data", "json", "max_restarts", "memory", "out", "pack_folder", "pack_space",
-            "ranks", "resume", "stats", "timeline", "trace",
+            "config", "data", "json", "max_restarts", "memory", "out", "ranks", "resume", "stats",
+            "timeline", "trace",
         ),
         "call",
     ),
@@ -54,9 +54,9 @@ _TRAIN_RESUMED_WITH: _Changes = {
     **dict.fromkeys(
         (
             "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_reads",
-            "eval_store", "history", "nan_loss", "pack", "parallel", "patience", "policy", "root",
-            "score", "share_cache", "stages", "storage", "threads", "topology", "topology_memory",
-            "victim_buffer", "window",
+            "eval_store", "history", "nan_loss", "pack", "pack_folder", "pack_space", "parallel",
+            "patience", "policy", "root", "score", "share_cache", "stages", "storage", "threads",
+            "topology", "topology_memory", "victim_buffer", "window",
         ),
         "speed",
     ),
@@ -76,12 +76,8 @@ OF_THE_CALL = {
 CHANGES_LOSSES = tuple(name for name, changes in _TRAIN_RESUMED_WITH.items() if changes == "losses")
 """Options that a resumed run may change, but not without changing what comes."""
 
-_NUMBERS_TOO = {
-    "cache",
-    "memory",
-    "topology_memory",
-    "victim_buffer",
-}  # texts that a user may write as numbers
+_NUMBERS_TOO = {"cache", "memory", "pack_space", "topology_memory", "victim_buffer"}
+"""Texts that a user may write as numbers."""
 
 
 def config_to_toml(config: TrainConfig | ClusterConfig) -> str:
@@ -132,6 +128,8 @@ def _read_options(path: Path, kind: type[_Config]) -> _Config:
         config.root = str(path.parent / config.root)
     if isinstance(config, TrainConfig) and config.eval_store not in EVAL_STORES:
         config.eval_store = str(path.parent / config.eval_store)
+    if isinstance(config, TrainConfig) and config.pack_folder is not None:
+        config.pack_folder = str(path.parent / config.pack_folder)
     return config
 
 

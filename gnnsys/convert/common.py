@@ -79,7 +79,7 @@ class Conversion(DatasetWriter):
         if options.nan != "refuse":
             chosen["nan_features"] = options.nan
         if options.overflow != "refuse":
-            chosen["overflow"] = options.overflow
+            chosen["allow_overflow"] = True
         if options.dtype in QUANTISED:
             if options.nan == "keep":
                 raise ArgumentError(
@@ -143,7 +143,7 @@ class Conversion(DatasetWriter):
             self.write_nodes("features", rows.blocks, source.shape, dtype, node_type)
             return
         stored = self._as_stored(rows, label, dtype)
-        place = node_folder(self._heterogeneous, node_type) + "features"
+        place = node_folder(self.heterogeneous, node_type) + "features"
         read = partial(stored.write_to, self, place)
         self.write_nodes("features", read, source.shape, stored.encoding, node_type)
         stored.tell(self, place)
@@ -164,7 +164,7 @@ class Conversion(DatasetWriter):
         if self.options.dtype in QUANTISED:
             source = WithoutGaps(source, f"{label}, in CSC order", self.options.nan)
         stored = self._as_stored(source, label, self.options.dtype)
-        place = edge_folder(self._heterogeneous, edge_type) + "edge_features"
+        place = edge_folder(self.heterogeneous, edge_type) + "edge_features"
         read = partial(stored.write_to, self, place)
         self.write_edges("edge_features", read, source.shape, stored.encoding, edge_type)
         stored.tell(self, place)

@@ -25,7 +25,7 @@ from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.format import EdgeType, edge_folder, node_folder
 from gnnsys.dataset.tables import DatasetTables, check_nodes
 from gnnsys.dataset.writer import cut_rows
-from gnnsys.errors import UnsupportedError
+from gnnsys.errors import FileFormatError, RowIndexError, UnsupportedError
 from gnnsys.system.files import map_npy, replace_npy
 
 __all__ = ["convert_in_order"]
@@ -65,6 +65,7 @@ def convert_in_order(
     Raises:
         UnsupportedError: communities of a heterogeneous graph; a table that is neither of each node
             nor of ids.
+        FileFormatError: an edge from a node outside the graph.
         GnnsysError: as ``prepare`` and the writer raise.
 
     >>> import tempfile
@@ -139,10 +140,16 @@ class _Reordering:
         found, nodes = self._found, self._found.num_nodes(node_type)
         degree = np.zeros(nodes, np.int64)
         for edge_type in found.edge_types:
-            if edge_type[0] == node_type:
-                degree += out_degree(
-                    found.edge_table("indices", edge_type), nodes, self._tell("degree: edges")
-                )
+            if edge_type[0] != node_type:
+                continue
+            indices = found.edge_table("indices", edge_type)
+            try:
+                degree += out_degree(indices, nodes, self._tell("degree: edges"))
+            except RowIndexError as error:
+                place = edge_folder(found.heterogeneous, edge_type) + "indices"
+                raise FileFormatError(
+                    f"{found.path}: {place}: {error}; convert the source again"
+                ) from error
         if self._order == "degree":
             return degree_order(degree)
         indptr, indices = found.indptr(), found.edge_table("indices")

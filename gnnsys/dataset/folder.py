@@ -87,7 +87,7 @@ class Dataset(DatasetTables):
 
     def features(
         self,
-        node_type: str | EdgeType = NODE_TYPE,
+        node_type: str = NODE_TYPE,
         *,
         name: str = "features",
         dtype: torch.dtype | None = None,
@@ -98,7 +98,7 @@ class Dataset(DatasetTables):
         """The features of a node type as a unified tensor over their file.
 
         Args:
-            node_type: whose; or an edge type, with ``name="edge_features"``.
+            node_type: whose.
             name: of the table.
             dtype: that rows are delivered in; None for float32 where they are stored shorter.
             threads: that gather; 0 for all cores.

@@ -140,6 +140,7 @@ class EpochPacker:
             try:
                 self._open_or_pack(epoch, progress or (lambda what, done, total: None))
             except StorageError as error:
+                self._store.unfollow()
                 self._let_go()
                 self._remove()
                 self._batches = 0  # not tried again: it would fail again

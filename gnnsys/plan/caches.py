@@ -30,7 +30,7 @@ __all__ = ["CacheBudget", "Case", "Workload", "count_touched", "plan_budgets", "
 _Simulated = Policy | Literal["belady"]
 _OF_RANKS = ("shared", "private")
 
-_MOST_IDS = 1 << 31
+_MOST_IDS = 1 << 29
 _OF_A_ROW, _OF_AN_ID = 16, 16 * 3 + 8
 """Bytes of a planner."""
 _PRECISIONS: dict[str, Scale | None] = {

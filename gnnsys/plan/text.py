@@ -15,6 +15,7 @@ from gnnsys.pages.tables import TextTable, on_terminal, pairs_on_terminal
 from gnnsys.plan.caches import Case
 from gnnsys.plan.estimate import Traffic, estimate_epoch
 from gnnsys.plan.hardware import Hardware
+from gnnsys.plan.packing import packing_table
 
 __all__ = ["case_facts", "notes_on", "plan_tables", "precisions", "print_plan"]
 
@@ -108,7 +109,7 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
 def plan_tables(plan: dict[str, Any]) -> list[TextTable]:
     """What a terminal and a page show of every budget."""
     made = [_served(plan), _epochs(plan)]
-    made += [_of_ranks(plan)] if plan["ranks"] is not None else []
+    made += [packing_table(plan) if plan["ranks"] is None else _of_ranks(plan)]
     return [*made, _what_if(plan)] if len(precisions(plan)) > 1 else made
 
 

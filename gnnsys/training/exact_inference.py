@@ -43,6 +43,8 @@ from gnnsys.unified_tensor import UnifiedTensor, unified
 __all__ = ["inference", "run_layers"]
 
 _BLOCK_BYTES = 64 << 20
+_BESIDE = 64 << 20
+"""Bytes beside the sums of sequential reading, measured: what layers compute with, allocators."""
 
 
 @naming_keywords()
@@ -76,8 +78,8 @@ def inference(
             in memory; for layers that sum, average or take the maximum or minimum of rows, as those
             of a GraphSAGE, GCN or GIN; "auto": for each layer the way that reads fewer bytes from
             the disk. Both give the same up to rounding.
-        memory: bytes for the sums and rows of sequential reading, roughly; None for half of what is
-            left.
+        memory: bytes for the sums and rows of sequential reading; None for half of what is left, at
+            most. Layers take up to 64 MiB beside it while they compute.
         threads: that gather; 0 for all cores.
         progress: is told how far the work is, in nodes.
 
@@ -205,6 +207,7 @@ def run_layers(
                 result = ranks.run(compute, blocks, place, threads, told)
             else:
                 result = _compute_all(compute, blocks, place, threads, told)
+            del compute  # with its sums, before the next layer has its own
         except BaseException:
             _remove(place, older)
             raise
@@ -284,13 +287,18 @@ def _split_where_cheaper(
             "layers= out, or give mode='gather'"
         )
     try:
+        if len(rows.shape) != 2:
+            raise UnsupportedError(
+                f"x: shape {tuple(rows.shape)}; only (nodes, columns) can be read in sequence: "
+                "give mode='gather'"
+            )
         split = layer.split()
     except UnsupportedError:
         if mode == "auto":
             return None
         raise
     left = process_budget().left()
-    room = left // 2 if memory is None else memory
+    room = max(1, min(left // 2, left - _BESIDE)) if memory is None else memory
     chosen = choose_reads(
         mode,
         nodes=graph.num_nodes,

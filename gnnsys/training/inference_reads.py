@@ -12,7 +12,7 @@ from gnnsys.choices import EvalReads
 
 __all__ = ["GROUP", "SUMS", "Passes", "Reads", "choose_reads", "piece_of"]
 
-GROUP = 4096
+GROUP = 1024
 """Rows that a layer computes at a time where its inputs are read in sequence; others are multiples
 of it."""
 
@@ -22,7 +22,7 @@ SUMS = "sums of evaluation"
 _CHUNK = 32 << 20
 """Bytes of rows that are read at a time, at most, and a share of the memory."""
 _CHUNKS = 8
-_PIECE = 4 << 20
+_PIECE = 1 << 20
 """Bytes of inputs of the targets whose outputs are written at a time."""
 _PAGE = 4096
 """Bytes that a disk reads at least."""
@@ -53,7 +53,7 @@ class Passes:
             memory: bytes that are to be enough; a group of targets is held in any case.
 
         >>> Passes.of(10_000, 100, 400, memory=6 << 20)
-        Passes(count=2, window=8192, chunk=4096, nbytes=5799936)
+        Passes(count=1, window=10240, chunk=1024, nbytes=4792320)
         """
         of_source = 2 * row_bytes + message_bytes  # one chunk is read while another is summed
         chunk = _whole(min(_CHUNK, memory // _CHUNKS) // max(1, of_source))

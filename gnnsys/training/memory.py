@@ -250,7 +250,8 @@ def plan_memory(
             in_files=in_files,
         )
         evaluation = dataclasses.replace(evaluation, reads=reads)
-        budget.reserve(SUMS, reads.memory or 0)
+        if evaluation.test_at_end or evaluation.scope.layers is None:
+            budget.reserve(SUMS, reads.memory or 0)
     plan_topology(dataset, topology, options, config.ranks or 1)
     return evaluation
 

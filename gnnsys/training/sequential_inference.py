@@ -27,7 +27,7 @@ from gnnsys.unified_tensor import UnifiedTensor
 
 __all__ = ["SequentialBlocks", "message_like", "with_ascending_neighbors"]
 
-_LOOKED_AT = 1 << 22  # edges
+_LOOKED_AT = 1 << 18  # edges, each of which takes some 20 bytes meanwhile
 _FOLDS = {
     "sum": (core.Fold.sum, 0.0), "mean": (core.Fold.sum, 0.0),
     "max": (core.Fold.max, -torch.inf), "min": (core.Fold.min, torch.inf),

@@ -26,6 +26,7 @@ from gnnsys.convert.pyg import convert_pyg_file
 from gnnsys.convert.row_order import community_order
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.importance import store_score
+from gnnsys.errors import FileFormatError
 from gnnsys.generate import generate_community
 
 NODES, EDGES = 150, 600
@@ -185,7 +186,7 @@ def test_an_edge_list_is_put_in_order_at_once_and_goes_on_after_a_kill(tmp_path:
         folder.rename(tmp_path / step.replace(":", ""))
 
 
-def test_types_have_an_order_each(tmp_path: Path) -> None:
+def test_types_have_an_order_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw = torch.Generator().manual_seed(0)
     data = HeteroData()
     data["author"].x = torch.rand(40, 3, generator=draw)
@@ -198,6 +199,8 @@ def test_types_have_an_order_each(tmp_path: Path) -> None:
         data[kind].edge_attr = torch.rand(300, 2, generator=draw)
     torch.save(data, tmp_path / "h.pt")
     old = convert_pyg_file(tmp_path / "h.pt", tmp_path / "old", ConvertOptions())
+    assert main(["convert", str(old), str(tmp_path / "new"), "--order", "community"]) == 2
+    assert "heterogeneous; --order community is for graphs of one" in capsys.readouterr().err
     assert main(["convert", str(old), str(tmp_path / "new"), "--order", "degree"]) == 0
     found = open_dataset(tmp_path / "new")
     assert content(found) == content(open_dataset(old))
@@ -252,9 +255,9 @@ def test_communities_that_were_planted_lie_together() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--order", "degree", "--dtype", "float16"], "--dtype: .* a dataset folder"),
+        (["--order", "degree", "--split", "1"], "--split: .* a dataset folder"),
         (["--order", "degree", "--to", "graphbolt"], "--order degree: makes a folder of gnnsys"),
-        ([], "a dataset folder of gnnsys already; --order numbers"),
+        ([], "a dataset folder of gnnsys already; .* --order numbers"),
         (["--order", "degree", "--keep-order"], "--keep-order: goes with an edge list"),
     ],
 )
@@ -264,6 +267,18 @@ def test_what_does_not_go_together_is_refused(
     old = generate_community(tmp_path / "old", nodes=50, classes=2, features=3)
     assert main(["convert", str(old), str(tmp_path / "new"), *options]) == 2
     assert re.search(told, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("order", ["degree", "community"])
+def test_an_edge_from_no_node_is_told_with_its_file(order: Any, tmp_path: Path) -> None:
+    old = generate_community(tmp_path / "old", nodes=50, classes=2, features=3)
+    damaged = np.load(old / "indices.npy", mmap_mode="r+")
+    damaged[77] = 50
+    damaged.flush()
+    config = ConvertConfig(src=str(old), dst=str(tmp_path / "new"), order=order)
+    with pytest.raises(FileFormatError, match=r"old: indices: .*50"):
+        command.convert(config, ConvertOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 

@@ -18,7 +18,6 @@ from gnnsys.convert.edge_list import EdgeListSpec, convert_edge_list
 from gnnsys.convert.folder import convert_folder
 from gnnsys.convert.graphbolt_export import export_graphbolt
 from gnnsys.dataset.folder import open_dataset
-from gnnsys.dataset.format import EDGE_TYPE
 from gnnsys.errors import ArgumentError, FileFormatError, StorageError, UnsupportedError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "property"))
@@ -59,7 +58,7 @@ def tables_of(folder: Path, **options: Any) -> tuple[torch.Tensor, torch.Tensor,
     """Features of nodes and of edges as they are delivered, and the numbers of the edges."""
     dataset = open_dataset(folder)
     x = dataset.features(device="cpu", **options)
-    attr = dataset.features(EDGE_TYPE, name="edge_features", device="cpu", **options)
+    attr = dataset.edge_features(device="cpu", **options)
     return x[torch.arange(NODES)], attr[torch.arange(EDGES)], dataset.edge_table("edge_id")
 
 
@@ -108,6 +107,20 @@ def test_a_folder_keeps_everything_but_its_features(tmp_path: Path) -> None:
         export_graphbolt(small, tmp_path / "gb")
     with pytest.raises(ArgumentError, match="a dataset folder of gnnsys already; --dtype"):
         convert_folder(plain, tmp_path / "same", ConvertOptions())
+
+
+@pytest.mark.parametrize("stored_before", [False, True])
+def test_rows_keep_their_values_in_another_order(stored_before: bool, tmp_path: Path) -> None:
+    folder = convert(tmp_path, dtype="int4" if stored_before else "keep")
+    options = [] if stored_before else ["--dtype", "int4"]
+    assert main(["convert", str(folder), str(tmp_path / "o"), "--order", "degree", *options]) == 0
+    x, attr, _ = tables_of(tmp_path / "o")
+    dataset = open_dataset(tmp_path / "o")
+    old = dataset.node_table("node_id")
+    assert not np.array_equal(old, np.arange(NODES))
+    assert torch.equal(x, expected(FEATURES, "int4", "row")[old])
+    order = dataset.edge_table("edge_id")
+    assert torch.equal(attr, expected(OF_EDGES[order], "int4", "row"))
 
 
 def test_a_kill_in_the_middle_changes_nothing(
@@ -168,6 +181,16 @@ def test_values_beyond_a_type_are_refused_or_counted(tmp_path: Path) -> None:
     folder = convert(tmp_path, large, dtype="float16", overflow="allow")
     assert open_dataset(folder).manifest.source["overflow"] == {"features": 2}
     assert tables_of(folder)[0].isinf().sum() == 2
+    again = convert_folder(folder, tmp_path / "c", ConvertOptions(dtype="int8", nan="zero"))
+    assert "overflow" not in open_dataset(again).manifest.source
+
+
+def test_options_that_do_not_go_together_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["convert", "x", str(tmp_path / "o"), "--scale", "column", "--dtype", "float16"]
+    assert main(arguments) == 2
+    assert "--scale column: goes with --dtype int8 or int4, but" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_stored(
@@ -180,6 +203,9 @@ def test_the_command_says_what_is_stored(
     features = facts["nodes"]["node"]["tables"]["features"]
     assert (features["dtype"], features["scale"], features["row_bytes"]) == ("int4", "row", 8)
     assert facts["source"]["round_trip"]["features"]["max"] <= BOUNDS["int4"] * (1 + 1e-5)
+    options = ["--dtype", "float16", "--overflow", "allow", "--json"]
+    assert main(["convert", str(plain), str(tmp_path / "h"), *options]) == 0
+    assert "overflow" not in json.loads(capsys.readouterr().out)["source"]
     assert main(["info", str(tmp_path / "s")]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "int4, scale by row" in told

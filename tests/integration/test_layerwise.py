@@ -519,15 +519,22 @@ LIMITED = """
     model = GraphSAGE(16, 256, num_layers=2, out_channels=8).eval()
     # Libraries are in memory by now: the limit counts what comes on top of them.
     open(sys.argv[3] + "/cgroup.procs", "w").write("0")
-    out = gnnsys.inference(model, dataset, out=sys.argv[2], block_bytes=8 << 20, threads=1)
+    out = gnnsys.inference(
+        model, dataset, out=sys.argv[2], mode=sys.argv[4], block_bytes=8 << 20, threads=1
+    )
     print(out.shape, flush=True)
     os._exit(0)  # taking Python down would copy pages of libraries into the group
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["gather", "sequential"])
 def test_out_of_core_equals_in_memory_below_one_layers_activations(
-    memory_group: Any, one_thread: None, tmp_path: Path, run_forked: Callable[..., Any]
+    mode: Any,
+    memory_group: Any,
+    one_thread: None,
+    tmp_path: Path,
+    run_forked: Callable[..., Any],
 ) -> None:
     from gnnsys.generate import generate_community
 
@@ -536,11 +543,15 @@ def test_out_of_core_equals_in_memory_below_one_layers_activations(
     layer_bytes = nodes * hidden * 4
     limit = layer_bytes * 3 // 4
     memory_group.set_limit(limit)
-    limited = run_forked(LIMITED, tmp_path, folder, tmp_path / "limited.npy", memory_group.folder)
+    limited = run_forked(
+        LIMITED, tmp_path, folder, tmp_path / "limited.npy", memory_group.folder, mode
+    )
     assert limited.returncode == 0, limited.stderr
     print(f"peak {memory_group.peak_bytes():,} of {limit:,}, a layer has {layer_bytes:,}")
     assert memory_group.peak_bytes() <= limit < layer_bytes
     torch.manual_seed(0)
     model = GraphSAGE(16, hidden, num_layers=2, out_channels=8).eval()
-    in_memory = gnnsys.inference(model, gnnsys.open_dataset(folder), block_bytes=8 << 20, threads=1)
+    in_memory = gnnsys.inference(
+        model, gnnsys.open_dataset(folder), mode=mode, block_bytes=8 << 20, threads=1
+    )
     assert torch.equal(gnnsys.unified(tmp_path / "limited.npy").materialize(), in_memory)

@@ -122,6 +122,9 @@ def test_every_cache_of_a_plan_is_the_simulators(
             assert found["epoch"]["bytes_read"] == by_hand.bytes_read * scale
             assert found["row_bytes"] == row_bytes
             assert found["victim_cells"] == cells
+        packed = budget["cases"]["belady"]["misses"] * scale * ROW
+        assert budget["packing"]["bytes"] == packed
+        assert budget["packing"]["pass_seconds"] == (NODES * ROW + packed) / (1 << 20)
 
 
 def test_caches_of_ranks_are_the_simulators(
@@ -303,7 +306,7 @@ def test_pictures_are_real(
     plan = planned([*options, "--picture", str(tmp_path / "plan.html")], capsys)
     page = Page((tmp_path / "plan.html").read_text())
     assert page.tags.count("svg") == 2
-    assert page.tags.count("table") == 3
+    assert page.tags.count("table") == 4
     assert all(address.startswith("#") for address in page.addresses)
     words = " ".join(page.text)
     assert f"{plan['budgets'][1]['cases']['belady']['hit_ratio']:.1%}" in words

@@ -131,3 +131,23 @@ def test_the_planners_make_the_same_plans_and_these_serve_every_row(
 
 
 P = [0.38, 0.3, 0.28, 0.04]  # of announce, plan, execute and retract
+
+
+def test_plans_of_large_batches_serve_every_row() -> None:
+    random = np.random.default_rng(5)
+    rows = 5 << 20  # whose ids have three digits in a radix sort
+    scores = random.integers(0, 1 << 16, rows).astype(np.uint16)
+    planner = Planner(rows, 9000, window=2, scores=scores, victim_cells=700)
+    executor = Executor(planner)
+    common = random.integers(0, rows, 6000)
+    batches = [
+        np.concatenate([random.integers(0, rows, 4000), random.choice(common, 4000)])
+        for _ in range(6)
+    ]
+    for ids in batches:
+        planner.announce(ids)
+    for ids in batches:
+        plan = planner.plan()
+        assert len(plan.reads) > 4000
+        executor.execute(plan, ids)
+        planner.commit(plan.batch)

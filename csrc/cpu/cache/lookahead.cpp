@@ -24,6 +24,7 @@ void Lookahead::drop_from(int64_t number) {
       const UseRecord& gone = record(next_ - 1);
       const bool has_use = is_live(gone.before);
       if (has_use) ring_[gone.before & mask()].following = gone.following;
+      if (has_use && cells_.size() > 0) cell(gone.before) = cell(next_ - 1);
       directory.use(gone.id) = has_use ? gone.before : ~static_cast<uint32_t>(gone.following);
     }
   }
@@ -40,7 +41,7 @@ int32_t Lookahead::next_use(uint32_t use) const {
   if (!is_live(use)) return kNever;
   while (is_live(record(use).before)) use = record(use).before;
   const auto covered = batches_.begin() + (covered_ - first_batch_);
-  // Of the batch that is being planned no record lives: it begins before all that do.
+  // A number of 30 bits, with a sign: the batch that is being planned begins before all that live.
   const auto offset = [this](uint32_t record) {
     return static_cast<int32_t>((record - live_) << 2) >> 2;
   };
@@ -61,11 +62,16 @@ void Lookahead::reserve_records(int64_t more) {
   ZeroedArray<UseRecord> wider(size);
   for (uint32_t number = live_; number != next_; ++number)
     wider[number & (size - 1)] = record(number);
+  ZeroedArray<int32_t> wider_cells(cells_.size() > 0 ? size : 0);
+  for (uint32_t number = live_; cells_.size() > 0 && number != next_; ++number) {
+    wider_cells[number & (size - 1)] = cell(number);
+  }
   ring_ = std::move(wider);
+  cells_ = std::move(wider_cells);
 }
 
 int64_t Lookahead::bytes() const {
-  auto bytes = directory.bytes() + ring_.bytes();
+  auto bytes = directory.bytes() + ring_.bytes() + cells_.bytes();
   for (const CoveredBatch& batch : batches_) {
     bytes += static_cast<int64_t>(sizeof(CoveredBatch) +
                                   sizeof(int32_t) *

@@ -12,6 +12,7 @@
 namespace gnnsys {
 
 constexpr int32_t kNever = std::numeric_limits<int32_t>::max();  // a next use that is not known
+constexpr int32_t kNoCell = -1;
 constexpr int64_t kPlanDistance = 24;  // how far ahead of its use memory is prefetched
 
 // One distinct id of a batch that was looked at and is not planned yet.
@@ -38,7 +39,8 @@ struct CoveredBatch {
 // at. Records are numbered on and on (modulo 2^30) and live in a ring.
 class Lookahead {
  public:
-  Lookahead(int64_t num_rows, int64_t capacity) : directory(num_rows, capacity), ring_(1024) {}
+  Lookahead(int64_t num_rows, int64_t capacity, bool with_cells)
+      : directory(num_rows, capacity), ring_(1024), cells_(with_cells ? ring_.size() : 0) {}
 
   RowDirectory directory;
 
@@ -81,6 +83,9 @@ class Lookahead {
   uint16_t importance(uint32_t use) const {
     return static_cast<uint16_t>((use & kInWindow) != 0 ? ~record(use).following : use);
   }
+
+  // The cell of a row of this use, which is in the window; kNoCell at first.
+  int32_t& cell(uint32_t use) { return cells_[use & mask()]; }
 
   // Takes the `count` rows with the farthest next use, the larger ids first, out of the buckets of
   // the batches [first, last]; f(row, batch) is called for each. Returns how many were missing.
@@ -149,6 +154,7 @@ class Lookahead {
         known(row, number);
       }
       ring_[next_ & mask()] = {row, static_cast<int32_t>(i), following, use};
+      if (cells_.size() > 0) cells_[next_ & mask()] = (use & kInWindow) != 0 ? cell(use) : kNoCell;
       use = kInWindow | (next_ & kNumbers);
       ++next_;
     }
@@ -160,8 +166,9 @@ class Lookahead {
   int64_t covered_ = 0;
   std::deque<CoveredBatch> batches_;
   ZeroedArray<UseRecord> ring_;
-  uint32_t live_ = 0;  // the oldest record that lives
-  uint32_t next_ = 0;  // the number of the next record
+  ZeroedArray<int32_t> cells_;  // of the victim buffer, beside each row's last record; or empty
+  uint32_t live_ = 0;           // the oldest record that lives
+  uint32_t next_ = 0;           // the number of the next record
 };
 
 }  // namespace gnnsys

@@ -65,7 +65,7 @@ class Planner final : public CachePlanner {
         capacity_(std::min(setting.capacity, setting.num_rows)),
         policy_(setting.policy),
         window_(std::min<int64_t>(setting.window, kNever)),
-        look_(setting.num_rows, capacity_),
+        look_(setting.num_rows, capacity_, setting.victim_cells > 0),
         buffer_(setting.victim_cells, look_),
         never_(setting.importance && policy_ != CachePolicy::kLookahead),
         queue_(make_cache_queue(policy_, num_rows_, capacity_)) {
@@ -262,7 +262,7 @@ class Planner final : public CachePlanner {
     }
     if (i + kPlanDistance < batch.count) {
       const UseRecord& record = record_of(batch, i + kPlanDistance);
-      if (record.following < 0) look_.directory.prefetch_slot(record.id);
+      look_.directory.prefetch_slot(record.id, record.following < 0);
     }
   }
 
@@ -270,8 +270,9 @@ class Planner final : public CachePlanner {
     return look_.record(batch.first + static_cast<uint32_t>(i));
   }
 
-  void add_miss(const UseRecord& record, uint32_t use) {
-    const int32_t cell = buffer_.cell_of(record.id);
+  void add_miss(const UseRecord& record, uint32_t& use) {
+    const int32_t cell = buffer_.cell_of(use);
+    look_.retire(record, use);
     misses_.push_back({record.id, record.position, record.next(), cell, 0, -1, use});
   }
 
@@ -294,7 +295,6 @@ class Planner final : public CachePlanner {
         continue;
       }
       uint32_t& use = look_.directory.use(record.id);
-      look_.retire(record, use);
       const auto number = static_cast<uint32_t>(misses_.size());
       add_miss(record, use);
       if (waits) {
@@ -388,8 +388,8 @@ class Planner final : public CachePlanner {
       prefetch_row(batch, i);
       const UseRecord& record = record_of(batch, i);
       uint32_t& use = look_.directory.use(record.id);
-      look_.retire(record, use);
       if (queue_->access(record.id, evicted)) {
+        look_.retire(record, use);
         plan.hits.push_back(record.position);
         plan.hits.push_back(look_.directory.slot_of(record.id));
       } else {

@@ -52,7 +52,7 @@ static_assert(sizeof(Slot) == 8);
 // in its slot, so that four bytes a row are enough.
 class RowDirectory {
  public:
-  RowDirectory(int64_t num_rows, int64_t capacity) : words_(num_rows), slots_(capacity) {}
+  RowDirectory(int64_t num_rows, int64_t capacity) : words_(num_rows), slots_(capacity + 1) {}
 
   // -1 for a row that is not cached.
   int32_t slot_of(int32_t row) const { return is_cached(row) ? number(words_[row]) : -1; }
@@ -60,7 +60,7 @@ class RowDirectory {
 
   uint32_t& use(int32_t row) {
     uint32_t& word = words_[row];
-    return (word & kCached) != 0 ? slots_[number(word)].use : word;
+    return *choose((word & kCached) != 0, &slot_or_first(word).use, &word);
   }
   uint32_t use(int32_t row) const { return const_cast<RowDirectory*>(this)->use(row); }
 
@@ -74,12 +74,11 @@ class RowDirectory {
   }
   void leave(int32_t row) { words_[row] = use(row); }
 
-  // Near, for the calls above: first the row's word, then what it points to.
+  // Near, for the calls above: first the row's word, then its slot, if it has one and `needed`.
   void prefetch(int32_t row) const { __builtin_prefetch(&words_[row], 1); }
-  void prefetch_slot(int32_t row) const {
-    if (const uint32_t word = words_[row]; (word & kCached) != 0) {
-      __builtin_prefetch(&slots_[number(word)], 1);
-    }
+  void prefetch_slot(int32_t row, bool needed = true) const {
+    const uint32_t word = words_[row];
+    __builtin_prefetch(choose(needed, &slot_or_first(word), &slots_[0]), 1);
   }
 
   int64_t bytes() const { return words_.bytes() + slots_.bytes(); }
@@ -87,6 +86,20 @@ class RowDirectory {
  private:
   static constexpr uint32_t kCached = uint32_t{1} << 31;
   static int32_t number(uint32_t word) { return static_cast<int32_t>(~word); }
+
+  const Slot& slot_or_first(uint32_t word) const {
+    return slots_[static_cast<int32_t>(~word & (0 - (word >> 31)))];
+  }
+  Slot& slot_or_first(uint32_t word) {
+    return slots_[static_cast<int32_t>(~word & (0 - (word >> 31)))];
+  }
+
+  // Without a branch: half of them would be taken wrongly.
+  template <class T>
+  static T* choose(bool first, T* one, T* other) {
+    const auto a = reinterpret_cast<uintptr_t>(one), b = reinterpret_cast<uintptr_t>(other);
+    return reinterpret_cast<T*>(b ^ ((a ^ b) & (0 - static_cast<uintptr_t>(first))));
+  }
 
   ZeroedArray<uint32_t> words_;  // (rows,): the use, or ~slot
   ZeroedArray<Slot> slots_;

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <functional>
 #include <queue>
-#include <unordered_map>
 #include <vector>
 
 #include "cache/lookahead.hpp"
@@ -29,20 +28,18 @@ struct Victim {
   int32_t next;
 };
 
-// Cells for rows that left the cache, or did not get in, and will be needed: who is in them, also
-// by batch of the next use in `look`.
+// Cells for rows that left the cache, or did not get in, and will be needed: who is in them, by
+// batch of the next use in `look`, which also keeps their cells.
 class VictimBuffer {
  public:
   VictimBuffer(int64_t cells, Lookahead& look) : cells_(cells), look_(look) { clear(); }
 
-  // Lets nobody have a cell.
+  // Frees all cells, for a window that is going to be reset.
   void clear();
 
-  // -1 for a row that has none.
-  int32_t cell_of(int32_t row) const {
-    if (cell_of_.empty()) return -1;
-    const auto found = cell_of_.find(row);
-    return found == cell_of_.end() ? -1 : found->second;
+  // Of a row of this use.
+  int32_t cell_of(uint32_t use) const {
+    return cells_ > 0 && (use & kInWindow) != 0 ? look_.cell(use) : kNoCell;
   }
 
   // Takes the rows out that wait for `batch`.
@@ -55,7 +52,7 @@ class VictimBuffer {
   // read.
   void save(const std::vector<Miss>& misses, const std::vector<Victim>& victims, CachePlan& plan);
 
-  int64_t bytes() const;
+  int64_t bytes() const { return static_cast<int64_t>(free_.size() * sizeof(int32_t)); }
 
  private:
   struct Candidate {
@@ -64,8 +61,9 @@ class VictimBuffer {
     int32_t source;  // slot, or -1 - staging row
   };
 
-  static constexpr int32_t kPending = -1;  // the cell of a row that competes for one
+  static constexpr int32_t kPending = -2;  // the cell of a row that competes for one
 
+  int32_t& cell(int32_t row) { return look_.cell(look_.directory.use(row)); }
   void release_row(int32_t row);
   void offer(int32_t row, int32_t next, int32_t source);
   void write_cells(CachePlan& plan);
@@ -73,7 +71,6 @@ class VictimBuffer {
   const int64_t cells_;
   Lookahead& look_;
   std::priority_queue<int32_t, std::vector<int32_t>, std::greater<>> free_;
-  std::unordered_map<int32_t, int32_t> cell_of_;
   int64_t taken_ = 0;                  // cells
   std::vector<Candidate> candidates_;  // of the plan in the making
 };

@@ -184,23 +184,31 @@ FileReader::Outcome FileReader::gather(const Id* ids, int64_t n, char* out) {
   if (row_bytes_ == 0) return {};
   const SortedIds sorted(ids, n);
   const auto distinct = static_cast<int64_t>(sorted.ids.size());
-  const int64_t step = std::max<int64_t>(1, kPieceBytes / (page_up(row_bytes_) + kPage));
   const int64_t grain = std::max<int64_t>(1, kCopyBytes / row_bytes_);
-  std::shared_ptr<ReadJob> ahead =
-      distinct ? start(sorted.ids.data(), std::min(step, distinct)) : nullptr;
-  for (int64_t first = 0; first < distinct; first += step) {
-    const std::shared_ptr<ReadJob> job = std::move(ahead);
-    const int64_t next = first + step;
-    if (next < distinct) {
-      ahead = start(sorted.ids.data() + next, std::min(step, distinct - next));
+  // Where the piece ends whose pages fill the staging memory, a file's offset left out.
+  const auto end_of_piece = [&](int64_t first) {
+    int64_t end = first, bytes = 0;
+    for (int64_t covered = 0; end < distinct && (bytes < kPieceBytes || end == first); ++end) {
+      const int64_t row = sorted.ids[static_cast<std::size_t>(end)] * row_bytes_;
+      const int64_t last = page_up(row + row_bytes_);
+      bytes += last - std::max(covered, page_down(row));
+      covered = last;
     }
+    return end;
+  };
+  int64_t next = end_of_piece(0);
+  std::shared_ptr<ReadJob> ahead = distinct ? start(sorted.ids.data(), next) : nullptr;
+  for (int64_t first = 0; first < distinct;) {
+    const std::shared_ptr<ReadJob> job = std::move(ahead);
+    const int64_t after = end_of_piece(next);
+    if (next < distinct) ahead = start(sorted.ids.data() + next, after - next);
     if (auto fault = job->wait()) {
       if (ahead) ahead->cancel();
       return {-1, fault};
     }
     const auto& offsets = job->plan().offsets;
     const int64_t entry = sorted.starts[static_cast<std::size_t>(first)];
-    const int64_t stop = sorted.starts[static_cast<std::size_t>(std::min(next, distinct))];
+    const int64_t stop = sorted.starts[static_cast<std::size_t>(next)];
     parallel_for(threads_, stop - entry, grain, [&](int64_t begin, int64_t end) {
       for (int64_t e = entry + begin; e < entry + end; ++e) {
         const SortedIds::Entry& each = sorted.entries[static_cast<std::size_t>(e)];
@@ -209,6 +217,8 @@ FileReader::Outcome FileReader::gather(const Id* ids, int64_t n, char* out) {
                     static_cast<std::size_t>(row_bytes_));
       }
     });
+    first = next;
+    next = after;
   }
   return {};
 }

@@ -67,7 +67,7 @@ void ReadQueue::serve(ReadBackend& backend) {
   const int capacity = static_cast<int>(slots_.size());
   // Fewer, larger steps take less of a processor that trains meanwhile, and the disk still has
   // most of its queue.
-  const int step = std::clamp(capacity / 8, 1, 16);
+  const int step = std::clamp(capacity / 8, 1, 64);
   std::vector<DiskReadDone> done;
   try {
     for (;;) {

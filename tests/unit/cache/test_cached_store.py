@@ -603,6 +603,23 @@ def test_memory_stays_within_the_cache_and_what_the_planner_says(tmp_path: Path)
     assert grown < (8 << 20) + engine._planner.state_bytes + in_flight
 
 
+def test_who_announces_plans_for_the_next_gather_where_no_window_is_full(source: FileStore) -> None:
+    store = CachedStore(source, cache=50, window=30, prefetch=2)
+    tickets = [store.announce(ids_of(5, k)) for k in range(6)]
+    engine = store._engine()
+    assert isinstance(engine, Engine)
+    assert engine._planner.planned == 0
+    store.gather(ids_of(5, 0), ticket=tickets[0])
+    assert engine._planner.planned == 3
+    tickets.append(store.announce(ids_of(5, 6)))
+    assert engine._planner.planned == 4
+    for k in range(1, 7):
+        store.gather(ids_of(5, k), ticket=tickets[k])
+    assert engine._planner.planned == 7
+    store.announce(ids_of(5, 7))
+    assert engine._planner.planned == 7, "an epoch's first waits until others are known"
+
+
 def test_a_store_that_is_let_go_of_lets_its_memory_go(source: FileStore) -> None:
     store = CachedStore(source, cache=50)
     store.gather(ids_of(10))

@@ -216,6 +216,26 @@ def test_a_gather_broken_off_leaves_a_cache_that_plans_by_itself(
     follow(store, plans, packed, BATCHES, batches, table)
 
 
+def test_a_cache_that_no_longer_follows_plans_by_itself(
+    tmp_path: Path, table: NDArray[np.float32]
+) -> None:
+    batches, store = skewed(15), cached(tmp_path, window=2)
+    store.unfollow()
+    plans = record(tmp_path, store, batches)
+    packed = pack(tmp_path, store, plans, BATCHES)
+    store.follow(plans, packed, BATCHES, 0)
+    ids = torch.from_numpy(batches[0])
+    ticket, alone = store.announce(ids), store.lookahead
+    store.unfollow()
+    packed.close()
+    assert store.lookahead == alone + 2
+    for again in (ticket, None):
+        assert (store.gather(ids, ticket=again).numpy() == table[batches[0]]).all()
+    assert store.counters.as_dict()["rows"] == {
+        "file": len(ids) + max(0, len(ids) - CAPACITY), "cache": min(CAPACITY, len(ids))
+    }  # fmt: skip
+
+
 def test_a_batch_larger_than_the_staging_memory_is_read_packed(
     tmp_path: Path, table: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,13 +22,22 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.system.budget import process_budget
-from gnnsys.training.inference_reads import GROUP, SUMS, Passes, choose_reads
+from gnnsys.training import inference_reads, sequential_inference
+from gnnsys.training.inference_reads import SUMS, Passes, choose_reads
 from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.loop import run_training
 from gnnsys.training.sequential_inference import with_ascending_neighbors
 
+GROUP = 256
 NODES, COLUMNS = 3 * GROUP - 100, 6
 FLOWS = ["source_to_target", "target_to_source"]
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several windows and chunks in small graphs."""
+    monkeypatch.setattr(inference_reads, "GROUP", GROUP)
+    monkeypatch.setattr(sequential_inference, "GROUP", GROUP)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +45,12 @@ def data() -> Data:
     """Neighbours in no order, with loops, double edges, hubs, nodes without in-edges and without
     out-edges, and lone nodes."""
     draw = torch.Generator().manual_seed(2)
-    source = torch.randint(NODES - 300, (12_000,), generator=draw)
-    target = torch.randint(200, NODES - 100, (12_000,), generator=draw)
-    source[:2000], target[2000:3000] = 7, 900
-    loops = torch.arange(0, 300).repeat(2, 1)
+    source = torch.randint(NODES - 150, (3000,), generator=draw)
+    target = torch.randint(50, NODES - 50, (3000,), generator=draw)
+    source[:500], target[500:750] = 7, 200
+    loops = torch.arange(0, 75).repeat(2, 1)
     edge_index = torch.cat([torch.stack([source, target]), loops], 1)
-    edge_index[:, 5000:5100] = edge_index[:, 5100:5200]
+    edge_index[:, 1500:1550] = edge_index[:, 1550:1600]
     x = torch.randn(NODES, COLUMNS, generator=draw, dtype=torch.float64)
     return Data(x=x, edge_index=edge_index)
 
@@ -98,7 +107,7 @@ def test_memory_threads_and_place_change_no_bit(kind: Any, data: Data, tmp_path:
     model = kind(COLUMNS, 16, num_layers=3, out_channels=3).eval()
     found = [
         gnnsys.inference(model, single, mode="sequential", memory=memory, threads=threads)
-        for memory, threads in ((1, 1), (1 << 20, 2), (1 << 30, 3))
+        for memory, threads in ((1, 1), (80_000, 2), (1 << 30, 3))
     ]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -123,7 +132,7 @@ def test_a_graph_without_edges_has_the_outputs_of_lone_nodes(data: Data) -> None
 
 def test_a_pass_reads_the_rows_alone_that_its_targets_need(tmp_path: Path) -> None:
     # Targets of the first two groups have sources in the last one, the others none.
-    edges = torch.stack([torch.full((103,), 3 * GROUP + 5), torch.arange(0, 2 * GROUP, 80)])
+    edges = torch.stack([torch.full((64,), 3 * GROUP + 5), torch.arange(0, 2 * GROUP, 8)])
     rows = np.random.default_rng(0).standard_normal((4 * GROUP, 4), dtype=np.float32)
     np.save(tmp_path / "x.npy", rows)
     x = gnnsys.unified(tmp_path / "x.npy", device="cpu")
@@ -150,6 +159,9 @@ def test_what_rows_in_sequence_are_not_enough_for_is_refused(data: Data) -> None
         gnnsys.inference(GCN(COLUMNS, 8, 2, 3, aggr="max").double(), data, mode="sequential")
     with pytest.raises(UnsupportedError, match="layers: functions of blocks"):
         gnnsys.inference(gat, data, layers=[lambda block: block.inputs], mode="sequential")
+    stacked = Data(x=torch.ones(5, 2, 3), edge_index=torch.tensor([[0, 1], [2, 2]]))
+    with pytest.raises(UnsupportedError, match=r"shape \(5, 2, 3\); only \(nodes, columns\)"):
+        gnnsys.inference(GraphSAGE(3, 8, 2, 3), stacked, mode="sequential")
     wrong: Any = "scan"
     with pytest.raises(ArgumentError, match="'scan', expected one of auto, gather, sequential"):
         gnnsys.inference(gat, data, mode=wrong)
@@ -158,8 +170,6 @@ def test_what_rows_in_sequence_are_not_enough_for_is_refused(data: Data) -> None
 
 
 def test_neighbours_are_sorted_where_they_do_not_ascend(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gnnsys.training import sequential_inference
-
     monkeypatch.setattr(sequential_inference, "_LOOKED_AT", 3)
     draw = torch.Generator().manual_seed(0)
     for _ in range(50):

@@ -35,7 +35,7 @@ struct CacheSetting {
   int64_t capacity = 0;  // slots; more than num_rows are not used
   CachePolicy policy = CachePolicy::kHybrid;
   int64_t window = 16;  // batches after the one planned whose ids are looked at
-  // (num_rows,) how often each row will be needed; must outlive the planner; null: all equal
+  // (num_rows,) how often each row will be needed; copied; null: all equal
   const uint16_t* importance = nullptr;
   int64_t victim_cells = 0;
   bool prefill = true;  // start with the most important rows, the smallest ids among equals
@@ -70,7 +70,7 @@ class CachePlanner {
   // (ids,) the slot of each by the committed plans, -1 where it has none. Throws as announce().
   virtual std::vector<int32_t> committed_slots(std::span<const int64_t> ids) const = 0;
 
-  // Memory in use, without the importance of rows.
+  // Memory in use.
   virtual int64_t state_bytes() const = 0;
 };
 

@@ -29,7 +29,7 @@ _Simulated = Policy | Literal["belady"]
 _OF_RANKS = ("shared", "private")
 
 _MOST_IDS = 1 << 29
-_OF_A_ROW, _OF_AN_ID = 16, 16 * 3 + 8
+_OF_A_ROW, _OF_AN_ID = 8, 16 * 2 + 8
 """Bytes of a planner."""
 _SIZES = {"float32": 4, "float16": 2, "int8": 1}
 """Bytes of an element in the precisions that features may be stored in."""

@@ -31,7 +31,7 @@ _Simulated = Policy | Literal["belady"]
 _OF_RANKS = ("shared", "private")
 
 _MOST_IDS = 1 << 29
-_OF_A_ROW, _OF_AN_ID = 16, 16 * 3 + 8
+_OF_A_ROW, _OF_AN_ID = 8, 16 * 2 + 8
 """Bytes of a planner."""
 _PRECISIONS: dict[str, Scale | None] = {
     "float32": None, "float16": None, "int8": "row", "int4": "row",

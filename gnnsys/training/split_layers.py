@@ -106,7 +106,7 @@ def _parts(
     if linear is None or not linear_fold or is_lazy(linear.weight) or _widens(linear):
         return partial(_messages, conv, {}), {}, _same
     narrow = partial(F.linear, weight=linear.weight)
-    inside = {"_modules": {**conv._modules, after: _Bias(linear.bias)}}
+    inside = {after: _Bias(linear.bias)}
     return (lambda rows: narrow(_messages(conv, {}, rows))), inside, _same
 
 

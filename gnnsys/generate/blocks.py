@@ -170,11 +170,10 @@ def write_split(job: Job, graph: CommunityGraph | RmatGraph) -> None:
     """Writes train, val and test: consecutive parts of a random order of the nodes."""
     first_val = round(graph.train * job.num_nodes)
     first_test = min(job.num_nodes, first_val + round(graph.val * job.num_nodes))
-    bounds = {
-        "train": (0, first_val),
-        "val": (first_val, first_test),
-        "test": (first_test, job.num_nodes),
-    }
+    end = job.num_nodes
+    if graph.test is not None:
+        end = min(end, first_test + round(graph.test * job.num_nodes))
+    bounds = {"train": (0, first_val), "val": (first_val, first_test), "test": (first_test, end)}
     for name, (begin, end) in bounds.items():
         draw = partial(_draw_part, job, begin)
         read = _in_blocks(job, draw, end - begin, _BLOCK_NODES)

@@ -36,7 +36,10 @@ class _Graph:
     """Share of the nodes to train on."""
 
     val: float = 0.2
-    """Share to validate on; the rest is for the test."""
+    """Share to validate on."""
+
+    test: float | None = None
+    """Share for the test. Default: the rest."""
 
     dtype: FloatType = "float32"
     """Element type that features are stored in."""
@@ -48,10 +51,14 @@ class _Graph:
         check_whole("seed", self.seed, 0, (1 << 64) - 1)
         _check_share("train", self.train)
         _check_share("val", self.val)
-        if self.train + self.val > 1:
+        if self.test is not None:
+            _check_share("test", self.test)
+        parts = {name: getattr(self, name) for name in ("train", "val", "test")}
+        shares = {name: share for name, share in parts.items() if share is not None}
+        if sum(shares.values()) > 1:
             raise ArgumentError(
-                f"train + val is {self.train} + {self.val} = {self.train + self.val}, expected at "
-                "most 1"
+                f"{' + '.join(shares)} is {' + '.join(map(str, shares.values()))} = "
+                f"{sum(shares.values())}, expected at most 1"
             )
         if self.dtype not in get_args(FloatType):
             raise ArgumentError(
@@ -64,7 +71,8 @@ class _Graph:
 
     def about(self) -> dict[str, Any]:
         """What ``graph.json`` says of it."""
-        return {"kind": self.kind, **asdict(self)}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"kind": self.kind, **given}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +144,7 @@ class CommunityGraph(_Graph):
     """Share of the nodes to train on."""
 
     val: float = 0.25
-    """Share to validate on; the rest is for the test."""
+    """Share to validate on."""
 
     def __post_init__(self) -> None:
         check_whole("nodes", self.nodes, 1, 1 << 40)

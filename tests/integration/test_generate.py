@@ -189,6 +189,19 @@ def test_splits_are_the_shares_asked_for_and_a_partition(tmp_path, write, option
     assert stats.chisquare(*_label_shares(labels, train)).pvalue > 1e-3
 
 
+@BOTH
+def test_a_share_for_the_test_leaves_the_other_nodes_out(tmp_path, write, options):
+    whole = write(tmp_path / "whole", train=0.3, val=0.5, **options)
+    folder = write(tmp_path / "g", train=0.3, val=0.5, test=0.1, **options)
+    nodes = len(table(folder, "labels"))
+    assert read_manifest(folder).source["test"] == 0.1
+    for name in ("train", "val", "test"):
+        count = round({"train": 0.3, "val": 0.5, "test": 0.1}[name] * nodes)
+        assert np.array_equal(table(folder, name), table(whole, name)[:count])
+    with pytest.raises(ArgumentError, match=r"train \+ val \+ test is 0.3 \+ 0.5 \+ 0.4 = "):
+        write(tmp_path / "more", train=0.3, val=0.5, test=0.4, **options)
+
+
 def _label_shares(labels: NDArray[Any], part: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.bincount(labels[part]), np.bincount(labels) * (len(part) / len(labels))
 

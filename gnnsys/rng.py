@@ -59,7 +59,6 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
 _SHUFFLE_BLOCK = 1 << 15  # keys that are drawn at a time, an even number: caches hold them
-_LEAST_PLACE_BITS = 0  # of a position below a random word
 # Hops that no sampler uses: for an epoch's order of seeds, for negative nodes, and for dropout.
 _SHUFFLE_HOP = _MASK64
 _NEGATIVES_HOP = _MASK64 - 1
@@ -165,9 +164,13 @@ def permutation(n: int, seed: int, epoch: int, first: int | None = None) -> NDAr
         share *= 2
 
 
-def _sorted_positions(n: int, key: int) -> NDArray[np.int64]:
-    """``range(n)`` sorted by the random words, equal ones by position."""
-    place = np.uint64((1 << max(_LEAST_PLACE_BITS, n.bit_length())) - 1)
+def _sorted_positions(n: int, key: int, place_bits: int = 0) -> NDArray[np.int64]:
+    """``range(n)`` sorted by the random words, equal ones by position.
+
+    Args:
+        place_bits: of a word at least so many lower bits give way to a position at first.
+    """
+    place = np.uint64((1 << max(place_bits, n.bit_length())) - 1)
     words = np.empty(n, np.uint64)  # the upper bits of each random word above its position
     for begin, block in _shuffle_keys(n, key):
         positions = np.arange(begin, begin + len(block), dtype=np.uint64)

@@ -100,6 +100,7 @@ def _read(dataset: Dataset, config: ClusterConfig) -> ClusterGraph:
     if not dataset.has("features"):
         raise ArgumentError(f"{config.dataset}: has no features to cluster nodes by")
     data = dataset.to_data(threads=config.threads, device="cpu")
+    data.edge_attr = None
     task, digest = dataset.task, digest_of(dataset)
     if task is None or task.multi_label:
         return ClusterGraph(dataset.name, data, None, None, digest)

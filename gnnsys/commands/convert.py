@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["run_command"]
 
+_OF_EDGE_LISTS = dataclasses.fields(EdgeListParts)
 _OF_THE_RUN = {"dst", "name", "order", "memory", "threads", "dry_run", "json", "to"}
 """Options that change no table of the result, or are passed by themselves."""
 
@@ -68,10 +70,17 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         GnnsysError: as the converters raise.
     """
     source, path = Path(config.src), Path(config.dst)
+    if (source / MANIFEST).is_file():
+        _refuse(config, ("split",), f"goes with a named dataset, but {source} is a dataset folder")
     if config.order != "none" and not config.dry_run:
         return _convert_in_order(config, options)
     if config.to == "graphbolt":
         _refuse_edge_list_options(config)
+        _refuse(
+            config,
+            ("dtype", "scale", "overflow", "nan", "undirected", "name"),
+            "--to graphbolt writes tables as they are; convert the folder to one of gnnsys first",
+        )
         return export_graphbolt(source, path, memory=options.memory, progress=options.progress)
     name = config.name or path.name
     if _is_edge_list(split_member(source)[0], config):
@@ -107,18 +116,15 @@ def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
         )
     is_folder = (source / MANIFEST).is_file()
     # One whose tables are stored anew is made first, as of another source.
-    as_it_is = is_folder and all(
-        getattr(config, name) == ConvertConfig.__dataclass_fields__[name].default
-        for name in ("dtype", "undirected")
-    )
+    as_it_is = is_folder and config.dtype == "keep" and not config.undirected
     if is_folder:
         _refuse_edge_list_options(config)
-    for name in ("nan", "split") if as_it_is else ():
-        if getattr(config, name) != ConvertConfig.__dataclass_fields__[name].default:
-            raise ArgumentError(
-                f"--{name}: {config.src} is a dataset folder, whose tables --order takes as they "
-                "are; leave it out"
-            )
+    if as_it_is:
+        _refuse(
+            config,
+            ("scale", "overflow", "nan"),
+            f"{source} is a dataset folder, whose tables --order takes as they are; leave it out",
+        )
 
     def prepare(place: Path) -> Path:
         if as_it_is:
@@ -135,7 +141,7 @@ def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
         options,
         config.order,
         name=config.name or (DatasetTables(source).name if is_folder else path.name),
-        files=[source / MANIFEST] if is_folder else [source] if source.is_file() else [],
+        files=[source / MANIFEST] if is_folder else _files_of(config),
         prepare=prepare,
         **more,
     )
@@ -198,10 +204,22 @@ def _convert_folder(source: Path, path: Path, options: ConvertOptions, name: str
     )
 
 
+def _files_of(config: ConvertConfig) -> list[Path]:
+    """What the source is made of, and what belongs to an edge list."""
+    named = [config.src, *(getattr(config, each.name) for each in _OF_EDGE_LISTS)]
+    places = [split_member(Path(each))[0] for each in named if isinstance(each, str)]
+    inside = [each for place in places for each in (place, *sorted(place.rglob("*")))]
+    return [each for each in inside if each.is_file()]
+
+
 def _refuse_edge_list_options(config: ConvertConfig) -> None:
-    for field in dataclasses.fields(EdgeListParts):
-        if getattr(config, field.name) != field.default:
-            raise ArgumentError(
-                f"--{field.name.replace('_', '-')}: goes with an edge list, but {config.src} is "
-                "none"
-            )
+    names = [each.name for each in _OF_EDGE_LISTS]
+    _refuse(config, names, f"goes with an edge list, but {config.src} is none")
+
+
+def _refuse(config: ConvertConfig, names: Iterable[str], why: str) -> None:
+    """Raises ArgumentError where one of these options is given."""
+    default = {each.name: each.default for each in dataclasses.fields(ConvertConfig)}
+    for name in names:
+        if getattr(config, name) != default[name]:
+            raise ArgumentError(f"--{name.replace('_', '-')}: {why}")

@@ -107,6 +107,7 @@ def predict(
         dataset=config.dataset or options.dataset,
         root=config.root or options.root,
         device="cpu",
+        sampler="auto",
         eval="sampled" if config.sampled else "layerwise",
         eval_store=config.eval_store,
         eval_reads=config.eval_reads,

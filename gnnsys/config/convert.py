@@ -54,7 +54,7 @@ class ConvertConfig(EdgeListParts):
     """Format to write. graphbolt takes a folder of gnnsys."""
 
     name: Annotated[str, "NAME"] | None = None
-    """Of the dataset. Default: the name of DST."""
+    """Of the dataset. Default: that of a folder of gnnsys, else the name of DST."""
 
     root: Folder = "data"
     """Folder of named datasets, laid out as PyG's and OGB's loaders do."""
@@ -67,8 +67,9 @@ class ConvertConfig(EdgeListParts):
 
     dtype: Literal["keep"] | StoredType = "keep"
     """Element type that float features of nodes and edges are stored in; float64 becomes float32
-    unless another is given. int8 and int4 are whole numbers with a scale: 4 and 8 times the rows in
-    a cache, and delivered as float32. Also for a folder of gnnsys, which is stored anew."""
+    unless another is given. int8 and int4 are whole numbers with a scale: nearly 4 and 8
+    times the rows of many columns in a cache, and delivered as float32. Also for a folder of
+    gnnsys, which is stored anew."""
 
     scale: Scale = "row"
     """With int8 and int4: row, each has its own, in 4 bytes more; or column, which takes a pass

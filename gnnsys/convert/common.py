@@ -161,7 +161,7 @@ class Conversion(DatasetWriter):
         Raises:
             FileFormatError: values that cannot be stored so.
         """
-        if self.options.dtype in QUANTISED:
+        if self.options.nan != "keep":
             source = WithoutGaps(source, f"{label}, in CSC order", self.options.nan)
         stored = self._as_stored(source, label, self.options.dtype)
         place = edge_folder(self.heterogeneous, edge_type) + "edge_features"

@@ -13,6 +13,9 @@ from gnnsys.errors import ArgumentError
 
 __all__ = ["convert_folder"]
 
+_OF_PRECISION = ("dtype", "scale", "nan_features", "allow_overflow")
+"""What ``source`` of ``graph.json`` says of how features were stored."""
+
 
 def convert_folder(
     folder: Path, path: Path, options: ConvertOptions, *, name: str | None = None
@@ -26,7 +29,7 @@ def convert_folder(
         name: of the dataset; None for that of the source.
 
     Raises:
-        ArgumentError: no ``dtype``, or ``undirected``, which is for edges that are sorted.
+        ArgumentError: no ``dtype``, or ``undirected``, which is for edges that are not sorted.
         MissingFileError, FileFormatError: ``folder`` is not whole, or features that cannot be
             stored so.
 
@@ -39,7 +42,12 @@ def convert_folder(
     (50, 10)
     """
     dataset = DatasetTables(folder)
-    if options.dtype == "keep" or options.undirected:
+    if options.undirected:
+        raise ArgumentError(
+            f"undirected: {folder} is a dataset folder, whose edges are sorted already; convert "
+            "what it was made of"
+        )
+    if options.dtype == "keep":
         raise ArgumentError(
             f"{folder}: a dataset folder of gnnsys already; --dtype stores its features in another "
             "precision, --order numbers its nodes anew, --to graphbolt writes it as GraphBolt's"
@@ -52,8 +60,13 @@ def convert_folder(
         path, options, name=name or dataset.name, kind="gnnsys", files=[folder / MANIFEST, *files],
         heterogeneous=dataset.heterogeneous,
     ) as writer:  # fmt: skip
-        told = {key: told for key, told in manifest.source.items() if key not in NOTES}
-        writer.source = {**told, "dtype": options.dtype}
+        before = {key: told for key, told in manifest.source.items() if key not in NOTES}
+        writer.source = {
+            **{key: told for key, told in before.items() if key not in _OF_PRECISION},
+            **{key: told for key, told in writer.source.items() if key in _OF_PRECISION},
+        }
+        if "round_trip" in manifest.source:
+            writer.source["round_trip_before"] = manifest.source["round_trip"]
         writer.task = manifest.task
         for node_type, nodes in manifest.nodes.items():
             writer.add_nodes(nodes.count, node_type)

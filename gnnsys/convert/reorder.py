@@ -214,7 +214,7 @@ class _Reordering:
     def _write_edges(self, edge_type: EdgeType) -> None:
         writer, found = self._writer, self._found
         tables = found.manifest.edges[edge_type].tables
-        attributes = [name for name in tables if name not in ("indptr", "indices")]
+        attributes = [name for name in tables if name.startswith("edge_")]
         sources, targets = (self._nodes[end].places for end in (edge_type[0], edge_type[2]))
         edges = Edges(found, edge_type)
         count = found.num_edges(edge_type)

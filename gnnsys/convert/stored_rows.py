@@ -103,6 +103,12 @@ class StoredRows:
         finite = np.isfinite(flat)
         if not finite.all():
             row, column = np.argwhere(~finite)[0].tolist()
+            given = block.reshape(len(block), -1)[row, column]
+            if np.isfinite(given):
+                raise FileFormatError(
+                    f"{self.label}: {given} in row {first + row}, column {column}, is beyond "
+                    "float32; scale the features"
+                )
             raise FileFormatError(
                 f"{self.label}: {flat[row, column]} in row {first + row}, column {column}, which "
                 f"{self.dtype} cannot store; --nan zero or --nan mean replaces it"

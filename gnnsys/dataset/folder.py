@@ -172,7 +172,8 @@ class Dataset(DatasetTables):
         Attributes are ``x`` and, where the folder has them, ``y`` and ``time``, and ``edge_attr``
         unless ``edge_features`` is False. Nothing is loaded. ``options`` are those of
         ``gnnsys.unified`` for ``x`` and ``edge_attr``, such as ``cache="8GB"``, which is for all of
-        them together (``gnnsys.CacheArena``); ``scores`` are of nodes and for ``x`` alone.
+        them together (``gnnsys.CacheArena``); ``scores`` and ``trace`` are of nodes, for ``x``
+        alone.
         """
         features, graphs = FeatureStore(), _CscStore()
         with_features = [
@@ -182,7 +183,8 @@ class Dataset(DatasetTables):
         ]
         if isinstance(options.get("cache"), str) and (self.heterogeneous or with_features):
             options["cache"] = CacheArena(options["cache"])
-        of_edges = {key: value for key, value in options.items() if key != "scores"}
+        of_nodes = ("scores", "trace")
+        of_edges = {key: value for key, value in options.items() if key not in of_nodes}
         for node_type in self.node_types:
             group = node_type if self.heterogeneous else None
             if self.has("features", node_type):

@@ -39,7 +39,7 @@ __all__ = ["EpochPacker", "remove_packed"]
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1
-_FOLDER, _NEW, _LOCK = "packed", "packed.new", "packed.lock"
+_FOLDER, _NEW, _LOCK = "gnnsys-packed", "gnnsys-packed.new", "gnnsys-packed.lock"
 _MANIFEST, _ROWS = "pack.json", "rows.bin"
 _PREFIX = "gnnsys-packed-"
 """How temporary folders begin."""
@@ -203,10 +203,11 @@ class EpochPacker:
                 progress("packing: MiB of the table", done >> 20, total >> 20)
 
             memory = process_budget().planned(STAGING) or staging_bytes(process_budget().left())
-            pack_rows(
-                self._table, plans, packed, new / _ROWS, memory=memory,
-                threads=self._threads, progress=passed,
-            )  # fmt: skip
+            if packed:
+                pack_rows(
+                    self._table, plans, packed, new / _ROWS, memory=memory,
+                    threads=self._threads, progress=passed,
+                )  # fmt: skip
             replace_file(new / _MANIFEST, json.dumps(manifest | {"packed": packed}).encode())
             with as_storage_error(new):
                 for path in new.iterdir():

@@ -55,10 +55,10 @@ class _Graph:
             _check_share("test", self.test)
         parts = {name: getattr(self, name) for name in ("train", "val", "test")}
         shares = {name: share for name, share in parts.items() if share is not None}
-        if sum(shares.values()) > 1:
+        if math.fsum(shares.values()) > 1 + 1e-9:  # tenths do not sum to 1 exactly
             raise ArgumentError(
                 f"{' + '.join(shares)} is {' + '.join(map(str, shares.values()))} = "
-                f"{sum(shares.values())}, expected at most 1"
+                f"{math.fsum(shares.values())}, expected at most 1"
             )
         if self.dtype not in get_args(FloatType):
             raise ArgumentError(

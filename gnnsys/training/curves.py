@@ -12,9 +12,9 @@ __all__ = ["epoch_curves", "final_scores", "hyperparameters"]
 
 _HYPERPARAMETERS = (
     "dataset", "model", "hidden", "layers", "fanouts", "sampling", "dependent_batches", "sums",
-    "precision", "static_shapes", "compile", "full_batch", "batch_size", "seed_block", "epochs",
-    "lr", "weight_decay", "dropout", "seed", "split", "parallel", "cooperative", "stages", "ways",
-    "chunks",
+    "precision", "static_shapes", "compile", "full_batch", "batch_size", "seed_block",
+    "reuse_samples", "epochs", "lr", "weight_decay", "dropout", "seed", "split", "parallel",
+    "cooperative", "stages", "ways", "chunks",
 )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def run_training(
     Args:
         on_epoch, on_batch: told after each; of a batch, its epoch, number and how many there are.
         on_stats: told after each batch what reading features has cost so far.
-        on_evaluation: told how far an evaluation of mini-batch training is.
+        on_evaluation: told how far an evaluation, or packing, of mini-batch training is.
 
     Raises:
         GnnsysError: a dataset that is not there, options that do not fit it, a folder that cannot

@@ -117,7 +117,7 @@ def test_samples_that_are_used_again_are_packed_once(
     assert sum("batches packed" in record.message for record in caplog.records) == 3
     result = json.loads((tmp_path / "packed" / "result.json").read_text())
     assert result["rows"]["packed"] == rows_of(results[1])["packed"]
-    assert not [*(tmp_path / "packed").glob("packed*")]
+    assert not [*(tmp_path / "packed").glob("gnnsys-packed*")]
 
 
 # Going on -----------------------------------------------------------------------------------------
@@ -128,13 +128,13 @@ def test_a_run_broken_off_inside_an_epoch_goes_on_with_what_is_packed(
 ) -> None:
     run = tmp_path / "run"
     break_off(folder, run)
-    assert (run / "packed" / "pack.json").is_file()
+    assert (run / "gnnsys-packed" / "pack.json").is_file()
     caplog.set_level(logging.INFO, "gnnsys.features.packing")
     result = run_training(resumed_config(run))
     assert result.history == plain.history
     assert sum("batches packed" in record.message for record in caplog.records) == 1  # of epoch 3
     assert told(caplog) == []
-    assert not [*run.glob("packed*")]
+    assert not [*run.glob("gnnsys-packed*")]
 
 
 class _BrokenOffError(Exception):
@@ -158,7 +158,7 @@ def test_what_was_packed_for_another_run_or_is_damaged_is_packed_anew_and_told(
 ) -> None:
     run = tmp_path / "run"
     break_off(folder, run)
-    place = run / "packed"
+    place = run / "gnnsys-packed"
     manifest = json.loads((place / "pack.json").read_text())
     if damage == "other seed":
         (place / "pack.json").write_text(json.dumps(manifest | {"seed": 7}))
@@ -200,12 +200,12 @@ def test_a_kill_in_the_middle_of_packing_leaves_nothing_that_is_used(
         repr(OPTIONS | PACK | {"checkpoint_minutes": 1e-6}),
     )
     assert done.returncode == -9, done.stderr
-    assert (run / "packed.new" / "rows.bin").is_file()
-    assert not (run / "packed").exists()
+    assert (run / "gnnsys-packed.new" / "rows.bin").is_file()
+    assert not (run / "gnnsys-packed").exists()
     result = run_training(resumed_config(run))
     assert result.history == plain.history
     assert rows_of(result)["packed"] > 0
-    assert not [*run.glob("packed*")]
+    assert not [*run.glob("gnnsys-packed*")]
 
 
 def test_a_run_asked_to_end_while_it_packs_ends_and_goes_on(
@@ -232,7 +232,7 @@ def test_batches_beyond_the_space_are_read_from_the_table_and_told_once(
     sizes: list[int] = []
 
     def look(*_: Any) -> None:
-        sizes.append(sum(path.stat().st_size for path in (places / "packed").glob("*.bin")))
+        sizes.append(sum(path.stat().st_size for path in (places / "gnnsys-packed").glob("*.bin")))
 
     options = PACK | {"pack_space": "200KB", "pack_folder": str(places)}
     result = run_training(config_of(folder, **options), on_batch=look)
@@ -253,6 +253,26 @@ def test_plans_larger_than_the_space_are_not_kept(
     (message,) = told(caplog)
     assert "rows are read from the table, unpacked: " in message
     assert "--pack-space 20 KiB; give more" in message
+
+
+def test_room_for_the_plans_alone_packs_no_batch(
+    folder: Path, tmp_path: Path, plain: TrainResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    places, sizes = tmp_path / "place", []
+    places.mkdir()
+
+    def look(*_: Any) -> None:
+        kept = (places / "gnnsys-packed").iterdir()
+        plans = (path for path in kept if path.name not in ("pack.json", "rows.bin"))
+        sizes.append(sum(path.stat().st_size for path in plans))
+
+    options = PACK | {"epochs": 1, "pack_folder": str(places)}
+    whole = run_training(config_of(folder, **options), on_batch=look)
+    assert rows_of(whole)["packed"] > 0
+    result = train(folder, **options, pack_space=str(sizes[0]))
+    assert result.history == plain.history[:1]
+    assert "packed" not in rows_of(result)
+    assert "0 of 8 batches fit in " in told(caplog)[0]
 
 
 def test_a_disk_that_is_full_for_a_later_epoch_is_told_once(

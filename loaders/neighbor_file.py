@@ -73,8 +73,7 @@ class NeighborFile:
 
     def read_at_random(self) -> None:
         """Maps it without read-ahead: a page that is read brings no others."""
-        if isinstance(self._area, mmap.mmap):
-            advise(self._area, mmap.MADV_RANDOM)
+        advise(self._area, mmap.MADV_RANDOM)
         self.mode = "mmap-random"
 
     def read_past_cache(self, storage: Storage = "auto") -> None:
@@ -87,7 +86,7 @@ class NeighborFile:
             UnsupportedError: "uring" was asked for where there is no io_uring.
         """
         depth = best_depth(self._table)
-        uring = direct_mode(storage, depth) == "uring"
+        uring = direct_mode(storage, max(depth, _DEPTH)) == "uring"
         if uring:
             depth = max(depth, _DEPTH)
         shard = self._table.shards[0]

@@ -49,6 +49,7 @@ _RANKED = 64 << 20
 """Bytes of a block of edges or nodes meanwhile."""
 _AFTER_RANKING = (BATCHES, STEPS, AHEAD, PLANS_AHEAD, BLOCKS, CACHE_ROWS, PLANNER, STAGING)
 _STORED = "importance, mapped"
+_MAPPED = "features, mapped"
 _BESIDE_ROWS = ("importance", _STORED, RANKING, PLANNER, STAGING, AHEAD, PLANS_AHEAD)
 """What nobody needs without a cache."""
 _TOO_SMALL = (
@@ -156,6 +157,8 @@ def plan_features(
         ranks: that divide the cache, each of which plans its part of the memory.
     """
     budget = process_budget()
+    budget.reserve(_MAPPED, 0, mapped=True)
+    budget.reserve(CACHE_ROWS, 0)
     table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
     rows, row_bytes = table.shape[0], table.encoding.row_stride
     cache, storage = parse_cache(options.cache), options.storage
@@ -186,7 +189,7 @@ def plan_features(
         reserve_ranking(dataset, options)
     if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
         storage = "mmap"
-        budget.reserve("features, mapped", table.data_bytes, mapped=True)
+        budget.reserve(_MAPPED, table.data_bytes, mapped=True)
     elif cache is None:
         budget.reserve(STAGING, LEAST_STAGING)
     return cache, storage

@@ -100,7 +100,7 @@ def open_topology(
     planned = budget.planned(_READING) > 0
     if options.topology == "mmap-random":
         file.read_at_random()
-    if not planned and options.topology != "read":
+    if not planned and options.topology != "read" and options.topology_memory is None:
         budget.hold(_MAPPED, file.nbytes, file, mapped=True)
         return
     if planned:
@@ -111,9 +111,8 @@ def open_topology(
     file.read_past_cache(storage)
     kept = file.keep(_most_used(dataset, graph.indptr, file, most // BLOCK_BYTES, fanouts))
     budget.hold(_KEPT, kept, file)
-    asked = options.topology == "read" and options.topology_memory is not None
     _log.log(
-        logging.INFO if asked else logging.WARNING,
+        logging.INFO if options.topology == "read" else logging.WARNING,
         "--topology %s: %s of the %s of neighbours stay in memory, the others are read past the "
         "page cache; --topology-memory chooses another size", options.topology, size_text(kept),
         size_text(file.nbytes),

@@ -205,7 +205,8 @@ class Budget:
         ranks, this one's part of them.
 
         Args:
-            of: what this name was planned and does not hold yet is left, too.
+            of: what this name was planned and does not hold yet is left, too; of pages of files,
+                what it holds as well.
             mapped: whether the planned pages of files are to stay resident. The kernel could take
                 them back: False for the most that can be had. A total that was set counts them
                 always.
@@ -213,6 +214,7 @@ class Budget:
         table = [
             replace(entry, planned=min(entry.planned, entry.held)) if entry.name == of else entry
             for entry in self.table()
+            if not (entry.mapped and entry.name == of)
         ]
         rest = available_memory()  # with the mapped pages that are resident
         for entry in table:

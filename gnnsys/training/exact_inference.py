@@ -34,6 +34,7 @@ from gnnsys.training.layer_reads import LayerReads
 from gnnsys.training.model_layers import Block, Layer, ModelLayer, model_layers
 from gnnsys.training.sequential_inference import (
     SequentialBlocks,
+    delivered_bytes,
     message_like,
     with_ascending_neighbors,
 )
@@ -186,6 +187,7 @@ def run_layers(
     sampler = NeighborSampler(graph, [-1], threads=threads)
     rows = _as_unified(x, threads)
     older: Path | None = None
+    ascending: CSC | None = None
     for number, layer in enumerate(layers):
         place = _place(out, number, len(layers))
         told = partial(progress, f"layer {number + 1} of {len(layers)}")
@@ -194,8 +196,9 @@ def run_layers(
             memory = reads.memory if reads else None
             split = _split_where_cheaper(mode, layer, rows, graph, device, memory)
             if split is not None:
+                ascending = ascending or with_ascending_neighbors(graph)
                 blocks, compute = _sequential_blocks(
-                    *split, rows, graph, device, threads, told, ranks
+                    *split, rows, ascending, device, threads, told, ranks
                 )
             else:
                 had = only[number - 1] if only and number else None
@@ -304,6 +307,7 @@ def _split_where_cheaper(
         nodes=graph.num_nodes,
         edges=graph.num_edges,
         row_bytes=rows.store.row_bytes,
+        delivered_bytes=delivered_bytes(rows.store),
         message_bytes=message_like(split, rows, device).nbytes,
         memory=room,
         kept=left,
@@ -316,7 +320,7 @@ def _sequential_blocks(
     split: SplitLayer,
     memory: int,
     rows: UnifiedTensor,
-    graph: CSC,
+    graph: CSC,  # neighbours ascend
     device: torch.device,
     threads: int,
     progress: Callable[[int, int], None],
@@ -329,7 +333,7 @@ def _sequential_blocks(
     blocks = SequentialBlocks(
         split,
         rows=rows,
-        graph=with_ascending_neighbors(graph),
+        graph=graph,
         device=device,
         memory=memory,
         shares=[(each[0][0], each[-1][1]) for each in shares if each],

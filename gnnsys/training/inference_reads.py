@@ -48,7 +48,7 @@ class Passes:
 
         Args:
             targets: of the layer, or of a rank's share.
-            row_bytes: of an input.
+            row_bytes: of an input in memory.
             message_bytes: of a sum.
             memory: bytes that are to be enough; a group of targets is held in any case.
 
@@ -82,6 +82,7 @@ def choose_reads(
     nodes: int,
     edges: int,
     row_bytes: int,
+    delivered_bytes: int,
     message_bytes: int | None,
     memory: int,
     kept: int,
@@ -95,14 +96,16 @@ def choose_reads(
     Args:
         mode: one of these ways, or auto.
         nodes: of the graph; ``edges`` likewise.
-        row_bytes: of an input.
+        row_bytes: of an input, as it is stored.
+        delivered_bytes: of an input in memory.
         message_bytes: of a sum; None for a layer that cannot be computed so.
         memory: bytes that sequential reading may take.
         kept: bytes of the inputs that stay in memory where they are gathered, at most.
         resident: the inputs lie in memory.
 
-    >>> sizes = {"nodes": 1 << 20, "edges": 1 << 24, "row_bytes": 1024, "message_bytes": 1024}
-    >>> found = choose_reads("auto", **sizes, memory=128 << 20, kept=256 << 20)
+    >>> sizes = {"row_bytes": 1024, "delivered_bytes": 1024, "message_bytes": 1024}
+    >>> sizes |= {"nodes": 1 << 20, "edges": 1 << 24, "memory": 128 << 20, "kept": 256 << 20}
+    >>> found = choose_reads("auto", **sizes)
     >>> found.way, found.gathered >> 30, found.sequential >> 30, found.passes
     ('sequential', 48, 11, 10)
     """
@@ -112,7 +115,7 @@ def choose_reads(
     gathered = int(missed * (edges * pages + inputs))
     if message_bytes is None:
         return Reads("gather", gathered, 0, 0, 0)
-    passes = Passes.of(nodes, row_bytes, message_bytes, memory)
+    passes = Passes.of(nodes, delivered_bytes, message_bytes, memory)
     sequential = 0 if resident else (passes.count + 1) * inputs
     if mode == "gather" or (mode == "auto" and gathered <= sequential):
         return Reads("gather", gathered, sequential, passes.count, 0)

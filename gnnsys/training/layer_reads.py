@@ -92,6 +92,7 @@ def plan_reads(
                 nodes=nodes,
                 edges=edges,
                 row_bytes=row_bytes,
+                delivered_bytes=4 * widths[number],
                 message_bytes=_message_bytes(config.model, widths[number], widths[number + 1]),
                 memory=left // _SUMS,
                 kept=left,

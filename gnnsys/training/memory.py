@@ -252,6 +252,8 @@ def plan_memory(
         evaluation = dataclasses.replace(evaluation, reads=reads)
         if evaluation.test_at_end or evaluation.scope.layers is None:
             budget.reserve(SUMS, reads.memory or 0)
+    if config.sampler == "gpu":  # whose kernels map all neighbours
+        topology = TopologyOptions(topology="mmap")
     plan_topology(dataset, topology, options, config.ranks or 1)
     return evaluation
 

@@ -8,6 +8,7 @@ depend neither on it nor on the number of threads that sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gnnsys.loaders import CSC
-from gnnsys.memory import empty
+from gnnsys.memory import Store, empty
 from gnnsys.memory.alloc import pooled
 from gnnsys.system.budget import process_budget
 from gnnsys.system.extension import core
@@ -25,7 +26,7 @@ from gnnsys.training.inference_reads import GROUP, SUMS, Passes
 from gnnsys.training.split_layers import SplitLayer
 from gnnsys.unified_tensor import UnifiedTensor
 
-__all__ = ["SequentialBlocks", "message_like", "with_ascending_neighbors"]
+__all__ = ["SequentialBlocks", "delivered_bytes", "message_like", "with_ascending_neighbors"]
 
 _LOOKED_AT = 1 << 18  # edges, each of which takes some 20 bytes meanwhile
 _FOLDS = {
@@ -67,7 +68,7 @@ class SequentialBlocks:
         message = message_like(split, rows, device)
         self._kind, self._width = message.dtype, message.shape[1]
         targets = max(last - first for first, last in shares)
-        self._passes = Passes.of(targets, self._store.row_bytes, message.nbytes, memory)
+        self._passes = Passes.of(targets, delivered_bytes(self._store), message.nbytes, memory)
         self._first = self._last = 0  # targets whose sums are there
         shape = (min(targets, self._passes.window), self._width)
         self._sums = empty(shape, self._kind)
@@ -93,6 +94,8 @@ class SequentialBlocks:
         share = next(share for share in self._shares if share[0] <= first < share[1])
         last = min(share[1], first + self._passes.window)
         how, start = _FOLDS[self._split.fold]
+        if self._graph.file is not None:
+            self._graph.file.check_size()
         indptr, source = self._graph.indptr[first : last + 1], self._graph.indices
         following = indptr[:-1].clone()
         sums = self._sums[: last - first].fill_(start)
@@ -188,9 +191,20 @@ def message_like(split: SplitLayer, rows: UnifiedTensor, device: torch.device) -
     return made.to("cpu", torch.promote_types(made.dtype, torch.float32))
 
 
+def delivered_bytes(store: Store) -> int:
+    """Of a row of a store in memory."""
+    return math.prod(store.shape[1:]) * store.dtype.itemsize
+
+
 def with_ascending_neighbors(graph: CSC) -> CSC:
     """The same graph with the neighbours of each node in ascending order, as dataset folders have
-    them; a copy where they are not."""
+    them; a copy where they are not.
+
+    Raises:
+        FileFormatError: the graph's file became shorter.
+    """
+    if graph.file is not None:
+        graph.file.check_size()
     return graph if _ascends(graph) else graph.reversed().reversed()
 
 

@@ -18,7 +18,7 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 import gnnsys
 from gnnsys._core import Aggregator, Fold, isas
 from gnnsys.config.train import TrainConfig
-from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.system.budget import process_budget
@@ -84,7 +84,7 @@ def test_outputs_equal_the_model_on_the_whole_graph(
 ) -> None:
     torch.manual_seed(1)  # the first layer widens rows, the last one narrows them
     model = kind(COLUMNS, 16, num_layers=2, out_channels=3, flow=flow, **options).double().eval()
-    found = gnnsys.inference(model, data, mode="sequential", memory=1)
+    found = gnnsys.gnnsys.inference(model, data, mode="sequential", memory=1)
     with torch.no_grad():
         expected = model(data.x, data.edge_index)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -92,7 +92,7 @@ def test_outputs_equal_the_model_on_the_whole_graph(
 
 def test_projected_rows_are_summed_as_pyg_sums_them(data: Data) -> None:
     model = GraphSAGE(COLUMNS, 8, 2, 3, project=True).double().eval()
-    found = gnnsys.inference(model, data, mode="sequential")
+    found = gnnsys.gnnsys.inference(model, data, mode="sequential")
     with torch.no_grad():
         torch.testing.assert_close(found, model(data.x, data.edge_index), rtol=1e-10, atol=1e-10)
     backwards = GraphSAGE(COLUMNS, 8, 2, 3, project=True, flow="target_to_source").double()
@@ -154,7 +154,7 @@ def test_what_rows_in_sequence_are_not_enough_for_is_refused(data: Data) -> None
     for options in ({"aggr": "std"}, {"aggr": ["mean", "max"]}):
         model = GraphSAGE(COLUMNS, 8, 2, 3, **options).double()
         with pytest.raises(UnsupportedError, match="aggregates by"):
-            gnnsys.inference(model, data, mode="sequential")
+            gnnsys.gnnsys.inference(model, data, mode="sequential")
     with pytest.raises(UnsupportedError, match="weighs neighbours by degrees"):
         gnnsys.inference(GCN(COLUMNS, 8, 2, 3, aggr="max").double(), data, mode="sequential")
     with pytest.raises(UnsupportedError, match="layers: functions of blocks"):
@@ -258,6 +258,7 @@ def test_passes_take_the_memory_that_there_is() -> None:
 
 def test_the_way_that_reads_fewer_bytes_is_taken() -> None:
     sizes: Any = {"nodes": 1 << 20, "edges": 1 << 24, "row_bytes": 1024, "message_bytes": 1024}
+    sizes["delivered_bytes"] = 1024
     little, plenty = 100 << 20, 2 << 30
     found = choose_reads("auto", **sizes, memory=little, kept=little)
     assert found.way == "sequential"
@@ -266,6 +267,11 @@ def test_the_way_that_reads_fewer_bytes_is_taken() -> None:
     assert choose_reads("auto", **sizes, memory=little, kept=plenty).way == "gather"
     resident = choose_reads("auto", **sizes, memory=little, kept=little, resident=True)
     assert (resident.way, resident.gathered, resident.memory) == ("gather", 0, 0)
+    # Rows that are stored in fewer bytes are read in fewer, into as much memory.
+    small: Any = {**sizes, "row_bytes": 260}
+    of_small = choose_reads("sequential", **small, memory=little, kept=little)
+    assert (of_small.passes, of_small.memory) == (found.passes, found.memory)
+    assert of_small.sequential * 1024 == found.sequential * 260
     # Few edges cost less than passes; a layer may not be able to take its rows in sequence.
     few: Any = {**sizes, "edges": 1 << 18}
     assert choose_reads("auto", **few, memory=little, kept=little).way == "gather"
@@ -332,3 +338,15 @@ def test_a_run_gets_the_same_scores_by_rows_in_sequence(tmp_path: Path) -> None:
     assert SUMS not in gathered.memory["names"]
     assert not process_budget().planned(SUMS)
     assert os.listdir(tmp_path) == ["g"]
+
+
+def test_neighbors_of_a_file_that_became_shorter_are_one_error(tmp_path: Path) -> None:
+    folder = generate_community(tmp_path / "g", nodes=3000, classes=3, features=8)
+    data = gnnsys.open_dataset(folder)
+    torch.manual_seed(0)
+    model = GraphSAGE(8, 16, 2, 3)
+    expected = gnnsys.inference(model, data, mode="sequential")
+    assert torch.isfinite(expected).all()
+    os.truncate(folder / "indices.npy", 4096)
+    with pytest.raises(FileFormatError, match=r"indices.npy"):
+        gnnsys.inference(model, data, mode="sequential")

@@ -92,7 +92,7 @@ def test_letters_that_the_output_lacks_are_written_as_escapes(folder: Path) -> N
         )  # fmt: skip
     assert statuses == [0, 2]
     text = Path("told.txt").read_text(encoding="ascii")
-    assert r"gr\xfcn\u2192" in text
+    assert r"gr\xfcn\u2192" in "".join(text.split())  # lines break anywhere in a long path
     assert r"gnnsys: error: n\xf6/graph.json: no such file" in text
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gnnsys.cache.engine import PAGE_BYTES
 from gnnsys.cache.making import LEAST_STAGING
+from gnnsys.cache.packed.plans import OF_A_USE
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
@@ -88,8 +89,6 @@ _LEAST_AHEAD = 16 << 20
 """Bytes of batches sampled ahead of a cache, where memory is short."""
 _ROUNDS = 5
 """Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
-_OF_A_USE = 24
-"""Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
 _LAYER_NODES = 1 << 22
 """Of a block whose neighbours exact evaluation reads, about."""
 
@@ -214,7 +213,7 @@ def plan_memory(
         most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
         ahead = min(most, (3 + -(-_WINDOW // owners)) * batch.sampled_bytes)
         budget.reserve(AHEAD, ahead)
-        uses = _OF_A_USE * (1 + ahead // batch.sampled_bytes)
+        uses = OF_A_USE * (1 + ahead // batch.sampled_bytes)
         row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
         rounds = 1 if owners == 1 else _ROUNDS  # that rows which are read stay for
         plans = sum(batch.nodes) * (uses + rounds * row)

@@ -27,6 +27,7 @@ from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
+from gnnsys.features.packing import planner_bytes
 from gnnsys.features.replay import training_seeds
 from gnnsys.features.setup import reserve_ranking
 from gnnsys.features.topology import graph_to_sample, plan_topology
@@ -225,6 +226,8 @@ def plan_memory(
     if exact:
         evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
+    if config.pack:
+        budget.reserve("planner of --pack", planner_bytes(options, tables["features"]))
     reserve_ranking(dataset, options)
     if dataset.task is not None:
         judged = max(

@@ -133,7 +133,7 @@ class Engine:
             if self._filled and isinstance(self._planner, RecordedPlanner):
                 held = self._planner.held
             rows = self._table.shape[0]
-            self._planner = None  # its memory is for the next one
+            self._planner, self._source = None, self._table  # its memory is for the next one
             self._planner = planner = RecordedPlanner(plans, rows, held, first, batches)
             process_budget().hold(PLANNER, planner.state_bytes, planner)
             self._source = (

@@ -407,7 +407,8 @@ def test_predictions_by_samples_pack_nothing(
         raise AssertionError("predictions are packed")
 
     monkeypatch.setattr("gnnsys.training.packing.EpochPacker", refuse)
-    assert main(["predict", str(tmp_path / "run"), "--sampled"]) == 0
+    options = ["--sampled", "--cache", "0.1", "--storage", "pread"]
+    assert main(["predict", str(tmp_path / "run"), *options]) == 0
 
 
 def test_the_second_planner_is_planned_for(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,26 @@ def test_other_batches_are_served_and_change_nothing(
     assert store.counters.as_dict()["rows"]["packed"] == plans.first_reads[-1]
     with pytest.raises(RowIndexError):
         store.announce(torch.tensor([ROWS]))
+
+
+@pytest.mark.usefixtures("table")
+def test_one_epochs_planner_is_let_go_of_before_the_next_ones_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, make = cached(tmp_path), RecordedPlanner.__init__
+    plans = record(tmp_path, store, skewed(19))
+    packed = pack(tmp_path, store, plans, BATCHES)
+    made: list[weakref.ref[RecordedPlanner]] = []
+
+    def look_and_make(planner: RecordedPlanner, *given: Any) -> None:
+        assert [ref() for ref in made] == [None] * len(made)
+        made.append(weakref.ref(planner))
+        make(planner, *given)
+
+    monkeypatch.setattr(RecordedPlanner, "__init__", look_and_make)
+    for _ in range(3):
+        store.follow(plans, packed, BATCHES, 0)
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize("aside", [0, 1])

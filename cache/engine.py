@@ -34,6 +34,7 @@ from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.ids import RowIds, check_bounds
 from gnnsys.memory.reads import PendingRows, Reads, RowsInPlace, StagedRows
 from gnnsys.memory.store import Store
+from gnnsys.system.budget import PLANNER, process_budget
 from gnnsys.system.extension import core
 
 __all__ = ["PAGE_BYTES", "PIECE_BYTES", "Engine"]
@@ -125,14 +126,16 @@ class Engine:
 
     def follow(self, plans: RecordedPlans, packed: Store | None, batches: int, first: int) -> None:
         """See ``CachedStore.follow``."""
-        with self._executing, self._planning:
+        with self._executing, self._planning, self._whole_or_nothing():
             if self._tickets:
                 self._retract(self._tickets[0])
             held = np.full(self._executor.capacity, -1, np.int32)
             if self._filled and isinstance(self._planner, RecordedPlanner):
                 held = self._planner.held
             rows = self._table.shape[0]
+            self._planner, self._source = None, self._table  # its memory is for the next one
             self._planner = planner = RecordedPlanner(plans, rows, held, first, batches)
+            process_budget().hold(PLANNER, planner.state_bytes, planner)
             self._source = (
                 self._table if packed is None else PackedRows(self._table, packed, planner)
             )
@@ -281,12 +284,16 @@ class Engine:
 
     # Reading -------------------------------------------------------------------------------------
 
+    def _staged_bytes(self, tier: str) -> int:
+        """Of a row on its way; one that is packed shares its pages with the rows beside it."""
+        return self._source.row_bytes + (0 if tier == "packed" else PAGE_BYTES)
+
     def _start_reads(self, due: list[Ticket]) -> None:
         """Starts the reads of planned batches, up to the first that does not fit."""
         staging = 0
         for ticket in due:
             assert ticket.plan is not None
-            staging += len(ticket.plan.reads) * (self._source.row_bytes + PAGE_BYTES)
+            staging += len(ticket.plan.reads) * self._staged_bytes(ticket.plan.tier)
             if staging > self._staging_bytes:
                 return
             if ticket.pending is None and len(ticket.plan.reads):
@@ -322,28 +329,30 @@ class Engine:
         """Rows whose pages are more than may be staged: of each page the rows alone are kept."""
         ids = plan.reads
         rows = self._executor.new_staging(len(ids))
-        for piece, staged in self._read_pieces(ids, plan.batch):
+        for piece, staged in self._read_pieces(ids, plan.batch, plan.tier):
             self._executor.collect(staged, rows[piece])
         offsets = np.arange(len(ids)) * self._source.row_bytes
         return RowsInPlace(rows.data_ptr(), offsets, rows)
 
     def _read_pieces(
-        self, ids: NDArray[np.int64], batch: int | None = None
+        self, ids: NDArray[Any], batch: int | None = None, tier: str = "file"
     ) -> Iterator[tuple[slice, StagedRows]]:
         """Rows ``ids``, which ascend, piece by piece; the next one is read meanwhile.
 
         Args:
             batch: whose rows these are, by the planner's count; None for those of no batch.
+            tier: where they are read.
         """
         of_batch = -1 if batch is None else batch
-        step = max(1, PIECE_BYTES // (self._source.row_bytes + PAGE_BYTES))
+        step = max(1, PIECE_BYTES // self._staged_bytes(tier))
         starts = range(0, len(ids), step)
         pieces = [slice(first, min(first + step, len(ids))) for first in starts]
         ahead: list[PendingRows] = []
         try:
             for number, piece in enumerate(pieces):
                 for each in pieces[number + len(ahead) : number + 2]:
-                    ahead.append(self._source.start_reads(Reads(ids[each], of_batch)))
+                    reads = Reads(ids[each].astype(np.int64, copy=False), of_batch)
+                    ahead.append(self._source.start_reads(reads))
                 yield piece, self._take(ahead.pop(0), batch is not None)
         finally:
             for pending in ahead:
@@ -353,17 +362,19 @@ class Engine:
         """Brings in the rows that the planner wants before the first batch, in ascending order."""
         if self._filled:
             return
-        ids = np.asarray(self._planner.prefilled, np.int64)
+        ids = np.asarray(self._planner.prefilled)
         said = began = time.monotonic()
         slots = self._planner.prefilled_slots
         for piece, staged in self._read_pieces(ids):
-            self._executor.fill(slots[piece], staged)
+            self._executor.fill(slots[piece].astype(np.int64), staged)
             if time.monotonic() - said > _PREFILL_LOG_SECONDS:
                 said = time.monotonic()
                 _log.info("cache: %d of %d rows are filled in", piece.stop, len(ids))
         if len(ids):
             _log.info("cache: %d rows filled in %.1f s", len(ids), time.monotonic() - began)
         self._filled = True
+        if isinstance(self._planner, RecordedPlanner):
+            self._planner.forget_prefilled()
         self._stats.prefilled += len(ids)
         self._stats.resident += len(ids)
 

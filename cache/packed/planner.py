@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,9 @@ class RecordedPlanner:
         found[missing] = np.flatnonzero(~stays)
         self._slots = found.astype(np.int32)
         missing = missing[wanted[missing] >= 0]
-        self.prefilled: NDArray[np.int64] = wanted[missing].astype(np.int64)
+        self.prefilled: NDArray[np.int32] = wanted[missing]
         """(k,) ids that are to be brought in before the first batch, ascending."""
-        self.prefilled_slots: NDArray[np.int64] = found[missing].astype(np.int64)
+        self.prefilled_slots: NDArray[np.int32] = self._slots[missing]
         """(k,) the slots they are to be brought to."""
         self.kept = int(stays.sum())
         """Rows that are in their slots already."""
@@ -86,6 +87,15 @@ class RecordedPlanner:
         self.held: NDArray[np.int32] = np.full(len(held), _NONE, np.int32)
         """(slots,) the id that each slot holds by the committed plans, -1 for none."""
         self.held[self._slots] = wanted
+
+    @property
+    def state_bytes(self) -> int:
+        """Of what is as long as the table or the cache, once the cache is filled."""
+        return self._slot_of.nbytes + self._slots.nbytes + self.held.nbytes
+
+    def forget_prefilled(self) -> None:
+        """Lets go of what was to be brought in, once it is."""
+        self.prefilled = self.prefilled_slots = np.empty(0, np.int32)
 
     def announce(self, ids: NDArray[Any]) -> int:
         """See ``Planner.announce``."""
@@ -103,9 +113,10 @@ class RecordedPlanner:
         number, self.planned = self.planned, self.planned + 1
         batch = self._waiting[number - self.committed]
         if not isinstance(batch, int):
-            # Plans that wait to be carried out will have changed the slots by then.
-            is_next = number == self.committed
-            slots = self._slot_of[batch] if is_next else np.full(len(batch), _NONE, np.int32)
+            # Recorded plans that wait to be carried out will have changed the slots by then.
+            before = islice(self._waiting, number - self.committed)
+            changes = any(isinstance(each, int) for each in before)
+            slots = np.full(len(batch), _NONE, np.int32) if changes else self._slot_of[batch]
             return plan_aside(batch, slots, number)
         self._places[number] = batch
         plan = self._plans.plan(batch)

@@ -20,11 +20,13 @@ from gnnsys.cache.planner import Planner
 from gnnsys.errors import FileFormatError
 from gnnsys.system.files import as_storage_error, map_npy, replace_npy, write_whole
 
-__all__ = ["RecordedPlans", "record_plans"]
+__all__ = ["OF_A_USE", "RecordedPlans", "record_plans"]
 
 _PLANS, _INDEX, _RESIDENTS = "plans.bin", "index.npy", "residents.npy"
-_OF_A_USE = 24
-"""Bytes that the planner has for each row of a batch ahead, its tables' growth included."""
+OF_A_USE = 24
+"""Bytes that a cache's planner has for each row of a batch ahead: 4 of its id until the batch is
+looked at, then a record of 16 in a ring that is half full at least before it doubles, so that it
+takes 24 on the average of its sizes and 32 at most."""
 _START, _ROWS, _HITS, _FILLS, _COPIES, _EVICTIONS, _CHECKSUM = range(7)
 """Columns of the index."""
 
@@ -55,7 +57,7 @@ def record_plans(
     index: list[list[int]] = []
     held = end = 0
     with as_storage_error(folder / _PLANS), open(folder / _PLANS, "wb", buffering=0) as file:
-        replace_npy(folder / _RESIDENTS, np.asarray(planner.prefilled, np.int64))
+        replace_npy(folder / _RESIDENTS, np.asarray(planner.prefilled, np.int32))
 
         def plan_next() -> None:
             nonlocal held, end
@@ -74,7 +76,7 @@ def record_plans(
             waiting.append((len(ids), _checksum(ids)))
             held += len(ids)
             while len(waiting) > 1 and (
-                _OF_A_USE * held > ahead_bytes or len(waiting) > planner.window
+                OF_A_USE * held > ahead_bytes or len(waiting) > planner.window
             ):
                 plan_next()
         while waiting:
@@ -101,7 +103,7 @@ class RecordedPlans:
 
     def __init__(self, folder: Path) -> None:
         self._index = map_npy(folder / _INDEX)
-        self.residents: NDArray[np.int64] = np.array(map_npy(folder / _RESIDENTS))
+        self.residents: NDArray[np.int32] = np.array(map_npy(folder / _RESIDENTS))
         """(k,) ids that slots 0 .. k - 1 hold before the first batch, ascending."""
         path = folder / _PLANS
         try:
@@ -111,7 +113,8 @@ class RecordedPlans:
             raise FileFormatError(f"{path}: cannot be read ({error}); pack again") from error
         if len(self._index) == 0 or len(self._data) != self._end(len(self._index) - 1):
             raise FileFormatError(f"{path}: not as long as {_INDEX} says; pack again")
-        self.nbytes = self._data.nbytes
+        self.nbytes = sum((folder / name).stat().st_size for name in (_PLANS, _INDEX, _RESIDENTS))
+        """Of the files."""
 
     def __len__(self) -> int:
         return len(self._index)
@@ -154,7 +157,9 @@ class RecordedPlans:
 
     def entered(self, place: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """(n,) slots that the batch at a place fills, and the ids they hold from then on."""
-        fills = self.plan(place).fills
+        row = self._index[place]
+        start, size = int(row[_START] + 2 * row[_HITS]), int(row[_FILLS])
+        fills = self._data[start : start + 3 * size].reshape(size, 3)
         fills = fills[fills[:, 2] >= 0]
         return fills[:, 2], self.reads(place)[fills[:, 1]]
 

@@ -57,24 +57,27 @@ def pack_rows(
     step = max(1, memory // 3 // row_bytes)  # a piece, the next one, rows to be written
     bounds = np.array([*range(0, num_rows, step), num_rows], np.int32)
     reads = [plans.reads(place) for place in range(batches)]
-    # (batches, pieces + 1) how many of each batch's reads lie before each piece
-    before = np.array([np.searchsorted(ids, bounds) for ids in reads], np.int64)
     starts = plans.first_reads[:batches]
+    passed = np.zeros(batches, np.int64)  # of each batch's reads, those in pieces that were begun
     mover, buffer = core.PlanExecutor(num_threads(threads)), np.empty((step, row_bytes), np.uint8)
 
-    def read(piece: int) -> _Piece:
-        ends = zip(reads, *before[:, piece : piece + 2].T.tolist(), strict=True)
-        return _Piece(source, [ids[begin:end] for ids, begin, end in ends], *bounds[piece:][:2])
+    def read(number: int) -> tuple[NDArray[np.int64], _Piece]:
+        """Places in the file of what each batch reads of a piece, the next one, and the piece."""
+        nonlocal passed
+        begins, last = passed, bounds[number + 1]
+        passed = np.array([ids.searchsorted(last) for ids in reads], np.int64)
+        ends = zip(reads, begins.tolist(), passed.tolist(), strict=True)
+        of_piece = [ids[begin:end] for ids, begin, end in ends]
+        return starts + begins, _Piece(source, of_piece, bounds[number], last)
 
     with as_storage_error(path), open(path, "wb", buffering=0) as file:
-        ahead: list[_Piece] = []
+        ahead: list[tuple[NDArray[np.int64], _Piece]] = []
         try:
             for number in range(len(bounds) - 1):
                 for each in range(number + len(ahead), min(number + 2, len(bounds) - 1)):
                     ahead.append(read(each))
-                piece = ahead.pop(0)
+                places, piece = ahead.pop(0)
                 addresses = piece.wait()
-                places = starts + before[:, number]
                 for first, last in _groups(piece.sizes, step):
                     begin, end = piece.ends[first] - piece.sizes[first], piece.ends[last - 1]
                     targets = buffer.ctypes.data + np.arange(end - begin) * row_bytes
@@ -87,7 +90,7 @@ def pack_rows(
                         done += size
                 progress(int(bounds[number + 1]) * row_bytes, num_rows * row_bytes)
         finally:
-            for piece in ahead:
+            for _, piece in ahead:
                 piece.cancel()
         os.fdatasync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # it is read once

@@ -113,6 +113,9 @@ def predict(
         eval_reads=config.eval_reads,
         topology=config.topology,
         topology_memory=config.topology_memory,
+        pack=False,
+        pack_space=None,
+        pack_folder=None,
     )
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)

@@ -1,8 +1,8 @@
 """Epochs packed before they run: which files there are of one, and when they are made.
 
-Owns ``EpochPacker`` and ``remove_packed``. Invariants: a packed folder has its name only once it is
-whole; what was packed for other batches or another cache is not used. Whatever happens here changes
-speed, never a batch.
+Owns ``EpochPacker``, ``planner_bytes`` and ``remove_packed``. Invariants: a packed folder has its
+name only once it is whole; what was packed for other batches or another cache is not used. Whatever
+happens here changes speed, never a batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,11 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnnsys.cache.arena import rows_of
 from gnnsys.cache.making import staging_bytes
 from gnnsys.cache.packed.plans import RecordedPlans, record_plans
 from gnnsys.cache.packed.rows import pack_rows
 from gnnsys.cache.store import CachedStore
-from gnnsys.errors import FileFormatError, StorageError
+from gnnsys.dataset.format import Table
+from gnnsys.errors import FileFormatError, StorageError, TooLargeError
+from gnnsys.features.options import FeatureOptions, parse_cache
 from gnnsys.features.replay import epoch_ids
 from gnnsys.loaders import NeighborSampler
 from gnnsys.memory.file import FileStore
@@ -35,10 +38,10 @@ from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.sizes import size_text
 
-__all__ = ["EpochPacker", "remove_packed"]
+__all__ = ["EpochPacker", "planner_bytes", "remove_packed"]
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _FOLDER, _NEW, _LOCK = "gnnsys-packed", "gnnsys-packed.new", "gnnsys-packed.lock"
 _MANIFEST, _ROWS = "pack.json", "rows.bin"
 _PREFIX = "gnnsys-packed-"
@@ -47,6 +50,11 @@ _SHARE = 0.5
 """Of the free disk, which packed files take unless told otherwise."""
 _LEAST_AHEAD = 64 << 20
 """Bytes for what the planner looks ahead, where memory is short."""
+_OF_A_ROW, _OF_A_SLOT = 4, 18
+"""Bytes of a planner, as ``plan_features`` plans them."""
+
+_locked: set[Path] = set()
+"""Folders that this process packs in."""
 
 
 class EpochPacker:
@@ -104,6 +112,8 @@ class EpochPacker:
             self._scratch = ScratchFolder(_PREFIX) if folder is None else None
         self._folder = self._scratch.path if self._scratch else folder or Path()
         weakref.finalize(self, self._take_lock().close)
+        _locked.add(self._folder)
+        weakref.finalize(self, _locked.discard, self._folder)
         self._epoch = -1  # of the packed files that are open
         self._plans: RecordedPlans | None = None
         self._rows: FileStore | None = None
@@ -126,7 +136,8 @@ class EpochPacker:
     def begin(self, epoch: int, first: int, progress: Progress | None = None) -> None:
         """To be called before the batches of an epoch are asked for: packs it if it is not packed.
 
-        Where that fails for want of room, the cause is told and rows are read from the table.
+        Where that fails, for want of room or of a disk that works, the cause is told and rows are
+        read from the table.
 
         Args:
             epoch: whose samples are drawn.
@@ -136,13 +147,16 @@ class EpochPacker:
         if self._batches == 0:
             return
         if self._plans is None or epoch != self._epoch:
-            self._let_go()
             try:
-                self._open_or_pack(epoch, progress or (lambda what, done, total: None))
-            except StorageError as error:
-                self._store.unfollow()
                 self._let_go()
-                self._remove()
+                self._open_or_pack(epoch, progress or (lambda what, done, total: None))
+            except BaseException as error:
+                self._store.unfollow()  # before the rows it reads are closed
+                self._let_go()
+                if not isinstance(error, OSError | TooLargeError | FileFormatError):
+                    raise
+                with suppress(OSError):
+                    _remove_in(self._folder)
                 self._batches = 0  # not tried again: it would fail again
                 _log.warning("--pack: rows are read from the table, unpacked: %s", str(error))
                 return
@@ -155,7 +169,8 @@ class EpochPacker:
         wanted = self._identity | {"epoch": epoch}
         place = self._folder / _FOLDER
         if not self._is_there(place, wanted):
-            self._remove()
+            with as_storage_error(place):
+                _remove_in(self._folder)
             self._pack(epoch, wanted, progress)
         manifest = json.loads((place / _MANIFEST).read_bytes())
         self._plans, self._packed = RecordedPlans(place), manifest["packed"]
@@ -266,14 +281,37 @@ class EpochPacker:
             self._rows.close()
             self._rows = None
 
-    def _remove(self) -> None:
-        _remove_in(self._folder)
+
+def planner_bytes(options: FeatureOptions, table: Table) -> int:
+    """Of the planner that plans an epoch while the cache keeps its own, at most.
+
+    Args:
+        options: of the features.
+        table: that has them.
+    """
+    cache, rows, row_bytes = parse_cache(options.cache), table.shape[0], table.encoding.row_stride
+    if cache is None:
+        return 0
+    if cache == "auto":
+        slots = min(rows, process_budget().left() // row_bytes)
+    else:
+        slots = rows_of(cache, rows, row_bytes, "cache")
+    return _OF_A_ROW * rows + _OF_A_SLOT * slots
 
 
 def remove_packed(folder: Path) -> None:
-    """Removes what was packed in a folder."""
-    _remove_in(folder)
-    (folder / _LOCK).unlink(missing_ok=True)
+    """Removes what was packed in a folder, unless another process packs there."""
+    place = folder / _LOCK
+    if not place.exists():
+        return
+    with ExitStack() as held:
+        if folder not in _locked:
+            lock = lock_file(place)
+            if lock is None:
+                return
+            held.callback(lock.close)
+        _remove_in(folder)
+        place.unlink(missing_ok=True)
 
 
 def _remove_in(folder: Path) -> None:

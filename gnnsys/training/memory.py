@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gnnsys.cache.engine import PAGE_BYTES
 from gnnsys.cache.making import LEAST_STAGING
+from gnnsys.cache.packed.plans import OF_A_USE
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
@@ -26,6 +27,7 @@ from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
+from gnnsys.features.packing import planner_bytes
 from gnnsys.features.replay import training_seeds
 from gnnsys.features.setup import reserve_ranking
 from gnnsys.features.topology import graph_to_sample, plan_topology
@@ -88,8 +90,6 @@ _LEAST_AHEAD = 16 << 20
 """Bytes of batches sampled ahead of a cache, where memory is short."""
 _ROUNDS = 5
 """Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
-_OF_A_USE = 24
-"""Bytes that a cache's planner has for each row of a batch ahead, its tables' growth included."""
 _LAYER_NODES = 1 << 22
 """Of a block whose neighbours exact evaluation reads, about."""
 
@@ -214,7 +214,7 @@ def plan_memory(
         most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
         ahead = min(most, (3 + -(-_WINDOW // owners)) * batch.sampled_bytes)
         budget.reserve(AHEAD, ahead)
-        uses = _OF_A_USE * (1 + ahead // batch.sampled_bytes)
+        uses = OF_A_USE * (1 + ahead // batch.sampled_bytes)
         row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
         rounds = 1 if owners == 1 else _ROUNDS  # that rows which are read stay for
         plans = sum(batch.nodes) * (uses + rounds * row)
@@ -226,6 +226,8 @@ def plan_memory(
     if exact:
         evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
+    if config.pack:
+        budget.reserve("planner of --pack", planner_bytes(options, tables["features"]))
     reserve_ranking(dataset, options)
     if dataset.task is not None:
         judged = max(

@@ -12,6 +12,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.features.packing import EpochPacker, remove_packed
 from gnnsys.loaders import NeighborSampler
 from gnnsys.memory.file import FileStore
+from gnnsys.system.budget import process_budget
 from gnnsys.system.progress import Progress
 from gnnsys.training.task import NodeDataset
 
@@ -47,7 +48,7 @@ class EpochSamples:
 
 
 def clear_packed(config: TrainConfig) -> None:
-    """Removes what a run that is done has packed."""
+    """Removes what a run that is done has packed, or one that it went on with."""
     folder = _folder(config)
     if config.pack and folder is not None:
         remove_packed(folder)
@@ -60,6 +61,9 @@ def _make_packer(
     if not config.pack:
         return None
     store = dataset.features.store
+    if isinstance(store, FileStore) and not _has_room(store):
+        _log.warning("--pack: nothing is packed, for there is no cache; --cache gives its size")
+        return None
     if isinstance(store, FileStore) or (
         isinstance(store, CachedStore) and store.capacity >= store.shape[0]
     ):
@@ -87,6 +91,11 @@ def _make_packer(
         space=check_bytes("pack-space", config.pack_space),
         threads=config.threads,
     )
+
+
+def _has_room(store: FileStore) -> bool:
+    """Whether the rows of a table that no cache is before fit in memory."""
+    return store.shape[0] * store.row_bytes <= process_budget().left("features, mapped")
 
 
 def _folder(config: TrainConfig) -> Path | None:

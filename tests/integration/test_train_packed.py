@@ -6,9 +6,9 @@ import json
 import logging
 import resource
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +17,15 @@ from gnnsys.commands.cli import main
 from gnnsys.config.file import resumed_config
 from gnnsys.config.parallel import check_ranks
 from gnnsys.config.train import TrainConfig
-from gnnsys.errors import ArgumentError, StorageError, UnsupportedError
+from gnnsys.errors import (
+    ArgumentError,
+    FileFormatError,
+    StorageError,
+    TooLargeError,
+    UnsupportedError,
+)
 from gnnsys.generate import generate_community
+from gnnsys.system.files import lock_file
 from gnnsys.training.loop import TrainResult, run_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -232,7 +239,8 @@ def test_batches_beyond_the_space_are_read_from_the_table_and_told_once(
     sizes: list[int] = []
 
     def look(*_: Any) -> None:
-        sizes.append(sum(path.stat().st_size for path in (places / "gnnsys-packed").glob("*.bin")))
+        kept = (path for path in (places / "gnnsys-packed").iterdir() if path.suffix != ".json")
+        sizes.append(sum(path.stat().st_size for path in kept))
 
     options = PACK | {"pack_space": "200KB", "pack_folder": str(places)}
     result = run_training(config_of(folder, **options), on_batch=look)
@@ -294,24 +302,40 @@ def test_a_disk_that_is_full_for_a_later_epoch_is_told_once(
     assert "File too large" in message
 
 
-def test_a_full_disk_is_no_end_of_a_run(
-    folder: Path, tmp_path: Path, plain: TrainResult, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", [TooLargeError, FileFormatError, PermissionError])
+def test_whatever_packing_fails_for_is_no_end_of_a_run(
+    folder: Path,
+    plain: TrainResult,
+    error: type[Exception],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode()}")
-    try:
-        result = train(folder, **PACK, pack_folder=str(place), pack_space="1GB")
-        assert result.history == plain.history
-        assert not [*place.iterdir()]
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("this is why")
+
+    def fail_later(epoch: int, done: int, total: int) -> None:
+        monkeypatch.setattr("gnnsys.features.packing.record_plans", fail)
+
+    result = run_training(config_of(folder, **PACK), on_batch=fail_later)
+    assert result.history == plain.history
+    assert rows_of(result)["packed"] > 0
     (message,) = told(caplog)
-    assert "No space left on device" in message
+    assert message == "--pack: rows are read from the table, unpacked: this is why"
+
+
+def test_a_run_that_packs_nothing_leaves_what_another_one_packs(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "gnnsys-packed"
+    other.mkdir()
+    options: dict[str, Any] = {"pack": True, "pack_folder": str(tmp_path), "epochs": 1}
+    lock = lock_file(tmp_path / "gnnsys-packed.lock")
+    assert lock is not None
+    with lock:
+        train(folder, **options)  # auto: all features fit in memory
+        assert other.is_dir()
+    train(folder, **options)
+    assert not [*tmp_path.glob("gnnsys-packed*")]
 
 
 def test_two_runs_do_not_pack_in_one_folder(folder: Path, tmp_path: Path) -> None:
@@ -357,3 +381,42 @@ def test_ranks_and_features_in_memory_are_refused_and_a_missing_folder_is_named(
     assert train(folder, pack=True, epochs=1).history  # auto: all features fit in memory
     (message,) = told(caplog)
     assert message == "--pack: nothing is packed, for memory has room for all features"
+
+
+def test_without_a_cache_for_want_of_memory_nothing_is_packed_and_it_is_told(
+    folder: Path,
+    plain: TrainResult,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gnnsys.features.setup.choose_cache", lambda *_: (None, "pread"))
+    monkeypatch.setattr(
+        "gnnsys.training.packing.process_budget", lambda: SimpleNamespace(left=lambda of: 1000)
+    )
+    assert train(folder, pack=True).history == plain.history
+    (message,) = told(caplog)
+    assert message == "--pack: nothing is packed, for there is no cache; --cache gives its size"
+
+
+def test_predictions_by_samples_pack_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(folder, tmp_path / "run", **PACK | {"epochs": 1})
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("predictions are packed")
+
+    monkeypatch.setattr("gnnsys.training.packing.EpochPacker", refuse)
+    options = ["--sampled", "--cache", "0.1", "--storage", "pread"]
+    assert main(["predict", str(tmp_path / "run"), *options]) == 0
+
+
+def test_the_second_planner_is_planned_for(folder: Path, tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("plain", "packed")]
+    for place, more in zip(places, ({}, {"pack": True}), strict=True):
+        train(folder, place, **PACK | {"epochs": 1, "pack": False} | more)
+    plain, packed = (
+        json.loads((place / "result.json").read_text())["memory"]["names"] for place in places
+    )
+    assert "planner of --pack" not in plain
+    assert packed["planner of --pack"]["planned"] == packed["planner of the cache"]["planned"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +140,18 @@ def follow(
 
 
 @pytest.mark.parametrize(
-    ("storage", "device"), [("uring", "cpu"), ("mmap", "cpu"), ("uring", "simt")]
+    ("storage", "device"),
+    [
+        ("uring", "cpu"),
+        ("mmap", "cpu"),
+        pytest.param(
+            "uring",
+            "simt",
+            marks=pytest.mark.skipif(
+                shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler"
+            ),
+        ),
+    ],
 )
 def test_every_pass_gathers_the_tables_rows_and_reads_what_was_packed(
     tmp_path: Path, table: NDArray[np.float32], storage: Storage, device: str
@@ -182,6 +196,62 @@ def test_other_batches_are_served_and_change_nothing(
     assert store.counters.as_dict()["rows"]["packed"] == plans.first_reads[-1]
     with pytest.raises(RowIndexError):
         store.announce(torch.tensor([ROWS]))
+
+
+@pytest.mark.usefixtures("table")
+def test_one_epochs_planner_is_let_go_of_before_the_next_ones_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, make = cached(tmp_path), RecordedPlanner.__init__
+    plans = record(tmp_path, store, skewed(19))
+    packed = pack(tmp_path, store, plans, BATCHES)
+    made: list[weakref.ref[RecordedPlanner]] = []
+
+    def look_and_make(planner: RecordedPlanner, *given: Any) -> None:
+        assert [ref() for ref in made] == [None] * len(made)
+        made.append(weakref.ref(planner))
+        make(planner, *given)
+
+    monkeypatch.setattr(RecordedPlanner, "__init__", look_and_make)
+    for _ in range(3):
+        store.follow(plans, packed, BATCHES, 0)
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("aside", [0, 1])
+def test_batches_planned_ahead_beside_the_epoch_are_served_from_the_slots(
+    tmp_path: Path, table: NDArray[np.float32], aside: int
+) -> None:
+    batches, others, store = skewed(16), skewed(17, 6), cached(tmp_path, prefetch=3)
+    plans = record(tmp_path, store, batches)
+    store.follow(plans, None, 0, 0)
+    # Where the epoch's first batch waits before them, the slots are not known ahead.
+    due = [batches[0]] * aside + others
+    tickets = [store.announce(torch.from_numpy(ids)) for ids in due]
+    before = store.stats
+    for ids, ticket in zip(due, tickets, strict=True):
+        assert (store.gather(torch.from_numpy(ids), ticket=ticket).numpy() == table[ids]).all()
+    hits = [int(np.isin(ids, plans.residents).sum()) for ids in due]
+    if aside:
+        assert 0 < (store.stats - before).hits < sum(hits)
+    else:
+        assert (store.stats - before).hits == sum(hits)
+
+
+def test_packed_rows_are_read_ahead_as_far_as_their_own_bytes_allow(
+    tmp_path: Path, table: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, store = skewed(18), cached(tmp_path, prefetch=1)
+    plans = record(tmp_path, store, batches)
+    packed = pack(tmp_path, store, plans, BATCHES)
+    largest = int(np.diff(plans.first_reads).max())
+    monkeypatch.setattr(store._engine(), "_staging_bytes", 2 * largest * ROW_BYTES)
+    synchronous: list[int] = []
+    monkeypatch.setattr(
+        store._engine(), "_read_in_pieces", lambda plan: synchronous.append(plan.batch)
+    )
+    follow(store, plans, packed, BATCHES, batches, table)
+    assert synchronous == []
 
 
 def test_batches_taken_back_are_announced_anew(tmp_path: Path, table: NDArray[np.float32]) -> None:
@@ -243,7 +313,7 @@ def test_a_batch_larger_than_the_staging_memory_is_read_packed(
     plans = record(tmp_path, store, batches)
     packed = pack(tmp_path, store, plans, BATCHES)
     monkeypatch.setattr(store._engine(), "_staging_bytes", 100)
-    monkeypatch.setattr("gnnsys.cache.engine.PIECE_BYTES", 20 * (ROW_BYTES + 4096))
+    monkeypatch.setattr("gnnsys.cache.engine.PIECE_BYTES", 20 * ROW_BYTES)
     follow(store, plans, packed, BATCHES, batches, table)
     assert store.counters.as_dict()["rows"]["packed"] == plans.first_reads[-1]
 
@@ -274,3 +344,5 @@ def test_rows_that_stay_keep_their_slots(tmp_path: Path) -> None:
     assert (planner.kept, len(planner.prefilled)) == (2, CAPACITY - 2)
     assert sorted(planner.held.tolist()) == plans.residents.tolist()
     assert (planner.held[planner.prefilled_slots] == planner.prefilled).all()
+    planner.forget_prefilled()
+    assert (len(planner.prefilled), planner.state_bytes) == (0, 4 * (ROWS + 2 * CAPACITY))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Data
 
@@ -27,6 +27,7 @@ NODES = 300
 SEEDS = torch.from_numpy(np.random.default_rng(4).permutation(NODES)[:200])
 
 
+@settings(deadline=None)
 @given(
     seeds=st.lists(st.integers(0, 1000), unique=True, min_size=1, max_size=60),
     block=st.integers(2, 70),
@@ -85,6 +86,10 @@ def test_a_loader_its_replay_and_the_rest_of_an_epoch_agree() -> None:
         ({"shuffle": False}, "seed_block: 8, but the order of seeds is not drawn from seed"),
         ({"generator": torch.Generator()}, "seed_block: 8, but the order"),
         ({"shuffle": False, "sampler": [1, 2]}, "seed_block: 8, but the order"),
+        (
+            {"shuffle": False, "sampler": ShuffledSeeds(200, Epochs(), 5, 4)},
+            "seed_block: 8, but the sampler shuffles blocks of 4; give the same, or no sampler",
+        ),
     ],
 )
 def test_blocks_need_an_order_that_is_drawn(options: dict[str, Any], told: str) -> None:

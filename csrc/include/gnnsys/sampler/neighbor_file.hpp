@@ -61,9 +61,9 @@ class NeighborFile {
 };
 
 // How often a run draws from each block of a relation's neighbours, up to a factor: (blocks), in
-// the order of the file. A node v is expanded about as often as importance[v] says, which
-// is a rank; without any, as it has in-edges. It then draws `fanout` neighbours at most. indptr
-// ascends from 0.
+// the order of the file. A node v is expanded about as often as importance[v] says, which is a
+// rank; without any, as the square root of its in-edges. It then draws `fanout` neighbours at most.
+// indptr ascends from 0.
 void weigh_blocks(std::span<const int64_t> indptr, std::span<const uint16_t> importance,
                   int64_t fanout, int64_t per_block, std::span<double> weight);
 

@@ -51,9 +51,7 @@ class LayerReads:
         )
         read = numbers.traffic(sum(reads.sequential for reads in told.values()))
         instead = numbers.traffic(sum(reads.gathered for reads in told.values()))
-        return (
-            f"inputs are read in sequence, of {which}: {read}, gathered {instead}"
-        )
+        return f"inputs are read in sequence, of {which}: {read}, gathered {instead}"
 
     def facts(self) -> list[dict[str, Any]]:
         """For JSON, of each layer that was planned."""

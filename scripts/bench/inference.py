@@ -64,9 +64,7 @@ class Turns:
         results: a folder for them.
     """
 
-    def __init__(
-        self, dataset: gnnsys.Dataset, options: argparse.Namespace, results: Path
-    ) -> None:
+    def __init__(self, dataset: gnnsys.Dataset, options: argparse.Namespace, results: Path) -> None:
         self.peaks: dict[str, list[int | None]] = {}
         """By name, the most memory of each turn."""
         self.disk = Disk(feature_file(dataset), options.fio_seconds)

@@ -83,11 +83,12 @@ class Planner(core.CachePlanner):
         self.num_rows = num_rows
         self.capacity = min(capacity, num_rows)
         self.policy, self.window, self.victim_cells = policy, window, victim_cells
+        self._num_prefilled = self.capacity if prefill and kept is not None else 0
 
     @property
     def prefilled_slots(self) -> NDArray[np.int64]:
         """(k,) the slots that hold ``prefilled`` before the first batch."""
-        return np.arange(len(self.prefilled))
+        return np.arange(self._num_prefilled)
 
     def announce(self, ids: NDArray[Any]) -> int:
         """Takes the ids of the next batch; returns its number.

@@ -182,6 +182,11 @@ class LookaheadLoader(DataLoader[Any]):
         self._tables = RowTables(options.threads, options.world_size)
         if kwargs.get("sampler") is None and kwargs.get("batch_sampler") is None:
             self._order_seeds(bool(kwargs.get("shuffle")))
+        if isinstance(self.sampler, ShuffledSeeds) and self.sampler.block != options.seed_block:
+            raise ArgumentError(
+                f"seed_block: {options.seed_block}, but the sampler shuffles blocks of "
+                f"{self.sampler.block}; give the same, or no sampler"
+            )
         if options.seed_block > 1 and not isinstance(self.sampler, ShuffledSeeds):
             raise ArgumentError(
                 f"seed_block: {options.seed_block}, but the order of seeds is not drawn from seed; "

@@ -98,6 +98,19 @@ class ShuffledSeeds(RandomSampler):
         self.seed = seed
         self.block = block
         self._sorted = None if ids is None or block == 1 else ids.argsort(stable=True)
+        if self._sorted is not None:
+            process_budget().hold(SEEDS, self._sorted.nbytes, self._sorted)
+
+    @staticmethod
+    def most_bytes(num_seeds: int, block: int) -> int:
+        """The most that the order of an epoch takes while it is made, with what it is made of.
+
+        >>> ShuffledSeeds.most_bytes(1000, 1), ShuffledSeeds.most_bytes(1000, 100)
+        (8000, 24480)
+        """
+        if block == 1:
+            return 8 * num_seeds
+        return 24 * num_seeds + 40 * (num_seeds // block + 2)  # with the sorted ones; five a block
 
     def set_epoch(self, epoch: int) -> None:
         """Makes ``epoch`` the next one; ``DistributedSampler`` has this method too."""
@@ -113,7 +126,8 @@ class ShuffledSeeds(RandomSampler):
         starts = starts[rng.permutation(len(starts), self.seed, epoch)]
         lengths = (starts + block).clip(max=count) - starts.clip(0)
         before = np.cumsum(lengths) - lengths
-        order = np.repeat(starts.clip(0) - before, lengths) + np.arange(count)
+        order = np.repeat(starts.clip(0) - before, lengths)
+        order += np.arange(count)
         places = torch.from_numpy(order[:first])
         return places if self._sorted is None else self._sorted[places]
 

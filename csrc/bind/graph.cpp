@@ -42,13 +42,14 @@ void bind_edges(nb::module_& m) {
 
 template <class Index>
 void bind_communities(nb::module_& m) {
-  m.def("propagate_labels", &propagate_labels<Index>, "indptr"_a, "indices"_a, "most"_a,
-        "labels"_a.noconvert(), "sizes"_a.noconvert(), "votes"_a.noconvert(), Freely(),
-        "Gives each node in turn the label that most of its in-neighbours have; returns how many "
+  m.def("propagate_labels", &propagate_labels<Index>, "indptr"_a, "indices"_a, "first"_a, "last"_a,
+        "most"_a, "labels"_a.noconvert(), "sizes"_a.noconvert(), "votes"_a.noconvert(), Freely(),
+        "Gives nodes first to last - 1 in turn the label that most of their in-neighbours have; "
+        "returns how many "
         "took another one, or -1 - e where edge e has a source outside the graph.");
-  m.def("adopt_labels", &adopt_labels<Index>, "indptr"_a, "indices"_a, "labels"_a.noconvert(),
-        "votes"_a.noconvert(), Freely(),
-        "Gives nodes without in-neighbours a label of their targets.");
+  m.def("adopt_labels", &adopt_labels<Index>, "indptr"_a, "indices"_a, "first"_a, "last"_a,
+        "labels"_a.noconvert(), "votes"_a.noconvert(), Freely(),
+        "Gives nodes without in-neighbours a label of their targets first to last - 1.");
 }
 
 template <class Id, class Order>

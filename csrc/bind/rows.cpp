@@ -1,6 +1,8 @@
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <numeric>
@@ -56,25 +58,34 @@ class Gatherer {
   const Isa isa_;
 };
 
-Bytes encode(const BoundCoding& self, Matrix<const float> rows) {
+std::pair<Bytes, int64_t> encode(const BoundCoding& self, Matrix<const float> rows) {
   const RowCoding& coding = self.coding();
   require(coding.has_codes() && static_cast<int64_t>(rows.shape(1)) == coding.columns,
           "encode: rows of other columns, or no codes");
   const auto n = static_cast<int64_t>(rows.shape(0));
   Bytes out = pooled_bytes(rows.shape(0) * static_cast<std::size_t>(coding.row_bytes()));
-  nb::gil_scoped_release release;
-  const int64_t bad = encode_rows(coding, rows.data(), n, reinterpret_cast<char*>(out.data()));
-  require(bad < 0, "encode: NaN or infinite values");
-  return out;
+  int64_t bad = -1;
+  {
+    nb::gil_scoped_release release;
+    bad = encode_rows(coding, rows.data(), n, reinterpret_cast<char*>(out.data()));
+  }
+  return {std::move(out), bad};
 }
 
+constexpr int64_t kDecoded = int64_t{1} << 16;  // rows at a time, so that few ids say which
+
 void decode(const BoundCoding& self, uintptr_t rows, int64_t n, uintptr_t out, ThreadPool threads) {
-  const int64_t row_bytes = self.coding().row_bytes();
-  const RowTable table{reinterpret_cast<const char*>(rows), n, row_bytes, row_bytes};
-  std::vector<int64_t> ids(static_cast<std::size_t>(n));
+  const RowCoding& coding = self.coding();
+  const int64_t row_bytes = coding.row_bytes();
+  std::vector<int64_t> ids(static_cast<std::size_t>(std::min(n, kDecoded)));
   std::iota(ids.begin(), ids.end(), 0);
-  gather_rows(table, ids.data(), n, reinterpret_cast<char*>(out), threads, parse_isa("auto"),
-              &self.coding());
+  for (int64_t first = 0; first < n; first += kDecoded) {
+    const int64_t count = std::min(n - first, kDecoded);
+    const RowTable table{reinterpret_cast<const char*>(rows) + first * row_bytes, count, row_bytes,
+                         row_bytes};
+    char* const to = reinterpret_cast<char*>(out) + first * coding.columns * sizeof(float);
+    gather_rows(table, ids.data(), count, to, threads, parse_isa("auto"), &coding);
+  }
 }
 
 constexpr int64_t kMaxWidth = int64_t{1} << 26;  // block numbers above are those of retries
@@ -110,7 +121,8 @@ void bind_rows(nb::module_& m) {
           "row_bytes", [](const BoundCoding& self) { return self.coding().row_bytes(); },
           "Of a stored row.")
       .def("encode", &encode, "rows"_a.noconvert(),
-           "The bytes of (n, columns) rows as codes of int8 or int4; none may be NaN or infinite.")
+           "The bytes of (n, columns) rows as codes of int8 or int4, and -1 or the first of their "
+           "values that is NaN or infinite.")
       .def("decode", &decode, "rows"_a, "n"_a, "out"_a, "threads"_a, Freely(),
            "Writes the (n, columns) float32 of n dense stored rows to `out`.");
   nb::class_<Gatherer>(m, "Gatherer", "Gathers rows on threads of the process.")

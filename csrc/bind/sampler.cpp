@@ -215,8 +215,7 @@ void bind_sampler(nb::module_& m) {
            "Relations are (source type, target type, indptr, indices): a CSC of the targets' "
            "in-neighbours. Times of nodes are given per type, times and weights of edges per "
            "relation, by position in the CSC. The arrays are kept, not copied. files: what reads "
-           "the "
-           "neighbours of a relation instead, or None.")
+           "the neighbours of a relation instead, or None.")
       .def("sample", &BoundSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "disjoint"_a,
            "last"_a, "labor"_a, "seed"_a, "epoch"_a, "group"_a, "first_hop"_a = 0,
            nb::sig("def sample(self, seeds: collections.abc.Sequence[tuple[int, "

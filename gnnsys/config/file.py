@@ -37,7 +37,8 @@ _Config = TypeVar("_Config", bound="TrainConfig | ClusterConfig")
 _COMMANDS: dict[type, str] = {TrainConfig: "train", ClusterConfig: "cluster"}
 
 # What a resumed run may be given anew. call: no part of the run; losses: the losses to come are
-# others; speed: nothing that was computed, and nothing that will be, is another.
+# others; speed: nothing that was computed, and nothing that will be, is another, but scores by the
+# rounding of sums, which eval_reads makes in another order.
 _Changes = dict[str, Literal["call", "losses", "speed"]]
 _TRAIN_RESUMED_WITH: _Changes = {
     **dict.fromkeys(

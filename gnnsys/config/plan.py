@@ -102,7 +102,8 @@ class PlanConfig:
     """How neighbours are read, as of gnnsys train: mmap, mmap-random, read or auto."""
 
     topology_memory: Size | None = None
-    """Bytes (2GB) of neighbours that --topology read keeps in memory, as of gnnsys train."""
+    """Bytes (2GB) of neighbours that --topology read keeps in the memory of each rank, as of gnnsys
+    train."""
 
     fanouts: Annotated[tuple[int, ...], FANOUTS] = FIRST_FANOUTS[:2]
     """Neighbours to sample per node for each hop, nearest the seeds first, between spaces or

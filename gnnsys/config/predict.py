@@ -67,7 +67,8 @@ class PredictConfig:
     """How neighbours are read, as of gnnsys train: mmap, mmap-random, read or auto."""
 
     topology_memory: Size | None = None
-    """Bytes (2GB) of neighbours that --topology read keeps in memory, as of gnnsys train."""
+    """Bytes (2GB) of neighbours that --topology read keeps in the memory of each rank, as of gnnsys
+    train."""
 
     threads: int = 0
     """0 for all cores."""

@@ -308,8 +308,8 @@ class TrainConfig:
     auto: mmap where they fit in the memory that is left beside all else, else read."""
 
     topology_memory: Size | None = None
-    """Bytes (2GB) of neighbours that --topology read keeps in memory; 0: none. Default: what is
-    left. Given, auto stands for read."""
+    """Bytes (2GB) of neighbours that --topology read keeps in memory, of each rank; 0: none.
+    Default: what is left. Given, auto stands for read."""
 
     score: ImportanceChoice = "auto"
     """Importance of rows, by which the cache is filled before the first batch and decides where no

@@ -7,6 +7,7 @@ first to the last. The same graph gives the same order; no random number is draw
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ __all__ = ["community_order", "degree_order"]
 _PASSES = 20
 _STILL = 0.01  # share of the nodes below which a pass that moves no more is the last
 _SHARE = 16  # communities that all nodes would fill, at least
+_EDGES = 1 << 24  # of a call, about half a second: in between, the process can be interrupted
 
 _Report = Callable[[int, int], None]
 
@@ -81,14 +83,20 @@ def _communities(
     sizes = np.ones(nodes, indices.dtype)
     votes = np.zeros(nodes, indices.dtype)
     most = max(2, -(-nodes // _SHARE))
+    cuts = np.searchsorted(indptr, np.arange(_EDGES, len(indices), _EDGES))
+    parts = list(pairwise([0, *cuts.tolist(), nodes]))
     for done in range(_PASSES):
         progress(done, _PASSES)
-        moved = core.propagate_labels(indptr, indices, most, labels, sizes, votes)
-        if moved < 0:
-            edge = -1 - moved
-            raise RowIndexError(f"edge {edge} has the source {indices[edge]} of {nodes} nodes")
+        moved = 0
+        for part in parts:
+            found = core.propagate_labels(indptr, indices, *part, most, labels, sizes, votes)
+            if found < 0:
+                edge = -1 - found
+                raise RowIndexError(f"edge {edge} has the source {indices[edge]} of {nodes} nodes")
+            moved += found
         if moved < _STILL * nodes:
             break
-    core.adopt_labels(indptr, indices, labels, votes)
+    for part in parts:
+        core.adopt_labels(indptr, indices, *part, labels, votes)
     progress(_PASSES, _PASSES)
     return labels

@@ -100,9 +100,9 @@ class StoredRows:
                 return narrow(block, self.label)
             return encode(block, self.dtype)
         flat = _flat(block)
-        finite = np.isfinite(flat)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0].tolist()
+        codes, bad = self._coding.encode(flat)
+        if bad >= 0:
+            row, column = divmod(bad, flat.shape[1])
             given = block.reshape(len(block), -1)[row, column]
             if np.isfinite(given):
                 raise FileFormatError(
@@ -113,8 +113,8 @@ class StoredRows:
                 f"{self.label}: {flat[row, column]} in row {first + row}, column {column}, which "
                 f"{self.dtype} cannot store; --nan zero or --nan mean replaces it"
             )
-        codes: NDArray[np.uint8] = self._coding.encode(flat)
-        return codes.reshape(len(block), -1)
+        stored: NDArray[np.uint8] = codes.reshape(len(block), -1)
+        return stored
 
     def restore(self, stored: NDArray[Any]) -> NDArray[Any]:
         """What stored rows are delivered as."""

@@ -73,15 +73,14 @@ class Quantised:
             DTypeError: a value that is NaN or infinite, which codes cannot say.
         """
         flat = rows.to(torch.float32).reshape(len(rows), math.prod(self.row_shape)).contiguous()
-        finite = torch.isfinite(flat)
-        if not bool(finite.all()):
-            row, column = torch.nonzero(~finite)[0].tolist()
+        stored, bad = _coding(self.dtype, flat.shape[1], self.scales).encode(flat.numpy())
+        if bad >= 0:
+            row, column = divmod(bad, flat.shape[1])
             raise DTypeError(
                 f"rows: {flat[row, column].item()} at position {row}, column {column}, which codes "
                 f"of {self.dtype} cannot say; replace it"
             )
-        coding = _coding(self.dtype, flat.shape[1], self.scales)
-        return torch.from_numpy(coding.encode(flat.numpy())).view(len(rows), self.row_bytes)
+        return torch.from_numpy(stored).view(len(rows), self.row_bytes)
 
     def decode(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """(n, …) float32 that (n, row_bytes) stored rows stand for, on their device.
@@ -103,7 +102,7 @@ class Quantised:
     def _decode_by_torch(self, rows: Tensor) -> Tensor:
         columns = math.prod(self.row_shape)
         if self.scales:
-            scale = torch.tensor(self.scales, dtype=torch.float32, device=rows.device)
+            scale = _column_scales(self.scales, rows.device)
             codes = rows
         else:
             scale = rows[:, :_SCALE_BYTES].contiguous().view(torch.float32)
@@ -218,6 +217,11 @@ def check_dtype(dtype: torch.dtype, what: str) -> None:
     if dtype not in SUPPORTED_DTYPES:
         names = ", ".join(str(d).removeprefix("torch.") for d in SUPPORTED_DTYPES)
         raise DTypeError(f"{what}: dtype {dtype} is not one of {names}")
+
+
+@lru_cache
+def _column_scales(scales: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(scales, dtype=torch.float32, device=device)
 
 
 @lru_cache

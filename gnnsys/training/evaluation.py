@@ -98,6 +98,10 @@ class Evaluation:
         in_sequence = self.reads.describe() if self.scope.layers is None else ""
         return f"{told}; {in_sequence}" if in_sequence else told
 
+    def tell(self) -> None:
+        """Logs ``describe``."""
+        _log.info("evaluation: %s", self.describe())
+
     def facts(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -136,7 +140,7 @@ def plan_evaluation(
             without = scope_of(config, graph, (val,), columns)
             if without.nbytes < scope.nbytes / 2:
                 scope, at_end = without, True
-    found = Evaluation(
+    return Evaluation(
         scope=scope,
         test_at_end=at_end,
         nodes=len(val) + (0 if at_end else len(test)),
@@ -144,8 +148,6 @@ def plan_evaluation(
         epoch_bytes=epoch_bytes,
         reads=asked_reads(config),
     )
-    _log.info("evaluation: %s", found.describe())
-    return found
 
 
 def sampled_test_waits(train: int, val: int, test: int) -> bool:

@@ -45,13 +45,13 @@ class LayerReads:
         }
         if not told:
             return ""
-        which = ", ".join(f"{number} ({reads.passes})" for number, reads in told.items())
+        which = ", ".join(
+            f"layer {number} in {reads.passes} pass{'es' * (reads.passes > 1)}"
+            for number, reads in told.items()
+        )
         read = numbers.traffic(sum(reads.sequential for reads in told.values()))
         instead = numbers.traffic(sum(reads.gathered for reads in told.values()))
-        return (
-            f"inputs of layer {which} are read in sequence (so many passes): {read}, gathered "
-            f"{instead}"
-        )
+        return f"inputs are read in sequence, of {which}: {read}, gathered {instead}"
 
     def facts(self) -> list[dict[str, Any]]:
         """For JSON, of each layer that was planned."""

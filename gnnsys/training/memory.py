@@ -32,6 +32,7 @@ from gnnsys.features.replay import training_seeds
 from gnnsys.features.setup import reserve_ranking
 from gnnsys.features.topology import graph_to_sample, plan_topology
 from gnnsys.loaders import CSC, NeighborSampler
+from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import (
     AHEAD,
     BATCHES,
@@ -187,7 +188,7 @@ def plan_memory(
     named = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
     budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, named)), mapped=True)
     if trains:
-        budget.reserve(SEEDS, 8 * len(seeds))
+        budget.reserve(SEEDS, ShuffledSeeds.most_bytes(len(seeds), config.seed_block))
     of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0
     budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, config.batch_size))
     budget.check(_TOO_SMALL)
@@ -257,6 +258,8 @@ def plan_memory(
     if config.sampler == "gpu":  # whose kernels map all neighbours
         topology = TopologyOptions(topology="mmap")
     plan_topology(dataset, topology, options, config.ranks or 1)
+    if evaluation is not None:
+        evaluation.tell()
     return evaluation
 
 
@@ -343,7 +346,9 @@ def evaluation_of(config: TrainConfig, dataset: NodeDataset) -> Evaluation:
     columns = dataset.features.shape[1]
     batch = _draw(config, dataset.graph, dataset.train)
     gathered = _epoch_bytes(config, batch, columns, len(dataset.train))
-    return plan_evaluation(config, dataset.graph, dataset.val, dataset.test, columns, gathered)
+    found = plan_evaluation(config, dataset.graph, dataset.val, dataset.test, columns, gathered)
+    found.tell()
+    return found
 
 
 def _epoch_bytes(config: TrainConfig, batch: _Batch, columns: int, seeds: int) -> int:

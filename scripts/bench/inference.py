@@ -12,6 +12,7 @@ import hashlib
 import os
 import statistics
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,15 @@ class Turns:
     Args:
         dataset: a folder.
         options: of the command line.
+        results: a folder for them.
     """
 
-    def __init__(self, dataset: gnnsys.Dataset, options: argparse.Namespace) -> None:
+    def __init__(self, dataset: gnnsys.Dataset, options: argparse.Namespace, results: Path) -> None:
         self.peaks: dict[str, list[int | None]] = {}
         """By name, the most memory of each turn."""
         self.disk = Disk(feature_file(dataset), options.fio_seconds)
         self._folder = dataset.path
-        self._options = options
+        self._options, self._results = options, results
         self._digests: set[str] = set()
         self._libraries = 0
         if options.limit_mib:
@@ -106,7 +108,7 @@ class Turns:
         )
 
     def _place(self, mode: str) -> Path:
-        return Path(self._options.out or self._folder) / f"outputs-{mode}.npy"
+        return self._results / f"outputs-{mode}.npy"
 
     def _check(self, mode: str, number: int) -> None:
         """Raises CheckError where results differ from those of the other way, or of before."""
@@ -119,11 +121,6 @@ class Turns:
             difference = float(np.abs(found - wanted).max() / np.abs(wanted).max())
             if not difference <= _TOLERANCE:
                 raise CheckError(f"results differ by {difference:.2g} of the largest one")
-
-    def clean(self) -> None:
-        """Removes the results."""
-        for mode in (_GATHER, _SEQUENTIAL):
-            self._place(mode).unlink(missing_ok=True)
 
     def lines(self) -> list[str]:
         """The memory that each way had."""
@@ -142,7 +139,12 @@ def run(options: argparse.Namespace) -> None:
         dataset = gnnsys.open_dataset(options.folder)
     except GnnsysError as error:
         raise BenchError(str(error)) from error
-    turns = Turns(dataset, options)
+    place = options.out or dataset.path.parent
+    with tempfile.TemporaryDirectory(prefix=".inference-", dir=place) as results:
+        _compare(dataset, Turns(dataset, options, Path(results)), options)
+
+
+def _compare(dataset: gnnsys.Dataset, turns: Turns, options: argparse.Namespace) -> None:
     layer = dataset.num_nodes() * options.hidden * 4
     case = Case(
         labels={
@@ -159,16 +161,13 @@ def run(options: argparse.Namespace) -> None:
         implementations=[turns.implement(_GATHER), turns.implement(_SEQUENTIAL)],
         prepare=turns.disk.prepare,
     )
-    try:
-        run_benchmark(
-            "inference",
-            [case],
-            options,
-            cache_state=turns.disk.describe(),
-            notes={"disk": turns.disk.as_dict(), "peak_bytes": turns.peaks},
-        )
-    finally:
-        turns.clean()
+    run_benchmark(
+        "inference",
+        [case],
+        options,
+        cache_state=turns.disk.describe(),
+        notes={"disk": turns.disk.as_dict(), "peak_bytes": turns.peaks},
+    )
     for line in [*turns.lines(), turns.disk.summary_line()]:
         print(line)
 
@@ -184,7 +183,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--block-mib", type=positive, default=64, metavar="MIB", help="of gathered rows; default 64"
     )
-    add("--out", type=Path, metavar="FOLDER", help="for layers and results; default FOLDER")
+    add("--out", type=Path, metavar="FOLDER", help="for layers and results; default that of FOLDER")
     add("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default all cores")
     add_disk_options(parser)
     add_options(parser)

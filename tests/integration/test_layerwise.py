@@ -527,20 +527,26 @@ LIMITED = """
 """
 
 
+@pytest.fixture(scope="module")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from gnnsys.generate import generate_community
+
+    place = tmp_path_factory.mktemp("layerwise") / "g"
+    return generate_community(place, nodes=250_000, features=16, degree=4, classes=8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["gather", "sequential"])
 def test_out_of_core_equals_in_memory_below_one_layers_activations(
     mode: Any,
     memory_group: Any,
     one_thread: None,
+    large_folder: Path,
     tmp_path: Path,
     run_forked: Callable[..., Any],
 ) -> None:
-    from gnnsys.generate import generate_community
-
-    nodes, hidden = 250_000, 256
-    folder = generate_community(tmp_path / "g", nodes=nodes, features=16, degree=4, classes=8)
-    layer_bytes = nodes * hidden * 4
+    folder, hidden = large_folder, 256
+    layer_bytes = 250_000 * hidden * 4
     limit = layer_bytes * 3 // 4
     memory_group.set_limit(limit)
     limited = run_forked(

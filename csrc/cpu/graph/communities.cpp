@@ -17,10 +17,12 @@ uint64_t mix(uint64_t label, uint64_t node) {
   return x * 0xd6e8feb86659fd93u;
 }
 
-void check(std::size_t edges, std::span<const int64_t> indptr, std::size_t nodes) {
-  require(indptr.size() == nodes + 1 && indptr.front() >= 0 &&
-              indptr.back() <= static_cast<int64_t>(edges) &&
-              std::is_sorted(indptr.begin(), indptr.end()),
+void check(std::size_t edges, std::span<const int64_t> indptr, std::size_t nodes, int64_t first,
+           int64_t last) {
+  require(indptr.size() == nodes + 1 && 0 <= first && first <= last &&
+              last <= static_cast<int64_t>(nodes) && indptr[first] >= 0 &&
+              indptr[last] <= static_cast<int64_t>(edges) &&
+              std::is_sorted(indptr.begin() + first, indptr.begin() + last + 1),
           "communities: an indptr that does not fit");
 }
 
@@ -28,9 +30,9 @@ void check(std::size_t edges, std::span<const int64_t> indptr, std::size_t nodes
 
 template <class Index>
 int64_t propagate_labels(std::span<const int64_t> indptr, std::span<const Index> indices,
-                         int64_t most, std::span<Index> labels, std::span<Index> sizes,
-                         std::span<Index> votes) {
-  check(indices.size(), indptr, labels.size());
+                         int64_t first, int64_t last, int64_t most, std::span<Index> labels,
+                         std::span<Index> sizes, std::span<Index> votes) {
+  check(indices.size(), indptr, labels.size(), first, last);
   require(sizes.size() == labels.size() && votes.size() == labels.size(),
           "propagate_labels: arrays of different lengths");
   const auto num_nodes = static_cast<int64_t>(labels.size());
@@ -40,7 +42,7 @@ int64_t propagate_labels(std::span<const int64_t> indptr, std::span<const Index>
   };
   std::vector<Index> seen;  // labels that have votes
   int64_t moved = 0;
-  for (int64_t v = 0; v < num_nodes; ++v) {
+  for (int64_t v = first; v < last; ++v) {
     seen.clear();
     for (int64_t e = indptr[v]; e < indptr[v + 1]; ++e) {
       if (e + kDistance < num_edges && is_node(indices[e + kDistance])) {
@@ -72,12 +74,11 @@ int64_t propagate_labels(std::span<const int64_t> indptr, std::span<const Index>
 }
 
 template <class Index>
-void adopt_labels(std::span<const int64_t> indptr, std::span<const Index> indices,
-                  std::span<Index> labels, std::span<Index> votes) {
-  check(indices.size(), indptr, labels.size());
+void adopt_labels(std::span<const int64_t> indptr, std::span<const Index> indices, int64_t first,
+                  int64_t last, std::span<Index> labels, std::span<Index> votes) {
+  check(indices.size(), indptr, labels.size(), first, last);
   require(votes.size() == labels.size(), "adopt_labels: arrays of different lengths");
-  const auto num_nodes = static_cast<int64_t>(labels.size());
-  for (int64_t v = 0; v < num_nodes; ++v) {
+  for (int64_t v = first; v < last; ++v) {
     const Index label = labels[v];
     for (int64_t e = indptr[v]; e < indptr[v + 1]; ++e) {
       const Index source = indices[e];
@@ -94,12 +95,14 @@ void adopt_labels(std::span<const int64_t> indptr, std::span<const Index> indice
 }
 
 template int64_t propagate_labels(std::span<const int64_t>, std::span<const int32_t>, int64_t,
-                                  std::span<int32_t>, std::span<int32_t>, std::span<int32_t>);
+                                  int64_t, int64_t, std::span<int32_t>, std::span<int32_t>,
+                                  std::span<int32_t>);
 template int64_t propagate_labels(std::span<const int64_t>, std::span<const int64_t>, int64_t,
-                                  std::span<int64_t>, std::span<int64_t>, std::span<int64_t>);
-template void adopt_labels(std::span<const int64_t>, std::span<const int32_t>, std::span<int32_t>,
-                           std::span<int32_t>);
-template void adopt_labels(std::span<const int64_t>, std::span<const int64_t>, std::span<int64_t>,
-                           std::span<int64_t>);
+                                  int64_t, int64_t, std::span<int64_t>, std::span<int64_t>,
+                                  std::span<int64_t>);
+template void adopt_labels(std::span<const int64_t>, std::span<const int32_t>, int64_t, int64_t,
+                           std::span<int32_t>, std::span<int32_t>);
+template void adopt_labels(std::span<const int64_t>, std::span<const int64_t>, int64_t, int64_t,
+                           std::span<int64_t>, std::span<int64_t>);
 
 }  // namespace gnnsys

@@ -185,11 +185,14 @@ FileReader::Outcome FileReader::gather(const Id* ids, int64_t n, char* out) {
   const SortedIds sorted(ids, n);
   const auto distinct = static_cast<int64_t>(sorted.ids.size());
   const int64_t grain = std::max<int64_t>(1, kCopyBytes / row_bytes_);
-  // Where the piece ends whose pages fill the staging memory, a file's offset left out.
+  // Where the piece ends whose pages fill the staging memory.
   const auto end_of_piece = [&](int64_t first) {
-    int64_t end = first, bytes = 0;
-    for (int64_t covered = 0; end < distinct && (bytes < kPieceBytes || end == first); ++end) {
-      const int64_t row = sorted.ids[static_cast<std::size_t>(end)] * row_bytes_;
+    int64_t end = first, bytes = 0, covered = 0;
+    std::size_t part = 0;
+    for (; end < distinct && (bytes < kPieceBytes || end == first); ++end) {
+      const int64_t id = sorted.ids[static_cast<std::size_t>(end)];
+      for (; id >= first_row_[part + 1]; ++part) covered = 0;
+      const int64_t row = parts_[part].offset + (id - first_row_[part]) * row_bytes_;
       const int64_t last = page_up(row + row_bytes_);
       bytes += last - std::max(covered, page_down(row));
       covered = last;

@@ -35,7 +35,7 @@ int make_ring(io_uring& ring, int depth) {
 
 class UringBackend final : public ReadBackend {
  public:
-  explicit UringBackend(int depth) : done_(2 * static_cast<std::size_t>(depth)) {
+  explicit UringBackend(int depth) : depth_(depth), done_(2 * static_cast<std::size_t>(depth)) {
     const int code = make_ring(ring_, depth);
     if (code < 0) {
       throw ResourceError("an io_uring queue of depth " + std::to_string(depth) + " was asked for",
@@ -47,7 +47,7 @@ class UringBackend final : public ReadBackend {
 
   ~UringBackend() override { io_uring_queue_exit(&ring_); }
 
-  int capacity() const override { return static_cast<int>(done_.size() / 2); }
+  int capacity() const override { return depth_; }
 
   void push(const DiskRead& read) override {
     io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
@@ -72,6 +72,7 @@ class UringBackend final : public ReadBackend {
   }
 
  private:
+  const int depth_;
   io_uring ring_{};
   std::vector<io_uring_cqe*> done_;
 };

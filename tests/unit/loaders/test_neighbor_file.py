@@ -121,7 +121,7 @@ def test_blocks_weigh_what_is_drawn_of_their_nodes() -> None:
     indptr = np.array([0, 3, 3, 11, 12])
     rank = np.array([65535, 9, 0, 9999], np.uint16)
     for importance, use in (
-        (None, np.diff(indptr).astype(float)),
+        (None, np.sqrt(np.diff(indptr))),
         (rank, (rank + 1.0) ** 4),
     ):
         drawn = use * np.minimum(np.diff(indptr), 2) / np.maximum(np.diff(indptr), 1)

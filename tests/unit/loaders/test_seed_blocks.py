@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Data
 
@@ -21,12 +22,15 @@ from gnnsys.features.replay import sampled_ids
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
+from gnnsys.system import budget
+from gnnsys.system.budget import process_budget
 from gnnsys.training.loop import run_training
 
 NODES = 300
 SEEDS = torch.from_numpy(np.random.default_rng(4).permutation(NODES)[:200])
 
 
+@settings(deadline=None)
 @given(
     seeds=st.lists(st.integers(0, 1000), unique=True, min_size=1, max_size=60),
     block=st.integers(2, 70),
@@ -51,6 +55,21 @@ def test_blocks_of_sorted_seeds_stay_together(
 def test_a_block_of_one_is_the_order_that_there_was() -> None:
     order = ShuffledSeeds(200, Epochs(), 3, 1, SEEDS).order(2)
     assert order.tolist() == rng.permutation(200, 3, 2).tolist()
+
+
+@pytest.mark.parametrize("block", [2, 3, 64])
+def test_what_an_order_takes_is_known_before(block: int) -> None:
+    count = 100_000
+    held = {entry.name: entry.held for entry in process_budget().table()}
+    shuffled = ShuffledSeeds(count, Epochs(), 3, block, torch.arange(count))
+    now = {entry.name: entry.held for entry in process_budget().table()}
+    assert now[budget.SEEDS] - held.get(budget.SEEDS, 0) == 8 * count
+    tracemalloc.start()
+    shuffled.order(0)
+    _, peak = tracemalloc.get_traced_memory()  # of numpy, without the sorted seeds of torch
+    tracemalloc.stop()
+    most = ShuffledSeeds.most_bytes(count, block)
+    assert 0.8 * most < peak + 8 * count <= most + 4096
 
 
 def make_data() -> Data:
@@ -85,6 +104,10 @@ def test_a_loader_its_replay_and_the_rest_of_an_epoch_agree() -> None:
         ({"shuffle": False}, "seed_block: 8, but the order of seeds is not drawn from seed"),
         ({"generator": torch.Generator()}, "seed_block: 8, but the order"),
         ({"shuffle": False, "sampler": [1, 2]}, "seed_block: 8, but the order"),
+        (
+            {"shuffle": False, "sampler": ShuffledSeeds(200, Epochs(), 5, 4)},
+            "seed_block: 8, but the sampler shuffles blocks of 4; give the same, or no sampler",
+        ),
     ],
 )
 def test_blocks_need_an_order_that_is_drawn(options: dict[str, Any], told: str) -> None:

@@ -12,7 +12,8 @@
 namespace gnnsys {
 
 // The neighbours of a relation that lie in a file: blocks of some are in memory, the others are
-// read past the page cache when they are drawn, the distinct pages of a call together.
+// read past the page cache when they are drawn, the distinct pages of up to 2^18 at a time
+// together.
 class NeighborFile {
  public:
   static constexpr int64_t kBlock = 4096;  // bytes of neighbours that are in memory together
@@ -59,10 +60,10 @@ class NeighborFile {
   std::atomic<int64_t> served_{0}, read_{0};
 };
 
-// How often a run draws from each block of a relation's neighbours, up to a factor: (blocks), from
-// the least to the greatest use. A node v is expanded about as often as importance[v] says, which
-// is a rank; without any, as it has in-edges. It then draws `fanout` neighbours at most. indptr
-// ascends from 0.
+// How often a run draws from each block of a relation's neighbours, up to a factor: (blocks), in
+// the order of the file. A node v is expanded about as often as importance[v] says, which is a
+// rank; without any, as the square root of its in-edges. It then draws `fanout` neighbours at most.
+// indptr ascends from 0.
 void weigh_blocks(std::span<const int64_t> indptr, std::span<const uint16_t> importance,
                   int64_t fanout, int64_t per_block, std::span<double> weight);
 

@@ -99,9 +99,11 @@ def test_a_folder_keeps_everything_but_its_features(tmp_path: Path) -> None:
     for name in ("indptr", "indices", "edge_id"):
         assert np.array_equal(after.edge_table(name), before.edge_table(name))
     assert (after.name, after.task) == (before.name, before.task)
-    told = {"dtype": "int8", "round_trip": after.manifest.source["round_trip"]}
+    changed = after.manifest.source["round_trip"]
+    told = {"dtype": "int8", "scale": "row", "round_trip": changed}
     assert after.manifest.source == before.manifest.source | told
-    assert floats.manifest.source == before.manifest.source | {"dtype": "float32"}
+    told = {"dtype": "float32", "round_trip_before": changed}
+    assert floats.manifest.source == before.manifest.source | told
     assert np.array_equal(floats.node_table("features"), expected(FEATURES, "int8", "row").numpy())
     with pytest.raises(UnsupportedError, match="--dtype float32"):
         export_graphbolt(small, tmp_path / "gb")

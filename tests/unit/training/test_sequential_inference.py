@@ -84,7 +84,7 @@ def test_outputs_equal_the_model_on_the_whole_graph(
 ) -> None:
     torch.manual_seed(1)  # the first layer widens rows, the last one narrows them
     model = kind(COLUMNS, 16, num_layers=2, out_channels=3, flow=flow, **options).double().eval()
-    found = gnnsys.gnnsys.inference(model, data, mode="sequential", memory=1)
+    found = gnnsys.inference(model, data, mode="sequential", memory=1)
     with torch.no_grad():
         expected = model(data.x, data.edge_index)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -92,7 +92,7 @@ def test_outputs_equal_the_model_on_the_whole_graph(
 
 def test_projected_rows_are_summed_as_pyg_sums_them(data: Data) -> None:
     model = GraphSAGE(COLUMNS, 8, 2, 3, project=True).double().eval()
-    found = gnnsys.gnnsys.inference(model, data, mode="sequential")
+    found = gnnsys.inference(model, data, mode="sequential")
     with torch.no_grad():
         torch.testing.assert_close(found, model(data.x, data.edge_index), rtol=1e-10, atol=1e-10)
     backwards = GraphSAGE(COLUMNS, 8, 2, 3, project=True, flow="target_to_source").double()
@@ -154,7 +154,7 @@ def test_what_rows_in_sequence_are_not_enough_for_is_refused(data: Data) -> None
     for options in ({"aggr": "std"}, {"aggr": ["mean", "max"]}):
         model = GraphSAGE(COLUMNS, 8, 2, 3, **options).double()
         with pytest.raises(UnsupportedError, match="aggregates by"):
-            gnnsys.gnnsys.inference(model, data, mode="sequential")
+            gnnsys.inference(model, data, mode="sequential")
     with pytest.raises(UnsupportedError, match="weighs neighbours by degrees"):
         gnnsys.inference(GCN(COLUMNS, 8, 2, 3, aggr="max").double(), data, mode="sequential")
     with pytest.raises(UnsupportedError, match="layers: functions of blocks"):

@@ -30,6 +30,7 @@ from gnnsys.dataset.format import Table
 from gnnsys.errors import FileFormatError, StorageError, TooLargeError
 from gnnsys.features.options import FeatureOptions, parse_cache
 from gnnsys.features.replay import epoch_ids
+from gnnsys.features.setup import OF_A_ROW, OF_A_SLOT
 from gnnsys.loaders import NeighborSampler
 from gnnsys.memory.file import FileStore
 from gnnsys.system.budget import AHEAD, PLANS_AHEAD, STAGING, process_budget
@@ -50,8 +51,6 @@ _SHARE = 0.5
 """Of the free disk, which packed files take unless told otherwise."""
 _LEAST_AHEAD = 64 << 20
 """Bytes for what the planner looks ahead, where memory is short."""
-_OF_A_ROW, _OF_A_SLOT = 4, 18
-"""Bytes of a planner, as ``plan_features`` plans them."""
 
 _locked: set[Path] = set()
 """Folders that this process packs in."""
@@ -296,7 +295,7 @@ def planner_bytes(options: FeatureOptions, table: Table) -> int:
         slots = min(rows, process_budget().left() // row_bytes)
     else:
         slots = rows_of(cache, rows, row_bytes, "cache")
-    return _OF_A_ROW * rows + _OF_A_SLOT * slots
+    return OF_A_ROW * rows + OF_A_SLOT * slots
 
 
 def remove_packed(folder: Path) -> None:

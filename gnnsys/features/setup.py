@@ -36,12 +36,19 @@ from gnnsys.system.budget import (
 )
 from gnnsys.system.files import check_folder_of
 
-__all__ = ["choose_cache", "plan_features", "reserve_ranking", "setup_features"]
+__all__ = [
+    "OF_A_ROW",
+    "OF_A_SLOT",
+    "choose_cache",
+    "plan_features",
+    "reserve_ranking",
+    "setup_features",
+]
 
 _log = logging.getLogger(__name__)
 _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
-_OF_A_ROW, _OF_A_SLOT = 4, 18
+OF_A_ROW, OF_A_SLOT = 4, 18
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
 _OF_DEGREE, _OF_IMPORTANCE = 8, 16
 """Bytes a node while importance by degree, or another one, is computed and ranked."""
@@ -168,11 +175,11 @@ def plan_features(
     owners = ranks if options.share_cache != "none" else 1  # of which each plans for its rows
     if cache is not None:
         _reserve_importance(dataset, options, owners)
-        budget.reserve(PLANNER, _OF_A_ROW * rows // owners)
+        budget.reserve(PLANNER, OF_A_ROW * rows // owners)
         staged = staging_bytes(budget.left(), budget.ranks)
         budget.reserve(STAGING, min(staged, of_batches or staged))
     if cache == "auto":
-        spare = int(budget.left() * row_bytes / (row_bytes + _OF_A_SLOT))
+        spare = int(budget.left() * row_bytes / (row_bytes + OF_A_SLOT))
         beside = sum(map(budget.planned, _BESIDE_ROWS))
         cache, storage = choose_cache(
             options, table.data_bytes, ranks * spare, ranks * before, ranks * beside
@@ -183,7 +190,7 @@ def plan_features(
     else:
         capacity = rows_of(cache, rows, row_bytes, "cache")
         cells = rows_of(options.victim_buffer, rows, row_bytes, "victim_buffer")
-        planned = _OF_A_ROW * rows // owners + _OF_A_SLOT * capacity // ranks
+        planned = OF_A_ROW * rows // owners + OF_A_SLOT * capacity // ranks
         budget.reserve(PLANNER, planned)
         budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
         reserve_ranking(dataset, options)

@@ -195,7 +195,8 @@ class Dataset(DatasetTables):
                     table = self._shard_path(self._find(name, node_type))
                     # Kernels gather features alone.
                     near = "cpu" if device == SIMT else device
-                    features.put_file(table, group, attribute, device=near)
+                    # Hundreds of their rows share a page: mapped, it is read once for all of them.
+                    features.put_file(table, group, attribute, storage="mmap", device=near)
         for edge_type in self.edge_types:
             kind = edge_type if self.heterogeneous else None
             graphs.put_csc(kind, self.graph(edge_type), self.num_nodes(edge_type[0]))

@@ -203,6 +203,16 @@ def test_stores_are_what_pyg_asks_for(folder: Path) -> None:
         graphs.get_edge_index(("a", "b", "c"), layout="csc")
 
 
+def test_labels_and_times_are_mapped_however_little_memory_is_left(
+    papers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gnnsys.system.budget.available_memory", lambda: 1)
+    features, _ = gnnsys.open_dataset(papers).stores(device="cpu")
+    read = {key: features.table(*key).store.storage for key in [(PAPER, "y"), (AUTHOR, "time")]}
+    assert set(read.values()) == {"mmap"}, read
+    assert features.table(PAPER, "x").store.storage != "mmap"
+
+
 def test_a_graph_without_edges_or_labels_opens(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.empty((2, 0), np.int64))
     spec = EdgeListSpec(edges=tmp_path / "e.npy", name="bare", num_nodes=4)

@@ -1,7 +1,7 @@
 """Whether a batch holds only what was known at the times of its seeds.
 
-Owns ``check_leakage``, which trusts no sampler: times are looked up in the whole graph by the ids of
-the batch's nodes and edges.
+Owns ``check_leakage``, which trusts no sampler: times are looked up in the whole graph by the ids
+of the batch's nodes and edges.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def check_leakage(
         batch: ``Data`` or ``HeteroData`` of a loader that was given ``time_attr``: with ``n_id``,
             ``e_id`` and ``batch``, by which every node belongs to a tree.
         data: the whole graph, or its types and times alone.
-        time_attr: attribute of ``data`` with the (nodes,) or (edges,) integer times since when nodes
-            or edges exist.
+        time_attr: attribute of ``data`` with the (nodes,) or (edges,) integer times since when they
+            exist.
         known_at: for attributes of the batch the attribute of ``data`` that has the integer times
             since when their values are known: (rows,), or (rows, columns) for each column. Where an
             attribute has fewer rows than there are nodes, they are those of the first nodes.

@@ -24,8 +24,8 @@ _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class Draws(NamedTuple):
     """How neighbours are drawn, and the words below 2**64 that the draws are made from.
 
-    The seeds draw as the nodes that hop ``first_hop`` expands. ``window`` and ``newest`` are those of
-    ``limits_by_relation``.
+    The seeds draw as the nodes that hop ``first_hop`` expands. ``window`` and ``newest`` are what
+    ``limits_by_relation`` gives.
     """
 
     replace: bool

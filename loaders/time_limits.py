@@ -1,4 +1,4 @@
-"""Which of the neighbours that are old enough may be sampled: those of a window, the newest ones."""
+"""Which of the neighbours that are old enough may be sampled: of a window, of the newest ones."""
 
 from __future__ import annotations
 

@@ -57,7 +57,8 @@ def check_leakage(
         DTypeError: times that are no integers.
 
     >>> from gnnsys import NeighborLoader
-    >>> data = Data(edge_index=torch.tensor([[1, 2], [0, 0]]), time=torch.tensor([5, 4, 6]))
+    >>> edge_index, time = torch.tensor([[1, 2], [0, 0]]), torch.tensor([5, 4, 6])
+    >>> data = Data(edge_index=edge_index, time=time, num_nodes=3)
     >>> loader = NeighborLoader(data, [-1], input_nodes=torch.tensor([0]), time_attr="time")
     >>> batch = next(iter(loader))
     >>> batch.n_id.tolist()
@@ -74,29 +75,25 @@ def check_leakage(
         )
     known_at = known_at or {}
     parts = [*_parts(batch, data)]
+    for name in (time_attr, *known_at.values()):
+        if not any(part.has(name) for part in parts):
+            raise ArgumentError(
+                f"time_attr, known_at: no type in data has times called {name!r}, so that nothing "
+                "would be compared; name the attribute that has them"
+            )
     seeds = _Seeds.of(batch, parts, time_attr, seed_time)
-    unseen = {time_attr, *known_at.values()}
     for part in parts:
         if part.ends is not None:
             _check_ends(part)
         times = part.times(time_attr)
         if times is not None:
-            unseen.discard(time_attr)
             _check(part, seeds, time_attr, times)
         for name, time_name in known_at.items():
             times = part.times(time_name)
-            if times is None:
-                continue
-            unseen.discard(time_name)
-            if name in part.held:
+            if times is not None and name in part.held:
                 is_target = name == label and part.ends is None and part.kind == seeds.kind
                 times = times[: len(part.held[name])]
                 _check(part, seeds, time_name, times, name, seeds.count if is_target else 0)
-    if unseen:
-        raise ArgumentError(
-            f"time_attr, known_at: no type in data has times called {min(unseen)!r}, so that "
-            "nothing would be compared; name the attribute that has them"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +121,7 @@ class _Part:
             ArgumentError: the batch does not tell which rows it has, or has others than the graph.
             DTypeError: times that are no integers.
         """
-        if not self._has(name):
+        if not self.has(name):
             return None
         times = torch.as_tensor(self.whole[name])
         if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool:
@@ -139,7 +136,8 @@ class _Part:
             )
         return times[ids]
 
-    def _has(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
+        """Whether the rows of the whole graph have an attribute of this name."""
         if name not in self.whole:
             return False
         if not isinstance(self.whole, Data):

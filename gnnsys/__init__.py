@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gnnsys.dataset.folder import open_dataset as open_dataset
     from gnnsys.feature_store import FeatureStore as FeatureStore
     from gnnsys.loaders.cooperative import CooperativeSampler as CooperativeSampler
+    from gnnsys.loaders.leakage import check_leakage as check_leakage
     from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader as LinkNeighborLoader
     from gnnsys.loaders.neighbor_loader import NeighborLoader as NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler as NeighborSampler
@@ -34,6 +35,7 @@ _HOME = {
     "NeighborSampler": "gnnsys.loaders.neighbor_sampler",
     "UnifiedTensor": "gnnsys.unified_tensor",
     "__version__": "gnnsys._version",
+    "check_leakage": "gnnsys.loaders.leakage",
     "fuse": "gnnsys.message_passing.fused_layers",
     "inference": "gnnsys.training.exact_inference",
     "keep_freed_memory": "gnnsys.memory.alloc",

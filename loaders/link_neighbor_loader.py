@@ -21,6 +21,7 @@ from gnnsys.loaders.lookahead_loader import (
     sampler_of,
 )
 from gnnsys.loaders.stored_features import joining_stored_features
+from gnnsys.loaders.time_limits import TimeLimit
 from gnnsys.system.names import naming_keywords
 
 __all__ = ["LinkNeighborLoader"]
@@ -94,6 +95,8 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
         layout: Layout = "coo",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
+        time_window: TimeLimit = None,
+        last_n: TimeLimit = None,
         keep_freed_memory: bool = False,
         rank: int = 0,
         world_size: int = 1,

@@ -37,6 +37,7 @@ from gnnsys.loaders.links import (
 from gnnsys.loaders.native_sampler import Draws, NativeSampler
 from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
 from gnnsys.loaders.sampler_checks import check_input_type, check_options, choice
+from gnnsys.loaders.time_limits import TimeLimit, limits_by_relation
 from gnnsys.loaders.topology import CSC
 from gnnsys.system.gpu import kernel_device
 from gnnsys.system.gpu.provider import INSTALL
@@ -79,6 +80,13 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             samples the same neighbours in them and a cache sees them again. (Balin et al.:
             "Cooperative Minibatching in Graph Neural Networks", TMLR 2025.) Needs
             batches that are numbered. Negative nodes are drawn anew in each.
+        time_window: neighbours are at most this much older than their seed, in the unit of the
+            times: of times t those with ``seed_time - time_window <= t <= seed_time`` may be
+            sampled, in every hop. A number for all edges that have times (of their own or by their
+            source), or a dict of numbers for some edge types; None for no limit.
+        last_n: of the neighbours of those times only the newest this many may be sampled, for each
+            node that a hop expands: the fanout chooses among them. Of equal times those that come
+            later in the data are newer. A number or a dict, as ``time_window``.
         device: "cpu", or "cuda" to sample by the kernels of a GPU, which reads the topology in host
             memory: the same batches, of homogeneous graphs without times and weights, on the CPU.
             "simt" executes these kernels on the CPU, thread by thread: slow, and for tests.
@@ -87,7 +95,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
 
     Raises:
         ArgumentError, DTypeError: options, attributes or edges that do not fit together.
-        UnsupportedError: weights with times or of stores, times backward.
+        UnsupportedError: weights with times or of stores, times backward, limits of time in
+            bidirectional subgraphs.
         DeviceError: a GPU that nothing reaches, or that cannot read the topology.
 
     >>> from torch_geometric.data import Data
@@ -119,6 +128,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         isa: str = "auto",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
+        time_window: TimeLimit = None,
+        last_n: TimeLimit = None,
         device: Literal["cpu", "cuda", "simt"] = "cpu",
     ) -> None:
         if not directed:
@@ -143,6 +154,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.isa = isa
         self.dependent_batches = dependent_batches
         self.time_attr = time_attr
+        self.time_window, self.last_n = time_window, last_n
         self.stored_of_edges: dict[tuple[Any, str], bool] = {}  # see stored_features
         self.epoch: int | None = None
         self._first_group: int | None = None
@@ -163,6 +175,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.disjoint = disjoint
         self.num_neighbors = num_neighbors
         check_options(self)
+        self._time_limits()  # for its errors
         self._make_native()
 
     # What PyG's inherited parts read: tensors where the graph is homogeneous, otherwise dicts ----
@@ -400,6 +413,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             epoch=epoch & _MASK64,
             group=group // self.dependent_batches & _MASK64,
             first_hop=hops.start or 0,
+            **self._time_limits(),
         )
         if not self.is_hetero:
             seed = {None: seed}
@@ -415,6 +429,13 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             edges = GraphEdges(self._typed_graph, self._native, self._is_backward, times)
             out = make_bidirectional(out, edges, self.keep_orig_edges)
         return out if self.is_hetero else _without_types(out)
+
+    def _time_limits(self) -> dict[str, list[int]]:
+        graph = self._typed_graph
+        return {
+            "window": limits_by_relation("time_window", self.time_window, graph, least=0),
+            "newest": limits_by_relation("last_n", self.last_n, graph, least=1),
+        }
 
     @property
     def _is_backward(self) -> bool:

@@ -119,11 +119,12 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
                 "for temporal sampling"
             )
         neg_sampling = seed_negatives(neg_sampling, neg_sampling_ratio, edge_label)
-        if hide_links and neighbor_sampler is not None:
-            raise ArgumentError(
-                "hide_links: given beside neighbor_sampler, which decides; give it to the sampler"
-            )
         neighbor_sampler = sampler_of(given)
+        if hide_links and not getattr(neighbor_sampler, "hide_links", False):
+            raise ArgumentError(
+                "hide_links: given beside a neighbor_sampler that hides none; give it to the "
+                "sampler"
+            )
         self.num_neighbors, self.time_attr = num_neighbors, time_attr
         self.neighbor_sampler = neighbor_sampler
         # As they are given, so that a loader can be made anew from its attributes.

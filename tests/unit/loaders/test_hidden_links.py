@@ -187,5 +187,5 @@ def test_what_excludes_hide_links_says_so() -> None:
     data = make_data()
     with pytest.raises(ArgumentError, match="reverse_types: given, but the graph has no types"):
         loader_of(data, None, reverse_types=[LIKED])
-    with pytest.raises(ArgumentError, match="hide_links: given beside neighbor_sampler"):
+    with pytest.raises(ArgumentError, match="hide_links: given beside a neighbor_sampler"):
         loader_of(data, None, neighbor_sampler=NeighborSampler(data, [2]))

@@ -223,7 +223,9 @@ def test_a_destination_type_of_one_node_is_an_error_where_it_leaves_no_negative(
         with pytest.raises(ArgumentError, match="there is one 'item' node"):
             NeighborSampler(data, [0]).sample_from_edges(inputs, asked, group=0, epoch=0)
     if mode == "triplet":
-        drawn = pairs_of(data, links(4, users=5), LinkNegatives("binary", known=torch.zeros(2, 1)))
+        drawn = pairs_of(
+            data, links(4, users=5), LinkNegatives("binary", known=torch.zeros(2, 1).long())
+        )
         assert not bool((drawn[0] == 0).any())
 
 

@@ -198,11 +198,13 @@ def test_metrics_of_the_best_candidates_equal_scikit_learn_s_and_counts(
     found = retrieval_metrics(ids[:, :5], links, k=[2, 5])
     for k in (2, 5):
         hits = truth.gather(1, ids[:, :k])[some].double()
-        assert found[f"recall@{k}"] == pytest.approx((hits.sum(1) / truth[some].sum(1)).mean())
-        assert found[f"precision@{k}"] == pytest.approx(hits.mean())
-        assert found[f"hits@{k}"] == pytest.approx(hits.amax(1).mean())
+        assert found[f"recall@{k}"] == pytest.approx(
+            float((hits.sum(1) / truth[some].sum(1)).mean())
+        )
+        assert found[f"precision@{k}"] == pytest.approx(float(hits.mean()))
+        assert found[f"hits@{k}"] == pytest.approx(float(hits.amax(1).mean()))
         first = (hits / torch.arange(1, k + 1)).amax(1)
-        assert found[f"mrr@{k}"] == pytest.approx(first.mean())
+        assert found[f"mrr@{k}"] == pytest.approx(float(first.mean()))
         wanted = ndcg_score(truth[some].numpy(), every[some].numpy(), k=k)
         assert found[f"ndcg@{k}"] == pytest.approx(wanted)
 

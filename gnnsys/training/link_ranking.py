@@ -245,7 +245,7 @@ def _take_better(best: Tensor, ids: Tensor, tile: Tensor, begin: int) -> None:
     columns = _first_best(scores, k)
     scores = torch.cat([best[rows], scores.gather(1, columns)], 1)
     numbers = torch.cat([ids[rows], columns + begin], 1)
-    scores, order = scores.sort(1, descending=True, stable=True)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
     best[rows], ids[rows] = scores[:, :k], numbers.gather(1, order[:, :k])
 
 

@@ -27,7 +27,7 @@ from options import make_parser, positive
 from report import write_json
 from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.nn import RGCNConv
+from torch_geometric.nn import FastRGCNConv
 
 import gnnsys
 from gnnsys.losses import link_info_nce_loss
@@ -101,7 +101,7 @@ class Model(torch.nn.Module):
         torch.nn.init.xavier_uniform_(self.entities)
         torch.nn.init.xavier_uniform_(self.relations)
         self.layers = torch.nn.ModuleList(
-            RGCNConv(channels, channels, facts.num_relations, num_blocks=channels // 8)
+            FastRGCNConv(channels, channels, facts.num_relations, num_blocks=channels // 8)
             for _ in range(2)
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from gnnsys.errors import ArgumentError, DeviceError, UnsupportedError
 from gnnsys.loaders.bidirectional import GraphEdges, make_bidirectional
 from gnnsys.loaders.fanouts import fanouts_by_relation
 from gnnsys.loaders.graph_inputs import read_graph
+from gnnsys.loaders.hidden_links import HiddenLinks
 from gnnsys.loaders.kernel_sampler import KernelSampler
 from gnnsys.loaders.links import (
     as_negative_sampling,
@@ -90,6 +91,12 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         device: "cpu", or "cuda" to sample by the kernels of a GPU, which reads the topology in host
             memory: the same batches, of homogeneous graphs without times and weights, on the CPU.
             "simt" executes these kernels on the CPU, thread by thread: slow, and for tests.
+        hide_links: whether batches around links have no edge between the two ends of a link of the
+            batch, neither of its own edge type nor, the other way, of the types of its reverses;
+            without types, in either direction. Fanouts are drawn before, so that a node may have
+            fewer neighbours or none. In disjoint batches all trees lack the links of all.
+        reverse_types: the edge types that hold reverses of the links, for ``hide_links``; None for
+            ``rev_REL`` of REL, or else the only type that leads back.
 
     The other arguments are those of ``NeighborLoader``.
 
@@ -131,6 +138,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         time_window: TimeLimit = None,
         last_n: TimeLimit = None,
         device: Literal["cpu", "cuda", "simt"] = "cpu",
+        hide_links: bool = False,
+        reverse_types: Sequence[EdgeType] | None = None,
     ) -> None:
         if not directed:
             subgraph_type = SubgraphType.induced
@@ -155,6 +164,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.dependent_batches = dependent_batches
         self.time_attr = time_attr
         self.time_window, self.last_n = time_window, last_n
+        self.hide_links, self.reverse_types = hide_links, reverse_types
         self.stored_of_edges: dict[tuple[Any, str], bool] = {}  # see stored_features
         self.epoch: int | None = None
         self._first_group: int | None = None
@@ -344,7 +354,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
 
         Raises:
             ArgumentError: nodes outside the graph, no links, labels beside triplets, times where
-                there are none or the reverse, or a link older than all nodes.
+                there are none or the reverse, a link older than all nodes, or no negatives left.
         """
         check_input_type(self, inputs.input_type)
         neg_sampling = as_negative_sampling(neg_sampling)
@@ -357,11 +367,16 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
                 neg_sampling,
                 inputs,
                 self._negative_nodes,
+                disjoint=self.disjoint,
                 seed=self.seed,
                 epoch=epoch,
                 group=group,
             )
         sample = self._sampling(group, epoch)
+        if self.hide_links:
+            most = max(self._typed_graph.num_nodes)
+            hidden = HiddenLinks(inputs, self.edge_types, most, self.reverse_types)
+            sample = partial(sample, hidden=hidden)
         if self.disjoint:
             sample = trees_by_link(sample, len(inputs.row), neg_sampling)
         # Without the times of nodes, which PyG compares with those of negatives already drawn.
@@ -401,6 +416,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         group: int = 0,
         epoch: int = 0,
         hops: slice = slice(None),
+        hidden: HiddenLinks | None = None,
         **kwargs: Any,
     ) -> Any:
         """The sampled subgraph, or some hops of it; PyG's functions call this too."""
@@ -423,6 +439,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         out: Any = self._native.sample(seed, seed_time, fanouts, draws, induced)
         if self._is_backward:
             out.row, out.col = out.col, out.row
+        if hidden is not None:
+            hidden.take_from(out)
         if self.subgraph_type == SubgraphType.bidirectional:
             assert isinstance(self._native, NativeSampler)
             times = None if seed_time is None else torch.cat(list(seed_time.values()))  # by tree
@@ -453,7 +471,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             self._native = NativeSampler(graph, self.threads, self.isa)
             self._native.get()  # at once, so that its errors are raised here
         self._negative_nodes = NegativeNodes(
-            dict(zip(graph.node_types, graph.node_time, strict=True))
+            dict(zip(graph.node_types, graph.node_time, strict=True)),
+            dict(zip(graph.node_types, graph.num_nodes, strict=True)),
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The programs of examples/ that are PyG's but for two lines train to the same losses without them."""
+"""The programs of examples/ that are PyG's but for two lines have the same losses without them."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ class _Run:
         """Yields how many nodes a block had."""
         for value in step.stored:
             like = self._samples[value]
-            path = None if folder is None else folder / f"{len(self._stores)}.npy"
+            path = None if folder is None else folder / f"{value.name}.npy"
             store = create_store(path, (count, *like.shape[1:]), like.dtype, self._threads)
             self._stores[value] = store, path
         for first, last in cut_blocks(self._costs(step, count), self._room):

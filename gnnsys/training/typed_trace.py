@@ -288,8 +288,8 @@ def _positive(value: Any) -> Any:
 
 
 class _Tracer(torch.fx.Tracer):
-    """Follows modules that hold graph layers or take rows of several types; others are one
-    operation each, and so are functions that look at the types of what they are given."""
+    """Follows modules that hold graph layers or take edges, or rows of several types; others are
+    one operation each, and so are functions that look at what kind of thing they are given."""
 
     def call_module(
         self,
@@ -306,7 +306,7 @@ class _Tracer(torch.fx.Tracer):
             return {kind: linear(rows[kind]) for kind, linear in m.lins.items() if kind in rows}
         if not isinstance(m, MessagePassing) and (
             any(isinstance(part, MessagePassing) for part in m.modules())
-            or any(isinstance(each, dict) for each in (*args, *kwargs.values()))
+            or any(isinstance(each, dict) or _is_edges(each) for each in (*args, *kwargs.values()))
         ):
             return forward(*args, **kwargs)
         return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
@@ -323,6 +323,14 @@ class _Tracer(torch.fx.Tracer):
             call.node.meta[_TARGET] = kind
             outputs[kind] = call
         return outputs
+
+
+def _is_edges(value: Any) -> bool:
+    """Whether a stand-in is of the edges that the model is given."""
+    if not isinstance(value, Proxy):
+        return False
+    made_of = value.node.all_input_nodes
+    return bool(made_of) and made_of[0].op == "placeholder" and made_of[0].name == "edges"
 
 
 def _module_of(root: torch.nn.Module, node: Node) -> Any:

@@ -39,7 +39,7 @@ CITES, WRITES, BY = ("paper", "cites", "paper"), ("author", "writes", "paper"), 
 )  # fmt: skip
 IN, HAS, NONE = ("paper", "in", "venue"), ("venue", "has", "paper"), ("author", "none", "venue")
 WIDTHS = {"paper": 6, "author": 5, "venue": 3}
-COUNTS = {"paper": 70, "author": 40, "venue": 9}
+COUNTS = {"paper": 50, "author": 30, "venue": 9}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def data() -> HeteroData:
     for kind, count in COUNTS.items():
         shape = (count, WIDTHS[kind])
         data[kind].x = torch.randn(shape, generator=draw, dtype=torch.float64)
-    for kind, edges in [(CITES, 300), (WRITES, 120), (BY, 90), (IN, 60), (HAS, 60), (NONE, 0)]:
+    for kind, edges in [(CITES, 200), (WRITES, 90), (BY, 60), (IN, 40), (HAS, 40), (NONE, 0)]:
         ends = [torch.randint(COUNTS[end] - 2, (edges,), generator=draw) for end in kind[::2]]
         data[kind].edge_index = torch.stack(ends)
     data[CITES].edge_index[:, :10] = torch.arange(10)
@@ -174,7 +174,7 @@ def test_outputs_equal_the_model_on_the_whole_graph(name: str, data: HeteroData)
     model = make(name, data)
     with torch.no_grad():
         expected = model(data.x_dict, data.edge_index_dict)
-    for block_bytes in (1, 3000, 1 << 30):  # single nodes, some, and all
+    for block_bytes in (1500, 1 << 30):  # few nodes at a time, and all
         found = gnnsys.hetero_inference(model, data, block_bytes=block_bytes)
         assert type(found) is type(expected)
         assert as_dict(found).keys() == as_dict(expected).keys()
@@ -198,10 +198,10 @@ def test_threads_and_place_change_no_bit(name: str, data: HeteroData, tmp_path: 
     single = data.clone()
     for kind in COUNTS:
         np.save(tmp_path / f"{kind}.npy", data[kind].x.float().numpy())
-        single[kind].x = gnnsys.unified(tmp_path / f"{kind}.npy", device="cpu", cache=0.3)
+        single[kind].x = gnnsys.unified(tmp_path / f"{kind}.npy", device="cpu")
     place = tmp_path / "out"
     results = [
-        gnnsys.hetero_inference(model, single, block_bytes=2000, threads=threads, out=out)
+        gnnsys.hetero_inference(model, single, block_bytes=6000, threads=threads, out=out)
         for threads, out in ((1, None), (2, None), (3, place))
     ]
     files = {key: torch.from_numpy(np.load(place / f"{key}.npy")) for key in as_dict(results[0])}
@@ -227,7 +227,7 @@ def test_a_folder_gives_the_same_with_rows_for_types_without_features(
     convert_pyg(single, tmp_path / "g", ConvertOptions(), name="g")
     dataset = gnnsys.open_dataset(tmp_path / "g")
     for given in (dataset, dataset.stores(cache="1MB", device="cpu"), single):
-        with pytest.raises(ArgumentError, match=r"model: called as.*KeyError.*x=\{type: rows\}"):
+        with pytest.raises(ArgumentError, match=r"model: called as.*, it fails: .*x=\{type: rows\}"):
             gnnsys.hetero_inference(model, given)
         found = gnnsys.hetero_inference(model, given, x={"venue": embedding})
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -387,7 +387,7 @@ def test_arguments_that_cannot_be_used_are_named(data: HeteroData, tmp_path: Pat
     (tmp_path / "file").touch()
     for options, message in [
         ({"x": {"nobody": data["paper"].x}}, r"x: 'nobody' is no node type.*'paper', 'author'"),
-        ({"x": {"paper": data["author"].x}}, r"x of 'paper': 40 rows != 70 nodes"),
+        ({"x": {"paper": data["author"].x}}, r"x of 'paper': 30 rows != 50 nodes"),
         ({"x": {"paper": "rows.npy"}}, "x of 'paper': a str, expected a tensor"),
         ({"block_bytes": 0}, "block_bytes: 0"),
     ]:
@@ -418,4 +418,4 @@ def test_an_error_on_the_way_leaves_no_file(data: HeteroData, tmp_path: Path) ->
             gnnsys.hetero_inference(make("rgcn", data), data, out=tmp_path / place, progress=stop)
     assert os.listdir(tmp_path) == ["old"]
     assert os.listdir(tmp_path / "old") == []
-    assert ("layer 1 of 2", 70 + 40, 70 + 40) in heard  # no venues: authors have papers alone
+    assert ("layer 1 of 2", 50 + 30, 50 + 30) in heard  # no venues: authors have papers alone

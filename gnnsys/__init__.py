@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gnnsys.memory.alloc import keep_freed_memory as keep_freed_memory
     from gnnsys.message_passing.fused_layers import fuse as fuse
     from gnnsys.training.exact_inference import inference as inference
+    from gnnsys.training.typed_inference import hetero_inference as hetero_inference
     from gnnsys.unified_tensor import UnifiedTensor as UnifiedTensor
     from gnnsys.unified_tensor import unified as unified
 
@@ -37,6 +38,7 @@ _HOME = {
     "__version__": "gnnsys._version",
     "check_leakage": "gnnsys.loaders.leakage",
     "fuse": "gnnsys.message_passing.fused_layers",
+    "hetero_inference": "gnnsys.training.typed_inference",
     "inference": "gnnsys.training.exact_inference",
     "keep_freed_memory": "gnnsys.memory.alloc",
     "open_dataset": "gnnsys.dataset.folder",

@@ -78,13 +78,12 @@ class LearningRate:
     """
 
     def __init__(self, config: TrainConfig, steps: Stepping, metric: str) -> None:
-        optimizer, self._batches = steps.optimizer, steps.num_batches()
-        self._config, self._groups = config, optimizer.param_groups
-        self._batches_a_step = steps.batches_a_step
+        self._config, self._optimizer = config, steps.optimizer
+        self._batches, self._batches_a_step = steps.num_batches(), steps.batches_a_step
         self._plateau: ReduceLROnPlateau | None = None
         if config.lr_schedule == "plateau":
             self._plateau = ReduceLROnPlateau(
-                optimizer,
+                self._optimizer,
                 mode="min" if metric in LOWER_IS_BETTER else "max",
                 factor=config.lr_factor or _FACTOR,
                 patience=(config.lr_patience or _PATIENCE) - 1,  # torch's is of those borne
@@ -106,7 +105,7 @@ class LearningRate:
         behind = step + self._batches_a_step  # at the end of the step
         warmth = behind / self._warmup if behind < self._warmup else 1.0
         self.last = self._scheduled(step / self._batches) * warmth
-        for group in self._groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = self.last
         return self.last
 
@@ -134,7 +133,7 @@ class LearningRate:
         """
         if self._plateau is not None and step >= self._warmup:
             self._plateau.step(score)
-            self._plateau_rate = self._groups[0]["lr"]
+            self._plateau_rate = self._optimizer.param_groups[0]["lr"]
 
     def state(self) -> dict[str, Any]:
         """What the next steps depend on, in numbers and texts; nothing without a plateau."""

@@ -196,6 +196,25 @@ def test_a_table_of_nodes_has_numbers_for_labels(
     assert not Path("h").exists()
 
 
+def test_numbers_of_pyg_and_graphbolt_come_as_they_are(numbers: Path, tmp_path: Path) -> None:
+    data = gnnsys.open_dataset(numbers).to_data()
+    data.x = data.x.materialize()
+    torch.save(data, tmp_path / "data.pt")
+    convert = ["convert", "--regression", "--quiet"]
+    assert main([*convert, str(tmp_path / "data.pt"), str(tmp_path / "pyg")]) == 0
+    back = ["convert", str(tmp_path / "pyg"), str(tmp_path / "bolt"), "--to", "graphbolt"]
+    assert main([*back, "--quiet"]) == 0
+    assert main([*convert, str(tmp_path / "bolt"), str(tmp_path / "again")]) == 0
+    for name in ("pyg", "again"):
+        found = gnnsys.open_dataset(tmp_path / name)
+        assert found.task is not None
+        assert (found.task.regression, found.task.num_classes, found.task.metric) == (
+            True, 1, "rmse"
+        )  # fmt: skip
+        seeds = torch.cat([found.split(part) for part in ("train", "val", "test")])
+        assert torch.equal(found.labels()[seeds], data.y[seeds])
+
+
 # Models of one's own -----------------------------------------------------------------------------
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -105,9 +105,12 @@ class LearningRate:
         behind = step + self._batches_a_step  # at the end of the step
         warmth = behind / self._warmup if behind < self._warmup else 1.0
         self.last = self._scheduled(step / self._batches) * warmth
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.last
+        self._give(self.last)
         return self.last
+
+    def _give(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     def _scheduled(self, epochs: float) -> float:
         """The rate after so many epochs, without what warm-up makes of it."""
@@ -132,6 +135,7 @@ class LearningRate:
             step: batches of all epochs so far.
         """
         if self._plateau is not None and step >= self._warmup:
+            self._give(self._plateau_rate)
             self._plateau.step(score)
             self._plateau_rate = self._optimizer.param_groups[0]["lr"]
 

@@ -113,7 +113,8 @@ def make_loss(
                 f"--class-weights {options.class_weights}: the labels are numbers, not classes; "
                 "leave it out"
             )
-        differ = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}[options.loss or "mse"]
+        known: dict[str, Loss] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+        differ = known[options.loss or "mse"]
         return lambda out, truth: differ(out[:, 0], truth)
     if options.loss is not None:
         raise ArgumentError(

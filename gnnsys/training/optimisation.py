@@ -35,14 +35,14 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> torch.o
     [0.25, 0.0]
     """
     found = [*parameters]
-    common = {"lr": config.lr, "weight_decay": config.weight_decay}
+    lr, decay = config.lr, config.weight_decay
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         momentum = _MOMENTUM if config.momentum is None else config.momentum
-        optimizer = torch.optim.SGD(found, momentum=momentum, **common)
+        optimizer = torch.optim.SGD(found, lr=lr, momentum=momentum, weight_decay=decay)
     else:
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        optimizer = kinds[config.optimizer](found, **common)
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(found, lr=lr, weight_decay=decay)
     if (longest := config.clip_norm) is not None:
 
         def clip(*_: Any) -> None:

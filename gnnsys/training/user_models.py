@@ -85,7 +85,10 @@ def make_user_model(run: Run, dataset: NodeDataset) -> torch.nn.Module:
     """
     config, place = run.config, run.config.model
     factory = load_factory(place)
-    given = {"in_channels": dataset.features.shape[1], "out_channels": dataset.num_classes}
+    given: dict[str, Any] = {
+        "in_channels": dataset.features.shape[1],
+        "out_channels": dataset.num_classes,
+    }
     more = {
         "hidden_channels": config.hidden, "num_layers": config.layers, "dropout": config.dropout
     }  # fmt: skip

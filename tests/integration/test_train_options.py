@@ -28,9 +28,9 @@ from gnnsys.report.reader import read_run
 from gnnsys.training.checkpoint import load_checkpoint
 from gnnsys.training.loop import TrainResult, run_training
 
-NODES, FEATURES = 600, 5
+NODES, FEATURES = 500, 5
 OPTIONS: dict[str, Any] = {
-    "epochs": 6, "batch_size": 64, "hidden": 16, "fanouts": (3, 3), "threads": 1, "device": "cpu"
+    "epochs": 4, "batch_size": 128, "hidden": 16, "fanouts": (3, 3), "threads": 1, "device": "cpu"
 }  # fmt: skip
 
 
@@ -83,21 +83,18 @@ def test_the_options_as_they_are_change_no_loss(folder: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"lr_schedule": "plateau", "lr_patience": 1, "lr_factor": 0.5, "metric": "loss"},
-        {"lr_schedule": "cosine", "lr_epochs": 6, "warmup_epochs": 1.5, "optimizer": "adamw"},
-        {"lr_schedule": "step", "lr_every": 2, "optimizer": "sgd", "clip_norm": 0.5},
-        {"lr_schedule": "cosine", "lr_epochs": 6, "model": "gcnii", "full_batch": True},
+        {"lr_schedule": "plateau", "lr_patience": 1, "lr_factor": 0.5, "metric": "loss", "lr": 1.0},
+        {"lr_schedule": "cosine", "lr_epochs": 4, "warmup_epochs": 1.5, "clip_norm": 0.5},
+        {"lr_schedule": "step", "lr_every": 2, "model": "gcnii", "full_batch": True},
     ],
     ids=lambda options: options["lr_schedule"] + options.get("model", ""),
 )
 def test_a_run_that_goes_on_equals_one_that_was_not_broken_off(
     folder: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    if "model" in options:
-        options = {**options, "fanouts": None}
     whole = train(folder, tmp_path / "whole", **options)
-    train(folder, tmp_path / "run", **{**options, "epochs": 3})
-    again = resume(tmp_path / "run", epochs=6)
+    train(folder, tmp_path / "run", **{**options, "epochs": 2})
+    again = resume(tmp_path / "run", epochs=4)
     assert again.history == whole.history
     rates = [[record["lr"] for record in epochs_of(tmp_path / name)] for name in ("whole", "run")]
     assert rates[0] == rates[1]
@@ -118,10 +115,7 @@ def test_the_best_epoch_has_the_lowest_loss_and_the_run_stops_behind_it(
 
 
 def test_weights_of_classes_change_what_is_learnt(folder: Path) -> None:
-    plain = train(folder)
-    weighted = train(folder, class_weights="1,1,1")
-    assert [r.loss for r in weighted.history] == pytest.approx([r.loss for r in plain.history])
-    one_alone = train(folder, class_weights="0,0,1", metric="recall")
+    one_alone = train(folder, class_weights="0,0,1", metric="recall", epochs=2, lr=0.1)
     assert one_alone.best_val["recall"] == pytest.approx(1 / 3)  # all are called class 2
     with pytest.raises(ArgumentError, match="2 numbers, expected one for each of 3 classes"):
         train(folder, class_weights="1,2")
@@ -130,11 +124,11 @@ def test_weights_of_classes_change_what_is_learnt(folder: Path) -> None:
 # Regression --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"full_batch": True, "fanouts": None, "loss": "huber"}])
+@pytest.mark.parametrize("options", [{}, {"full_batch": True, "loss": "huber", "lr": 0.1}])
 def test_a_regression_learns_what_features_tell(
     numbers: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    options = {"epochs": 30, "dropout": 0.0, "weight_decay": 0.0, "lr": 0.02, **options}
+    options = {"epochs": 30, "dropout": 0.0, "weight_decay": 0.0, "lr": 0.04, **options}
     result = train(numbers, tmp_path / "run", **options)
     assert result.metric == "rmse"
     assert {*result.best_test} == {"rmse", "mae", "r2"}
@@ -173,7 +167,7 @@ def test_labels_that_do_not_fit_a_regression_are_refused(
         train(folder, tmp_path / "run", loss="l1")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UnsupportedError, match="a number for each node"):
-        train(numbers, model="gcnii", full_batch=True, fanouts=None)
+        train(numbers, model="gcnii", full_batch=True)
 
 
 def test_a_table_of_nodes_has_numbers_for_labels(
@@ -250,12 +244,11 @@ def test_a_model_of_ones_own_learns_as_that_of_gnnsys(folder: Path, nets: None) 
 def test_a_model_of_any_layers_trains_goes_on_and_predicts(
     folder: Path, nets: None, capsys: pytest.CaptureFixture[str], full_batch: bool
 ) -> None:
-    options = {"model": "own_nets:Net", "full_batch": full_batch, "lr": 0.02}
+    options = {"model": "own_nets:Net", "full_batch": full_batch, "lr": 0.1, "epochs": 4}
     whole = train(folder, **options)
     assert whole.history[-1].loss < 0.8 * whole.history[0].loss
-    train(folder, Path("run"), **options, checkpoint_epochs=1, patience=0)
-    train(folder, Path("part"), **{**options, "epochs": 2})
-    assert resume(Path("part"), epochs=6).history == whole.history
+    train(folder, Path("run"), **{**options, "epochs": 2})
+    assert resume(Path("run"), epochs=4).history == whole.history
     assert main(["predict", "run"]) == 2
     assert "own_nets:Net: a Net cannot be taken apart" in capsys.readouterr().err
     assert not Path("run/predictions").exists()

@@ -46,6 +46,7 @@ def run_command(config: ConvertConfig) -> int:
             overflow=config.overflow,
             nan=config.nan,
             undirected=config.undirected,
+            regression=config.regression,
             memory=parse_bytes(config.memory, "--memory"),
             threads=config.threads,
             progress=progress,
@@ -72,6 +73,7 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     source, path = Path(config.src), Path(config.dst)
     if (source / MANIFEST).is_file():
         _refuse(config, ("split",), f"goes with a named dataset, but {source} is a dataset folder")
+        _refuse(config, ("regression",), f"is known of {source}, which is a dataset folder")
     if config.order != "none" and not config.dry_run:
         return _convert_in_order(config, options)
     if config.to == "graphbolt":

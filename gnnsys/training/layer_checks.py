@@ -105,7 +105,7 @@ def find_gnn(model: torch.nn.Module) -> BasicGNN:
     gnn = inner.gnn if isinstance(inner, NodeClassifier) else inner
     if not isinstance(gnn, BasicGNN) or gnn.jk_mode not in (None, "last"):
         raise UnsupportedError(
-            f"model: a {type(inner).__name__} cannot be taken apart; expected a GraphSAGE, GCN, "
+            f"model: a {type(gnn).__name__} cannot be taken apart; expected a GraphSAGE, GCN, "
             "GAT, GIN, … of torch_geometric.nn.models without jumping knowledge, or give layers="
         )
     for part, kind in ((inner, NodeClassifier), (gnn, BasicGNN)):

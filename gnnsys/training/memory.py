@@ -23,6 +23,7 @@ from gnnsys.cache.packed.plans import OF_A_USE
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
+from gnnsys.config.user_model import is_user_model
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
@@ -266,7 +267,7 @@ def plan_memory(
 def _answer_bytes(config: TrainConfig, task: Task) -> int:
     """Of a node that is evaluated: its labels, and what it is judged by."""
     metric = task.metric if config.metric == "auto" else config.metric
-    ranked = 4 * (metric == "rocauc")
+    ranked = 4 * (metric in ("rocauc", "ap"))
     if task.multi_label:
         return task.num_classes * (4 + 1 + ranked)
     if metric == "accuracy":
@@ -377,7 +378,8 @@ def _step_bytes(config: TrainConfig, batch: _Batch, columns: int) -> int:
     for hops in range(config.layers - 1, -1, -1):
         targets = sum(batch.nodes[: hops + 1])
         messages = 0
-        if config.model in ("gat", "gcn"):  # untrimmed, or a value for each edge and head
+        # Untrimmed, or a value for each edge and head.
+        if config.model in ("gat", "gcn") or is_user_model(config.model):
             targets = nodes
             messages = batch.edges * 4 * 16
         total += targets * 4 * (2 * width + 5 * hidden) + messages

@@ -38,9 +38,10 @@ from gnnsys.training.evaluation import (
 )
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
-from gnnsys.training.metrics import loss_of, measure
+from gnnsys.training.metrics import make_loss, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
+from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.packing import EpochSamples
 from gnnsys.training.task import NodeDataset
 
@@ -216,7 +217,8 @@ class FullBatch(WholeGraph):
 
     def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
         config, device = run.config, run.device
-        self.optimizer = _make_optimizer(config, model)
+        self.optimizer = make_optimizer(config, model.parameters())
+        self._loss_of = make_loss(config, dataset.labels, dataset.train, dataset.num_classes)
         self._x = dataset.features.materialize()
         self._edge_index = dataset.edge_index().to(device)
         self._train = dataset.train.to(device)
@@ -231,7 +233,7 @@ class FullBatch(WholeGraph):
         self.optimizer.zero_grad()
         with self._autocast:
             out = self._model(self._x, self._edge_index)
-        loss = loss_of(out[self._train].float(), self._labels)
+        loss = self._loss_of(out[self._train].float(), self._labels)
         loss.backward()
         self.optimizer.step()
         return loss.item(), len(self._train)
@@ -272,7 +274,8 @@ class MiniBatch(Steps):
         evaluation: Evaluation | None = None,
     ) -> None:
         config, device = run.config, run.device
-        self.optimizer = _make_optimizer(config, model)
+        self.optimizer = make_optimizer(config, model.parameters())
+        self._loss_of = make_loss(config, dataset.labels, dataset.train, dataset.num_classes)
         self._config = config
         self._dataset = dataset
         self._model = model
@@ -357,7 +360,7 @@ class MiniBatch(Steps):
             self._sizes = batch.num_sampled_nodes, batch.num_sampled_edges
         if self._config.precision == "bf16":
             out = out.float()
-        return loss_of(out, batch.y[: batch.batch_size])
+        return self._loss_of(out, batch.y[: batch.batch_size])
 
     def _forward(self, batch: Data, model: Callable[..., Tensor]) -> Tensor:
         sizes = batch.num_sampled_nodes, batch.num_sampled_edges
@@ -496,7 +499,3 @@ def _make_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
             cpu_model(), ", ".join(sorted(_BF16_FLAGS))
         )  # fmt: skip
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def _make_optimizer(config: TrainConfig, model: NodeClassifier) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

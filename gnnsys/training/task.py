@@ -32,6 +32,7 @@ from gnnsys.loaders import CSC
 from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.system.device import SIMT
 from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.metrics import are_known, kind_of
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = ["NodeDataset", "digest_of", "load_dataset", "load_run_dataset"]
@@ -47,7 +48,7 @@ _OpenGraph = Callable[[Dataset, CSC], None]
 
 @dataclass(kw_only=True, slots=True)
 class NodeDataset:
-    """A graph whose nodes are to be classified."""
+    """A graph whose nodes are to be classified, or given a number."""
 
     name: str
 
@@ -64,9 +65,11 @@ class NodeDataset:
     """In-neighbours of each node."""
 
     labels: Tensor
-    """(nodes,) int64 classes, -1 where unknown; or (nodes, labels) float32 of 0, 1 and NaN."""
+    """(nodes,) int64 classes, -1 where unknown; or (nodes, labels) float32 of 0, 1 and NaN; or
+    (nodes,) float32 numbers, NaN where unknown."""
 
     num_classes: int
+    """Outputs of a model for a node: classes or labels, or 1."""
 
     train: Tensor
     """(n,) int64 ids of the training nodes; ``val`` and ``test`` likewise."""
@@ -80,7 +83,7 @@ class NodeDataset:
     """Gives ``test``: training does not read it, and of a large graph it is most of the nodes."""
 
     metric: str
-    """What the dataset is judged by: accuracy, rocauc or f1."""
+    """What the dataset is judged by: one of ``gnnsys.choices.METRICS``."""
 
     folder: ScratchFolder | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
@@ -95,8 +98,8 @@ class NodeDataset:
                     f"{self.name}: no {name} nodes; name them when the dataset is converted, or "
                     "draw them with gnnsys convert --random-split"
                 )
-            if not self.multi_label and int(self.labels[ids].min()) < 0:
-                wrong = int(ids[torch.argmin(self.labels[ids])])
+            if not self.multi_label and not are_known(self.labels[ids]).all():
+                wrong = int(ids[torch.argmin(are_known(self.labels[ids]).int())])
                 raise ArgumentError(
                     f"{self.name}: the {name} node {wrong} has no label; leave it out of {name}"
                 )
@@ -117,6 +120,11 @@ class NodeDataset:
         """Whether a node has several labels, each there or not."""
         return self.labels.dim() == 2
 
+    @property
+    def regression(self) -> bool:
+        """Whether a node has a number, not classes."""
+        return kind_of(self.labels) == "values"
+
     def close(self) -> None:
         """Lets go of the features' file; a trace of it is whole from here on."""
         self.features.store.close()
@@ -134,7 +142,7 @@ class NodeDataset:
             "nodes": self.graph.num_nodes,
             "edges": self.graph.num_edges,
             "features": self.features.shape[1],
-            "classes": self.num_classes,
+            **({} if self.regression else {"classes": self.num_classes}),
         }
 
     def edge_index(self) -> Tensor:

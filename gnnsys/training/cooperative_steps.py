@@ -23,7 +23,6 @@ from gnnsys.ranks.group import gather_objects, told_by_first_rank, transport_for
 from gnnsys.ranks.ring import ring_all_reduce
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.rank_steps import RankSteps
-from gnnsys.training.steps import served_so_far
 
 __all__ = ["CooperativeSteps"]
 
@@ -70,7 +69,7 @@ class CooperativeSteps(RankSteps):
             n_id=joint.n_id,
             batch_size=len(own),
             joint=joint,
-            served=served_so_far(self._dataset),
+            served=self._dataset.served(),
         )
 
     def _own_loss(self, batch: Any) -> Tensor:

@@ -202,6 +202,7 @@ def _blocks(
         )
         raise ArgumentError(f"--sampled: {why}; leave it out")
     kept: list[Any] = []
+    steps: MiniBatch
     if isinstance(model, HeteroClassifier):
         last, steps = model.head, HeteroMiniBatch(trained, dataset, model)
     else:

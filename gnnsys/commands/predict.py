@@ -207,8 +207,9 @@ def _blocks(
         raise ArgumentError(f"--sampled: {why}; leave it out")
     kept: list[Any] = []
     last: torch.nn.Module | None = None
+    steps: MiniBatch
     if isinstance(model, HeteroClassifier):
-        steps: MiniBatch = HeteroMiniBatch(trained, dataset, model)
+        steps = HeteroMiniBatch(trained, dataset, model)
         last = model.head
     else:
         steps = MiniBatch(trained, dataset, model)

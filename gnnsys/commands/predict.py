@@ -41,6 +41,8 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import run_layers
+from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import measure
@@ -178,13 +180,13 @@ def _blocks(
     config: PredictConfig,
     trained: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
+    model: NodeClassifier | HeteroClassifier | DeepModel,
     nodes: Tensor,
     reads: LayerReads,
     progress: Progress,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the last layer reads and what it gives, of one block of nodes after another."""
-    if not config.sampled:
+    if not config.sampled and not isinstance(model, HeteroClassifier):
         scope = _scope(config, trained, dataset, model, nodes)
         read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
         with closing(folder) if folder else nullcontext():
@@ -200,9 +202,13 @@ def _blocks(
         )
         raise ArgumentError(f"--sampled: {why}; leave it out")
     kept: list[Any] = []
-    _keep_inputs(model.gnn.convs[-1], kept, trained.config.sums == "scaled")
+    if isinstance(model, HeteroClassifier):
+        last, steps = model.head, HeteroMiniBatch(trained, dataset, model)
+    else:
+        last, steps = model.gnn.convs[-1], MiniBatch(trained, dataset, model)
+    _keep_inputs(last, kept, trained.config.sums == "scaled")
     done = 0
-    for logits in MiniBatch(trained, dataset, model).logits(nodes):
+    for logits in steps.logits(nodes):
         inputs = kept.pop()  # of the seeds first; where layers are trimmed, also of these alone
         rows = inputs[0] if isinstance(inputs, tuple) else inputs
         yield rows[: len(logits)].detach(), logits
@@ -317,7 +323,7 @@ def _write_table(
     folder, ids, classes = Path(trained.config.dataset), None, None
     if (folder / MANIFEST).is_file():
         opened = open_dataset(folder)
-        ids = opened.node_ids()
+        ids = opened.node_ids(dataset.target)
         found = opened.manifest.source.get("classes")
         classes = found if isinstance(found, list) else None  # a generated graph has their number
     return write_table(
@@ -376,7 +382,7 @@ def _last_rows(model: DeepModel, dataset: NodeDataset) -> list[Tensor]:
 
 
 def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
-    count = dataset.graph.num_nodes
+    count = dataset.num_nodes[dataset.target]
     if path is None:
         return torch.arange(count)
     source = open_array(path)

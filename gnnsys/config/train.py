@@ -97,10 +97,14 @@ class TrainConfig:
     split: int = 0
     """Which of the dataset's splits to use; actor, tolokers and minesweeper have 10."""
 
-    model: Literal["sage", "gcn", "gat", "gin", "gcnii", "resgcn"] = "sage"
-    """Kind of graph convolution. gcnii and resgcn are deep: a linear encoder, --layers graph layers
-    of the width --hidden, a linear decoder; for --full-batch. So are gcn and sage with
-    --parallel."""
+    target: Annotated[str, "TYPE"] | None = None
+    """Node type to classify, of a heterogeneous dataset folder. Default: the one that the folder
+    names."""
+
+    model: Literal["sage", "gcn", "gat", "gin", "rgcn", "hgt", "gcnii", "resgcn"] = "sage"
+    """Kind of graph convolution. Heterogeneous folders take rgcn, hgt, sage and gat; rgcn and hgt
+    are for them alone. gcnii and resgcn are deep: a linear encoder, --layers graph layers of the
+    width --hidden, a linear decoder; for --full-batch. So are gcn and sage with --parallel."""
 
     hidden: int | None = None
     """Width of the hidden layers. Default: 16 for full-batch gcn, else 64."""
@@ -228,9 +232,10 @@ class TrainConfig:
 
     eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
-    neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; auto: the
-    cheaper of both; sampled: on neighbourhoods sampled as in training, not exactly. By auto and
-    sampled, test nodes that would take long are scored once, at the end."""
+    neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; sampled: on
+    neighbourhoods sampled as in training, not exactly; auto: the cheaper of both exact ones, but
+    sampled on heterogeneous folders. By auto and sampled, test nodes that would take long are
+    scored once, at the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""

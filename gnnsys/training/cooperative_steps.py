@@ -24,7 +24,6 @@ from gnnsys.ranks.ring import ring_all_reduce
 from gnnsys.training.metrics import loss_of
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.rank_steps import RankSteps
-from gnnsys.training.steps import served_so_far
 
 __all__ = ["CooperativeSteps"]
 
@@ -71,7 +70,7 @@ class CooperativeSteps(RankSteps):
             n_id=joint.n_id,
             batch_size=len(own),
             joint=joint,
-            served=served_so_far(self._dataset),
+            served=self._dataset.served(),
         )
 
     def _own_loss(self, batch: Any) -> Tensor:

@@ -160,11 +160,12 @@ class _Trainer:
             self._restore(load_checkpoint(before), before)
         self._log = RunLog(folder, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
-        store = dataset.features.store
-        self._depth = store.depth
-        disk = load_disk_profile(store.path) if self._depth else None
+        stores = [table.store for table in dataset.tables.values()]
+        self._depth = max((store.depth for store in stores), default=0)
+        path = next((store.path for store in stores if store.depth), None)
+        disk = load_disk_profile(path) if path else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
-        self._mapping_watch = MappingWatch(dataset.graph.file)
+        self._mapping_watch = MappingWatch(None if dataset.heterogeneous else dataset.graph.file)
         self._logged = self._stats()  # what the last epoch's curves were made of
         self._last_step_record = self._test_seconds = 0.0
         self._last_checkpoint = time.monotonic()

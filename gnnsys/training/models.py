@@ -11,11 +11,13 @@ from torch_geometric.nn import GCNConv, MessagePassing
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from gnnsys.config.heterogeneous import check_homogeneous
 from gnnsys.config.resolve import Run
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.cooperative import JointBatch
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
+from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.task import NodeDataset
 
 __all__ = ["NodeClassifier", "make_model"]
@@ -174,9 +176,26 @@ def _convolve_scaled(
     return out
 
 
-def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | DeepModel:
-    """The model of a run, in one process."""
+def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassifier | DeepModel:
+    """The model of a run, in one process.
+
+    Raises:
+        ArgumentError: a model that does not fit the types of the graph, or that it has none.
+    """
     config = run.config
+    if dataset.heterogeneous:
+        return HeteroClassifier(
+            config.model,
+            in_channels={kind: table.shape[1] for kind, table in dataset.tables.items()},
+            num_nodes=dataset.num_nodes,
+            edge_types=[*dataset.graphs],
+            target=dataset.target,
+            hidden=config.hidden or 0,
+            out_channels=dataset.num_classes,
+            layers=config.layers,
+            dropout=config.dropout,
+        )
+    check_homogeneous(config)
     shape = {
         "in_channels": dataset.features.shape[1],
         "hidden": config.hidden or 0,

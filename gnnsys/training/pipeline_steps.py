@@ -19,6 +19,8 @@ from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.files import replace_file
 from gnnsys.training.cooperative_steps import CooperativeSteps
 from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.rank_steps import RankSteps
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
@@ -31,12 +33,14 @@ __all__ = ["PipelineSteps", "make_steps"]
 def make_steps(
     run: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
+    model: NodeClassifier | HeteroClassifier | DeepModel,
     evaluation: Evaluation | None,
 ) -> Steps:
     """What trains and evaluates a model as a run asks for."""
     if isinstance(model, DeepModel):
         return PipelineSteps(run, dataset, model)
+    if isinstance(model, HeteroClassifier):
+        return HeteroMiniBatch(run, dataset, model)
     if run.config.full_batch:
         return FullBatch(run, dataset, model)
     of_ranks = CooperativeSteps if run.config.cooperative else RankSteps

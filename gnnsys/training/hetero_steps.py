@@ -1,0 +1,52 @@
+"""Training and evaluation on sampled mini-batches of graphs with several node or edge types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+
+from gnnsys.loaders import NeighborSampler
+from gnnsys.training.divergence import all_finite
+from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.step_parts import make_sampler
+from gnnsys.training.steps import MiniBatch
+
+__all__ = ["HeteroMiniBatch"]
+
+
+class HeteroMiniBatch(MiniBatch):
+    """``MiniBatch`` of a heterogeneous graph: seeds are of the target type, and scores are those of
+    sampled neighbourhoods."""
+
+    def _make_sampler(self) -> NeighborSampler:
+        return make_sampler(self._config, self._dataset.source)
+
+    def _make_evaluation(self) -> Evaluation | None:
+        return None
+
+    def _seeds(self, nodes: Tensor) -> Any:
+        return self._dataset.target, nodes
+
+    def _of_seeds(self, batch: HeteroData) -> Any:
+        return batch[self._dataset.target]
+
+    def _forward(self, batch: HeteroData, model: Callable[..., Tensor]) -> Tensor:
+        nodes, edges = batch.node_items(), batch.edge_items()
+        out = model(
+            {kind: store.x for kind, store in nodes if "x" in store},
+            {kind: store.edge_index for kind, store in edges},
+            {kind: store.n_id for kind, store in nodes},
+            {kind: store.num_sampled_nodes for kind, store in nodes},
+            {kind: store.num_sampled_edges for kind, store in edges},
+        )
+        return out[: self._of_seeds(batch).batch_size]
+
+    def inputs(self, batch: HeteroData) -> Any:
+        """Those of the first node type whose features are not finite; else of none."""
+        for kind, store in batch.node_items():
+            if "x" in store and not all_finite([store.x]):
+                return Data(x=store.x, n_id=store.n_id, of=f" of type {kind!r}")
+        return Data()

@@ -206,6 +206,7 @@ def _blocks(
         )
         raise ArgumentError(f"--sampled: {why}; leave it out")
     kept: list[Any] = []
+    steps: MiniBatch
     if isinstance(model, HeteroClassifier):
         last, steps = model.head, HeteroMiniBatch(trained, dataset, model)
     else:

@@ -44,6 +44,7 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import run_layers
+from gnnsys.training.hetero_exact import exact_rows
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
@@ -190,9 +191,12 @@ def _blocks(
 ) -> Iterator[tuple[Tensor | None, Tensor]]:
     """What the last layer reads, where it is known, and what it gives, of one block of nodes after
     another."""
-    if not config.sampled and not isinstance(model, HeteroClassifier):
+    if not config.sampled:
         scope = _scope(config, trained, dataset, model, nodes)
-        read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
+        if isinstance(model, HeteroClassifier):
+            read, logits, folder = exact_rows(trained.config, dataset, model, progress)
+        else:
+            read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
         with closing(folder) if folder else nullcontext():
             done = 0
             for some in _split(nodes):
@@ -259,7 +263,7 @@ def _scope(
     config: PredictConfig,
     trained: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
+    model: NodeClassifier | HeteroClassifier | DeepModel,
     nodes: Tensor,
 ) -> Scope:
     """The nodes that layers compute: all, or those alone that the chosen ones depend on."""
@@ -267,7 +271,7 @@ def _scope(
         config.eval_reads == "sequential"
         or config.nodes is None
         or len(nodes) == 0
-        or isinstance(model, DeepModel)
+        or isinstance(model, (HeteroClassifier, DeepModel))
     ):
         return Scope(layers=None, nbytes=0)
     return scope_of(trained.config, dataset.graph, (nodes,), dataset.features.shape[1])

@@ -35,11 +35,10 @@ def check_heterogeneous(config: TrainConfig) -> None:
             f"--model {config.model}: {config.dataset} is heterogeneous; expected "
             f"{', '.join(HETERO_MODELS)}"
         )
-    if config.eval in ("layerwise", "neighborhoods"):
+    if config.eval == "neighborhoods":
         raise UnsupportedError(
-            f"--eval {config.eval}: heterogeneous graphs ({config.dataset}) are evaluated and "
-            "predicted on sampled neighbourhoods so far; give --eval sampled, or gnnsys predict "
-            "--sampled"
+            f"--eval neighborhoods: is for homogeneous graphs, but {config.dataset} is "
+            "heterogeneous; give layerwise or sampled"
         )
     if config.score not in ("auto", "degree", "none"):
         raise UnsupportedError(

@@ -244,8 +244,8 @@ class TrainConfig(OptimisationOptions):
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
     neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; sampled: on
     neighbourhoods sampled as in training, not exactly; auto: the cheaper of both exact ones, but
-    sampled on heterogeneous folders and with a model of your own. By auto and sampled, test nodes
-    that would take long are scored once, at the end."""
+    sampled on heterogeneous folders, which take no neighborhoods, and with a model of your own. By
+    auto and sampled, test nodes that would take long are scored once, at the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""

@@ -167,6 +167,19 @@ class HeteroClassifier(nn.Module):
                 layers of rgcn and hgt compute only what later ones need; the seeds' logits are the
                 same.
         """
+        rows = self.last_rows(x, edge_index, n_id, num_sampled_nodes, num_sampled_edges)
+        logits: Tensor = self.head(rows)
+        return logits
+
+    def last_rows(
+        self,
+        x: Mapping[str, Tensor],
+        edge_index: Mapping[EdgeType, Tensor],
+        n_id: Mapping[str, Tensor] | None = None,
+        num_sampled_nodes: Mapping[str, list[int]] | None = None,
+        num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
+    ) -> Tensor:
+        """(nodes, hidden) what the last linear layer makes logits of; see ``forward``."""
         rows = {}
         for kind, layer in self.inputs.items():
             if isinstance(layer, nn.Linear):
@@ -179,8 +192,7 @@ class HeteroClassifier(nn.Module):
         else:
             out = self.gnn(rows, dict(edge_index))
         own = self.activation(out[self.target])
-        logits: Tensor = self.head(F.dropout(own, self.dropout, self.training))
-        return logits
+        return F.dropout(own, self.dropout, self.training)
 
 
 _Types = tuple[list[str], list[EdgeType]]

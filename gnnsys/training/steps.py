@@ -41,6 +41,7 @@ from gnnsys.training.step_parts import compile_model, make_autocast, make_sample
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
+    "BLOCK",
     "AskedToEndError",
     "FullBatch",
     "MiniBatch",
@@ -48,7 +49,7 @@ __all__ = [
     "WholeGraph",
 ]
 
-_BLOCK = 1 << 16
+BLOCK = 1 << 16
 """Nodes whose logits are handed out at a time."""
 
 
@@ -195,7 +196,7 @@ class WholeGraph(Steps):
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         if self._logits is None:
             self._logits = self._compute_all()
-        for part in nodes.split(_BLOCK):
+        for part in nodes.split(BLOCK):
             yield self._logits[part]
 
     @abstractmethod
@@ -286,7 +287,7 @@ class MiniBatch(Steps):
             self.test_at_end = self._evaluation.test_at_end
         else:
             parts = len(dataset.train), len(dataset.val), dataset.num_test
-            self.test_at_end = sampled_test_waits(*parts)
+            self.test_at_end = config.eval != "layerwise" and sampled_test_waits(*parts)
         self._layers: list[ModelLayer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
@@ -391,7 +392,7 @@ class MiniBatch(Steps):
 
     @staticmethod
     def _kept(nodes: Tensor, scope: Scope, logits: Tensor) -> Iterator[Tensor]:
-        return (logits[scope.places(part)] for part in nodes.split(_BLOCK))
+        return (logits[scope.places(part)] for part in nodes.split(BLOCK))
 
     def _exact(self, nodes: Tensor, evaluation: Evaluation) -> tuple[Scope, Tensor]:
         """A scope in which nodes are, and (nodes of the scope, classes)."""

@@ -124,7 +124,7 @@ def _take_apart(data: Any, threads: int) -> tuple[dict[NodeType, Tensor], Any]:
         data = data.stores(edge_features=False, threads=threads, device="cpu")
     if isinstance(data, tuple) and data and isinstance(data[0], FeatureStore):
         attributes = data[0].get_all_tensor_attrs()
-        features = {
+        features: dict[NodeType, Tensor] = {
             each.group_name: data[0].table(each.group_name, _ATTRIBUTE)
             for each in attributes
             if each.attr_name == _ATTRIBUTE

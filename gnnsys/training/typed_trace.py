@@ -100,7 +100,8 @@ class TracedModel:
     ) -> None:
         self._root = _Called(model, node_types, edge_types)
         self.inputs, self.kinds, self.depths = {}, {}, {}
-        self.convolutions, self.constants, self._edges = {}, {}, {}
+        self.convolutions, self.constants = {}, {}
+        self._edges: dict[Node, EdgeType] = {}
         graph = self._trace()
         self._placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         returned = next(node for node in graph.nodes if node.op == "output").args[0]
@@ -284,7 +285,8 @@ class _Called(torch.nn.Module):
 
 
 def _positive(value: Any) -> Any:
-    return torch.positive(value) if isinstance(value, Proxy) else value
+    positive: Callable[[Any], Any] = torch.positive
+    return positive(value) if isinstance(value, Proxy) else value
 
 
 class _Tracer(torch.fx.Tracer):

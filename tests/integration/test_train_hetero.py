@@ -247,7 +247,7 @@ def test_nan_among_features_is_told_with_its_type(
         (["--target", "editor"], "no such node type; expected one of author, paper, venue"),
         (["--target", "venue"], "has no labels of these nodes, those of author have some"),
         (["--model", "gin"], "heterogeneous; expected rgcn, hgt, sage, gat"),
-        (["--model", "hgt", "--eval", "layerwise"], "give --eval sampled"),
+        (["--model", "hgt", "--eval", "neighborhoods"], "give layerwise or sampled"),
         (["--full-batch"], "--full-batch: is for homogeneous graphs"),
         (["--cache", "100"], "rows of which type?"),
         (["--victim-buffer", "1MB"], "--victim-buffer 1MB: is for homogeneous graphs"),
@@ -276,12 +276,33 @@ def test_a_target_without_training_nodes_is_told(
     assert "papers: no train nodes of type 'venue'" in capsys.readouterr().err
 
 
-def test_exact_predictions_of_types_are_refused_with_the_way_out(
-    run: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("store", ["ram", "folder"])
+def test_exact_predictions_are_those_with_all_neighbours(
+    run: Path, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["predict", str(run)]) == 2
-    assert "gnnsys predict --sampled" in " ".join(capsys.readouterr().err.split())
-    assert not (run / "predictions").exists()
+    (tmp_path / "folder").mkdir()
+    place = "ram" if store == "ram" else str(tmp_path / store)
+    exact, sampled = tmp_path / "exact", tmp_path / "sampled"
+    options = ["--json", "--eval-store", place]
+    assert main(["predict", str(run), "--out", str(exact), *options]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["metrics"] == told["run_metrics"]  # its fanouts take all neighbours
+    assert main(["predict", str(run), "--sampled", "--out", str(sampled)]) == 0
+    for name in ("scores", "embeddings"):
+        found, expected = (np.load(each / f"{name}.npy") for each in (exact, sampled))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert os.listdir(tmp_path / "folder") == []
+
+
+@pytest.mark.parametrize("model", ["rgcn", "hgt"])
+def test_layerwise_scores_are_those_with_all_neighbours(folder: Path, model: Any) -> None:
+    results = [
+        train(folder, model=model, epochs=2, fanouts=(-1, -1), eval=how)
+        for how in ("sampled", "layerwise")
+    ]
+    assert losses(results[0]) == losses(results[1])
+    scores = [[record.val for record in each.history] for each in results]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -24,17 +24,17 @@ def main(arguments: list[str] | None = None) -> list[float]:
     options = parser.parse_args(arguments)
 
     torch.manual_seed(0)
-    data = communities(options.nodes, classes=10, features=50, skew=3.0, train_share=0.1)
+    data = communities(options.nodes, classes=10, features=50, skew=3.0, train_share=0.2)
     data.x = gnnsys.unified(data.x)  # line 1: new
 
     def batches(of: Tensor, shuffle: bool = False):
         return gnnsys.NeighborLoader(  # line 2: was torch_geometric.loader.NeighborLoader
-            data, num_neighbors=[10, 10, 5], input_nodes=of, batch_size=128, shuffle=shuffle
+            data, num_neighbors=[10, 10, 5], input_nodes=of, batch_size=64, shuffle=shuffle
         )
 
     train, test = batches(data.train_mask, shuffle=True), batches(data.test_mask)
     model = GAT(data.num_features, 32, num_layers=3, out_channels=10, heads=4, dropout=0.2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for epoch in range(1, options.epochs + 1):
         model.train()

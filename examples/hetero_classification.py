@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     model = HGT(data, width=32, classes=4)
     with torch.no_grad():  # finds the widths of the features
         logits(model, next(iter(test)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for epoch in range(1, options.epochs + 1):
         model.train()

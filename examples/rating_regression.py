@@ -32,6 +32,7 @@ class Encoder(nn.Module):
 class Ratings(nn.Module):
     def __init__(self, data: HeteroData, width: int) -> None:
         super().__init__()
+        self.mean = data[BUYS].edge_label.mean()
         self.users = nn.Embedding(data["user"].num_nodes, width)
         self.encoder = to_hetero(Encoder(width), data.metadata())
         self.head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 1))
@@ -40,7 +41,8 @@ class Ratings(nn.Module):
         x = {"user": self.users(batch["user"].n_id), "item": batch["item"].x}
         z = self.encoder(x, batch.edge_index_dict)
         user, item = batch[BUYS].edge_label_index
-        return self.head(torch.cat([z["user"][user], z["item"][item]], dim=1)).squeeze(1)
+        ends = torch.cat([z["user"][user], z["item"][item]], dim=1)
+        return self.mean + self.head(ends).squeeze(1)
 
 
 def main(arguments: list[str] | None = None) -> list[float]:
@@ -55,13 +57,8 @@ def main(arguments: list[str] | None = None) -> list[float]:
     data["user"].num_nodes = data["user"].pop("x").shape[0]
     data[BUYS].edge_label = data[BUYS].pop("rating")
     data["item"].x = gnnsys.unified(data["item"].x)  # line 1: new
-    split = RandomLinkSplit(
-        0.0,
-        0.1,
-        edge_types=[BUYS],
-        rev_edge_types=[BOUGHT_BY],
-        neg_sampling_ratio=0.0,
-    )
+    ends = {"edge_types": [BUYS], "rev_edge_types": [BOUGHT_BY]}
+    split = RandomLinkSplit(0.0, 0.1, neg_sampling_ratio=0.0, **ends)
     train_data, _, test_data = split(data)
 
     def batches(of: HeteroData, shuffle: bool = False):
@@ -75,7 +72,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
         )
 
     train, test = batches(train_data, shuffle=True), batches(test_data)
-    model = Ratings(data, width=32)
+    model = Ratings(train_data, width=32)
     with torch.no_grad():  # finds the widths of the features
         model(next(iter(test)))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -356,6 +356,7 @@ void windows_reach_over_all_times() {
   CHECK(sampled(INT64_MAX, -1) == std::vector<int64_t>({0, 1, 2, 3, 4}));
   CHECK(sampled(INT64_MAX, INT64_MAX) == std::vector<int64_t>({3, 4}));
   CHECK(sampled(-1, INT64_MAX) == std::vector<int64_t>({0, 1, 2}));
+  CHECK(sampled(-2, INT64_MAX) == std::vector<int64_t>({0, 1}));
   CHECK(sampled(0, INT64_MAX) == std::vector<int64_t>({1, 2, 3}));
   CHECK(sampled(INT64_MIN, 0) == std::vector<int64_t>({0}));
   CHECK(sampled(1, 0).empty());

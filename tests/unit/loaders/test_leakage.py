@@ -284,6 +284,17 @@ def test_values_that_become_known_later_are_caught() -> None:
         check_leakage(batch, data, time, known_at={"y": "y_time"})
 
 
+def test_values_of_edges_that_become_known_later_are_caught() -> None:
+    loader, data, time = nodes_by_edges()
+    batch = next(iter(loader))
+    data.known = data.stamp.clone()
+    check_leakage(batch, data, time, known_at={"edge_attr": "known"})
+    edge = int(batch.e_id[0])
+    data.known[edge] = END
+    with pytest.raises(LeakageError, match=rf"'edge_attr' of .* edges is known .* edge {edge} has"):
+        check_leakage(batch, data, time, known_at={"edge_attr": "known"})
+
+
 def test_labels_of_the_seeds_alone_may_be_from_later() -> None:
     data = homogeneous()
     data.known = data.born + 1  # to each node itself, and to others of the same age, too late

@@ -92,9 +92,9 @@ def read_facts(folder: Path) -> Facts:
 
 
 class Model(torch.nn.Module):
-    """Embeddings of entities through two RGCN layers; facts are scored by DistMult."""
+    """Embeddings of entities through RGCN layers; facts are scored by DistMult."""
 
-    def __init__(self, facts: Facts, channels: int) -> None:
+    def __init__(self, facts: Facts, channels: int, layers: int) -> None:
         super().__init__()
         self.entities = torch.nn.Parameter(torch.empty(facts.num_nodes, channels))
         self.relations = torch.nn.Parameter(torch.empty(facts.num_relations, channels))
@@ -102,7 +102,7 @@ class Model(torch.nn.Module):
         torch.nn.init.xavier_uniform_(self.relations)
         self.layers = torch.nn.ModuleList(
             FastRGCNConv(channels, channels, facts.num_relations, num_blocks=channels // 8)
-            for _ in range(2)
+            for _ in range(layers)
         )
 
     def encode(self, nodes: Tensor | None, edge_index: Tensor, edge_type: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ _SIDES = {"mini-batches": mini_batches, "full graph": full_graph}
 def train(facts: Facts, side: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Trains a model and judges it on the test facts."""
     torch.manual_seed(seed)
-    model = Model(facts, options.channels)
+    model = Model(facts, options.channels, len(options.fanouts))
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
     epoch = _SIDES[side](facts, options, seed)
     began, losses = time.perf_counter(), []
@@ -265,7 +265,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=8192, help="facts of a step; default 8192")
     add("--channels", type=positive, default=64, help="a multiple of 8; default 64")
     add("--negatives", type=positive, default=4, help="other tails for each fact; default 4")
-    add("--fanouts", type=positive, nargs=2, default=[10, 10], help="default 10 10")
+    add(
+        "--fanouts", type=positive, nargs="+", default=[10, 10], help="of each layer; default 10 10"
+    )
     add("--lr", type=float, default=0.01, help="of Adam; default 0.01")
     add("--threads", type=positive, help="of torch; default all cores")
     add("--json", type=Path, metavar="FILE", help="write results and environment to FILE")

@@ -105,7 +105,7 @@ class TrainConfig(OptimisationOptions):
     split: int = 0
     """Which of the dataset's splits to use; actor, tolokers and minesweeper have 10."""
 
-    model: Annotated[str, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
+    model: Annotated[str, MODELS, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
     """Kind of graph convolution. gcnii and resgcn are deep: a linear encoder, --layers graph layers
     of the width --hidden, a linear decoder; for --full-batch. So are gcn and sage with --parallel.
     Or a model of your own: PACKAGE.MODULE:FACTORY, see docs/models.md."""

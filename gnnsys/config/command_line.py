@@ -1,8 +1,9 @@
 """The command line that dataclasses of options make: ``parse`` reads it, ``shown`` describes it.
 
 A field's docstring is its help, and its type says what may stand for it. Texts among the metadata
-of a type say how help calls a value: ``Annotated[str, "FILE"]``. A class may have ``sections``: the
-first field of each section of the help, and its name, in the order of the help.
+of a type say how help calls a value: ``Annotated[str, "FILE"]``, and a tuple of texts which values
+a shell completes, where there may be others. A class may have ``sections``: the first field of each
+section of the help, and its name, in the order of the help.
 """
 
 from __future__ import annotations
@@ -208,7 +209,8 @@ def _spec(option: _Option, closed: bool) -> PrimitiveConstructorSpec[Any] | None
     if own is not None:
         return dataclasses.replace(own, instance_from_str=_guarded(own.instance_from_str))
     parts = get_args(option.hint) if get_origin(option.hint) is tuple else None
-    choices = get_args(option.hint) if get_origin(option.hint) is Literal else None
+    choices = next((mark for mark in option.marks if isinstance(mark, tuple)), None)
+    choices = get_args(option.hint) if get_origin(option.hint) is Literal else choices
 
     def value(words: list[str]) -> Any:
         if parts is None:

@@ -109,7 +109,7 @@ class TrainConfig(OptimisationOptions):
     """Node type to classify, of a heterogeneous dataset folder. Default: the one that the folder
     names."""
 
-    model: Annotated[str, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
+    model: Annotated[str, MODELS, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
     """Kind of graph convolution. Heterogeneous folders take rgcn, hgt, sage and gat; rgcn and hgt
     are for them alone. gcnii and resgcn are deep: a linear encoder, --layers graph layers of the
     width --hidden, a linear decoder; for --full-batch. So are gcn and sage with --parallel. Or a

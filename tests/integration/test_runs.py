@@ -541,7 +541,7 @@ def test_the_configuration_of_a_run_serves_for_another(
         ("lr = ", "not TOML"),
         ("learning_rate = 0.1", "option 'learning_rate' is unknown"),
         ("epochs = 'many'", "epochs is 'many'"),
-        ("model = 'transformer'", "model is 'transformer'"),
+        ("model = 'transformer'", "--model transformer: expected one of sage, gcn"),
         ("full_batch = 1", "full_batch is 1"),
         ("fanouts = ['a', 'b']", "fanouts[0] is 'a', expected an integer"),
         ("fanouts = [5, 0]", "--fanouts 5,0: each is -1 (all neighbours) or at least 1"),

@@ -134,23 +134,19 @@ def importance_of_types(dataset: Dataset) -> dict[str, NDArray[np.uint16]]:
     edge types a node stands, ranked over all of those types, whose rows share a cache.
 
     Args:
-        dataset: heterogeneous.
+        dataset: heterogeneous, with features of some type.
 
     Raises:
         RowIndexError: an edge from a node that is not there.
     """
-    counts = {
-        kind: np.zeros(dataset.num_nodes(kind), np.int64)
-        for kind in dataset.node_types
-        if dataset.has("features", kind)
-    }
+    kinds = [kind for kind in dataset.node_types if dataset.has("features", kind)]
+    ends = np.cumsum([dataset.num_nodes(kind) for kind in kinds])
+    counts = np.zeros(ends[-1], np.int64)
+    parts = dict(zip(kinds, np.split(counts, ends[:-1]), strict=True))
     for edge_type in dataset.edge_types:
-        if (source := edge_type[0]) in counts:
-            indices = dataset.edge_table("indices", edge_type)
-            counts[source] += out_degree(indices, len(counts[source]))
-    ranked = rank_normalised(np.concatenate([np.empty(0, np.int64), *counts.values()]))
-    ends = np.cumsum([len(each) for each in counts.values()])
-    return dict(zip(counts, np.split(ranked, ends[:-1]), strict=True))
+        if (own := parts.get(edge_type[0])) is not None:
+            own += out_degree(dataset.edge_table("indices", edge_type), len(own))
+    return dict(zip(kinds, np.split(rank_normalised(counts), ends[:-1]), strict=True))
 
 
 def _stored(dataset: Dataset, choice: ImportanceChoice) -> tuple[str, NDArray[np.uint16]] | None:

@@ -52,7 +52,8 @@ _SHARE = 0.9
 OF_A_ROW, OF_A_SLOT = 4, 18
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
 _OF_DEGREE, _OF_IMPORTANCE = 8, 16
-"""Bytes a node while importance by degree, or another one, is computed and ranked."""
+"""Bytes a node while importance by degree, or another one or that of types, is computed and
+ranked."""
 _RANKED = 64 << 20
 """Bytes of a block of edges or nodes meanwhile."""
 _AFTER_RANKING = (BATCHES, STEPS, AHEAD, PLANS_AHEAD, BLOCKS, CACHE_ROWS, PLANNER, STAGING)
@@ -248,7 +249,8 @@ def reserve_ranking(dataset: Dataset, options: FeatureOptions) -> None:
     memory, so far as that is planned."""
     budget, needed = process_budget(), 0
     if needs_importance(dataset, options):
-        each = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
+        by_degree = options.score in ("auto", "degree") and not dataset.heterogeneous
+        each = _OF_DEGREE if by_degree else _OF_IMPORTANCE
         needed = (_RANKED + each * _size_of(dataset)[0]) // budget.ranks  # by one of them
     budget.reserve(RANKING, max(0, needed - sum(map(budget.planned, _AFTER_RANKING))))
 

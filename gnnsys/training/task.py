@@ -424,7 +424,9 @@ def task_of(dataset: Dataset, target: str | None = None) -> Task:
             raise ArgumentError(_lacks(dataset.path, "labels"))
         return task
     shape = dataset.manifest.nodes[target].tables["labels"].shape
-    return Task(node_type=target, num_classes=0, multi_label=len(shape) > 1)
+    multi_label = len(shape) > 1
+    metric = "rocauc" if multi_label else "accuracy"
+    return Task(node_type=target, num_classes=0, multi_label=multi_label, metric=metric)
 
 
 def _lacks(path: Path, what: str) -> str:

@@ -231,6 +231,18 @@ def test_types_without_edges_and_isolated_targets_are_trained_by_their_own_featu
         assert len(train(folder, model=model).history) == 2
 
 
+def test_a_graph_without_any_features_is_trained_by_embeddings(tmp_path: Path) -> None:
+    data = make_graph()
+    for kind in ("author", "paper"):
+        data[kind].num_nodes = len(data[kind].pop("x"))
+    folder = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="papers")
+    for cache in ("auto", "1MB"):
+        result = train(folder, model="rgcn", epochs=1, cache=cache)
+        assert result.counters.as_dict() == {"rows": {}, "bytes": {}}
+        planned = result.memory["names"]["embeddings of nodes"]["planned"]
+        assert planned == (AUTHORS + PAPERS + VENUES) * 16 * 16
+
+
 def test_nan_among_features_is_told_with_its_type(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

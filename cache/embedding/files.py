@@ -194,6 +194,8 @@ class RowReads:
         parts: list[tuple[NDArray[np.int64], PendingRows]],
     ) -> None:
         self.ids, self.places = ids, places
+        self.newest = np.ones(len(ids), np.bool_)
+        """(n,) whether the records are still the newest of their rows."""
         self._parts = parts
         self._staged: list[StagedRows] = []
         self._addresses: NDArray[np.int64] | None = None
@@ -301,19 +303,21 @@ class RowFiles:
         return first
 
     def _append_to(self, log: FileStore, end: int, records: Tensor) -> int:
-        """Returns where the next records begin: on a page of their own, which is written whole."""
+        """Returns where the next records begin: of many, on a page of their own, so that they are
+        written past the page cache."""
         log.write(torch.arange(end, end + len(records)), records)
         end += len(records)
         a_page = max(1, _PAGE // self.header.record_bytes)
-        return -(-end // a_page) * a_page
+        return -(-end // a_page) * a_page if len(records) >= 4 * a_page else end
 
     @property
     def _least_log(self) -> int:
         return _LEAST_LOG_BYTES // self.header.record_bytes + 1
 
     def _create_log(self, path: Path) -> FileStore:
-        # Room for all rows twice, and for what is appended before it is looked at again.
-        cells = 4 * self.header.rows + 2 * self._least_log
+        # A quarter is left empty, at most. What is in use doubles until the log is rewritten, and a
+        # cache of all rows may be appended twice before that is seen.
+        cells = 5 * self.header.rows + 2 * self._least_log
         shape, dtype = (cells, self.header.width), DTYPES[self.header.dtype]
         return FileStore.create(path, shape, dtype, storage=self.table.storage)  # type: ignore[arg-type]
 

@@ -277,6 +277,8 @@ class EmbeddingStore(Store):
                 for _ in range(place):
                     self._ahead.popleft()[1].cancel()
                 self._ahead.popleft()
+                # Known now: a record that changed may lie in such a place once the log is rewritten.
+                reads.newest = reads.places == self._directory.places[reads.ids]
                 return reads
         return None
 
@@ -312,7 +314,7 @@ class EmbeddingStore(Store):
         found = np.zeros(len(ids), np.bool_)
         if ahead is not None and len(ahead.ids):
             at = np.minimum(np.searchsorted(ahead.ids, ids), len(ahead.ids) - 1)
-            found = (ahead.ids[at] == ids) & (ahead.places[at] == places)
+            found = (ahead.ids[at] == ids) & ahead.newest[at]
         reads = self._files.start(ids[~found], places[~found])
         try:
             chosen = directory.choose(len(ids), kept)
@@ -415,6 +417,8 @@ class EmbeddingStore(Store):
             StorageError: the disk is full; nothing is prepared and nothing lost.
         """
         with self._gate, self._lock:
+            if self._files.is_log_full:
+                self._rewrite_log()
             directory = self._directory
             dirty = np.flatnonzero(directory.dirty)
             self._write_back(dirty[np.argsort(directory.row_of[dirty])])

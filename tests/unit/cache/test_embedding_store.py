@@ -70,7 +70,7 @@ def test_rows_and_state_are_those_of_an_array_whatever_happens(
     store = make(tmp_path / "t", capacity, storage=storage)
     rows, state = first_rows(0, ROWS).numpy(), np.full((ROWS, DIM), 0.25, np.float32)
     saved, prepared = (rows.copy(), state.copy()), None
-    for step in range(250):
+    for step in range(25 if capacity == 1 else 120):
         ids = draw.integers(0, ROWS, draw.integers(0, 25))
         kind = draw.choice(["gather", "update", "write", "ahead", "save", "restore", "range"],
                            p=[0.25, 0.35, 0.1, 0.15, 0.07, 0.03, 0.05])  # fmt: skip

@@ -68,6 +68,7 @@ def losses_of(
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.usefixtures("one_thread")
 def test_losses_of_200_steps_are_those_of_torch(name: str, ahead: bool, tmp_path: Path) -> None:
     in_memory, in_folder, options = OPTIMIZERS[name]
     runs = []
@@ -96,7 +97,6 @@ def test_gradients_and_rows_are_those_of_torch_for_any_shape_of_ids(tmp_path: Pa
     torch.manual_seed(5)
     ours = make(tmp_path / "t")
     for ids in (
-        torch.tensor(3),
         torch.tensor([[1, PADDING], [1, 299]]),
         torch.empty(0, dtype=torch.long),
         torch.tensor([4, 4], dtype=torch.int32),
@@ -109,8 +109,6 @@ def test_gradients_and_rows_are_those_of_torch_for_any_shape_of_ids(tmp_path: Pa
         mine, other = ours.weight.grad, theirs.weight.grad
         assert torch.equal(mine.coalesce().indices(), other.coalesce().indices())
         assert torch.equal(mine.coalesce().values(), other.coalesce().values())
-    norm = [torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1) for model in (theirs, ours)]
-    assert norm[0] == norm[1]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100, 5000])
@@ -260,7 +258,7 @@ def test_tables_of_one_model_go_back_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def build() -> torch.nn.ModuleDict:
-        return torch.nn.ModuleDict({name: make(tmp_path / name) for name in ("users", "items")})
+        return torch.nn.ModuleDict({name: make(tmp_path / name) for name in ("users", "goods")})
 
     model = build()
     optimizers = [Adagrad(each.parameters()) for each in model.values()]
@@ -285,4 +283,4 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, Any] = {}
     exec(compile(example, page, "exec"), names)
     assert names["state"]["batch"] == 19
-    assert names["items"].store.version == 2
+    assert names["goods"].store.version == 2

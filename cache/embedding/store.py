@@ -277,7 +277,7 @@ class EmbeddingStore(Store):
                 for _ in range(place):
                     self._ahead.popleft()[1].cancel()
                 self._ahead.popleft()
-                # Known now: a record that changed may lie in such a place once the log is rewritten.
+                # Seen now: once the log is rewritten, a changed record may lie in such a place.
                 reads.newest = reads.places == self._directory.places[reads.ids]
                 return reads
         return None

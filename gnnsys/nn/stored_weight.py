@@ -36,7 +36,7 @@ class StoredWeight(Tensor):
     def __init__(self, store: EmbeddingStore) -> None:
         pass
 
-    __torch_function__ = as_plain_tensors
+    __torch_function__ = as_plain_tensors  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -63,7 +63,7 @@ class StoredWeight(Tensor):
             "gnnsys.nn.save_checkpoint"
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"StoredWeight({self.store!r})"
 
 

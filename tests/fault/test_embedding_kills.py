@@ -67,7 +67,8 @@ _TRAINED = """
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), f"it ended before kill {number}: make it longer"
-    (losses, tables), (expected, rows) = train(place / "killed"), train(place / "undisturbed", saves=False)
+    losses, tables = train(place / "killed")
+    expected, rows = train(place / "undisturbed", saves=False)
     assert losses == expected and len(losses) == batches
     assert all(map(torch.equal, tables, rows))
 """

@@ -36,7 +36,7 @@ class Embedding(torch.nn.Embedding):
     Args:
         num_embeddings, embedding_dim, padding_idx: as of ``torch.nn.Embedding``.
         folder: of the table, which is made where it is not there, with rows drawn as torch draws
-            them. Otherwise it goes on as it was saved last.
+            them. Otherwise it goes on as it was saved last, and no random number is drawn.
         optimizer: that trains it: "adagrad" or "sparse_adam". Its state lies beside each row.
         cache: rows with their state that are in memory; see ``EmbeddingStore``.
         dtype: torch.float32 or torch.float64.

@@ -11,6 +11,7 @@ from gnnsys.system.lazy import hand_on
 if TYPE_CHECKING:
     from gnnsys._version import __version__ as __version__
     from gnnsys.cache.arena import CacheArena as CacheArena
+    from gnnsys.cache.embedding.store import EmbeddingStore as EmbeddingStore
     from gnnsys.dataset.folder import Dataset as Dataset
     from gnnsys.dataset.folder import open_dataset as open_dataset
     from gnnsys.feature_store import FeatureStore as FeatureStore
@@ -30,6 +31,7 @@ _HOME = {
     "CacheArena": "gnnsys.cache.arena",
     "CooperativeSampler": "gnnsys.loaders.cooperative",
     "Dataset": "gnnsys.dataset.folder",
+    "EmbeddingStore": "gnnsys.cache.embedding.store",
     "FeatureStore": "gnnsys.feature_store",
     "LinkNeighborLoader": "gnnsys.loaders.link_neighbor_loader",
     "NeighborLoader": "gnnsys.loaders.neighbor_loader",

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim._functional import sparse_adam
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.weak import WeakIdKeyDictionary
@@ -43,6 +44,7 @@ __all__ = [
     "set_size",
     "shows_messages",
     "sizes_of",
+    "sparse_adam",
     "store_of",
     "tree_flatten",
     "tree_unflatten",

@@ -103,6 +103,17 @@ def test_transformations_are_noticed() -> None:
     assert seen == [False, True, True, True, False]
 
 
+def test_sparse_adam_updates_rows_in_place() -> None:
+    rows, first, second = (torch.zeros(3, 1) for _ in range(3))
+    grad = torch.sparse_coo_tensor([[0, 2]], torch.ones(2, 1), (3, 1)).coalesce()
+    compat.sparse_adam(
+        [rows], [grad], [first], [second], [1],
+        eps=0.0, beta1=0.5, beta2=0.5, lr=1.0, maximize=False,
+    )  # fmt: skip
+    assert rows.flatten().tolist() == [-1, 0, -1]
+    assert first.flatten().tolist() == second.flatten().tolist() == [0.5, 0, 0.5]
+
+
 def test_versions_count_changes() -> None:
     x = torch.zeros(2)
     before = compat.version_of(x)

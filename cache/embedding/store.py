@@ -1,0 +1,488 @@
+"""``EmbeddingStore``: trainable rows and their optimiser's state, in files behind a cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gnnsys.cache.arena import rows_of
+from gnnsys.cache.embedding.directory import RowDirectory
+from gnnsys.cache.embedding.files import (
+    DTYPES,
+    RowFiles,
+    RowReads,
+    TableHeader,
+    create_files,
+)
+from gnnsys.cache.embedding.slots import RecordSlots
+from gnnsys.cache.making import check_memory
+from gnnsys.choices import Storage
+from gnnsys.counters import Counters
+from gnnsys.errors import ArgumentError, DTypeError, UnsupportedError
+from gnnsys.memory.alloc import pooled
+from gnnsys.memory.encoding import Encoding
+from gnnsys.memory.gate import Gate
+from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
+from gnnsys.memory.store import Store, check_out, check_range, check_write
+from gnnsys.system.budget import PLANNER, process_budget
+from gnnsys.system.threads import num_threads
+
+__all__ = ["EmbeddingStore"]
+
+_MOST_ROWS = 1 << 28
+_MOST_AHEAD = 2
+_PIECE_BYTES = 8 << 20
+_BLOCK_ROWS = 1 << 20
+
+
+class EmbeddingStore(Store):
+    """Rows that are trained, each with the state of its optimiser, in a folder behind a cache.
+
+    What changes stays in memory until its slot is needed, and then goes to a log beside the table.
+    ``save`` makes a new version of the table; until then it is the last one to whoever opens the
+    folder, however this process ends. Whatever the size of the cache, rows are bit for bit those of
+    a table in memory. Safe for threads; one process at a time has a table open.
+
+    Args:
+        folder: of the table; ``create`` makes one.
+        cache: records to hold, as a number, a share of all (a float up to 1.0), or bytes as a text
+            ("800MB"). Besides, each row of the table takes 4 bytes and each that is cached 10.
+        threads: that move rows; 0 for all cores this process may use.
+        storage: how the files are read; see ``FileStore``.
+
+    Raises:
+        MissingFileError, FileFormatError: there is no table in the folder, or it is not whole.
+        StorageError: another process has it open.
+        ArgumentError, TooLargeError: a cache of no row, or larger than the memory available.
+
+    >>> import tempfile
+    >>> folder = os.path.join(tempfile.mkdtemp(), "users")
+    >>> store = EmbeddingStore.create(folder, (5, 2), state={"sum": 0.0}, cache=3)
+    >>> def add_one(piece, rows, state):
+    ...     rows += 1
+    ...     state["sum"] += 0.5
+    >>> store.update(torch.tensor([0, 4]), add_one)
+    >>> store.gather(torch.tensor([0, 1]))
+    tensor([[1., 1.],
+            [0., 0.]])
+    >>> store.gather_state(torch.tensor([4]))
+    {'sum': tensor([[0.5000, 0.5000]])}
+    >>> store.save()
+    1
+    >>> store.close()
+    """
+
+    tier = "cache"
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        cache: int | float | str,
+        threads: int = 0,
+        storage: Storage = "auto",
+    ) -> None:
+        threads = num_threads(threads)
+        self._files = files = RowFiles(Path(folder).absolute(), storage)
+        header = files.header
+        try:
+            self.capacity = rows_of(cache, header.rows, header.record_bytes, "cache")
+            if self.capacity < 1:
+                raise ArgumentError(
+                    f"cache: {cache!r} holds no record of {header.record_bytes} bytes; give more"
+                )
+            check_memory(self.capacity, 0, header.record_bytes)
+            self._slots = RecordSlots(
+                self.capacity, header.row_bytes, 1 + len(header.state), threads
+            )
+        except BaseException:
+            files.close()
+            raise
+        self.shape = torch.Size((header.rows, header.dim))
+        self.encoding = Encoding(DTYPES[header.dtype], DTYPES[header.dtype])
+        self.path, self.depth = files.table.path, files.table.depth
+        self.counters = Counters()
+        self._record_bytes = header.record_bytes
+        self._directory = RowDirectory(header.rows, self.capacity)
+        self._ahead: deque[tuple[NDArray[np.int64], RowReads]] = deque()
+        self._gate = Gate(str(files.folder))
+        self._lock = threading.RLock()
+        process_budget().hold(PLANNER, self._directory.nbytes, self._directory)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        shape: Sequence[int],
+        *,
+        state: Mapping[str, float] | None = None,
+        dtype: torch.dtype = torch.float32,
+        initial: Callable[[int, int], Tensor] | None = None,
+        cache: int | float | str,
+        threads: int = 0,
+        storage: Storage = "auto",
+    ) -> EmbeddingStore:
+        """Makes a table and opens it.
+
+        Args:
+            folder: that does not exist yet.
+            shape: (rows, elements of a row).
+            state: names of what an optimiser keeps for each element, and what that begins with:
+                {"sum": 0.0} for Adagrad, {"exp_avg": 0.0, "exp_avg_sq": 0.0} for Adam.
+            dtype: torch.float32 or torch.float64.
+            initial: gives rows ``[first, last)``, called in the order of the rows, with ranges of a
+                multiple of 16 rows but for the last; None for zeros.
+            cache, threads, storage: see the class.
+
+        Raises:
+            ArgumentError, DTypeError: a shape or dtype that cannot be used.
+            StorageError: the folder is there already, or the disk is full; none is left then.
+        """
+        names = {value: name for name, value in DTYPES.items()}
+        if dtype not in names:
+            raise DTypeError(f"dtype: {dtype}, expected torch.float32 or torch.float64")
+        if len(shape) != 2 or min(shape) < 1 or shape[0] > _MOST_ROWS:
+            raise ArgumentError(
+                f"shape: {tuple(shape)}, expected (rows, elements of a row), each at least 1, and "
+                f"at most {_MOST_ROWS} rows"
+            )
+        header = TableHeader(
+            rows=int(shape[0]), dim=int(shape[1]), dtype=names[dtype], state=dict(state or {})
+        )
+        create_files(Path(folder).absolute(), header, initial)
+        return cls(folder, cache=cache, threads=threads, storage=storage)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of what an optimiser keeps for each element of a row."""
+        return tuple(self._files.header.state)
+
+    @property
+    def id(self) -> str:
+        """Tells tables apart, wherever they are moved."""
+        return self._files.header.id
+
+    @property
+    def version(self) -> int:
+        """Of the table on disk: how often it was saved."""
+        return self._files.header.version
+
+    @property
+    def folder(self) -> Path:
+        """Of the table."""
+        return self._files.folder
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def gather(self, ids: Tensor, out: Tensor | None = None, stream: Any = None) -> Tensor:
+        """See ``Store.gather``.
+
+        Raises:
+            StorageError: a row cannot be read, or one that has to leave the cache cannot be written
+                because the disk is full. No row is lost then.
+        """
+        del stream
+        wanted = check_ids(ids)
+        if out is None:
+            out = pooled((len(wanted), self.shape[1]), self.dtype)
+        check_out(out, len(wanted), self.shape, self.dtype)
+        target = out if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype)
+        self._gather(wanted, [target], first=0)
+        return out if target is out else out.copy_(target)
+
+    def gather_state(self, ids: Tensor) -> dict[str, Tensor]:
+        """The state of rows: for each name a tensor of the shape of ``gather(ids)``.
+
+        Raises:
+            As ``gather``.
+        """
+        wanted = check_ids(ids)
+        fields = [pooled((len(wanted), self.shape[1]), self.dtype) for _ in self.state_names]
+        self._gather(wanted, fields, first=1)
+        return dict(zip(self.state_names, fields, strict=True))
+
+    def _gather(self, ids: RowIds, outs: list[Tensor], first: int) -> None:
+        """Copies parts of the records from part ``first`` on, row i to row i of each output."""
+        with self._gate, self._lock:
+            check_bounds(ids, self.shape[0])
+            numbers = ids.numpy()
+            ahead = self._take_ahead(numbers)
+            for start in range(0, len(numbers), self.capacity):
+                piece = slice(start, start + self.capacity)
+                slots = self._directory.find(numbers[piece])
+                missed = int((slots < 0).sum())
+                slots = self._bring(numbers[piece], slots, ahead)
+                self._slots.take(slots, [out[piece] for out in outs], first)
+                if first == 0:
+                    hits = len(slots) - missed
+                    self.counters.add("cache", hits, hits * self.row_bytes)
+                    self.counters.add("file", missed, missed * self.row_bytes)
+
+    def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
+        """See ``Store.read_range``; the cache stays as it is."""
+        check_range(first, last, self.shape[0])
+        if out is None:
+            out = torch.empty(last - first, self.shape[1], dtype=self.dtype)
+        check_out(out, last - first, self.shape, self.dtype)
+        step = max(1, _PIECE_BYTES // self._record_bytes)
+        with self._gate, self._lock:
+            for start in range(first, last, step):
+                ids = np.arange(start, min(start + step, last))
+                rows = torch.empty(len(ids), self.shape[1], dtype=self.dtype)
+                self._read_as_is(ids, rows)
+                out[start - first : start - first + len(ids)] = rows
+        self.counters.add("file", last - first, (last - first) * self.row_bytes)
+        return out
+
+    def _read_as_is(self, ids: NDArray[np.int64], rows: Tensor) -> None:
+        places = self._directory.places[ids]
+        missing = places < 0
+        sources = self._slots.addresses(places)
+        reads = self._files.start(ids[missing], places[missing])
+        sources[missing] = reads.wait()
+        self._slots.read_rows(sources, rows)
+
+    def prefetch(self, ids: Tensor) -> None:
+        """Begins to read what a coming ``gather`` of these very ids will need from the disk.
+
+        Changes speed only: rows that are trained meanwhile are gathered as they are then. Up to two
+        batches are read ahead, each row of them with the page of 4 KiB it lies on.
+
+        Raises:
+            RowIndexError, DTypeError, ArgumentError: as ``gather``.
+        """
+        wanted = check_ids(ids)
+        with self._gate, self._lock:
+            check_bounds(wanted, self.shape[0])
+            asked = wanted.numpy().astype(np.int64)
+            places = self._directory.find(asked)
+            missing = np.unique(asked[places < 0])
+            reads = self._files.start(missing, self._directory.places[missing])
+            self._ahead.append((asked, reads))
+            if len(self._ahead) > _MOST_AHEAD:
+                self._ahead.popleft()[1].cancel()
+
+    def _take_ahead(self, ids: NDArray[Any]) -> RowReads | None:
+        for place, (asked, reads) in enumerate(self._ahead):
+            if np.array_equal(asked, ids):
+                for _ in range(place):
+                    self._ahead.popleft()[1].cancel()
+                self._ahead.popleft()
+                # Seen now: once the log is rewritten, a changed record may lie in such a place.
+                reads.newest = reads.places == self._directory.places[reads.ids]
+                return reads
+        return None
+
+    def _forget_ahead(self) -> None:
+        while self._ahead:
+            self._ahead.popleft()[1].cancel()
+
+    def _bring(
+        self, ids: NDArray[Any], slots: NDArray[np.int32], ahead: RowReads | None = None
+    ) -> NDArray[np.int32]:
+        """(n,) slots of rows, at most as many as there are slots, brought in where they are not.
+
+        Whatever fails, each row is where the directory says.
+
+        Args:
+            slots: (n,) their places.
+            ahead: reads that were started for them.
+        """
+        missed = slots < 0
+        if missed.any():
+            self._fill(np.unique(ids[missed]).astype(np.int64), slots[~missed], ahead)
+            slots = self._directory.places[ids]
+        return slots
+
+    def _fill(
+        self, ids: NDArray[np.int64], kept: NDArray[np.int32], ahead: RowReads | None
+    ) -> None:
+        if self._files.is_log_full:
+            self._rewrite_log()
+        directory = self._directory
+        places = directory.places[ids]
+        sources = np.zeros(len(ids), np.int64)
+        found = np.zeros(len(ids), np.bool_)
+        if ahead is not None and len(ahead.ids):
+            at = np.minimum(np.searchsorted(ahead.ids, ids), len(ahead.ids) - 1)
+            found = (ahead.ids[at] == ids) & ahead.newest[at]
+        reads = self._files.start(ids[~found], places[~found])
+        try:
+            chosen = directory.choose(len(ids), kept)
+            self._write_back(chosen[directory.dirty[chosen]])
+            sources[~found] = reads.wait()
+            if ahead is not None and found.any():
+                sources[found] = ahead.wait()[at[found]]
+        except BaseException:
+            reads.cancel()
+            raise
+        self._slots.load(chosen, sources)
+        directory.enter(chosen, ids)
+
+    # Writing -------------------------------------------------------------------------------------
+
+    def write(self, ids: Tensor, rows: Tensor) -> None:
+        """See ``Store.write``; the state of the rows stays as it is.
+
+        Raises:
+            StorageError: as of ``gather``; of more rows than the cache holds some may be written.
+        """
+        wanted, dense = check_write(ids, rows, self.shape, self.encoding)
+        with self._gate, self._lock:
+            for piece, slots in self._slots_to_write(wanted):
+                self._slots.put(slots, [dense[piece]])
+
+    def update(
+        self, ids: Tensor, change: Callable[[slice, Tensor, dict[str, Tensor]], None]
+    ) -> None:
+        """Changes rows and their state together, as an optimiser does.
+
+        Args:
+            ids: (n,) int32 or int64 on the CPU, strictly ascending, each in ``[0, rows)``.
+            change: called as ``change(piece, rows, state)`` for each piece of the ids that the
+                cache holds together, mostly once; it changes the (m, …) rows and, for each name,
+                the (m, …) state of ``ids[piece]`` in place. What it raises leaves the piece as it
+                was.
+
+        Raises:
+            RowIndexError, DTypeError, ArgumentError: ids that cannot be used.
+            StorageError: as of ``gather``; pieces before are changed.
+        """
+        wanted = RowIds(check_ids(ids).long())
+        check_ascending(wanted.numpy(), self.shape[0])
+        names = self.state_names
+        with self._gate, self._lock:
+            for piece, slots in self._slots_to_write(wanted):
+                shape = (len(slots), self.shape[1])
+                fields = [pooled(shape, self.dtype) for _ in range(1 + len(names))]
+                self._slots.take(slots, fields)
+                change(piece, fields[0], dict(zip(names, fields[1:], strict=True)))
+                self._slots.put(slots, fields)
+
+    def _slots_to_write(self, ids: RowIds) -> Iterator[tuple[slice, NDArray[np.int32]]]:
+        """Pieces of distinct ids, and the slots in which they are changed before the next piece."""
+        numbers = ids.numpy()
+        self._files.discard_prepared()
+        for start in range(0, len(numbers), self.capacity):
+            piece = slice(start, min(start + self.capacity, len(numbers)))
+            # They do not count as asked for again: they were, when they were gathered.
+            slots = self._bring(numbers[piece], self._directory.places[numbers[piece]])
+            yield piece, slots
+            self._directory.dirty[slots] = True
+
+    def _write_back(self, slots: NDArray[np.int64]) -> None:
+        """Appends records of slots to the log; they are clean then."""
+        step = max(1, _PIECE_BYTES // self._record_bytes)
+        for start in range(0, len(slots), step):
+            some = slots[start : start + step]
+            records = pooled((len(some), self._files.header.width), self.dtype)
+            self._slots.unload(some, records)
+            self._directory.clean(some, self._files.append(records))
+
+    def _rewrite_log(self) -> None:
+        self._forget_ahead()
+        ids, cells = self._directory.logged()
+        self._directory.move_in_log(ids, self._files.rewrite_log(cells))
+
+    # Versions ------------------------------------------------------------------------------------
+
+    def save(self) -> int:
+        """Makes all that was written since the last version the next one; returns its number.
+
+        A process that is killed meanwhile leaves the one or the other, whole.
+
+        Raises:
+            StorageError: the disk is full; the table is the last version, and nothing is lost.
+        """
+        self.prepare()
+        return self.commit()
+
+    def prepare(self) -> int:
+        """Writes the next version beside the table, durably, and returns its number.
+
+        ``commit`` makes it the table's. In between, whoever saves more than this table notes the
+        number in a file of its own: after a crash ``restore`` with the number noted then brings
+        back this version or the one before. Whoever writes rows in between takes it back.
+
+        Raises:
+            StorageError: the disk is full; nothing is prepared and nothing lost.
+        """
+        with self._gate, self._lock:
+            if self._files.is_log_full:
+                self._rewrite_log()
+            directory = self._directory
+            dirty = np.flatnonzero(directory.dirty)
+            self._write_back(dirty[np.argsort(directory.row_of[dirty])])
+            rows = self.shape[0]
+            blocks = (
+                directory.on_disk(first, min(first + _BLOCK_ROWS, rows))
+                for first in range(0, rows, _BLOCK_ROWS)
+            )
+            return self._files.prepare(blocks)
+
+    def commit(self) -> int:
+        """Makes the prepared version the table's; returns its number.
+
+        Raises:
+            ArgumentError: none is prepared.
+            StorageError: the disk failed; opening the table again goes on with it.
+        """
+        with self._gate, self._lock:
+            if not self._files.is_prepared:
+                raise ArgumentError(f"{self.folder}: no version is prepared; call prepare() first")
+            self._forget_ahead()
+            self._files.commit()
+            self._directory.forget_log()
+            return self.version
+
+    def check_version(self, version: int) -> None:
+        """Raises ArgumentError for a version that ``restore`` cannot bring back."""
+        self._files.check_version(version)
+
+    def restore(self, version: int) -> None:
+        """Goes back to a version: the table's, or the one that was prepared when a process died.
+
+        All that was written since is dropped.
+
+        Raises:
+            ArgumentError: it is neither.
+        """
+        with self._gate, self._lock:
+            self._forget_ahead()
+            self._files.restore(version)
+            self._directory.clear()
+
+    def with_dtype(self, dtype: torch.dtype) -> EmbeddingStore:
+        """Itself; rows that are trained are delivered as they are stored.
+
+        Raises:
+            UnsupportedError: another dtype.
+        """
+        if dtype != self.dtype:
+            raise UnsupportedError(
+                f"dtype: {dtype}; the rows of {self.folder} are trained as {self.dtype}: cast what "
+                "was gathered"
+            )
+        return self
+
+    def close(self) -> None:
+        """Lets go of memory and files. What was written since the last ``save`` is lost."""
+        if self._gate.close():
+            self._forget_ahead()
+            self._files.close()
+            del self._slots
+
+    def __repr__(self) -> str:
+        return (
+            f"EmbeddingStore({str(self.folder)!r}, {tuple(self.shape)}, {self.dtype}, "
+            f"state={self.state_names}, cache={self.capacity})"
+        )

@@ -1,0 +1,135 @@
+"""Checkpoints of models with embeddings in folders: tables and all else together, or neither."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gnnsys.cache.embedding.store import EmbeddingStore
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
+from gnnsys.nn.embedding import Embedding
+from gnnsys.system.files import check_file, replacing
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+_FORMAT = 1
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], model: torch.nn.Module, state: dict[str, Any]
+) -> None:
+    """Saves ``state`` in a file, and with it the tables of all ``Embedding`` of a model.
+
+    A process that is killed at any time leaves the file as it was before or as it is now, and
+    ``load_checkpoint`` brings back the tables that belong to it. Tables are not copied: they go
+    with the checkpoint that was saved last, alone.
+
+    Args:
+        path: of the file, which is replaced.
+        model: whose embeddings, found by ``model.modules()``.
+        state: what ``torch.save`` takes and ``torch.load(weights_only=True)`` gives back: state
+            dicts of model and optimisers, numbers, tensors.
+
+    Raises:
+        StorageError: the disk is full; the checkpoint is the one before, and training can go on.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> users = Embedding(9, 2, folder=f"{folder}/users", optimizer="adagrad", cache=4)
+    >>> from gnnsys.nn import Adagrad
+    >>> optimizer = Adagrad(users.parameters())
+    >>> state = {"optimizer": optimizer.state_dict(), "batch": 7}
+    >>> save_checkpoint(f"{folder}/run.pt", users, state)
+    >>> load_checkpoint(f"{folder}/run.pt", users)["batch"]
+    7
+    """
+    stores = _stores(model)
+    tables = {name: {**_kind(store), "version": store.prepare()} for name, store in stores.items()}
+    with replacing(Path(path)) as file:
+        torch.save({"format": _FORMAT, "tables": tables, "state": state}, file)
+    for store in stores.values():
+        store.commit()
+
+
+def load_checkpoint(path: str | os.PathLike[str], model: torch.nn.Module) -> dict[str, Any]:
+    """Brings back what ``save_checkpoint`` saved last: the tables of a model, and ``state``.
+
+    All that was trained since is dropped.
+
+    Args:
+        path: of the file.
+        model: with the same embeddings, in the folders that they were saved in.
+
+    Returns:
+        The ``state`` that was saved.
+
+    Raises:
+        MissingFileError, FileFormatError: the file is not there, or no checkpoint.
+        ArgumentError: it is of other embeddings, or not the last one of their tables. No table is
+            changed then.
+    """
+    path = Path(path)
+    saved = _read(path)
+    stores = _stores(model)
+    if saved["tables"].keys() != stores.keys():
+        raise ArgumentError(
+            f"{path}: of the embeddings {_listed(saved['tables'])}, but the model has "
+            f"{_listed(stores)}; build the model that was saved"
+        )
+    for name, store in stores.items():
+        noted = saved["tables"][name]
+        for key, value in _kind(store).items():
+            if noted[key] != value:
+                raise ArgumentError(
+                    f"{path}: {name or 'the embedding'} has {key} {noted[key]}, but the table in "
+                    f"{store.folder} {value}; open the folder that the checkpoint was saved with"
+                )
+        store.check_version(noted["version"])
+    for name, store in stores.items():
+        store.restore(saved["tables"][name]["version"])
+    state: dict[str, Any] = saved["state"]
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    check_file(path)
+    try:
+        saved: dict[str, Any] = torch.load(path, weights_only=True)
+        if saved["format"] != _FORMAT:
+            raise FileFormatError(f"{path}: of another format; read it with a newer gnnsys")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such file") from error
+    except FileFormatError:
+        raise
+    except (pickle.UnpicklingError, zipfile.BadZipFile, KeyError, TypeError, RuntimeError,
+            EOFError, OSError) as error:  # fmt: skip
+        raise FileFormatError(
+            f"{path}: not a checkpoint of gnnsys.nn.save_checkpoint ({error}); name another file"
+        ) from error
+    return saved
+
+
+def _stores(model: torch.nn.Module) -> dict[str, EmbeddingStore]:
+    return {
+        name: module.store
+        for name, module in model.named_modules()
+        if isinstance(module, Embedding)
+    }
+
+
+def _kind(store: EmbeddingStore) -> dict[str, Any]:
+    return {
+        "shape": tuple(store.shape),
+        "dtype": str(store.dtype),
+        "state": store.state_names,
+        "id": store.id,
+    }
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in names) or "none"

@@ -32,6 +32,7 @@ class RelationalConv(nn.Module):
         node_types: names.
         edge_types: source, relation and target of each.
 
+    >>> import torch
     >>> conv = RelationalConv(4, ["a", "b"], [("a", "to", "b")])
     >>> x = {"a": torch.ones(3, 4), "b": torch.ones(2, 4)}
     >>> out = conv(x, {("a", "to", "b"): torch.tensor([[0, 2], [1, 1]])})
@@ -91,6 +92,7 @@ class HeteroClassifier(nn.Module):
     Raises:
         ArgumentError: an unknown model, or types that PyG's part of it cannot take.
 
+    >>> import torch
     >>> net = HeteroClassifier(
     ...     "rgcn", in_channels={"a": 3}, num_nodes={"a": 2, "b": 5}, edge_types=[("b", "to", "a")],
     ...     target="a", hidden=4, out_channels=2, layers=1,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.convert.arrays import ReadRows
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.convert.relational_columns import ColumnEncoder, Unencoded, encoder_of
 from gnnsys.convert.tables import ParquetTable, rows_from
@@ -135,10 +136,10 @@ class RelationalTable:
 
     def take_statistics(self) -> int:
         """Shows the encoders the rows up to the cut; returns how many these are."""
-        columns = [*self._shown, *([self._time] if self._time else [])]
+        columns = list(dict.fromkeys([*self._shown, *([self._time] if self._time else [])]))
         taken = row = 0
         pa = require_pyarrow(str(self.path))
-        for batch in self.table.batches(dict.fromkeys(columns), _BLOCK_ROWS) if columns else ():
+        for batch in self.table.batches(columns, _BLOCK_ROWS) if columns else ():
             known = batch
             if self._time is not None:
                 times = read_times(self.path, self._time, batch.column(self._time), row)
@@ -149,16 +150,16 @@ class RelationalTable:
             row += batch.num_rows
         return taken
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(rows, features), once statistics are taken."""
-        return self.rows, sum(self._encoders[name].width for name in self._shown)
+    def features(self) -> ReadRows:
+        """(rows, features) float32, once statistics are taken."""
+        return ReadRows(self._encode, (self.rows, self._width()), np.dtype(np.float32))
 
-    dtype = np.dtype(np.float32)
+    def _width(self) -> int:
+        return sum(self._encoders[name].width for name in self._shown)
 
-    def blocks(self, first: int = 0) -> Iterator[NDArray[np.float32]]:
+    def _encode(self, first: int) -> Iterator[NDArray[np.float32]]:
         """Features of the rows from ``first`` on."""
-        step = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (4 * max(1, self.shape[1]))))
+        step = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (4 * max(1, self._width()))))
         row = first
         shown = [name for name in self._shown if self._encoders[name].width]
         for batch in rows_from(self.table.batches(shown, step), first):

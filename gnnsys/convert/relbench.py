@@ -141,8 +141,9 @@ class _Job:
                 "numbers stay as they are, and no value has a category",
                 table.path,
             )
-        if table.shape[1]:
-            writer.write_features(table, str(table.path), name)
+        features = table.features()
+        if features.shape[1]:
+            writer.write_features(features, str(table.path), name)
         told = table.about()
         left = [f"{column} ({each['why']})" for column, each in told.items() if "why" in each]
         if left:
@@ -153,7 +154,8 @@ class _Job:
         """Of the tables that any other or a task refers to."""
         used = {other for entry in self._manifest.tables.values() for other in entry.keys.values()}
         for task in self._manifest.tasks.values():
-            used |= {task.entity_table, task.src_entity_table, task.dst_entity_table} - {None}
+            tables = (task.entity_table, task.src_entity_table, task.dst_entity_table)
+            used |= {table for table in tables if table is not None}
         found = {}
         for name in sorted(used):
             table, pkey = self._tables[name], str(self._manifest.tables[name].pkey)

@@ -166,9 +166,9 @@ class RelBenchManifest:
 
     def _parse_time(self, value: Any) -> int:
         try:
-            time = np.datetime64(str(value), "us")
+            time = np.array(str(value), "datetime64[us]")
         except ValueError:
-            time = np.datetime64("NaT")
+            time = np.array("NaT", "datetime64[us]")
         if np.isnat(time):
             raise self._fault(f"val_timestamp is {value!r}, expected a time such as '2005-01-01'")
         return int(time.astype(np.int64))

@@ -24,7 +24,11 @@ __all__ = ["Seeds", "read_seeds"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seeds:
-    """The rows of a task's split; seeds of a loader with ``time`` as its ``input_time``."""
+    """The rows of a task's split; seeds of a loader with ``time`` as its ``input_time``.
+
+    >>> Seeds(node_type="users", nodes=torch.tensor([3, 5])).nodes.tolist()
+    [3, 5]
+    """
 
     node_type: str
 

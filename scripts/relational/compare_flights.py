@@ -224,9 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("tables", type=Path, help="RelBench folder")
     parser.add_argument("graph", type=Path, help="dataset folder made of it")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
-    parser.add_argument("--epochs", type=int, default=5, help="of the graph model (default: 5)")
+    parser.add_argument("--epochs", type=int, default=3, help="of the graph model (default: 3)")
     parser.add_argument(
-        "--rows", type=int, default=60_000, help="training rows of an epoch (default: 60000)"
+        "--rows", type=int, default=40_000, help="training rows of an epoch (default: 40000)"
     )
     parser.add_argument("--json", type=Path, help="file to write the result to")
     options = parser.parse_args(arguments)

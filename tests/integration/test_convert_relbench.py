@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,28 @@ def test_the_size_of_blocks_changes_nothing(
         rows = np.concatenate([*read(0)])
         for first in (0, 6, 7, 8, 193, 199):
             assert (np.concatenate([*read(first)]) == rows[first:]).all()
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
+    source = Database().write(tmp_path / "source")
+    whole = convert_relbench(source, tmp_path / "whole", OPTIONS)
+
+    left = 0
+
+    def stop(what: str, done: int, total: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    for calls in (8, 21, 40):
+        left = calls
+        with pytest.raises(KeyboardInterrupt):
+            convert_relbench(source, tmp_path / "cut", replace(OPTIONS, progress=stop))
+    cut = convert_relbench(source, tmp_path / "cut", OPTIONS)
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
+    assert len(files) > 20
+    assert all((whole / file).read_bytes() == (cut / file).read_bytes() for file in files)
 
 
 def test_edges_are_read_from_any_one_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ _DAY = 86_400_000_000
 """Microseconds."""
 _THURSDAY = 3  # days from Monday to that on which 1970 began
 _MOST_VALUES = 1 << 16
-"""Distinct values beyond which a column of strings is text, however often they come again."""
+"""Distinct values beyond which a column has no categories, however often they come again."""
 
 
 class ColumnEncoder(Protocol):
@@ -204,8 +204,8 @@ _WAVES = ("sin", "cos")
 class _Categorical:
     kind = "categorical"
 
-    def __init__(self, path: Path, name: str, most: int) -> None:
-        self._path, self._name, self._most = path, name, most
+    def __init__(self, path: Path, most: int, *, may_be_text: bool) -> None:
+        self._path, self._most, self._may_be_text = path, most, may_be_text
         self._counts: Counter[Any] = Counter()
         self._known = 0
         self._table: dict[Any, int] | None = None
@@ -228,7 +228,8 @@ class _Categorical:
     @property
     def _is_text(self) -> bool:
         distinct = len(self._counts)
-        return distinct > _MOST_VALUES or (distinct > self._most and 2 * distinct > self._known)
+        unlike = distinct > self._most and 2 * distinct > self._known
+        return distinct > _MOST_VALUES or (self._may_be_text and unlike)
 
     @property
     def _places(self) -> dict[Any, int]:
@@ -255,7 +256,7 @@ class _Categorical:
 
     def about(self) -> dict[str, Any]:
         if self._is_text:
-            return {"why": f"text: {len(self._counts)} or more distinct values; embed it before"}
+            return {"why": f"{len(self._counts)} or more distinct values; embed text before"}
         return {"values": [_plain(value) for value in self._places], "others": "the last column"}
 
 
@@ -321,7 +322,7 @@ def encoder_of(path: Path, field: Any, most: int, width: int) -> ColumnEncoder:
             f"{path}: column {field.name} mixes types ({kind}), expected one; write it as strings"
         )
     if types.is_dictionary(kind) or is_string(kind):
-        return _Categorical(path, field.name, most)
+        return _Categorical(path, most, may_be_text=is_string(kind))
     if types.is_timestamp(kind) or types.is_date(kind):
         return _Timestamp(path, field.name)
     if not hasattr(kind, "value_field"):
@@ -331,7 +332,7 @@ def encoder_of(path: Path, field: Any, most: int, width: int) -> ColumnEncoder:
     if types.is_floating(inner) or types.is_decimal(inner):
         return _Embedding(path, field.name, width) if width else Unencoded("no lists in it")
     if is_string(inner) or types.is_integer(inner):
-        return _MultiCategorical(path, field.name, most)
+        return _MultiCategorical(path, most, may_be_text=False)
     return Unencoded(f"of type {kind}")
 
 

@@ -221,21 +221,23 @@ def test_no_statistic_sees_rows_after_the_cut(tmp_path: Path) -> None:
     assert (rows[0][~before] != rows[1][~before]).any()
 
 
-def test_no_sampled_row_is_later_than_its_seed(tmp_path: Path) -> None:
+def test_no_sampled_row_is_later_than_its_seed_unless_times_are_left_out(tmp_path: Path) -> None:
     dataset = convert(Database(), tmp_path)
     seeds = dataset.seeds("churn", "test")
-    loader = gnnsys.NeighborLoader(
-        dataset.stores(), [8, 4], input_nodes=(seeds.node_type, seeds.nodes),
-        input_time=seeds.time, time_attr="time", temporal_strategy="last", batch_size=16, seed=1,
-    )  # fmt: skip
     assert seeds.time is not None
-    sampled = 0
-    for batch in loader:
-        asked = seeds.time[batch["users"].input_id]
-        orders = batch["orders"]
-        assert (orders.time <= asked[orders.batch]).all()
-        sampled += len(orders.n_id)
-    assert sampled > 50
+    orders = {True: 0, False: 0}
+    by_time = {"input_time": seeds.time, "time_attr": "time", "temporal_strategy": "last"}
+    for options in (by_time, {"disjoint": True}):
+        loader = gnnsys.NeighborLoader(
+            dataset.stores(), [8, 4], input_nodes=(seeds.node_type, seeds.nodes), batch_size=16,
+            seed=1, **options,
+        )  # fmt: skip
+        for batch in loader:
+            asked = seeds.time[batch["users"].input_id][batch["orders"].batch]
+            later = batch["orders"].time > asked
+            assert not (later.any() and options is by_time)
+            orders[options is by_time] += len(later) if options is by_time else int(later.sum())
+    assert min(orders.values()) > 50  # times matter
 
 
 # Blocks and keys ----------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from gnnsys.dataset.folder import open_dataset as open_dataset
     from gnnsys.feature_store import FeatureStore as FeatureStore
     from gnnsys.loaders.cooperative import CooperativeSampler as CooperativeSampler
+    from gnnsys.loaders.leakage import check_leakage as check_leakage
     from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader as LinkNeighborLoader
     from gnnsys.loaders.neighbor_loader import NeighborLoader as NeighborLoader
     from gnnsys.loaders.neighbor_sampler import NeighborSampler as NeighborSampler
     from gnnsys.memory.alloc import keep_freed_memory as keep_freed_memory
     from gnnsys.message_passing.fused_layers import fuse as fuse
     from gnnsys.training.exact_inference import inference as inference
+    from gnnsys.training.typed_inference import hetero_inference as hetero_inference
     from gnnsys.unified_tensor import UnifiedTensor as UnifiedTensor
     from gnnsys.unified_tensor import unified as unified
 
@@ -34,7 +36,9 @@ _HOME = {
     "NeighborSampler": "gnnsys.loaders.neighbor_sampler",
     "UnifiedTensor": "gnnsys.unified_tensor",
     "__version__": "gnnsys._version",
+    "check_leakage": "gnnsys.loaders.leakage",
     "fuse": "gnnsys.message_passing.fused_layers",
+    "hetero_inference": "gnnsys.training.typed_inference",
     "inference": "gnnsys.training.exact_inference",
     "keep_freed_memory": "gnnsys.memory.alloc",
     "open_dataset": "gnnsys.dataset.folder",

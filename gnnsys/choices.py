@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 __all__ = [
     "DATASET_NAMES",
     "EVAL_STORES",
+    "LOWER_IS_BETTER",
+    "METRICS",
+    "MODELS",
     "EvalReads",
     "File",
     "FloatType",
@@ -13,6 +16,7 @@ __all__ = [
     "GapPolicy",
     "Importance",
     "ImportanceChoice",
+    "Metric",
     "Overflow",
     "Policy",
     "Precision",
@@ -76,6 +80,24 @@ Importance = Literal["presample", "degree", "pagerank"]
 
 ImportanceChoice = Literal["auto", "none", "degree", "pagerank", "presample"]
 """The importance that a cache goes by: one kind of it, what is stored with the dataset, or none."""
+
+MODELS = ("sage", "gcn", "gat", "gin", "rgcn", "hgt", "gcnii", "resgcn")
+"""Models that ``gnnsys train`` has itself."""
+
+Metric = Literal[
+    "accuracy", "rocauc", "ap", "f1", "precision", "recall", "mcc", "loss", "mae", "rmse", "r2"
+]  # fmt: skip
+"""What a model is judged by."""
+
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "classes": ("accuracy", "rocauc", "ap", "f1", "precision", "recall", "mcc", "loss"),
+    "labels": ("accuracy", "rocauc", "ap", "f1", "precision", "recall", "loss"),
+    "values": ("rmse", "mae", "r2"),
+}
+"""Of one class a node, of several labels a node, and of a number a node."""
+
+LOWER_IS_BETTER = ("loss", "mae", "rmse")
+"""Metrics of which that is so."""
 
 Precision = Literal["fp32", "bf16"]
 """Arithmetic of training."""

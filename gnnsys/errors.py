@@ -13,6 +13,7 @@ __all__ = [
     "DivergedError",
     "FileFormatError",
     "GnnsysError",
+    "LeakageError",
     "MissingFileError",
     "RankFailedError",
     "ReadOnlyError",
@@ -69,6 +70,10 @@ class TooLargeError(GnnsysError, RuntimeError):
 
 class UnsupportedError(GnnsysError, NotImplementedError):
     """A combination of options that this version does not offer."""
+
+
+class LeakageError(GnnsysError, ValueError):
+    """A batch holds something that is newer than the seed it was sampled for."""
 
 
 class DivergedError(GnnsysError, FloatingPointError):

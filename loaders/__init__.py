@@ -6,6 +6,7 @@ the seeds and (seed, epoch, batch number) alone, not on threads, workers or wher
 """
 
 from gnnsys.loaders.cooperative import CooperativeSampler
+from gnnsys.loaders.link_negatives import LinkNegatives, degree_weights
 from gnnsys.loaders.link_neighbor_loader import LinkNeighborLoader
 from gnnsys.loaders.neighbor_loader import NeighborLoader
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
@@ -14,7 +15,9 @@ from gnnsys.loaders.topology import CSC
 __all__ = [
     "CSC",
     "CooperativeSampler",
+    "LinkNegatives",
     "LinkNeighborLoader",
     "NeighborLoader",
     "NeighborSampler",
+    "degree_weights",
 ]

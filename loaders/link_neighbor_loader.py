@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch_geometric.loader
@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.loader import LinkLoader
 from torch_geometric.sampler import BaseSampler
+from torch_geometric.typing import EdgeType
 
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.edge_layouts import Layout
+from gnnsys.loaders.hidden_links import hidden_types
 from gnnsys.loaders.loader_inputs import seed_links, seed_negatives
 from gnnsys.loaders.lookahead_loader import (
     LookaheadLoader,
@@ -21,6 +23,7 @@ from gnnsys.loaders.lookahead_loader import (
     sampler_of,
 )
 from gnnsys.loaders.stored_features import joining_stored_features
+from gnnsys.loaders.time_limits import TimeLimit
 from gnnsys.system.names import naming_keywords
 
 __all__ = ["LinkNeighborLoader"]
@@ -45,9 +48,13 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
         edge_label: (n,) labels of the links.
         edge_label_time: (n,) int64 times of the links; needs ``time_attr``.
         neg_sampling: a ``NegativeSampling``, or "binary", "triplet" or a dict of its arguments;
-            None for no negative links.
+            None for no negative links. A ``gnnsys.loaders.LinkNegatives`` draws none that are known
+            links, and hard ones.
         neg_sampling_ratio: negative links for each link; deprecated by PyG in favour of
             ``neg_sampling``.
+        hide_links: whether no edge of a batch joins the two ends of one of its links, in either
+            direction, so that no message tells what is to be learnt; see ``NeighborSampler``.
+        reverse_types: the edge types that hold reverses of the links, for ``hide_links``.
 
     Raises:
         ArgumentError, DTypeError, UnsupportedError: arguments that cannot be used, or not together.
@@ -94,10 +101,14 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
         layout: Layout = "coo",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
+        time_window: TimeLimit = None,
+        last_n: TimeLimit = None,
         keep_freed_memory: bool = False,
         rank: int = 0,
         world_size: int = 1,
         seed_block: int = 1,
+        hide_links: bool = False,
+        reverse_types: Sequence[EdgeType] | None = None,
         **kwargs: Any,
     ) -> None:
         given = dict(locals())
@@ -112,11 +123,17 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
             )
         neg_sampling = seed_negatives(neg_sampling, neg_sampling_ratio, edge_label)
         neighbor_sampler = sampler_of(given)
+        if hide_links and not getattr(neighbor_sampler, "hide_links", False):
+            raise ArgumentError(
+                "hide_links: given beside a neighbor_sampler that hides none; give it to the "
+                "sampler"
+            )
         self.num_neighbors, self.time_attr = num_neighbors, time_attr
         self.neighbor_sampler = neighbor_sampler
         # As they are given, so that a loader can be made anew from its attributes.
         self.edge_label, self.edge_label_time = edge_label, edge_label_time
         self.input_id = input_id
+        self.hide_links, self.reverse_types = hide_links, reverse_types
         links = seed_links(
             data, neighbor_sampler, edge_label_index, edge_label, edge_label_time, input_id
         )
@@ -133,6 +150,8 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
             **kwargs,
         )
         self.edge_label_index = edge_label_index
+        if hide_links:  # for its errors, which batches would tell later
+            hidden_types(self.input_data.input_type, neighbor_sampler.edge_types, reverse_types)
         self._init_lookahead(options, kwargs)
 
     def _the_sampler(self) -> Any:

@@ -33,6 +33,7 @@ from gnnsys.loaders.lookahead import Lookahead, stages_paused
 from gnnsys.loaders.neighbor_sampler import NeighborSampler
 from gnnsys.loaders.row_tables import RowTables, TableView, Tickets, unified_tensors
 from gnnsys.loaders.sampled_bytes import bytes_ahead, size_of
+from gnnsys.loaders.sampler_checks import check_beside_sampler
 from gnnsys.loaders.seed_batches import (
     Epochs,
     GeneratedSeeds,
@@ -131,7 +132,8 @@ def sampler_of(given: Mapping[str, Any]) -> Any:
     check_joined(data)
     if sampler is None:
         names = inspect.signature(NeighborSampler).parameters.keys() & given.keys()
-        sampler = NeighborSampler(**{name: given[name] for name in names})
+        return NeighborSampler(**{name: given[name] for name in names})
+    check_beside_sampler(given)
     return sampler
 
 

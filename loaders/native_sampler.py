@@ -24,7 +24,8 @@ _ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class Draws(NamedTuple):
     """How neighbours are drawn, and the words below 2**64 that the draws are made from.
 
-    The seeds draw as the nodes that hop ``first_hop`` expands.
+    The seeds draw as the nodes that hop ``first_hop`` expands. ``window`` and ``newest`` are what
+    ``limits_by_relation`` gives.
     """
 
     replace: bool
@@ -35,6 +36,8 @@ class Draws(NamedTuple):
     epoch: int
     group: int
     first_hop: int = 0
+    window: Sequence[int] = ()
+    newest: Sequence[int] = ()
 
 
 class NativeSampler:

@@ -22,6 +22,7 @@ from gnnsys.loaders.lookahead_loader import (
 )
 from gnnsys.loaders.static_shapes import static_shapes_of
 from gnnsys.loaders.stored_features import joining_stored_features
+from gnnsys.loaders.time_limits import TimeLimit
 from gnnsys.system.names import naming_keywords
 
 __all__ = ["NeighborLoader"]
@@ -80,6 +81,10 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
             and Çatalyürek, NeurIPS 2023).
         dependent_batches: consecutive batches that share their draws (Balin et al., "Cooperative
             Minibatching in Graph Neural Networks", TMLR 2025).
+        time_window: neighbours are at most this much older than their seed, in the unit of the
+            times; a number, or a dict of numbers for some edge types.
+        last_n: of the neighbours of those times only the newest this many may be sampled for a
+            node, and the fanout chooses among them; a number, or a dict.
         static_shapes: whether to pad all batches to the same numbers of nodes and edges in each
             hop, so that a model is compiled once. Batches get ``pad_node_mask`` and
             ``pad_edge_mask``; see docs/loaders.md.
@@ -137,6 +142,8 @@ class NeighborLoader(LookaheadLoader, torch_geometric.loader.NeighborLoader):
         layout: Layout = "coo",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
+        time_window: TimeLimit = None,
+        last_n: TimeLimit = None,
         static_shapes: bool = False,
         keep_freed_memory: bool = False,
         rank: int = 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from gnnsys.errors import ArgumentError, DeviceError, UnsupportedError
 from gnnsys.loaders.bidirectional import GraphEdges, make_bidirectional
 from gnnsys.loaders.fanouts import fanouts_by_relation
 from gnnsys.loaders.graph_inputs import read_graph
+from gnnsys.loaders.hidden_links import HiddenLinks
 from gnnsys.loaders.kernel_sampler import KernelSampler
 from gnnsys.loaders.links import (
     as_negative_sampling,
@@ -37,6 +38,7 @@ from gnnsys.loaders.links import (
 from gnnsys.loaders.native_sampler import Draws, NativeSampler
 from gnnsys.loaders.negatives import KeyedNegatives, NegativeNodes
 from gnnsys.loaders.sampler_checks import check_input_type, check_options, choice
+from gnnsys.loaders.time_limits import TimeLimit, limits_by_relation
 from gnnsys.loaders.topology import CSC
 from gnnsys.system.gpu import kernel_device
 from gnnsys.system.gpu.provider import INSTALL
@@ -79,15 +81,29 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             samples the same neighbours in them and a cache sees them again. (Balin et al.:
             "Cooperative Minibatching in Graph Neural Networks", TMLR 2025.) Needs
             batches that are numbered. Negative nodes are drawn anew in each.
+        time_window: neighbours are at most this much older than their seed, in the unit of the
+            times: of times t those with ``seed_time - time_window <= t <= seed_time`` may be
+            sampled, in every hop. A number for all edges that have times (of their own or by their
+            source), or a dict of numbers for some edge types; None for no limit.
+        last_n: of the neighbours of those times only the newest this many may be sampled, for each
+            node that a hop expands: the fanout chooses among them. Of equal times those that come
+            later in the data are newer. A number or a dict, as ``time_window``.
         device: "cpu", or "cuda" to sample by the kernels of a GPU, which reads the topology in host
             memory: the same batches, of homogeneous graphs without times and weights, on the CPU.
             "simt" executes these kernels on the CPU, thread by thread: slow, and for tests.
+        hide_links: whether batches around links have no edge between the two ends of a link of the
+            batch, neither of its own edge type nor, the other way, of the types of its reverses;
+            without types, in either direction. Fanouts are drawn before, so that a node may have
+            fewer neighbours or none. In disjoint batches all trees lack the links of all.
+        reverse_types: the edge types that hold reverses of the links, for ``hide_links``; None for
+            ``rev_REL`` of REL, or else the only type that leads back.
 
     The other arguments are those of ``NeighborLoader``.
 
     Raises:
         ArgumentError, DTypeError: options, attributes or edges that do not fit together.
-        UnsupportedError: weights with times or of stores, times backward.
+        UnsupportedError: weights with times or of stores, times backward, limits of time in
+            bidirectional subgraphs.
         DeviceError: a GPU that nothing reaches, or that cannot read the topology.
 
     >>> from torch_geometric.data import Data
@@ -119,7 +135,11 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         isa: str = "auto",
         sampling: Literal["uniform", "labor"] = "uniform",
         dependent_batches: int = 1,
+        time_window: TimeLimit = None,
+        last_n: TimeLimit = None,
         device: Literal["cpu", "cuda", "simt"] = "cpu",
+        hide_links: bool = False,
+        reverse_types: Sequence[EdgeType] | None = None,
     ) -> None:
         if not directed:
             subgraph_type = SubgraphType.induced
@@ -143,6 +163,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.isa = isa
         self.dependent_batches = dependent_batches
         self.time_attr = time_attr
+        self.time_window, self.last_n = time_window, last_n
+        self.hide_links, self.reverse_types = hide_links, reverse_types
         self.stored_of_edges: dict[tuple[Any, str], bool] = {}  # see stored_features
         self.epoch: int | None = None
         self._first_group: int | None = None
@@ -163,6 +185,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         self.disjoint = disjoint
         self.num_neighbors = num_neighbors
         check_options(self)
+        self._time_limits()  # for its errors
         self._make_native()
 
     # What PyG's inherited parts read: tensors where the graph is homogeneous, otherwise dicts ----
@@ -331,7 +354,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
 
         Raises:
             ArgumentError: nodes outside the graph, no links, labels beside triplets, times where
-                there are none or the reverse, or a link older than all nodes.
+                there are none or the reverse, a link older than all nodes, or no negatives left.
         """
         check_input_type(self, inputs.input_type)
         neg_sampling = as_negative_sampling(neg_sampling)
@@ -344,11 +367,16 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
                 neg_sampling,
                 inputs,
                 self._negative_nodes,
+                disjoint=self.disjoint,
                 seed=self.seed,
                 epoch=epoch,
                 group=group,
             )
         sample = self._sampling(group, epoch)
+        if self.hide_links:
+            most = max(self._typed_graph.num_nodes)
+            hidden = HiddenLinks(inputs, self.edge_types, most, self.reverse_types)
+            sample = partial(sample, hidden=hidden)
         if self.disjoint:
             sample = trees_by_link(sample, len(inputs.row), neg_sampling)
         # Without the times of nodes, which PyG compares with those of negatives already drawn.
@@ -388,6 +416,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         group: int = 0,
         epoch: int = 0,
         hops: slice = slice(None),
+        hidden: HiddenLinks | None = None,
         **kwargs: Any,
     ) -> Any:
         """The sampled subgraph, or some hops of it; PyG's functions call this too."""
@@ -400,6 +429,7 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             epoch=epoch & _MASK64,
             group=group // self.dependent_batches & _MASK64,
             first_hop=hops.start or 0,
+            **self._time_limits(),
         )
         if not self.is_hetero:
             seed = {None: seed}
@@ -409,12 +439,21 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
         out: Any = self._native.sample(seed, seed_time, fanouts, draws, induced)
         if self._is_backward:
             out.row, out.col = out.col, out.row
+        if hidden is not None:
+            hidden.take_from(out)
         if self.subgraph_type == SubgraphType.bidirectional:
             assert isinstance(self._native, NativeSampler)
             times = None if seed_time is None else torch.cat(list(seed_time.values()))  # by tree
             edges = GraphEdges(self._typed_graph, self._native, self._is_backward, times)
             out = make_bidirectional(out, edges, self.keep_orig_edges)
         return out if self.is_hetero else _without_types(out)
+
+    def _time_limits(self) -> dict[str, list[int]]:
+        graph = self._typed_graph
+        return {
+            "window": limits_by_relation("time_window", self.time_window, graph, least=0),
+            "newest": limits_by_relation("last_n", self.last_n, graph, least=1),
+        }
 
     @property
     def _is_backward(self) -> bool:
@@ -432,7 +471,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             self._native = NativeSampler(graph, self.threads, self.isa)
             self._native.get()  # at once, so that its errors are raised here
         self._negative_nodes = NegativeNodes(
-            dict(zip(graph.node_types, graph.node_time, strict=True))
+            dict(zip(graph.node_types, graph.node_time, strict=True)),
+            dict(zip(graph.node_types, graph.num_nodes, strict=True)),
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch_geometric.sampler.base import SubgraphType
@@ -11,7 +12,7 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 if TYPE_CHECKING:
     from gnnsys.loaders.neighbor_sampler import NeighborSampler
 
-__all__ = ["check_input_type", "check_options", "choice"]
+__all__ = ["check_beside_sampler", "check_input_type", "check_options", "choice"]
 
 _CHOICES = {
     "subgraph_type": tuple(kind.value for kind in SubgraphType),
@@ -20,6 +21,8 @@ _CHOICES = {
     "sampling": ("uniform", "labor"),
     "device": ("cpu", "cuda", "simt"),
 }
+
+_TIME_LIMITS = ("time_window", "last_n")
 
 
 def choice(name: str, value: Any) -> Any:
@@ -45,6 +48,13 @@ def check_options(sampler: NeighborSampler) -> None:
         raise UnsupportedError(
             f"device: {sampler.device!r} samples directional subgraphs alone; use 'cpu'"
         )
+    for name in _TIME_LIMITS:
+        is_given = getattr(sampler, name) is not None
+        if is_given and sampler.subgraph_type == SubgraphType.bidirectional:
+            raise UnsupportedError(
+                f"{name}: not offered with subgraph_type='bidirectional', whose added reverses it "
+                "would not hold for; use 'directional'"
+            )
     if sampler.sampling == "labor":
         excluded = {
             "replace": sampler.replace,
@@ -54,6 +64,16 @@ def check_options(sampler: NeighborSampler) -> None:
         for name, asked in excluded.items():
             if asked:
                 raise ArgumentError(f"sampling: 'labor' excludes {name}")
+
+
+def check_beside_sampler(given: Mapping[str, Any]) -> None:
+    """Raises ArgumentError for options of a loader that its own sampler would not know of."""
+    for name in _TIME_LIMITS:
+        if given[name] is not None:
+            raise ArgumentError(
+                f"{name}: {given[name]!r}, but batches are drawn as neighbor_sampler says; give it "
+                "to the sampler"
+            )
 
 
 def check_input_type(sampler: NeighborSampler, input_type: Any) -> None:

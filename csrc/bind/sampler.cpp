@@ -82,9 +82,11 @@ class BoundSampler {
 
   nb::tuple sample(const std::vector<Seeds>& seeds, std::vector<std::vector<int64_t>> fanouts,
                    bool replace, bool disjoint, bool last, bool labor, uint64_t seed,
-                   uint64_t epoch, uint64_t group, uint64_t first_hop) {
-    SampleRequest request{{},    std::move(fanouts), replace, disjoint, last, labor, seed, epoch,
-                          group, first_hop};
+                   uint64_t epoch, uint64_t group, uint64_t first_hop, std::vector<int64_t> window,
+                   std::vector<int64_t> newest) {
+    SampleRequest request{
+        {},    std::move(fanouts), replace,           disjoint,         last, labor, seed, epoch,
+        group, first_hop,          std::move(window), std::move(newest)};
     for (const auto& [type, ids, times] : seeds) {
       if (times) {
         check_size("times of seeds of type", type, static_cast<int64_t>(times->size()),
@@ -218,17 +220,22 @@ void bind_sampler(nb::module_& m) {
            "the neighbours of a relation instead, or None.")
       .def("sample", &BoundSampler::sample, "seeds"_a, "fanouts"_a, "replace"_a, "disjoint"_a,
            "last"_a, "labor"_a, "seed"_a, "epoch"_a, "group"_a, "first_hop"_a = 0,
+           "window"_a = std::vector<int64_t>(), "newest"_a = std::vector<int64_t>(),
            nb::sig("def sample(self, seeds: collections.abc.Sequence[tuple[int, "
                    "numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int64] | None]], "
                    "fanouts: collections.abc.Sequence[collections.abc.Sequence[int]], replace: "
                    "bool, disjoint: bool, last: bool, labor: bool, seed: int, epoch: int, group: "
-                   "int, first_hop: int = 0) -> tuple[list[numpy.typing.NDArray[numpy.int64]], "
+                   "int, first_hop: int = 0, window: collections.abc.Sequence[int] = [], newest: "
+                   "collections.abc.Sequence[int] = []) -> "
+                   "tuple[list[numpy.typing.NDArray[numpy.int64]], "
                    "list[numpy.typing.NDArray[numpy.int64]] | None, "
                    "list[numpy.typing.NDArray[numpy.int64]], "
                    "list[numpy.typing.NDArray[numpy.int64]], list[list[int]], list[list[int]]]"),
            "node and batch per type, edge_index (2, edges) and edge per relation, nodes per type "
            "and hop, edges per relation and hop. Seeds are (type, ids, times), fanouts per "
-           "relation and hop. The seeds draw as nodes of hop first_hop do.")
+           "relation and hop. The seeds draw as nodes of hop first_hop do. Of edges with times, "
+           "those older than their seed by more than the relation's window, and all but the "
+           "newest, are left out; -1, or an empty list, sets no limit.")
       .def_static("map_bytes", &Sampler::map_bytes, "num_nodes"_a, "batch_nodes"_a,
                   "About what finding the places of a type's nodes takes for each batch that is "
                   "sampled at once.")

@@ -102,7 +102,7 @@ def _read(dataset: Dataset, config: ClusterConfig) -> ClusterGraph:
     data = dataset.to_data(threads=config.threads, device="cpu")
     data.edge_attr = None
     task, digest = dataset.task, digest_of(dataset)
-    if task is None or task.multi_label:
+    if task is None or task.multi_label or task.regression:
         return ClusterGraph(dataset.name, data, None, None, digest)
     labels = dataset.labels().numpy()
     return ClusterGraph(dataset.name, data, labels, task.num_classes, digest)

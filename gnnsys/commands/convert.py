@@ -54,6 +54,7 @@ def run_command(config: ConvertConfig) -> int:
             overflow=config.overflow,
             nan=config.nan,
             undirected=config.undirected,
+            regression=config.regression,
             memory=parse_bytes(config.memory, "--memory"),
             threads=config.threads,
             progress=progress,
@@ -80,9 +81,11 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     source, path = Path(config.src), Path(config.dst)
     if (source / MANIFEST).is_file():
         _refuse(config, ("split",), f"goes with a named dataset, but {source} is a dataset folder")
+        _refuse(config, ("regression",), f"is known of {source}, which is a dataset folder")
     if is_relbench(source):
         _refuse_edge_list_options(config)
         _refuse(config, ("split",), f"goes with a named dataset, but {source} is a database")
+        _refuse(config, ("regression",), f"is known of {source}, whose tasks say it")
         _refuse(config, ("order",), f"{source} is a database, whose rows stay in order of time")
     else:
         _refuse(config, _OF_DATABASES, f"goes with a RelBench folder, but {config.src} is none")

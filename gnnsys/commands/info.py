@@ -106,7 +106,9 @@ def print_tables(dataset: DatasetTables, console: Console) -> None:
     if facts["task"]:
         metric = escape(facts["task"]["metric"])
         kind = "labels a node" if facts["task"]["multi_label"] else "classes"
-        head.add_row("task", f"{facts['task']['num_classes']} {kind}, {metric}")
+        outputs = f"{facts['task']['num_classes']} {kind}"
+        outputs = "regression" if facts["task"]["regression"] else outputs
+        head.add_row("task", f"{outputs}, {metric}")
     for name, count in facts["source"].get("nan", {}).items():
         head.add_row(f"[yellow]NaN in {escape(name)}[/]", f"[yellow]{count:,}[/]")
     for name, count in facts["source"].get("overflow", {}).items():

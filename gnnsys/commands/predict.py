@@ -1,4 +1,5 @@
-"""``gnnsys predict``: classes, logits and embeddings of nodes by the best weights of a run."""
+"""``gnnsys predict``: classes or numbers, logits and embeddings of nodes by the best weights of a
+run."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from gnnsys.choices import METRICS
 from gnnsys.commands.prediction_table import TABLES, write_table
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import check_place, resumed_config
@@ -41,9 +44,12 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import run_layers
+from gnnsys.training.hetero_exact import exact_rows
+from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.memory import activation_folder, plan_run
-from gnnsys.training.metrics import measure
+from gnnsys.training.metrics import Kind, kind_of, measure, reported_metrics
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
@@ -159,7 +165,7 @@ def _predict(
         with as_storage_error(made / "nodes.npy"):
             np.save(made / "nodes.npy", nodes.numpy())
         files: dict[str, Sequence[int]] = {"nodes.npy": [len(nodes)]}
-        files |= _write_blocks(made, blocks, len(nodes), dataset.multi_label)
+        files |= _write_blocks(made, blocks, len(nodes), kind_of(dataset.labels))
         scores = np.load(made / "scores.npy", mmap_mode="r")
         metrics = _judge(trained.config, dataset, nodes, scores)
         if out.suffix in TABLES:
@@ -178,15 +184,19 @@ def _blocks(
     config: PredictConfig,
     trained: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
+    model: NodeClassifier | HeteroClassifier | DeepModel,
     nodes: Tensor,
     reads: LayerReads,
     progress: Progress,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the last layer reads and what it gives, of one block of nodes after another."""
+) -> Iterator[tuple[Tensor | None, Tensor]]:
+    """What the last layer reads, where it is known, and what it gives, of one block of nodes after
+    another."""
     if not config.sampled:
         scope = _scope(config, trained, dataset, model, nodes)
-        read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
+        if isinstance(model, HeteroClassifier):
+            read, logits, folder = exact_rows(trained.config, dataset, model, progress)
+        else:
+            read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
         with closing(folder) if folder else nullcontext():
             done = 0
             for some in _split(nodes):
@@ -200,12 +210,23 @@ def _blocks(
         )
         raise ArgumentError(f"--sampled: {why}; leave it out")
     kept: list[Any] = []
-    _keep_inputs(model.gnn.convs[-1], kept, trained.config.sums == "scaled")
+    last: torch.nn.Module | None = None
+    steps: MiniBatch
+    if isinstance(model, HeteroClassifier):
+        steps = HeteroMiniBatch(trained, dataset, model)
+        last = model.head
+    else:
+        steps = MiniBatch(trained, dataset, model)
+        if isinstance(model.gnn, BasicGNN):
+            last = model.gnn.convs[-1]
+    if last is not None:
+        _keep_inputs(last, kept, trained.config.sums == "scaled")
     done = 0
-    for logits in MiniBatch(trained, dataset, model).logits(nodes):
-        inputs = kept.pop()  # of the seeds first; where layers are trimmed, also of these alone
+    for logits in steps.logits(nodes):
+        # Of the seeds first; where layers are trimmed, also of these alone.
+        inputs = kept.pop() if kept else None
         rows = inputs[0] if isinstance(inputs, tuple) else inputs
-        yield rows[: len(logits)].detach(), logits
+        yield None if rows is None else rows[: len(logits)].detach(), logits
         done += len(logits)
         progress("sampled batches: nodes", done, len(nodes))
 
@@ -242,7 +263,7 @@ def _scope(
     config: PredictConfig,
     trained: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
+    model: NodeClassifier | HeteroClassifier | DeepModel,
     nodes: Tensor,
 ) -> Scope:
     """The nodes that layers compute: all, or those alone that the chosen ones depend on."""
@@ -250,7 +271,7 @@ def _scope(
         config.eval_reads == "sequential"
         or config.nodes is None
         or len(nodes) == 0
-        or isinstance(model, DeepModel)
+        or isinstance(model, (HeteroClassifier, DeepModel))
     ):
         return Scope(layers=None, nbytes=0)
     return scope_of(trained.config, dataset.graph, (nodes,), dataset.features.shape[1])
@@ -290,16 +311,17 @@ def _exact_rows(
 
 
 def _write_blocks(
-    folder: Path, blocks: Iterator[tuple[Tensor, Tensor]], count: int, multi_label: bool
+    folder: Path, blocks: Iterator[tuple[Tensor | None, Tensor]], count: int, kind: Kind
 ) -> dict[str, tuple[int, ...]]:
-    """Writes embeddings, scores and predictions, and returns their shapes."""
+    """Writes embeddings, where they are known, scores and predictions; returns their shapes."""
     shapes: dict[str, tuple[int, ...]] = {}
     with ExitStack() as held:
         files: dict[str, BinaryIO] = {}
         for read, logits in blocks:
-            predicted = (logits > 0).to(torch.uint8) if multi_label else logits.argmax(dim=1)
-            made = {"embeddings": read, "scores": logits, "predictions": predicted}
+            made = {"embeddings": read, "scores": logits, "predictions": _answers(logits, kind)}
             for name, rows in made.items():
+                if rows is None:
+                    continue
                 path = folder / f"{name}.npy"
                 with as_storage_error(path):
                     block = np.ascontiguousarray(rows.numpy())
@@ -311,17 +333,23 @@ def _write_blocks(
     return shapes
 
 
+def _answers(logits: Tensor, kind: Kind) -> Tensor:
+    if kind == "values":
+        return logits[:, 0]
+    return (logits > 0).to(torch.uint8) if kind == "labels" else logits.argmax(dim=1)
+
+
 def _write_table(
     path: Path, trained: Run, dataset: NodeDataset, nodes: Tensor, scores: NDArray[Any]
 ) -> list[int]:
     folder, ids, classes = Path(trained.config.dataset), None, None
     if (folder / MANIFEST).is_file():
         opened = open_dataset(folder)
-        ids = opened.node_ids()
+        ids = opened.node_ids(dataset.target)
         found = opened.manifest.source.get("classes")
         classes = found if isinstance(found, list) else None  # a generated graph has their number
     return write_table(
-        path, nodes.numpy(), scores, multi_label=dataset.multi_label, ids=ids, classes=classes
+        path, nodes.numpy(), scores, kind=kind_of(dataset.labels), ids=ids, classes=classes
     )
 
 
@@ -339,7 +367,7 @@ def _judge(
             continue
         places = order[places].sort().values  # the file is read from its beginning to its end
         blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(places))
-        names = dict.fromkeys(("accuracy", metric))
+        names = reported_metrics(metric, dataset.labels)
         found[part] = measure(names, blocks, dataset.labels, nodes[places])
     return found
 
@@ -351,7 +379,7 @@ def _metrics_of_run(run: Path) -> Metrics:
         return {}
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         told = json.loads(path.read_text())
-        known = {name: result_name(name) for name in ("accuracy", "rocauc", "f1")}
+        known = {name: result_name(name) for kind in METRICS.values() for name in kind}
         return {
             part: {
                 name: float(told[f"{part}_{short}"])
@@ -376,7 +404,7 @@ def _last_rows(model: DeepModel, dataset: NodeDataset) -> list[Tensor]:
 
 
 def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
-    count = dataset.graph.num_nodes
+    count = dataset.num_nodes[dataset.target]
     if path is None:
         return torch.arange(count)
     source = open_array(path)

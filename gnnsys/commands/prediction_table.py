@@ -1,4 +1,5 @@
-"""Predictions as one table, .csv or .parquet: ids, classes by name, probabilities."""
+"""Predictions as one table, .csv or .parquet: ids, and classes by name with their probabilities, or
+numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.dataset.node_ids import NodeIds
 from gnnsys.system.files import as_storage_error
+from gnnsys.training.metrics import Kind
 
 __all__ = ["TABLES", "write_table"]
 
@@ -27,7 +29,7 @@ def write_table(
     nodes: NDArray[np.int64],
     scores: NDArray[Any],
     *,
-    multi_label: bool,
+    kind: Kind,
     ids: NodeIds | None = None,
     classes: Sequence[str] | None = None,
 ) -> list[int]:
@@ -35,13 +37,13 @@ def write_table(
 
     With one label a node, the columns are ``id``, ``class`` and ``p_CLASS`` for each class, which
     sum to one (softmax); with several, ``id`` and, for each label, ``LABEL`` (0 or 1) and
-    ``p_LABEL`` (sigmoid).
+    ``p_LABEL`` (sigmoid); with numbers, ``id`` and ``value``.
 
     Args:
         path: its name ends as one of ``TABLES``; made anew.
         nodes: (n,) node numbers.
-        scores: (n, classes) logits.
-        multi_label: whether a node has several labels.
+        scores: (n, classes) logits, or (n, 1) numbers.
+        kind: what the labels are.
         ids: (nodes of the graph,) what nodes are called; None for their numbers.
         classes: names of the classes, or labels; None for their numbers.
 
@@ -55,7 +57,7 @@ def write_table(
         try:
             for first in range(0, max(1, len(nodes)), _ROWS):
                 some = slice(first, first + _ROWS)
-                columns = dict(_columns(nodes[some], scores[some], multi_label, ids, names))
+                columns = dict(_columns(nodes[some], scores[some], kind, ids, names))
                 table = pa.table(columns)
                 if writer is None:
                     make = pa.csv.CSVWriter if path.suffix == ".csv" else pa.parquet.ParquetWriter
@@ -70,18 +72,21 @@ def write_table(
 def _columns(
     nodes: NDArray[np.int64],
     scores: NDArray[Any],
-    multi_label: bool,
+    kind: Kind,
     ids: NodeIds | None,
     names: list[str],
 ) -> Iterator[tuple[str, Any]]:
     logits = torch.from_numpy(np.array(scores, np.float32))
     yield "id", nodes if ids is None else ids[nodes]
-    if not multi_label:
+    if kind == "values":
+        yield "value", logits[:, 0].numpy()
+        return
+    if kind == "classes":
         chosen = logits.argmax(1).numpy()
         yield "class", np.array(names, object)[chosen]
     for number, (name, p) in enumerate(
-        zip(names, (logits.sigmoid() if multi_label else logits.softmax(1)).T, strict=True)
+        zip(names, (logits.sigmoid() if kind == "labels" else logits.softmax(1)).T, strict=True)
     ):
-        if multi_label:
+        if kind == "labels":
             yield name, (logits[:, number] > 0).to(torch.uint8).numpy()
         yield f"p_{name}", p.numpy()

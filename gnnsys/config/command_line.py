@@ -2,7 +2,7 @@
 
 A field's docstring is its help, and its type says what may stand for it. Texts among the metadata
 of a type say how help calls a value: ``Annotated[str, "FILE"]``. A class may have ``sections``: the
-first field of each section of the help, and its name.
+first field of each section of the help, and its name, in the order of the help.
 """
 
 from __future__ import annotations
@@ -282,8 +282,9 @@ def shown(kind: Any, default: Any = None, also: Any = None) -> Any:
         default: options that hold where none are given.
         also: a dataclass of further options, which stand first.
     """
-    sections: dict[str, list[Any]] = {"": [_field(o, _docs(also)) for o in _options(also)]}
     starts, section = getattr(kind, "sections", {}), ""
+    sections: dict[str, list[Any]] = {name: [] for name in ("", *starts.values())}
+    sections[""] += [_field(o, _docs(also)) for o in _options(also)]
     docs = _docs(kind)
     for option in _options(kind, default):
         section = starts.get(option.name, section)

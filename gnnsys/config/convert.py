@@ -68,6 +68,9 @@ class ConvertConfig(RelationalParts, EdgeListParts):
     undirected: bool = False
     """Add the reverse of every edge that is not a self loop. Nothing is merged."""
 
+    regression: bool = False
+    """Labels are numbers to be predicted, not classes; NaN or empty where unknown."""
+
     dtype: Literal["keep"] | StoredType = "keep"
     """Element type that float features of nodes and edges are stored in; float64 becomes float32
     unless another is given. int8 and int4 are whole numbers with a scale: nearly 4 and 8

@@ -16,7 +16,8 @@ __all__ = ["PredictConfig"]
 
 @dataclass(kw_only=True, slots=True)
 class PredictConfig:
-    """Classify nodes with the best weights of a run, exactly, layer by layer.
+    """Classify nodes, or predict their numbers, with the best weights of a run, exactly, layer by
+    layer.
 
     Says the scores on the validation and the test nodes, too, beside those of the run.
 
@@ -39,10 +40,10 @@ class PredictConfig:
     """Folder of named datasets. Default: that of the run."""
 
     out: Folder | None = None
-    """Folder for predictions.npy (classes, or 0 and 1 for several labels), scores.npy,
-    embeddings.npy (inputs of the last layer) and nodes.npy; or a .csv or .parquet file for a table
-    with a row for each node: its id, its class by name, probabilities. Default:
-    RUN/predictions."""
+    """Folder for predictions.npy (classes, 0 and 1 for several labels, or numbers), scores.npy,
+    embeddings.npy (inputs of the last layer, where gnnsys knows the model's) and nodes.npy; or a
+    .csv or .parquet file for a table with a row for each node: its id, its class by name and
+    probabilities, or its value. Default: RUN/predictions."""
 
     sampled: bool = False
     """Classify on neighbourhoods sampled with the run's --fanouts, as in training, not exactly."""

@@ -15,10 +15,12 @@ import tyro
 
 from gnnsys.choices import (
     EVAL_STORES,
+    MODELS,
     EvalReads,
     File,
     Folder,
     ImportanceChoice,
+    Metric,
     Policy,
     Precision,
     SharingChoice,
@@ -35,8 +37,10 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
+from gnnsys.config.optimisation import OptimisationOptions, check_optimisation
 from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
+from gnnsys.config.user_model import check_model, is_user_model
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, TopologyOptions, Window
 
@@ -44,8 +48,9 @@ __all__ = ["TrainConfig"]
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig:
-    """Train a GNN for node classification, on sampled mini-batches or on the full graph.
+class TrainConfig(OptimisationOptions):
+    """Train a GNN for node classification or regression, on sampled mini-batches or on the full
+    graph.
 
     Examples:
         gnnsys train demo
@@ -54,14 +59,17 @@ class TrainConfig:
         gnnsys train cora --root data --full-batch --model gcnii --layers 32 --parallel pipeline \
             --ranks 4 --chunks 16
         gnnsys train my-graph --out run1 --epochs 50 --patience 10
+        gnnsys train my-graph --model my_models:make --lr-schedule cosine --warmup-epochs 2
         gnnsys train --resume run1
         gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
     """
 
     sections: ClassVar[dict[str, str]] = {
+        "dataset": "",
         "root": "data",
         "model": "model",
         "fanouts": "sampling",
+        "optimizer": "optimisation",
         "precision": "optimisation",
         "parallel": "parallel",
         "metric": "evaluation",
@@ -97,10 +105,15 @@ class TrainConfig:
     split: int = 0
     """Which of the dataset's splits to use; actor, tolokers and minesweeper have 10."""
 
-    model: Literal["sage", "gcn", "gat", "gin", "gcnii", "resgcn"] = "sage"
-    """Kind of graph convolution. gcnii and resgcn are deep: a linear encoder, --layers graph layers
-    of the width --hidden, a linear decoder; for --full-batch. So are gcn and sage with
-    --parallel."""
+    target: Annotated[str, "TYPE"] | None = None
+    """Node type to classify, of a heterogeneous dataset folder. Default: the one that the folder
+    names."""
+
+    model: Annotated[str, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
+    """Kind of graph convolution. Heterogeneous folders take rgcn, hgt, sage and gat; rgcn and hgt
+    are for them alone. gcnii and resgcn are deep: a linear encoder, --layers graph layers of the
+    width --hidden, a linear decoder; for --full-batch. So are gcn and sage with --parallel. Or a
+    model of your own: PACKAGE.MODULE:FACTORY, see docs/models.md."""
 
     hidden: int | None = None
     """Width of the hidden layers. Default: 16 for full-batch gcn, else 64."""
@@ -160,10 +173,10 @@ class TrainConfig:
     """Passes over the training nodes. Default: 5 for demo, else 200."""
 
     lr: float = 0.01
-    """Learning rate of Adam."""
+    """Learning rate; see --lr-schedule."""
 
     weight_decay: float = 5e-4
-    """L2 penalty of Adam."""
+    """L2 penalty; of adamw, the share of --lr by which weights shrink."""
 
     dropout: float = 0.5
     """Probability with which inputs of each layer are dropped in training."""
@@ -222,15 +235,17 @@ class TrainConfig:
     """File for a picture of what each rank did in the last epoch: .png or .html; or
     .json for its events, which chrome://tracing and Perfetto open."""
 
-    metric: Literal["auto", "accuracy", "rocauc", "f1"] = "auto"
-    """Metric to report and to choose the best epoch by. auto: what the dataset says; rocauc for
-    tolokers and minesweeper, else accuracy."""
+    metric: Literal["auto", Metric] = "auto"
+    """Metric to report, and to choose the best epoch, an early stop and a plateau by; of loss, mae
+    and rmse the lowest is best, else the highest. auto: what the dataset says; rocauc for tolokers
+    and minesweeper, else accuracy, or rmse of a regression. See docs/models.md."""
 
     eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
-    neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; auto: the
-    cheaper of both; sampled: on neighbourhoods sampled as in training, not exactly. By auto and
-    sampled, test nodes that would take long are scored once, at the end."""
+    neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; sampled: on
+    neighbourhoods sampled as in training, not exactly; auto: the cheaper of both exact ones, but
+    sampled on heterogeneous folders, which take no neighborhoods, and with a model of your own. By
+    auto and sampled, test nodes that would take long are scored once, at the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
@@ -342,6 +357,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_model(self)
+        if is_user_model(self.model) and self.eval == "auto" and not self.full_batch:
+            self.eval = "sampled"
         check_least(
             self, 1, "layers", "batch_size", "seed_block", "eval_every", "dependent_batches",
             "checkpoint_epochs", "hidden", "epochs",
@@ -357,6 +375,7 @@ class TrainConfig:
                 f"--lr {self.lr} --weight-decay {self.weight_decay}: expected lr > 0 and "
                 "weight decay >= 0"
             )
+        check_optimisation(self)
         if self.fanouts is not None:
             self.fanouts = parse_fanouts(self.fanouts)
             self._check_fanouts(self.fanouts)
@@ -432,6 +451,7 @@ class TrainConfig:
         more = (FIRST_FANOUTS[-1],) * (self.layers - len(FIRST_FANOUTS))
         small = self.full_batch and self.model == "gcn" and self.parallel is None
         stages, ways, chunks = split_of(self) if self.parallel else (None, None, None)
+        epochs = self.epochs or (5 if self.dataset == "demo" else 200)
         return dataclasses.replace(
             self,
             dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
@@ -448,6 +468,7 @@ class TrainConfig:
             ways=ways,
             chunks=chunks,
             hidden=self.hidden or (16 if small else 64),
-            epochs=self.epochs or (5 if self.dataset == "demo" else 200),
+            epochs=epochs,
+            lr_epochs=self.lr_epochs or (epochs if self.lr_schedule == "cosine" else None),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
         )

@@ -80,6 +80,8 @@ class Conversion(DatasetWriter):
             chosen["nan_features"] = options.nan
         if options.overflow != "refuse":
             chosen["allow_overflow"] = True
+        if options.regression:
+            chosen["regression"] = True
         if options.dtype in QUANTISED:
             if options.nan == "keep":
                 raise ArgumentError(
@@ -198,14 +200,17 @@ class Conversion(DatasetWriter):
 
         Args:
             labels: (nodes,) or (nodes, 1) classes from 0, below 0 or NaN where unknown; or
-                (nodes, labels) of 0 and 1, one column a label.
+                (nodes, labels) of 0 and 1, one column a label. Where the options say regression,
+                (nodes,) or (nodes, 1) numbers, NaN where unknown.
             label: what to call them in messages.
             node_type: whose.
             num_classes: of labels in one column; None for one more than the greatest.
-            metric: None for rocauc where there are several labels, else accuracy.
+            metric: None for rocauc where there are several labels, rmse where they are numbers,
+                else accuracy.
 
         Raises:
-            FileFormatError: another number of labels than nodes, or labels that are no classes.
+            FileFormatError: another number of labels than nodes, or labels that are no classes, or
+                no numbers.
         """
         self._check_rows(label, len(labels), node_type, "labels")
         if labels.ndim > 2 or labels.dtype.kind not in "iubf":
@@ -215,6 +220,9 @@ class Conversion(DatasetWriter):
             )
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
+        if self.options.regression:
+            self._write_numbers(labels, label, node_type)
+            return
         multi_label = labels.ndim == 2
         table: NDArray[Any]
         if multi_label:
@@ -236,6 +244,24 @@ class Conversion(DatasetWriter):
             multi_label=multi_label,
             metric=metric or ("rocauc" if multi_label else "accuracy"),
         )
+
+    def _write_numbers(self, labels: NDArray[Any], label: str, node_type: str) -> None:
+        """The labels of a regression."""
+        if labels.ndim != 1:
+            raise FileFormatError(
+                f"{label}: {labels.dtype} of shape {labels.shape}, expected a number for each node "
+                "for --regression"
+            )
+        with np.errstate(over="ignore"):
+            table = labels.astype(np.float32)
+        if np.isinf(table).any():
+            node = int(np.argmax(np.isinf(table)))
+            raise FileFormatError(
+                f"{label}: node {node} has {labels[node]}, expected numbers that float32 can hold, "
+                "and NaN where unknown"
+            )
+        self.write_nodes("labels", cut_rows(table), table.shape, table.dtype.name, node_type)
+        self.task = Task(node_type=node_type, num_classes=1, regression=True, metric="rmse")
 
     def write_split(
         self, name: str, ids: NDArray[Any], label: str, node_type: str = NODE_TYPE
@@ -377,6 +403,7 @@ def _as_classes(labels: NDArray[Any], label: str) -> NDArray[np.int64]:
         node = int(np.argmax(wrong))
         raise FileFormatError(
             f"{label}: labels are not whole numbers below {_MOST_CLASSES}: node {node} has "
-            f"{labels[node]}; expected classes from 0, and below 0 or NaN where unknown"
+            f"{labels[node]}; expected classes from 0, and below 0 or NaN where unknown; give "
+            "--regression where they are numbers to be predicted"
         )
     return (np.where(known, labels, -1) if floats else labels).astype(np.int64)

@@ -191,9 +191,12 @@ def _write_nodes(writer: Conversion, spec: EdgeListSpec, nodes: NodeTable | None
     labels = None
     if spec.labels:
         labels = read_whole(_open(spec, spec.labels))
+        if writer.options.regression and labels.dtype.kind in "iub":
+            labels = labels.astype(np.float64)  # a number below 0 is one, too
         writer.write_labels(labels, str(spec.labels))
     elif nodes is not None and nodes.has("label"):
-        labels, classes = nodes.labels()
+        regression = writer.options.regression
+        labels, classes = (nodes.values(), []) if regression else nodes.labels()
         writer.write_labels(labels, str(spec.nodes))
         if classes:
             writer.source["classes"] = classes

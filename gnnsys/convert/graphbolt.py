@@ -177,7 +177,7 @@ class _Job:
     def write_tasks(self) -> None:
         """Makes splits and labels of the first task that has them, and keeps the others' files."""
         for task in self._metadata.tasks:
-            found = find_node_sets(self._folder, task)
+            found = find_node_sets(self._folder, task, self._writer.options.regression)
             if found:
                 self._write_node_task(found, task.num_classes)
                 break
@@ -192,7 +192,8 @@ class _Job:
         for part in sets:
             self._writer.write_split(part.split, part.seeds.rows, part.seeds.label, node_type)
             self._record(part.seeds.file, holds="node_table", of=node_type, table=part.split)
-        table = assemble_labels(sets, self._metadata.nodes[node_type])
+        regression = self._writer.options.regression
+        table = assemble_labels(sets, self._metadata.nodes[node_type], regression)
         label = next(part.labels.label for part in sets if part.labels)
         self._writer.write_labels(table, label, node_type, num_classes=num_classes)
         for part in sets:

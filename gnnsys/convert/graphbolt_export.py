@@ -295,8 +295,10 @@ class _Exporter:
         node_type = task.node_type if task else next(iter(split_types), None)
         if node_type is None or not any(dataset.has(s, node_type) for s in _SPLITS.values()):
             return []
-        content: dict[str, Any] = {"name": "node_classification"}
-        if task:
+        regression = task is not None and task.regression
+        name = "node_regression" if regression else "node_classification"
+        content: dict[str, Any] = {"name": name}
+        if task and not regression:
             content["num_classes"] = task.num_classes
         for key, split in _SPLITS.items():
             if dataset.has(split, node_type):

@@ -29,8 +29,8 @@ class NodeSet:
     """(n,) or (n, 1) classes, or (n, labels)."""
 
 
-def find_node_sets(folder: Path, task: Task) -> list[NodeSet]:
-    """The sets of the first node type of a task, where they hold nodes and classes."""
+def find_node_sets(folder: Path, task: Task, regression: bool = False) -> list[NodeSet]:
+    """The sets of the first node type of a task, where they hold nodes and classes, or numbers."""
     owner = next((part.owner for part in task.parts), None)
     parts = [part for part in task.parts if part.owner == owner]
     names = [part.split for part in parts]
@@ -38,14 +38,14 @@ def find_node_sets(folder: Path, task: Task) -> list[NodeSet]:
         return []
     sets = []
     for part in parts:
-        found = _find_node_set(folder, part)
+        found = _find_node_set(folder, part, regression)
         if found is None:
             return []
         sets.append(found)
     return sets if any(part.labels for part in sets) else []
 
 
-def _find_node_set(folder: Path, part: SetPart) -> NodeSet | None:
+def _find_node_set(folder: Path, part: SetPart, regression: bool) -> NodeSet | None:
     entry = part.data.get("seeds", part.data.get("seed_nodes"))
     if entry is None:
         return None
@@ -59,9 +59,14 @@ def _find_node_set(folder: Path, part: SetPart) -> NodeSet | None:
                 f"{labels.label}: {len(labels.rows)} labels != {len(seeds.rows)} seeds in "
                 f"{seeds.label}"
             )
-        if labels.rows.ndim > 2 or labels.dtype == "bfloat16" or not _are_classes(labels.rows):
+        fit = _are_numbers if regression else _are_classes
+        if labels.rows.ndim > 2 or labels.dtype == "bfloat16" or not fit(labels.rows):
             return None
     return NodeSet(str(part.owner), part.split, seeds, labels)  # type: ignore[arg-type]
+
+
+def _are_numbers(rows: NDArray[Any]) -> bool:
+    return rows.dtype.kind in "iubf" and _width(rows) == 1
 
 
 def _are_classes(rows: NDArray[Any]) -> bool:
@@ -71,21 +76,24 @@ def _are_classes(rows: NDArray[Any]) -> bool:
     return bool(whole and (not several or np.isin(known, (0, 1)).all()))
 
 
-def assemble_labels(sets: list[NodeSet], count: int) -> NDArray[Any]:
-    """(nodes,) int64, -1 where unknown; or (nodes, labels) float32, NaN where unknown."""
+def assemble_labels(sets: list[NodeSet], count: int, regression: bool = False) -> NDArray[Any]:
+    """(nodes,) int64, -1 where unknown; or (nodes, labels) float32, or (nodes,) float32 numbers,
+    NaN where unknown."""
     widths = {_width(part.labels.rows) for part in sets if part.labels}
     if len(widths) > 1:
         label = next(part.labels.label for part in sets if part.labels)
         raise FileFormatError(f"{label}: {sorted(widths)} labels a node in different sets")
     width = widths.pop()
-    table = np.full(count, -1, np.int64) if width == 1 else np.full((count, width), np.nan, "f4")
+    classes = width == 1 and not regression
+    shape = (count,) if width == 1 else (count, width)
+    table = np.full(shape, -1, np.int64) if classes else np.full(shape, np.nan, np.float32)
     seen = np.zeros(count, bool)
     for part in sets:
         if part.labels is None:
             continue
         ids = np.asarray(part.seeds.rows)
         rows = part.labels.rows.reshape(-1) if width == 1 else part.labels.rows
-        if width == 1 and rows.dtype.kind == "f":
+        if classes and rows.dtype.kind == "f":
             rows = np.where(np.isnan(rows), -1, np.nan_to_num(rows))
         rows = rows.astype(table.dtype)
         other = seen[ids] & ~_equal(table[ids], rows)

@@ -202,6 +202,14 @@ class NodeTable:
         """(nodes,) the column time, as numbers."""
         return read_whole(self._open_columns([self._columns["time"]], times=True))
 
+    def values(self) -> NDArray[Any]:
+        """(nodes,) the column label, as floats, NaN where empty.
+
+        Raises:
+            FileFormatError: a label that is no number.
+        """
+        return read_whole(self._open_columns([self._columns["label"]], floats=True))
+
     def labels(self) -> tuple[NDArray[Any], list[str]]:
         """(nodes,) classes, -1 or NaN where empty, and their names where they are no numbers."""
         pa = require_pyarrow(str(self._path))

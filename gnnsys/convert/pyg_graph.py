@@ -251,7 +251,9 @@ class _NodeSet:
             self.taken.add("y")
             return _array(store["y"])
         known = [key for key in _SPLIT_LABELS if _has(store, key)]
-        labels = np.full(self._count, -1, np.int64)
+        labels: NDArray[Any] = np.full(self._count, -1, np.int64)
+        if self._writer.options.regression:
+            labels = np.full(self._count, np.nan)
         for key in known:
             ids = key.replace("_y", "_idx")
             if not _has(store, ids) or len(store[ids]) != len(store[key]):

@@ -40,6 +40,9 @@ class ConvertOptions:
     undirected: bool = False
     """Add the reverse of every edge."""
 
+    regression: bool = False
+    """Whether labels are numbers, not classes."""
+
     memory: int = 2 << 30
     """Bytes for arrays of edges."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,7 +187,7 @@ class Dataset(DatasetTables):
         unless ``edge_features`` is False. Nothing is loaded. ``options`` are those of
         ``gnnsys.unified`` for ``x`` and ``edge_attr``, such as ``cache="8GB"``, which is for all of
         them together (``gnnsys.CacheArena``); ``scores`` and ``trace`` are of nodes, for ``x``
-        alone.
+        alone; ``scores`` may be a dict by node type.
         """
         features, graphs = FeatureStore(), _CscStore()
         with_features = [
@@ -198,10 +199,12 @@ class Dataset(DatasetTables):
             options["cache"] = CacheArena(options["cache"])
         of_nodes = ("scores", "trace")
         of_edges = {key: value for key, value in options.items() if key not in of_nodes}
+        scores = options.pop("scores", None)
         for node_type in self.node_types:
             group = node_type if self.heterogeneous else None
             if self.has("features", node_type):
-                x = self.features(node_type, threads=threads, device=device, **options)
+                own = scores[node_type] if isinstance(scores, Mapping) else scores
+                x = self.features(node_type, threads=threads, device=device, scores=own, **options)
                 features[group, "x", None] = x
             for name, attribute in (("labels", "y"), ("time", "time")):
                 if self.has(name, node_type):
@@ -272,6 +275,10 @@ class _CscStore(GraphStore):
         ((graph, _),) = self._graphs.values()
         found: CSC = graph
         return found
+
+    def graphs(self) -> dict[EdgeType, CSC]:
+        """The edges of each type, of a store that has types."""
+        return {edge_type: graph for edge_type, (graph, _) in self._graphs.items()}
 
     def _put_edge_index(self, edge_index: Any, edge_attr: EdgeAttr) -> bool:
         raise UnsupportedError("the graph of a dataset folder is read-only")

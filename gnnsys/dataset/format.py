@@ -185,13 +185,18 @@ class EdgeSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What is to be learnt: the classes of nodes."""
+    """What is to be learnt: the classes of nodes, or a number of each."""
 
     node_type: str
     num_classes: Count
+    """Or labels of a node; 1 of a regression."""
+
     multi_label: bool = False
+    regression: bool = False
+    """Whether labels are (nodes,) float32 numbers, NaN where unknown."""
+
     metric: str = "accuracy"
-    """accuracy, rocauc or f1."""
+    """One of ``gnnsys.choices.METRICS``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,12 +236,20 @@ class Manifest(_Graph):
             "name": self.name,
             "heterogeneous": self.heterogeneous,
             "checksum": {"kind": "crc32", "chunk_bytes": CHECKSUM_CHUNK},
-            "task": asdict(self.task) if self.task else None,
+            "task": _task_content(self.task),
             "nodes": {node_type: asdict(nodes) for node_type, nodes in self.nodes.items()},
             "edges": edges,
             "source": self.source,
         }
         return json_text(content, indent=1) + "\n"
+
+
+def _task_content(task: Task | None) -> dict[str, Any] | None:
+    """Without a word of regression where there is none, as files always had it."""
+    content = None if task is None else asdict(task)
+    if content is not None and not content["regression"]:
+        del content["regression"]
+    return content
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,9 +18,9 @@ from gnnsys.cache.arena import rows_of
 from gnnsys.cache.making import LEAST_STAGING, staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
-from gnnsys.dataset.format import NODE_TYPE
+from gnnsys.dataset.format import Table
 from gnnsys.errors import ArgumentError
-from gnnsys.features.importance import importance_for_cache, needs_importance
+from gnnsys.features.importance import importance_for_cache, importance_of_types, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
 from gnnsys.system.budget import (
     AHEAD,
@@ -40,6 +40,7 @@ __all__ = [
     "OF_A_ROW",
     "OF_A_SLOT",
     "choose_cache",
+    "feature_tables",
     "plan_features",
     "reserve_ranking",
     "setup_features",
@@ -73,10 +74,13 @@ def setup_features(
     ranks: int = 1,
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Options of ``gnnsys.unified`` for the features of a homogeneous dataset folder.
+    """Options of ``gnnsys.unified`` for the features of a dataset folder.
+
+    Those of several node types have one cache together, whose memory goes to the rows that stand in
+    most lists of neighbours (``gnnsys.CacheArena``).
 
     Args:
-        dataset: with a table "features".
+        dataset: homogeneous with a table "features", or heterogeneous.
         options: as the user gave them.
         ranks: that call this together, and share the cache unless the options say otherwise.
         sampling: of training, for ``--score presample``: ``fanouts``, ``batch_size`` and ``seed``;
@@ -91,8 +95,10 @@ def setup_features(
     """
     cache, storage = plan_features(dataset, options, ranks)
     process_budget().check(_TOO_SMALL)
-    if cache is None:
+    if cache is None or not feature_tables(dataset):
         return {"storage": storage}
+    if dataset.heterogeneous:
+        return {"storage": storage, **_setup_types(dataset, options, cache)}
     if options.trace:
         check_folder_of(Path(options.trace), f"--trace {options.trace}")
     began = time.perf_counter()
@@ -109,8 +115,8 @@ def setup_features(
             "next runs", options.score, seconds, dataset.path, kind
         )  # fmt: skip
     is_shared = ranks > 1 and options.share_cache != "none"
-    table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
-    size = table.shape[0], table.encoding.row_stride
+    rows, row_bytes, _ = _size_of(dataset)
+    size = rows, row_bytes
     own = 1 if is_shared else ranks
     in_host = ranks > 1 and options.share_cache not in ("auto", "peer")
     return {
@@ -124,6 +130,42 @@ def setup_features(
         **_of_any_cache(options),
         "victim_buffer": rows_of(options.victim_buffer, *size, "victim_buffer") // own,
     }
+
+
+def _setup_types(
+    dataset: Dataset, options: FeatureOptions, cache: int | float | str
+) -> dict[str, Any]:
+    """Options of ``gnnsys.unified`` for the features of several node types before one cache."""
+    if isinstance(cache, int):
+        raise ArgumentError(
+            f"--cache {cache}: rows of which type? {dataset.path} has several; give bytes such as "
+            "8GB, or a share of all rows such as 10%"
+        )
+    nbytes = int(cache * _size_of(dataset)[2]) if isinstance(cache, float) else cache
+    scores = None if options.score == "none" else importance_of_types(dataset)
+    for each in (scores or {}).values():
+        process_budget().hold("importance", each.nbytes, each)
+    return {
+        "cache": str(nbytes),
+        "cache_on": "host" if options.cache == "auto" else "auto",
+        "scores": scores,
+        "prefill": scores is not None,
+        "policy": options.policy,
+        "window": options.window,
+    }
+
+
+def feature_tables(dataset: Dataset) -> dict[str, Table]:
+    """The table "features" of each node type that has one."""
+    nodes = dataset.manifest.nodes.items()
+    return {kind: each.tables["features"] for kind, each in nodes if "features" in each.tables}
+
+
+def _size_of(dataset: Dataset) -> tuple[int, int, int]:
+    """Rows of features of all node types, bytes of one, on average, and bytes of all."""
+    tables = feature_tables(dataset).values()
+    rows, nbytes = sum(t.shape[0] for t in tables), sum(t.data_bytes for t in tables)
+    return rows, -(-nbytes // max(1, rows)), nbytes
 
 
 def setup_device_cache(options: FeatureOptions, edge_index: Tensor, nodes: int) -> dict[str, Any]:
@@ -159,15 +201,14 @@ def plan_features(
     """The size of the cache and the way to the disk; both are reserved in the process's budget.
 
     Args:
-        dataset: homogeneous, with a table "features".
+        dataset: homogeneous with a table "features", or heterogeneous.
         options: as the user gave them.
         ranks: that divide the cache, each of which plans its part of the memory.
     """
     budget = process_budget()
     budget.reserve(_MAPPED, 0, mapped=True)
     budget.reserve(CACHE_ROWS, 0)
-    table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
-    rows, row_bytes = table.shape[0], table.encoding.row_stride
+    rows, row_bytes, nbytes = _size_of(dataset)
     cache, storage = parse_cache(options.cache), options.storage
     of_batches = budget.planned(STAGING)  # the most that batches ahead read
     budget.reserve(STAGING, 0)
@@ -182,7 +223,7 @@ def plan_features(
         spare = int(budget.left() * row_bytes / (row_bytes + OF_A_SLOT))
         beside = sum(map(budget.planned, _BESIDE_ROWS))
         cache, storage = choose_cache(
-            options, table.data_bytes, ranks * spare, ranks * before, ranks * beside
+            options, nbytes, ranks * spare, ranks * before, ranks * beside
         )
     if cache is None:
         for name in _BESIDE_ROWS:
@@ -194,9 +235,9 @@ def plan_features(
         budget.reserve(PLANNER, planned)
         budget.reserve(CACHE_ROWS, (capacity + cells) * row_bytes // ranks)
         reserve_ranking(dataset, options)
-    if storage == "mmap" or (storage == "auto" and 4 * table.data_bytes <= budget.left()):
+    if storage == "mmap" or (storage == "auto" and 4 * nbytes <= budget.left()):
         storage = "mmap"
-        budget.reserve(_MAPPED, table.data_bytes, mapped=True)
+        budget.reserve(_MAPPED, nbytes, mapped=True)
     elif cache is None:
         budget.reserve(STAGING, LEAST_STAGING)
     return cache, storage
@@ -208,7 +249,7 @@ def reserve_ranking(dataset: Dataset, options: FeatureOptions) -> None:
     budget, needed = process_budget(), 0
     if needs_importance(dataset, options):
         each = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
-        needed = (_RANKED + each * dataset.num_nodes()) // budget.ranks  # by one of them
+        needed = (_RANKED + each * _size_of(dataset)[0]) // budget.ranks  # by one of them
     budget.reserve(RANKING, max(0, needed - sum(map(budget.planned, _AFTER_RANKING))))
 
 
@@ -216,7 +257,7 @@ def _reserve_importance(dataset: Dataset, options: FeatureOptions, owners: int) 
     """Of all rows, once on a machine; beside it each owner has that of its rows."""
     if options.score == "none":
         return
-    budget, whole = process_budget(), 2 * dataset.num_nodes()
+    budget, whole = process_budget(), 2 * _size_of(dataset)[0]
     own = whole // owners if owners > 1 else 0
     if needs_importance(dataset, options):
         own += whole // budget.ranks

@@ -25,10 +25,18 @@ from gnnsys.system.budget import process_budget
 from gnnsys.system.extension import core
 from gnnsys.system.sizes import size_text
 
-__all__ = ["MappingWatch", "graph_to_sample", "open_topology", "plan_topology"]
+__all__ = [
+    "NEIGHBOURS",
+    "OFFSETS",
+    "MappingWatch",
+    "graph_to_sample",
+    "open_topology",
+    "plan_topology",
+]
 
 _log = logging.getLogger(__name__)
-_MAPPED = "topology: neighbours, mapped"
+OFFSETS = "topology: offsets, mapped"
+NEIGHBOURS = "topology: neighbours, mapped"
 _KEPT = "topology: neighbours in memory"
 _READING = "topology: reads under way"
 _SHARE = 0.9
@@ -49,7 +57,7 @@ def plan_topology(
         ranks: that divide the cache.
     """
     budget = process_budget()
-    budget.reserve(_MAPPED, 0, mapped=True)
+    budget.reserve(NEIGHBOURS, 0, mapped=True)
     for name in (_KEPT, _READING):
         budget.reserve(name, 0)
     nbytes = _bytes_of(dataset)
@@ -66,7 +74,7 @@ def plan_topology(
     else:
         reads = options.topology == "read"
     if not reads:
-        budget.reserve(_MAPPED, nbytes, mapped=True)
+        budget.reserve(NEIGHBOURS, nbytes, mapped=True)
         return
     reading = _STAGED + nbytes // BLOCK_BYTES * 4
     most = int(_SHARE * max(0, spare - reading)) if given is None else given
@@ -101,7 +109,7 @@ def open_topology(
     if options.topology == "mmap-random":
         file.read_at_random()
     if not planned and options.topology != "read" and options.topology_memory is None:
-        budget.hold(_MAPPED, file.nbytes, file, mapped=True)
+        budget.hold(NEIGHBOURS, file.nbytes, file, mapped=True)
         return
     if planned:
         most = budget.planned(_KEPT)
@@ -154,7 +162,7 @@ class MappingWatch:
     """Tells of a mapped topology that does not stay in memory.
 
     Args:
-        file: of the neighbours; None where they are in memory.
+        file: of the neighbours; None where they are in memory, or of several files.
     """
 
     _FIRST, _BATCHES = 8, 24
@@ -176,7 +184,7 @@ class MappingWatch:
             return None
         self._file = None
         faults = (_major_faults() - self._faults) / (self._BATCHES - self._FIRST)
-        left = process_budget().left(of=_MAPPED)
+        left = process_budget().left(of=NEIGHBOURS)
         if faults < self._FAULTS or file.nbytes <= left:
             return None
         return (

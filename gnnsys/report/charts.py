@@ -76,7 +76,7 @@ def _loss(run: RecordedRun) -> Chart:
     drawing.line(means, "steps, averaged" if averaged else "steps", faint=True)
     means = thinned(epochs)
     drawing.line(means, "epochs, averaged" if len(means) < len(epochs) else "mean of the epoch")
-    unit = "cross entropy"
+    unit = run.loss_name
     if spans_decades(loss for _, loss in steps + epochs):
         drawing.use_log_scale()
         unit += ", log scale"

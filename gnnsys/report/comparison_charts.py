@@ -34,12 +34,13 @@ def draw_curves(runs: Runs, number: int, axes: Iterable[str]) -> dict[str, list[
         axes: of ``comparison.axes_of``.
     """
     metric = next(iter(runs.values())).metric
+    losses = {run.loss_name for run in runs.values()}
 
     def score(epoch: Epoch) -> float | None:
         return None if epoch.val is None else epoch.val.get(metric)
 
     kinds: tuple[tuple[str, str, Callable[[Epoch], float | None]], ...] = (
-        ("Loss", "cross entropy", lambda epoch: epoch.loss),
+        ("Loss", " or ".join(sorted(losses)), lambda epoch: epoch.loss),
         ("Validation", metric, score),
     )
     with page_looks():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gnnsys.choices import LOWER_IS_BETTER
 from gnnsys.pages import numbers
 from gnnsys.pages.tables import TextTable
 from gnnsys.pages.templates import render
@@ -69,7 +70,8 @@ def render_comparison(
 def _scores(title: str, runs: list[dict[str, Any]]) -> TextTable:
     """A row for each run; the best validation score is marked where there are several."""
     scores = [run["best_val"] for run in runs if run["best_val"] is not None]
-    best = max(scores) if len(scores) > 1 else math.nan
+    choose = min if any(run["metric"] in LOWER_IS_BETTER for run in runs) else max
+    best = choose(scores) if len(scores) > 1 else math.nan
     rows = [
         [
             run["run"],

@@ -63,6 +63,11 @@ def about(run: RecordedRun) -> str:
         for kind in ("nodes", "edges", "features", "classes")
         if kind in sizes
     ]
+    if "target" in sizes:
+        kinds = (
+            f"{len(as_object(sizes.get(f'{of}_types')))} {of} types" for of in ("node", "edge")
+        )
+        told.append(f"{sizes['target']} of {', '.join(kinds)}")
     if "parameters" in run.start:
         told.append(f"{_count_any(run.start['parameters'])} parameters")
     if "time" in run.start:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from gnnsys.choices import METRICS
 from gnnsys.config.run_files import result_name
 from gnnsys.report.seeds import SeedEnd, SeedEpoch
 
@@ -200,6 +201,12 @@ class RecordedRun:
     def metric(self) -> str:
         """What the best epoch is chosen by."""
         return str(self.start.get("metric", "accuracy"))
+
+    @property
+    def loss_name(self) -> str:
+        """What was minimised."""
+        of_numbers = self.metric in METRICS["values"]
+        return str(self.options.get("loss") or "mse") if of_numbers else "cross entropy"
 
     @property
     def best(self) -> Epoch | None:

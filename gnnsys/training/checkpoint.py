@@ -94,6 +94,9 @@ class RunState:
     padded_sizes: Sequence[Any] | None = None
     """For each rank, nodes and edges of each hop that its batches are padded to, where they are."""
 
+    learning_rate: dict[str, Any] = field(default_factory=dict)
+    """What ``LearningRate.state`` gave."""
+
     metrics_bytes: int = 0
     """Length of ``metrics.jsonl``."""
 

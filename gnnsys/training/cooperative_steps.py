@@ -21,10 +21,8 @@ from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
 from gnnsys.ranks.distributed import DistributedTransport
 from gnnsys.ranks.group import gather_objects, told_by_first_rank, transport_for_thread
 from gnnsys.ranks.ring import ring_all_reduce
-from gnnsys.training.metrics import loss_of
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.rank_steps import RankSteps
-from gnnsys.training.steps import served_so_far
 
 __all__ = ["CooperativeSteps"]
 
@@ -71,7 +69,7 @@ class CooperativeSteps(RankSteps):
             n_id=joint.n_id,
             batch_size=len(own),
             joint=joint,
-            served=served_so_far(self._dataset),
+            served=self._dataset.served(),
         )
 
     def _own_loss(self, batch: Any) -> Tensor:
@@ -81,7 +79,7 @@ class CooperativeSteps(RankSteps):
             out = self._classifier.forward_jointly(x, batch.joint, self._degrees(batch.n_id))
         if self._config.precision == "bf16":
             out = out.float()
-        return loss_of(out, y) if len(out) else out.sum()
+        return self._loss_of(out, y) if len(out) else out.sum()
 
     def _sum_gradients(self) -> None:
         found = [each.grad for each in self._model.parameters() if each.grad is not None]

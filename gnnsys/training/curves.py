@@ -13,8 +13,10 @@ __all__ = ["epoch_curves", "final_scores", "hyperparameters"]
 _HYPERPARAMETERS = (
     "dataset", "model", "hidden", "layers", "fanouts", "sampling", "dependent_batches", "sums",
     "precision", "static_shapes", "compile", "full_batch", "batch_size", "seed_block",
-    "reuse_samples", "epochs", "lr", "weight_decay", "dropout", "seed", "split", "parallel",
-    "cooperative", "stages", "ways", "chunks",
+    "reuse_samples", "epochs", "optimizer", "momentum", "lr", "lr_schedule", "warmup_epochs",
+    "lr_factor", "lr_every", "lr_patience", "lr_min", "lr_epochs", "clip_norm", "class_weights",
+    "loss", "weight_decay", "dropout", "seed", "split", "parallel", "cooperative", "stages", "ways",
+    "chunks",
 )  # fmt: skip
 
 
@@ -32,6 +34,7 @@ def epoch_curves(
     seconds = record["epoch_seconds"]
     curves = {
         "loss/epoch": record["loss"],
+        "lr": record["lr"],
         "seconds/epoch": seconds,
         "seconds/loading": record["load_seconds"],
         "seconds/evaluation": record["eval_seconds"],

@@ -45,7 +45,8 @@ class DivergenceWatch:
         Args:
             loss: of the step.
             place: where the run is, in words.
-            batch: that the step took, whose features ``x``, if it has them, are looked at.
+            batch: that the step took, whose features ``x``, if it has them, are looked at; ``of``
+                says of which type its nodes are, where there are several.
         """
         cause = _bad_features(batch) or f"try a lower --lr than {self._config.lr:g}"
         self._tell(f"the loss is {loss} in {place}; {cause}")
@@ -76,4 +77,5 @@ def _bad_features(batch: Any) -> str:
     if not bad.any():
         return ""
     node = int(batch.n_id[bad.nonzero()[0]])
-    return f"features of {int(bad.sum())} of its nodes are NaN or infinite, such as node {node}"
+    nodes = f"nodes{getattr(batch, 'of', '')}"
+    return f"features of {int(bad.sum())} of its {nodes} are NaN or infinite, such as node {node}"

@@ -7,7 +7,6 @@ blocks are computed wherever the rows lie, so results do not depend on that.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from gnnsys.system.names import naming_keywords
 from gnnsys.system.progress import Progress
 from gnnsys.training.divided_layers import DividedLayers, as_rows, create_store
 from gnnsys.training.inference_reads import choose_reads, piece_of
+from gnnsys.training.layer_blocks import as_unified, cut_blocks, device_of, read_rows, row_bytes
 from gnnsys.training.layer_checks import check_edge_values, find_gnn, flow_of, in_evaluation, unwrap
 from gnnsys.training.layer_reads import LayerReads
 from gnnsys.training.model_layers import Block, Layer, ModelLayer, model_layers
@@ -39,7 +39,7 @@ from gnnsys.training.sequential_inference import (
     with_ascending_neighbors,
 )
 from gnnsys.training.split_layers import SplitLayer
-from gnnsys.unified_tensor import UnifiedTensor, unified
+from gnnsys.unified_tensor import UnifiedTensor
 
 __all__ = ["inference", "run_layers"]
 
@@ -120,7 +120,7 @@ def inference(
         if not chain:
             raise ArgumentError("layers: empty, expected at least one")
         outputs = run_layers(
-            chain, x, graph, device=_device_of(model), out=out, block_bytes=block_bytes,
+            chain, x, graph, device=device_of(model), out=out, block_bytes=block_bytes,
             reads=LayerReads((mode,) * len(chain), memory), threads=threads, progress=progress,
         )  # fmt: skip
         return deque(outputs, maxlen=1).pop()  # two are there at a time
@@ -129,11 +129,14 @@ def inference(
 def _take_apart(data: Any, threads: int) -> tuple[Tensor, CSC]:
     if isinstance(data, Dataset):
         if data.heterogeneous:
-            raise UnsupportedError(f"{data.path}: heterogeneous; inference takes one node type")
+            raise UnsupportedError(
+                f"{data.path}: heterogeneous; inference takes one node type: use hetero_inference"
+            )
         return data.features(threads=threads, device="cpu"), data.graph()
     if isinstance(data, HeteroData):
         raise UnsupportedError(
-            "data: a HeteroData; inference takes one node type: Data, or data.to_homogeneous()"
+            "data: a HeteroData; inference takes one node type: use hetero_inference, or give "
+            "data.to_homogeneous()"
         )
     edge_index = getattr(data, "edge_index", None)
     if getattr(data, "x", None) is None or not isinstance(edge_index, Tensor):
@@ -147,10 +150,6 @@ def _take_apart(data: Any, threads: int) -> tuple[Tensor, CSC]:
             "torch_geometric.utils.to_edge_index makes these of it"
         )
     return data.x, CSC.from_edge_index(edge_index, data.num_nodes)
-
-
-def _device_of(model: torch.nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -185,7 +184,7 @@ def run_layers(
     if graph.num_nodes == 0 or (only and not len(only[-1])):
         raise ArgumentError("data: a graph without nodes")
     sampler = NeighborSampler(graph, [-1], threads=threads)
-    rows = _as_unified(x, threads)
+    rows = as_unified(x, threads)
     older: Path | None = None
     ascending: CSC | None = None
     for number, layer in enumerate(layers):
@@ -217,14 +216,8 @@ def run_layers(
         yield result
         _remove(older)
         older = place if number + 1 < len(layers) else None
-        rows = _as_unified(result, threads)
+        rows = as_unified(result, threads)
     _remove(older)
-
-
-def _as_unified(rows: Tensor, threads: int) -> UnifiedTensor:
-    if isinstance(rows, UnifiedTensor):
-        return rows
-    return unified(rows.cpu(), threads=threads, device="cpu")
 
 
 def _place(out: str | os.PathLike[str] | None, number: int, layers: int) -> Path | None:
@@ -261,14 +254,15 @@ def _gathered_blocks(
         places = batch.node if had is None else torch.searchsorted(had, batch.node)
         in_order = last - first if ids is None else 0
         block = Block(
-            inputs=_read_inputs(rows, places, in_order).to(device),
+            inputs=read_rows(rows, places, in_order).to(device),
             edge_index=torch.stack([batch.row, batch.col]).to(device),
             nodes=batch.node.to(device),
             targets=last - first,
         )
         return layer(block).cpu()
 
-    return [*_blocks(sampler.graph, ids, rows, block_bytes)], compute
+    room = block_bytes // (2 * max(1, row_bytes(rows)))  # inputs, and messages
+    return [*cut_blocks(_costs(sampler.graph, ids), room)], compute
 
 
 def _split_where_cheaper(
@@ -371,38 +365,11 @@ def _compute_all(
     return as_rows(store, place, threads)
 
 
-def _read_inputs(rows: UnifiedTensor, places: Tensor, in_order: int) -> Tensor:
-    """Rows at ``places``; the first ``in_order`` are a range, which a file reads in one pass."""
-    store = rows.store
-    if store.resident is not None:
-        return rows[places]
-    inputs = torch.empty((len(places), *store.shape[1:]), dtype=store.dtype)
-    if in_order:
-        first = int(places[0])
-        store.read_range(first, first + in_order, inputs[:in_order])
-    rest = inputs[in_order:]
-    if store.device == rest.device:
-        store.gather(places[in_order:], rest)
-    else:  # a cache in the memory of a GPU
-        rest.copy_(store.gather(places[in_order:]))
-    return inputs
-
-
-def _blocks(
-    graph: CSC, ids: Tensor | None, rows: Tensor, block_bytes: int
-) -> Iterator[tuple[int, int]]:
-    """Ranges of targets whose inputs and messages take about ``block_bytes``."""
-    row_bytes = max(1, math.prod(rows.shape[1:]) * rows.element_size())
-    room = max(1, block_bytes // (2 * row_bytes))
+def _costs(graph: CSC, ids: Tensor | None) -> Tensor:
+    """(targets + 1,) rows that targets and their neighbours have, summed up."""
     # A target counts as a row of its own beside those of its neighbours.
     if ids is None:
-        cost = graph.indptr + torch.arange(len(graph.indptr))
-    else:
-        cost = torch.zeros(len(ids) + 1, dtype=torch.int64)
-        torch.cumsum(graph.indptr[ids + 1] - graph.indptr[ids] + 1, 0, out=cost[1:])
-    first, count = 0, len(cost) - 1
-    while first < count:
-        last = int(torch.searchsorted(cost, cost[first] + room, right=True)) - 1
-        last = min(count, max(last, first + 1))
-        yield first, last
-        first = last
+        return graph.indptr + torch.arange(len(graph.indptr))
+    costs = torch.zeros(len(ids) + 1, dtype=torch.int64)
+    torch.cumsum(graph.indptr[ids + 1] - graph.indptr[ids] + 1, 0, out=costs[1:])
+    return costs

@@ -21,6 +21,7 @@ from torch_geometric.nn import (
     GCNConv,
     GINConv,
     GraphConv,
+    HGTConv,
     MessagePassing,
     PNAConv,
     ResGatedGraphConv,
@@ -45,15 +46,20 @@ from gnnsys.training.models import NodeClassifier
 
 __all__ = [
     "BIPARTITE",
+    "TYPED_LAYERS",
     "aggregations_of",
     "check_cached",
     "check_edge_values",
+    "check_hooks",
     "check_parts",
     "edge_chunks",
     "find_gnn",
     "flow_of",
     "in_evaluation",
     "orient",
+    "problem_of",
+    "same_rows",
+    "told",
     "unwrap",
 ]
 
@@ -66,6 +72,9 @@ BIPARTITE = (
 
 _LAYERS = (*BIPARTITE, GCNConv, PNAConv)
 """These and those that take all nodes of a block as both."""
+
+TYPED_LAYERS = (*_LAYERS, HGTConv)
+"""These and those that take rows and edges of several types."""
 
 _METHODS = ("forward", "message", "aggregate", "update", "edge_update", "message_and_aggregate")
 """Of a layer; a subclass with others may be anything."""
@@ -96,7 +105,7 @@ def find_gnn(model: torch.nn.Module) -> BasicGNN:
     gnn = inner.gnn if isinstance(inner, NodeClassifier) else inner
     if not isinstance(gnn, BasicGNN) or gnn.jk_mode not in (None, "last"):
         raise UnsupportedError(
-            f"model: a {type(inner).__name__} cannot be taken apart; expected a GraphSAGE, GCN, "
+            f"model: a {type(gnn).__name__} cannot be taken apart; expected a GraphSAGE, GCN, "
             "GAT, GIN, … of torch_geometric.nn.models without jumping knowledge, or give layers="
         )
     for part, kind in ((inner, NodeClassifier), (gnn, BasicGNN)):
@@ -144,7 +153,7 @@ def check_parts(model: torch.nn.Module, gnn: BasicGNN) -> None:
         model: as the user gave it.
         gnn: of ``find_gnn``.
     """
-    _check_hooks(model)
+    check_hooks(model)
     for number, conv in enumerate(gnn.convs):
         _check_conv(conv, f"convs.{number}")
     with in_evaluation(gnn):
@@ -173,7 +182,8 @@ def check_edge_values(gnn: BasicGNN, data: Any) -> None:
         )
 
 
-def _check_hooks(model: torch.nn.Module) -> None:
+def check_hooks(model: torch.nn.Module) -> None:
+    """Raises UnsupportedError for a forward hook of the user's on some part of a model."""
     for name, part in model.named_modules():
         for kind, hooks in vars(part).items():
             if "forward" not in kind or not kind.endswith("_hooks"):
@@ -187,23 +197,23 @@ def _check_hooks(model: torch.nn.Module) -> None:
 
 
 def _check_conv(conv: torch.nn.Module, name: str) -> None:
-    problem = _problem_of(conv)
+    problem = problem_of(conv)
     if problem:
-        raise UnsupportedError(f"model: {name}, {_told(conv)}, {problem}; or give layers=")
+        raise UnsupportedError(f"model: {name}, {told(conv)}, {problem}; or give layers=")
 
 
-def _problem_of(conv: torch.nn.Module) -> str:
+def problem_of(conv: torch.nn.Module, known: Sequence[type] = _LAYERS) -> str:
     """Why blocks of nodes may not compute a layer as the whole graph does; "" where they do."""
-    kind = next((each for each in _LAYERS if isinstance(conv, each)), None)
+    kind = next((each for each in known if isinstance(conv, each)), None)
     if kind is None or not _keeps(conv, kind, _METHODS) or has_own_propagate(conv):
-        return f"is not known to need a node's neighbours alone, as {_names(_LAYERS)} do"
+        return f"is not known to need a node's neighbours alone, as {_names(known)} do"
     if is_explained(conv):
         return "is being explained: end that first"
     if getattr(conv, "edge_dim", None) is not None and not isinstance(conv, (GATConv, GATv2Conv)):
         return "needs edge_attr, which inference does not give it: use one without edge_dim"
     for each in aggregations_of(conv.aggr_module):
         if type(each) not in _AGGREGATIONS:
-            return f"aggregates by {_told(each)}: expected one of {_names(_AGGREGATIONS)}"
+            return f"aggregates by {told(each)}: expected one of {_names(_AGGREGATIONS)}"
     return ""
 
 
@@ -220,7 +230,7 @@ def _names(kinds: Sequence[type]) -> str:
     return ", ".join(kind.__name__ for kind in kinds)
 
 
-def _told(part: Any) -> str:
+def told(part: Any) -> str:
     """A module as it describes itself, in one line."""
     return " ".join(str(part).split())
 
@@ -237,7 +247,7 @@ def _check_row_parts(gnn: BasicGNN) -> None:
     for name, part, width in sized:
         if not _keeps_rows_apart(part, width, like):
             raise UnsupportedError(
-                f"model: {name}, {_told(part)}, makes a row of those of all nodes at once, which "
+                f"model: {name}, {told(part)}, makes a row of those of all nodes at once, which "
                 "blocks of nodes do not have; use batch_norm, a LayerNorm of mode='node' or the "
                 "like, or give layers="
             )
@@ -252,7 +262,7 @@ def _width_of(network: torch.nn.Module, name: str) -> int:
         if isinstance(width, int) and width > 0:
             return width
     raise UnsupportedError(
-        f"model: {name}, {_told(network)}, has no linear layer that tells how many columns it "
+        f"model: {name}, {told(network)}, has no linear layer that tells how many columns it "
         "takes; give layers="
     )
 
@@ -264,11 +274,18 @@ def _keeps_rows_apart(part: Callable[[Tensor], Tensor], width: int, like: Tensor
     with torch.no_grad():  # parts may work in place
         whole = part(rows.clone())
         apart = torch.cat([part(rows[:3].clone()), part(rows[3:].clone())])
-    tolerance = torch.finfo(rows.dtype).eps ** 0.5
+    return same_rows(whole, apart)
+
+
+def same_rows(whole: Tensor, apart: Tensor) -> bool:
+    """Whether rows that were computed together and in parts are the same, up to rounding."""
+    if whole.shape != apart.shape or whole.dtype != apart.dtype:
+        return False
+    if not whole.is_floating_point():
+        return torch.equal(whole, apart)
+    tolerance = torch.finfo(whole.dtype).eps ** 0.5
     scale = float(whole.abs().max()) if whole.numel() else 0.0
-    return whole.shape == apart.shape and torch.allclose(
-        whole, apart, rtol=tolerance, atol=tolerance * scale, equal_nan=True
-    )
+    return torch.allclose(whole, apart, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def check_cached(conv: GCNConv, name: str, graph: CSC, scale: Tensor) -> None:

@@ -43,8 +43,9 @@ from gnnsys.training.curves import epoch_curves, final_scores, hyperparameters
 from gnnsys.training.divergence import DivergenceWatch, all_finite
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
-from gnnsys.training.metrics import check_metric
+from gnnsys.training.metrics import check_metric, is_better, reported_metrics
 from gnnsys.training.models import make_model
+from gnnsys.training.optimisation import LearningRate
 from gnnsys.training.packing import clear_packed
 from gnnsys.training.pipeline_steps import PipelineSteps, make_steps
 from gnnsys.training.rank_files import RankFiles, own_part
@@ -140,9 +141,10 @@ class _Trainer:
         self._config, self._dataset, self._device = config, dataset, run.device
         self._folder = folder
         self._metric = dataset.metric if config.metric == "auto" else config.metric
-        check_metric(self._metric, dataset.num_classes, dataset.multi_label, dataset.name)
+        check_metric(self._metric, dataset.labels, dataset.num_classes, dataset.name)
         self._model = make_model(run, dataset).to(run.device)
         self._steps = make_steps(run, dataset, self._model, evaluation)
+        self._rate = LearningRate(config, self._steps, self._metric)
         self._pipeline = self._steps if isinstance(self._steps, PipelineSteps) else None
         kept_in = config.resume or config.out
         self._kept_in = Path(kept_in) if kept_in else None  # on all ranks
@@ -160,11 +162,12 @@ class _Trainer:
             self._restore(load_checkpoint(before), before)
         self._log = RunLog(folder, self._state.metrics_bytes, self._state.step)
         self._begin = time.perf_counter() - self._state.seconds
-        store = dataset.features.store
-        self._depth = store.depth
-        disk = load_disk_profile(store.path) if self._depth else None
+        stores = [table.store for table in dataset.tables.values()]
+        self._depth = max((store.depth for store in stores), default=0)
+        path = next((store.path for store in stores if store.depth), None)
+        disk = load_disk_profile(path) if path else None
         self._disk_watch = DiskWatch(disk.iops if disk else 0)
-        self._mapping_watch = MappingWatch(dataset.graph.file)
+        self._mapping_watch = MappingWatch(None if dataset.heterogeneous else dataset.graph.file)
         self._logged = self._stats()  # what the last epoch's curves were made of
         self._last_step_record = self._test_seconds = 0.0
         self._last_checkpoint = time.monotonic()
@@ -216,6 +219,7 @@ class _Trainer:
         if state.batch == 0:
             state.epoch_began, state.load_began = self._seconds(), self._load_seconds()
         for batch in self._batches():
+            self._rate.begin_step(state.step)
             loss, seeds = self._steps.train(batch)
             done = min(self._steps.batches_a_step, total - state.batch)
             state.batch, state.step = state.batch + done, state.step + done
@@ -272,8 +276,9 @@ class _Trainer:
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
             val = self._evaluate(self._dataset.val)
             state.stale += 1
-            first = state.best_epoch == 0
-            if self._finite and (first or val[self._metric] > state.best_val[self._metric]):
+            score = val[self._metric]
+            self._rate.judge(score, state.step)
+            if self._finite and is_better(self._metric, score, state.best_val.get(self._metric)):
                 test = {} if self._steps.test_at_end else self._evaluate(self._dataset.test)
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
@@ -297,6 +302,7 @@ class _Trainer:
             epoch_seconds=trained - state.epoch_began,
             eval_seconds=self._seconds() - trained,
             eval_bytes=(self._stats() - before).bytes,
+            lr=self._rate.last,
             **facts,
         )
         state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
@@ -316,7 +322,7 @@ class _Trainer:
             _log.warning("%s: %s", self._config.dataset, note)
 
     def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
-        names = dict.fromkeys(("accuracy", self._metric))
+        names = reported_metrics(self._metric, self._dataset.labels)
         return self._steps.evaluate(names, nodes, self._dataset.labels)
 
     def _score_test(self, on_evaluation: Progress) -> bool:
@@ -382,21 +388,20 @@ class _Trainer:
         self._log.flush()
         state.seconds = self._seconds()
         state.metrics_bytes = self._log.length
-        served = self._served().tiers()
-        on_gpu = self._device.type == "cuda"
         checkpoint = Checkpoint(
             config=describe(self._config),
             dataset=self._dataset.digest,
             state=dataclasses.replace(
                 state,
-                served={tier: [s.rows, s.bytes] for tier, s in served.items()},
+                served={tier: [s.rows, s.bytes] for tier, s in self._served().tiers().items()},
                 reads=dict(self._stats().reads),
                 load_seconds=self._load_seconds(),
                 padded_sizes=self._steps.padded_sizes,
+                learning_rate=self._rate.state(),
             ),
             **kept,
             torch_rng=torch.get_rng_state(),
-            cuda_rng=torch.cuda.get_rng_state_all() if on_gpu else [],
+            cuda_rng=torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
         )
         save_checkpoint(self._folder, checkpoint)
 
@@ -413,6 +418,7 @@ class _Trainer:
         self._best_model = own_part(self._steps, checkpoint.best_model)
         self._state = checkpoint.state
         self._steps.padded_sizes = self._state.padded_sizes
+        self._rate.load(self._state.learning_rate)
         # A run that was interrupted after an epoch's step has it behind.
         trained = self._state.epoch - 1 + (self._state.batch if self._pipeline else 0)
         self._files.load(self._steps, checkpoint, trained)

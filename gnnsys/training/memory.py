@@ -17,38 +17,41 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnsys.cache.engine import PAGE_BYTES
 from gnnsys.cache.making import LEAST_STAGING
-from gnnsys.cache.packed.plans import OF_A_USE
 from gnnsys.choices import EVAL_STORES
+from gnnsys.config.heterogeneous import check_heterogeneous
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
+from gnnsys.config.user_model import is_user_model
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
+from gnnsys.dataset.format import MANIFEST, NODE_TYPE
 from gnnsys.errors import StorageError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.packing import planner_bytes
 from gnnsys.features.replay import training_seeds
 from gnnsys.features.setup import reserve_ranking
-from gnnsys.features.topology import graph_to_sample, plan_topology
+from gnnsys.features.topology import OFFSETS, graph_to_sample, plan_topology
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import (
-    AHEAD,
-    BATCHES,
     BLOCKS,
-    PLANS_AHEAD,
     SEEDS,
     SPLITS,
-    STAGING,
-    STEPS,
     process_budget,
     resident_memory,
 )
 from gnnsys.system.extension import core
 from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder, reclaim_scratch
+from gnnsys.training.batch_memory import (
+    SAMPLER,
+    BatchSize,
+    answer_bytes,
+    reserve_batches,
+    reserve_libraries,
+)
 from gnnsys.training.evaluation import Evaluation, plan_evaluation
+from gnnsys.training.hetero_memory import plan_types
 from gnnsys.training.inference_reads import SUMS
 from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.task import NodeDataset
@@ -66,7 +69,6 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 ACTIVATIONS = "activations of evaluation"
-SAMPLER = "sampler maps"
 SCOPE = "nodes that evaluation computes"
 _TOO_SMALL = (
     "give more memory, fewer --ranks if there are several, fewer --fanouts, a smaller --batch-size "
@@ -76,21 +78,9 @@ _LAYERS = "gnnsys-layers-"
 """How folders of activations begin."""
 _IN_MEMORY = 0.25
 """Share of the memory left that activations may take."""
-_LATE = 24 << 20
-"""Bytes of libraries that training brings in after the start, measured: optimizer, autograd."""
 _BLOCKS = 2 * (64 << 20)
 """Bytes of a block of layerwise evaluation, measured: inputs and messages, and what is made of
 them. What training had stays in pools meanwhile."""
-_AT_A_TIME = 3
-"""Batches with their rows: one being trained on, one ready, one being made."""
-_READ_AHEAD = 2
-"""Batches none of whose rows is cached that may be read at once."""
-_WINDOW = 64
-"""Batches that plans look ahead, of all ranks that share a cache together."""
-_LEAST_AHEAD = 16 << 20
-"""Bytes of batches sampled ahead of a cache, where memory is short."""
-_ROUNDS = 5
-"""Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
 _LAYER_NODES = 1 << 22
 """Of a block whose neighbours exact evaluation reads, about."""
 
@@ -115,21 +105,19 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
     """
     folder = Path(run.config.dataset)
-    if run.config.full_batch or not (folder / MANIFEST).is_file():
-        _reserve_libraries()
+    dataset = open_dataset(folder) if (folder / MANIFEST).is_file() else None
+    if dataset is not None and dataset.heterogeneous:
+        check_heterogeneous(run.config)
+        plan_types(run.config, dataset, run.features, trains=trains)
         return None
-    dataset = open_dataset(folder)
-    if dataset.heterogeneous or dataset.task is None:
+    if run.config.full_batch or dataset is None:
+        reserve_libraries()
+        return None
+    if dataset.task is None:
         return None
     if not dataset.has("features") or not dataset.has("train"):
         return None
     return plan_memory(run.config, dataset, run.features, run.topology, trains=trains)
-
-
-def _reserve_libraries() -> None:
-    budget, now = process_budget(), resident_memory()
-    budget.reserve("libraries", now.anonymous + _LATE, there=now.anonymous)
-    budget.reserve("libraries, mapped", now.file, there=now.file, mapped=True)
 
 
 def memory_facts() -> dict[str, Any]:
@@ -179,8 +167,8 @@ def plan_memory(
     budget = process_budget()
     nodes = dataset.num_nodes()
     tables = dataset.manifest.nodes[NODE_TYPE].tables
-    _reserve_libraries()
-    budget.reserve("topology: offsets, mapped", 8 * (nodes + 1), mapped=True)
+    reserve_libraries()
+    budget.reserve(OFFSETS, 8 * (nodes + 1), mapped=True)
     seeds, _ = training_seeds(dataset)
     labels = tables["labels"].data_bytes if "labels" in tables else 0
     budget.reserve("labels, mapped", labels, mapped=True)
@@ -202,28 +190,18 @@ def plan_memory(
         gathered = _epoch_bytes(config, batch, columns, len(seeds))
         evaluation = plan_evaluation(config, graph, *parts, columns, gathered)
         budget.reserve(SCOPE, sum(ids.nbytes for ids in evaluation.scope.layers or ()))
-    under_way = step = ahead = plans = 0
-    batches = trains or not exact
-    if batches:
-        under_way = _AT_A_TIME * (4 * sum(batch.nodes) * columns + batch.sampled_bytes)
-        budget.reserve(BATCHES, under_way)
+    training = 0
+    if trains or not exact:
+        stored = sum(batch.nodes) * tables["features"].encoding.row_stride
+        size = BatchSize(
+            nodes=sum(batch.nodes),
+            sampled_bytes=batch.sampled_bytes,
+            row_bytes=4 * sum(batch.nodes) * columns,
+            stored_bytes=stored,  # read piece by piece, before it is moved
+        )
         step = _step_bytes(config, batch, columns)
-        budget.reserve(STEPS if trains else "what layers compute", step)
-    if batches and options.cache != "none":
-        owners = (config.ranks or 1) if options.share_cache != "none" else 1
-        left = budget.left()
-        most = max(_LEAST_AHEAD, min(64 << 20, left // 8), left // 32)
-        ahead = min(most, (3 + -(-_WINDOW // owners)) * batch.sampled_bytes)
-        budget.reserve(AHEAD, ahead)
-        uses = OF_A_USE * (1 + ahead // batch.sampled_bytes)
-        row = tables["features"].encoding.row_stride  # read piece by piece, before it is moved
-        rounds = 1 if owners == 1 else _ROUNDS  # that rows which are read stay for
-        plans = sum(batch.nodes) * (uses + rounds * row)
-        budget.reserve(PLANS_AHEAD, plans)
-        most = _READ_AHEAD * sum(batch.nodes) * (row + PAGE_BYTES)
-        budget.reserve(STAGING, max(LEAST_STAGING, most))  # plan_features knows what is left
+        training = reserve_batches(config, options, size, step, trains=trains)
     # Evaluation comes after training, in the same memory.
-    training = under_way + step + ahead + plans
     if exact:
         evaluating = _BLOCKS + 24 * nodes - (LEAST_STAGING if options.cache != "none" else 0)
         budget.reserve(BLOCKS, max(0, evaluating - training))
@@ -234,7 +212,7 @@ def plan_memory(
         judged = max(
             (tables[name].shape[0] for name in ("val", "test") if name in tables), default=0
         )
-        budget.reserve("what evaluation predicts", judged * _answer_bytes(config, dataset.task))
+        budget.reserve("what evaluation predicts", judged * answer_bytes(config, dataset.task))
     if evaluation is not None and dataset.task is not None:
         sizes = [evaluation.scope.sizes(nodes, config.layers)]
         if evaluation.test_at_end:
@@ -261,17 +239,6 @@ def plan_memory(
     if evaluation is not None:
         evaluation.tell()
     return evaluation
-
-
-def _answer_bytes(config: TrainConfig, task: Task) -> int:
-    """Of a node that is evaluated: its labels, and what it is judged by."""
-    metric = task.metric if config.metric == "auto" else config.metric
-    ranked = 4 * (metric == "rocauc")
-    if task.multi_label:
-        return task.num_classes * (4 + 1 + ranked)
-    if metric == "accuracy":
-        return 0
-    return 8 + 1 + 8 * (metric == "f1") + ranked
 
 
 def activation_bytes(config: TrainConfig, rows: Sequence[int], num_classes: int) -> int:
@@ -377,7 +344,8 @@ def _step_bytes(config: TrainConfig, batch: _Batch, columns: int) -> int:
     for hops in range(config.layers - 1, -1, -1):
         targets = sum(batch.nodes[: hops + 1])
         messages = 0
-        if config.model in ("gat", "gcn"):  # untrimmed, or a value for each edge and head
+        # Untrimmed, or a value for each edge and head.
+        if config.model in ("gat", "gcn") or is_user_model(config.model):
             targets = nodes
             messages = batch.edges * 4 * 16
         total += targets * 4 * (2 * width + 5 * hidden) + messages

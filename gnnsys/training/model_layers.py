@@ -23,7 +23,15 @@ from gnnsys.training.layer_checks import (
 )
 from gnnsys.training.split_layers import SplitLayer, split_convolution
 
-__all__ = ["Block", "Layer", "ModelLayer", "model_layers"]
+__all__ = [
+    "QUANTILES",
+    "Block",
+    "Layer",
+    "ModelLayer",
+    "degree_scale",
+    "make_convolution",
+    "model_layers",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +71,7 @@ class ModelLayer:
         return self.after(self.convolve(block))
 
 
-_QUANTILES = (aggr.QuantileAggregation, aggr.MedianAggregation)
+QUANTILES = (aggr.QuantileAggregation, aggr.MedianAggregation)
 
 
 def model_layers(model: torch.nn.Module, graph: CSC) -> list[ModelLayer]:
@@ -86,10 +94,10 @@ def model_layers(model: torch.nn.Module, graph: CSC) -> list[ModelLayer]:
 def _make_layer(gnn: BasicGNN, number: int, graph: CSC) -> ModelLayer:
     conv, name, scale = gnn.convs[number], f"convs.{number}", None
     if isinstance(conv, GCNConv) and conv.normalize:
-        scale = _degree_scale(conv, name, graph)
+        scale = degree_scale(conv, name, graph)
     after = partial(_finish, gnn, number)
     split = partial(split_convolution, conv, name, after, scale)
-    return ModelLayer(_make_convolution(conv, scale), after, split)
+    return ModelLayer(make_convolution(conv, scale), after, split)
 
 
 def _finish(gnn: BasicGNN, number: int, x: Tensor) -> Tensor:
@@ -104,10 +112,16 @@ def _finish(gnn: BasicGNN, number: int, x: Tensor) -> Tensor:
     return gnn.lin(x) if is_last and hasattr(gnn, "lin") else x
 
 
-def _make_convolution(conv: MessagePassing, scale: Tensor | None) -> Layer:
+def make_convolution(conv: MessagePassing, scale: Tensor | None) -> Layer:
+    """A layer of PyG as a function of blocks.
+
+    Args:
+        conv: that ``layer_checks.problem_of`` finds no fault with.
+        scale: of ``degree_scale``, of a ``GCNConv`` that weighs edges by degrees.
+    """
     convolve = partial(_convolve, conv) if scale is None else _make_gcn(conv, scale)
     kinds = {type(each) for each in aggregations_of(conv.aggr_module)}
-    return partial(_convolve_led, convolve) if kinds & {*_QUANTILES} else convolve
+    return partial(_convolve_led, convolve) if kinds & {*QUANTILES} else convolve
 
 
 def _convolve(conv: MessagePassing, block: Block) -> Tensor:
@@ -135,7 +149,7 @@ def _convolve_led(convolve: Layer, block: Block) -> Tensor:
     return convolve(led)[1:]
 
 
-def _degree_scale(conv: GCNConv, name: str, graph: CSC) -> Tensor:
+def degree_scale(conv: GCNConv, name: str, graph: CSC) -> Tensor:
     """(nodes,) factors of both ends of an edge (Kipf and Welling, ICLR 2017, eq. 2).
 
     A block knows the degrees of its targets only: they are counted over the whole graph before.

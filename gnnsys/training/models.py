@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,16 @@ from torch_geometric.nn import GCNConv, MessagePassing
 from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
+from gnnsys.config.heterogeneous import check_homogeneous
 from gnnsys.config.resolve import Run
+from gnnsys.config.user_model import is_user_model
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.cooperative import JointBatch
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
+from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.task import NodeDataset
+from gnnsys.training.user_models import make_user_model
 
 __all__ = ["NodeClassifier", "make_model"]
 
@@ -70,6 +74,16 @@ class NodeClassifier(torch.nn.Module):
         self.gnn = fuse(
             _MODELS[model](in_channels, hidden, layers, out_channels, dropout=dropout, **more)
         )
+
+    @classmethod
+    def around(cls, net: torch.nn.Module) -> NodeClassifier:
+        """A module of any kind in its place: ``net(x, edge_index)`` gives the logits of all nodes.
+        No inputs are dropped and no layers trimmed."""
+        made = cls.__new__(cls)
+        torch.nn.Module.__init__(made)
+        made.dropout, made.can_trim, made.extra_hops = 0.0, False, 0
+        made.gnn = cast(BasicGNN, net)  # whatever needs its layers asks whether it is one
+        return made
 
     def forward(
         self,
@@ -174,9 +188,29 @@ def _convolve_scaled(
     return out
 
 
-def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | DeepModel:
-    """The model of a run, in one process."""
+def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassifier | DeepModel:
+    """The model of a run, in one process.
+
+    Raises:
+        ArgumentError: a model that does not fit the types of the graph, or that it has none.
+        ArgumentError, UnsupportedError: see ``make_user_model``.
+    """
     config = run.config
+    if dataset.heterogeneous:
+        return HeteroClassifier(
+            config.model,
+            in_channels={kind: table.shape[1] for kind, table in dataset.tables.items()},
+            num_nodes=dataset.num_nodes,
+            edge_types=[*dataset.graphs],
+            target=dataset.target,
+            hidden=config.hidden or 0,
+            out_channels=dataset.num_classes,
+            layers=config.layers,
+            dropout=config.dropout,
+        )
+    if is_user_model(config.model):
+        return NodeClassifier.around(make_user_model(run, dataset))
+    check_homogeneous(config)
     shape = {
         "in_channels": dataset.features.shape[1],
         "hidden": config.hidden or 0,

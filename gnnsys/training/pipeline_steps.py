@@ -7,19 +7,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gnnsys.config.resolve import Run
 from gnnsys.config.run_files import TIMELINE
 from gnnsys.config.train import TrainConfig
+from gnnsys.errors import UnsupportedError
 from gnnsys.pipeline import DeepModel, GNNPipe
 from gnnsys.pipeline.schedule import bubble, num_slots
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.files import replace_file
 from gnnsys.training.cooperative_steps import CooperativeSteps
 from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.models import NodeClassifier
+from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.rank_steps import RankSteps
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
 from gnnsys.training.task import NodeDataset
@@ -31,12 +34,14 @@ __all__ = ["PipelineSteps", "make_steps"]
 def make_steps(
     run: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | DeepModel,
+    model: NodeClassifier | HeteroClassifier | DeepModel,
     evaluation: Evaluation | None,
 ) -> Steps:
     """What trains and evaluates a model as a run asks for."""
     if isinstance(model, DeepModel):
         return PipelineSteps(run, dataset, model)
+    if isinstance(model, HeteroClassifier):
+        return HeteroMiniBatch(run, dataset, model)
     if run.config.full_batch:
         return FullBatch(run, dataset, model)
     of_ranks = CooperativeSteps if run.config.cooperative else RankSteps
@@ -48,6 +53,11 @@ class PipelineSteps(WholeGraph):
 
     def __init__(self, run: Run, dataset: NodeDataset, model: DeepModel) -> None:
         config = run.config
+        if dataset.regression:
+            raise UnsupportedError(
+                f"{dataset.name}: has a number for each node, which layers of a pipeline are not "
+                "trained for; leave --parallel out, and give --model sage, gcn, gat or gin"
+            )
         self._pipe = GNNPipe(
             list(model.layers),
             dataset.to_data(),
@@ -62,9 +72,7 @@ class PipelineSteps(WholeGraph):
             history=config.history,
             device=run.device,
         )
-        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            self._pipe.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        self.optimizer = make_optimizer(config, self._pipe.parameters())
         self._seeds = len(dataset.train)
         self._period = config.snapshot_period
         self._reads_snapshots = run.chunks > run.ways

@@ -39,7 +39,7 @@ from gnnsys.training.divided_layers import DividedLayers
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.metrics import measure
 from gnnsys.training.models import NodeClassifier
-from gnnsys.training.steps import AskedToEndError, MiniBatch, served_so_far
+from gnnsys.training.steps import AskedToEndError, MiniBatch
 from gnnsys.training.task import NodeDataset
 
 __all__ = ["RankSteps"]
@@ -108,7 +108,7 @@ class RankSteps(MiniBatch):
         """The mean over this rank's seeds; without any, whatever takes part in the sums."""
         if batch is not None:
             return self._loss(batch)
-        self.served = served_so_far(self._dataset)
+        self.served = self._dataset.served()
         return self._loss_of_nothing()
 
     def _sum_gradients(self) -> None:
@@ -140,7 +140,7 @@ class RankSteps(MiniBatch):
         else:
             kept = self._kept(nodes, *self._exact(nodes, self._evaluation))
             found = told_by_first_rank(lambda: measure(metrics, kept, labels, nodes))
-        self.served = served_so_far(self._dataset)
+        self.served = self._dataset.served()
         self._exchange(0.0)
         return found
 

@@ -30,7 +30,7 @@ class EpochRecord:
     """From 1."""
 
     loss: float
-    """Mean cross entropy over the training nodes."""
+    """Mean over the training nodes."""
 
     val: float | None
     """Validation score after the epoch; None where it was not evaluated."""
@@ -47,7 +47,7 @@ class TrainResult:
     """With every default filled in."""
 
     metric: str
-    """accuracy, rocauc or f1: what the best epoch was chosen by."""
+    """What the best epoch was chosen by: one of ``gnnsys.choices.METRICS``."""
 
     reason: str
     """Why it ended: done, early stop or interrupted."""
@@ -58,7 +58,8 @@ class TrainResult:
     """The first epoch with the best validation score, from 1; 0 before any evaluation."""
 
     best_val: dict[str, float]
-    """Validation metrics by name at the best epoch; accuracy is always among them."""
+    """Validation metrics by name at the best epoch; accuracy is always among them, or rmse, mae and
+    r2 of a regression."""
 
     best_test: dict[str, float]
     """Test metrics at the best epoch, likewise."""

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
-from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
-from gnnsys.errors import BuildError, GnnsysError
+from gnnsys.errors import GnnsysError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.loaders.static_shapes import Padding, Sizes
-from gnnsys.system.device import SIMT
-from gnnsys.system.gpu.kernels import MOST_FANOUT
-from gnnsys.system.machine import cpu_flags, cpu_model
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.divided_layers import DividedLayers
@@ -37,27 +30,27 @@ from gnnsys.training.evaluation import (
     warn_of_sums,
 )
 from gnnsys.training.exact_inference import run_layers
+from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
-from gnnsys.training.metrics import loss_of, measure
+from gnnsys.training.metrics import make_loss, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
+from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.packing import EpochSamples
+from gnnsys.training.step_parts import compile_model, make_autocast, make_sampler
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
+    "BLOCK",
     "AskedToEndError",
     "FullBatch",
     "MiniBatch",
     "Steps",
     "WholeGraph",
-    "served_so_far",
 ]
 
-_log = logging.getLogger(__name__)
-_BLOCK = 1 << 16
+BLOCK = 1 << 16
 """Nodes whose logits are handed out at a time."""
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Of processors that multiply bfloat16, in the kernel's words."""
 
 
 class AskedToEndError(GnnsysError):
@@ -203,7 +196,7 @@ class WholeGraph(Steps):
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         if self._logits is None:
             self._logits = self._compute_all()
-        for part in nodes.split(_BLOCK):
+        for part in nodes.split(BLOCK):
             yield self._logits[part]
 
     @abstractmethod
@@ -216,13 +209,14 @@ class FullBatch(WholeGraph):
 
     def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
         config, device = run.config, run.device
-        self.optimizer = _make_optimizer(config, model)
+        self.optimizer = make_optimizer(config, model.parameters())
+        self._loss_of = make_loss(config, dataset.labels, dataset.train, dataset.num_classes)
         self._x = dataset.features.materialize()
         self._edge_index = dataset.edge_index().to(device)
         self._train = dataset.train.to(device)
         self._labels = dataset.labels.to(device)[self._train]
         self._model = model
-        self._autocast = _make_autocast(config, device)
+        self._autocast = make_autocast(config, device)
         self.served = dataset.features.counters
 
     def train(self, batch: Any) -> tuple[float, int]:
@@ -231,7 +225,7 @@ class FullBatch(WholeGraph):
         self.optimizer.zero_grad()
         with self._autocast:
             out = self._model(self._x, self._edge_index)
-        loss = loss_of(out[self._train].float(), self._labels)
+        loss = self._loss_of(out[self._train].float(), self._labels)
         loss.backward()
         self.optimizer.step()
         return loss.item(), len(self._train)
@@ -268,50 +262,58 @@ class MiniBatch(Steps):
         self,
         run: Run,
         dataset: NodeDataset,
-        model: NodeClassifier,
+        model: NodeClassifier | HeteroClassifier,
         evaluation: Evaluation | None = None,
     ) -> None:
         config, device = run.config, run.device
-        self.optimizer = _make_optimizer(config, model)
+        self.optimizer = make_optimizer(config, model.parameters())
+        self._loss_of = make_loss(config, dataset.labels, dataset.train, dataset.num_classes)
         self._config = config
         self._dataset = dataset
         self._model = model
-        self._trained: Callable[..., Tensor] = _compile(model, device) if config.compile else model
-        self._device = device
-        self._autocast = _make_autocast(config, device)
-        self._sampler = NeighborSampler(
-            dataset.graph,
-            list(config.fanouts or ()),
-            seed=config.seed,
-            threads=config.threads,
-            sampling=config.sampling,
-            dependent_batches=config.dependent_batches,
-            device=_sampler_device(config),
+        self._trained: Callable[..., Tensor] = (
+            compile_model(model, device) if config.compile else model
         )
+        self._device = device
+        self._autocast = make_autocast(config, device)
+        self._sampler = self._make_sampler()
         self._loader = self._make_loader(dataset.train, trains=True)
         self._samples = EpochSamples(config, dataset, self._sampler)
         self.served = Counters()
-        if evaluation is None and config.eval != "sampled":
-            evaluation = evaluation_of(config, dataset)
-        if evaluation is not None:
+        self._evaluation = self._make_evaluation() if evaluation is None else evaluation
+        if self._evaluation is not None:
             warn_of_sums(config, dataset.graph)
             reclaim_activations(config)
-        self._evaluation = evaluation
-        if evaluation is not None:
-            self.test_at_end = evaluation.test_at_end
+            self.test_at_end = self._evaluation.test_at_end
         else:
             parts = len(dataset.train), len(dataset.val), dataset.num_test
-            self.test_at_end = sampled_test_waits(*parts)
+            self.test_at_end = config.eval != "layerwise" and sampled_test_waits(*parts)
         self._layers: list[ModelLayer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
         self._folder: ScratchFolder | None = None  # where those lie
 
+    def _make_sampler(self) -> NeighborSampler:
+        return make_sampler(self._config, self._dataset.graph)
+
+    def _make_evaluation(self) -> Evaluation | None:
+        """How scores are made where that was not planned; None for sampled neighbourhoods."""
+        config = self._config
+        return None if config.eval == "sampled" else evaluation_of(config, self._dataset)
+
+    def _seeds(self, nodes: Tensor) -> Any:
+        """Nodes as a loader takes them."""
+        return nodes
+
+    def _of_seeds(self, batch: Any) -> Any:
+        """The part of a batch that has its seeds and their labels."""
+        return batch
+
     def _make_loader(self, nodes: Tensor, trains: bool) -> NeighborLoader:
         return NeighborLoader(
             self._dataset.source,
             self._sampler.num_neighbors,
-            input_nodes=nodes,
+            input_nodes=self._seeds(nodes),
             neighbor_sampler=self._sampler,
             batch_size=self._config.batch_size,
             shuffle=trains,
@@ -341,14 +343,14 @@ class MiniBatch(Steps):
         loss.backward()
         self.optimizer.step()
         self.padded_sizes = [self._sizes]
-        return loss.item(), batch.batch_size
+        return loss.item(), self._of_seeds(batch).batch_size
 
     def _begin_step(self) -> None:
         self._model.train()
         self.forget()
         self.optimizer.zero_grad()
 
-    def _loss(self, batch: Data) -> Tensor:
+    def _loss(self, batch: Any) -> Tensor:
         self.served = batch.served
         batch = batch.to(self._device)
         with self._autocast:
@@ -357,9 +359,9 @@ class MiniBatch(Steps):
             self._sizes = batch.num_sampled_nodes, batch.num_sampled_edges
         if self._config.precision == "bf16":
             out = out.float()
-        return loss_of(out, batch.y[: batch.batch_size])
+        return self._loss_of(out, self._of_seeds(batch).y[: len(out)])
 
-    def _forward(self, batch: Data, model: Callable[..., Tensor]) -> Tensor:
+    def _forward(self, batch: Any, model: Callable[..., Tensor]) -> Tensor:
         sizes = batch.num_sampled_nodes, batch.num_sampled_edges
         out = model(batch.x, batch.edge_index, *sizes, self._degrees(batch.n_id))
         return out[: batch.batch_size]
@@ -378,19 +380,19 @@ class MiniBatch(Steps):
             done = 0
             for batch in self._make_loader(nodes, trains=False):
                 yield self._forward(batch.to(self._device), self._model).cpu()
-                done = min(done + batch.batch_size * self._world, len(nodes))
+                done = min(done + self._of_seeds(batch).batch_size * self._world, len(nodes))
                 if self.progress is not None:
                     self.progress("sampled batches: nodes", done, len(nodes))
         else:
             yield from self._kept(nodes, *self._exact(nodes, self._evaluation))
-        self.served = served_so_far(self._dataset)
+        self.served = self._dataset.served()
 
     def forget(self) -> None:
         self._logits = self._scope = self._folder = None
 
     @staticmethod
     def _kept(nodes: Tensor, scope: Scope, logits: Tensor) -> Iterator[Tensor]:
-        return (logits[scope.places(part)] for part in nodes.split(_BLOCK))
+        return (logits[scope.places(part)] for part in nodes.split(BLOCK))
 
     def _exact(self, nodes: Tensor, evaluation: Evaluation) -> tuple[Scope, Tensor]:
         """A scope in which nodes are, and (nodes of the scope, classes)."""
@@ -445,25 +447,6 @@ class MiniBatch(Steps):
         return {} if self._evaluation is None else self._evaluation.facts()
 
 
-def _compile(model: nn.Module, device: torch.device) -> Callable[..., Tensor]:
-    # As torch chooses it, and Triton on a GPU.
-    names = [os.environ.get("CXX", "g++")] if device.type == "cpu" else ["cc", "gcc", "clang"]
-    if not any(map(shutil.which, names)):
-        raise BuildError(
-            f"--compile: torch.compile needs a compiler, and {' or '.join(names)} is not on PATH; "
-            "install one, or leave --compile out"
-        )
-    return torch.compile(model)
-
-
-def _sampler_device(config: TrainConfig) -> Literal["cpu", "cuda", "simt"]:
-    """That draws the neighbours of mini-batches."""
-    if config.sampler == "gpu":
-        return "simt" if config.device == SIMT else "cuda"
-    can = config.sampling == "uniform" and max(config.fanouts or (0,)) <= MOST_FANOUT
-    return "simt" if config.sampler == "auto" and config.device == SIMT and can else "cpu"
-
-
 class _Timed(Iterator[Any]):
     """Batches of a loader; how long each was waited for is added to ``steps.load_seconds``."""
 
@@ -480,23 +463,5 @@ class _Timed(Iterator[Any]):
 
 
 def _note_served(dataset: NodeDataset, batch: Any) -> Any:
-    batch.served = served_so_far(dataset)
+    batch.served = dataset.served()
     return batch
-
-
-def served_so_far(dataset: NodeDataset) -> Counters:
-    """A copy of what this process has counted, for batches made ahead, too."""
-    return Counters.total([dataset.features.counters])
-
-
-def _make_autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    if config.precision == "bf16" and device.type == "cpu" and not _BF16_FLAGS & {*cpu_flags()}:
-        _log.warning(
-            "--precision bf16: %s has no bfloat16 multiplication (%s), so fp32 is faster here",
-            cpu_model(), ", ".join(sorted(_BF16_FLAGS))
-        )  # fmt: skip
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def _make_optimizer(config: TrainConfig, model: NodeClassifier) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

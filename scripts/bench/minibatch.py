@@ -17,6 +17,7 @@ from options import positive, positive_list
 from peers import Peer, PeerError
 from rmat import RmatGraph, RmatSpec, make_rmat, open_rmat
 from torch import Tensor
+from typed_rmat import TypedGraph
 
 __all__ = [
     "PeerKind",
@@ -36,7 +37,7 @@ _WORKERS = Path(__file__).resolve().parent / "workers"
 class Workload:
     """The graph, and what is sampled from it."""
 
-    graph: RmatGraph
+    graph: RmatGraph | TypedGraph
     fanouts: list[int]
     batch_size: int
     batches: int
@@ -111,7 +112,11 @@ def find_graph(options: argparse.Namespace, scratch: Path, dim: int = 0) -> tupl
 
 
 def add_graph_options(
-    parser: argparse.ArgumentParser, *, batches: int, fanouts: list[list[int]]
+    parser: argparse.ArgumentParser,
+    *,
+    batches: int,
+    fanouts: list[list[int]],
+    typed: bool = False,
 ) -> None:
     """The options of the graph, of what is sampled from it, and of the harness.
 
@@ -119,10 +124,12 @@ def add_graph_options(
         parser: that takes them.
         batches: default of ``--batches``.
         fanouts: default of ``--fanouts``.
+        typed: whether it is a graph of ``typed_rmat``, which has the degrees of its types.
     """
     add = parser.add_argument
     add("--scale", type=positive, default=20, help="log2 of the nodes; default 20")
-    add("--degree", type=positive, default=16, help="edges per node; default 16")
+    if not typed:
+        add("--degree", type=positive, default=16, help="edges per node; default 16")
     add(
         "--fanouts",
         type=int,
@@ -146,14 +153,19 @@ def add_graph_options(
 
 
 def add_workload_options(
-    parser: argparse.ArgumentParser, *, batches: int, fanouts: list[list[int]]
+    parser: argparse.ArgumentParser,
+    *,
+    batches: int,
+    fanouts: list[list[int]],
+    typed: bool = False,
 ) -> None:
     """Those of ``add_graph_options``, with threads and peers."""
-    add_graph_options(parser, batches=batches, fanouts=fanouts)
+    add_graph_options(parser, batches=batches, fanouts=fanouts, typed=typed)
     add = parser.add_argument
     add("--threads", type=positive_list, default=[1, 2], metavar="N,…", help="default 1,2")
     add("--dgl", type=interpreter, metavar="PYTHON", help="of an environment with DGL")
-    add("--pyg", type=interpreter, metavar="PYTHON", help="of one with pyg-lib or torch-sparse")
+    if not typed:
+        add("--pyg", type=interpreter, metavar="PYTHON", help="of one with pyg-lib or torch-sparse")
 
 
 def check_workload_options(options: argparse.Namespace) -> None:

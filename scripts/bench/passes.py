@@ -23,7 +23,7 @@ from options import positive_list
 from peers import Peer
 from rmat import RmatGraph
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from gnnsys import NeighborLoader
 
@@ -85,27 +85,36 @@ class LoaderPass:
         data: of ``make_data``.
         work: what to load.
         threads: of the loader.
+        seed_type: of the seeds, where nodes have types.
         **options: of ``NeighborLoader``.
     """
 
-    def __init__(self, data: Data, work: PassWork, threads: int, **options: Any) -> None:
+    def __init__(
+        self,
+        data: Data | HeteroData,
+        work: PassWork,
+        threads: int,
+        seed_type: str | None = None,
+        **options: Any,
+    ) -> None:
         self._work = work
+        seeds = work.seeds(0, work.first(work.rounds + 1))
         self._loader = NeighborLoader(
             data,
             work.fanouts,
-            input_nodes=work.seeds(0, work.first(work.rounds + 1)),
+            input_nodes=seeds if seed_type is None else (seed_type, seeds),
             batch_size=work.batch_size,
             is_sorted=True,
             threads=threads,
             **options,
         )
 
-    def first_batch(self) -> Data:
+    def first_batch(self) -> Any:
         """The first batch of round 0."""
         self._loader.set_epoch(0)
         return next(iter(self._loader))
 
-    def run(self, number: int, consume: Callable[[Data], object] = lambda batch: None) -> Sample:
+    def run(self, number: int, consume: Callable[[Any], object] = lambda batch: None) -> Sample:
         """Times ``consume`` on the batches of a round, their loading included."""
         self._loader.set_epoch(number, first_batch=self._work.first(number))
         batches = iter(self._loader)
@@ -117,8 +126,12 @@ class LoaderPass:
             for _ in range(self._work.batches):
                 batch = next(batches)
                 consume(batch)
+                rows = [store.x for store in batch.node_stores]
                 amounts.update(
-                    batches=1, nodes=len(batch.x), edges=batch.num_edges, bytes=batch.x.nbytes
+                    batches=1,
+                    nodes=sum(map(len, rows)),
+                    edges=batch.num_edges,
+                    bytes=sum(x.nbytes for x in rows),
                 )
 
         sample = timed(job)
@@ -163,9 +176,10 @@ class PeerPass:
         )
 
 
-def add_pass_options(parser: argparse.ArgumentParser, *, batches: int) -> None:
+def add_pass_options(parser: argparse.ArgumentParser, *, batches: int, typed: bool = False) -> None:
     """Those of ``add_workload_options`` and what else benchmarks of loaders share."""
-    add_workload_options(parser, batches=batches, fanouts=[[15, 10, 5], [25, 10]])
+    fanouts = [[15, 10, 5], [25, 10]]
+    add_workload_options(parser, batches=batches, fanouts=fanouts, typed=typed)
     parser.add_argument(
         "--workers",
         type=positive_list,

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,17 @@ from harness import BenchError
 from numpy.typing import NDArray
 from options import make_parser, positive
 
-__all__ = ["RmatGraph", "RmatSpec", "make_rmat", "open_rmat"]
+__all__ = [
+    "RmatGraph",
+    "RmatSpec",
+    "check_folder",
+    "draw_edges",
+    "make_csc",
+    "make_folder",
+    "make_rmat",
+    "open_rmat",
+    "write_features",
+]
 
 _FORMAT = 1
 _MAX_SCALE = 30  # node ids are int32
@@ -94,7 +105,9 @@ def _mix(counter):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(parallel=True, cache=True)
-def _draw_edges(scale, seed, source, target):  # type: ignore[no-untyped-def]
+def draw_edges(scale, seed, source, target):  # type: ignore[no-untyped-def]
+    """Fills ``source`` and ``target``, (edges,) int32, with numbers below 2 to the power of
+    ``scale``."""
     key = _mix(np.uint64(seed) + np.uint64(1))
     for edge in numba.prange(len(source)):
         row = np.int32(0)
@@ -136,20 +149,53 @@ def generate(spec: RmatSpec) -> RmatGraph:
     rng = np.random.default_rng(spec.seed)
     source = np.empty(spec.num_edges, np.int32)
     target = np.empty(spec.num_edges, np.int32)
-    _draw_edges(spec.scale, spec.seed, source, target)
+    draw_edges(spec.scale, spec.seed, source, target)
     new_id = rng.permutation(spec.num_nodes).astype(np.int32)
     np.take(new_id, source, out=source, mode="clip")
     np.take(new_id, target, out=target, mode="clip")
-    indptr = np.zeros(spec.num_nodes + 1, np.int64)
-    indices = np.empty(spec.num_edges, np.int32)
+    indptr, indices = make_csc(source, target, spec.num_nodes)
+    return RmatGraph(spec, indptr, indices, rng.permutation(np.flatnonzero(np.diff(indptr))))
+
+
+def make_csc(
+    source: NDArray[np.int32], target: NDArray[np.int32], num_targets: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(targets + 1,) where the in-neighbours of each target begin, and (edges,) these, ascending
+    for each."""
+    indptr = np.zeros(num_targets + 1, np.int64)
+    indices = np.empty(len(source), np.int32)
     _count_targets(target, indptr)
     _place_sources(source, target, indptr, indices)
     _sort_neighbours(indptr, indices)
-    return RmatGraph(spec, indptr, indices, rng.permutation(np.flatnonzero(np.diff(indptr))))
+    return indptr, indices
 
 
 def make_rmat(folder: Path, spec: RmatSpec) -> RmatGraph:
     """Generates a graph into a folder that does not exist yet.
+
+    Raises:
+        BenchError: the folder exists, or its parent does not.
+    """
+
+    def write(partial: Path) -> RmatGraph:
+        graph = generate(spec)
+        np.save(partial / "indptr.npy", graph.indptr)
+        np.save(partial / "indices.npy", graph.indices)
+        np.save(partial / "seeds.npy", graph.seeds)
+        if spec.dim:
+            write_features(partial / "features.npy", (spec.num_nodes, spec.dim), (spec.seed, 1))
+        return graph
+
+    return make_folder(folder, spec, write)
+
+
+def make_folder(folder: Path, spec: Any, write: Callable[[Path], Any]) -> Any:
+    """A folder that does not exist yet and says what it was made from; what ``write`` returns.
+
+    Args:
+        folder: to make.
+        spec: a dataclass of numbers and texts.
+        write: is given a folder for everything else.
 
     Raises:
         BenchError: the folder exists, or its parent does not.
@@ -161,26 +207,20 @@ def make_rmat(folder: Path, spec: RmatSpec) -> RmatGraph:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         partial.mkdir()
-        graph = generate(spec)
-        np.save(partial / "indptr.npy", graph.indptr)
-        np.save(partial / "indices.npy", graph.indices)
-        np.save(partial / "seeds.npy", graph.seeds)
-        _write_features(partial / "features.npy", spec)
+        made = write(partial)
         (partial / "rmat.json").write_text(json.dumps({"format": _FORMAT, **asdict(spec)}) + "\n")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return graph
+    return made
 
 
-def _write_features(path: Path, spec: RmatSpec) -> None:
-    if spec.dim == 0:
-        return
-    shape = (spec.num_nodes, spec.dim)
+def write_features(path: Path, shape: tuple[int, int], seed: tuple[int, ...]) -> None:
+    """A file of ``shape`` (nodes, features) with float32 numbers of the normal distribution."""
     features = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    rng = np.random.default_rng((spec.seed, 1))
-    step = max(1, _BLOCK_BYTES // (4 * spec.dim))
-    for start in range(0, spec.num_nodes, step):
+    rng = np.random.default_rng(seed)
+    step = max(1, _BLOCK_BYTES // (4 * shape[1]))
+    for start in range(0, shape[0], step):
         block = features[start : start + step]
         rng.standard_normal(out=block, dtype=np.float32)
     features.flush()
@@ -191,6 +231,16 @@ def open_rmat(folder: Path, spec: RmatSpec) -> RmatGraph:
 
     Raises:
         BenchError: there is none, or it was made from something else than ``spec``.
+    """
+    check_folder(folder, spec)
+    arrays = (np.load(folder / f"{name}.npy") for name in ("indptr", "indices", "seeds"))
+    return RmatGraph(spec, *arrays)
+
+
+def check_folder(folder: Path, spec: Any) -> None:
+    """Raises BenchError for a folder that was not made from ``spec``, or not by ``make_folder``.
+
+    A ``dim`` of 0 stands for any.
     """
     found = _read_spec(folder)
     wanted = {"format": _FORMAT, **asdict(spec)}
@@ -203,8 +253,6 @@ def open_rmat(folder: Path, spec: RmatSpec) -> RmatGraph:
         raise BenchError(
             f"{folder}: holds another graph ({', '.join(differing)}); give another folder"
         )
-    arrays = (np.load(folder / f"{name}.npy") for name in ("indptr", "indices", "seeds"))
-    return RmatGraph(spec, *arrays)
 
 
 def _read_spec(folder: Path) -> dict[str, Any]:

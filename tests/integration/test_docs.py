@@ -69,6 +69,13 @@ def test_every_command_about_formats_runs_in_an_empty_folder(
     assert not (tmp_path / "out").exists()
 
 
+def test_every_command_about_types_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
+    assert run_blocks("heterogeneous.md") == ["python", "bash"]
+    assert len(np.load(tmp_path / "run" / "predictions" / "predictions.npy")) == 400
+
+
 @pytest.mark.slow
 def test_every_command_from_csv_to_model_runs_in_an_empty_folder(
     tmp_path: Path, run_blocks: RunBlocks

@@ -50,7 +50,7 @@ IN_FLOAT64 = """
         dataset = load_dataset(folder)
         x = unified(dataset.features.materialize().double(), device="cpu")
         source = Data(x=x, edge_index=dataset.edge_index(), y=dataset.labels)
-        return dataclasses.replace(dataset, features=x, source=source)
+        return dataclasses.replace(dataset, tables={"node": x}, source=source)
 """
 STEPS_OF_RANKS = (
     IN_FLOAT64
@@ -94,7 +94,7 @@ STEPS_OF_RANKS = (
         losses = [steps.train(batch)[0] for batch in steps.batches(0, 0)]
         torch.save([losses, steps.weights()], name + os.environ["RANK"])
     from gnnsys.errors import StorageError
-    from gnnsys.training import steps as module
+    from gnnsys.training.task import NodeDataset
 
     def fail(dataset):
         raise StorageError("the disk failed")
@@ -103,7 +103,7 @@ STEPS_OF_RANKS = (
     if not {variants!r}:
         raise SystemExit
     if os.environ["RANK"] == "2":
-        module.served_so_far = fail  # which the loader's threads call
+        NodeDataset.served = fail  # which the loader's threads call
     for batch in steps.batches(1, 0):
         steps.train(batch)
 """

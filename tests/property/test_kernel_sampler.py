@@ -122,6 +122,7 @@ def test_what_kernels_do_not_sample_is_refused() -> None:
 
     for what, options in (
         ("with times", {"time_attr": "time"}),
+        ("with times", {"time_attr": "time", "time_window": 1, "last_n": 1}),
         ("with weights", {"weight_attr": "w"}),
         ("with types", {"source": typed}),
         ("LABOR", {"sampling": "labor"}),

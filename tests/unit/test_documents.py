@@ -45,7 +45,7 @@ def test_readme_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_examples_of_the_loaders_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "loaders.md").read_text()
-    batches, fused, static = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    batches, fused, static, times = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(batches, "loaders.md", "exec"), names)
     assert names["out"].shape == (5000 % 512, 8)
@@ -53,6 +53,16 @@ def test_examples_of_the_loaders_page_run(capsys: pytest.CaptureFixture[str]) ->
     assert f"```\n{capsys.readouterr().out}```" in text
     exec(compile(static, "loaders.md", "exec"), names)
     assert names["batch"].num_sampled_nodes[0] == names["seeds"] == 513
+    exec(compile(times, "loaders.md", "exec"), names)
+    with pytest.raises(gnnsys.errors.LeakageError, match="'y' of"):
+        gnnsys.check_leakage(names["batch"], names["data"], "time", known_at={"y": "y_time"})
+
+
+def test_the_example_of_the_page_on_links_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "links.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(example, "links.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0.4  # a guess finds 10 of 80
 
 
 def test_the_example_of_the_feature_caches_page_runs(

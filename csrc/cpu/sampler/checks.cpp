@@ -51,6 +51,24 @@ void check_fanouts(const TypedGraph& graph, const std::vector<std::vector<int64_
   }
 }
 
+void check_limits(const TypedGraph& graph, const std::vector<int64_t>& limits, const char* what) {
+  if (limits.empty()) return;
+  if (limits.size() != graph.relations.size()) {
+    refuse(std::string(what) + " is given for " + std::to_string(limits.size()) +
+           " relations, the graph has " + std::to_string(graph.relations.size()));
+  }
+  for (std::size_t r = 0; r < limits.size(); ++r) {
+    if (limits[r] < -1) {
+      refuse(name_of("relation", r) + ": " + what + " " + std::to_string(limits[r]) +
+             " is neither -1 (no limit) nor at least 0");
+    }
+    const Relation& relation = graph.relations[r];
+    if (limits[r] >= 0 && !relation.edge_time && !graph.node_time[relation.source_type]) {
+      refuse(name_of("relation", r) + ": " + what + " is given, and it has no times");
+    }
+  }
+}
+
 bool has_node_times(const TypedGraph& graph) {
   return std::any_of(graph.node_time.begin(), graph.node_time.end(),
                      [](const int64_t* time) { return time != nullptr; });
@@ -106,6 +124,8 @@ void check_graph(const TypedGraph& graph) {
 void check_request(const TypedGraph& graph, const SampleRequest& request) {
   const bool timed = has_times(graph);
   check_fanouts(graph, request.fanouts);
+  check_limits(graph, request.window, "window");
+  check_limits(graph, request.newest, "newest");
   if (timed && !request.disjoint) {
     refuse("times need disjoint trees: disjoint is false");
   }

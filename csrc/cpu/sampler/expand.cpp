@@ -60,35 +60,45 @@ int64_t time_at(const RelationHop& hop, int64_t position) {
   return hop.source_time[source];
 }
 
-// Narrows the extents to edges that are not later than the seed; they are sorted by time.
+// The first of the positions [low, high) for whose time `before` does not hold, as it does for all
+// that come earlier.
+template <class Index, class Before>
+int64_t find_time(const RelationHop& hop, int64_t low, int64_t high, const Before& before) {
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (before(time_at<Index>(hop, middle))) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Narrows the extents to edges that are neither later than the seed nor older than the window; they
+// are sorted by time.
 template <class Index>
-void leave_out_later(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& scratch) {
+void keep_in_time(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& scratch) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t first = scratch.first[i - begin];
     const int64_t latest = hop.seed_time[hop.tree[i]];
-    int64_t low = first, high = first + scratch.degree[i - begin];
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (time_at<Index>(hop, middle) <= latest) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    if (low > first + 1 && time_at<Index>(hop, first) > time_at<Index>(hop, low - 1)) {
+    const int64_t after = find_time<Index>(hop, first, first + scratch.degree[i - begin],
+                                           [&](int64_t time) { return time <= latest; });
+    if (after > first + 1 && time_at<Index>(hop, first) > time_at<Index>(hop, after - 1)) {
       throw std::runtime_error(name_of(hop.number) + ": the neighbours of node " +
                                std::to_string(hop.frontier[i]) + " are not sorted by time");
     }
-    scratch.degree[i - begin] = static_cast<uint32_t>(low - first);
-  }
-}
-
-void keep_newest(const RelationHop& hop, int64_t count, ExpandScratch& scratch) {
-  if (hop.fanout < 0) return;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t newest = std::min<int64_t>(scratch.degree[i], hop.fanout);
-    scratch.first[i] += scratch.degree[i] - newest;
-    scratch.degree[i] = static_cast<uint32_t>(newest);
+    int64_t from = first;
+    if (hop.window >= 0) {
+      // An age may exceed what int64_t holds.
+      from = find_time<Index>(hop, first, after, [&](int64_t time) {
+        return static_cast<uint64_t>(latest) - static_cast<uint64_t>(time) >
+               static_cast<uint64_t>(hop.window);
+      });
+    }
+    if (hop.newest >= 0) from = std::max(from, after - hop.newest);
+    scratch.first[i - begin] = from;
+    scratch.degree[i - begin] = static_cast<uint32_t>(after - from);
   }
 }
 
@@ -209,10 +219,7 @@ void expand(const RelationHop& hop, int64_t begin, int64_t end, ExpandScratch& s
             EdgeBuffer& out) {
   read_extents(hop, begin, end, scratch);
   with_index_type(*hop.relation, [&]<class Index>(const Index*) {
-    if (hop.seed_time) {
-      leave_out_later<Index>(hop, begin, end, scratch);
-      if (hop.last) keep_newest(hop, end - begin, scratch);
-    }
+    if (hop.seed_time) keep_in_time<Index>(hop, begin, end, scratch);
     if (hop.labor) {
       const std::vector<Index> lists = read_lists<Index>(hop, end - begin, scratch);
       return pick_by_source<Index>(hop, begin, end, lists.data(), scratch, out);

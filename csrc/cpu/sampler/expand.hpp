@@ -34,7 +34,8 @@ struct RelationHop {
   uint64_t key;
   int64_t fanout;
   bool replace;
-  bool last;
+  int64_t window;  // how much older than its seed an edge may be, or -1
+  int64_t newest;  // how many edges in time may be sampled, the newest, or -1
   bool labor;
   const uint8_t* coarse;  // per source node: the upper bits of its LABOR draw, or null
   uint32_t* count;        // receives the edges of each frontier node

@@ -83,6 +83,11 @@ EdgeIndex finish_edge_index(GrowingArray& row, const std::vector<uint32_t>& coun
   return row.finish(2 * size);
 }
 
+// Of a relation, or -1 where there are none.
+int64_t limit_of(const std::vector<int64_t>& limits, std::size_t number) {
+  return limits.empty() ? -1 : limits[number];
+}
+
 IdArray finish_ids(GrowingArray& array, int64_t size, BufferPool& pool) {
   array.reserve(pool, size, std::max<int64_t>(1, size));
   return array.finish(size);
@@ -156,6 +161,9 @@ struct Sampler::Run {
     const Context::Type& target = context.types[relation.target_type];
     const int64_t* const source_time = graph.node_time[relation.source_type];
     const uint64_t stream = request.labor ? relation.source_type : number;
+    const int64_t fanout = request.fanouts[number][hop];
+    int64_t newest = limit_of(request.newest, number);
+    if (request.last && fanout >= 0) newest = newest < 0 ? fanout : std::min(newest, fanout);
     return {&relation,
             static_cast<int>(number),
             graph.num_nodes[relation.source_type],
@@ -165,9 +173,10 @@ struct Sampler::Run {
             target.node.data() + target.begin,
             request.disjoint ? target.tree.data() + target.begin : nullptr,
             stream_key(request.seed, request.epoch, request.group, request.first_hop + hop, stream),
-            request.fanouts[number][hop],
+            fanout,
             request.replace,
-            request.last,
+            limit_of(request.window, number),
+            newest,
             request.labor,
             nullptr,
             context.edges[number].count.data() + target.begin,

@@ -327,7 +327,38 @@ void bad_requests_are_refused() {
   request.seeds[0].times = seeds.data();
   request.disjoint = true;
   message_of<std::invalid_argument>([&] { sampler.sample(request); });
+  const std::vector<std::vector<int64_t>> wrong{{-2}, {INT64_MIN}, {0}, {-1, -1}};
+  for (const std::vector<int64_t>& bad : wrong) {
+    request = request_for(seeds, {1});
+    request.window = bad;
+    message_of<std::invalid_argument>([&] { sampler.sample(request); });
+    request.window = {-1};
+    request.newest = bad;
+    message_of<std::invalid_argument>([&] { sampler.sample(request); });
+  }
   CHECK(list_of(sampler.sample(request_for(seeds, {0})).node[0]) == seeds);
+}
+
+// Also where ages are above 2^63.
+void windows_reach_over_all_times() {
+  SmallGraph graph = regular_graph(1, 5);
+  graph.relations[0].timed = true;
+  graph.relations[0].time = {INT64_MIN, INT64_MIN + 1, -1, 0, INT64_MAX};
+  Sampler sampler(graph.view(), 1, supported_isas().back());
+  const std::vector<int64_t> seeds{0};
+  const auto sampled = [&](int64_t time, int64_t window) {
+    SampleRequest request = request_for(seeds, {-1});
+    request.disjoint = true;
+    request.seeds[0].times = &time;
+    request.window = {window};
+    return list_of(sampler.sample(request).edge[0]);
+  };
+  CHECK(sampled(INT64_MAX, -1) == std::vector<int64_t>({0, 1, 2, 3, 4}));
+  CHECK(sampled(INT64_MAX, INT64_MAX) == std::vector<int64_t>({3, 4}));
+  CHECK(sampled(-1, INT64_MAX) == std::vector<int64_t>({0, 1, 2}));
+  CHECK(sampled(0, INT64_MAX) == std::vector<int64_t>({1, 2, 3}));
+  CHECK(sampled(INT64_MIN, 0) == std::vector<int64_t>({0}));
+  CHECK(sampled(1, 0).empty());
 }
 
 }  // namespace
@@ -342,6 +373,7 @@ void test_sampler() {
   threads_change_nothing();
   bad_graphs_are_refused();
   bad_requests_are_refused();
+  windows_reach_over_all_times();
 }
 
 }  // namespace gnnsys::test

@@ -174,6 +174,8 @@ struct SlowRun {
                                  ? relation.time[e]
                                  : graph.node_time[relation.source_type][relation.indices[e]];
         if (time > seed_time[tree]) continue;
+        const int64_t window = options.window.empty() ? -1 : options.window[number];
+        if (window >= 0 && seed_time[tree] - time > window) continue;
       }
       eligible.push_back(e);
     }
@@ -181,6 +183,10 @@ struct SlowRun {
     if (options.last && timed && fanout >= 0) {
       while (static_cast<int64_t>(eligible.size()) > fanout) eligible.erase(eligible.begin());
     }
+    const auto newest = static_cast<std::size_t>(
+        options.newest.empty() || options.newest[number] < 0 ? eligible.size()
+                                                             : options.newest[number]);
+    while (eligible.size() > newest) eligible.erase(eligible.begin());
     const auto degree = static_cast<int64_t>(eligible.size());
     if (degree == 0 || fanout == 0) return {};
     if (fanout < 0 || (!options.replace && degree <= fanout)) return eligible;
@@ -322,7 +328,15 @@ SmallRequest random_request(std::mt19937_64& random, const SmallGraph& graph, Ki
                      random() % 5,
                      random() % 5};
   const int64_t hops = below(random, 4);
+  const bool limited = random() % 2 == 0;
   for (std::size_t r = 0; r < graph.relations.size(); ++r) {
+    if (limited) {
+      const SmallRelation& relation = graph.relations[r];
+      const bool timed = relation.timed || graph.timed[relation.source_type];
+      for (auto* limits : {&request.options.window, &request.options.newest}) {
+        limits->push_back(timed ? one_of<int64_t>(random, {-1, 0, 1, 3, 6}) : -1);
+      }
+    }
     request.options.fanouts.emplace_back();
     for (int64_t hop = 0; hop < hops; ++hop) {
       request.options.fanouts.back().push_back(one_of<int64_t>(random, {-1, 0, 1, 2, 5, 20}));

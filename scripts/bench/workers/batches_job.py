@@ -33,10 +33,10 @@ class BatchPeer:
     """A batch's "nodes", "edges" and "bytes" of features."""
     export: Callable[[Any], dict[str, Tensor]]
     """The arrays of a batch that the check wants."""
-    make_step: Callable[[Request], Callable[[Any], Tensor]]
-    """A function that trains a new model on a batch and returns the loss: the request's ``model``,
-    of ``hidden`` width, for as many ``classes``, with a layer for each of the ``fanouts``, by Adam
-    with learning rate ``lr``."""
+    make_step: Callable[[Request], Callable[[Any], Tensor]] | None = None
+    """Of a peer that trains, too: a function that trains a new model on a batch and returns the
+    loss: the request's ``model``, of ``hidden`` width, for as many ``classes``, with a layer for
+    each of the ``fanouts``, by Adam with learning rate ``lr``."""
 
 
 def read_features(folder: str) -> Tensor:
@@ -76,6 +76,7 @@ def serve_batches(channel: Any, peer: BatchPeer, versions: dict[str, str]) -> No
         return pass_over(request, lambda batch: None)
 
     def train(request: Request) -> dict[str, Any]:
+        assert peer.make_step is not None
         key = (request["model"], *request["fanouts"])
         if key not in steps:
             steps[key] = peer.make_step(request)
@@ -91,6 +92,7 @@ def serve_batches(channel: Any, peer: BatchPeer, versions: dict[str, str]) -> No
         return {}
 
     def loss(request: Request) -> dict[str, Any]:
+        assert peer.make_step is not None
         batch = first_batch(request)
         models = request["models"]
         return {name: float(peer.make_step({**request, "model": name})(batch)) for name in models}

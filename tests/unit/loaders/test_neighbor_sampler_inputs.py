@@ -16,7 +16,7 @@ from torch_geometric.sampler import EdgeSamplerInput, NodeSamplerInput, NumNeigh
 from torch_geometric.testing import MyFeatureStore, MyGraphStore
 
 from gnnsys.errors import ArgumentError, DTypeError, UnsupportedError
-from gnnsys.loaders import CSC, NeighborSampler
+from gnnsys.loaders import CSC, LinkNeighborLoader, NeighborLoader, NeighborSampler
 from gnnsys.loaders.sampler_checks import choice
 
 WRITES, CITES = ("author", "writes", "paper"), ("paper", "cites", "paper")
@@ -418,6 +418,66 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         ArgumentError,
         "'labor' excludes temporal_strategy='last'",
     ),
+    "window without times": (
+        homogeneous(),
+        {"time_window": 3},
+        ArgumentError,
+        "time_window: 3, but no edges of the graph have times.*time_attr",
+    ),
+    "newest without times of edges": (
+        with_attribute(heterogeneous(), "author", "born", torch.arange(35)),
+        {"time_attr": "born", "last_n": {CITES: 3}},
+        ArgumentError,
+        r"last_n: neither edges \('paper', 'cites', 'paper'\) nor nodes 'paper' have times",
+    ),
+    "window of an unknown type": (
+        heterogeneous(),
+        {"time_attr": "time", "time_window": {("a", "b", "c"): 3}},
+        ArgumentError,
+        r"time_window: \('a', 'b', 'c'\) is no edge type of the graph, which has",
+    ),
+    "window of types without types": (
+        homogeneous(),
+        {"time_attr": "time", "time_window": {CITES: 3}},
+        ArgumentError,
+        "time_window: a dict of edge types, but the graph is homogeneous",
+    ),
+    "negative window": (
+        homogeneous(),
+        {"time_attr": "time", "time_window": -1},
+        ArgumentError,
+        "time_window: -1, expected a whole number from 0",
+    ),
+    "endless window": (
+        homogeneous(),
+        {"time_attr": "time", "time_window": 2**63},
+        ArgumentError,
+        r"to 2\*\*63 - 1, or None",
+    ),
+    "real window": (
+        homogeneous(),
+        {"time_attr": "time", "time_window": 2.5},
+        DTypeError,
+        "time_window: 2.5, expected a whole number",
+    ),
+    "newest none": (
+        homogeneous(),
+        {"time_attr": "time", "last_n": 0},
+        ArgumentError,
+        "last_n: 0, expected a whole number from 1",
+    ),
+    "true newest": (
+        homogeneous(),
+        {"time_attr": "time", "last_n": True},
+        ArgumentError,
+        "last_n: True, expected",
+    ),
+    "window both ways": (
+        homogeneous(),
+        {"time_attr": "time", "time_window": 3, "subgraph_type": "bidirectional"},
+        UnsupportedError,
+        "time_window: not offered with subgraph_type='bidirectional'",
+    ),
     "no batches share": (homogeneous(), {"dependent_batches": 0}, ArgumentError, "at least 1"),
     "missing edge type": (
         heterogeneous(),
@@ -517,6 +577,17 @@ def test_stores_of_unknown_size_are_an_error():
 def test_unknown_choices_name_those_there_are(name):
     with pytest.raises(ArgumentError, match=f"{name}: 'best', expected one of .*, "):
         choice(name, "best")
+
+
+@pytest.mark.parametrize("name", ["time_window", "last_n"])
+def test_a_loader_refuses_limits_that_its_sampler_does_not_know_of(name):
+    data = homogeneous()
+    sampler = NeighborSampler(data, [3], time_attr="time")
+    options = {"neighbor_sampler": sampler, "time_attr": "time", name: 3}
+    with pytest.raises(ArgumentError, match=f"{name}: 3, .* give it to the sampler"):
+        NeighborLoader(data, [3], **options)
+    with pytest.raises(ArgumentError, match=f"{name}: 3, .* give it to the sampler"):
+        LinkNeighborLoader(data, [3], edge_label_time=data.stamp, **options)
 
 
 @pytest.mark.parametrize("seed", [-1, 20])

@@ -112,6 +112,8 @@ def check_walk(
     disjoint: bool = False,
     backward: bool = False,
     seed_time: dict[Any, list[int]] | None = None,
+    time_window: dict[Any, int] | None = None,
+    last_n: dict[Any, int] | None = None,
     legal: Callable[[list[int], list[int], int, bool], bool] | None = None,
 ) -> None:
     """Replays the walk with the edges that were taken and compares everything with it.
@@ -153,7 +155,15 @@ def check_walk(
             before = len(rows)
             for local in range(first[target_type], last[target_type]):
                 group, node = nodes[target_type][local]
-                sources, timed = in_edges(graph, kind, node, time_of_batch.get(group), backward)
+                sources, timed = in_edges(
+                    graph,
+                    kind,
+                    node,
+                    time_of_batch.get(group),
+                    backward,
+                    (time_window or {}).get(kind),
+                    (last_n or {}).get(kind),
+                )
                 taken = edges_of.pop((kind, local), [])
                 check_choice(taken, list(sources), fanouts[kind][hop], replace, legal, timed)
                 for edge in taken:
@@ -187,10 +197,17 @@ def check_walk(
 
 
 def in_edges(
-    graph: Lists, kind: Any, node: int, latest: int | None, backward: bool
+    graph: Lists,
+    kind: Any,
+    node: int,
+    latest: int | None,
+    backward: bool,
+    window: int | None = None,
+    newest: int | None = None,
 ) -> tuple[dict[int, int], bool]:
     """The source of every edge that may be sampled for a node, by edge number and in the order of
-    the CSC; and whether they have times, which rule out what is later than ``latest``."""
+    the CSC; and whether they have times, which rule out what is later than ``latest``, older than
+    the window or not among the newest."""
     pairs = [pair[::-1] if backward else pair for pair in graph.edges[kind]]
     sources = {edge: source for edge, (source, target) in enumerate(pairs) if target == node}
     times: Any = graph.edge_time.get(kind)
@@ -200,6 +217,10 @@ def in_edges(
     if times is None:
         return sources, False
     in_time = [edge for edge in sorted(sources, key=lambda e: times[e]) if times[edge] <= latest]
+    if window is not None:
+        in_time = [edge for edge in in_time if times[edge] >= latest - window]
+    if newest is not None:
+        in_time = in_time[-newest:]
     return {edge: sources[edge] for edge in in_time}, True
 
 
@@ -318,6 +339,56 @@ def test_no_neighbour_is_newer_than_its_seed(typed_graph, times, strategy, repla
             disjoint=True,
             seed_time=given,
             legal=legal,
+        )
+
+
+@GRAPHS
+@pytest.mark.parametrize("times", ["nodes", "edges"])
+@pytest.mark.parametrize("by_type", [False, True])
+def test_neighbours_are_of_the_window_and_of_the_newest(typed_graph, times, by_type):
+    for number in range(12):
+        graph = random_lists(number, typed_graph, times)
+        timed = [k for k in graph.edges if k in graph.edge_time or (k or [k])[0] in graph.node_time]
+        if by_type and typed_graph:
+            timed = timed[1:]  # the others have no limits
+        chance = np.random.default_rng(number)
+        window = int(chance.integers(0, 20)) if number % 3 else None
+        last_n = int(chance.integers(1, 5)) if number % 3 != 1 else None
+        options = {"temporal_strategy": "last"} if number % 4 == 3 else {}
+        limits = {
+            name: dict.fromkeys(timed, limit)
+            for name, limit in (("time_window", window), ("last_n", last_n))
+            if limit is not None
+        }
+        as_given = {
+            name: limit if by_type and typed_graph else limit[timed[0]]
+            for name, limit in limits.items()
+        }
+        fanouts = [[2, 3], [-1, 2]][number % 2]
+        sampler = NeighborSampler(
+            graph.data(), fanouts, time_attr="time", seed=number, **options, **as_given
+        )
+        seeds = random_seeds(number, graph)
+        late = chance.integers(5, 30, 4).tolist()
+        ids = {kind: torch.tensor(part) for kind, part in seeds.items()}
+        when = {kind: torch.tensor(late) for kind in seeds}
+        parts = (ids, when) if typed_graph else (ids[None], when[None])
+
+        def legal(taken, candidates, fanout, timed, last="temporal_strategy" in options):
+            if last and timed and fanout >= 0:
+                return taken == candidates[-fanout:]
+            return len(taken) == (min(fanout, len(candidates)) if fanout >= 0 else len(candidates))
+
+        check_walk(
+            graph,
+            seeds,
+            spread(fanouts, graph),
+            sampler._sample(*parts),
+            sampler.edge_permutation,
+            disjoint=True,
+            seed_time=dict.fromkeys(seeds, late),
+            legal=legal,
+            **limits,
         )
 
 
@@ -488,6 +559,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"weight_attr": "weight"},
     {"time_attr": "time"},
     {"time_attr": "time", "temporal_strategy": "last"},
+    {"time_attr": "time", "time_window": 60, "last_n": 9},
     {"subgraph_type": "induced"},
     {"subgraph_type": "bidirectional"},
 ]

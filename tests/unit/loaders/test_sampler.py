@@ -107,6 +107,8 @@ class Request:
     seed: int = 0
     epoch: int = 0
     group: int = 0
+    window: list[int] = field(default_factory=list)
+    newest: list[int] = field(default_factory=list)
 
     def of(self, sampler):
         seeds = [
@@ -123,6 +125,8 @@ class Request:
             self.seed,
             self.epoch,
             self.group,
+            window=self.window,
+            newest=self.newest,
         )
 
 
@@ -135,6 +139,14 @@ def random_request(seed: int, graph: Graph, kind: str, labor: bool) -> Request:
         ids = draw.integers(0, graph.num_nodes[t], int(draw.integers(0, 6)))
         given = timed and (graph.node_time[t] is None or draw.integers(2))
         seeds.append((t, ids, draw.integers(-5, 6, len(ids)) if given else None))
+    timed_relations = [
+        time is not None or graph.node_time[source] is not None
+        for (source, *_), time in zip(graph.relations, graph.edge_time, strict=True)
+    ]
+    window, newest = (
+        [int(draw.choice(limits)) if is_timed else -1 for is_timed in timed_relations]
+        for limits in ([-1, 0, 1, 3, 20], [-1, 0, 1, 2, 4])
+    )
     return Request(
         seeds,
         draw.choice([-1, 0, 1, 2, 3, 7], (len(graph.relations), hops)).tolist(),
@@ -145,6 +157,8 @@ def random_request(seed: int, graph: Graph, kind: str, labor: bool) -> Request:
         seed=int(draw.integers(2**63)),
         epoch=int(draw.integers(9)),
         group=int(draw.integers(9)),
+        window=window if draw.integers(2) else [],
+        newest=newest if draw.integers(2) else [],
     )
 
 
@@ -157,7 +171,11 @@ def positions_of(graph, request, number, hop, node, tree, seed_time):
     if graph.node_time[source] is not None:
         time = graph.node_time[source][indices]
     if time is not None:
-        eligible = eligible[time[eligible] <= seed_time[tree]]
+        age = seed_time[tree] - time[eligible]
+        window = request.window[number] if request.window else -1
+        eligible = eligible[(age >= 0) & ((window < 0) | (age <= window))]
+        if request.newest and request.newest[number] >= 0:
+            eligible = eligible[max(0, len(eligible) - request.newest[number]) :]
         if request.last and fanout >= 0:
             eligible = eligible[max(0, len(eligible) - fanout) :]
     position = 1 + tree if request.disjoint else 0
@@ -576,6 +594,38 @@ def test_the_newest_edges_that_are_not_too_late(time):
     assert newest(100, 1) == [5]
 
 
+@pytest.mark.parametrize("time", ["node_time", "edge_time"])
+def test_edges_within_a_window_and_the_newest_of_them(time):
+    times = np.array([1, 1, 2, 4, 4, 9])
+    graph = star(6, **{time: [None, times] if time == "node_time" else [times]})
+
+    def within(at, window, newest=-1, fanout=-1, last=False):
+        options = {"disjoint": True, "window": [window], "newest": [newest], "last": last}
+        return sampled(graph, (0, [0], [at]), fanout=fanout, **options)
+
+    assert within(4, 0) == [3, 4]
+    assert within(4, 1) == [3, 4]
+    assert within(4, 2) == [2, 3, 4]
+    assert within(4, 3) == [0, 1, 2, 3, 4]
+    assert within(3, 0) == []
+    assert within(8, 3) == []
+    assert within(9, 5, newest=2) == [4, 5]
+    assert within(9, 5, newest=0) == []
+    assert within(9, 0, newest=2) == [5]
+    assert within(9, -1, newest=3, fanout=2, last=True) == [4, 5]
+    assert within(9, -1, newest=1, fanout=2, last=True) == [5]
+
+
+def test_every_subset_of_the_newest_within_a_window_is_equally_likely():
+    graph = star(9, edge_time=[np.arange(9)])
+    sampler = graph.sampler()
+    options = {"disjoint": True, "window": [4], "newest": [4]}
+    requests = (Request([(0, [0], [7])], [[2]], group=g, **options) for g in range(4000))
+    draws = [tuple(request.of(sampler)[3][0].tolist()) for request in requests]
+    subsets = list(itertools.combinations(range(4, 8), 2))
+    assert pvalue(draws, dict.fromkeys(subsets, 1 / len(subsets))) > 1e-3
+
+
 def test_the_time_of_a_seed_is_that_of_its_node_unless_given():
     graph = Graph(
         [3], [(0, 0, np.array([0, 0, 2, 2]), np.array([0, 2]))], node_time=[np.array([1, 2, 3])]
@@ -662,6 +712,19 @@ def test_neighbours_that_are_not_sorted_by_time_are_an_error():
     graph = star(3, edge_time=[np.array([3, 1, 2])])
     request = Request([(0, [0], [3])], [[1]], disjoint=True)
     refused(graph, request, RuntimeError, "relation 0: the neighbours of node 0 are not sorted")
+
+
+@pytest.mark.parametrize("name", ["window", "newest"])
+def test_limits_of_time_must_fit_the_relations(name):
+    def refuse(graph, limits, match):
+        request = Request([(0, [0], [1])], [[1]], disjoint=True, **{name: limits})
+        refused(graph, request, ValueError, match)
+
+    timed = star(3, edge_time=[np.arange(3)])
+    refuse(timed, [1, 1], f"{name} is given for 2 relations, the graph has 1")
+    refuse(timed, [-2], f"relation 0: {name} -2 is neither -1")
+    untimed_edges = star(3, node_time=[np.arange(1), None])
+    refuse(untimed_edges, [1], f"relation 0: {name} is given, and it has no times")
 
 
 def test_labor_excludes_weights_and_replacement():

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn import metrics
+from sklearn.utils.class_weight import compute_class_weight
 
+from gnnsys.choices import METRICS
+from gnnsys.config.optimisation import OptimisationOptions
 from gnnsys.errors import ArgumentError
-from gnnsys.training.metrics import check_metric, loss_of, measure
+from gnnsys.training.metrics import (
+    check_metric,
+    is_better,
+    loss_of,
+    make_loss,
+    measure,
+    reported_metrics,
+)
 
 DRAW = torch.Generator().manual_seed(3)
 
@@ -16,7 +29,7 @@ DRAW = torch.Generator().manual_seed(3)
 def one(metric: str, out: torch.Tensor, labels: torch.Tensor) -> float:
     """Of logits in blocks, together with the others, as of all of them alone."""
     whole = measure([metric], [out], labels)[metric]
-    names = ["accuracy", "f1", metric]
+    names = [metric, *reported_metrics(metric, labels)]
     assert measure(names, out.split(17), labels)[metric] == pytest.approx(whole, nan_ok=True)
     nodes = torch.randperm(len(labels), generator=DRAW)[: len(labels) // 2]
     of_some = measure([metric], [out[nodes]], labels[nodes])[metric]
@@ -33,13 +46,40 @@ def test_scores_of_one_label_equal_scikit_learn() -> None:
     assert one("accuracy", out, labels) == pytest.approx(expected)
     expected = metrics.f1_score(labels, predicted, average="macro")
     assert one("f1", out, labels) == pytest.approx(expected)
+    expected = metrics.precision_score(labels, predicted, average="macro")
+    assert one("precision", out, labels) == pytest.approx(expected)
+    assert one("recall", out, labels) == pytest.approx(
+        metrics.balanced_accuracy_score(labels, predicted)
+    )
+    assert one("mcc", out, labels) == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
+    assert one("loss", out, labels) == pytest.approx(metrics.log_loss(labels, out.softmax(1)))
 
 
-def test_rocauc_of_two_classes_equals_scikit_learn() -> None:
+def test_areas_under_curves_of_two_classes_equal_scikit_learn() -> None:
     out = torch.randn(200, 2, generator=DRAW)
     labels = torch.randint(2, (200,), generator=DRAW)
-    expected = metrics.roc_auc_score(labels, out.softmax(1)[:, 1])
-    assert one("rocauc", out, labels) == pytest.approx(expected)
+    chance = out.softmax(1)[:, 1]
+    assert one("rocauc", out, labels) == pytest.approx(metrics.roc_auc_score(labels, chance))
+    assert one("ap", out, labels) == pytest.approx(metrics.average_precision_score(labels, chance))
+
+
+def test_scores_of_numbers_equal_scikit_learn_where_they_are_known() -> None:
+    labels = 1e4 + torch.randn(300, generator=DRAW)  # far from 0, where float32 sums lose much
+    out = (labels + torch.randn(300, generator=DRAW))[:, None]
+    labels[::7] = torch.nan
+    known = ~labels.isnan()
+    truth, guess = labels[known].double().numpy(), out[known, 0].double().numpy()
+    expected = {
+        "rmse": metrics.root_mean_squared_error(truth, guess),
+        "mae": metrics.mean_absolute_error(truth, guess),
+        "r2": metrics.r2_score(truth, guess),
+    }
+    assert expected.keys() == {*METRICS["values"]}
+    for name, value in expected.items():
+        assert one(name, out, labels) == pytest.approx(value, rel=1e-6)
+    lone = torch.tensor([2.0])
+    assert np.isnan(measure(["r2"], [lone[:, None]], lone)["r2"])
+    assert np.isnan(measure(["mae"], [lone[:, None]], lone * torch.nan)["mae"])
 
 
 def test_unknown_labels_count_in_no_score() -> None:
@@ -62,10 +102,20 @@ def test_scores_of_several_labels_equal_scikit_learn_where_they_are_known() -> N
     truth, predicted = labels[known].int().numpy(), (out > 0).int()[known].numpy()
     assert one("accuracy", out, labels) == pytest.approx((truth == predicted).mean())
     assert one("f1", out, labels) == pytest.approx(metrics.f1_score(truth, predicted))
+    expected = metrics.precision_score(truth, predicted)
+    assert one("precision", out, labels) == pytest.approx(expected)
+    assert one("recall", out, labels) == pytest.approx(metrics.recall_score(truth, predicted))
+    expected = metrics.log_loss(truth, out[known].sigmoid().double())
+    assert one("loss", out, labels) == pytest.approx(expected)
     by_label = [
         metrics.roc_auc_score(labels[known[:, k], k], out[known[:, k], k]) for k in range(3)
     ]
     assert one("rocauc", out, labels) == pytest.approx(np.mean(by_label))
+    by_label = [
+        metrics.average_precision_score(labels[known[:, k], k], out[known[:, k], k])
+        for k in range(3)
+    ]
+    assert one("ap", out, labels) == pytest.approx(np.mean(by_label))
 
 
 def test_loss_of_several_labels_is_the_mean_over_known_ones() -> None:
@@ -77,8 +127,100 @@ def test_loss_of_several_labels_is_the_mean_over_known_ones() -> None:
     assert loss_of(out, labels) == pytest.approx(float(each[~each.isnan()].mean()))
 
 
-def test_rocauc_needs_two_classes_or_several_labels() -> None:
-    check_metric("rocauc", 2, False, "d")
-    check_metric("rocauc", 7, True, "d")
+def test_metrics_fit_the_labels() -> None:
+    classes, labels, values = torch.tensor([0, 6]), torch.zeros(2, 7), torch.zeros(2)
+    check_metric("rocauc", torch.tensor([0, 1]), 2, "d")
+    check_metric("rocauc", labels, 7, "d")
+    check_metric("r2", values, 1, "d")
     with pytest.raises(ArgumentError, match=r"--metric rocauc: d has 7 classes, expected 2"):
-        check_metric("rocauc", 7, False, "d")
+        check_metric("rocauc", classes, 7, "d")
+    with pytest.raises(ArgumentError, match=r"--metric rmse: the nodes of d have a class each"):
+        check_metric("rmse", classes, 7, "d")
+    with pytest.raises(ArgumentError, match=r"a number each; expected one of rmse, mae, r2"):
+        check_metric("accuracy", values, 1, "d")
+    assert is_better("loss", 0.1, None)
+    assert not is_better("loss", 0.2, 0.1)
+    assert not is_better("accuracy", float("nan"), 0.1)
+
+
+def test_all_metrics_are_of_all_labels_of_their_kind() -> None:
+    samples = {
+        "classes": (torch.randn(9, 2), torch.arange(9) % 2),
+        "labels": (torch.randn(9, 2), (torch.arange(18).view(9, 2) % 4 > 1).float()),
+        "values": (torch.randn(9, 1), torch.randn(9)),
+    }
+    for kind, names in METRICS.items():
+        out, labels = samples[kind]
+        found = measure(names, [out], labels)
+        assert [*found] == [*names]
+        assert np.isfinite([*found.values()]).all()
+
+
+# Losses ------------------------------------------------------------------------------------------
+
+
+def loss_with(labels: torch.Tensor, classes: int, train: torch.Tensor, **options: Any) -> Any:
+    return make_loss(OptimisationOptions(**options), labels, train, classes)
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 5 + [3] * 15 + [2] * 40)  # none of class 2 is trained on
+    train = torch.arange(40)
+    out = torch.randn(40, 4, generator=DRAW)
+    weights = torch.zeros(4)
+    present = np.array([0, 1, 3])
+    known = compute_class_weight("balanced", classes=present, y=labels[train].numpy())
+    weights[present] = torch.from_numpy(known).float()
+    loss = loss_with(labels, 4, train, class_weights="balanced")
+    expected = F.cross_entropy(out, labels[train], weights)
+    torch.testing.assert_close(loss(out, labels[train]), expected)
+    # The means of equal batches have it as their mean: none is divided by its own weights.
+    batches = [loss(out[some], labels[some]) for some in train[torch.randperm(40)].split(8)]
+    torch.testing.assert_close(torch.stack(batches).mean(), expected)
+
+
+def test_weights_may_be_given_in_any_unit() -> None:
+    labels = torch.randint(3, (30,), generator=DRAW)
+    out, train = torch.randn(30, 3, generator=DRAW), torch.arange(30)
+    expected = F.cross_entropy(out, labels, torch.tensor([1.0, 2.0, 0.5]))
+    for text in ("1,2,0.5", "10 20 5"):
+        loss = loss_with(labels, 3, train, class_weights=text)
+        torch.testing.assert_close(loss(out, labels), expected)
+
+
+@pytest.mark.parametrize("text", ["balanced", "3,1,0.5"])
+def test_weights_of_several_labels_are_those_of_the_ones_that_are_there(text: str) -> None:
+    labels = (torch.rand(60, 3, generator=DRAW) < 0.3).float()
+    out, train = torch.randn(60, 3, generator=DRAW), torch.arange(40)
+    trained = labels[train]
+    weights = (1 - trained).sum(0) / trained.sum(0)
+    weights = weights if text == "balanced" else torch.tensor([3.0, 1.0, 0.5])
+    loss = loss_with(labels, 3, train, class_weights=text)
+    torch.testing.assert_close(
+        loss(out, labels), F.binary_cross_entropy_with_logits(out, labels, pos_weight=weights)
+    )
+    gap = labels.clone()
+    gap[5] = torch.nan
+    kept = torch.arange(60) != 5
+    torch.testing.assert_close(loss(out, gap), loss(out[kept], labels[kept]))
+
+
+def test_losses_of_numbers_are_torchs() -> None:
+    labels, out = torch.randn(20, generator=DRAW) * 3, torch.randn(20, 1, generator=DRAW)
+    train = torch.arange(20)
+    kinds = {None: F.mse_loss, "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+    for name, expected in kinds.items():
+        loss = loss_with(labels, 1, train, loss=name)
+        assert torch.equal(loss(out, labels), expected(out[:, 0], labels))
+
+
+def test_losses_that_do_not_fit_the_labels_are_refused() -> None:
+    classes, values, train = torch.tensor([0, 1, 2]), torch.zeros(3), torch.arange(3)
+    with pytest.raises(ArgumentError, match=r"--loss l1: is of a regression"):
+        loss_with(classes, 3, train, loss="l1")
+    with pytest.raises(ArgumentError, match=r"--class-weights 1,2: 2 numbers, .* of 3 classes"):
+        loss_with(classes, 3, train, class_weights="1,2")
+    with pytest.raises(ArgumentError, match=r"classes of weight 0"):
+        loss_with(classes, 4, train, class_weights="0,0,0,1")
+    with pytest.raises(ArgumentError, match=r"--class-weights balanced: the labels are numbers"):
+        loss_with(values, 1, train, class_weights="balanced")

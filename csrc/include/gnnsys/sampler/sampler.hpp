@@ -62,6 +62,9 @@ struct SampleRequest {
   uint64_t epoch;
   uint64_t group;
   uint64_t first_hop = 0;  // the seeds draw as the nodes that this hop expands
+  // Which edges may be sampled, by relation; empty, or -1 for a relation, where there is no limit.
+  std::vector<int64_t> window = {};  // how much older than its seed an edge may be
+  std::vector<int64_t> newest = {};  // how many, of those in time the newest
 };
 
 // (2, edges) pooled: the edges' sources, then their targets, as places in the batch's node lists.

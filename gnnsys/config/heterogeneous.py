@@ -1,0 +1,69 @@
+"""Which options of ``gnnsys train`` graphs with several node or edge types take."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError, UnsupportedError
+
+__all__ = ["HETERO_MODELS", "check_heterogeneous", "check_homogeneous"]
+
+HETERO_MODELS = ("rgcn", "hgt", "sage", "gat")
+"""Models of heterogeneous graphs."""
+_OF_TYPES = ("rgcn", "hgt")
+"""Those among them that have no meaning without types."""
+_REFUSED = (
+    "full_batch", "parallel", "ranks", "cooperative", "sampler", "eval_reads", "static_shapes",
+    "compile", "pack", "trace", "victim_buffer", "topology", "topology_memory",
+)  # fmt: skip
+"""Options that must be at their defaults."""
+
+
+def check_heterogeneous(config: TrainConfig) -> None:
+    """Raises ArgumentError or UnsupportedError for options that a run on a heterogeneous dataset
+    folder cannot have.
+
+    >>> check_heterogeneous(TrainConfig(dataset="papers", model="hgt"))
+    >>> check_heterogeneous(TrainConfig(dataset="papers", model="gin"))
+    Traceback (most recent call last):
+        ...
+    gnnsys.errors.ArgumentError: --model gin: papers is heterogeneous; expected rgcn, hgt, sage, gat
+    """
+    if config.model not in HETERO_MODELS:
+        raise ArgumentError(
+            f"--model {config.model}: {config.dataset} is heterogeneous; expected "
+            f"{', '.join(HETERO_MODELS)}"
+        )
+    if config.eval == "neighborhoods":
+        raise UnsupportedError(
+            f"--eval neighborhoods: is for homogeneous graphs, but {config.dataset} is "
+            "heterogeneous; give layerwise or sampled"
+        )
+    if config.score not in ("auto", "degree", "none"):
+        raise UnsupportedError(
+            f"--score {config.score}: the importance of a heterogeneous graph's rows "
+            f"({config.dataset}) is their degree; give degree or none"
+        )
+    if config.device == "simt":
+        raise UnsupportedError(
+            f"--device simt: does not take heterogeneous graphs ({config.dataset}); give cpu"
+        )
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in _REFUSED:
+        value = getattr(config, name)
+        if value != defaults[name] and not (name == "ranks" and value == 1):
+            option = f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
+            raise UnsupportedError(
+                f"{option}: is for homogeneous graphs, but {config.dataset} is "
+                "heterogeneous; leave it out"
+            )
+
+
+def check_homogeneous(config: TrainConfig) -> None:
+    """Raises ArgumentError for a model of types on a graph that has none."""
+    if config.model in _OF_TYPES:
+        raise ArgumentError(
+            f"--model {config.model}: is for heterogeneous dataset folders, but {config.dataset} "
+            "has nodes and edges of one type; give sage, gcn, gat or gin"
+        )

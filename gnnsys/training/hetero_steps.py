@@ -1,0 +1,71 @@
+"""Training and evaluation on sampled mini-batches of graphs with several node or edge types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+
+from gnnsys.loaders import NeighborSampler
+from gnnsys.training.divergence import all_finite
+from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.hetero_exact import exact_logits
+from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.step_parts import make_sampler
+from gnnsys.training.steps import BLOCK, MiniBatch
+
+__all__ = ["HeteroMiniBatch"]
+
+
+class HeteroMiniBatch(MiniBatch):
+    """``MiniBatch`` of a heterogeneous graph: seeds are of the target type, and scores are those of
+    sampled neighbourhoods, or of all nodes layer by layer where ``--eval`` says so."""
+
+    def _make_sampler(self) -> NeighborSampler:
+        return make_sampler(self._config, self._dataset.source)
+
+    def _make_evaluation(self) -> Evaluation | None:
+        return None
+
+    def _seeds(self, nodes: Tensor) -> Any:
+        return self._dataset.target, nodes
+
+    def _of_seeds(self, batch: HeteroData) -> Any:
+        return batch[self._dataset.target]
+
+    def _forward(self, batch: HeteroData, model: Callable[..., Tensor]) -> Tensor:
+        nodes, edges = batch.node_items(), batch.edge_items()
+        out = model(
+            {kind: store.x for kind, store in nodes if "x" in store},
+            {kind: store.edge_index for kind, store in edges},
+            {kind: store.n_id for kind, store in nodes},
+            {kind: store.num_sampled_nodes for kind, store in nodes},
+            {kind: store.num_sampled_edges for kind, store in edges},
+        )
+        return out[: self._of_seeds(batch).batch_size]
+
+    @torch.no_grad()
+    def logits(self, nodes: Tensor) -> Iterator[Tensor]:
+        """See ``Steps.logits``."""
+        if self._config.eval != "layerwise":
+            yield from super().logits(nodes)
+            return
+        if self._logits is None:
+            assert isinstance(self._model, HeteroClassifier)
+            told = self.progress or (lambda what, done, total: None)
+            self._logits, self._folder = exact_logits(
+                self._config, self._dataset, self._model, told
+            )
+        for part in nodes.split(BLOCK):
+            yield self._logits[part]
+        self.served = self._dataset.served()
+
+    def inputs(self, batch: HeteroData) -> Any:
+        """Those of the first node type whose features are not finite; else of none."""
+        for kind, store in batch.node_items():
+            if "x" in store and not all_finite([store.x]):
+                return Data(x=store.x, n_id=store.n_id, of=f" of type {kind!r}")
+        return Data()

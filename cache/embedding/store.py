@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,9 @@ from torch import Tensor
 
 from gnnsys.cache.arena import rows_of
 from gnnsys.cache.embedding.directory import RowDirectory
-from gnnsys.cache.embedding.files import (
-    DTYPES,
-    RowFiles,
-    RowReads,
-    TableHeader,
-    create_files,
-)
+from gnnsys.cache.embedding.files import RowFiles, RowReads
 from gnnsys.cache.embedding.slots import RecordSlots
+from gnnsys.cache.embedding.table import DTYPES, TableHeader, create_files, remove_files
 from gnnsys.cache.making import check_memory
 from gnnsys.choices import Storage
 from gnnsys.counters import Counters
@@ -95,12 +91,7 @@ class EmbeddingStore(Store):
         self._files = files = RowFiles(Path(folder).absolute(), storage)
         header = files.header
         try:
-            self.capacity = rows_of(cache, header.rows, header.record_bytes, "cache")
-            if self.capacity < 1:
-                raise ArgumentError(
-                    f"cache: {cache!r} holds no record of {header.record_bytes} bytes; give more"
-                )
-            check_memory(self.capacity, 0, header.record_bytes)
+            self.capacity = _capacity_of(cache, header)
             self._slots = RecordSlots(
                 self.capacity, header.row_bytes, 1 + len(header.state), threads
             )
@@ -111,11 +102,12 @@ class EmbeddingStore(Store):
         self.encoding = Encoding(DTYPES[header.dtype], DTYPES[header.dtype])
         self.path, self.depth = files.table.path, files.table.depth
         self.counters = Counters()
-        self._record_bytes = header.record_bytes
+        self._piece_rows = max(1, _PIECE_BYTES // header.record_bytes)
         self._directory = RowDirectory(header.rows, self.capacity)
         self._ahead: deque[tuple[NDArray[np.int64], RowReads]] = deque()
         self._gate = Gate(str(files.folder))
         self._lock = threading.RLock()
+        self._process = os.getpid()
         process_budget().hold(PLANNER, self._directory.nbytes, self._directory)
 
     @classmethod
@@ -145,7 +137,8 @@ class EmbeddingStore(Store):
 
         Raises:
             ArgumentError, DTypeError: a shape or dtype that cannot be used.
-            StorageError: the folder is there already, or the disk is full; none is left then.
+            StorageError: the folder is there already, or the disk is full.
+            Whatever is raised, no folder is left that was not there.
         """
         names = {value: name for name, value in DTYPES.items()}
         if dtype not in names:
@@ -158,8 +151,14 @@ class EmbeddingStore(Store):
         header = TableHeader(
             rows=int(shape[0]), dim=int(shape[1]), dtype=names[dtype], state=dict(state or {})
         )
+        _capacity_of(cache, header)
+        num_threads(threads)
         create_files(Path(folder).absolute(), header, initial)
-        return cls(folder, cache=cache, threads=threads, storage=storage)
+        try:
+            return cls(folder, cache=cache, threads=threads, storage=storage)
+        except BaseException:
+            remove_files(Path(folder).absolute())
+            raise
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -180,6 +179,19 @@ class EmbeddingStore(Store):
     def folder(self) -> Path:
         """Of the table."""
         return self._files.folder
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time is inside; what was interrupted before has been ended then."""
+        if self._process != os.getpid():
+            raise UnsupportedError(
+                f"{self.folder}: was opened by process {self._process}, and this is a fork of it "
+                f"({os.getpid()}); use the table there, or close it there and open it here"
+            )
+        with self._gate, self._lock:
+            if self._files.is_rewritten:
+                self._take_rewritten()
+            yield
 
     # Reading -------------------------------------------------------------------------------------
 
@@ -212,7 +224,7 @@ class EmbeddingStore(Store):
 
     def _gather(self, ids: RowIds, outs: list[Tensor], first: int) -> None:
         """Copies parts of the records from part ``first`` on, row i to row i of each output."""
-        with self._gate, self._lock:
+        with self._alone():
             check_bounds(ids, self.shape[0])
             numbers = ids.numpy()
             ahead = self._take_ahead(numbers)
@@ -233,8 +245,8 @@ class EmbeddingStore(Store):
         if out is None:
             out = torch.empty(last - first, self.shape[1], dtype=self.dtype)
         check_out(out, last - first, self.shape, self.dtype)
-        step = max(1, _PIECE_BYTES // self._record_bytes)
-        with self._gate, self._lock:
+        step = self._piece_rows
+        with self._alone():
             for start in range(first, last, step):
                 ids = np.arange(start, min(start + step, last))
                 rows = torch.empty(len(ids), self.shape[1], dtype=self.dtype)
@@ -261,7 +273,7 @@ class EmbeddingStore(Store):
             RowIndexError, DTypeError, ArgumentError: as ``gather``.
         """
         wanted = check_ids(ids)
-        with self._gate, self._lock:
+        with self._alone():
             check_bounds(wanted, self.shape[0])
             asked = wanted.numpy().astype(np.int64)
             places = self._directory.find(asked)
@@ -306,7 +318,8 @@ class EmbeddingStore(Store):
     def _fill(
         self, ids: NDArray[np.int64], kept: NDArray[np.int32], ahead: RowReads | None
     ) -> None:
-        if self._files.is_log_full:
+        self._finish_commit()
+        if self._files.is_log_full and not self._files.is_prepared:
             self._rewrite_log()
         directory = self._directory
         places = directory.places[ids]
@@ -325,6 +338,7 @@ class EmbeddingStore(Store):
         except BaseException:
             reads.cancel()
             raise
+        directory.vacate(chosen)
         self._slots.load(chosen, sources)
         directory.enter(chosen, ids)
 
@@ -337,7 +351,7 @@ class EmbeddingStore(Store):
             StorageError: as of ``gather``; of more rows than the cache holds some may be written.
         """
         wanted, dense = check_write(ids, rows, self.shape, self.encoding)
-        with self._gate, self._lock:
+        with self._alone():
             for piece, slots in self._slots_to_write(wanted):
                 self._slots.put(slots, [dense[piece]])
 
@@ -360,7 +374,7 @@ class EmbeddingStore(Store):
         wanted = RowIds(check_ids(ids).long())
         check_ascending(wanted.numpy(), self.shape[0])
         names = self.state_names
-        with self._gate, self._lock:
+        with self._alone():
             for piece, slots in self._slots_to_write(wanted):
                 shape = (len(slots), self.shape[1])
                 fields = [pooled(shape, self.dtype) for _ in range(1 + len(names))]
@@ -371,17 +385,18 @@ class EmbeddingStore(Store):
     def _slots_to_write(self, ids: RowIds) -> Iterator[tuple[slice, NDArray[np.int32]]]:
         """Pieces of distinct ids, and the slots in which they are changed before the next piece."""
         numbers = ids.numpy()
-        self._files.discard_prepared()
+        self._finish_commit()
+        self._check_unprepared()
         for start in range(0, len(numbers), self.capacity):
             piece = slice(start, min(start + self.capacity, len(numbers)))
             # They do not count as asked for again: they were, when they were gathered.
             slots = self._bring(numbers[piece], self._directory.places[numbers[piece]])
-            yield piece, slots
             self._directory.dirty[slots] = True
+            yield piece, slots
 
     def _write_back(self, slots: NDArray[np.int64]) -> None:
         """Appends records of slots to the log; they are clean then."""
-        step = max(1, _PIECE_BYTES // self._record_bytes)
+        step = self._piece_rows
         for start in range(0, len(slots), step):
             some = slots[start : start + step]
             records = pooled((len(some), self._files.header.width), self.dtype)
@@ -390,8 +405,14 @@ class EmbeddingStore(Store):
 
     def _rewrite_log(self) -> None:
         self._forget_ahead()
-        ids, cells = self._directory.logged()
-        self._directory.move_in_log(ids, self._files.rewrite_log(cells))
+        self._directory.count_on_slots()
+        self._files.rewrite_log(self._directory.logged(self._piece_rows))
+        self._take_rewritten()
+
+    def _take_rewritten(self) -> None:
+        """Does the same again where it was interrupted."""
+        self._directory.move_in_log(self._piece_rows, self._files.rewritten_at)
+        self._files.take_rewritten()
 
     # Versions ------------------------------------------------------------------------------------
 
@@ -401,22 +422,33 @@ class EmbeddingStore(Store):
         A process that is killed meanwhile leaves the one or the other, whole.
 
         Raises:
-            StorageError: the disk is full; the table is the last version, and nothing is lost.
+            ArgumentError: a version is prepared.
+            StorageError: the disk is full; nothing is lost, and the table is the last version, or
+                the next one that is not all in its file yet: see ``commit``.
         """
-        self.prepare()
-        return self.commit()
+        with self._alone():
+            self.prepare()
+            try:
+                return self.commit()
+            except BaseException:
+                self._files.withdraw()  # where it was not decided
+                raise
 
     def prepare(self) -> int:
         """Writes the next version beside the table, durably, and returns its number.
 
-        ``commit`` makes it the table's. In between, whoever saves more than this table notes the
-        number in a file of its own: after a crash ``restore`` with the number noted then brings
-        back this version or the one before. Whoever writes rows in between takes it back.
+        ``commit`` makes it the table's, ``withdraw`` takes it back; until then no row can be
+        written. In between, whoever saves more than this table notes the number in a file of its
+        own: after a crash ``restore`` with the number noted brings back this version or the one
+        before.
 
         Raises:
+            ArgumentError: one is prepared already, maybe by a process that was killed.
             StorageError: the disk is full; nothing is prepared and nothing lost.
         """
-        with self._gate, self._lock:
+        with self._alone():
+            self._finish_commit()
+            self._check_unprepared()
             if self._files.is_log_full:
                 self._rewrite_log()
             directory = self._directory
@@ -429,37 +461,75 @@ class EmbeddingStore(Store):
             )
             return self._files.prepare(blocks)
 
+    def _check_unprepared(self) -> None:
+        if self._files.is_prepared:
+            raise ArgumentError(
+                f"{self.folder}: version {self.version + 1} is prepared; before rows are written, "
+                "load the checkpoint that was saved last, or decide by commit(), withdraw() or "
+                "restore(version)"
+            )
+
+    def withdraw(self) -> None:
+        """Takes back what ``prepare`` prepared, if anything; rows stay as they are."""
+        with self._alone():
+            self._files.withdraw()
+
+    def decide(self) -> None:
+        """The part of ``commit`` that makes a killed process leave the prepared version.
+
+        Raises:
+            ArgumentError: none is prepared.
+            StorageError: the disk failed.
+        """
+        with self._alone():
+            if not self._files.is_prepared:
+                raise ArgumentError(f"{self.folder}: no version is prepared; call prepare() first")
+            self._files.decide()
+
     def commit(self) -> int:
         """Makes the prepared version the table's; returns its number.
 
         Raises:
             ArgumentError: none is prepared.
-            StorageError: the disk failed; opening the table again goes on with it.
+            StorageError: the disk failed. Once it is decided, the next call that needs it, or who
+                opens the table next, goes on with it.
         """
-        with self._gate, self._lock:
-            if not self._files.is_prepared:
-                raise ArgumentError(f"{self.folder}: no version is prepared; call prepare() first")
-            self._forget_ahead()
-            self._files.commit()
-            self._directory.forget_log()
+        with self._alone():
+            if not self._files.is_decided:
+                self.decide()
+            self._finish_commit()
             return self.version
+
+    def _finish_commit(self) -> None:
+        """Ends a commit that was decided; does all of it again where it was interrupted."""
+        if self._files.is_decided:
+            self._forget_ahead()
+            self._files.apply()
+            self._directory.forget_log()
+            self._files.forget_decision()
 
     def check_version(self, version: int) -> None:
         """Raises ArgumentError for a version that ``restore`` cannot bring back."""
-        self._files.check_version(version)
+        with self._alone():
+            self._finish_commit()
+            self._files.check_version(version)
 
     def restore(self, version: int) -> None:
-        """Goes back to a version: the table's, or the one that was prepared when a process died.
+        """Goes back to a version: the table's, or the one that is prepared.
 
-        All that was written since is dropped.
+        All that was written since is dropped. What is interrupted is to be called again.
 
         Raises:
             ArgumentError: it is neither.
         """
-        with self._gate, self._lock:
+        with self._alone():
+            self.check_version(version)
             self._forget_ahead()
-            self._files.restore(version)
+            if version != self.version:
+                self.commit()
+            self._files.withdraw()
             self._directory.clear()
+            self._files.drop_log()
 
     def with_dtype(self, dtype: torch.dtype) -> EmbeddingStore:
         """Itself; rows that are trained are delivered as they are stored.
@@ -476,13 +546,23 @@ class EmbeddingStore(Store):
 
     def close(self) -> None:
         """Lets go of memory and files. What was written since the last ``save`` is lost."""
-        if self._gate.close():
+        if self._gate.close() and self._process == os.getpid():
             self._forget_ahead()
             self._files.close()
-            del self._slots
+            del self._slots, self._directory
 
     def __repr__(self) -> str:
         return (
             f"EmbeddingStore({str(self.folder)!r}, {tuple(self.shape)}, {self.dtype}, "
             f"state={self.state_names}, cache={self.capacity})"
         )
+
+
+def _capacity_of(cache: int | float | str, header: TableHeader) -> int:
+    capacity = rows_of(cache, header.rows, header.record_bytes, "cache")
+    if capacity < 1:
+        raise ArgumentError(
+            f"cache: {cache!r} holds no record of {header.record_bytes} bytes; give more"
+        )
+    check_memory(capacity, 0, header.record_bytes)
+    return capacity

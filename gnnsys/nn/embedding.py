@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from gnnsys.cache.embedding.files import TABLE
 from gnnsys.cache.embedding.store import EmbeddingStore
+from gnnsys.cache.embedding.table import TABLE
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.nn.stored_weight import StoredWeight
 

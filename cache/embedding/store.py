@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.arena import rows_of
-from gnnsys.cache.embedding.directory import RowDirectory
-from gnnsys.cache.embedding.files import RowFiles, RowReads
-from gnnsys.cache.embedding.slots import RecordSlots
+from gnnsys.cache.embedding.files import RowFiles
+from gnnsys.cache.embedding.records import CachedRecords
 from gnnsys.cache.embedding.table import DTYPES, TableHeader, create_files, remove_files
 from gnnsys.cache.making import check_memory
 from gnnsys.choices import Storage
@@ -29,15 +26,11 @@ from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
 from gnnsys.memory.store import Store, check_out, check_range, check_write
-from gnnsys.system.budget import PLANNER, process_budget
 from gnnsys.system.threads import num_threads
 
 __all__ = ["EmbeddingStore"]
 
 _MOST_ROWS = 1 << 28
-_MOST_AHEAD = 2
-_PIECE_BYTES = 8 << 20
-_BLOCK_ROWS = 1 << 20
 
 
 class EmbeddingStore(Store):
@@ -92,9 +85,7 @@ class EmbeddingStore(Store):
         header = files.header
         try:
             self.capacity = _capacity_of(cache, header)
-            self._slots = RecordSlots(
-                self.capacity, header.row_bytes, 1 + len(header.state), threads
-            )
+            self._records = CachedRecords(files, self.capacity, threads)
         except BaseException:
             files.close()
             raise
@@ -102,13 +93,9 @@ class EmbeddingStore(Store):
         self.encoding = Encoding(DTYPES[header.dtype], DTYPES[header.dtype])
         self.path, self.depth = files.table.path, files.table.depth
         self.counters = Counters()
-        self._piece_rows = max(1, _PIECE_BYTES // header.record_bytes)
-        self._directory = RowDirectory(header.rows, self.capacity)
-        self._ahead: deque[tuple[NDArray[np.int64], RowReads]] = deque()
         self._gate = Gate(str(files.folder))
         self._lock = threading.RLock()
         self._process = os.getpid()
-        process_budget().hold(PLANNER, self._directory.nbytes, self._directory)
 
     @classmethod
     def create(
@@ -190,7 +177,7 @@ class EmbeddingStore(Store):
             )
         with self._gate, self._lock:
             if self._files.is_rewritten:
-                self._take_rewritten()
+                self._records.take_rewritten()
             yield
 
     # Reading -------------------------------------------------------------------------------------
@@ -227,13 +214,13 @@ class EmbeddingStore(Store):
         with self._alone():
             check_bounds(ids, self.shape[0])
             numbers = ids.numpy()
-            ahead = self._take_ahead(numbers)
+            ahead = self._records.take_ahead(numbers)
             for start in range(0, len(numbers), self.capacity):
                 piece = slice(start, start + self.capacity)
-                slots = self._directory.find(numbers[piece])
+                slots = self._records.directory.find(numbers[piece])
                 missed = int((slots < 0).sum())
-                slots = self._bring(numbers[piece], slots, ahead)
-                self._slots.take(slots, [out[piece] for out in outs], first)
+                slots = self._records.bring(numbers[piece], slots, ahead)
+                self._records.slots.take(slots, [out[piece] for out in outs], first)
                 if first == 0:
                     hits = len(slots) - missed
                     self.counters.add("cache", hits, hits * self.row_bytes)
@@ -245,23 +232,17 @@ class EmbeddingStore(Store):
         if out is None:
             out = torch.empty(last - first, self.shape[1], dtype=self.dtype)
         check_out(out, last - first, self.shape, self.dtype)
-        step = self._piece_rows
+        step, missed = self._records.piece_rows, 0
         with self._alone():
             for start in range(first, last, step):
                 ids = np.arange(start, min(start + step, last))
                 rows = torch.empty(len(ids), self.shape[1], dtype=self.dtype)
-                self._read_as_is(ids, rows)
+                missed += self._records.read(ids, rows)
                 out[start - first : start - first + len(ids)] = rows
-        self.counters.add("file", last - first, (last - first) * self.row_bytes)
+        hits = last - first - missed
+        self.counters.add("cache", hits, hits * self.row_bytes)
+        self.counters.add("file", missed, missed * self.row_bytes)
         return out
-
-    def _read_as_is(self, ids: NDArray[np.int64], rows: Tensor) -> None:
-        places = self._directory.places[ids]
-        missing = places < 0
-        sources = self._slots.addresses(places)
-        reads = self._files.start(ids[missing], places[missing])
-        sources[missing] = reads.wait()
-        self._slots.read_rows(sources, rows)
 
     def prefetch(self, ids: Tensor) -> None:
         """Begins to read what a coming ``gather`` of these very ids will need from the disk.
@@ -275,72 +256,7 @@ class EmbeddingStore(Store):
         wanted = check_ids(ids)
         with self._alone():
             check_bounds(wanted, self.shape[0])
-            asked = wanted.numpy().astype(np.int64)
-            places = self._directory.find(asked)
-            missing = np.unique(asked[places < 0])
-            reads = self._files.start(missing, self._directory.places[missing])
-            self._ahead.append((asked, reads))
-            if len(self._ahead) > _MOST_AHEAD:
-                self._ahead.popleft()[1].cancel()
-
-    def _take_ahead(self, ids: NDArray[Any]) -> RowReads | None:
-        for place, (asked, reads) in enumerate(self._ahead):
-            if np.array_equal(asked, ids):
-                for _ in range(place):
-                    self._ahead.popleft()[1].cancel()
-                self._ahead.popleft()
-                # Seen now: once the log is rewritten, a changed record may lie in such a place.
-                reads.newest = reads.places == self._directory.places[reads.ids]
-                return reads
-        return None
-
-    def _forget_ahead(self) -> None:
-        while self._ahead:
-            self._ahead.popleft()[1].cancel()
-
-    def _bring(
-        self, ids: NDArray[Any], slots: NDArray[np.int32], ahead: RowReads | None = None
-    ) -> NDArray[np.int32]:
-        """(n,) slots of rows, at most as many as there are slots, brought in where they are not.
-
-        Whatever fails, each row is where the directory says.
-
-        Args:
-            slots: (n,) their places.
-            ahead: reads that were started for them.
-        """
-        missed = slots < 0
-        if missed.any():
-            self._fill(np.unique(ids[missed]).astype(np.int64), slots[~missed], ahead)
-            slots = self._directory.places[ids]
-        return slots
-
-    def _fill(
-        self, ids: NDArray[np.int64], kept: NDArray[np.int32], ahead: RowReads | None
-    ) -> None:
-        self._finish_commit()
-        if self._files.is_log_full and not self._files.is_prepared:
-            self._rewrite_log()
-        directory = self._directory
-        places = directory.places[ids]
-        sources = np.zeros(len(ids), np.int64)
-        found = np.zeros(len(ids), np.bool_)
-        if ahead is not None and len(ahead.ids):
-            at = np.minimum(np.searchsorted(ahead.ids, ids), len(ahead.ids) - 1)
-            found = (ahead.ids[at] == ids) & ahead.newest[at]
-        reads = self._files.start(ids[~found], places[~found])
-        try:
-            chosen = directory.choose(len(ids), kept)
-            self._write_back(chosen[directory.dirty[chosen]])
-            sources[~found] = reads.wait()
-            if ahead is not None and found.any():
-                sources[found] = ahead.wait()[at[found]]
-        except BaseException:
-            reads.cancel()
-            raise
-        directory.vacate(chosen)
-        self._slots.load(chosen, sources)
-        directory.enter(chosen, ids)
+            self._records.read_ahead(wanted.numpy().astype(np.int64))
 
     # Writing -------------------------------------------------------------------------------------
 
@@ -352,8 +268,8 @@ class EmbeddingStore(Store):
         """
         wanted, dense = check_write(ids, rows, self.shape, self.encoding)
         with self._alone():
-            for piece, slots in self._slots_to_write(wanted):
-                self._slots.put(slots, [dense[piece]])
+            for piece, slots in self._records.to_write(wanted):
+                self._records.slots.put(slots, [dense[piece]])
 
     def update(
         self, ids: Tensor, change: Callable[[slice, Tensor, dict[str, Tensor]], None]
@@ -375,44 +291,12 @@ class EmbeddingStore(Store):
         check_ascending(wanted.numpy(), self.shape[0])
         names = self.state_names
         with self._alone():
-            for piece, slots in self._slots_to_write(wanted):
+            for piece, slots in self._records.to_write(wanted):
                 shape = (len(slots), self.shape[1])
                 fields = [pooled(shape, self.dtype) for _ in range(1 + len(names))]
-                self._slots.take(slots, fields)
+                self._records.slots.take(slots, fields)
                 change(piece, fields[0], dict(zip(names, fields[1:], strict=True)))
-                self._slots.put(slots, fields)
-
-    def _slots_to_write(self, ids: RowIds) -> Iterator[tuple[slice, NDArray[np.int32]]]:
-        """Pieces of distinct ids, and the slots in which they are changed before the next piece."""
-        numbers = ids.numpy()
-        self._finish_commit()
-        self._check_unprepared()
-        for start in range(0, len(numbers), self.capacity):
-            piece = slice(start, min(start + self.capacity, len(numbers)))
-            # They do not count as asked for again: they were, when they were gathered.
-            slots = self._bring(numbers[piece], self._directory.places[numbers[piece]])
-            self._directory.dirty[slots] = True
-            yield piece, slots
-
-    def _write_back(self, slots: NDArray[np.int64]) -> None:
-        """Appends records of slots to the log; they are clean then."""
-        step = self._piece_rows
-        for start in range(0, len(slots), step):
-            some = slots[start : start + step]
-            records = pooled((len(some), self._files.header.width), self.dtype)
-            self._slots.unload(some, records)
-            self._directory.clean(some, self._files.append(records))
-
-    def _rewrite_log(self) -> None:
-        self._forget_ahead()
-        self._directory.count_on_slots()
-        self._files.rewrite_log(self._directory.logged(self._piece_rows))
-        self._take_rewritten()
-
-    def _take_rewritten(self) -> None:
-        """Does the same again where it was interrupted."""
-        self._directory.move_in_log(self._piece_rows, self._files.rewritten_at)
-        self._files.take_rewritten()
+                self._records.slots.put(slots, fields)
 
     # Versions ------------------------------------------------------------------------------------
 
@@ -447,27 +331,7 @@ class EmbeddingStore(Store):
             StorageError: the disk is full; nothing is prepared and nothing lost.
         """
         with self._alone():
-            self._finish_commit()
-            self._check_unprepared()
-            if self._files.is_log_full:
-                self._rewrite_log()
-            directory = self._directory
-            dirty = np.flatnonzero(directory.dirty)
-            self._write_back(dirty[np.argsort(directory.row_of[dirty])])
-            rows = self.shape[0]
-            blocks = (
-                directory.on_disk(first, min(first + _BLOCK_ROWS, rows))
-                for first in range(0, rows, _BLOCK_ROWS)
-            )
-            return self._files.prepare(blocks)
-
-    def _check_unprepared(self) -> None:
-        if self._files.is_prepared:
-            raise ArgumentError(
-                f"{self.folder}: version {self.version + 1} is prepared; before rows are written, "
-                "load the checkpoint that was saved last, or decide by commit(), withdraw() or "
-                "restore(version)"
-            )
+            return self._records.prepare()
 
     def withdraw(self) -> None:
         """Takes back what ``prepare`` prepared, if anything; rows stay as they are."""
@@ -497,21 +361,13 @@ class EmbeddingStore(Store):
         with self._alone():
             if not self._files.is_decided:
                 self.decide()
-            self._finish_commit()
+            self._records.finish_commit()
             return self.version
-
-    def _finish_commit(self) -> None:
-        """Ends a commit that was decided; does all of it again where it was interrupted."""
-        if self._files.is_decided:
-            self._forget_ahead()
-            self._files.apply()
-            self._directory.forget_log()
-            self._files.forget_decision()
 
     def check_version(self, version: int) -> None:
         """Raises ArgumentError for a version that ``restore`` cannot bring back."""
         with self._alone():
-            self._finish_commit()
+            self._records.finish_commit()
             self._files.check_version(version)
 
     def restore(self, version: int) -> None:
@@ -524,12 +380,9 @@ class EmbeddingStore(Store):
         """
         with self._alone():
             self.check_version(version)
-            self._forget_ahead()
             if version != self.version:
                 self.commit()
-            self._files.withdraw()
-            self._directory.clear()
-            self._files.drop_log()
+            self._records.drop_changes()
 
     def with_dtype(self, dtype: torch.dtype) -> EmbeddingStore:
         """Itself; rows that are trained are delivered as they are stored.
@@ -547,9 +400,9 @@ class EmbeddingStore(Store):
     def close(self) -> None:
         """Lets go of memory and files. What was written since the last ``save`` is lost."""
         if self._gate.close() and self._process == os.getpid():
-            self._forget_ahead()
+            self._records.forget_ahead()
             self._files.close()
-            del self._slots, self._directory
+            del self._records
 
     def __repr__(self) -> str:
         return (

@@ -175,7 +175,7 @@ def test_a_row_read_ahead_and_updated_is_not_taken_for_the_one_read_when_the_log
     small.prefetch(ids_of(0, 20))
     small.update(ids_of(0), add(100))
     small.gather(ids_of(14, 15, 16, 17))  # to cell 1
-    small._files._log.rewrite_at = 0  # back to cell 0
+    small._records.files._log.rewrite_at = 0  # back to cell 0
     assert torch.equal(small.gather(ids_of(0, 20))[:1], before + 101)
 
 
@@ -388,7 +388,7 @@ def test_a_rewritten_log_waits_where_it_was_interrupted(
 ) -> None:
     small.update(ALL, add(1))
     expected = read(small)
-    small._files._log.rewrite_at = 0
+    small._records.files._log.rewrite_at = 0
     with monkeypatch.context() as patch:
         patch.setattr(RowDirectory, "move_in_log", lambda *args: (_ for _ in ()).throw(EOFError))
         with pytest.raises(EOFError):

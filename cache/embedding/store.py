@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -130,14 +131,23 @@ class EmbeddingStore(Store):
         names = {value: name for name, value in DTYPES.items()}
         if dtype not in names:
             raise DTypeError(f"dtype: {dtype}, expected torch.float32 or torch.float64")
-        if len(shape) != 2 or min(shape) < 1 or shape[0] > _MOST_ROWS:
+        try:
+            rows, dim = map(operator.index, shape)
+        except (TypeError, ValueError):
+            rows = dim = 0
+        if min(rows, dim) < 1 or rows > _MOST_ROWS:
             raise ArgumentError(
-                f"shape: {tuple(shape)}, expected (rows, elements of a row), each at least 1, and "
-                f"at most {_MOST_ROWS} rows"
+                f"shape: {shape}, expected (rows, elements of a row), each at least 1, and at most "
+                f"{_MOST_ROWS} rows"
             )
-        header = TableHeader(
-            rows=int(shape[0]), dim=int(shape[1]), dtype=names[dtype], state=dict(state or {})
-        )
+        try:
+            kept = {str(name): float(start) for name, start in dict(state or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"state: {state!r}, expected names and the numbers that they begin with, as "
+                "{'sum': 0.0}"
+            ) from error
+        header = TableHeader(rows=rows, dim=dim, dtype=names[dtype], state=kept)
         _capacity_of(cache, header)
         num_threads(threads)
         create_files(Path(folder).absolute(), header, initial)
@@ -403,6 +413,12 @@ class EmbeddingStore(Store):
             self._records.forget_ahead()
             self._files.close()
             del self._records
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedError(
+            f"{self.folder}: one process has a table open, so that it is not pickled; pass its "
+            "folder on, and open it there once it is closed here"
+        )
 
     def __repr__(self) -> str:
         return (

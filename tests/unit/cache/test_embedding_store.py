@@ -478,6 +478,10 @@ def test_ids_and_rows_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     [
         ({"shape": (0, 3)}, ArgumentError, "shape: "),
         ({"shape": (3,)}, ArgumentError, "shape: "),
+        ({"shape": (4.5, 2)}, ArgumentError, "shape: "),
+        ({"shape": 5}, ArgumentError, "shape: "),
+        ({"state": {"a": "x"}}, ArgumentError, "state: "),
+        ({"state": ["sum"]}, ArgumentError, "state: "),
         ({"dtype": torch.int64}, DTypeError, "torch.float32"),
         ({"cache": 0}, ArgumentError, "holds no record"),
         ({"cache": "no"}, GnnsysError, "cache"),

@@ -148,10 +148,11 @@ def test_what_would_need_the_rows_in_memory_is_refused(tmp_path: Path) -> None:
         lambda: torch.optim.SparseAdam(model.parameters()).step(),
         lambda: copy.deepcopy(model),
         lambda: pickle.dumps(model.weight),
+        lambda: pickle.dumps(model.store),
         lambda: model.load_state_dict({"weight": torch.zeros(ROWS, DIM)}),
         lambda: Embedding.from_pretrained(torch.zeros(3, 2)),
     ):
-        with pytest.raises(UnsupportedError, match=r"weight: |from_pretrained"):
+        with pytest.raises(UnsupportedError, match=r"weight: |from_pretrained|pickled"):
             attempt()
     assert "StoredWeight" in repr(model.weight)
 
@@ -164,7 +165,12 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     for options in ({"rows": 299}, {"optimizer": "sparse_adam"}, {"dtype": torch.float64}):
         with pytest.raises(ArgumentError, match=r"folder: .*expected"):
             make(tmp_path / "t", **options)
-    for options in ({"optimizer": "sgd"}, {"padding_idx": ROWS}):
+    for options in (
+        {"optimizer": "sgd"},
+        {"padding_idx": ROWS},
+        {"padding_idx": 1.5},
+        {"padding_idx": True},
+    ):
         with pytest.raises(ArgumentError, match="expected"):
             make(tmp_path / "u", **options)
     model = make(tmp_path / "t")
@@ -178,6 +184,11 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match=r"params|lr|betas"):
             call()
     optimizer = Adagrad(model.parameters())
+    with pytest.raises(ArgumentError, match="params"):
+        optimizer.add_param_group({"params": dense.parameters()})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(TypeError, match="positional"):  # the fourth of torch is weight_decay
+        Adagrad(model.parameters(), 0.1, 0.0, 0.01)
     model.weight.grad = torch.zeros(ROWS, DIM)
     with pytest.raises(UnsupportedError, match="not sparse"):
         optimizer.step()

@@ -387,13 +387,39 @@ def test_a_rewritten_log_waits_where_it_was_interrupted(
     small: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small.update(ALL, add(1))
-    expected = read(small)
+    small.update(ids_of(0, 1, 2, 3), add(1))
+    small.gather(ids_of(10, 11, 12, 13))  # the log has older records of rows 0 to 3, too
+    move = RowDirectory.move_in_log
+
+    def interrupted(*args: Any) -> None:
+        move(*args)
+        raise KeyboardInterrupt
+
     small._records.files._log.rewrite_at = 0
     with monkeypatch.context() as patch:
-        patch.setattr(RowDirectory, "move_in_log", lambda *args: (_ for _ in ()).throw(EOFError))
-        with pytest.raises(EOFError):
+        patch.setattr(RowDirectory, "move_in_log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             small.gather(ids_of(0, 50))
-    assert all(map(torch.equal, read(small), expected))
+    expected = first_rows(0, ROWS) + 1
+    expected[:4] += 1
+    assert torch.equal(small.gather(ALL), expected)
+
+
+def test_rows_that_were_changed_when_an_update_was_interrupted_stay_changed(
+    small: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = RecordSlots.put
+
+    def interrupted(*args: Any) -> None:
+        put(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordSlots, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small.update(ids_of(0, 1), add(1))
+    small.gather(ids_of(10, 11, 12, 13))
+    assert torch.equal(small.gather(ids_of(0, 1)), first_rows(0, 2) + 1)
 
 
 def test_a_forked_process_is_refused(small: EmbeddingStore) -> None:

@@ -320,6 +320,28 @@ def test_tables_of_one_model_go_together_wherever_a_checkpoint_fails(
             each.store.close()
 
 
+def test_training_goes_on_where_one_table_cannot_follow_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.ModuleDict({name: make(tmp_path / name) for name in ("users", "goods")})
+    optimizers = [Adagrad(each.parameters()) for each in model.values()]
+    for each, optimizer in zip(model.values(), optimizers, strict=True):
+        step(each, optimizer, 1, 2)
+    saved = [rows_of(each).clone() for each in model.values()]
+
+    def full(files: Any) -> None:
+        raise StorageError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gnnsys.cache.embedding.files.RowFiles.apply", full)
+        with pytest.raises(StorageError, match="disk full"):
+            save_checkpoint(tmp_path / "c.pt", model, {})
+    for each, optimizer in zip(model.values(), optimizers, strict=True):
+        step(each, optimizer, 1, 2)
+    assert load_checkpoint(tmp_path / "c.pt", model) == {}
+    assert all(map(torch.equal, map(rows_of, model.values()), saved))
+
+
 def test_a_checkpoint_is_durable_before_its_tables_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,7 @@ def link_bce_loss(positive: Tensor, negative: Tensor) -> Tensor:
     tensor(0.6931)
     """
     _check_scores(positive, negative)
-    count = positive.numel() + negative.numel()
-    return (F.softplus(-positive).sum() + F.softplus(negative).sum()) / count
+    return torch.cat([F.softplus(-positive), F.softplus(negative.flatten())]).mean()
 
 
 def link_bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ class _Part:
         """
         if not self.has(name):
             return None
-        times = torch.as_tensor(self.whole[name])
+        times = torch.as_tensor(self.whole[name]).cpu()
         if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool:
             raise DTypeError(
                 f"{named(name, self.kind)}: dtype {times.dtype}, expected times (integers)"

@@ -140,6 +140,7 @@ def in_batch_loss(
             )
         logits = logits - log_q.to(logits)
     if targets is not None:
+        targets = targets.to(scores.device)
         same = targets[:, None] == targets
         logits = logits.masked_fill(same.fill_diagonal_(False), -math.inf)
     return (logits.logsumexp(1) - logits.diagonal()).mean()

@@ -244,5 +244,5 @@ def test_what_excludes_hide_links_says_so() -> None:
         loader_of(data, None, neighbor_sampler=NeighborSampler(data, [2]))
     typed = make_hetero()
     for given in ({}, {"neighbor_sampler": NeighborSampler(typed, [2])}):
-        with pytest.raises(ArgumentError, match="reverse_types: .* without hide_links"):
+        with pytest.raises(ArgumentError, match=r"reverse_types: .* without hide_links"):
             gnnsys.LinkNeighborLoader(typed, [2], LIKES, reverse_types=[LIKED], **given)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,5 +29,6 @@ def check_ids_below(name: str, ids: Tensor, count: int) -> Tensor:
 
 def check_whole(name: str, value: Any, least: int) -> None:
     """Raises ArgumentError unless the value is a whole number, and at least as great."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or value < least:
         raise ArgumentError(f"{name}: {value!r}, expected a whole number, at least {least}")

@@ -20,8 +20,15 @@ from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.parts import holds_parts, is_pattern
 from gnnsys.convert.pipes import is_pipe, without_pipes
 from gnnsys.convert.pyg import NAMES, convert_pyg_file, convert_pyg_name
+from gnnsys.convert.relbench import convert_relbench, is_relbench
 from gnnsys.convert.reorder import convert_in_order
-from gnnsys.convert.spec import ConvertOptions, EdgeListParts, EdgeListSpec, split_member
+from gnnsys.convert.spec import (
+    ConvertOptions,
+    EdgeListParts,
+    EdgeListSpec,
+    RelationalParts,
+    split_member,
+)
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import ArgumentError, MissingFileError
@@ -33,6 +40,7 @@ from gnnsys.system.sizes import parse_bytes
 __all__ = ["run_command"]
 
 _OF_EDGE_LISTS = dataclasses.fields(EdgeListParts)
+_OF_DATABASES = [each.name for each in dataclasses.fields(RelationalParts)]
 _OF_THE_RUN = {"dst", "name", "order", "memory", "threads", "dry_run", "json", "to"}
 """Options that change no table of the result, or are passed by themselves."""
 
@@ -74,6 +82,13 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     if (source / MANIFEST).is_file():
         _refuse(config, ("split",), f"goes with a named dataset, but {source} is a dataset folder")
         _refuse(config, ("regression",), f"is known of {source}, which is a dataset folder")
+    if is_relbench(source):
+        _refuse_edge_list_options(config)
+        _refuse(config, ("split",), f"goes with a named dataset, but {source} is a database")
+        _refuse(config, ("regression",), f"is known of {source}, whose tasks say it")
+        _refuse(config, ("order",), f"{source} is a database, whose rows stay in order of time")
+    else:
+        _refuse(config, _OF_DATABASES, f"goes with a RelBench folder, but {config.src} is none")
     if config.order != "none" and not config.dry_run:
         return _convert_in_order(config, options)
     if config.to == "graphbolt":
@@ -97,6 +112,9 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
     _refuse_edge_list_options(config)
     if source.is_file():
         return convert_pyg_file(source, path, options, name=name, split=config.split)
+    if is_relbench(source):
+        parts = RelationalParts(**{key: getattr(config, key) for key in _OF_DATABASES})
+        return convert_relbench(source, path, options, parts, name=config.name)
     if source.is_dir():
         return _convert_folder(source, path, options, config.name)
     if config.src.startswith("ogbn-"):
@@ -171,7 +189,7 @@ def _is_edge_list(file: Path, config: ConvertConfig) -> bool:
         return file.suffix != ".pt"
     if not file.is_dir() or (file / MANIFEST).is_file():
         return False
-    if is_graphbolt(file) or is_ogb(file) or is_deep_clustering(file):
+    if any(is_it(file) for is_it in (is_graphbolt, is_ogb, is_deep_clustering, is_relbench)):
         return False
     return config.format != "auto" or holds_parts(file)
 
@@ -201,8 +219,9 @@ def _convert_folder(source: Path, path: Path, options: ConvertOptions, name: str
     if is_deep_clustering(source):
         return convert_deep_clustering(source, path, options)
     raise ArgumentError(
-        f"{source}: no metadata.yaml (GraphBolt), raw/ and split/ (OGB), NAME_graph.txt (SDCN) or "
-        "parts of a table (.parquet, .csv, …) in it; expected one of these, or a file"
+        f"{source}: no metadata.yaml (GraphBolt), manifest.yaml and db/ (RelBench), raw/ and "
+        "split/ (OGB), NAME_graph.txt (SDCN) or parts of a table (.parquet, .csv, …) in it; "
+        "expected one of these, or a file"
     )
 
 

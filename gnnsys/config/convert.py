@@ -9,7 +9,7 @@ import tyro
 
 from gnnsys.choices import Folder, GapPolicy, Overflow, RowOrder, Scale, Size, StoredType
 from gnnsys.config.checks import check_least, check_seed
-from gnnsys.convert.spec import EdgeListParts
+from gnnsys.convert.spec import EdgeListParts, RelationalParts
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
 
@@ -17,8 +17,9 @@ __all__ = ["ConvertConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig(EdgeListParts):
-    """Make a dataset folder of an edge list or of a PyG, OGB or GraphBolt dataset.
+class ConvertConfig(RelationalParts, EdgeListParts):
+    """Make a dataset folder of an edge list, of a PyG, OGB or GraphBolt dataset, or of a relational
+    database.
 
     Examples:
         gnnsys convert edges.csv my-graph --nodes nodes.csv --random-split 0.6 0.2 0.2
@@ -26,6 +27,7 @@ class ConvertConfig(EdgeListParts):
         gnnsys convert edges.csv my-graph --columns paper cited --dry-run
         gnnsys convert cora my-cora --root data
         gnnsys convert ogbn-arxiv my-arxiv --root data
+        gnnsys convert relbench-folder my-graph --task driver-top3
         gnnsys convert my-graph by-community --order community
         gnnsys convert my-graph my-small-graph --dtype int8
         gnnsys convert my-graph graphbolt-folder --to graphbolt
@@ -35,16 +37,17 @@ class ConvertConfig(EdgeListParts):
         "columns": "edge list",
         "nodes": "node",
         "edge_features": "edge",
+        "task": "relational",
         "to": "conversion",
         "json": "output",
     }
 
     src: Annotated[str, tyro.conf.Positional]
     """An edge list (.csv, .tsv, .txt, .parquet, .npy, .npz); a PyG Data or HeteroData saved by
-    torch.save (.pt); the folder of a GraphBolt OnDiskDataset, of OGB's raw files, of acm, dblp or
-    usps in SDCN's layout, or of gnnsys; or a name: cora, citeseer, pubmed, actor, tolokers,
-    minesweeper, dblp, ogbn-arxiv, ogbn-products, ogbn-proteins, ogbn-papers100M, ogbn-mag, or
-    pyg:CLASS or pyg:CLASS/NAME for another dataset class of PyG."""
+    torch.save (.pt); the folder of a GraphBolt OnDiskDataset, of a RelBench database, of OGB's raw
+    files, of acm, dblp or usps in SDCN's layout, or of gnnsys; or a name: cora, citeseer, pubmed,
+    actor, tolokers, minesweeper, dblp, ogbn-arxiv, ogbn-products, ogbn-proteins, ogbn-papers100M,
+    ogbn-mag, or pyg:CLASS or pyg:CLASS/NAME for another dataset class of PyG."""
 
     dst: Annotated[str, tyro.conf.Positional]
     """Folder to make; must not exist. Work goes on in DST.partial: after a kill the same command
@@ -106,6 +109,7 @@ class ConvertConfig(EdgeListParts):
     def __post_init__(self) -> None:
         check_least(self, 0, "threads", "split", "num_nodes")
         check_seed(self.seed)
+        check_least(self, 1, "categories")
         parse_bytes(self.memory, "--memory")
         if self.scale != "row" and self.dtype not in ("int8", "int4"):
             raise ArgumentError(

@@ -35,7 +35,7 @@ from gnnsys.convert.graphbolt_metadata import (
     check_relative,
     require_yaml,
 )
-from gnnsys.dataset.format import EdgeType, Table, edge_folder, node_folder
+from gnnsys.dataset.format import EdgeType, Table, edge_folder, is_seed_table, node_folder
 from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.dataset.writer import cut_rows
@@ -261,6 +261,8 @@ class _Exporter:
         for node_type, nodes in self._dataset.manifest.nodes.items():
             for name, table in nodes.tables.items():
                 if name in (*_SPLITS.values(), SCORE_TABLE) or name.startswith(("gb_", "node_id_")):
+                    continue
+                if is_seed_table(name):
                     continue
                 if table.shape[0] == nodes.count:
                     rows = self._dataset.node_table(name, node_type)

@@ -55,6 +55,9 @@ class Names:
         in_turn = np.arange(2 * len(sources)).reshape(2, -1).T.ravel()
         for name in pa.concat_arrays(ends).take(pa.array(in_turn)).unique().to_pylist():
             self._numbers.setdefault(name, len(self._numbers))
+        self._check_memory()
+
+    def _check_memory(self) -> None:
         if len(self._numbers) * _BYTES_A_NAME > self._memory:
             raise TooLargeError(
                 f"{self._label}: {len(self._numbers)} names take more than the {self._memory} "
@@ -62,18 +65,20 @@ class Names:
             )
 
     def add_unique(self, names: list[Any]) -> None:
-        """Numbers names of which none may be there already.
+        """Numbers names of which none may be there already, one for each row.
 
         Raises:
             FileFormatError: one that is there twice, with the rows.
+            TooLargeError: too many names for the memory.
         """
-        for row, name in enumerate(names):
+        for row, name in enumerate(names, len(self._numbers)):
             known = self._numbers.setdefault(name, len(self._numbers))
             if known != row:
                 raise FileFormatError(
                     f"{self._label}: row {row} has the id {name!r}, which row {known} has already; "
                     "expected each node once"
                 )
+        self._check_memory()
 
     def numbers(self, names: Any, label: str, first: int, what: str) -> NDArray[np.int64]:
         """The number of each name.
@@ -87,10 +92,7 @@ class Names:
         Raises:
             FileFormatError: a name without a number.
         """
-        encoded = self._pyarrow.array(names).dictionary_encode()
-        distinct = encoded.dictionary.to_pylist()
-        table = np.array([self._numbers.get(name, -1) for name in distinct], np.int64)
-        found = table[encoded.indices.to_numpy()] if len(distinct) else np.empty(0, np.int64)
+        found = self.find(names)
         if len(found) and found.min() < 0:
             place = int(np.argmin(found))
             raise FileFormatError(
@@ -98,6 +100,13 @@ class Names:
                 f"among the {len(self)} nodes of {self._label}"
             )
         return found
+
+    def find(self, names: Any) -> NDArray[np.int64]:
+        """The number of each name, -1 where it has none."""
+        encoded = self._pyarrow.array(names).dictionary_encode()
+        distinct = encoded.dictionary.to_pylist()
+        table = np.array([self._numbers.get(name, -1) for name in distinct], np.int64)
+        return table[encoded.indices.to_numpy()] if len(distinct) else np.empty(0, np.int64)
 
     def tables(self) -> dict[str, NDArray[Any]]:
         """The tables that hold the names by number: of integers where all are, else of words."""

@@ -24,6 +24,7 @@ from gnnsys.convert.parts import kind_of
 from gnnsys.convert.tables import ParquetTable, open_array, open_matrix, read_whole
 from gnnsys.convert.text import TextTable, describe_text
 from gnnsys.convert.values import as_plain
+from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError
 
@@ -42,11 +43,11 @@ _OWN = ("label", "split", "time")
 _BLOCK_ROWS = 1 << 20
 
 
-def write_names(writer: DatasetWriter, names: Names) -> None:
-    """Writes what each node is called in the source."""
+def write_names(writer: DatasetWriter, names: Names, node_type: str = NODE_TYPE) -> None:
+    """Writes what each node of a type is called in the source."""
     for name, table in names.tables().items():
         dtype = table.dtype.str[1:] if table.dtype.kind == "S" else table.dtype.name
-        writer.write_nodes(name, cut_rows(table), table.shape, dtype)
+        writer.write_nodes(name, cut_rows(table), table.shape, dtype, node_type)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

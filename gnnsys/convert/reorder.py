@@ -22,7 +22,7 @@ from gnnsys.convert.graphbolt_files import Edges
 from gnnsys.convert.permute import Permutation, permuted_rows
 from gnnsys.convert.row_order import community_order, degree_order
 from gnnsys.convert.spec import ConvertOptions
-from gnnsys.dataset.format import EdgeType, edge_folder, node_folder
+from gnnsys.dataset.format import EdgeType, edge_folder, is_seed_table, node_folder
 from gnnsys.dataset.tables import DatasetTables, check_nodes
 from gnnsys.dataset.writer import cut_rows
 from gnnsys.errors import FileFormatError, RowIndexError, UnsupportedError
@@ -169,6 +169,11 @@ class _Reordering:
                 continue
             rows = found.node_table(name, node_type)
             place = node_folder(found.heterogeneous, node_type) + name
+            if is_seed_table(name):
+                raise UnsupportedError(
+                    f"{found.path}: the table {place} has seeds of a task, whose nodes stand in "
+                    "order of time, which temporal sampling needs; leave out --order"
+                )
             if name in _SPLITS:
                 check_nodes(rows, len(nodes.order), f"{found.path}: {place}")
                 read = cut_rows(nodes.places[rows])

@@ -12,7 +12,13 @@ from gnnsys.convert.dialect import TableOptions
 from gnnsys.convert.parts import find_parts
 from gnnsys.system.progress import Progress
 
-__all__ = ["ConvertOptions", "EdgeListParts", "EdgeListSpec", "split_member"]
+__all__ = [
+    "ConvertOptions",
+    "EdgeListParts",
+    "EdgeListSpec",
+    "RelationalParts",
+    "split_member",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +51,23 @@ class ConvertOptions:
 
     progress: Progress = lambda what, done, total: None
     """Is told how far the work is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationalParts:
+    """How a relational database is read."""
+
+    task: Annotated[str, "NAME"] | None = None
+    """The only task of a RelBench folder to take: columns that other tasks hide stay features.
+    Default: all tasks."""
+
+    dangling: Literal["refuse", "drop"] = "refuse"
+    """Keys of a RelBench folder that refer to rows that are not there: refuse them, or drop the
+    edges and the tasks' rows that they stand for, counted."""
+
+    categories: int = 32
+    """Values of a column of strings in a RelBench folder that have a column of features each, the
+    most frequent ones before its val_timestamp; all others share one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.errors import FileFormatError
 
-__all__ = ["as_plain", "number_type", "text_type", "to_numbers", "value_type"]
+__all__ = ["as_plain", "is_string", "number_type", "text_type", "to_numbers", "value_type"]
 
 _TRUTHS = {"true", "false", "True", "False", "TRUE", "FALSE"}
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?")
@@ -29,6 +29,11 @@ _DAY = 86_400_000_000
 def value_type(pa: Any, kind: Any) -> Any:
     """A column's type; that of the values where it is a dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_string(kind: Any) -> bool:
+    """Whether a type of pyarrow is one of its strings."""
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def _is_list(pa: Any, kind: Any) -> bool:

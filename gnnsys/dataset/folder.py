@@ -18,6 +18,7 @@ from torch_geometric.utils import index_to_mask
 from gnnsys.cache.arena import CacheArena
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType, Table
 from gnnsys.dataset.importance import SCORE_TABLE
+from gnnsys.dataset.seeds import Seeds, read_seeds
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import UnsupportedError
 from gnnsys.feature_store import FeatureStore
@@ -146,6 +147,18 @@ class Dataset(DatasetTables):
             FileFormatError: the file is damaged.
         """
         return torch.from_numpy(self._whole("labels", node_type))
+
+    def seeds(self, task: str, split: str) -> Seeds:
+        """The rows of a task of a relational database, in memory: nodes, times and labels.
+
+        Args:
+            task: its name.
+            split: "train", "val" or "test".
+
+        Raises:
+            ArgumentError: there is no such task, or no such split of it.
+        """
+        return read_seeds(self, task, split)
 
     def score_kind(self) -> str | None:
         """The kind of score that ``gnnsys score`` stored; None without one. Nothing is read."""

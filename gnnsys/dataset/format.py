@@ -43,6 +43,7 @@ __all__ = [
     "Task",
     "edge_folder",
     "is_dtype",
+    "is_seed_table",
     "node_folder",
     "read_manifest",
 ]
@@ -274,6 +275,11 @@ class _Content(_Graph):
 def is_dtype(name: str) -> bool:
     """Whether a table can have elements of that type: numbers, or bytes of fixed width."""
     return _DTYPES.fullmatch(name) is not None
+
+
+def is_seed_table(name: str) -> bool:
+    """Whether a node table is of the seeds of a task, SPLIT.TASK.WHAT: ``gnnsys.dataset.seeds``."""
+    return name.startswith(("train.", "val.", "test."))
 
 
 def node_folder(heterogeneous: bool, node_type: str) -> str:

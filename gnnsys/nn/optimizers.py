@@ -75,7 +75,9 @@ class _RowOptimizer(torch.optim.Optimizer):
         def change(piece: slice, rows: Tensor, kept: dict[str, Tensor]) -> None:
             some = values[piece]
             place = torch.arange(len(some))[None]
-            local = torch.sparse_coo_tensor(place, some, some.shape, is_coalesced=True)
+            local = torch.sparse_coo_tensor(
+                place, some, some.shape, check_invariants=False, is_coalesced=True
+            )
             self._change(rows, local, kept, step, group)
 
         weight.store.update(ids, change)

@@ -432,8 +432,10 @@ def task_of(dataset: Dataset, target: str | None = None) -> Task:
         if task is None:
             raise ArgumentError(_lacks(dataset.path, "labels"))
         return task
-    shape = dataset.manifest.nodes[target].tables["labels"].shape
-    multi_label = len(shape) > 1
+    labels = dataset.manifest.nodes[target].tables["labels"]
+    multi_label = len(labels.shape) > 1
+    if not multi_label and labels.encoding.dtype.startswith("float"):
+        return Task(node_type=target, num_classes=1, regression=True, metric="rmse")
     metric = "rocauc" if multi_label else "accuracy"
     return Task(node_type=target, num_classes=0, multi_label=multi_label, metric=metric)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch_geometric.data import HeteroData
+from torch_geometric.nn import HGTConv
 from torch_geometric.typing import NodeType
 
 from gnnsys.dataset.folder import Dataset
@@ -40,6 +41,9 @@ __all__ = ["hetero_inference"]
 
 _BLOCK_BYTES = 64 << 20
 _ATTRIBUTE = "x"
+_OF_ATTENTION = 4
+"""Times the bytes of its inputs that an HGTConv has at a time: keys, queries and values of each
+edge."""
 
 
 @naming_keywords()
@@ -281,7 +285,9 @@ class _Run:
         costs = torch.arange(count + 1) * max(1, nbytes[step.kind])
         for kind in step.relations:
             costs += self._layers.sampler.graphs[kind].indptr * nbytes[kind[0]]
-        return costs
+        calls = (traced.convolutions.get(value) for value in step.values)
+        attends = any(call is not None and isinstance(call.conv, HGTConv) for call in calls)
+        return costs * _OF_ATTENTION if attends else costs
 
     def _read(self, value: Node, ids: Tensor, in_order: int) -> Tensor:
         return read_rows(self._rows[value], ids, in_order)

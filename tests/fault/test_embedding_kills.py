@@ -85,5 +85,5 @@ def test_training_through_20_kills_equals_undisturbed_training(
     with tempfile.TemporaryDirectory(dir=in_memory) as place:
         for name in ("killed", "undisturbed"):
             os.mkdir(f"{place}/{name}")
-        done = run_forked(_TRAINED, tmp_path, place, seed, 20, 400)
+        done = run_forked(_TRAINED, tmp_path, place, seed, 20, 300)
         assert done.returncode == 0, done.stderr

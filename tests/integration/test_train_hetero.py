@@ -220,6 +220,20 @@ def test_another_type_with_labels_can_be_the_target(tmp_path: Path) -> None:
     assert len(train(folder, target="paper", model="hgt").history) == 2
 
 
+def test_numbers_of_another_type_can_be_the_target(tmp_path: Path) -> None:
+    data = make_graph()
+    data["paper"].y = torch.rand(PAPERS)
+    data["paper"].train_idx, data["paper"].val_idx = torch.arange(100), torch.arange(100, 200)
+    options = ConvertOptions(regression=True)
+    folder = convert_pyg(data, tmp_path / "g", options, name="papers")
+    for target in ("paper", "author"):
+        dataset = load_dataset(str(folder), target=target)
+        assert (dataset.regression, dataset.num_classes, dataset.metric) == (True, 1, "rmse")
+        dataset.close()
+        result = train(folder, target=target, model="rgcn", epochs=1)
+        assert result.best_val["rmse"] > 0
+
+
 def test_types_without_edges_and_isolated_targets_are_trained_by_their_own_features(
     tmp_path: Path,
 ) -> None:

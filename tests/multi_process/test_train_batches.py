@@ -50,7 +50,7 @@ IN_FLOAT64 = """
         dataset = load_dataset(folder)
         x = unified(dataset.features.materialize().double(), device="cpu")
         source = Data(x=x, edge_index=dataset.edge_index(), y=dataset.labels)
-        return dataclasses.replace(dataset, tables={"node": x}, source=source)
+        return dataclasses.replace(dataset, tables=dict(node=x), source=source)
 """
 STEPS_OF_RANKS = (
     IN_FLOAT64

@@ -161,6 +161,19 @@ def test_a_row_missed_by_a_batch_and_read_ahead_for_the_next_one_has_the_update_
     assert small.counters.served("file").rows == 4 + 3
 
 
+def test_a_row_read_ahead_and_updated_is_not_taken_for_the_one_read_when_the_log_is_rewritten(
+    small: EmbeddingStore,
+) -> None:
+    before = small.gather(ids_of(0))
+    small.update(ids_of(0), add(1))
+    small.gather(ids_of(10, 11, 12, 13))  # row 0 goes to cell 0 of the log
+    small.prefetch(ids_of(0, 20))
+    small.update(ids_of(0), add(100))
+    small.gather(ids_of(14, 15, 16, 17))  # to cell 1
+    small._files._rewrite_at = 0  # back to cell 0
+    assert torch.equal(small.gather(ids_of(0, 20))[:1], before + 101)
+
+
 # Versions ----------------------------------------------------------------------------------------
 
 

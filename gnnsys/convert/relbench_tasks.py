@@ -168,9 +168,8 @@ class TaskWriter:
 
     def _read_column(self, path: Path, table: ParquetTable, column: str) -> Any:
         pa = require_pyarrow(str(path))
-        arrays = [
-            as_plain(path, column, batch.column(0)) for batch in table.batches([column], _BLOCK_ROWS)
-        ]
+        batches = table.batches([column], _BLOCK_ROWS)
+        arrays = [as_plain(path, column, batch.column(0)) for batch in batches]
         kind = table.schema.field(column).type
         return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], kind)
 
@@ -288,8 +287,9 @@ class TaskWriter:
         timed = any(table.time_col for table in self._manifest.tables.values())
         if timed or self._task.of_links or self._task.task_type == "regression":
             return False
-        labelled = [(each.nodes, each.labels) for each in splits.values() if each.labels is not None]
-        nodes = np.concatenate([each.nodes for each in splits.values()])
+        every = splits.values()
+        labelled = [(each.nodes, each.labels) for each in every if each.labels is not None]
+        nodes = np.concatenate([each.nodes for each in every])
         if not labelled or len(np.unique(nodes)) < len(nodes):
             return False
         some = labelled[0][1]

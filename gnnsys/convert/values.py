@@ -20,6 +20,7 @@ from gnnsys.errors import FileFormatError
 
 __all__ = [
     "as_plain",
+    "as_stamps",
     "is_list",
     "is_string",
     "number_type",
@@ -190,13 +191,29 @@ def to_rows(
     return rows
 
 
-def _as_time(pa: Any, path: Path, name: str, column: Any, times: bool) -> Any:
+def as_stamps(path: Path, name: str, column: Any, *, exact: bool) -> Any:
+    """Dates or timestamps as a pyarrow array of microseconds since 1970.
+
+    Args:
+        path: of the file, for messages.
+        name: of the column.
+        column: a pyarrow array.
+        exact: whether finer times are errors; else they are cut.
+
+    Raises:
+        FileFormatError: times that are finer.
+    """
+    pa = require_pyarrow(str(path))
     zone = getattr(column.type, "tz", None)
     try:
-        stamps = column.cast(pa.timestamp("us", zone), safe=times).cast(pa.int64())
+        return column.cast(pa.timestamp("us", zone), safe=exact).cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise FileFormatError(
             f"{path}: column {name} has times finer than microseconds, their unit ({error}); "
             "round them, or write them as whole numbers of your own unit"
         ) from error
+
+
+def _as_time(pa: Any, path: Path, name: str, column: Any, times: bool) -> Any:
+    stamps = as_stamps(path, name, column, exact=times)
     return stamps if times else pa.compute.divide(stamps.cast(pa.float64(), safe=False), _DAY)

@@ -202,6 +202,9 @@ def test_baseball_is_written_with_teams_of_seasons(
     teams = pd.DataFrame({"yearID": years, "teamID": "NYA", "franchID": "NYY", "W": range(5)})
     people = pd.DataFrame({"playerID": ["a", "b"], "birthYear": [1980, 1981],
                            "finalGame": ["2013-09-01", "2004-09-01"]})  # fmt: skip
+    for column in ("deathYear", "deathMonth", "deathDay", "deathCountry", "deathState",
+                   "deathCity", "debut"):  # fmt: skip
+        people[column] = None
     batting = pd.DataFrame(
         {
             "playerID": ["a", "b", "a", "b", "a", "a", "a", "a"],
@@ -218,8 +221,8 @@ def test_baseball_is_written_with_teams_of_seasons(
         for split in ("train", "val", "test")
     }
     end = [pd.Timestamp(f"{year}-12-31") for year in (2003, 2004, 2006, 2012)]
-    assert rows["train"] == [[0, end[0], 1], [1, end[0], 1], [0, end[1], 0], [1, end[1], 0]]
-    assert rows["val"] == [[0, end[2], 0]]
+    assert rows["train"] == [[0, end[0], 1], [1, end[0], 1]]  # the season after 2004 is later
+    assert rows["val"] == [[0, end[1], 0], [1, end[1], 0], [0, end[2], 0]]
     assert rows["test"] == [[0, end[3], 1]]
     home_runs = pd.read_parquet(folder / "tasks" / "home-runs" / "test.parquet")
     assert home_runs["home_runs"].tolist() == [15]

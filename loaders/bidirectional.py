@@ -18,6 +18,7 @@ from torch_geometric.sampler import HeteroSamplerOutput
 from torch_geometric.typing import EdgeType, NodeType
 
 from gnnsys.loaders.native_sampler import NativeSampler
+from gnnsys.loaders.reverse_types import types_back
 from gnnsys.loaders.typed_graph import TypedGraph
 
 __all__ = ["GraphEdges", "make_bidirectional"]
@@ -119,21 +120,17 @@ def _reverses(kind: EdgeType | None, kinds: Sequence[EdgeType | None]) -> list[E
     """The type whose edges are the reverses of this type's; none where that cannot be told."""
     if kind is None:
         return [None]
-    source, relation, target = kind
-    name = relation.removeprefix("rev_") if relation.startswith("rev_") else f"rev_{relation}"
-    if (target, name, source) in kinds:
-        return [(target, name, source)]
-    if source == target:
+    found = types_back(kind, kinds)
+    if kind in found:
         return [kind]
-    found = [other for other in kinds if other and _ends(other) == (target, source)]
     if len(found) != 1:
         warnings.warn(
             f"Cannot convert to bidirectional graph since the edge type {kind} does not seem to "
-            f"have a reverse edge type: {len(found)} lead from {target!r} to {source!r}",
+            f"have a reverse edge type: {len(found)} lead from {kind[-1]!r} to {kind[0]!r}",
             stacklevel=2,
         )
         return []
-    return found
+    return [*found]
 
 
 def _join(

@@ -14,6 +14,7 @@ from torch_geometric.sampler import EdgeSamplerInput, HeteroSamplerOutput
 from torch_geometric.typing import EdgeType
 
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.reverse_types import types_back
 
 __all__ = ["HiddenLinks", "hidden_types"]
 
@@ -53,18 +54,12 @@ def hidden_types(
 
 
 def _inferred(kind: EdgeType, kinds: Sequence[EdgeType | None]) -> list[EdgeType]:
-    source, relation, target = kind
-    name = relation.removeprefix("rev_") if relation.startswith("rev_") else f"rev_{relation}"
-    back = [each for each in kinds if each and (each[0], each[-1]) == (target, source)]
-    others = [each for each in back if each != kind]
-    if (target, name, source) in others:
-        return [(target, name, source)]
-    if kind not in kinds or not others:
-        return []
-    if len(others) > 1 or source == target:
+    found = types_back(kind, kinds)
+    others = [each for each in found if each != kind]
+    if others and len(found) > 1:
         raise ArgumentError(
             f"reverse_types: None, but which edge type has the reverses of {kind} cannot be told: "
-            f"{', '.join(map(str, others))} lead from {target!r} to {source!r}; name those that "
+            f"{', '.join(map(str, found))} lead from {kind[-1]!r} to {kind[0]!r}; name those that "
             "do, or give [] if none does"
         )
     return others
@@ -101,11 +96,13 @@ class HiddenLinks:
             seen = ~torch.isin(key, self._links)
             keep[kind] = keep[kind] & seen if kind in keep else seen
         for kind, kept in keep.items():
-            if out.num_sampled_edges is not None:
+            # Beside orig_row, of which reverses were added already, these are its numbers.
+            if out.num_sampled_edges is not None and out.orig_row is None:
                 hops = kept.split(list(map(int, out.num_sampled_edges[kind])))
                 out.num_sampled_edges[kind] = [int(hop.sum()) for hop in hops]
             for part in (out.row, out.col, out.edge):
-                part[kind] = part[kind][kept]
+                if part[kind] is not None:  # as numbers of added reverses are
+                    part[kind] = part[kind][kept]
 
     def _key(self, source: Tensor, target: Tensor) -> Tensor:
         return source * self._width + target

@@ -39,7 +39,8 @@ def check_leakage(
     Args:
         batch: ``Data`` or ``HeteroData`` of a loader that was given ``time_attr``: with ``n_id``,
             ``e_id`` and ``batch``, by which every node belongs to a tree.
-        data: the whole graph, or its types and times alone.
+        data: the whole graph, or its times alone: a ``HeteroData`` of them by type, or a ``Data``
+            with ``num_nodes``, and with ``edge_index`` where edges have times.
         time_attr: attribute of ``data`` with the (nodes,) or (edges,) integer times since when they
             exist.
         known_at: for attributes of the batch the attribute of ``data`` that has the integer times
@@ -73,6 +74,10 @@ def check_leakage(
             f"batch: a {type(batch).__name__} of a {type(data).__name__}, expected both with types "
             "or both without"
         )
+    if isinstance(data, Data) and data.num_nodes is None:
+        raise ArgumentError(
+            "data: a Data without num_nodes, so that what is of nodes cannot be told; set it"
+        )
     known_at = known_at or {}
     parts = [*_parts(batch, data)]
     for name in (time_attr, *known_at.values()):
@@ -80,6 +85,12 @@ def check_leakage(
             raise ArgumentError(
                 f"time_attr, known_at: no type in data has times called {name!r}, so that nothing "
                 "would be compared; name the attribute that has them"
+            )
+    for name, time_name in known_at.items():
+        if not any(part.has(time_name) and name in part.held for part in parts):
+            raise ArgumentError(
+                f"known_at: no type of the batch that has times called {time_name!r} in data has "
+                f"the attribute {name!r}, so that nothing would be compared; name one that it has"
             )
     seeds = _Seeds.of(batch, parts, time_attr, seed_time)
     for part in parts:
@@ -123,7 +134,7 @@ class _Part:
         """
         if not self.has(name):
             return None
-        times = torch.as_tensor(self.whole[name])
+        times = torch.as_tensor(self.whole[name]).cpu()
         if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool:
             raise DTypeError(
                 f"{named(name, self.kind)}: dtype {times.dtype}, expected times (integers)"

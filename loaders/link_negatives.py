@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch_geometric.sampler import NegativeSampling
 
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.checks import check_ids_below, check_whole
 from gnnsys.loaders.user_graph import check_ids_dtype
 
 __all__ = ["LinkNegatives", "degree_weights"]
@@ -65,8 +67,10 @@ class LinkNegatives(NegativeSampling):
             )
         if hard is None and num_hard is not None:
             raise ArgumentError(f"num_hard: {num_hard} without a table of them; give hard")
-        if num_hard is not None and not 0 <= num_hard <= amount:
-            raise ArgumentError(f"num_hard: {num_hard}, expected 0 to the amount({amount})")
+        if num_hard is not None:
+            check_whole("num_hard", num_hard, least=0)
+            if num_hard > amount:
+                raise ArgumentError(f"num_hard: {num_hard}, expected 0 to the amount({amount})")
         self.hard = hard
         self.num_hard = num_hard
 
@@ -78,9 +82,10 @@ class LinkNegatives(NegativeSampling):
     @hard.setter
     def hard(self, hard: Tensor | None) -> None:
         if hard is not None:
+            hard = torch.as_tensor(hard)
             if hard.dim() != 2:
                 raise ArgumentError(f"hard: shape {tuple(hard.shape)}, expected (sources, k)")
-            hard = check_ids_dtype("hard", hard, "ids of targets")
+            hard = check_ids_dtype("hard", hard, "ids of targets").cpu()
         self._hard = hard
 
 
@@ -101,22 +106,24 @@ def degree_weights(ids: Tensor, num_nodes: int, power: float = 0.75) -> Tensor:
         (num_nodes,) float64; 0 for a node that does not occur.
 
     Raises:
-        ArgumentError, DTypeError: ids outside the nodes, or not integers; a power that is not
-            finite.
+        ArgumentError, DTypeError: ids outside the nodes, or not integers; a number of nodes or a
+            power that cannot be used.
 
     >>> degree_weights(torch.tensor([2, 0, 2, 2, 2]), num_nodes=4, power=0.5).tolist()
     [1.0, 0.0, 2.0, 0.0]
     """
     if ids.dim() != 1:
         raise ArgumentError(f"ids: shape {tuple(ids.shape)}, expected (n,)")
-    if not torch.isfinite(torch.tensor(float(power))):
-        raise ArgumentError(f"power: {power}, expected a finite number")
-    ids = check_ids_dtype("ids", ids, "node ids").to("cpu", torch.int64)
-    wrong = ids[(ids < 0) | (ids >= num_nodes)]
-    if len(wrong):
-        raise ArgumentError(f"ids: {int(wrong[0])} is outside the nodes [0, {num_nodes})")
+    check_whole("num_nodes", num_nodes, least=0)
+    ids = check_ids_below("ids", ids, num_nodes)
     counts = torch.bincount(ids, minlength=num_nodes).double()
-    return torch.where(counts > 0, counts**power, 0.0)
+    weights = torch.where(counts > 0, counts**power, 0.0)
+    if not (math.isfinite(power) and weights.sum().isfinite()):
+        raise ArgumentError(
+            f"power: {power}, expected a finite number, by which {len(ids)} occurrences of a "
+            "node remain finite"
+        )
+    return weights
 
 
 def _as_links(known: Any) -> Tensor:

@@ -54,7 +54,9 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
             ``neg_sampling``.
         hide_links: whether no edge of a batch joins the two ends of one of its links, in either
             direction, so that no message tells what is to be learnt; see ``NeighborSampler``.
-        reverse_types: the edge types that hold reverses of the links, for ``hide_links``.
+        reverse_types: the edge types that hold reverses of the links, for ``hide_links``; None for
+            ``rev_REL`` of REL, or else the only type that leads back. Beside a ``neighbor_sampler``
+            both are the sampler's.
 
     Raises:
         ArgumentError, DTypeError, UnsupportedError: arguments that cannot be used, or not together.
@@ -123,11 +125,6 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
             )
         neg_sampling = seed_negatives(neg_sampling, neg_sampling_ratio, edge_label)
         neighbor_sampler = sampler_of(given)
-        if hide_links and not getattr(neighbor_sampler, "hide_links", False):
-            raise ArgumentError(
-                "hide_links: given beside a neighbor_sampler that hides none; give it to the "
-                "sampler"
-            )
         self.num_neighbors, self.time_attr = num_neighbors, time_attr
         self.neighbor_sampler = neighbor_sampler
         # As they are given, so that a loader can be made anew from its attributes.
@@ -150,8 +147,13 @@ class LinkNeighborLoader(LookaheadLoader, torch_geometric.loader.LinkNeighborLoa
             **kwargs,
         )
         self.edge_label_index = edge_label_index
-        if hide_links:  # for its errors, which batches would tell later
-            hidden_types(self.input_data.input_type, neighbor_sampler.edge_types, reverse_types)
+        if getattr(neighbor_sampler, "hide_links", False):
+            # For its errors, which batches would tell later.
+            hidden_types(
+                self.input_data.input_type,
+                neighbor_sampler.edge_types,
+                neighbor_sampler.reverse_types,
+            )
         self._init_lookahead(options, kwargs)
 
     def _the_sampler(self) -> Any:

@@ -26,6 +26,7 @@ from torch_geometric.typing import NodeType
 from gnnsys import rng
 from gnnsys.compat import version_of
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.checks import check_ids_below
 from gnnsys.loaders.link_negatives import LinkNegatives
 
 __all__ = ["KeyedNegatives", "NegativeNodes"]
@@ -107,13 +108,8 @@ class NegativeNodes:
         made = self._known.get(place)
         if made is None or made[0] is not links or made[1] != version_of(links):
             counts = self.num_nodes[source], self.num_nodes[target]
-            for end, ids, count in zip(("source", "target"), links, counts, strict=True):
-                wrong = ids[(ids < 0) | (ids >= count)]
-                if len(wrong):
-                    raise ArgumentError(
-                        f"known: the {end} {int(wrong[0])} of a link is outside the nodes "
-                        f"[0, {count})"
-                    )
+            for end, ids, count in zip(("sources", "targets"), links, counts, strict=True):
+                check_ids_below(f"known, {end}", ids, count)
             keys = (links[0] * counts[1] + links[1]).unique().numpy()
             known = _Known(keys // counts[1], keys % counts[1], keys, counts[1])
             made = self._known[place] = links, version_of(links), known
@@ -159,7 +155,7 @@ class KeyedNegatives(NegativeSampling):
         seed, epoch, group: of the batch.
 
     Raises:
-        ArgumentError: one node alone, so that a negative would be its own link.
+        ArgumentError: known links outside the nodes.
     """
 
     def __init__(
@@ -189,19 +185,13 @@ class KeyedNegatives(NegativeSampling):
             self._hard = asked.hard
             self._num_hard = asked.amount if asked.num_hard is None else asked.num_hard
         self._targets: NDArray[np.int64] | None = None
-        drawn = ("src", "dst") if self.is_binary() else ("dst",)
-        if all(nodes.num_nodes[self._kinds[end]] == 1 for end in drawn):
-            raise ArgumentError(
-                f"neg_sampling: there is one {_named(target)}, so that each negative would be its "
-                "own link; leave neg_sampling out"
-            )
 
     def sample(self, num_samples: int, endpoint: Any, num_nodes: int | None = None) -> Tensor:
         """(num_samples,) int64 node ids; of binary negatives the sources first.
 
         Raises:
             ArgumentError: no nodes, weights or hard negatives that do not fit, a link older than
-                all nodes, or one of whose possible negatives all are known links.
+                all nodes, or one of whose possible negatives all are known links, or itself.
         """
         if self._targets is not None:
             return torch.from_numpy(self._targets)
@@ -210,6 +200,7 @@ class KeyedNegatives(NegativeSampling):
             link, number = np.divmod(number, self.amount)
         else:
             number, link = np.divmod(number, len(self._inputs.row))
+        self._check_others(link)
         given = self._inputs.row.numpy().astype(np.int64)[link]
         sources = self._draw("src", link) if self.is_binary() else given
         targets = self._draw("dst", link)
@@ -229,6 +220,39 @@ class KeyedNegatives(NegativeSampling):
     def _draw(self, endpoint: str, link: NDArray[np.int64], again: int = 0) -> NDArray[np.int64]:
         """Nodes of an end for negatives of some links."""
         key = self._key(2 * again + (endpoint == "dst" and self.is_binary()))
+        order, sums, totals = self._drawable(endpoint, link)
+        if order is None and sums is None:
+            return rng.integers(key, len(link), int(totals[0]))
+        uniforms = rng.uniforms(key, len(link))
+        if sums is None:
+            place = (uniforms * totals).astype(np.int64)
+        else:
+            place = _invert(sums, uniforms, totals)
+        return place if order is None else order[place]
+
+    def _check_others(self, link: NDArray[np.int64]) -> None:
+        """Raises ArgumentError unless another link than itself can be drawn for each."""
+        ends = {"src": self._inputs.row, "dst": self._inputs.col}
+        alone = np.ones(len(link), np.bool_)
+        for endpoint in ("src", "dst") if self.is_binary() else ("dst",):
+            order, sums, totals = self._drawable(endpoint, link)
+            first = 0 if sums is None else np.searchsorted(sums, 0.0, side="right")
+            last = totals - 1 if sums is None else np.searchsorted(sums, totals)
+            node = first if order is None else order[first]
+            alone &= (first == last) & (node == ends[endpoint].numpy()[link])
+        if alone.any():
+            raise ArgumentError(
+                f"neg_sampling: there is one {_named(self._kinds['dst'])} that can be drawn for "
+                f"{self._told(int(link[alone.argmax()]))}, so that each negative would be its own "
+                "link; leave such links or neg_sampling out"
+            )
+
+    def _drawable(
+        self, endpoint: str, link: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.float64] | None, NDArray[Any]]:
+        """What an end's nodes are drawn from: their order, None for that of ids; running sums of
+        their weights, None without; and for each link, or for all in one, the sum up to which
+        nodes, the first in the order, are drawn, or their number."""
         kind = self._kinds[endpoint]
         num_nodes = self._nodes.num_nodes[kind]
         weight = self._weight(endpoint)
@@ -241,31 +265,21 @@ class KeyedNegatives(NegativeSampling):
                 f"{num_nodes} nodes"
             )
         ages = None if self._inputs.time is None else self._nodes.ages(kind)
-        if ages is not None:
-            return self._draw_by_age(key, link, endpoint, ages)
-        if weight is None:
-            return rng.integers(key, len(link), num_nodes)
-        sums = self._nodes.sums(endpoint, kind, weight, by_age=False)
-        return _invert(sums, rng.uniforms(key, len(link)), sums[-1:])
+        sums = None
+        if weight is not None:
+            sums = self._nodes.sums(endpoint, kind, weight, by_age=ages is not None)
+        if ages is None:
+            return None, sums, np.array([num_nodes]) if sums is None else sums[-1:]
+        old_enough = np.searchsorted(ages.time, self._inputs.time.numpy(), side="right")[link]
+        if sums is None:
+            self._check_totals(old_enough, link, kind, "")
+            return ages.node, None, old_enough
+        totals = np.concatenate([[0.0], sums])[old_enough]
+        self._check_totals(totals, link, kind, f" with a {endpoint}_weight above 0")
+        return ages.node, sums, totals
 
     def _weight(self, endpoint: str) -> Tensor | None:
         return self.src_weight if endpoint == "src" else self.dst_weight
-
-    def _draw_by_age(
-        self, key: int, link: NDArray[np.int64], endpoint: str, ages: _Ages
-    ) -> NDArray[np.int64]:
-        kind, weight = self._kinds[endpoint], self._weight(endpoint)
-        old_enough = np.searchsorted(ages.time, self._inputs.time.numpy(), side="right")[link]
-        uniforms = rng.uniforms(key, len(link))
-        if weight is None:
-            self._check_totals(old_enough, link, kind, "")
-            place = (uniforms * old_enough).astype(np.int64)
-        else:
-            sums = self._nodes.sums(endpoint, kind, weight, by_age=True)
-            totals = np.concatenate([[0.0], sums])[old_enough]
-            self._check_totals(totals, link, kind, f" and has a {endpoint}_weight above 0")
-            place = _invert(sums, uniforms, totals)
-        return ages.node[place]
 
     def _check_totals(
         self, totals: NDArray[Any], link: NDArray[np.int64], kind: NodeType | None, also: str
@@ -273,12 +287,15 @@ class KeyedNegatives(NegativeSampling):
         """Raises ArgumentError unless there is something to draw for each link."""
         wrong = np.flatnonzero(totals == 0)
         if len(wrong):
-            inputs, first = self._inputs, int(link[wrong[0]])
             raise ArgumentError(
-                f"neg_sampling: the link from {int(inputs.row[first])} to "
-                f"{int(inputs.col[first])} has the time {int(inputs.time[first])}, and no "
-                f"{_named(kind)} is as old{also}; leave such links out"
+                f"neg_sampling: no {_named(kind)}{also} is as old as "
+                f"{self._told(int(link[wrong[0]]))}; leave such links out"
             )
+
+    def _told(self, link: int) -> str:
+        inputs = self._inputs
+        when = "" if inputs.time is None else f" at the time {int(inputs.time[link])}"
+        return f"the link from {int(inputs.row[link])} to {int(inputs.col[link])}{when}"
 
     # Known links and hard negatives --------------------------------------------------------------
 
@@ -305,12 +322,13 @@ class KeyedNegatives(NegativeSampling):
             if self.is_binary():
                 sources[place] = self._source_of_free(known, int(link[place]), first)
             free = self._possible("dst", int(link[place]))
+            possible = np.count_nonzero(free)
             free[known.targets_of(int(sources[place]))] = 0
             if not free.any():
                 raise ArgumentError(
-                    f"neg_sampling: every target that can be drawn for the source {sources[place]} "
-                    f"is a known link of it ({known.num_targets} targets); leave its links out, or "
-                    "draw without known"
+                    f"neg_sampling: for {self._told(int(link[place]))} every target that can be "
+                    f"drawn ({possible} of {known.num_targets}) is a known link of the source "
+                    f"{sources[place]}; leave such links out, or draw without known"
                 )
             targets[place] = _choose(free, second)
 
@@ -326,7 +344,8 @@ class KeyedNegatives(NegativeSampling):
         share = self._possible("src", link) * free * np.maximum(weight.sum() - known_weight, least)
         if not share.any():
             raise ArgumentError(
-                "neg_sampling: every pair that can be drawn is a known link; draw without known"
+                f"neg_sampling: every pair that can be drawn for {self._told(link)} is a known "
+                "link; leave such links out, or draw without known"
             )
         return _choose(share, uniform)
 

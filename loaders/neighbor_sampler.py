@@ -446,6 +446,8 @@ class NeighborSampler(torch_geometric.sampler.NeighborSampler):
             times = None if seed_time is None else torch.cat(list(seed_time.values()))  # by tree
             edges = GraphEdges(self._typed_graph, self._native, self._is_backward, times)
             out = make_bidirectional(out, edges, self.keep_orig_edges)
+            if hidden is not None:  # whose reverses may be of a type that hides none
+                hidden.take_from(out)
         return out if self.is_hetero else _without_types(out)
 
     def _time_limits(self) -> dict[str, list[int]]:

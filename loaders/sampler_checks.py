@@ -55,6 +55,7 @@ def check_options(sampler: NeighborSampler) -> None:
                 f"{name}: not offered with subgraph_type='bidirectional', whose added reverses it "
                 "would not hold for; use 'directional'"
             )
+    _check_hidden_types(sampler.reverse_types, sampler.hide_links)
     if sampler.sampling == "labor":
         excluded = {
             "replace": sampler.replace,
@@ -74,6 +75,28 @@ def check_beside_sampler(given: Mapping[str, Any]) -> None:
                 f"{name}: {given[name]!r}, but batches are drawn as neighbor_sampler says; give it "
                 "to the sampler"
             )
+    sampler, hides = given["neighbor_sampler"], given.get("hide_links", False)
+    if hides and not getattr(sampler, "hide_links", False):
+        raise ArgumentError(
+            "hide_links: given beside a neighbor_sampler that hides none; give it to the sampler"
+        )
+    wanted = given.get("reverse_types")
+    _check_hidden_types(wanted, hides)
+    if wanted is not None:
+        has = sampler.reverse_types
+        if has is None or set(map(tuple, has)) != set(map(tuple, wanted)):
+            raise ArgumentError(
+                f"reverse_types: {wanted!r}, but batches are drawn as neighbor_sampler says, which "
+                f"has {has!r}; give it to the sampler alone"
+            )
+
+
+def _check_hidden_types(reverse_types: Any, hides: bool) -> None:
+    if reverse_types is not None and not hides:
+        raise ArgumentError(
+            f"reverse_types: {reverse_types!r} without hide_links, which alone reads it; add "
+            "hide_links=True, or leave it out"
+        )
 
 
 def check_input_type(sampler: NeighborSampler, input_type: Any) -> None:

@@ -35,8 +35,7 @@ def link_bce_loss(positive: Tensor, negative: Tensor) -> Tensor:
     tensor(0.6931)
     """
     _check_scores(positive, negative)
-    count = positive.numel() + negative.numel()
-    return (F.softplus(-positive).sum() + F.softplus(negative).sum()) / count
+    return torch.cat([F.softplus(-positive), F.softplus(negative.flatten())]).mean()
 
 
 def link_bpr_loss(positive: Tensor, negative: Tensor) -> Tensor:
@@ -141,6 +140,7 @@ def in_batch_loss(
             )
         logits = logits - log_q.to(logits)
     if targets is not None:
+        targets = targets.to(scores.device)
         same = targets[:, None] == targets
         logits = logits.masked_fill(same.fill_diagonal_(False), -math.inf)
     return (logits.logsumexp(1) - logits.diagonal()).mean()

@@ -6,12 +6,15 @@ needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError
+from gnnsys.loaders.checks import check_ids_below, check_whole
+from gnnsys.loaders.user_graph import check_ids_dtype
 
 __all__ = ["known_answers", "link_auc", "rank_metrics", "rank_scores", "retrieval_metrics"]
 
@@ -51,7 +54,7 @@ def known_answers(asked: Tensor, known: Tensor) -> Tensor:
     first = torch.searchsorted(found, wanted)
     counts = torch.searchsorted(found, wanted, right=True) - first
     query = torch.repeat_interleave(counts)
-    within = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+    within = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
     return torch.stack([query, known[-1][order[first[query] + within]]])
 
 
@@ -110,17 +113,18 @@ def retrieval_metrics(ids: Tensor, links: Tensor, k: Sequence[int] = (10,)) -> d
     """How many of each source's targets are among its best candidates, by PyG's metrics.
 
     Args:
-        ids: (n, c) candidates of each source, best first, as ``top_links`` finds them; -1 for none.
+        ids: (n, c) candidates of each source, best first and each once, as ``top_links`` finds
+            them; -1 for none.
         links: (2, m) sources, as rows of ``ids``, above their targets. Sources without targets do
             not count.
         k: how many of the candidates are looked at, each at most c.
 
     Returns:
         ``recall@K``, ``precision@K``, ``ndcg@K``, ``map@K``, ``mrr@K`` and ``hits@K`` of each k,
-        means over sources.
+        means over sources; NaN without links.
 
     Raises:
-        ArgumentError: shapes, sources or a k that do not fit.
+        ArgumentError, DTypeError: shapes, sources, candidates or a k that do not fit.
 
     >>> retrieval_metrics(torch.tensor([[4, 2], [0, 1]]), torch.tensor([[0, 0], [2, 7]]), k=[2])[
     ...     "recall@2"
@@ -136,9 +140,10 @@ def retrieval_metrics(ids: Tensor, links: Tensor, k: Sequence[int] = (10,)) -> d
         )
     if links.dim() != 2 or len(links) != 2:
         raise ArgumentError(f"links {tuple(links.shape)}: expected (2, m), sources above targets")
-    wrong = links[0][(links[0] < 0) | (links[0] >= len(ids))]
-    if len(wrong):
-        raise ArgumentError(f"links: source {int(wrong[0])} is outside [0, {len(ids)})")
+    ids = check_ids_dtype("ids", ids, "ids of candidates").to("cpu", torch.int64)
+    check_ids_below("links, sources", links[0], len(ids))
+    links = check_ids_dtype("links", links, "ids").to(ids)
+    _check_distinct(ids)
     kinds = {
         "recall": metrics.LinkPredRecall,
         "precision": metrics.LinkPredPrecision,
@@ -159,6 +164,8 @@ def retrieval_metrics(ids: Tensor, links: Tensor, k: Sequence[int] = (10,)) -> d
         best = some.masked_fill(some < 0, none)  # which is nobody's target
         for judge in judges.values():
             judge.update(best, own)
+    if links.numel() == 0:
+        return dict.fromkeys(judges, math.nan)
     return {name: float(judge.compute()) for name, judge in judges.items()}
 
 
@@ -168,6 +175,9 @@ def link_auc(positive: Tensor, negative: Tensor) -> float:
 
     Args:
         positive, negative: scores, of any shapes.
+
+    Returns:
+        From 0 to 1; 0.5 where scores tell nothing.
 
     Raises:
         ArgumentError: no scores of one of them, or NaN.
@@ -182,7 +192,7 @@ def link_auc(positive: Tensor, negative: Tensor) -> float:
             raise ArgumentError(f"{name}: no scores, expected at least one")
         _check_not_nan(name, scores)
     scores = torch.cat([positive.flatten(), negative.flatten()])
-    truth = torch.zeros(len(scores), dtype=torch.int64)
+    truth = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
     truth[: positive.numel()] = 1
     # torchmetrics takes scores beyond [0, 1] for logits, whose sigmoids in part are equal: so their
     # order is told in other numbers.
@@ -195,6 +205,19 @@ def _check_not_nan(name: str, scores: Tensor) -> None:
         raise ArgumentError(f"{name}: a score is NaN; has the training diverged?")
 
 
+def _check_distinct(ids: Tensor) -> None:
+    """Raises ArgumentError where a candidate, unlike -1, is listed twice."""
+    places = ids.sort(1).values
+    row, column = ((places[:, 1:] == places[:, :-1]) & (places[:, 1:] >= 0)).nonzero().unbind(1)
+    if len(row):
+        raise ArgumentError(
+            f"ids: {int(places[row[0], column[0]])} is twice among the candidates of source "
+            f"{int(row[0])}; list each once"
+        )
+
+
 def _check_k(k: Sequence[int]) -> None:
-    if not k or min(k) < 1:
-        raise ArgumentError(f"k: {list(k)}, expected numbers from 1 on")
+    if not k:
+        raise ArgumentError("k: none, expected at least one number")
+    for each in k:
+        check_whole("k", each, least=1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.loaders.checks import check_ids_below, check_whole
 from gnnsys.system.files import append_file, as_storage_error, npy_header, write_at
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
@@ -74,7 +75,7 @@ def rank_links(
     >>> rank_links(torch.eye(2), torch.tensor([[1.0, 0], [2, 1], [3, 1]]), torch.tensor([1, 1]))
     tensor([2.0000, 1.5000], dtype=torch.float64)
     """
-    count = _check_tables(queries, candidates, block_bytes)
+    count = _check_tables(queries, candidates, score, block_bytes)
     targets = _check_targets(targets, len(queries), count)
     others = None
     if known is not None:
@@ -97,6 +98,10 @@ def rank_links(
             part = slice(query - first, query - first + len(tile))
             above[part] += (tile > own[part, None]).sum(1).cpu()
             same[part] += (tile == own[part, None]).sum(1).cpu()
+        lowest = (own == -math.inf).nonzero()[:, 0].cpu() + first
+        if others is not None and len(lowest):  # to which those left out seemed equal
+            hidden = others[:, torch.isin(others[0], lowest)].unique(dim=1)[0]
+            same -= (hidden - first).bincount(minlength=last - first)
         ranks[first:last] = 1 + above + (same - 1).double() / 2
     return ranks
 
@@ -114,7 +119,8 @@ def top_links(
     """The k candidates that score highest with each query, exactly; of equal ones the lower ids.
 
     Args:
-        k: how many; where fewer are left, the others are -1 with the score -inf.
+        k: how many; where fewer are left, the others are -1 with the score -inf. What scores -inf
+            is not among them.
 
     The other arguments are those of ``rank_links``; ``known`` candidates are not among the k.
 
@@ -160,6 +166,9 @@ def write_top_links(
 
     The other arguments are those of ``top_links``.
 
+    Returns:
+        The folder.
+
     Raises:
         ArgumentError, DTypeError: shapes, ids or options that do not fit, a folder that is there;
             NaN scores.
@@ -204,9 +213,8 @@ def _top_blocks(
     block_bytes: int,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Where a block of queries ends, and its best scores and candidates, on the CPU."""
-    count = _check_tables(queries, candidates, block_bytes)
-    if k < 1:
-        raise ArgumentError(f"k: {k}, expected at least 1")
+    count = _check_tables(queries, candidates, score, block_bytes)
+    check_whole("k", k, least=1)
     if known is not None:
         known = _check_known(known, len(queries), count)
     return _walk_top(queries, candidates, k, _LeftOut(known, count), score, block_bytes)
@@ -332,10 +340,9 @@ def _blocks(queries: Tensor, more_bytes: int, block_bytes: int) -> Iterator[tupl
         yield first, min(first + step, len(queries))
 
 
-def _check_tables(queries: Tensor, candidates: Tensor, block_bytes: int) -> int:
+def _check_tables(queries: Tensor, candidates: Tensor, score: Score, block_bytes: int) -> int:
     """The number of candidates."""
-    if block_bytes < 1:
-        raise ArgumentError(f"block_bytes: {block_bytes}, expected bytes above 0")
+    check_whole("block_bytes", block_bytes, least=1)
     if queries.dim() < 2 or candidates.dim() < 2:
         raise ArgumentError(
             f"queries {tuple(queries.shape)} and candidates {tuple(candidates.shape)}: expected "
@@ -343,13 +350,24 @@ def _check_tables(queries: Tensor, candidates: Tensor, block_bytes: int) -> int:
         )
     if len(candidates) == 0:
         raise ArgumentError("candidates: none, expected at least one")
+    if score is _dot:
+        if queries.dim() != 2 or queries.shape[1:] != candidates.shape[1:]:
+            raise ArgumentError(
+                f"queries {tuple(queries.shape)} and candidates {tuple(candidates.shape)}: "
+                "expected (n, d) and (m, d) for inner products; give a score of other rows"
+            )
+        if queries.dtype != candidates.dtype or not queries.dtype.is_floating_point:
+            raise DTypeError(
+                f"queries {queries.dtype} and candidates {candidates.dtype}: expected floats of "
+                "one type; convert one of them"
+            )
     return len(candidates)
 
 
 def _check_targets(targets: Tensor, queries: int, candidates: int) -> Tensor:
     if targets.shape != (queries,):
         raise ArgumentError(f"targets {tuple(targets.shape)}: expected ({queries},), one a query")
-    return _check_numbers_below("targets", targets, candidates)
+    return check_ids_below("targets", targets, candidates)
 
 
 def _check_known(known: Tensor, queries: int, candidates: int) -> Tensor:
@@ -358,20 +376,9 @@ def _check_known(known: Tensor, queries: int, candidates: int) -> Tensor:
             f"known {tuple(known.shape)}: expected (2, k), numbers of queries above candidates"
         )
     parts = [
-        _check_numbers_below(f"known, {name}", ids, count)
+        check_ids_below(f"known, {name}", ids, count)
         for name, ids, count in zip(
             ("queries", "candidates"), known, (queries, candidates), strict=True
         )
     ]
     return torch.stack(parts)
-
-
-def _check_numbers_below(name: str, ids: Tensor, count: int) -> Tensor:
-    if ids.numel() == 0:
-        return ids.to("cpu", torch.int64)
-    if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise DTypeError(f"{name}: {ids.dtype}, expected integers")
-    wrong = ids[(ids < 0) | (ids >= count)]
-    if len(wrong):
-        raise ArgumentError(f"{name}: {int(wrong[0])} is outside [0, {count})")
-    return ids.to("cpu", torch.int64)

@@ -1,7 +1,7 @@
 """DistMult over an RGCN on a knowledge graph: mini-batches against full-graph training in PyG.
 
-Both sides train the same model for as many epochs and steps: a step takes a batch of facts, each in
-both directions, draws other tails for each and learns to tell them apart. One side samples the
+Both sides train the same model for as many epochs and steps: a step takes a batch of facts in
+either direction, draws other tails for each and learns to tell them apart. One side samples the
 neighbours of a batch by ``gnnsys.LinkNeighborLoader``; the other, PyG and torch alone, encodes the
 whole graph in each step. On both, no edge between the ends of a fact of the batch is a message.
 What is told is the filtered mean reciprocal rank of the test facts over all entities, with all
@@ -262,7 +262,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("folder", type=Path, metavar="FOLDER", help="of the facts")
     add("--epochs", type=positive, default=20, help="default 20")
     add("--seeds", type=positive, default=3, help="runs of each side; default 3")
-    add("--batch-size", type=positive, default=8192, help="facts of a step; default 8192")
+    add("--batch-size", type=positive, default=8192, help="directed facts of a step; default 8192")
     add("--channels", type=positive, default=64, help="a multiple of 8; default 64")
     add("--negatives", type=positive, default=4, help="other tails for each fact; default 4")
     add(

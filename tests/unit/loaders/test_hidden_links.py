@@ -98,12 +98,11 @@ def test_links_of_a_type_are_hidden_there_and_in_the_type_of_their_reverses(
 ) -> None:
     data = make_hetero()
     inputs = EdgeSamplerInput(None, *data[LIKES].edge_index[:, :12], input_type=LIKES)
-    options = {"sample_direction": direction, "reverse_types": named}
     out, plain = (
-        NeighborSampler(data, [6, 6], hide_links=hide, **options).sample_from_edges(
+        NeighborSampler(data, [6, 6], sample_direction=direction, **options).sample_from_edges(
             inputs, group=0, epoch=0
         )
-        for hide in (True, False)
+        for options in ({"hide_links": True, "reverse_types": named}, {})
     )
     links = set(pairs(torch.stack([inputs.row, inputs.col])))
     for kind, flip in ((LIKES, 1), (LIKED, -1), (CITES, 1)):
@@ -132,6 +131,60 @@ def test_a_type_with_both_ends_alike_is_hidden_both_ways() -> None:
     (own,) = pairs(link)
     assert own not in found
     assert own[::-1] not in found
+
+
+def test_links_of_a_type_that_the_graph_lacks_are_hidden_where_it_leads_back() -> None:
+    data = make_hetero()
+    links = data[LIKES].edge_index[:, :9]
+    del data[LIKES]
+    out = NeighborSampler(data, [-1, -1], hide_links=True).sample_from_edges(
+        EdgeSamplerInput(None, *links, input_type=LIKES)
+    )
+    found = ends_of(out, LIKED)
+    assert len(found) > 0
+    assert not set(pairs(links.flip(0))) & set(found)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("named", [None, [LIKED], []])
+def test_reverses_that_are_added_bring_no_link_back(named: Any, keep: bool) -> None:
+    data = make_hetero()
+    links = data[LIKES].edge_index[:, :12]
+    sampler = NeighborSampler(
+        data, [-1, -1], subgraph_type="bidirectional", hide_links=True, reverse_types=named
+    )
+    sampler.keep_orig_edges = keep
+    out = sampler.sample_from_edges(EdgeSamplerInput(None, *links, input_type=LIKES))
+    own = set(pairs(links))
+    assert not own & set(ends_of(out, LIKES))
+    back = {edge[::-1] for edge in own}
+    assert bool(back & set(ends_of(out, LIKED))) == (named == [])
+    if keep:
+        assert sum(out.num_sampled_edges[LIKES]) == len(out.orig_row[LIKES])
+
+
+def ends_of(out: Any, kind: Any) -> list[tuple[int, int]]:
+    source, target = out.node[kind[0]][out.row[kind]], out.node[kind[-1]][out.col[kind]]
+    return pairs(torch.stack([source, target]))
+
+
+def test_a_loader_hides_in_the_types_of_its_sampler() -> None:
+    data = make_hetero()
+    data["item", "seen_by", "user"].edge_index = data[LIKED].edge_index
+    sampler = NeighborSampler(data, [-1], hide_links=True, reverse_types=[LIKED])
+    for named in (None, [LIKED]):
+        loader = loader_of(data, LIKES, neighbor_sampler=sampler, reverse_types=named)
+        own = data[LIKED].edge_index[:, :1]
+        batch = next(iter(loader))
+        ends = [batch[k].n_id[batch[LIKED].edge_index[i]] for i, k in enumerate(("item", "user"))]
+        assert not set(pairs(own)) & set(pairs(torch.stack(ends)))
+    for other in ([], [LIKED, ("item", "seen_by", "user")]):
+        with pytest.raises(ArgumentError, match="drawn as neighbor_sampler says, which has"):
+            loader_of(data, LIKES, neighbor_sampler=sampler, reverse_types=other)
+    with pytest.raises(ArgumentError, match="cannot be told"):  # although not asked of the loader
+        gnnsys.LinkNeighborLoader(
+            data, [2], LIKES, neighbor_sampler=NeighborSampler(data, [2], hide_links=True)
+        )
 
 
 def test_links_with_times_are_hidden_from_all_trees() -> None:
@@ -189,3 +242,7 @@ def test_what_excludes_hide_links_says_so() -> None:
         loader_of(data, None, reverse_types=[LIKED])
     with pytest.raises(ArgumentError, match="hide_links: given beside a neighbor_sampler"):
         loader_of(data, None, neighbor_sampler=NeighborSampler(data, [2]))
+    typed = make_hetero()
+    for given in ({}, {"neighbor_sampler": NeighborSampler(typed, [2])}):
+        with pytest.raises(ArgumentError, match=r"reverse_types: .* without hide_links"):
+            gnnsys.LinkNeighborLoader(typed, [2], LIKES, reverse_types=[LIKED], **given)

@@ -333,6 +333,8 @@ def test_what_cannot_be_compared_is_one_clear_error() -> None:
         (batch, heterogeneous(), time, {}, ArgumentError, "a Data of a HeteroData, expected both"),
         (batch, data, "when", {}, ArgumentError, "no type in data has times called 'when'"),
         (batch, data, time, {"known_at": {"y": "when"}}, ArgumentError, "called 'when'"),
+        (batch, data, time, {"known_at": {"Y": "born"}}, ArgumentError, "has the attribute 'Y'"),
+        (batch, Data(born=data.born), time, {}, ArgumentError, "a Data without num_nodes"),
         (batch, small, time, {}, ArgumentError, r"data: 3 times in born, .* the node \d+"),
         (batch, floats, time, {}, DTypeError, "born: dtype torch.float64, expected times"),
         (nameless, data, time, {}, ArgumentError, "n_id is missing"),
@@ -356,6 +358,14 @@ def test_a_graph_of_times_alone_is_enough_to_compare_with() -> None:
     with pytest.raises(LeakageError, match="nodes of 'item' are newer"):
         check_leakage(batch, times, time)
     assert times.node_types == ["item"]
+
+    loader, plain, time = nodes_by_birth()
+    batch = next(iter(loader))
+    times = Data(born=plain.born, num_nodes=plain.num_nodes)
+    check_leakage(batch, times, time)
+    times.born = times.born + END
+    with pytest.raises(LeakageError, match="nodes are newer"):
+        check_leakage(batch, times, time, seed_time=plain.born[batch.input_id])
 
 
 def test_a_sampler_may_be_given_other_limits() -> None:

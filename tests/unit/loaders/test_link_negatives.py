@@ -211,8 +211,53 @@ def test_where_all_pairs_exist_there_is_one_clear_error(mode: str) -> None:
 
 def test_a_source_that_is_linked_to_everything_is_named() -> None:
     asked = LinkNegatives("triplet", 1, known=all_pairs_but([(5, 2)]))
-    with pytest.raises(ArgumentError, match=r"source 0 is a known link of it \(9 targets\)"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"link from 0 to 0 every target .* \(9 of 9\) is a known link of the source 0",
+    ):
         pairs_of(graph(), links(4), asked)
+
+
+def test_a_link_as_old_as_known_targets_alone_is_named_with_its_time() -> None:
+    asked = LinkNegatives("triplet", known=torch.tensor([[0, 0], [0, 1]]))
+    inputs = EdgeSamplerInput(
+        None, torch.tensor([0]), torch.tensor([1]), time=torch.tensor([1]), input_type=LIKES
+    )
+    told = r"from 0 to 1 at the time 1 every target .* \(2 of 9\) is a known link of the source 0"
+    with pytest.raises(ArgumentError, match=told):
+        pairs_of(graph(timed=True), inputs, asked, time_attr="time")
+    everything = LinkNegatives("binary", known=all_pairs_but([(5, 2)]))
+    with pytest.raises(ArgumentError, match="drawn for the link from 0 to 1 at the time 1 is a kn"):
+        pairs_of(graph(timed=True), inputs, everything, time_attr="time")
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_link_whose_own_target_alone_can_be_drawn_is_an_error(
+    timed: bool, weighted: bool
+) -> None:
+    weight = torch.zeros(ITEMS)
+    weight[[2, 7]] = torch.tensor([0.5, 2.0])
+    # By weights, or by times, or by both: the target 2 alone; and then one more.
+    one, two = (2, 7) if weighted else (0, 1)
+    if weighted and not timed:
+        weight[7] = 0
+    times = {"time": torch.tensor([one])} if timed else {}
+    options = {"time_attr": "time"} if timed else {}
+    asked = LinkNegatives("triplet", dst_weight=weight if weighted else None)
+    data = graph(timed=timed, items=ITEMS if weighted or timed else 1)
+
+    def drawn(target: int, **given: Any) -> Tensor:
+        ends = torch.tensor([0]), torch.tensor([target])
+        inputs = EdgeSamplerInput(None, *ends, input_type=LIKES, **given)
+        return pairs_of(data, inputs, asked, **options)
+
+    with pytest.raises(ArgumentError, match=rf"one 'item' node .* from 0 to {one}.*its own link"):
+        drawn(one, **times)
+    if timed or weighted:
+        assert drawn(two, **times).tolist() == [[0], [one]]  # defined: no link of its own
+    if timed:
+        assert int(drawn(one, time=torch.tensor([two]))[1]) in (one, two)
 
 
 @pytest.mark.parametrize("mode", ["binary", "triplet"])
@@ -240,6 +285,9 @@ def test_a_destination_type_of_one_node_is_an_error_where_it_leaves_no_negative(
         ({"hard": torch.rand(4, 2)}, DTypeError, "hard: dtype"),
         ({"mode": "binary", "hard": torch.zeros(4, 2)}, ArgumentError, "use 'triplet'"),
         ({"num_hard": 1}, ArgumentError, "give hard"),
+        ({"hard": [1]}, ArgumentError, r"hard: shape \(1,\)"),
+        ({"num_hard": 1.5, "amount": 2, "hard": [[1]]}, ArgumentError, "num_hard: 1.5"),
+        ({"num_hard": True, "hard": [[1]]}, ArgumentError, "num_hard: True"),
         ({"num_hard": 2, "hard": torch.ones(4, 2).long()}, ArgumentError, "0 to the amount"),
     ],
 )
@@ -253,9 +301,9 @@ def test_what_cannot_be_meant_is_told_at_once(given, kind, message) -> None:
     [
         (
             {"known": torch.tensor([[0], [ITEMS]])},
-            r"target 9 of a link is outside the nodes \[0, 9",
+            r"known, targets: 9 is outside \[0, 9\)",
         ),
-        ({"known": torch.tensor([[-1], [0]])}, "source -1 of a link"),
+        ({"known": torch.tensor([[-1], [0]])}, "known, sources: -1 is outside"),
         ({"hard": torch.zeros(3, 2).long()}, "hard: 3 rows, expected one for each of the 12"),
         ({"hard": torch.full((USERS, 2), 9)}, r"hard: 9 is outside the targets \[0, 9\)"),
     ],
@@ -266,7 +314,12 @@ def test_ids_that_do_not_fit_the_graph_are_told_by_the_batch(given, message) -> 
 
 
 def test_degree_weights_name_what_they_cannot_use() -> None:
-    with pytest.raises(ArgumentError, match=r"ids: 4 is outside the nodes \[0, 4\)"):
+    with pytest.raises(ArgumentError, match=r"ids: 4 is outside \[0, 4\)"):
         degree_weights(torch.tensor([4]), 4)
     with pytest.raises(ArgumentError, match="power: nan"):
         degree_weights(torch.tensor([0]), 4, power=float("nan"))
+    with pytest.raises(ArgumentError, match=r"power: 5000, expected .* 2 occurrences"):
+        degree_weights(torch.tensor([0, 0]), 4, power=5000)
+    for count in (-1, 2.5):
+        with pytest.raises(ArgumentError, match=f"num_nodes: {count}"):
+            degree_weights(torch.tensor([], dtype=torch.int64), count)

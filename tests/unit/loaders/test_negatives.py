@@ -165,8 +165,12 @@ def test_weights_and_edge_types_that_change_are_not_mixed_up() -> None:
 @pytest.mark.parametrize(
     ("weight", "time", "says"),
     [
-        (None, -6, "link from 0 to 0 has the time -6, and no node is as old; leave"),
-        (torch.arange(NODES) == 7, 10, "no node is as old and has a dst_weight above 0"),
+        (None, -6, "no node is as old as the link from 0 to 0 at the time -6; leave"),
+        (
+            torch.arange(NODES) == 7,
+            10,
+            "no node with a dst_weight above 0 is as old as the link from 0 to 0",
+        ),
     ],
 )
 def test_a_link_older_than_every_node_is_named(weight: Any, time: int, says: str) -> None:

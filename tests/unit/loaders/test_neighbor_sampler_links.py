@@ -230,12 +230,12 @@ def test_the_smallest_of_weights_are_drawn_too():
 
 def test_weights_that_change_in_place_change_the_negatives():
     weight = torch.zeros(40)
-    weight[3] = 1
+    weight[3:5] = 1
     sampler = NeighborSampler(graph(False), [0])
     negatives = NegativeSampling("triplet", 2, dst_weight=weight)
-    assert set(negative_nodes(sampler, negatives, 0)) == {3}
-    weight.zero_()[5] = 2
-    assert set(negative_nodes(sampler, negatives, 0)) == {5}
+    assert set(negative_nodes(sampler, negatives, 0)) == {3, 4}
+    weight.zero_()[5:7] = 2
+    assert set(negative_nodes(sampler, negatives, 0)) == {5, 6}
 
 
 def test_bidirectional_batches_keep_their_links():

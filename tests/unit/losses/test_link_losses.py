@@ -29,6 +29,16 @@ def test_cross_entropy_is_that_of_torch_over_all_scores() -> None:
     assert torch.autograd.gradcheck(link_bce_loss, (positive, negative))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_neither_overflows_nor_loses_what_is_added_late(dtype: torch.dtype) -> None:
+    positive = torch.zeros(1000, dtype=dtype)
+    found = [link_bce_loss(positive, torch.zeros(1000, 200, dtype=dtype))]
+    found.append(link_bpr_loss(positive, torch.zeros(1000, 200, dtype=dtype)))
+    wanted = F.softplus(torch.zeros(1, dtype=dtype)).item()
+    assert [loss.item() for loss in found] == pytest.approx([wanted, wanted], rel=0.01)
+    assert found[0].dtype == dtype
+
+
 def test_ranking_is_its_formula_over_pairs() -> None:
     positive, negative = scores(1, 5), scores(2, 5, 3)
     wanted = -sum(

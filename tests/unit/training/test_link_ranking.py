@@ -68,6 +68,17 @@ def test_filtered_ranks_equal_brute_force(given: Any, block_bytes: int) -> None:
         assert ranks[i] == 1 + above + same / 2
 
 
+def test_what_is_left_out_does_not_count_beside_a_target_that_scores_minus_infinity() -> None:
+    candidates = torch.tensor([[-math.inf], [1.0], [1.0], [-math.inf], [-math.inf]])
+    known = torch.tensor([[4, 4, 4, 4, 5], [1, 3, 3, 0, 1]])
+    for block_bytes in (1, 1 << 20):
+        found = rank_links(
+            torch.ones(6, 1), candidates, torch.zeros(6).long(), known=known,
+            block_bytes=block_bytes,
+        )  # fmt: skip
+        assert found.tolist() == [4.0, 4.0, 4.0, 4.0, 2.5, 3.0]
+
+
 @settings(max_examples=40, deadline=None)
 @given(sizes, st.integers(1, 12), st.sampled_from([1, 400, 1 << 20]))
 def test_top_candidates_equal_a_sort_by_score_and_id(given: Any, k: int, block_bytes: int) -> None:
@@ -205,6 +216,9 @@ def test_metrics_of_the_best_candidates_equal_scikit_learn_s_and_counts(
         assert found[f"hits@{k}"] == pytest.approx(float(hits.amax(1).mean()))
         first = (hits / torch.arange(1, k + 1)).amax(1)
         assert found[f"mrr@{k}"] == pytest.approx(float(first.mean()))
+        precision = hits.cumsum(1) / torch.arange(1, k + 1) * hits
+        average = precision.sum(1) / truth[some].sum(1).clamp(max=k)
+        assert found[f"map@{k}"] == pytest.approx(float(average.mean()))
         wanted = ndcg_score(truth[some].numpy(), every[some].numpy(), k=k)
         assert found[f"ndcg@{k}"] == pytest.approx(wanted)
 
@@ -213,6 +227,38 @@ def test_candidates_that_are_none_are_nobody_s_targets() -> None:
     ids = torch.tensor([[1, -1], [0, -1]])
     links = torch.tensor([[0, 1], [1, 3]])
     assert retrieval_metrics(ids, links, k=[2])["recall@2"] == 0.5
+    nothing = retrieval_metrics(ids, links[:, :0], k=[2])
+    assert len(nothing) == 6
+    assert all(map(math.isnan, nothing.values()))
+
+
+def test_blocks_of_whole_tiles_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    draw = torch.Generator().manual_seed(9)
+    queries, candidates = (torch.randn(count, 8, generator=draw) for count in (300, 4200))
+    targets = torch.arange(300)
+    found = [
+        (rank_links(queries, candidates, targets, block_bytes=size),
+         *top_links(queries, candidates, 3, block_bytes=size))
+        for size in (1, 1 << 28)
+    ]  # fmt: skip
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+    torch.testing.assert_close(found[0][1], (queries @ candidates.t()).topk(3).values)
+
+
+def test_what_is_made_is_made_where_the_arguments_are() -> None:
+    draw = torch.Generator().manual_seed(8)
+    asked, known = torch.tensor([5, 3]), torch.tensor([[3, 5, 3], [0, 1, 2]])
+    positive, negative = torch.randn(2, 9, generator=draw)
+    calls = [
+        lambda: known_answers(asked, known).tolist(),
+        lambda: rank_scores(positive, negative[:, None]).tolist(),
+        lambda: link_auc(positive, negative),
+    ]
+    for call in calls:
+        wanted = call()
+        with torch.device("meta"):  # where tensors without a device would be
+            assert call() == wanted
 
 
 def test_the_area_is_scikit_learn_s_also_where_sigmoids_are_equal() -> None:
@@ -229,14 +275,23 @@ def test_the_area_is_scikit_learn_s_also_where_sigmoids_are_equal() -> None:
     ("call", "kind", "message"),
     [
         (lambda q, c: rank_links(q, c, torch.ones(3).long()), ArgumentError, r"targets \(3,\)"),
-        (lambda q, c: rank_links(q, c, torch.ones(2)), DTypeError, "targets: torch.float32"),
+        (lambda q, c: rank_links(q, c, torch.ones(2)), DTypeError, "targets: dtype torch.float32"),
         (
             lambda q, c: rank_links(q, c, torch.tensor([0, 4])),
             ArgumentError,
             r"4 is outside \[0, 4",
         ),
         (lambda q, c: top_links(q, c[:0], 1), ArgumentError, "candidates: none"),
-        (lambda q, c: top_links(q, c, 0), ArgumentError, "k: 0, expected at least 1"),
+        (lambda q, c: top_links(q, c, 1.5), ArgumentError, "k: 1.5, expected a whole number"),
+        (lambda q, c: top_links(q, c[:, :2], 1), ArgumentError, r"candidates \(4, 2\): expected"),
+        (lambda q, c: top_links(q[None], c[None], 1), ArgumentError, r"queries \(1, 2, 3\)"),
+        (lambda q, c: top_links(q, c.double(), 1), DTypeError, "float32 and .*float64"),
+        (lambda q, c: top_links(q.int(), c.int(), 1), DTypeError, "expected floats"),
+        (
+            lambda q, c: top_links(q, c, 0),
+            ArgumentError,
+            "k: 0, expected a whole number, at least 1",
+        ),
         (lambda q, c: top_links(q[0], c, 1), ArgumentError, r"queries \(3,\)"),
         (lambda q, c: top_links(q, c, 1, block_bytes=0), ArgumentError, "block_bytes: 0"),
         (
@@ -252,7 +307,7 @@ def test_the_area_is_scikit_learn_s_also_where_sigmoids_are_equal() -> None:
         ),
         (lambda q, c: rank_scores(q[0], c), ArgumentError, r"positive \(3,\)"),
         (lambda q, c: rank_metrics(torch.tensor([0.5])), ArgumentError, "ranks: 0.5"),
-        (lambda q, c: rank_metrics(torch.ones(1), k=[0]), ArgumentError, r"k: \[0\]"),
+        (lambda q, c: rank_metrics(torch.ones(1), k=[0]), ArgumentError, "k: 0"),
         (lambda q, c: link_auc(q, c[:0]), ArgumentError, "negative: no scores"),
         (lambda q, c: link_auc(q, c * math.nan), ArgumentError, "negative: a score is NaN"),
         (
@@ -263,7 +318,18 @@ def test_the_area_is_scikit_learn_s_also_where_sigmoids_are_equal() -> None:
         (
             lambda q, c: retrieval_metrics(torch.ones(2, 3).long(), torch.full((2, 1), 2), [1]),
             ArgumentError,
-            r"source 2 is outside \[0, 2\)",
+            r"links, sources: 2 is outside \[0, 2\)",
+        ),
+        (lambda q, c: retrieval_metrics(q, torch.ones(2, 1).long(), [1]), DTypeError, "ids: dtype"),
+        (
+            lambda q, c: retrieval_metrics(q.cumsum(1).long(), torch.ones(2, 1), [1]),
+            DTypeError,
+            "links, sources: dtype",
+        ),
+        (
+            lambda q, c: retrieval_metrics(q.long(), torch.ones(2, 1).long(), [1]),
+            ArgumentError,
+            "ids: 1 is twice among the candidates of source 0",
         ),
         (lambda q, c: known_answers(q[0], torch.ones(3, 1)), ArgumentError, r"asked \(1, 3\)"),
     ],

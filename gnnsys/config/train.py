@@ -469,6 +469,5 @@ class TrainConfig(OptimisationOptions):
             chunks=chunks,
             hidden=self.hidden or (16 if small else 64),
             epochs=epochs,
-            lr_epochs=self.lr_epochs or (epochs if self.lr_schedule == "cosine" else None),
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,19 +18,26 @@ from gnnsys.training.typed_inference import hetero_inference
 __all__ = ["exact_logits", "exact_rows"]
 
 
-class _WithRows(nn.Module):
-    """A classifier that gives what its last layer reads, too."""
+class _Named(nn.Module):
+    """A classifier whose results have names of their own, whatever the target type's is: those of
+    files.
 
-    def __init__(self, model: HeteroClassifier) -> None:
+    Args:
+        model: the classifier.
+        gives_rows: whether what its last layer reads is a result, too.
+    """
+
+    def __init__(self, model: HeteroClassifier, gives_rows: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.gives_rows = model, gives_rows
 
     def forward(
         self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
     ) -> dict[str, Tensor]:
-        """(nodes, hidden) rows and (nodes, classes) logits of the target type."""
+        """(nodes, classes) logits of the target type, and (nodes, hidden) rows."""
         rows = self.model.last_rows(x, edge_index)
-        return {"rows": rows, "logits": self.model.head(rows)}
+        found = {"logits": self.model.head(rows)}
+        return {**found, "rows": rows} if self.gives_rows else found
 
 
 def exact_logits(
@@ -46,8 +52,8 @@ def exact_logits(
         progress: is told how far the work is, in nodes.
     """
     folder = _make_folder(config, dataset)
-    logits: Tensor = _infer(config, dataset, model, model, folder, progress)
-    return logits, folder
+    found = _infer(config, dataset, model, folder, progress, gives_rows=False)
+    return found["logits"], folder
 
 
 def exact_rows(
@@ -56,7 +62,7 @@ def exact_rows(
     """(nodes, hidden) what the last layer reads, the logits, and the folder of their files; see
     ``exact_logits``."""
     folder = _make_folder(config, dataset)
-    found = _infer(config, dataset, model, _WithRows(model), folder, progress)
+    found = _infer(config, dataset, model, folder, progress, gives_rows=True)
     return found["rows"], found["logits"], folder
 
 
@@ -64,18 +70,20 @@ def _infer(
     config: TrainConfig,
     dataset: NodeDataset,
     model: HeteroClassifier,
-    called: nn.Module,
     folder: ScratchFolder | None,
     progress: Progress,
-) -> Any:
-    return hetero_inference(
-        called,
+    *,
+    gives_rows: bool,
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = hetero_inference(
+        _Named(model, gives_rows),
         dataset.source,
         x=model.embeddings(),
         out=folder.path if folder else None,
         threads=config.threads,
         progress=progress,
     )
+    return found
 
 
 def _make_folder(config: TrainConfig, dataset: NodeDataset) -> ScratchFolder | None:

@@ -16,7 +16,6 @@ from gnnsys.dataset.format import Task
 from gnnsys.features.options import FeatureOptions
 from gnnsys.features.setup import feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS
-from gnnsys.loaders import NeighborSampler
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import SEEDS, SPLITS, process_budget
 from gnnsys.system.extension import core
@@ -27,6 +26,7 @@ from gnnsys.training.batch_memory import (
     reserve_batches,
     reserve_libraries,
 )
+from gnnsys.training.step_parts import make_sampler, spread_seeds
 from gnnsys.training.task import task_of
 
 __all__ = ["plan_types"]
@@ -103,11 +103,9 @@ def _counted(task: Task, shape: tuple[int, ...]) -> Task:
 def _draw(config: TrainConfig, dataset: Dataset, target: str) -> HeteroSamplerOutput:
     """A batch of seeds from all over the training nodes."""
     train = dataset.split("train", target)
-    seeds = train[:: max(1, len(train) // config.batch_size)][: config.batch_size]
+    seeds = spread_seeds(train, config.batch_size)
     source = dataset.stores(edge_features=False, device="cpu", storage="mmap")
-    sampler = NeighborSampler(
-        source, list(config.fanouts or ()), seed=config.seed, sampling=config.sampling
-    )
+    sampler = make_sampler(config, source, device="cpu")
     out: HeteroSamplerOutput = sampler.sample({target: seeds}, 0)
     return out
 

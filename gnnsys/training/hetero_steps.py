@@ -63,6 +63,18 @@ class HeteroMiniBatch(MiniBatch):
             yield self._logits[part]
         self.served = self._dataset.served()
 
+    def evaluation(self) -> dict[str, Any]:
+        """See ``Steps.evaluation``; nothing of sampled neighbourhoods."""
+        if self._config.eval != "layerwise":
+            return {}
+        nodes = len(self._dataset.val) + self._dataset.num_test
+        return {
+            "way": "layerwise",
+            "nodes": nodes,
+            "test_at_end": self.test_at_end,
+            "why": f"layerwise, {nodes:,} nodes scored with all their neighbours",
+        }
+
     def inputs(self, batch: HeteroData) -> Any:
         """Those of the first node type whose features are not finite; else of none."""
         for kind, store in batch.node_items():

@@ -43,7 +43,7 @@ from gnnsys.training.curves import epoch_curves, final_scores, hyperparameters
 from gnnsys.training.divergence import DivergenceWatch, all_finite
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
-from gnnsys.training.metrics import check_metric, is_better, reported_metrics
+from gnnsys.training.metrics import check_metric, is_better, reported_metrics, warn_of_nan
 from gnnsys.training.models import make_model
 from gnnsys.training.optimisation import LearningRate
 from gnnsys.training.packing import clear_packed
@@ -70,12 +70,13 @@ __all__ = ["EpochRecord", "TrainResult", "run_training"]
 _log = logging.getLogger(__name__)
 _STEP_SECONDS = 0.25
 """Least time between two records of steps."""
+_OnBatch = Callable[[int, int, int], None]
 
 
 def run_training(
     config: TrainConfig,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    on_batch: Callable[[int, int, int], None] = lambda epoch, done, total: None,
+    on_batch: _OnBatch = lambda epoch, done, total: None,
     on_stats: Callable[[FeatureStats], None] = lambda stats: None,
     on_evaluation: Progress = lambda what, done, total: None,
 ) -> TrainResult:
@@ -104,7 +105,7 @@ def run_training(
 def _run(
     run: Run,
     on_epoch: Callable[[EpochRecord], None],
-    on_batch: Callable[[int, int, int], None],
+    on_batch: _OnBatch,
     on_stats: Callable[[FeatureStats], None],
     on_evaluation: Progress,
 ) -> TrainResult:
@@ -178,7 +179,7 @@ class _Trainer:
     def fit(
         self,
         on_epoch: Callable[[EpochRecord], None],
-        on_batch: Callable[[int, int, int], None],
+        on_batch: _OnBatch,
         on_stats: Callable[[FeatureStats], None],
         on_evaluation: Progress,
     ) -> TrainResult:
@@ -210,11 +211,7 @@ class _Trainer:
             self._test_seconds = self._seconds() - began
         return self._finish(reason)
 
-    def _train_epoch(
-        self,
-        on_batch: Callable[[int, int, int], None],
-        on_stats: Callable[[FeatureStats], None],
-    ) -> None:
+    def _train_epoch(self, on_batch: _OnBatch, on_stats: Callable[[FeatureStats], None]) -> None:
         state, total = self._state, self._steps.num_batches()
         if state.batch == 0:
             state.epoch_began, state.load_began = self._seconds(), self._load_seconds()
@@ -277,6 +274,8 @@ class _Trainer:
             val = self._evaluate(self._dataset.val)
             state.stale += 1
             score = val[self._metric]
+            if self._is_first:
+                warn_of_nan(self._metric, score)
             self._rate.judge(score, state.step)
             if self._finite and is_better(self._metric, score, state.best_val.get(self._metric)):
                 test = {} if self._steps.test_at_end else self._evaluate(self._dataset.test)

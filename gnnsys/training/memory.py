@@ -31,7 +31,7 @@ from gnnsys.features.packing import planner_bytes
 from gnnsys.features.replay import training_seeds
 from gnnsys.features.setup import reserve_ranking
 from gnnsys.features.topology import OFFSETS, graph_to_sample, plan_topology
-from gnnsys.loaders import CSC, NeighborSampler
+from gnnsys.loaders import CSC
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import (
     BLOCKS,
@@ -54,6 +54,7 @@ from gnnsys.training.evaluation import Evaluation, plan_evaluation
 from gnnsys.training.hetero_memory import plan_types
 from gnnsys.training.inference_reads import SUMS
 from gnnsys.training.layer_reads import plan_reads
+from gnnsys.training.step_parts import make_sampler, spread_seeds
 from gnnsys.training.task import NodeDataset
 
 __all__ = [
@@ -326,11 +327,8 @@ def _epoch_bytes(config: TrainConfig, batch: _Batch, columns: int, seeds: int) -
 
 def _draw(config: TrainConfig, graph: CSC, train: Tensor) -> _Batch:
     """A batch of seeds from all over the training nodes."""
-    seeds = train[:: max(1, len(train) // config.batch_size)][: config.batch_size]
-    sampler = NeighborSampler(
-        graph, list(config.fanouts or ()), seed=config.seed, sampling=config.sampling
-    )
-    out = sampler.sample(seeds, 0)
+    seeds = spread_seeds(train, config.batch_size)
+    out = make_sampler(config, graph, device="cpu").sample(seeds, 0)
     return _Batch(out.num_sampled_nodes, len(out.row))
 
 

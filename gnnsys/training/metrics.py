@@ -9,6 +9,8 @@ that is judged by accuracy does without.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol
 
@@ -19,6 +21,7 @@ from torch import Tensor
 from gnnsys.choices import LOWER_IS_BETTER, METRICS
 from gnnsys.config.optimisation import OptimisationOptions, parse_class_weights
 from gnnsys.errors import ArgumentError
+from gnnsys.system.once import warn_once
 
 __all__ = [
     "Kind",
@@ -31,7 +34,10 @@ __all__ = [
     "make_loss",
     "measure",
     "reported_metrics",
+    "warn_of_nan",
 ]
+
+_log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """The mean loss of outputs (nodes, outputs) and the labels of these nodes."""
@@ -182,15 +188,28 @@ def check_metric(metric: str, labels: Tensor, num_classes: int, dataset: str) ->
 
 
 def is_better(metric: str, value: float, than: float | None) -> bool:
-    """Whether a score is better than another, or the first; no number is better than NaN, nor NaN
-    than a number.
+    """Whether a score is better than another, or the first; a number is better than NaN.
 
     >>> is_better("rmse", 0.5, 0.6), is_better("accuracy", 0.5, 0.6)
+    (True, False)
+    >>> is_better("rmse", 0.5, float("nan")), is_better("rmse", float("nan"), 0.5)
     (True, False)
     """
     if than is None:
         return True
+    if math.isnan(than):
+        return not math.isnan(value)
     return value < than if metric in LOWER_IS_BETTER else value > than
+
+
+def warn_of_nan(metric: str, score: float) -> None:
+    """Warns once where the score that a run is judged by is not a number."""
+    if math.isnan(score):
+        warn_once(
+            _log, "--metric %s: is NaN on the validation nodes, as where all with labels have one "
+            "class; epochs of which it is a number are taken as better; give another --metric, or "
+            "more validation nodes", metric
+        )  # fmt: skip
 
 
 def reported_metrics(metric: str, labels: Tensor) -> list[str]:
@@ -311,7 +330,7 @@ class _Ranking:
     def update(self, out: Tensor, truth: Tensor) -> None:
         begin, self._end = self._end, self._end + len(out)
         single = self._scores.dim() == 1
-        self._scores[begin : self._end] = out.softmax(1)[:, 1] if single else out
+        self._scores[begin : self._end] = out[:, 1] - out[:, 0] if single else out
         self._truth[begin : self._end] = truth
 
     def compute(self) -> float:
@@ -320,14 +339,23 @@ class _Ranking:
         area = binary_auroc if self._name == "rocauc" else binary_average_precision
         scores, truth = self._scores[: self._end], self._truth[: self._end]
         if scores.dim() == 1:
-            return float(area(scores, truth.int()))
+            return float(area(_ranks(scores), truth.int()))
         found = []
         for column in range(truth.shape[1]):
             known = ~truth[:, column].isnan()
             labels = truth[known, column].int()
             if 0 < labels.sum() < len(labels):  # one class alone has no curve
-                found.append(area(scores[known, column], labels))
+                found.append(area(_ranks(scores[known, column]), labels))
         return float(torch.stack(found).mean()) if found else float("nan")
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Numbers from 0 and below 1 in the order of scores, which torchmetrics takes as they are.
+
+    Of logits it would make probabilities, which are equal for all that are large.
+    """
+    places: Tensor = scores.unique(return_inverse=True)[1]
+    return places.double() / len(places)
 
 
 class _Counts:

@@ -92,6 +92,7 @@ class LearningRate:
                 eps=0.0,
             )
         self._plateau_rate = config.lr
+        self._last_epoch = config.lr_epochs or config.epochs or 0  # of cosine
         self._warmup = config.warmup_epochs * self._batches  # in batches
         self.last = config.lr
         """Of the last step."""
@@ -121,7 +122,7 @@ class LearningRate:
             cuts = int(epochs) // (config.lr_every or _EVERY)
             return config.lr * (config.lr_factor or _FACTOR) ** cuts
         if config.lr_schedule == "cosine":
-            first, last = config.warmup_epochs, config.lr_epochs or 0
+            first, last = config.warmup_epochs, self._last_epoch
             done = (epochs - first) / (last - first) if last > first else 1.0
             least = config.lr_min or 0.0
             height = (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
@@ -140,13 +141,16 @@ class LearningRate:
             self._plateau_rate = self._optimizer.param_groups[0]["lr"]
 
     def state(self) -> dict[str, Any]:
-        """What the next steps depend on, in numbers and texts; nothing without a plateau."""
+        """What the next steps depend on, in numbers and texts: of plateau and cosine."""
+        if self._config.lr_schedule == "cosine":
+            return {"last_epoch": self._last_epoch}
         if self._plateau is None:
             return {}
         return {"rate": self._plateau_rate, "plateau": self._plateau.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Goes on from what ``state`` gave."""
+        self._last_epoch = state.get("last_epoch", self._last_epoch)
         if self._plateau is not None and state:
             self._plateau_rate = state["rate"]
             self._plateau.load_state_dict(state["plateau"])

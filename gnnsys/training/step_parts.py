@@ -18,19 +18,22 @@ from gnnsys.system.device import SIMT
 from gnnsys.system.gpu.kernels import MOST_FANOUT
 from gnnsys.system.machine import cpu_flags, cpu_model
 
-__all__ = ["compile_model", "make_autocast", "make_sampler"]
+__all__ = ["compile_model", "make_autocast", "make_sampler", "spread_seeds"]
 
 _log = logging.getLogger(__name__)
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of processors that multiply bfloat16, in the kernel's words."""
 
 
-def make_sampler(config: TrainConfig, source: Any) -> NeighborSampler:
+def make_sampler(
+    config: TrainConfig, source: Any, *, device: Literal["cpu", "cuda", "simt"] | None = None
+) -> NeighborSampler:
     """What draws the mini-batches of a run.
 
     Args:
         config: filled in.
         source: a graph as ``NeighborSampler`` takes it.
+        device: that draws the same batches; None for that of the options.
     """
     return NeighborSampler(
         source,
@@ -39,8 +42,17 @@ def make_sampler(config: TrainConfig, source: Any) -> NeighborSampler:
         threads=config.threads,
         sampling=config.sampling,
         dependent_batches=config.dependent_batches,
-        device=_sampler_device(config),
+        device=device or _sampler_device(config),
     )
+
+
+def spread_seeds(nodes: Tensor, count: int) -> Tensor:
+    """At most so many of (n,) ids, from all over them.
+
+    >>> spread_seeds(torch.arange(9), 4)
+    tensor([0, 2, 4, 6])
+    """
+    return nodes[:: max(1, len(nodes) // count)][:count]
 
 
 def _sampler_device(config: TrainConfig) -> Literal["cpu", "cuda", "simt"]:

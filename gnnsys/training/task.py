@@ -34,6 +34,7 @@ from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
 from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.system.device import SIMT
+from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.metrics import are_known, kind_of
 from gnnsys.unified_tensor import UnifiedTensor, unified
@@ -367,6 +368,13 @@ def _open_folder(
         raise ArgumentError(_lacks(path, "features"))
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
+    if any(dataset.has("time", each) for each in dataset.node_types) or any(
+        dataset.has("edge_time", each) for each in dataset.edge_types
+    ):
+        warn_once(
+            _log, "%s: its times are not used: nodes and edges later than a seed are sampled, too",
+            path
+        )  # fmt: skip
     features, graphs = dataset.stores(
         edge_features=False, threads=threads, device=device, **setup(dataset)
     )

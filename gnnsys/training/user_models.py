@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.config.resolve import Run
+from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, UnsupportedError
-from gnnsys.loaders import NeighborSampler
 from gnnsys.system.names import nearest
+from gnnsys.system.once import warn_once
+from gnnsys.training.step_parts import make_sampler, spread_seeds
 from gnnsys.training.task import NodeDataset
 
 __all__ = ["load_factory", "make_user_model"]
 
+_log = logging.getLogger(__name__)
 _SEEDS = 32
 """Of the batch that a model is tried on."""
 
@@ -74,9 +77,9 @@ def make_user_model(run: Run, dataset: NodeDataset) -> torch.nn.Module:
 
     The factory is called with ``in_channels`` and ``out_channels``, and with those of
     ``hidden_channels`` (``--hidden``), ``num_layers`` (``--layers``) and ``dropout`` that it has a
-    parameter for, all by name; the models of ``torch_geometric.nn`` are such factories. The model
-    is called with x (nodes, in_channels) float32 and edge_index (2, edges) int64, and gives
-    (nodes, out_channels) floats.
+    parameter for, all of them if it has ``**kwargs``, all by name; the models of
+    ``torch_geometric.nn`` are such factories. The model is called with x (nodes, in_channels)
+    float32 and edge_index (2, edges) int64, and gives (nodes, out_channels) floats.
 
     Raises:
         ArgumentError: no such factory, an error in it or in the model, outputs of another shape,
@@ -92,7 +95,16 @@ def make_user_model(run: Run, dataset: NodeDataset) -> torch.nn.Module:
     more = {
         "hidden_channels": config.hidden, "num_layers": config.layers, "dropout": config.dropout
     }  # fmt: skip
-    given |= {name: value for name, value in more.items() if name in _accepted(factory)}
+    accepted = _accepted(factory, more)
+    given |= {name: more[name] for name in more if name in accepted}
+    defaults = TrainConfig(dataset=config.dataset, model=place).filled_in()
+    for name, option in (("hidden_channels", "hidden"), ("dropout", "dropout")):
+        value = getattr(config, option)
+        if name not in accepted and value != getattr(defaults, option):
+            warn_once(
+                _log, "--%s %s: has no part in --model %s, which has no parameter %s", option,
+                value, place, name
+            )  # fmt: skip
     told = ", ".join(f"{name}={value}" for name, value in given.items())
     call = f"{place.partition(':')[2]}({told})"
     try:
@@ -103,29 +115,39 @@ def make_user_model(run: Run, dataset: NodeDataset) -> torch.nn.Module:
         raise ArgumentError(
             f"--model {place}: {call} gave a {type(net).__name__}, expected a torch.nn.Module"
         )
-    _check_layers(run, net)
     _try_on_batch(run, dataset, net)
+    _check_layers(run, dataset, net)
     return net
 
 
-def _accepted(factory: Callable[..., Any]) -> Mapping[str, Any]:
-    """Its parameters by their names."""
+def _accepted(factory: Callable[..., Any], names: Iterable[str]) -> set[str]:
+    """Those among the names that it can be given."""
     try:
-        return inspect.signature(factory).parameters
+        parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # of a builtin
-        return {}
+        return set()
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {name for name in names if takes_all or name in parameters}
 
 
-def _check_layers(run: Run, net: torch.nn.Module) -> None:
+def _check_layers(run: Run, dataset: NodeDataset, net: torch.nn.Module) -> None:
     """Whether an exact evaluation that is asked for can take the model apart."""
+    from gnnsys.training.layer_checks import find_gnn, flow_of  # which import this module
+    from gnnsys.training.model_layers import model_layers
+
     config = run.config
     if config.eval not in ("layerwise", "neighborhoods"):
         return
-    if not isinstance(net, BasicGNN):
+    try:
+        model_layers(net, dataset.graph)
+        flow = flow_of(find_gnn(net))
+        problem = f"has messages of flow {flow}" if flow != "source_to_target" else None
+    except UnsupportedError as error:
+        problem = str(error).removeprefix("model: ").partition(";")[0]
+    if problem is not None:
         raise ArgumentError(
-            f"--model {config.model}: a {type(net).__name__} cannot be taken apart into layers, "
-            "which are computed exactly one after the other; give gnnsys train --eval sampled, or "
-            "gnnsys predict --sampled"
+            f"--model {config.model}: {problem}, but layers are computed exactly one after the "
+            "other; give gnnsys train --eval sampled, or gnnsys predict --sampled"
         )
     if net.num_layers != config.layers:
         raise ArgumentError(
@@ -137,10 +159,8 @@ def _check_layers(run: Run, net: torch.nn.Module) -> None:
 def _try_on_batch(run: Run, dataset: NodeDataset, net: torch.nn.Module) -> None:
     """A forward pass on a sampled batch with features drawn at random, which are not read."""
     config, place = run.config, run.config.model
-    sampler = NeighborSampler(
-        dataset.graph, list(config.fanouts or ()), seed=config.seed, threads=config.threads
-    )
-    batch = sampler.sample(dataset.train[:_SEEDS], 0)
+    sampler = make_sampler(config, dataset.graph, device="cpu")
+    batch = sampler.sample(spread_seeds(dataset.train, _SEEDS), 0)
     columns, generator = dataset.features.shape[1], torch.Generator().manual_seed(0)
     x = torch.randn(len(batch.node), columns, generator=generator).to(dataset.features.dtype)
     edge_index = torch.stack([batch.row, batch.col])

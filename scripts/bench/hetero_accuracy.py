@@ -108,6 +108,7 @@ def run(options: argparse.Namespace) -> None:
             "format": 1,
             "benchmark": "hetero_accuracy",
             "environment": describe_environment(),
+            "options": {name: str(value) for name, value in vars(options).items()},
             "results": results,
         }
         write_json(options.json, described)

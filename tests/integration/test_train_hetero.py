@@ -207,6 +207,29 @@ def test_memory_names_the_embeddings_of_types_without_features(folder: Path) -> 
     assert {entry.name for entry in process_budget().table() if entry.held} <= {"libraries"}
 
 
+@pytest.mark.parametrize("of", [("author",), ("author", "writes", "paper")])
+def test_times_of_a_folder_are_told_to_be_unused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, of: Any
+) -> None:
+    data = make_graph()
+    data[of[0] if len(of) == 1 else of].time = torch.arange(AUTHORS if len(of) == 1 else 900)
+    path = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="papers")
+    load_dataset(str(path), device="cpu")
+    assert "g: its times are not used: nodes and edges later than a seed are" in caplog.text
+
+
+def test_a_target_may_have_any_name(tmp_path: Path) -> None:
+    data = make_graph()
+    path = convert_pyg(
+        data.rename("author", "a/b"), tmp_path / "g", ConvertOptions(), name="papers"
+    )
+    run, store = tmp_path / "run", str(tmp_path)
+    result = train(path, eval="layerwise", eval_store=store, out=str(run), model="rgcn", epochs=1)
+    assert main(["predict", str(run), "--eval-store", store, "--quiet"]) == 0
+    assert len(np.load(run / "predictions" / "scores.npy")) == AUTHORS
+    assert 0 <= result.best_test["accuracy"] <= 1
+
+
 def test_another_type_with_labels_can_be_the_target(tmp_path: Path) -> None:
     data = make_graph()
     data["paper"].y = torch.arange(PAPERS) % 4
@@ -327,6 +350,8 @@ def test_layerwise_scores_are_those_with_all_neighbours(folder: Path, model: Any
         for how in ("sampled", "layerwise")
     ]
     assert losses(results[0]) == losses(results[1])
+    assert results[0].evaluation == {}
+    assert results[1].evaluation["why"] == "layerwise, 180 nodes scored with all their neighbours"
     scores = [[record.val for record in each.history] for each in results]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-9)
 

@@ -27,6 +27,8 @@ from gnnsys.generate import generate_community
 from gnnsys.report.reader import read_run
 from gnnsys.training.checkpoint import load_checkpoint
 from gnnsys.training.loop import TrainResult, run_training
+from gnnsys.training.steps import MiniBatch
+from gnnsys.training.task import load_dataset
 
 NODES, FEATURES = 500, 5
 OPTIONS: dict[str, Any] = {
@@ -101,6 +103,22 @@ def test_a_run_that_goes_on_equals_one_that_was_not_broken_off(
     assert len(set(rates[0])) > 1
     one, other = (load_checkpoint(tmp_path / name).model for name in ("whole", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_first_score_that_is_a_number_is_better_than_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = iter([float("nan"), 0.5, 0.6, float("nan")])
+
+    def evaluate(self: Any, names: list[str], nodes: Any, labels: Any) -> dict[str, float]:
+        score = next(scores) if torch.equal(nodes, val) else 0.0
+        return dict.fromkeys(names, score)
+
+    val = load_dataset(str(folder), device="cpu").val
+    monkeypatch.setattr(MiniBatch, "evaluate", evaluate)
+    result = train(folder, epochs=4)
+    assert (result.best_epoch, result.best_val["accuracy"]) == (3, 0.6)
+    assert caplog.text.count("--metric accuracy: is NaN on the validation nodes") == 1
 
 
 def test_the_best_epoch_has_the_lowest_loss_and_the_run_stops_behind_it(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from gnnsys.config.file import config_to_toml, fixed_options, read_config
+from gnnsys.config.file import config_to_toml, read_config
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
 
@@ -51,14 +52,13 @@ def test_options_that_do_not_fit_are_told_of(options: dict[str, Any], told: str)
         TrainConfig(dataset="demo", **options)
 
 
-def test_a_run_that_goes_on_for_longer_keeps_its_cosine(tmp_path: Any) -> None:
-    (tmp_path / "config.toml").write_text(
-        config_to_toml(TrainConfig(dataset="demo", lr_schedule="cosine", epochs=7))
-    )
-    config = read_config(tmp_path / "config.toml")
-    config.epochs = 9
-    assert config.filled_in().lr_epochs == 7
-    assert fixed_options(config)["lr_epochs"] == 7
+def test_a_run_of_the_options_of_another_may_have_other_epochs_and_schedules(tmp_path: Any) -> None:
+    path = tmp_path / "config.toml"
+    before = TrainConfig(dataset="demo", lr_schedule="cosine", epochs=7).filled_in()
+    path.write_text(config_to_toml(before))
+    config = read_config(path)
+    assert config.lr_epochs is None
+    assert dataclasses.replace(config, lr_schedule="constant").lr_schedule == "constant"
 
 
 def test_a_model_of_ones_own_is_evaluated_on_samples_unless_asked_for() -> None:

@@ -63,6 +63,18 @@ def test_areas_under_curves_of_two_classes_equal_scikit_learn() -> None:
     assert one("ap", out, labels) == pytest.approx(metrics.average_precision_score(labels, chance))
 
 
+@pytest.mark.parametrize("metric", ["rocauc", "ap"])
+def test_areas_tell_confident_outputs_apart(metric: str) -> None:
+    margin = torch.tensor([20.0, 30.0, 25.0, 40.0, -200.0, -100.0, 25.0])
+    labels = torch.tensor([0, 0, 1, 1, 0, 1, 0])
+    of_sklearn = {"rocauc": metrics.roc_auc_score, "ap": metrics.average_precision_score}[metric]
+    expected = pytest.approx(of_sklearn(labels, margin))
+    assert (
+        measure([metric], [torch.stack([-margin / 2, margin / 2], 1)], labels)[metric] == expected
+    )
+    assert measure([metric], [margin[:, None]], labels[:, None].float())[metric] == expected
+
+
 def test_scores_of_numbers_equal_scikit_learn_where_they_are_known() -> None:
     labels = 1e4 + torch.randn(300, generator=DRAW)  # far from 0, where float32 sums lose much
     out = (labels + torch.randn(300, generator=DRAW))[:, None]
@@ -141,6 +153,9 @@ def test_metrics_fit_the_labels() -> None:
     assert is_better("loss", 0.1, None)
     assert not is_better("loss", 0.2, 0.1)
     assert not is_better("accuracy", float("nan"), 0.1)
+    assert is_better("accuracy", 0.1, float("nan"))
+    assert is_better("loss", 0.1, float("nan"))
+    assert not is_better("loss", float("nan"), float("nan"))
 
 
 def test_all_metrics_are_of_all_labels_of_their_kind() -> None:

@@ -126,7 +126,16 @@ def test_a_rate_goes_on_from_its_state() -> None:
             after.judge(scores[epoch], epoch * BATCHES + BATCHES)
             assert after.begin_step(epoch * BATCHES + BATCHES) == found[epoch]
     assert len(set(found)) > 2
-    assert rate_of(config_of(lr_schedule="cosine")).state() == {}
+    assert rate_of(config_of()).state() == {}
+
+
+def test_a_cosine_that_goes_on_for_longer_keeps_its_end() -> None:
+    before = rate_of(config_of(lr_schedule="cosine", epochs=4))
+    expected = rates(before)
+    after = rate_of(config_of(lr_schedule="cosine", epochs=EPOCHS))
+    assert rates(after) != expected
+    after.load(before.state())
+    assert rates(after) == expected
 
 
 def stepped(optimizer: torch.optim.Optimizer, weights: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ FEATURES, CLASSES = 6, 3
 
 NETS = """
 import torch
-from torch_geometric.nn import SAGEConv
+from torch_geometric.nn import GraphSAGE, SAGEConv
 
 class Net(torch.nn.Module):
     def __init__(self, in_channels, out_channels, width=None):
@@ -46,6 +46,19 @@ def fails(in_channels, out_channels):
 
 def number(in_channels, out_channels):
     return 3
+
+def joined(in_channels, out_channels, hidden_channels, num_layers):
+    return GraphSAGE(in_channels, hidden_channels, num_layers, out_channels, jk="cat")
+
+def backwards(in_channels, out_channels, hidden_channels, num_layers):
+    return GraphSAGE(
+        in_channels, hidden_channels, num_layers, out_channels, flow="target_to_source"
+    )
+
+class Open(Net):
+    def __init__(self, in_channels, out_channels, **kwargs):
+        super().__init__(in_channels, out_channels)
+        self.given = kwargs
 
 class Picky(Net):
     def forward(self, x, edge_index, time):
@@ -109,6 +122,37 @@ def test_a_lazy_model_has_its_weights_after_the_check(dataset: NodeDataset) -> N
     net = make(dataset, "my_nets:lazy")
     assert isinstance(net.conv, SAGEConv)
     assert net.conv.lin_l.weight.shape == (CLASSES, FEATURES)
+
+
+def test_a_factory_of_any_options_gets_all_of_them(dataset: NodeDataset) -> None:
+    net = make(dataset, "my_nets:Open", hidden=24, layers=3, dropout=0.2)
+    assert net.given == {"hidden_channels": 24, "num_layers": 3, "dropout": 0.2}
+
+
+def test_options_without_a_part_are_warned_of(
+    dataset: NodeDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(dataset, "my_nets:Net")
+    assert not caplog.records
+    make(dataset, "my_nets:Net", hidden=24, dropout=0.2)
+    assert "--hidden 24: has no part in --model my_nets:Net, which has no par" in caplog.text
+    assert "--dropout 0.2: has no part in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("Net", "a Net cannot be taken apart"),
+        ("joined", "a GraphSAGE cannot be taken apart"),
+        ("backwards", "has messages of flow target_to_source"),
+    ],
+)
+def test_what_exact_evaluation_cannot_take_apart_is_told_before_training(
+    dataset: NodeDataset, model: str, told: str
+) -> None:
+    assert make(dataset, f"my_nets:{model}", eval="sampled")
+    with pytest.raises(ArgumentError, match=f"^--model .*{told}, but .*--eval sampled"):
+        make(dataset, f"my_nets:{model}", eval="layerwise")
 
 
 def test_the_check_changes_no_statistics(dataset: NodeDataset) -> None:

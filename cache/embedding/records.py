@@ -24,6 +24,7 @@ __all__ = ["CachedRecords"]
 _MOST_AHEAD = 2
 _PAGE = 4096
 _PIECE_BYTES = 8 << 20
+_ROW_BYTES = 64  # of ids, cells and addresses of a row that is moved
 _BLOCK_ROWS = 1 << 20
 
 
@@ -49,7 +50,7 @@ class CachedRecords:
         self.slots = RecordSlots(capacity, header.row_bytes, 1 + len(header.state), threads)
         self.directory = RowDirectory(header.rows, capacity)
         self.ahead: deque[tuple[NDArray[np.int64], RowReads]] = deque()
-        self.piece_rows = max(1, _PIECE_BYTES // header.record_bytes)
+        self.piece_rows = max(1, _PIECE_BYTES // max(header.record_bytes, _ROW_BYTES))
         self._dtype = DTYPES[header.dtype]
         process_budget().hold(PLANNER, self.directory.nbytes, self.directory)
 

@@ -31,7 +31,7 @@ class Table:
 
 @dataclass(kw_only=True)
 class Task:
-    """A task; rows from val_timestamp on are for validation, from test_timestamp on for the test."""
+    """A task; rows from val_timestamp on are for validation, from test_timestamp for the test."""
 
     about: dict[str, Any]
     """Of its manifest; the name is added."""

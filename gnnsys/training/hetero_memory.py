@@ -32,8 +32,8 @@ from gnnsys.training.task import task_of
 __all__ = ["plan_types"]
 
 _EMBEDDINGS = "embeddings of nodes"
-_OF_AN_EMBEDDING = 16
-"""Bytes of each of its numbers: itself, its gradient, and the optimizer's two moments."""
+_LOOKED_AT = 2
+"""Copies that looking for weights which are not finite makes, about."""
 _TOO_SMALL = "give more memory, fewer --fanouts, a smaller --batch-size or --hidden"
 
 
@@ -70,7 +70,7 @@ def plan_types(
     tables = feature_tables(dataset)
     bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
     hidden = config.hidden or 0
-    budget.reserve(_EMBEDDINGS, (_OF_AN_EMBEDDING if trains else 4) * bare * hidden)
+    budget.reserve(_EMBEDDINGS, 4 * (_copies(config) if trains else 1) * bare * hidden)
     budget.check(_TOO_SMALL)
     if parts["train"] == 0:
         return
@@ -91,6 +91,16 @@ def plan_types(
     judged = max(parts["val"], parts["test"]) * answer_bytes(config, _counted(task, labels.shape))
     budget.reserve("what evaluation predicts", judged)
     reserve_ranking(dataset, options)
+
+
+def _copies(config: TrainConfig) -> int:
+    """Tensors of the size of the embeddings that there are at a time, at most."""
+    kept = 3  # the weights, their gradient, the best weights so far
+    decays = config.weight_decay > 0 and config.optimizer != "adamw"  # a gradient of its own
+    if config.optimizer == "sgd":
+        return kept + (config.momentum != 0) + max(decays, _LOOKED_AT)
+    # Two moments; a step makes the root of the second, and its quotient.
+    return kept + 2 + max(2 + decays, _LOOKED_AT)
 
 
 def _counted(task: Task, shape: tuple[int, ...]) -> Task:

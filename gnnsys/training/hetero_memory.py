@@ -39,7 +39,7 @@ _TOO_SMALL = "give more memory, fewer --fanouts, a smaller --batch-size or --hid
 
 def plan_types(
     config: TrainConfig, dataset: Dataset, options: FeatureOptions, *, trains: bool = True
-) -> None:
+) -> int:
     """Reserves what a run takes beside its features, in the budget of this process.
 
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
@@ -49,6 +49,9 @@ def plan_types(
         dataset: heterogeneous.
         options: of its features.
         trains: whether it is trained on, or only evaluated.
+
+    Returns:
+        Classes, or labels of a node; 0 where the folder does not say.
 
     Raises:
         ArgumentError: a target that there is not, or has no labels.
@@ -62,6 +65,7 @@ def plan_types(
     neighbours = (each.tables["indices"].data_bytes for each in dataset.manifest.edges.values())
     budget.reserve(NEIGHBOURS, sum(neighbours), mapped=True)
     labels = dataset.manifest.nodes[target].tables["labels"]
+    task = _counted(task, labels.shape)
     budget.reserve("labels, mapped", labels.data_bytes, mapped=True)
     parts = {name: dataset.split_size(name, target) for name in ("train", "val", "test")}
     budget.reserve(SPLITS, 8 * sum(parts.values()), mapped=True)
@@ -73,7 +77,7 @@ def plan_types(
     budget.reserve(_EMBEDDINGS, 4 * (_copies(config) if trains else 1) * bare * hidden)
     budget.check(_TOO_SMALL)
     if parts["train"] == 0:
-        return
+        return task.num_classes
     batch = _draw(config, dataset, target)
     drawn = {kind: len(ids) for kind, ids in batch.node.items()}
     maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
@@ -88,9 +92,10 @@ def plan_types(
     )
     step = size.row_bytes + _layer_bytes(config, size.nodes, drawn, edges)
     reserve_batches(config, options, size, step, trains=trains)
-    judged = max(parts["val"], parts["test"]) * answer_bytes(config, _counted(task, labels.shape))
+    judged = max(parts["val"], parts["test"]) * answer_bytes(config, task)
     budget.reserve("what evaluation predicts", judged)
     reserve_ranking(dataset, options)
+    return task.num_classes
 
 
 def _copies(config: TrainConfig) -> int:

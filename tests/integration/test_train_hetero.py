@@ -218,6 +218,17 @@ def test_times_of_a_folder_are_told_to_be_unused(
     assert "g: its times are not used: nodes and edges later than a seed are" in caplog.text
 
 
+def test_memory_names_what_exact_evaluation_takes(folder: Path) -> None:
+    names = [
+        train(folder, model="rgcn", epochs=1, eval=how).memory["names"]
+        for how in ("sampled", "layerwise")
+    ]
+    two_layers = 2 * (AUTHORS + PAPERS + VENUES) * 16 * 4
+    assert "activations of evaluation" not in names[0]
+    assert names[1]["activations of evaluation"]["planned"] == two_layers
+    assert names[1]["blocks of evaluation"]["planned"] >= 1 << 27
+
+
 def test_embeddings_take_what_is_planned_for_them(tmp_path: Path) -> None:
     data = make_graph()
     data["venue"].num_nodes = 100_000

@@ -5,6 +5,8 @@ Pure bookkeeping in numpy: it moves no record and reads no file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,15 +81,20 @@ class RowDirectory:
             self._hand = end % self.capacity
         return np.concatenate(chosen) if chosen else np.empty(0, np.int64)
 
-    def enter(self, slots: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
-        """Gives clean slots to rows that are on disk; those that had them go back there."""
+    def vacate(self, slots: NDArray[np.int64]) -> None:
+        """Takes clean slots from their rows, which are on disk alone from here on."""
         before = self.row_of[slots]
         leaving = before != _NO_ROW
+        leaving[leaving] = self.places[before[leaving]] == slots[leaving]  # else it left already
         self.places[before[leaving]] = self.homes[slots[leaving]]
+        self.row_of[slots] = _NO_ROW
+
+    def enter(self, slots: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
+        """Gives vacated slots, which hold their records, to rows that are on disk."""
         self.homes[slots] = self.places[ids]
-        self.row_of[slots] = ids
-        self.places[ids] = slots
         self._asked[slots] = False
+        self.row_of[slots] = ids
+        self.places[ids] = slots  # the last: an interrupted call leaves the rows where they are
 
     def clean(self, slots: NDArray[np.int64], cell: int) -> None:
         """Notes that the records of slots were written to the log, from ``cell`` on."""
@@ -101,20 +108,27 @@ class RowDirectory:
         places[resident] = self.homes[places[resident]]
         return places
 
-    def logged(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows whose newest record is in the log alone, in its order, and their cells.
-
-        Those that are in a slot, too, become dirty: they are written anew when they leave it.
-        """
+    def count_on_slots(self) -> None:
+        """Rows that are in a slot and in the log become dirty: written anew when they leave."""
         self.dirty |= (self.row_of != _NO_ROW) & (self.homes <= IN_LOG)
-        ids = np.flatnonzero(self.places <= IN_LOG)
-        cells = IN_LOG - self.places[ids].astype(np.int64)
-        order = np.argsort(cells)
-        return ids[order], cells[order]
 
-    def move_in_log(self, ids: NDArray[np.int64], cells: NDArray[np.int64]) -> None:
-        """Notes that the records of rows that are in the log alone are in other cells now."""
-        self.places[ids] = IN_LOG - cells
+    def logged(self, step: int) -> Iterator[NDArray[np.int64]]:
+        """The cells of the rows that are in the log alone, for each ``step`` rows, in order."""
+        for first in range(0, len(self.places), step):
+            places = self.places[first : first + step]
+            yield IN_LOG - places[places <= IN_LOG].astype(np.int64)
+
+    def move_in_log(self, step: int, firsts: Sequence[int]) -> None:
+        """Notes that the records of ``logged(step)`` are in other cells now.
+
+        Args:
+            step: as of ``logged``.
+            firsts: for each block the cell of its first record; others follow it.
+        """
+        for block, cell in enumerate(firsts):
+            places = self.places[block * step : (block + 1) * step]
+            moved = np.flatnonzero(places <= IN_LOG)
+            places[moved] = IN_LOG - (cell + np.arange(len(moved)))
 
     def forget_log(self) -> None:
         """What is in the log is in the table, too, from now on; no slot is dirty."""

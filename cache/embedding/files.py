@@ -1,19 +1,18 @@
 """The files of an embedding table: a version of all records, and the log of later ones.
 
 A folder holds ``table.json``, which describes the table and tells its version; ``rows.npy``, the
-records of that version; and, while rows are trained, ``changes.npy``, the log, whose records nobody
-counts on until ``prepared.bin`` says which of them make the next version. Renaming that file to
-``committed.bin`` is the decision: from then on the records go to the table, again from the start
-where a process is killed meanwhile.
+records of that version; and, while rows are trained, ``changes.N.npy``, the log, whose records
+nobody counts on until ``prepared.bin`` says which of them make the next version. Renaming that file
+to ``committed.bin`` is the decision: from then on the records go to the table, again from the start
+where that was interrupted. These two files alone say how far a commit is, to this process as to the
+next one.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,160 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.embedding.directory import IN_LOG, IN_TABLE
+from gnnsys.cache.embedding.table import DTYPES, LOCK, ROWS, TABLE, TableHeader, remove
 from gnnsys.choices import Storage
-from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
+from gnnsys.errors import ArgumentError, FileFormatError, StorageError
 from gnnsys.memory.file import FileStore
 from gnnsys.memory.reads import PendingRows, Reads, StagedRows
-from gnnsys.system.files import (
-    as_storage_error,
-    lock_file,
-    lock_holder,
-    read_text_file,
-    replace_file,
-    replacing,
-    sync,
-)
+from gnnsys.system.files import as_storage_error, lock_file, lock_holder, replacing, sync
 
-__all__ = ["TABLE", "RowFiles", "RowReads", "TableHeader", "create_files"]
+__all__ = ["RowFiles", "RowReads"]
 
-TABLE = "table.json"
-_ROWS, _CHANGES, _LOCK = "rows.npy", "changes.npy", "lock"
 _PREPARED, _COMMITTED = "prepared.bin", "committed.bin"
-_FORMAT = 1
 _PAGE = 4096
-_BLOCK_BYTES = 8 << 20  # of records that are written or moved at a time
+_BLOCK_BYTES = 8 << 20  # of records that are moved at a time
 _LEAST_LOG_BYTES = 64 << 20
 """A log up to so long is not rewritten without the records that newer ones stand for."""
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-"""Element types of records."""
-
-
-@dataclass(kw_only=True, slots=True)
-class TableHeader:
-    """What a table is, as ``table.json`` has it."""
-
-    rows: int
-    dim: int
-    """Elements of a row."""
-
-    dtype: str
-    """Of all elements: float32 or float64."""
-
-    state: dict[str, float] = field(default_factory=dict)
-    """Names of what an optimiser keeps for each element of a row, and what they begin with."""
-
-    version: int = 0
-    """Counts commits."""
-
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells tables apart."""
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of a row."""
-        return self.dim * DTYPES[self.dtype].itemsize
-
-    @property
-    def width(self) -> int:
-        """Elements of a record: the row and its state."""
-        return self.dim * (1 + len(self.state))
-
-    @property
-    def record_bytes(self) -> int:
-        """Size of a record."""
-        return self.row_bytes * (1 + len(self.state))
-
-    def write(self, folder: Path) -> None:
-        """Replaces the file."""
-        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2)
-        replace_file(folder / TABLE, text.encode())
-
-    @classmethod
-    def read(cls, folder: Path) -> TableHeader:
-        """That of a folder.
-
-        Raises:
-            MissingFileError, FileFormatError: it is not there, or not whole.
-        """
-        path = folder / TABLE
-        try:
-            content = json.loads(read_text_file(path, "the header of an embedding table"))
-            if content.pop("format") != _FORMAT:
-                raise FileFormatError(f"{path}: of another format; read it with a newer gnnsys")
-            header = cls(**content)
-            if header.dtype not in DTYPES or min(header.rows, header.dim) < 1:
-                raise ValueError(f"{header.rows} rows of {header.dim} {header.dtype}")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise MissingFileError(
-                f"{path}: no such file; EmbeddingStore.create makes a table"
-            ) from error
-        except FileFormatError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(
-                f"{path}: not the header of an embedding table ({error}); make the table again"
-            ) from error
-        return header
-
-
-def create_files(
-    folder: Path, header: TableHeader, initial: Callable[[int, int], Tensor] | None
-) -> None:
-    """Makes the folder of a table; none is left where that fails.
-
-    Args:
-        initial: gives rows ``[first, last)``; None for zeros.
-
-    Raises:
-        StorageError: something is in the way, or the disk is full.
-    """
-    if folder.exists():
-        raise StorageError(
-            f"{folder}: is there already; open it with EmbeddingStore(folder), or name another"
-        )
-    made = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.new")
-    try:
-        with as_storage_error(made):
-            made.mkdir(parents=True)
-            _write_first(made / _ROWS, header, initial)
-            header.write(made)
-            sync(made)
-            os.rename(made, folder)
-            sync(folder.parent)
-    except BaseException:
-        _remove(made / _ROWS, made / TABLE)
-        if made.exists():
-            made.rmdir()
-        raise
-
-
-def _write_first(
-    path: Path, header: TableHeader, initial: Callable[[int, int], Tensor] | None
-) -> None:
-    dtype, dim = DTYPES[header.dtype], header.dim
-    store = FileStore.create(path, (header.rows, header.width), dtype, storage="pread")
-    try:
-        for first, last in _blocks(header.rows, header.record_bytes):
-            records = torch.zeros(last - first, header.width, dtype=dtype)
-            if initial is not None:
-                records[:, :dim] = initial(first, last)
-            for number, start in enumerate(header.state.values(), 1):
-                records[:, number * dim : (number + 1) * dim] = start
-            store.write(torch.arange(first, last), records)
-        sync(path)
-    finally:
-        store.close()
-
-
-def _blocks(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows; all but the last are a multiple of 16, and none but a table is below it."""
-    step = max(16, _BLOCK_BYTES // row_bytes // 16 * 16)
-    first = 0
-    while first < rows:
-        last = first + step if rows - first >= step + 16 else rows
-        yield first, last
-        first = last
 
 
 class RowReads:
@@ -221,6 +80,17 @@ class RowReads:
             pending.cancel()
 
 
+@dataclass(slots=True)
+class _Log:
+    store: FileStore
+    number: int
+    end: int = 0
+    """The cell of the next record."""
+
+    rewrite_at: int = 0
+    """It is full when it ends there."""
+
+
 class RowFiles:
     """The open files of a table; one process has them.
 
@@ -235,28 +105,35 @@ class RowFiles:
 
     def __init__(self, folder: Path, storage: Storage = "auto") -> None:
         self.folder = folder
-        self.header = TableHeader.read(folder)
+        TableHeader.read(folder)  # no lock is left where there is no table
         with as_storage_error(folder):
-            lock = lock_file(folder / _LOCK)
+            lock = lock_file(folder / LOCK)
         if lock is None:
             raise StorageError(
-                f"{folder}: {lock_holder(folder / _LOCK)} has this table open; end it first, or "
+                f"{folder}: {lock_holder(folder / LOCK)} has this table open; end it first, or "
                 "copy the folder"
             )
         self._lock = lock
-        self.is_prepared = (folder / _PREPARED).exists()
-        """Whether a next version is ready."""
+        self._log: _Log | None = None
+        self._rewritten: _Log | None = None
         try:
-            self.table = FileStore(folder / _ROWS, writable=True, storage=storage)
+            self.header = TableHeader.read(folder)
+            self.table = FileStore(folder / ROWS, writable=True, storage=storage)
             self._check_table()
-            self._log: FileStore | None = None
-            if (folder / _COMMITTED).exists():
-                self._apply()
-            elif not self.is_prepared:
-                _remove(folder / _CHANGES)
+            with as_storage_error(folder):
+                waiting = [path for path in self._decisions() if path.exists()]
+                self._last_log = int(np.fromfile(waiting[0], np.int32, 2)[1]) if waiting else 0
+                self._remove_logs(but=self._last_log)
+                remove(*folder.glob("*.new"))
+            if self.is_decided:
+                self.apply()
+                self.forget_decision()
         except BaseException:
             lock.close()
             raise
+
+    def _decisions(self) -> tuple[Path, Path]:
+        return self.folder / _COMMITTED, self.folder / _PREPARED
 
     def _check_table(self) -> None:
         found = (tuple(self.table.shape), self.table.dtype)
@@ -281,13 +158,13 @@ class RowFiles:
             cells = IN_LOG - places[in_log].astype(np.int64)
             order = np.argsort(cells)
             assert self._log is not None
-            parts.append((in_log[order], self._log.start_reads(Reads(cells[order]))))
+            parts.append((in_log[order], self._log.store.start_reads(Reads(cells[order]))))
         return RowReads(ids, places, parts)
 
     @property
     def is_log_full(self) -> bool:
         """Whether the log is to be rewritten before more is appended."""
-        return self._log is not None and self._end >= self._rewrite_at
+        return self._log is not None and self._log.end >= self._log.rewrite_at
 
     def append(self, records: Tensor) -> int:
         """Writes (n, width) records to the log; returns the cell of the first.
@@ -296,69 +173,92 @@ class RowFiles:
             StorageError: the disk is full; nothing counts as written.
         """
         if self._log is None:
-            self.discard_prepared()
-            self._log, self._end = self._create_log(self.folder / _CHANGES), 0
-            self._rewrite_at = self._least_log
-        first, self._end = self._end, self._append_to(self._log, self._end, records)
-        return first
+            self._log = self._create_log()
+        return self._append_to(self._log, records)
 
-    def _append_to(self, log: FileStore, end: int, records: Tensor) -> int:
-        """Returns where the next records begin: of many, on a page of their own, so that they are
-        written past the page cache."""
-        log.write(torch.arange(end, end + len(records)), records)
-        end += len(records)
+    def _append_to(self, log: _Log, records: Tensor) -> int:
+        """The next records begin, after many, on a page of their own, so that they are written past
+        the page cache."""
+        first, end = log.end, log.end + len(records)
+        log.store.write(torch.arange(first, end), records)
         a_page = max(1, _PAGE // self.header.record_bytes)
-        return -(-end // a_page) * a_page if len(records) >= 4 * a_page else end
+        log.end = -(-end // a_page) * a_page if len(records) >= 4 * a_page else end
+        return first
 
     @property
     def _least_log(self) -> int:
         return _LEAST_LOG_BYTES // self.header.record_bytes + 1
 
-    def _create_log(self, path: Path) -> FileStore:
+    def _log_path(self, number: int) -> Path:
+        return self.folder / f"changes.{number}.npy"
+
+    def _create_log(self) -> _Log:
+        self._last_log += 1  # files of an earlier log are never written again
+        path = self._log_path(self._last_log)
         # A quarter is left empty, at most. What is in use doubles until the log is rewritten, and a
         # cache of all rows may be appended twice before that is seen.
         cells = 5 * self.header.rows + 2 * self._least_log
         shape, dtype = (cells, self.header.width), DTYPES[self.header.dtype]
-        return FileStore.create(path, shape, dtype, storage=self.table.storage)  # type: ignore[arg-type]
+        try:
+            store = FileStore.create(path, shape, dtype, storage=self.table.storage)  # type: ignore[arg-type]
+        except BaseException:
+            remove(path)
+            raise
+        return _Log(store, self._last_log, rewrite_at=self._least_log)
 
-    def _open_log(self) -> FileStore | None:
-        if not (self.folder / _CHANGES).exists():
-            return None  # nothing was changed
-        return FileStore(self.folder / _CHANGES, writable=True, storage=self.table.storage)  # type: ignore[arg-type]
+    def _remove_logs(self, but: int) -> None:
+        remove(*(set(self.folder.glob("changes.*")) - {self._log_path(but)}))
 
-    def rewrite_log(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Leaves only some cells in the log, in their order; returns their new numbers.
+    def rewrite_log(self, blocks: Iterable[NDArray[np.int64]]) -> None:
+        """Writes a log of some cells alone; ``take_rewritten`` puts it in place of the other.
 
         Args:
-            cells: (n,) ascending.
+            blocks: cells, block by block.
 
         Raises:
             StorageError: the disk is full; the log is as it was.
         """
         assert self._log is not None
-        self.discard_prepared()
-        path = self.folder / f"{_CHANGES}.new"
-        log = self._create_log(path)
-        moved, end = np.empty_like(cells), 0
+        log, firsts = self._create_log(), []
         try:
-            step = max(1, _BLOCK_BYTES // self.header.record_bytes)
-            for first in range(0, len(cells), step):
-                piece = cells[first : first + step]
-                moved[first : first + step] = end + np.arange(len(piece))
-                end = self._append_to(log, end, self._log.gather(torch.from_numpy(piece)))
-            with as_storage_error(path):
-                os.replace(path, self.folder / _CHANGES)
+            for cells in blocks:
+                firsts.append(log.end)
+                if len(cells):
+                    self._append_to(log, self._log.store.gather(torch.from_numpy(cells)))
         except BaseException:
-            log.close()
-            _remove(path)
+            log.store.close()
+            remove(self._log_path(log.number))
             raise
-        log.close()
-        self._log.close()
-        self._log, self._end = self._open_log(), end
-        self._rewrite_at = max(self._least_log, 2 * end)
-        return moved
+        log.rewrite_at = max(self._least_log, 2 * log.end)
+        self.rewritten_at = firsts
+        """The cell of the first record of each block in the rewritten log."""
+        self._rewritten = log
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether a rewritten log waits to be taken."""
+        return self._rewritten is not None
+
+    def take_rewritten(self) -> None:
+        """Puts the rewritten log in place of the other."""
+        assert self._rewritten is not None
+        before, self._log = self._log, self._rewritten
+        self._rewritten = None
+        if before is not None and before is not self._log:
+            before.store.close()
+        self._remove_logs(but=self._log.number)
 
     # Versions ------------------------------------------------------------------------------------
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a next version is ready."""
+        return (self.folder / _PREPARED).exists()
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether there is a next version whose records are not all in the table yet."""
+        return (self.folder / _COMMITTED).exists()
 
     def prepare(self, places: Iterable[NDArray[np.int32]]) -> int:
         """Makes the next version ready; returns its number.
@@ -369,73 +269,79 @@ class RowFiles:
         Raises:
             StorageError: the disk is full; nothing is prepared.
         """
-        self.discard_prepared()
-        version = self.header.version + 1
-        with replacing(self.folder / _PREPARED) as file:
-            file.write(np.array([version, 0], np.int32).tobytes())
-            first = 0
-            for block in places:
-                changed = np.flatnonzero(block <= IN_LOG)
-                pairs = np.stack([first + changed, IN_LOG - block[changed].astype(np.int64)], 1)
-                file.write(pairs.astype(np.int32).tobytes())
-                first += len(block)
-            if self._log is not None:
-                sync(self.folder / _CHANGES)
-        sync(self.folder)
-        self.is_prepared = True
+        version, log = self.header.version + 1, self._log
+        try:
+            with replacing(self.folder / _PREPARED) as file:
+                number = log.number if log is not None else 0
+                file.write(np.array([version, number], np.int32).tobytes())
+                first = 0
+                for block in places:
+                    changed = np.flatnonzero(block <= IN_LOG)
+                    pairs = np.stack([first + changed, IN_LOG - block[changed].astype(np.int64)], 1)
+                    file.write(pairs.astype(np.int32).tobytes())
+                    first += len(block)
+                if log is not None:
+                    sync(self._log_path(log.number))
+        except BaseException:
+            self.withdraw()
+            raise
         return version
 
-    def discard_prepared(self) -> None:
+    def withdraw(self) -> None:
         """Takes back ``prepare``."""
-        if self.is_prepared:
-            _remove(self.folder / _PREPARED)
-            self.is_prepared = False
+        remove(self.folder / _PREPARED)
 
-    def commit(self) -> None:
-        """Makes the prepared version the table's; the log is empty then."""
+    def decide(self) -> None:
+        """Makes the prepared version the table's, by whoever applies it."""
         with as_storage_error(self.folder):
             os.rename(self.folder / _PREPARED, self.folder / _COMMITTED)
             sync(self.folder)
-        self.is_prepared = False
-        self._apply()
 
-    def _apply(self) -> None:
+    def apply(self) -> None:
+        """Brings the records of the version that is decided to the table; the log has them, too.
+
+        Raises:
+            StorageError: the disk failed; it is to be done again.
+            FileFormatError: the log is not there.
+        """
         path = self.folder / _COMMITTED
-        self._log = self._log or self._open_log()
         with as_storage_error(path), open(path, "rb") as file:
-            self.header.version = int(np.fromfile(file, np.int32, 2)[0])
+            version, number = map(int, np.fromfile(file, np.int32, 2))
             step = max(1, _BLOCK_BYTES // self.header.record_bytes)
             while len(pairs := np.fromfile(file, np.int32, 2 * step).reshape(-1, 2)):
-                assert self._log is not None
+                log = self._log = self._log or self._open_log(number)
                 ids, cells = torch.from_numpy(pairs.astype(np.int64)).unbind(1)
-                self.table.write(ids, self._log.gather(cells))
-            sync(self.folder / _ROWS)
-            self.header.write(self.folder)
-            _remove(path)
+                self.table.write(ids, log.store.gather(cells))
+            sync(self.folder / ROWS)
+            replace(self.header, version=version).write(self.folder)
+            self.header.version = version
+
+    def _open_log(self, number: int) -> _Log:
+        path = self._log_path(number)
+        if not path.exists():
+            raise FileFormatError(
+                f"{path}: is not there, but {self.folder / _COMMITTED} needs it; restore the "
+                "folder from a copy"
+            )
+        store = FileStore(path, writable=True, storage=self.table.storage)  # type: ignore[arg-type]
+        return _Log(store, number)
+
+    def forget_decision(self) -> None:
+        """Ends ``apply``: nobody needs the log any more."""
+        with as_storage_error(self.folder):
+            remove(self.folder / _COMMITTED)
+            sync(self.folder)
         self.drop_log()
 
     def drop_log(self) -> None:
         """Lets go of all records since the table's version."""
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-            _remove(self.folder / _CHANGES)
-
-    def restore(self, version: int) -> None:
-        """Makes the table hold that version: its own, or the one that is prepared.
-
-        Raises:
-            ArgumentError: it is neither.
-        """
-        self.check_version(version)
-        if version == self.header.version:
-            self.discard_prepared()
-            self.drop_log()
-        else:
-            self.commit()
+        log, self._log = self._log, None
+        if log is not None:
+            log.store.close()
+        self._remove_logs(but=0)
 
     def check_version(self, version: int) -> None:
-        """Raises ArgumentError for one that ``restore`` cannot bring back."""
+        """Raises ArgumentError for one that is neither the table's nor prepared."""
         if version not in range(self.header.version, self.header.version + 1 + self.is_prepared):
             raise ArgumentError(
                 f"version: {version}, but {self.folder} holds version {self.header.version}; take "
@@ -445,12 +351,7 @@ class RowFiles:
     def close(self) -> None:
         """Lets go of the files."""
         self.table.close()
-        if self._log is not None:
-            self._log.close()
+        for log in (self._log, self._rewritten):
+            if log is not None:
+                log.store.close()
         self._lock.close()
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        with as_storage_error(path):
-            path.unlink(missing_ok=True)

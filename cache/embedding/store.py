@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.arena import rows_of
-from gnnsys.cache.embedding.directory import RowDirectory
-from gnnsys.cache.embedding.files import (
-    DTYPES,
-    RowFiles,
-    RowReads,
-    TableHeader,
-    create_files,
-)
-from gnnsys.cache.embedding.slots import RecordSlots
+from gnnsys.cache.embedding.files import RowFiles
+from gnnsys.cache.embedding.records import CachedRecords
+from gnnsys.cache.embedding.table import DTYPES, TableHeader, create_files, remove_files
 from gnnsys.cache.making import check_memory
 from gnnsys.choices import Storage
 from gnnsys.counters import Counters
@@ -33,15 +27,11 @@ from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
 from gnnsys.memory.store import Store, check_out, check_range, check_write
-from gnnsys.system.budget import PLANNER, process_budget
 from gnnsys.system.threads import num_threads
 
 __all__ = ["EmbeddingStore"]
 
 _MOST_ROWS = 1 << 28
-_MOST_AHEAD = 2
-_PIECE_BYTES = 8 << 20
-_BLOCK_ROWS = 1 << 20
 
 
 class EmbeddingStore(Store):
@@ -95,15 +85,8 @@ class EmbeddingStore(Store):
         self._files = files = RowFiles(Path(folder).absolute(), storage)
         header = files.header
         try:
-            self.capacity = rows_of(cache, header.rows, header.record_bytes, "cache")
-            if self.capacity < 1:
-                raise ArgumentError(
-                    f"cache: {cache!r} holds no record of {header.record_bytes} bytes; give more"
-                )
-            check_memory(self.capacity, 0, header.record_bytes)
-            self._slots = RecordSlots(
-                self.capacity, header.row_bytes, 1 + len(header.state), threads
-            )
+            self.capacity = _capacity_of(cache, header)
+            self._records = CachedRecords(files, self.capacity, threads)
         except BaseException:
             files.close()
             raise
@@ -111,12 +94,9 @@ class EmbeddingStore(Store):
         self.encoding = Encoding(DTYPES[header.dtype], DTYPES[header.dtype])
         self.path, self.depth = files.table.path, files.table.depth
         self.counters = Counters()
-        self._record_bytes = header.record_bytes
-        self._directory = RowDirectory(header.rows, self.capacity)
-        self._ahead: deque[tuple[NDArray[np.int64], RowReads]] = deque()
         self._gate = Gate(str(files.folder))
         self._lock = threading.RLock()
-        process_budget().hold(PLANNER, self._directory.nbytes, self._directory)
+        self._process = os.getpid()
 
     @classmethod
     def create(
@@ -145,21 +125,37 @@ class EmbeddingStore(Store):
 
         Raises:
             ArgumentError, DTypeError: a shape or dtype that cannot be used.
-            StorageError: the folder is there already, or the disk is full; none is left then.
+            StorageError: the folder is there already, or the disk is full.
+            Whatever is raised, no folder is left that was not there.
         """
         names = {value: name for name, value in DTYPES.items()}
         if dtype not in names:
             raise DTypeError(f"dtype: {dtype}, expected torch.float32 or torch.float64")
-        if len(shape) != 2 or min(shape) < 1 or shape[0] > _MOST_ROWS:
+        try:
+            rows, dim = map(operator.index, shape)
+        except (TypeError, ValueError):
+            rows = dim = 0
+        if min(rows, dim) < 1 or rows > _MOST_ROWS:
             raise ArgumentError(
-                f"shape: {tuple(shape)}, expected (rows, elements of a row), each at least 1, and "
-                f"at most {_MOST_ROWS} rows"
+                f"shape: {shape}, expected (rows, elements of a row), each at least 1, and at most "
+                f"{_MOST_ROWS} rows"
             )
-        header = TableHeader(
-            rows=int(shape[0]), dim=int(shape[1]), dtype=names[dtype], state=dict(state or {})
-        )
+        try:
+            kept = {str(name): float(start) for name, start in dict(state or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"state: {state!r}, expected names and the numbers that they begin with, as "
+                "{'sum': 0.0}"
+            ) from error
+        header = TableHeader(rows=rows, dim=dim, dtype=names[dtype], state=kept)
+        _capacity_of(cache, header)
+        num_threads(threads)
         create_files(Path(folder).absolute(), header, initial)
-        return cls(folder, cache=cache, threads=threads, storage=storage)
+        try:
+            return cls(folder, cache=cache, threads=threads, storage=storage)
+        except BaseException:
+            remove_files(Path(folder).absolute())
+            raise
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -180,6 +176,19 @@ class EmbeddingStore(Store):
     def folder(self) -> Path:
         """Of the table."""
         return self._files.folder
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time is inside; what was interrupted before has been ended then."""
+        if self._process != os.getpid():
+            raise UnsupportedError(
+                f"{self.folder}: was opened by process {self._process}, and this is a fork of it "
+                f"({os.getpid()}); use the table there, or close it there and open it here"
+            )
+        with self._gate, self._lock:
+            if self._files.is_rewritten:
+                self._records.take_rewritten()
+            yield
 
     # Reading -------------------------------------------------------------------------------------
 
@@ -212,16 +221,16 @@ class EmbeddingStore(Store):
 
     def _gather(self, ids: RowIds, outs: list[Tensor], first: int) -> None:
         """Copies parts of the records from part ``first`` on, row i to row i of each output."""
-        with self._gate, self._lock:
+        with self._alone():
             check_bounds(ids, self.shape[0])
             numbers = ids.numpy()
-            ahead = self._take_ahead(numbers)
+            ahead = self._records.take_ahead(numbers)
             for start in range(0, len(numbers), self.capacity):
                 piece = slice(start, start + self.capacity)
-                slots = self._directory.find(numbers[piece])
+                slots = self._records.directory.find(numbers[piece])
                 missed = int((slots < 0).sum())
-                slots = self._bring(numbers[piece], slots, ahead)
-                self._slots.take(slots, [out[piece] for out in outs], first)
+                slots = self._records.bring(numbers[piece], slots, ahead)
+                self._records.slots.take(slots, [out[piece] for out in outs], first)
                 if first == 0:
                     hits = len(slots) - missed
                     self.counters.add("cache", hits, hits * self.row_bytes)
@@ -233,23 +242,17 @@ class EmbeddingStore(Store):
         if out is None:
             out = torch.empty(last - first, self.shape[1], dtype=self.dtype)
         check_out(out, last - first, self.shape, self.dtype)
-        step = max(1, _PIECE_BYTES // self._record_bytes)
-        with self._gate, self._lock:
+        step, missed = self._records.piece_rows, 0
+        with self._alone():
             for start in range(first, last, step):
                 ids = np.arange(start, min(start + step, last))
                 rows = torch.empty(len(ids), self.shape[1], dtype=self.dtype)
-                self._read_as_is(ids, rows)
+                missed += self._records.read(ids, rows)
                 out[start - first : start - first + len(ids)] = rows
-        self.counters.add("file", last - first, (last - first) * self.row_bytes)
+        hits = last - first - missed
+        self.counters.add("cache", hits, hits * self.row_bytes)
+        self.counters.add("file", missed, missed * self.row_bytes)
         return out
-
-    def _read_as_is(self, ids: NDArray[np.int64], rows: Tensor) -> None:
-        places = self._directory.places[ids]
-        missing = places < 0
-        sources = self._slots.addresses(places)
-        reads = self._files.start(ids[missing], places[missing])
-        sources[missing] = reads.wait()
-        self._slots.read_rows(sources, rows)
 
     def prefetch(self, ids: Tensor) -> None:
         """Begins to read what a coming ``gather`` of these very ids will need from the disk.
@@ -261,72 +264,9 @@ class EmbeddingStore(Store):
             RowIndexError, DTypeError, ArgumentError: as ``gather``.
         """
         wanted = check_ids(ids)
-        with self._gate, self._lock:
+        with self._alone():
             check_bounds(wanted, self.shape[0])
-            asked = wanted.numpy().astype(np.int64)
-            places = self._directory.find(asked)
-            missing = np.unique(asked[places < 0])
-            reads = self._files.start(missing, self._directory.places[missing])
-            self._ahead.append((asked, reads))
-            if len(self._ahead) > _MOST_AHEAD:
-                self._ahead.popleft()[1].cancel()
-
-    def _take_ahead(self, ids: NDArray[Any]) -> RowReads | None:
-        for place, (asked, reads) in enumerate(self._ahead):
-            if np.array_equal(asked, ids):
-                for _ in range(place):
-                    self._ahead.popleft()[1].cancel()
-                self._ahead.popleft()
-                # Seen now: once the log is rewritten, a changed record may lie in such a place.
-                reads.newest = reads.places == self._directory.places[reads.ids]
-                return reads
-        return None
-
-    def _forget_ahead(self) -> None:
-        while self._ahead:
-            self._ahead.popleft()[1].cancel()
-
-    def _bring(
-        self, ids: NDArray[Any], slots: NDArray[np.int32], ahead: RowReads | None = None
-    ) -> NDArray[np.int32]:
-        """(n,) slots of rows, at most as many as there are slots, brought in where they are not.
-
-        Whatever fails, each row is where the directory says.
-
-        Args:
-            slots: (n,) their places.
-            ahead: reads that were started for them.
-        """
-        missed = slots < 0
-        if missed.any():
-            self._fill(np.unique(ids[missed]).astype(np.int64), slots[~missed], ahead)
-            slots = self._directory.places[ids]
-        return slots
-
-    def _fill(
-        self, ids: NDArray[np.int64], kept: NDArray[np.int32], ahead: RowReads | None
-    ) -> None:
-        if self._files.is_log_full:
-            self._rewrite_log()
-        directory = self._directory
-        places = directory.places[ids]
-        sources = np.zeros(len(ids), np.int64)
-        found = np.zeros(len(ids), np.bool_)
-        if ahead is not None and len(ahead.ids):
-            at = np.minimum(np.searchsorted(ahead.ids, ids), len(ahead.ids) - 1)
-            found = (ahead.ids[at] == ids) & ahead.newest[at]
-        reads = self._files.start(ids[~found], places[~found])
-        try:
-            chosen = directory.choose(len(ids), kept)
-            self._write_back(chosen[directory.dirty[chosen]])
-            sources[~found] = reads.wait()
-            if ahead is not None and found.any():
-                sources[found] = ahead.wait()[at[found]]
-        except BaseException:
-            reads.cancel()
-            raise
-        self._slots.load(chosen, sources)
-        directory.enter(chosen, ids)
+            self._records.read_ahead(wanted.numpy().astype(np.int64))
 
     # Writing -------------------------------------------------------------------------------------
 
@@ -337,9 +277,9 @@ class EmbeddingStore(Store):
             StorageError: as of ``gather``; of more rows than the cache holds some may be written.
         """
         wanted, dense = check_write(ids, rows, self.shape, self.encoding)
-        with self._gate, self._lock:
-            for piece, slots in self._slots_to_write(wanted):
-                self._slots.put(slots, [dense[piece]])
+        with self._alone():
+            for piece, slots in self._records.to_write(wanted):
+                self._records.slots.put(slots, [dense[piece]])
 
     def update(
         self, ids: Tensor, change: Callable[[slice, Tensor, dict[str, Tensor]], None]
@@ -360,38 +300,13 @@ class EmbeddingStore(Store):
         wanted = RowIds(check_ids(ids).long())
         check_ascending(wanted.numpy(), self.shape[0])
         names = self.state_names
-        with self._gate, self._lock:
-            for piece, slots in self._slots_to_write(wanted):
+        with self._alone():
+            for piece, slots in self._records.to_write(wanted):
                 shape = (len(slots), self.shape[1])
                 fields = [pooled(shape, self.dtype) for _ in range(1 + len(names))]
-                self._slots.take(slots, fields)
+                self._records.slots.take(slots, fields)
                 change(piece, fields[0], dict(zip(names, fields[1:], strict=True)))
-                self._slots.put(slots, fields)
-
-    def _slots_to_write(self, ids: RowIds) -> Iterator[tuple[slice, NDArray[np.int32]]]:
-        """Pieces of distinct ids, and the slots in which they are changed before the next piece."""
-        numbers = ids.numpy()
-        self._files.discard_prepared()
-        for start in range(0, len(numbers), self.capacity):
-            piece = slice(start, min(start + self.capacity, len(numbers)))
-            # They do not count as asked for again: they were, when they were gathered.
-            slots = self._bring(numbers[piece], self._directory.places[numbers[piece]])
-            yield piece, slots
-            self._directory.dirty[slots] = True
-
-    def _write_back(self, slots: NDArray[np.int64]) -> None:
-        """Appends records of slots to the log; they are clean then."""
-        step = max(1, _PIECE_BYTES // self._record_bytes)
-        for start in range(0, len(slots), step):
-            some = slots[start : start + step]
-            records = pooled((len(some), self._files.header.width), self.dtype)
-            self._slots.unload(some, records)
-            self._directory.clean(some, self._files.append(records))
-
-    def _rewrite_log(self) -> None:
-        self._forget_ahead()
-        ids, cells = self._directory.logged()
-        self._directory.move_in_log(ids, self._files.rewrite_log(cells))
+                self._records.slots.put(slots, fields)
 
     # Versions ------------------------------------------------------------------------------------
 
@@ -401,65 +316,83 @@ class EmbeddingStore(Store):
         A process that is killed meanwhile leaves the one or the other, whole.
 
         Raises:
-            StorageError: the disk is full; the table is the last version, and nothing is lost.
+            ArgumentError: a version is prepared.
+            StorageError: the disk is full; nothing is lost, and the table is the last version, or
+                the next one that is not all in its file yet: see ``commit``.
         """
-        self.prepare()
-        return self.commit()
+        with self._alone():
+            self.prepare()
+            try:
+                return self.commit()
+            except BaseException:
+                self._files.withdraw()  # where it was not decided
+                raise
 
     def prepare(self) -> int:
         """Writes the next version beside the table, durably, and returns its number.
 
-        ``commit`` makes it the table's. In between, whoever saves more than this table notes the
-        number in a file of its own: after a crash ``restore`` with the number noted then brings
-        back this version or the one before. Whoever writes rows in between takes it back.
+        ``commit`` makes it the table's, ``withdraw`` takes it back; until then no row can be
+        written. In between, whoever saves more than this table notes the number in a file of its
+        own: after a crash ``restore`` with the number noted brings back this version or the one
+        before.
 
         Raises:
+            ArgumentError: one is prepared already, maybe by a process that was killed.
             StorageError: the disk is full; nothing is prepared and nothing lost.
         """
-        with self._gate, self._lock:
-            if self._files.is_log_full:
-                self._rewrite_log()
-            directory = self._directory
-            dirty = np.flatnonzero(directory.dirty)
-            self._write_back(dirty[np.argsort(directory.row_of[dirty])])
-            rows = self.shape[0]
-            blocks = (
-                directory.on_disk(first, min(first + _BLOCK_ROWS, rows))
-                for first in range(0, rows, _BLOCK_ROWS)
-            )
-            return self._files.prepare(blocks)
+        with self._alone():
+            return self._records.prepare()
+
+    def withdraw(self) -> None:
+        """Takes back what ``prepare`` prepared, if anything; rows stay as they are."""
+        with self._alone():
+            self._files.withdraw()
+
+    def decide(self) -> None:
+        """The part of ``commit`` that makes a killed process leave the prepared version.
+
+        Raises:
+            ArgumentError: none is prepared.
+            StorageError: the disk failed.
+        """
+        with self._alone():
+            if not self._files.is_prepared:
+                raise ArgumentError(f"{self.folder}: no version is prepared; call prepare() first")
+            self._files.decide()
 
     def commit(self) -> int:
         """Makes the prepared version the table's; returns its number.
 
         Raises:
             ArgumentError: none is prepared.
-            StorageError: the disk failed; opening the table again goes on with it.
+            StorageError: the disk failed. Once it is decided, the next call that needs it, or who
+                opens the table next, goes on with it.
         """
-        with self._gate, self._lock:
-            if not self._files.is_prepared:
-                raise ArgumentError(f"{self.folder}: no version is prepared; call prepare() first")
-            self._forget_ahead()
-            self._files.commit()
-            self._directory.forget_log()
+        with self._alone():
+            if not self._files.is_decided:
+                self.decide()
+            self._records.finish_commit()
             return self.version
 
     def check_version(self, version: int) -> None:
         """Raises ArgumentError for a version that ``restore`` cannot bring back."""
-        self._files.check_version(version)
+        with self._alone():
+            self._records.finish_commit()
+            self._files.check_version(version)
 
     def restore(self, version: int) -> None:
-        """Goes back to a version: the table's, or the one that was prepared when a process died.
+        """Goes back to a version: the table's, or the one that is prepared.
 
-        All that was written since is dropped.
+        All that was written since is dropped. What is interrupted is to be called again.
 
         Raises:
             ArgumentError: it is neither.
         """
-        with self._gate, self._lock:
-            self._forget_ahead()
-            self._files.restore(version)
-            self._directory.clear()
+        with self._alone():
+            self.check_version(version)
+            if version != self.version:
+                self.commit()
+            self._records.drop_changes()
 
     def with_dtype(self, dtype: torch.dtype) -> EmbeddingStore:
         """Itself; rows that are trained are delivered as they are stored.
@@ -476,13 +409,29 @@ class EmbeddingStore(Store):
 
     def close(self) -> None:
         """Lets go of memory and files. What was written since the last ``save`` is lost."""
-        if self._gate.close():
-            self._forget_ahead()
+        if self._gate.close() and self._process == os.getpid():
+            self._records.forget_ahead()
             self._files.close()
-            del self._slots
+            del self._records
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedError(
+            f"{self.folder}: one process has a table open, so that it is not pickled; pass its "
+            "folder on, and open it there once it is closed here"
+        )
 
     def __repr__(self) -> str:
         return (
             f"EmbeddingStore({str(self.folder)!r}, {tuple(self.shape)}, {self.dtype}, "
             f"state={self.state_names}, cache={self.capacity})"
         )
+
+
+def _capacity_of(cache: int | float | str, header: TableHeader) -> int:
+    capacity = rows_of(cache, header.rows, header.record_bytes, "cache")
+    if capacity < 1:
+        raise ArgumentError(
+            f"cache: {cache!r} holds no record of {header.record_bytes} bytes; give more"
+        )
+    check_memory(capacity, 0, header.record_bytes)
+    return capacity

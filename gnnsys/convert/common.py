@@ -32,14 +32,14 @@ from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
 from gnnsys.system.sizes import size_text
 
-__all__ = ["Conversion", "ConvertOptions"]
+__all__ = ["MOST_CLASSES", "Conversion", "ConvertOptions", "as_targets"]
 
 _log = logging.getLogger(__name__)
 _FEATURE_TYPES = (
     "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool",
 )  # fmt: skip
 _FLOATS = ("edge_features", "edge_weight")
-_MOST_CLASSES = 1 << 31
+MOST_CLASSES = 1 << 31
 
 
 class Conversion(DatasetWriter):
@@ -252,14 +252,7 @@ class Conversion(DatasetWriter):
                 f"{label}: {labels.dtype} of shape {labels.shape}, expected a number for each node "
                 "for --regression"
             )
-        with np.errstate(over="ignore"):
-            table = labels.astype(np.float32)
-        if np.isinf(table).any():
-            node = int(np.argmax(np.isinf(table)))
-            raise FileFormatError(
-                f"{label}: node {node} has {labels[node]}, expected numbers that float32 can hold, "
-                "and NaN where unknown"
-            )
+        table = as_targets(labels, label, "node")
         self.write_nodes("labels", cut_rows(table), table.shape, table.dtype.name, node_type)
         self.task = Task(node_type=node_type, num_classes=1, regression=True, metric="rmse")
 
@@ -393,16 +386,38 @@ def _size_of(file: Path) -> tuple[str, int, int]:
     return str(file), found.st_size, found.st_mtime_ns
 
 
+def as_targets(labels: NDArray[Any], label: str, what: str) -> NDArray[np.float32]:
+    """The (n,) labels of a regression, as they are stored.
+
+    Args:
+        labels: numbers, NaN where unknown.
+        label: what to call them in messages.
+        what: has one of them each, for messages.
+
+    Raises:
+        FileFormatError: numbers that float32 does not hold.
+    """
+    with np.errstate(over="ignore"):
+        table = labels.astype(np.float32)
+    if np.isinf(table).any():
+        place = int(np.argmax(np.isinf(table)))
+        raise FileFormatError(
+            f"{label}: {what} {place} has {labels[place]}, expected numbers that float32 can hold, "
+            "and NaN where unknown"
+        )
+    return table
+
+
 def _as_classes(labels: NDArray[Any], label: str) -> NDArray[np.int64]:
     floats = labels.dtype.kind == "f"
     known = ~np.isnan(labels) if floats else np.ones(len(labels), bool)
-    wrong = known & (labels >= _MOST_CLASSES)
+    wrong = known & (labels >= MOST_CLASSES)
     if floats:
         wrong |= known & (labels != np.floor(labels))
     if wrong.any():
         node = int(np.argmax(wrong))
         raise FileFormatError(
-            f"{label}: labels are not whole numbers below {_MOST_CLASSES}: node {node} has "
+            f"{label}: labels are not whole numbers below {MOST_CLASSES}: node {node} has "
             f"{labels[node]}; expected classes from 0, and below 0 or NaN where unknown; give "
             "--regression where they are numbers to be predicted"
         )

@@ -35,6 +35,11 @@ class Names:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        return len(self._numbers) * _BYTES_A_NAME
+
     def add_edges(self, sources: Any, targets: Any) -> None:
         """Numbers the ends of edges that are new, the source of an edge before its target.
 
@@ -58,7 +63,7 @@ class Names:
         self._check_memory()
 
     def _check_memory(self) -> None:
-        if len(self._numbers) * _BYTES_A_NAME > self._memory:
+        if self.num_bytes > self._memory:
             raise TooLargeError(
                 f"{self._label}: {len(self._numbers)} names take more than the {self._memory} "
                 "bytes of --memory; give it more, or number the nodes before"

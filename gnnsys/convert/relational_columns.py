@@ -26,7 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnsys.convert.dialect import require_pyarrow
-from gnnsys.convert.values import as_plain, is_string, number_type, to_numbers, value_type
+from gnnsys.convert.values import (
+    as_plain,
+    as_stamps,
+    is_list,
+    is_string,
+    number_type,
+    to_rows,
+    value_type,
+)
 from gnnsys.errors import FileFormatError
 
 __all__ = ["ColumnEncoder", "Moments", "Unencoded", "encoder_of"]
@@ -34,6 +42,9 @@ __all__ = ["ColumnEncoder", "Moments", "Unencoded", "encoder_of"]
 _DAY = 86_400_000_000
 """Microseconds."""
 _THURSDAY = 3  # days from Monday to that on which 1970 began
+_MOST_NUMBER = 1e150
+"""Beyond it float64 does not hold squares."""
+_WAY_OUT = "mend it, or leave it empty"
 _MOST_VALUES = 1 << 16
 """Distinct values beyond which a column has no categories, however often they come again."""
 
@@ -42,16 +53,18 @@ class ColumnEncoder(Protocol):
     """One column as features."""
 
     kind: str
+    learns: bool
+    """Whether it takes statistics."""
 
-    def add(self, column: Any, row: int) -> None:
-        """Takes the statistics of a block, a pyarrow array that begins with row number ``row``."""
+    def add(self, column: Any) -> None:
+        """Takes the statistics of a block, a pyarrow array."""
 
     @property
     def width(self) -> int:
         """Columns of features, once all blocks are added; 0 where it cannot be encoded."""
 
     def encode(self, column: Any, row: int) -> NDArray[np.float32]:
-        """(n, width) features of a block."""
+        """(n, width) features of a block that begins with row number ``row``."""
 
     def about(self) -> dict[str, Any]:
         """What the columns of features are, JSON-able."""
@@ -61,12 +74,13 @@ class Unencoded:
     """A column that no features are made of."""
 
     kind = "left out"
+    learns = False
     width = 0
 
     def __init__(self, why: str) -> None:
         self._why = why
 
-    def add(self, column: Any, row: int) -> None:
+    def add(self, column: Any) -> None:
         """Takes nothing."""
 
     def encode(self, column: Any, row: int) -> NDArray[np.float32]:
@@ -93,11 +107,14 @@ class Moments:
         self.count = 0
         self.mean = 0.0
         self._squares = 0.0
+        self._least, self._most = np.inf, -np.inf
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Takes finite numbers."""
+        """Takes finite numbers, whose squares are finite, too."""
         if not len(values):
             return
+        self._least = min(self._least, float(values.min()))
+        self._most = max(self._most, float(values.max()))
         mean = float(values.mean())
         apart, total = mean - self.mean, self.count + len(values)
         self._squares += float(np.square(values - mean).sum())
@@ -108,7 +125,9 @@ class Moments:
     @property
     def deviation(self) -> float:
         """1 where all numbers are the same, or there are none."""
-        return float(np.sqrt(self._squares / self.count)) if self._squares > 0 else 1.0
+        # Of equal numbers that no float holds, as 0.1, rounding leaves squares.
+        same = self._least >= self._most or self._squares <= 0
+        return 1.0 if same else float(np.sqrt(self._squares / self.count))
 
     def scale(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """In standard deviations from the mean."""
@@ -121,6 +140,7 @@ class Moments:
 
 class _Numeric:
     kind = "numeric"
+    learns = True
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
@@ -135,9 +155,15 @@ class _Numeric:
         )
         return np.where(np.isfinite(values), values, np.nan)
 
-    def add(self, column: Any, row: int) -> None:
+    def add(self, column: Any) -> None:
         values = self._values(column)
         missing = np.isnan(values)
+        huge = np.abs(values) > _MOST_NUMBER
+        if huge.any():
+            raise FileFormatError(
+                f"{self._path}: column {self._name} has {values[np.argmax(huge)]}, expected "
+                f"numbers up to {_MOST_NUMBER}, of which there is a mean; {_WAY_OUT}"
+            )
         self._moments.add(values[~missing])
         self._missing += int(missing.sum())
 
@@ -149,6 +175,14 @@ class _Numeric:
         values = self._values(column)
         missing = np.isnan(values)
         scaled = np.where(missing, 0, self._moments.scale(values))
+        huge = np.abs(scaled) > np.finfo(np.float32).max
+        if huge.any():
+            place = int(np.argmax(huge))
+            raise FileFormatError(
+                f"{self._path}: row {row + place} has {values[place]} in column {self._name}, "
+                f"{scaled[place]:.3g} standard deviations from the mean, more than float32 holds; "
+                f"{_WAY_OUT}"
+            )
         return _side_by_side([scaled, missing][: self.width])
 
     def about(self) -> dict[str, Any]:
@@ -157,20 +191,19 @@ class _Numeric:
 
 class _Timestamp:
     kind = "timestamp"
+    learns = True
 
     def __init__(self, path: Path, name: str) -> None:
-        self._path = path
+        self._path, self._name = path, name
         self._moments, self._missing = Moments(), 0
 
     def _values(self, column: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Microseconds since 1970, and where they are missing."""
-        pa = require_pyarrow(str(self._path))
-        kind = pa.timestamp("us", getattr(column.type, "tz", None))
-        stamps = column.cast(kind, safe=False).cast(pa.int64())
+        stamps = as_stamps(self._path, self._name, column, exact=False)
         missing = stamps.is_null().to_numpy(zero_copy_only=False)
         return stamps.fill_null(0).to_numpy(), missing
 
-    def add(self, column: Any, row: int) -> None:
+    def add(self, column: Any) -> None:
         stamps, missing = self._values(column)
         self._moments.add(stamps[~missing] / _DAY)
         self._missing += int(missing.sum())
@@ -203,33 +236,43 @@ _WAVES = ("sin", "cos")
 
 class _Categorical:
     kind = "categorical"
+    learns = True
 
     def __init__(self, path: Path, most: int, *, may_be_text: bool) -> None:
         self._path, self._most, self._may_be_text = path, most, may_be_text
         self._counts: Counter[Any] = Counter()
         self._known = 0
+        self._too_many = False
         self._table: dict[Any, int] | None = None
 
     def _flat(self, column: Any) -> tuple[Any, NDArray[np.int64]]:
         """The values that are there, and the row of each in the block."""
-        valid = column.is_valid()
-        return column.filter(valid), np.flatnonzero(valid.to_numpy(zero_copy_only=False))
+        values = _decode(self._path, column)
+        there = _is_there(self._path, values)
+        return values.filter(there), np.flatnonzero(there.to_numpy(zero_copy_only=False))
 
-    def add(self, column: Any, row: int) -> None:
-        if len(self._counts) > _MOST_VALUES:
+    def add(self, column: Any) -> None:
+        if self._too_many:
             return
-        values, _ = self._flat(_decode(column))
+        values, _ = self._flat(column)
         counts = values.value_counts()
         found, times = (counts.field(place).to_pylist() for place in range(2))
         for value, count in zip(found, times, strict=True):
             self._counts[value] += count
         self._known += len(values)
+        if len(self._counts) > _MOST_VALUES:
+            self._too_many = True
+            self._counts.clear()
 
     @property
-    def _is_text(self) -> bool:
+    def _why(self) -> str:
+        """Why there are no categories; empty where there are."""
         distinct = len(self._counts)
+        way_out = "; embed text before" if self._may_be_text else ""
+        if self._too_many:
+            return f"too many distinct values, more than {_MOST_VALUES}{way_out}"
         unlike = distinct > self._most and 2 * distinct > self._known
-        return distinct > _MOST_VALUES or (self._may_be_text and unlike)
+        return f"{distinct} distinct values{way_out}" if self._may_be_text and unlike else ""
 
     @property
     def _places(self) -> dict[Any, int]:
@@ -241,11 +284,11 @@ class _Categorical:
 
     @property
     def width(self) -> int:
-        return 0 if self._is_text else len(self._places) + 1
+        return 0 if self._why else len(self._places) + 1
 
     def encode(self, column: Any, row: int) -> NDArray[np.float32]:
         features = np.zeros((len(column), self.width), np.float32)
-        values, rows = self._flat(_decode(column))
+        values, rows = self._flat(column)
         if not len(values) or not self.width:
             return features
         encoded = values.dictionary_encode()
@@ -255,8 +298,8 @@ class _Categorical:
         return features
 
     def about(self) -> dict[str, Any]:
-        if self._is_text:
-            return {"why": f"{len(self._counts)} or more distinct values; embed text before"}
+        if self._why:
+            return {"why": self._why}
         return {"values": [_plain(value) for value in self._places], "others": "the last column"}
 
 
@@ -265,39 +308,24 @@ class _MultiCategorical(_Categorical):
 
     def _flat(self, column: Any) -> tuple[Any, NDArray[np.int64]]:
         pa = require_pyarrow(str(self._path))
-        values = _decode(column.flatten())
+        values = _decode(self._path, column.flatten())
         rows = pa.compute.list_parent_indices(column).to_numpy()
-        valid = values.is_valid()
-        return values.filter(valid), rows[valid.to_numpy(zero_copy_only=False)]
+        there = _is_there(self._path, values)
+        return values.filter(there), rows[there.to_numpy(zero_copy_only=False)]
 
 
 class _Embedding:
     kind = "embedding"
+    learns = False
 
     def __init__(self, path: Path, name: str, width: int) -> None:
         self._path, self._name, self.width = path, name, width
 
-    def add(self, column: Any, row: int) -> None:
+    def add(self, column: Any) -> None:
         """Takes nothing."""
 
     def encode(self, column: Any, row: int) -> NDArray[np.float32]:
-        pa = require_pyarrow(str(self._path))
-        valid = column.is_valid()
-        at = np.flatnonzero(valid.to_numpy(zero_copy_only=False))
-        known = column.filter(valid)
-        lengths = pa.compute.list_value_length(known).to_numpy(zero_copy_only=False)
-        wrong = lengths != self.width
-        if wrong.any():
-            place = int(np.argmax(wrong))
-            raise FileFormatError(
-                f"{self._path}: row {row + at[place]} has a list of {lengths[place]} in column "
-                f"{self._name}, expected {self.width} numbers, as in the first list"
-            )
-        features = np.zeros((len(column), self.width), np.float32)
-        features[at] = to_numbers(
-            self._path, self._name, known, row=row, gaps=True, width=self.width
-        )
-        return features
+        return to_rows(self._path, self._name, column, row=row, width=self.width, missing=0)
 
     def about(self) -> dict[str, Any]:
         return {}
@@ -310,7 +338,7 @@ def encoder_of(path: Path, field: Any, most: int, width: int) -> ColumnEncoder:
         path: of the table, for messages.
         field: of its pyarrow schema.
         most: categories that have a column of features each.
-        width: length of its first list, where it has lists.
+        width: length of its first list that is not empty, where it has lists.
 
     Raises:
         FileFormatError: a type that mixes others.
@@ -325,7 +353,7 @@ def encoder_of(path: Path, field: Any, most: int, width: int) -> ColumnEncoder:
         return _Categorical(path, most, may_be_text=is_string(kind))
     if types.is_timestamp(kind) or types.is_date(kind):
         return _Timestamp(path, field.name)
-    if not hasattr(kind, "value_field"):
+    if not is_list(pa, kind):
         numbers = number_type(pa, kind) is not None
         return _Numeric(path, field.name) if numbers else Unencoded(f"of type {kind}")
     inner = value_type(pa, kind.value_type)
@@ -336,8 +364,18 @@ def encoder_of(path: Path, field: Any, most: int, width: int) -> ColumnEncoder:
     return Unencoded(f"of type {kind}")
 
 
-def _decode(column: Any) -> Any:
-    return column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
+def _decode(path: Path, column: Any) -> Any:
+    """Without dictionaries."""
+    pa = require_pyarrow(str(path))
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _is_there(path: Path, values: Any) -> Any:
+    """Where values are neither missing nor NaN."""
+    pa = require_pyarrow(str(path))
+    if not pa.types.is_floating(values.type):
+        return values.is_valid()
+    return pa.compute.fill_null(pa.compute.invert(pa.compute.is_nan(values)), False)
 
 
 def _plain(value: Any) -> Any:

@@ -126,6 +126,15 @@ def read_keys(path: Path, column: str, values: Any, first: int) -> Any:
         )
     if types.is_floating(plain.type):  # pandas writes NaN as null, others may not
         plain = pa.compute.if_else(pa.compute.is_nan(plain), pa.scalar(None, plain.type), plain)
+        floats = np.abs(plain.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        limit = 1 << (np.finfo(plain.type.to_pandas_dtype()).nmant + 1)
+        if (floats >= limit).any():
+            place = int(np.argmax(floats >= limit))
+            raise FileFormatError(
+                f"{path}: row {first + place} has the key {plain[place].as_py()!r} in column "
+                f"{column}, beyond the whole numbers below {limit} that {plain.type} tells apart; "
+                "write the keys as Int64"
+            )
     try:
         return plain.cast(pa.int64())
     except pa.ArrowInvalid as error:

@@ -13,7 +13,7 @@ from gnnsys.convert.arrays import ReadRows
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.convert.relational_columns import ColumnEncoder, Unencoded, encoder_of
 from gnnsys.convert.tables import ParquetTable, rows_from
-from gnnsys.convert.values import to_numbers
+from gnnsys.convert.values import is_list, to_numbers
 from gnnsys.errors import FileFormatError
 
 __all__ = ["NEVER", "RelationalTable"]
@@ -30,10 +30,12 @@ class RelationalTable:
 
     Args:
         path: of its Parquet file, or of a folder of parts.
-        keys: columns that are primary or foreign keys, and no features.
+        pkey: column of primary keys, which is no feature; None where there is none.
+        fkeys: columns of foreign keys, which are no features.
         time: the column that says when each row came to be; None for rows that always were.
         hidden: columns that a model must not see.
-        cut: microseconds since 1970 up to which rows give statistics; rows without times do, too.
+        cut: microseconds since 1970 up to which rows give statistics; those of
+            a table without a time column do, too.
         categories: values of a column that have a column of features each.
 
     Raises:
@@ -45,7 +47,8 @@ class RelationalTable:
         self,
         path: Path,
         *,
-        keys: Set[str],
+        pkey: str | None,
+        fkeys: Set[str],
         time: str | None,
         hidden: Set[str],
         cut: int,
@@ -54,6 +57,7 @@ class RelationalTable:
         self.path, self.table = path, ParquetTable(path)
         self.rows = self.table.rows
         self._time, self._cut = time, cut
+        keys = {*([pkey] if pkey else []), *fkeys}
         named = {*keys, *([time] if time else [])}
         absent = sorted(named.difference(self.table.names))
         if absent:
@@ -63,7 +67,7 @@ class RelationalTable:
             )
         if time is not None:
             self._check_time(time)
-        names = [name for name in self.table.names if name not in keys]
+        names = [name for name in self.table.names if name not in keys - (hidden & fkeys)]
         widths = self._list_widths(names)
         self._encoders: dict[str, ColumnEncoder] = {
             name: Unencoded("a task hides it")
@@ -83,14 +87,15 @@ class RelationalTable:
             )
 
     def _list_widths(self, names: list[str]) -> dict[str, int]:
-        """How long the first list of each column is that has any."""
-        listed = [n for n in names if hasattr(self.table.schema.field(n).type, "value_field")]
+        """How long the first list of each column is that is not empty."""
+        pa = require_pyarrow(str(self.path))
+        listed = [name for name in names if is_list(pa, self.table.schema.field(name).type)]
         widths: dict[str, int] = {}
         for name in listed:
             for batch in self.table.batches([name], _BLOCK_ROWS):
-                first = batch.column(0).drop_null()
-                if len(first):
-                    widths[name] = len(first[0])
+                lengths = pa.compute.list_value_length(batch.column(0)).drop_null().to_numpy()
+                if lengths.any():
+                    widths[name] = int(lengths[np.argmax(lengths > 0)])
                     break
         return widths
 
@@ -136,7 +141,8 @@ class RelationalTable:
 
     def take_statistics(self) -> int:
         """Shows the encoders the rows up to the cut; returns how many these are."""
-        columns = list(dict.fromkeys([*self._shown, *([self._time] if self._time else [])]))
+        shown = [name for name in self._shown if self._encoders[name].learns]
+        columns = list(dict.fromkeys([*shown, *([self._time] if self._time else [])]))
         taken = row = 0
         pa = require_pyarrow(str(self.path))
         for batch in self.table.batches(columns, _BLOCK_ROWS) if columns else ():
@@ -144,8 +150,8 @@ class RelationalTable:
             if self._time is not None:
                 times = read_times(self.path, self._time, batch.column(self._time), row)
                 known = batch.filter(pa.array(times <= self._cut))
-            for name in self._shown:
-                self._encoders[name].add(known.column(name), row)
+            for name in shown:
+                self._encoders[name].add(known.column(name))
             taken += known.num_rows
             row += batch.num_rows
         return taken
@@ -166,6 +172,10 @@ class RelationalTable:
             parts = [self._encoders[name].encode(batch.column(name), row) for name in shown]
             yield np.concatenate(parts, axis=1)
             row += batch.num_rows
+
+    def feature_names(self) -> list[str]:
+        """The column that each column of features is made of."""
+        return [name for name in self._shown for _ in range(self._encoders[name].width)]
 
     def about(self) -> dict[str, dict[str, Any]]:
         """What each column became, by name: its kind, its first column of features, how many."""

@@ -21,7 +21,7 @@ from gnnsys.convert.relational_table import RelationalTable
 from gnnsys.convert.relbench_manifest import MANIFEST, RelBenchManifest
 from gnnsys.convert.relbench_tasks import TaskWriter
 from gnnsys.convert.spec import RelationalParts
-from gnnsys.errors import FileFormatError
+from gnnsys.errors import ArgumentError, FileFormatError
 
 __all__ = ["convert_relbench", "is_relbench"]
 
@@ -57,8 +57,9 @@ def convert_relbench(
         MissingFileError: a file that a manifest names is not there.
         FileFormatError: manifests or tables that do not fit one another; keys of absent rows,
             unless they are dropped; rows that are not in the order of their times.
-        ArgumentError: there is no such task, or ``options.undirected``.
-        TooLargeError: more keys that are no row numbers than fit in ``options.memory``.
+        ArgumentError: there is no such task, ``options.undirected``, or ``options.nan`` of mean.
+        TooLargeError: more keys that are no row numbers, of all tables, than fit in
+            ``options.memory``.
 
     >>> import tempfile
     >>> import pyarrow as pa
@@ -81,6 +82,11 @@ def convert_relbench(
     [1, 1, 0]
     """
     parts = parts or RelationalParts()
+    if options.nan == "mean":
+        raise ArgumentError(
+            "--nan mean: means of all rows tell of those after val_timestamp; replace what is NaN "
+            "in embeddings by --nan zero"
+        )
     manifest = RelBenchManifest(folder, parts.task)
     given = {key: value for key, value in dataclasses.asdict(parts).items() if value is not None}
     with Conversion(
@@ -99,17 +105,22 @@ class _Job:
     ) -> None:
         self._writer, self._manifest, self._parts = writer, manifest, parts
         hidden = {pair for task in manifest.tasks.values() for pair in task.hidden()}
+        self._hidden = {
+            name: {column for table, column in hidden if table == name} for name in manifest.tables
+        }
         self._tables = {
             name: RelationalTable(
                 manifest.table_path(name),
-                keys={*([entry.pkey] if entry.pkey else []), *entry.keys},
+                pkey=entry.pkey,
+                fkeys=set(entry.keys),
                 time=entry.time_col,
-                hidden={column for table, column in hidden if table == name},
+                hidden=self._hidden[name],
                 cut=manifest.cut,
                 categories=parts.categories,
             )
             for name, entry in manifest.tables.items()
         }
+        manifest.check_columns({name: table.table.names for name, table in self._tables.items()})
 
     def write(self) -> None:
         """Nodes, then edges, then tasks."""
@@ -143,7 +154,8 @@ class _Job:
             )
         features = table.features()
         if features.shape[1]:
-            writer.write_features(features, str(table.path), name)
+            names = table.feature_names()
+            writer.write_features(features, str(table.path), name, names=names)
         told = table.about()
         left = [f"{column} ({each['why']})" for column, each in told.items() if "why" in each]
         if left:
@@ -157,11 +169,12 @@ class _Job:
             tables = (task.entity_table, task.src_entity_table, task.dst_entity_table)
             used |= {table for table in tables if table is not None}
         found = {}
+        memory = self._writer.options.memory
         for name in sorted(used):
             table, pkey = self._tables[name], str(self._manifest.tables[name].pkey)
-            memory = self._writer.options.memory
             found[name] = keys = Keys(table.path, table.table, pkey, memory)
             if keys.names is not None:
+                memory -= keys.names.num_bytes
                 write_names(self._writer, keys.names, name)
         return found
 
@@ -170,6 +183,8 @@ class _Job:
         told: dict[str, dict[str, int]] = {}
         table, writer = self._tables[name], self._writer
         for column, other in self._manifest.tables[name].keys.items():
+            if column in self._hidden[name]:
+                continue
             refers = ForeignKeys(table.path, table.table, column, keys[other])
             found, absent, first = refers.count()
             if absent:
@@ -193,6 +208,12 @@ class _Job:
         drop = self._parts.dangling == "drop"
         task = TaskWriter(self._writer, self._manifest, name, keys, drop)
         about = task.write()
+        if task.unknown:
+            _log.warning(
+                "task %s: %d labels are words that the first split does not have, and so unknown",
+                name, task.unknown,
+            )  # fmt: skip
+            about["unknown"] = task.unknown
         if task.dropped:
             _log.warning(
                 "task %s: %d rows or targets whose keys are of no row are dropped",

@@ -8,12 +8,11 @@ The format is that of RelBench 3 (github.com/stanford-star/relbench, "Bring your
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from gnnsys.convert.graphbolt_metadata import require_yaml
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
@@ -141,11 +140,31 @@ class RelBenchManifest:
 
     def files(self) -> list[Path]:
         """All that are read."""
-        manifests = [self._path, *(self._folder / "tasks" / name / MANIFEST for name in self.tasks)]
+        manifests = [self._path, *map(self._task_path, self.tasks)]
         places = [self.table_path(name) for name in self.tables]
         splits = [self.split_path(name, split) for name in self.tasks for split in SPLITS]
         parts = [file for place in places for file in [place, *sorted(place.rglob("*"))]]
         return [file for file in [*manifests, *parts, *splits] if file.is_file()]
+
+    def check_columns(self, columns: Mapping[str, Sequence[str]]) -> None:
+        """Checks that what tasks hide is there.
+
+        Args:
+            columns: that each table has.
+
+        Raises:
+            FileFormatError: a column that is not there.
+        """
+        for name, task in self.tasks.items():
+            for table, column in task.remove_columns:
+                if column not in columns[table]:
+                    raise FileFormatError(
+                        f"{self._task_path(name)}: remove_columns names column {column!r} of "
+                        f"{table}, expected one of {', '.join(columns[table])}; {_WAY_OUT}"
+                    )
+
+    def _task_path(self, task: str) -> Path:
+        return self._folder / "tasks" / task / MANIFEST
 
     def _fault(self, what: str) -> FileFormatError:
         return FileFormatError(f"{self._path}: {what}; {_WAY_OUT}")
@@ -165,13 +184,15 @@ class RelBenchManifest:
                 raise self._fault(f"{place} is {other!r}, which has no pkey to refer to")
 
     def _parse_time(self, value: Any) -> int:
-        try:
-            time = np.array(str(value), "datetime64[us]")
+        """Microseconds since 1970; in UTC where no zone is given."""
+        try:  # YAML makes dates and times of some; Python 3.10 does not know Z
+            time = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
         except ValueError:
-            time = np.array("NaT", "datetime64[us]")
-        if np.isnat(time):
-            raise self._fault(f"val_timestamp is {value!r}, expected a time such as '2005-01-01'")
-        return int(time.astype(np.int64))
+            raise self._fault(
+                f"val_timestamp is {value!r}, expected a time such as '2005-01-01'"
+            ) from None
+        zoned = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+        return (zoned - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(microseconds=1)
 
     # Tasks ----------------------------------------------------------------------------------------
 
@@ -185,7 +206,7 @@ class RelBenchManifest:
         return {name: self._read_task(name) for name in ([only] if only else found)}
 
     def _read_task(self, name: str) -> TaskEntry:
-        path = self._folder / "tasks" / name / MANIFEST
+        path = self._task_path(name)
         if not _TASK_NAME.fullmatch(name):
             raise FileFormatError(
                 f"{path.parent}: a task of this name, expected letters, digits, _ and -; rename it"
@@ -206,6 +227,12 @@ class RelBenchManifest:
                 )
             if table is not None and self.tables[table].pkey is None:
                 raise FileFormatError(f"{path}: {key} is {table!r}, which has no pkey; {_WAY_OUT}")
+        for table, column in task.remove_columns:
+            if table not in self.tables:
+                raise FileFormatError(
+                    f"{path}: remove_columns names column {column!r} of {table!r}, expected a "
+                    f"column of one of {', '.join(self.tables)}; {_WAY_OUT}"
+                )
         if not any(self.split_path(name, split).is_file() for split in SPLITS):
             raise MissingFileError(
                 f"{path.parent}: no train.parquet, val.parquet or test.parquet, but there is "

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.convert.common import Conversion
+from gnnsys.convert.common import MOST_CLASSES, Conversion, as_targets
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.convert.relational_keys import Keys
 from gnnsys.convert.relational_table import read_times
 from gnnsys.convert.relbench_manifest import SPLITS, RelBenchManifest, TaskEntry
 from gnnsys.convert.tables import ParquetTable
-from gnnsys.convert.values import as_plain, is_string, to_numbers
+from gnnsys.convert.values import as_plain, is_list, is_string, number_type, to_rows
 from gnnsys.dataset.writer import cut_rows
 from gnnsys.errors import FileFormatError
 
@@ -58,9 +58,13 @@ class TaskWriter:
         self._writer, self._manifest, self._name, self._keys = writer, manifest, name, keys
         self._task: TaskEntry = manifest.tasks[name]
         self._drop = drop
-        self._classes: list[Any] | None = None
+        self._classes: list[str] | None = None
+        self._width: int | None = None
+        """Labels of a row, where it has several."""
         self.dropped = 0
         """Rows left out."""
+        self.unknown = 0
+        """Labels that are words of no class."""
 
     def write(self) -> dict[str, Any]:
         """Writes all splits; returns what ``graph.json`` says of the task."""
@@ -104,7 +108,12 @@ class TaskWriter:
         known = nodes >= 0
         times = self._read_times(path, table, time) if time is not None else None
         labels = targets = None
-        if target in table.names:  # those of a test may be kept back
+        if target not in table.names and path != self._manifest.split_path(self._name, "test"):
+            raise FileFormatError(
+                f"{path}: no column {target}, which the task's manifest names; it has "
+                f"{', '.join(table.names)}; only those of a test may be kept back"
+            )
+        if target in table.names:
             if task.of_links:
                 targets = self._read_targets(path, table, str(target), known)
             else:
@@ -150,7 +159,8 @@ class TaskWriter:
             if values.null_count:
                 place = row + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
                 raise FileFormatError(
-                    f"{path}: row {place} has no time in column {column}, at which is predicted"
+                    f"{path}: row {place} has no time in column {column}, at which is predicted; "
+                    "give it one, or leave the row out"
                 )
             parts.append(read_times(path, column, values, row))
             row += batch.num_rows
@@ -158,9 +168,8 @@ class TaskWriter:
 
     def _read_column(self, path: Path, table: ParquetTable, column: str) -> Any:
         pa = require_pyarrow(str(path))
-        arrays = [
-            as_plain(path, column, batch.column(0)) for batch in table.batches([column], 1 << 20)
-        ]
+        batches = table.batches([column], _BLOCK_ROWS)
+        arrays = [as_plain(path, column, batch.column(0)) for batch in batches]
         kind = table.schema.field(column).type
         return pa.chunked_array(arrays).combine_chunks() if arrays else pa.array([], kind)
 
@@ -171,7 +180,7 @@ class TaskWriter:
         pa = require_pyarrow(str(path))
         node_type = str(self._task.dst_entity_table)
         lists = self._read_column(path, table, column)
-        if hasattr(lists.type, "value_field"):
+        if is_list(pa, lists.type):
             values, of = lists.flatten(), pa.compute.list_parent_indices(lists).to_numpy()
         else:
             values, of = lists, np.arange(len(lists))
@@ -187,11 +196,9 @@ class TaskWriter:
         values = self._read_column(path, table, column)
         kind = self._task.task_type
         if kind == "multilabel_classification":
-            width = len(values[0]) if len(values) else 0
-            numbers = to_numbers(path, column, values, row=0, gaps=True, width=width)
-            return numbers.reshape(len(values), width).astype(np.float32)
+            return self._read_label_lists(path, column, values)
         if is_string(values.type) and kind != "regression":
-            return self._number_classes(values.to_pylist())
+            return self._number_classes(path, column, values.to_pylist())
         pa = require_pyarrow(str(path))
         types = pa.types
         of_numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
@@ -201,24 +208,62 @@ class TaskWriter:
             )
         numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         if kind == "regression":
-            return numbers.astype(np.float32)
+            return as_targets(numbers, f"{path}, column {column}", "row")
         known = ~np.isnan(numbers)
-        wrong = known & ((numbers < 0) | (numbers != np.floor(numbers)))
-        if kind == "binary_classification":
-            wrong |= known & (numbers > 1)
+        binary = kind == "binary_classification"
+        most = 1 if binary else MOST_CLASSES - 1
+        wrong = known & ((numbers < 0) | (numbers > most) | (numbers != np.floor(numbers)))
         if wrong.any():
             row = int(np.argmax(wrong))
-            expected = "0 or 1" if kind == "binary_classification" else "classes from 0"
+            expected = "0 or 1" if binary else f"classes from 0 to {most}"
             raise FileFormatError(
-                f"{path}: row {row} has {numbers[row]} in column {column}, expected {expected}"
+                f"{path}: row {row} has {numbers[row]} in column {column}, expected {expected}, "
+                "and nothing where it is unknown"
             )
         return np.where(known, numbers, -1).astype(np.int64)
 
-    def _number_classes(self, words: Sequence[str | None]) -> NDArray[np.int64]:
+    def _read_label_lists(self, path: Path, column: str, values: Any) -> NDArray[np.float32]:
+        """A list for each row, of as many labels as the first split has; NaN where unknown."""
+        pa = require_pyarrow(str(path))
+        if pa.types.is_null(values.type):  # as pandas writes a column without a value
+            values = values.cast(pa.list_(pa.float32()))
+        if not is_list(pa, values.type) or number_type(pa, values.type) is None:
+            raise FileFormatError(
+                f"{path}: column {column} holds {values.type}, expected lists of 0 and 1 for "
+                f"{self._task.task_type}"
+            )
+        lists = values.drop_null()
+        if self._width is None and len(lists):
+            self._width = len(lists[0])
+        if not self._width:
+            raise FileFormatError(
+                f"{path}: column {column} has no label, expected lists of 0 and 1; fill them in"
+            )
+        labels = to_rows(path, column, values, row=0, width=self._width, missing=np.nan)
+        wrong = ~np.isin(labels, (0, 1)) & ~np.isnan(labels)
+        if wrong.any():
+            row, label = np.argwhere(wrong)[0].tolist()
+            raise FileFormatError(
+                f"{path}: row {row} has {labels[row, label]} in column {column}, expected 0 or 1 "
+                "in each list, and nothing where it is unknown"
+            )
+        return labels
+
+    def _number_classes(
+        self, path: Path, column: str, words: Sequence[str | None]
+    ) -> NDArray[np.int64]:
         """Classes that are words, by those of the first split; others are unknown."""
         if self._classes is None:
             self._classes = sorted({word for word in words if word is not None})
+        binary = self._task.task_type == "binary_classification"
+        if binary and len(self._classes) > 2:
+            raise FileFormatError(
+                f"{path}: column {column} holds {len(self._classes)} classes "
+                f"({', '.join(map(repr, self._classes[:3]))}, ...), expected 2 for "
+                f"{self._task.task_type}; mend the file, or make it multiclass_classification"
+            )
         numbers = {word: number for number, word in enumerate(self._classes)}
+        self.unknown += sum(word is not None and word not in numbers for word in words)
         return np.array([-1 if w is None else numbers.get(w, -1) for w in words], np.int64)
 
     # Writing --------------------------------------------------------------------------------------
@@ -242,15 +287,16 @@ class TaskWriter:
         timed = any(table.time_col for table in self._manifest.tables.values())
         if timed or self._task.of_links or self._task.task_type == "regression":
             return False
-        labelled = {key: each for key, each in splits.items() if each.labels is not None}
-        nodes = np.concatenate([each.nodes for each in splits.values()])
+        every = splits.values()
+        labelled = [(each.nodes, each.labels) for each in every if each.labels is not None]
+        nodes = np.concatenate([each.nodes for each in every])
         if not labelled or len(np.unique(nodes)) < len(nodes):
             return False
-        some = [each.labels for each in labelled.values() if each.labels is not None]
-        shape = (self._writer.num_nodes(node_type), *some[0].shape[1:])
-        table = np.full(shape, np.nan if some[0].dtype.kind == "f" else -1, some[0].dtype)
-        for each in labelled.values():
-            table[each.nodes] = each.labels
+        some = labelled[0][1]
+        shape = (self._writer.num_nodes(node_type), *some.shape[1:])
+        table = np.full(shape, np.nan if some.dtype.kind == "f" else -1, some.dtype)
+        for of, labels in labelled:
+            table[of] = labels
         binary = self._task.task_type == "binary_classification"
         self._writer.write_labels(
             table, f"task {self._name}", node_type,

@@ -24,7 +24,7 @@ from gnnsys.convert.dialect import TableOptions, is_integer, require_pyarrow
 from gnnsys.convert.parts import find_parts, folder_values, kind_of, single_file
 from gnnsys.convert.spec import split_member
 from gnnsys.convert.text import TextTable
-from gnnsys.convert.values import number_type, text_type, to_numbers, value_type
+from gnnsys.convert.values import is_list, number_type, text_type, to_numbers, value_type
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.system.files import map_npy
 
@@ -247,7 +247,7 @@ class ParquetTable:
         self.rows = 0
         for number, file in enumerate(self._files):
             with self._open(file) as opened:
-                found = opened.schema_arrow
+                found = self._without_views(opened.schema_arrow)
                 self.rows += opened.metadata.num_rows
             if number == 0:
                 self.schema = found
@@ -266,6 +266,16 @@ class ParquetTable:
             return self._pyarrow.parquet.ParquetFile(file)
         except (self._pyarrow.ArrowException, OSError) as error:
             raise FileFormatError(f"{file}: not a whole Parquet file ({error})") from error
+
+    def _without_views(self, schema: Any) -> Any:
+        """Strings for views of them, which pyarrow does not filter."""
+        pa = self._pyarrow
+        for place, field in enumerate(schema):
+            of_lists = is_list(pa, field.type)
+            if str(field.type.value_type if of_lists else field.type) == "string_view":
+                kind = pa.list_(pa.string()) if of_lists else pa.string()
+                schema = schema.set(place, field.with_type(kind))
+        return schema
 
     def _check_schema(self, file: Path, found: Any) -> None:
         first, other = self._types(self.schema), self._types(found)
@@ -304,7 +314,8 @@ class ParquetTable:
             try:
                 with self._open(file) as opened:
                     for batch in opened.iter_batches(batch_size=rows, columns=stored):
-                        yield self._with_keys(batch, values).select(list(columns))
+                        read = self._with_keys(batch, values).select(list(columns))
+                        yield self._as_in_schema(read)
             except (self._pyarrow.ArrowException, OSError) as error:
                 if "Expected all lists to be of size" in str(error):  # of pyarrow before 26
                     raise FileFormatError(
@@ -312,6 +323,14 @@ class ParquetTable:
                         f"pyarrow {self._pyarrow.__version__} does not read ({error}); fill it in"
                     ) from error
                 raise FileFormatError(f"{file}: damaged ({error}); fetch it again") from error
+
+    def _as_in_schema(self, batch: Any) -> Any:
+        pa = self._pyarrow
+        if "string_view" not in str(batch.schema):
+            return batch
+        kinds = {name: self.schema.field(name).type for name in batch.schema.names}
+        columns = [batch.column(name).cast(kind) for name, kind in kinds.items()]
+        return pa.RecordBatch.from_arrays(columns, list(kinds))
 
     def _with_keys(self, batch: Any, values: dict[str, str | None]) -> Any:
         pa = self._pyarrow
@@ -362,7 +381,8 @@ class _ParquetMatrix:
 
     def _widths(self, fields: Sequence[Any]) -> dict[str, int]:
         """How long the lists in the first row are, by column."""
-        listed = [field.name for field in fields if hasattr(field.type, "value_field")]
+        pa = require_pyarrow(str(self._path))
+        listed = [field.name for field in fields if is_list(pa, field.type)]
         if not listed:
             return {}
         batch = next(iter(self._table.batches(listed, 1)), None)

@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from gnnsys.convert.dialect import require_pyarrow
 from gnnsys.errors import FileFormatError
 
-__all__ = ["as_plain", "is_string", "number_type", "text_type", "to_numbers", "value_type"]
+__all__ = [
+    "as_plain",
+    "as_stamps",
+    "is_list",
+    "is_string",
+    "number_type",
+    "text_type",
+    "to_numbers",
+    "to_rows",
+    "value_type",
+]
 
 _TRUTHS = {"true", "false", "True", "False", "TRUE", "FALSE"}
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?")
@@ -36,7 +46,8 @@ def is_string(kind: Any) -> bool:
     return str(kind) in ("string", "large_string", "string_view")
 
 
-def _is_list(pa: Any, kind: Any) -> bool:
+def is_list(pa: Any, kind: Any) -> bool:
+    """Whether a type of pyarrow is one of its lists."""
     types = pa.types
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
@@ -48,9 +59,9 @@ def _is_time(pa: Any, kind: Any) -> bool:
 def number_type(pa: Any, kind: Any, times: bool = False) -> np.dtype[Any] | None:
     """numpy's type of a column's numbers, or of those in its lists; None where it has none."""
     kind = value_type(pa, kind)
-    if _is_list(pa, kind):
+    if is_list(pa, kind):
         inner = value_type(pa, kind.value_type)
-        return None if _is_list(pa, inner) else number_type(pa, inner)
+        return None if is_list(pa, inner) else number_type(pa, inner)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return np.dtype(kind.to_pandas_dtype())
     if pa.types.is_decimal(kind):
@@ -120,7 +131,7 @@ def to_numbers(
     """
     pa = require_pyarrow(str(path))
     column = as_plain(path, name, column)
-    if _is_list(pa, column.type):
+    if is_list(pa, column.type):
         lengths = pa.compute.fill_null(pa.compute.list_value_length(column), -1).to_numpy()
         lengths = np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths, -1)
         if (lengths != width).any():
@@ -145,13 +156,64 @@ def to_numbers(
     return values
 
 
-def _as_time(pa: Any, path: Path, name: str, column: Any, times: bool) -> Any:
+def to_rows(
+    path: Path, name: str, column: Any, *, row: int, width: int, missing: float
+) -> NDArray[np.float32]:
+    """(rows, width) of a column of lists, of which some are missing; what is missing in a list is
+    NaN.
+
+    Args:
+        path: of the file, for messages.
+        name: of the column.
+        column: a pyarrow array of lists of numbers.
+        row: number of its first row.
+        width: of lists.
+        missing: what a row is filled with that has no list.
+
+    Raises:
+        FileFormatError: lists of another length.
+    """
+    pa = require_pyarrow(str(path))
+    valid = column.is_valid()
+    at = np.flatnonzero(valid.to_numpy(zero_copy_only=False))
+    known = column.filter(valid)
+    lengths = pa.compute.list_value_length(known).to_numpy(zero_copy_only=False)
+    wrong = lengths != width
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise FileFormatError(
+            f"{path}: row {row + at[place]} has a list of {lengths[place]} in column {name}, "
+            f"expected {width} numbers, as in the first list; leave it empty (null) where it is "
+            "unknown"
+        )
+    rows = np.full((len(column), width), missing, np.float32)
+    rows[at] = to_numbers(path, name, known, row=row, gaps=True, width=width)
+    return rows
+
+
+def as_stamps(path: Path, name: str, column: Any, *, exact: bool) -> Any:
+    """Dates or timestamps as a pyarrow array of microseconds since 1970.
+
+    Args:
+        path: of the file, for messages.
+        name: of the column.
+        column: a pyarrow array.
+        exact: whether finer times are errors; else they are cut.
+
+    Raises:
+        FileFormatError: times that are finer.
+    """
+    pa = require_pyarrow(str(path))
     zone = getattr(column.type, "tz", None)
     try:
-        stamps = column.cast(pa.timestamp("us", zone), safe=times).cast(pa.int64())
+        return column.cast(pa.timestamp("us", zone), safe=exact).cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise FileFormatError(
             f"{path}: column {name} has times finer than microseconds, their unit ({error}); "
             "round them, or write them as whole numbers of your own unit"
         ) from error
+
+
+def _as_time(pa: Any, path: Path, name: str, column: Any, times: bool) -> Any:
+    stamps = as_stamps(path, name, column, exact=times)
     return stamps if times else pa.compute.divide(stamps.cast(pa.float64(), safe=False), _DAY)

@@ -36,7 +36,9 @@ def save_checkpoint(
             dicts of model and optimisers, numbers, tensors.
 
     Raises:
-        StorageError: the disk is full; the checkpoint is the one before, and training can go on.
+        StorageError: the disk is full. The checkpoint is the one before, or, once it is in place,
+            this one, whose tables the next write to each ends. Training can go on.
+        ArgumentError: a version of a table is prepared: ``load_checkpoint`` comes first.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -48,10 +50,22 @@ def save_checkpoint(
     >>> load_checkpoint(f"{folder}/run.pt", users)["batch"]
     7
     """
-    stores = _stores(model)
-    tables = {name: {**_kind(store), "version": store.prepare()} for name, store in stores.items()}
-    with replacing(Path(path)) as file:
-        torch.save({"format": _FORMAT, "tables": tables, "state": state}, file)
+    path, stores = Path(path), _stores(model)
+    tables: dict[str, dict[str, Any]] = {}
+    written = None
+    try:
+        for name, store in stores.items():
+            tables[name] = {**_kind(store), "version": store.prepare()}
+        with replacing(path) as file:
+            written = os.fstat(file.fileno())
+            torch.save({"format": _FORMAT, "tables": tables, "state": state}, file)
+    finally:  # whatever was raised, and where: the file in its place decides for all tables
+        is_there = written is not None and path.exists() and os.path.samestat(written, path.stat())
+        for name in tables:
+            if is_there:
+                stores[name].decide()
+            else:
+                stores[name].withdraw()
     for store in stores.values():
         store.commit()
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from gnnsys.cache.embedding.files import TABLE
 from gnnsys.cache.embedding.store import EmbeddingStore
+from gnnsys.cache.embedding.table import TABLE
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.nn.stored_weight import StoredWeight
 
@@ -74,7 +74,9 @@ class Embedding(torch.nn.Embedding):
         if optimizer not in get_args(OptimizerName):
             expected = ", ".join(map(repr, get_args(OptimizerName)))
             raise ArgumentError(f"optimizer: {optimizer!r}, expected one of {expected}")
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+        if padding_idx is not None and not (
+            type(padding_idx) is int and -num_embeddings <= padding_idx < num_embeddings
+        ):
             raise ArgumentError(
                 f"padding_idx: {padding_idx}, expected a row of {num_embeddings}, or one from the "
                 "end as a number below 0"

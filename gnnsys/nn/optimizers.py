@@ -30,8 +30,15 @@ class _RowOptimizer(torch.optim.Optimizer):
                 one that was made for another optimiser.
         """
         super().add_param_group(param_group)
+        try:
+            self._check_weights(self.param_groups[-1]["params"])
+        except ArgumentError:
+            self.param_groups.pop()
+            raise
+
+    def _check_weights(self, weights: list[Tensor]) -> None:
         wanted = STATE_OF[self.name]
-        for weight in self.param_groups[-1]["params"]:
+        for weight in weights:
             if not isinstance(weight, StoredWeight):
                 raise ArgumentError(
                     f"params: a tensor of shape {tuple(weight.shape)} in memory; this optimiser is "
@@ -140,8 +147,8 @@ class Adagrad(_RowOptimizer):
         params: Iterable[Any],
         lr: float = 1e-2,
         lr_decay: float = 0.0,
-        eps: float = 1e-10,
         *,
+        eps: float = 1e-10,
         maximize: bool = False,
     ) -> None:
         _check_least(lr=lr, lr_decay=lr_decay, eps=eps)

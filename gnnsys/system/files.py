@@ -275,7 +275,8 @@ def read_file(path: Path, dtype: np.dtype[Any], count: int, offset: int) -> NDAr
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write the new content of ``path`` to, which takes its place at the end of ``with``.
 
-    Whoever reads ``path`` finds the old or the new content, whole; after an error, the old one.
+    Whoever reads ``path`` finds the old or the new content, whole; after an error, the old one,
+    unless its folder cannot be brought to the disk. After the ``with``, no power cut undoes it.
     """
     temporary = path.with_name(path.name + ".new")
     try:
@@ -285,6 +286,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            sync(path.parent)
     except BaseException:
         with suppress(OSError):  # where it could not be made, the first error is told
             temporary.unlink()

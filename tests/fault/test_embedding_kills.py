@@ -13,7 +13,9 @@ _TRAINED = """
     from pathlib import Path
     import torch
     from gnnsys import nn
+    from gnnsys.cache.embedding import files
 
+    files._LEAST_LOG_BYTES = 2000  # so that kills meet logs that are rewritten
     place, seed, kills, batches = Path(sys.argv[1]), *map(int, sys.argv[2:])
     torch.set_num_threads(1)
     draw = random.Random(seed)
@@ -39,6 +41,9 @@ _TRAINED = """
             model.load_state_dict(state["model"])
             for optimizer, kept in zip(optimizers, state["optimizers"]):
                 optimizer.load_state_dict(kept)
+        else:
+            for name in names:
+                model[name].store.withdraw()  # killed in the first save_checkpoint
         for batch in range(first, batches):
             if batch - first == kill[0]:  # some time later, in the middle of whatever it is at
                 threading.Timer(kill[1], os.kill, (os.getpid(), signal.SIGKILL)).start()

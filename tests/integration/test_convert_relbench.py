@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 import gnnsys
 from gnnsys.commands.cli import main
 from gnnsys.convert import relational_keys, relational_table, relbench_tasks
 from gnnsys.convert.relational_table import NEVER, RelationalTable
 from gnnsys.convert.relbench import convert_relbench
+from gnnsys.convert.relbench_manifest import RelBenchManifest
 from gnnsys.convert.reorder import convert_in_order
 from gnnsys.convert.spec import ConvertOptions, RelationalParts
 from gnnsys.dataset.folder import Dataset
@@ -169,7 +172,7 @@ def autocomplete(database: Database) -> None:
     about = {
         "kind": "autocomplete", "task_type": "binary_classification", "entity_table": "orders",
         "entity_col": None, "target_col": "gift", "time_col": "at",
-        "remove_columns": [["orders", "amount"], ["orders", "not there"]],
+        "remove_columns": [["orders", "amount"]],
     }  # fmt: skip
     database.tasks["is-gift"] = (about, rows)
 
@@ -212,6 +215,12 @@ def test_no_statistic_sees_rows_after_the_cut(tmp_path: Path) -> None:
     later = orders["at"] > CUT
     orders.loc[later, "amount"] = 10**6
     orders.loc[later, "gift"] = True
+    for each in (first, second):
+        frame = each.frames["orders"]
+        frame["state"] = np.where(np.arange(len(frame)) % 3, "sent", "paid")
+        frame["weight"] = np.arange(len(frame)) / 8
+    orders.loc[later, "state"] = "lost"
+    orders.loc[later, "weight"] = np.nan
     made = [convert(each, tmp_path / str(n)) for n, each in enumerate((first, second))]
     told = [each.manifest.source["columns"] for each in made]
     assert told[0] == told[1]
@@ -240,6 +249,32 @@ def test_no_sampled_row_is_later_than_its_seed_unless_times_are_left_out(tmp_pat
     assert min(orders.values()) > 50  # times matter
 
 
+def _hide_by_remove(database: Database) -> None:
+    database.tasks["churn"][0]["remove_columns"] = [["orders", "item"]]
+
+
+def _hide_by_asking(database: Database) -> None:
+    autocomplete(database)
+    about, rows = database.tasks.pop("is-gift")
+    about |= {"target_col": "item", "task_type": "multiclass_classification"}
+    rows["item"] = database.frames["orders"]["item"]
+    database.tasks["which"] = about, rows.drop(columns="gift")
+
+
+@pytest.mark.parametrize("hide", [_hide_by_remove, _hide_by_asking])
+def test_a_foreign_key_that_a_task_hides_is_no_edge(
+    tmp_path: Path, hide: Callable[[Database], None]
+) -> None:
+    database = Database()
+    hide(database)
+    dataset = convert(database, tmp_path)
+    assert not any("item" in relation for _, relation, _ in dataset.edge_types)
+    assert ("orders", "f2p_user", "users") in dataset.edge_types
+    source = dataset.manifest.source
+    assert source["columns"]["orders"]["item"] == {"kind": "left out", "why": "a task hides it"}
+    assert "orders.item" not in source["references"]
+
+
 # Blocks and keys ----------------------------------------------------------------------------------
 
 
@@ -263,7 +298,7 @@ def test_the_size_of_blocks_changes_nothing(
             assert (found == expected).all(), name
     table = RelationalTable(
         tmp_path / "cut" / "source" / "db" / "orders.parquet",
-        keys={"order"}, time="at", hidden=set(), cut=0, categories=5,
+        pkey="order", fkeys=set(), time="at", hidden=set(), cut=0, categories=5,
     )  # fmt: skip
     table.take_statistics()
     for read in (table.features().blocks, table.times):
@@ -292,6 +327,23 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path) -> None:
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
     assert len(files) > 20
     assert all((whole / file).read_bytes() == (cut / file).read_bytes() for file in files)
+
+
+def test_views_of_strings_are_strings(tmp_path: Path) -> None:
+    rows = []
+    for kind in (pa.string(), pa.string_view()):
+        words = pa.array(["a", None, "b", "a"], kind)
+        lists = pa.array([["p"], [], None, ["q", "p"]], pa.list_(kind))
+        at = pa.array([0, 1, 2, 3], pa.timestamp("us"))
+        path = tmp_path / f"{kind}.parquet"
+        parquet.write_table(pa.table({"at": at, "words": words, "lists": lists}), path)
+        table = RelationalTable(
+            path, pkey=None, fkeys=set(), time="at", hidden=set(), cut=2, categories=5
+        )
+        table.take_statistics()
+        rows.append(np.concatenate([*table.features().blocks(0)]))
+    assert rows[0].shape == (4, 7 + 3 + 2)
+    np.testing.assert_array_equal(rows[0], rows[1])
 
 
 def test_edges_are_read_from_any_one_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +377,9 @@ def test_keys_may_be_any_numbers_or_names(tmp_path: Path) -> None:
     assert list(ids[np.arange(30)]) == database.frames["users"]["id"].tolist()
     options = ConvertOptions(threads=1, memory=100)
     with pytest.raises(TooLargeError, match="12 names take more than the 100 bytes"):
+        convert_relbench(tmp_path / "a" / "source", tmp_path / "c", options)
+    options = ConvertOptions(threads=1, memory=160 * 35)  # for either table alone
+    with pytest.raises(TooLargeError, match=r"users\.parquet: id: 30 names take more than"):
         convert_relbench(tmp_path / "a" / "source", tmp_path / "c", options)
 
 
@@ -398,6 +453,33 @@ def test_rows_without_a_time_are_never_neighbours(
     assert not found[195:].any()
 
 
+def test_labels_in_lists_may_be_unknown(tmp_path: Path) -> None:
+    database = Database()
+    about, rows = database.tasks["churn"]
+    about["task_type"] = "multilabel_classification"
+    lists = [None, [0.0, np.nan], [1.0, 0.0]]
+    rows["churns"] = pd.Series([lists[n // 3 % 3] for n in range(len(rows))], dtype=object)
+    dataset = convert(database, tmp_path)
+    labels = dataset.seeds("churn", "train").labels
+    assert labels is not None
+    expected = torch.tensor([[np.nan] * 2, [0.0, np.nan], [1.0, 0.0]]).repeat_interleave(2, 0)
+    torch.testing.assert_close(labels[:6], expected, equal_nan=True)
+
+
+def test_words_that_the_first_split_lacks_are_unknown_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database()
+    _, rows = database.tasks["churn"]
+    rows["churns"] = np.where(rows["when"] > CUT, "later", np.where(rows["id"] % 2, "no", "yes"))
+    dataset = convert(database, tmp_path)
+    labels = dataset.seeds("churn", "test").labels
+    assert labels is not None
+    assert labels.tolist() == [-1] * 30
+    assert "30 labels are words" in caplog.text
+    assert dataset.manifest.source["tasks"]["churn"]["unknown"] == 30
+
+
 def _set(table: str, column: str, value: Any) -> Callable[[Database], None]:
     def change(database: Database) -> None:
         database.frames[table][column] = value
@@ -429,6 +511,35 @@ def _forget(database: Database) -> None:
     database.frames["items"].loc[7, "sku"] = None
 
 
+def _empty(database: Database) -> None:
+    database.frames["items"].at[0, "vector"] = np.zeros(0, np.float32)
+
+
+def _widen(database: Database) -> None:
+    database.frames["items"]["vector"] = [np.array([1, np.inf, 0], np.float32)] * 12
+
+
+def _far_key(database: Database) -> None:
+    users = database.frames["orders"]["user"].astype(float)
+    users[1] = 2.0**53
+    database.frames["orders"]["user"] = users
+
+
+def _lists(kind: str, value: Any, first: Any = None) -> Callable[[Database], None]:
+    """Labels of a task of another kind, of which row 1 is unlike the others."""
+
+    def change(database: Database) -> None:
+        about, rows = database.tasks["churn"]
+        about["task_type"] = kind
+        labels = [first] * len(rows)
+        labels[1] = value
+        if isinstance(value, str):
+            labels[3] = "maybe"
+        rows["churns"] = pd.Series(labels, index=rows.index)
+
+    return change
+
+
 def _label(value: Any) -> Callable[[Database], None]:
     def change(database: Database) -> None:
         database.tasks["churn"][1].loc[0, "churns"] = value
@@ -441,6 +552,7 @@ def _label(value: Any) -> Callable[[Database], None]:
     [
         (_turn, FileFormatError, "row 1 is earlier by column at than the row before it"),
         (_lengthen, FileFormatError, "row 5 has a list of 4 in column vector, expected 3"),
+        (_empty, FileFormatError, "row 0 has a list of 0 in column vector, expected 3"),
         (_repeat, FileFormatError, "row 7 has the id .* which row 2 has already"),
         (_forget, FileFormatError, "row 7 has no primary key in column sku"),
         (_set("orders", "user", "x"), FileFormatError, "user holds strings, but column id"),
@@ -457,6 +569,21 @@ def _label(value: Any) -> Callable[[Database], None]:
         (_task(entity_table="x"), FileFormatError, "entity_table is 'x', expected one of items"),
         (_task(entity_table=None), FileFormatError, "no entity_table"),
         (_task(task_type="chess"), FileFormatError, "task_type is 'chess', expected one of"),
+        (_set("items", "price", 1e200), FileFormatError, "column price has 1e\\+200"),
+        (_widen, FileFormatError, "the first in row 0, column vector"),
+        (_far_key, FileFormatError, "row 1 has the key 9007199254740992.0 in column user"),
+        (_task(remove_columns=[["orders", "x"]]), FileFormatError,
+         r"churn.manifest\.yaml: remove_columns names column 'x' of orders, expected one of order"),
+        (_task(remove_columns=[["x", "at"]]), FileFormatError, "column 'at' of 'x', expected a"),
+        (_task(target_col="chruns"), FileFormatError, "no column chruns, which the task's"),
+        (_lists("multilabel_classification", 1, 0), FileFormatError, "int64, expected lists"),
+        (_lists("multilabel_classification", ["a"], ["b"]), FileFormatError, "list.*, expected l"),
+        (_lists("multilabel_classification", [7, 0], [1, 0]), FileFormatError, "row 1 has 7.0"),
+        (_lists("multilabel_classification", [1], [1, 0]), FileFormatError, "row 1 has a list of"),
+        (_lists("multilabel_classification", np.empty(0)), FileFormatError, "has no label"),
+        (_lists("multiclass_classification", np.inf, 0), FileFormatError, "row 1 has inf in col"),
+        (_lists("regression", 1e39, 0), FileFormatError, "churns: row 1 has 1e\\+39, expected"),
+        (_lists("binary_classification", "no", "yes"), FileFormatError, "3 classes .'maybe', 'no'"),
         (_label(2), FileFormatError, "row 0 has 2.0 in column churns, expected 0 or 1"),
         (_task(task_type="regression", target_col="when"), FileFormatError, "when holds timestamp"),
     ],
@@ -497,9 +624,15 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     (source / "manifest.yaml").write_text("a: [")
     with pytest.raises(FileFormatError, match="not YAML"):
         convert_relbench(source, tmp_path / "graph", OPTIONS)
-    (source / "manifest.yaml").write_text("val_timestamp: soon\ntables: {users: {}}")
-    with pytest.raises(FileFormatError, match="val_timestamp is 'soon', expected a time"):
-        convert_relbench(source, tmp_path / "graph", OPTIONS)
+    for time in ("soon", "today", "NaT", "2005"):
+        (source / "manifest.yaml").write_text(f"val_timestamp: '{time}'\ntables: {{users: {{}}}}")
+        with pytest.raises(FileFormatError, match=f"val_timestamp is '{time}', expected a time"):
+            convert_relbench(source, tmp_path / "graph", OPTIONS)
+    task.joinpath("train.parquet").touch()
+    for time in ("2005-01-01T02:00:00+02:00", "'2005-01-01T00:00:00Z'", "2005-01-01"):
+        tables = "{users: {pkey: id}}"
+        (source / "manifest.yaml").write_text(f"val_timestamp: {time}\ntables: {tables}")
+        assert RelBenchManifest(source, None).cut == 1_104_537_600_000_000
 
 
 # The command --------------------------------------------------------------------------------------
@@ -518,6 +651,7 @@ def test_the_command_converts_and_tells(tmp_path: Path, capsys: pytest.CaptureFi
         ("--undirected",): "have their reverses already",
         ("--categories", "0"): "--categories",
         ("--label-column", "x"): "goes with an edge list",
+        ("--nan", "mean"): "tell of those after val_timestamp",
     }
     for options, why in refused.items():
         assert main(["convert", str(source), str(tmp_path / "other"), *options]) == 2

@@ -23,7 +23,8 @@ from gnnsys.errors import LeakageError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "relational"
-AIRPORTS = np.array(["EWR", "JFK", "LGA", "BOS", "SJU"])
+AIRPORTS = np.array(["EWR", "JFK", "LGA", "BOS", "LAX", "SJU"])
+ZONES = {"BOS": "America/New_York", "LAX": "America/Los_Angeles", "SJU": "America/Puerto_Rico"}
 MINUTE = pd.Timedelta(minutes=1)
 
 
@@ -47,8 +48,16 @@ def flight_frames(count: int = 900, seed: int = 0) -> dict[str, pd.DataFrame]:
     delay = random.normal(5, 20, count).round()
     air = random.integers(40, 120, count).astype(float)
     departed = local + pd.to_timedelta(delay, unit="min")
-    taxi = random.integers(10, 50, count)
-    arrived = departed + pd.to_timedelta(air + taxi, unit="min")
+    taxi = random.integers(10, 100, count)  # more than the hours that air_time leaves open
+    dest = AIRPORTS[random.integers(3, 6, count)]
+    arrived = pd.DatetimeIndex(
+        [
+            time.tz_localize("UTC").tz_convert(ZONES[airport]).tz_localize(None)
+            for time, airport in zip(
+                scheduled + pd.to_timedelta(delay + air + taxi, unit="min"), dest, strict=True
+            )
+        ]
+    )
     gone = random.random(count) < 0.05
     flights = pd.DataFrame(
         {
@@ -62,7 +71,7 @@ def flight_frames(count: int = 900, seed: int = 0) -> dict[str, pd.DataFrame]:
             "flight": random.integers(1, 99, count),
             "tailnum": np.array(["N1", "N2", "N3", None], object)[random.integers(0, 4, count)],
             "origin": AIRPORTS[random.integers(0, 3, count)],
-            "dest": AIRPORTS[random.integers(3, 5, count)],
+            "dest": dest,
             "air_time": np.where(gone, np.nan, air),
             "distance": random.integers(100, 900, count),
             "minute": scheduled.minute,
@@ -78,7 +87,8 @@ def flight_frames(count: int = 900, seed: int = 0) -> dict[str, pd.DataFrame]:
         weather[name] = random.normal(size=len(weather))
     weather["time_hour"] = weather["time_hour"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     planes = pd.DataFrame({"tailnum": ["N1", "N2"], "year": [1999, 2004], "seats": [100, 200]})
-    airports = {"faa": AIRPORTS[:4], "name": "x", "lat": 40.0, "lon": -70.0, "alt": 7}
+    airports = {"faa": AIRPORTS[:5], "name": "x", "lat": 40.0, "lon": -70.0, "alt": 7,
+                "tzone": ["America/New_York"] * 4 + ["America/Los_Angeles"]}  # fmt: skip
     airlines = pd.DataFrame({"carrier": ["AA", "UA"], "name": ["American", "United"]})
     frames = {"planes": planes, "weather": weather, "airlines": airlines}
     return {**frames, "airports": pd.DataFrame(airports), "flights": flights}
@@ -109,11 +119,11 @@ def test_flights_are_written_with_keys_by_row_and_outcomes_at_their_times(flight
         for column, other in each["fkeys"].items():
             assert frame[column].dropna().between(0, len(tables[other]) - 1).all()
     assert sorted(tables["planes"].index[tables["planes"]["year"].isna()]) == [2]  # N3
-    assert len(tables["airports"]) == 5  # SJU, too
+    assert len(tables["airports"]) == 6  # SJU, too
     planned = tables["flights"]
     came = tables["arrivals"].merge(tables["departures"], on="flight_id")
     taxi = (came["arrived"] - came["departed"]) / MINUTE - came["air_time"]
-    assert taxi.between(10, 49).all()
+    assert taxi.between(10, 99).all()
     left = came["departed"] - planned["listed"].iloc[came["flight_id"].astype(int)].to_numpy()
     assert (left / MINUTE - 60 == came["dep_delay"]).all()
     observed = tables["weather"]["observed"].iloc[planned["weather"].dropna().astype(int)]
@@ -192,6 +202,9 @@ def test_baseball_is_written_with_teams_of_seasons(
     teams = pd.DataFrame({"yearID": years, "teamID": "NYA", "franchID": "NYY", "W": range(5)})
     people = pd.DataFrame({"playerID": ["a", "b"], "birthYear": [1980, 1981],
                            "finalGame": ["2013-09-01", "2004-09-01"]})  # fmt: skip
+    for column in ("deathYear", "deathMonth", "deathDay", "deathCountry", "deathState",
+                   "deathCity", "debut"):  # fmt: skip
+        people[column] = None
     batting = pd.DataFrame(
         {
             "playerID": ["a", "b", "a", "b", "a", "a", "a", "a"],
@@ -208,8 +221,8 @@ def test_baseball_is_written_with_teams_of_seasons(
         for split in ("train", "val", "test")
     }
     end = [pd.Timestamp(f"{year}-12-31") for year in (2003, 2004, 2006, 2012)]
-    assert rows["train"] == [[0, end[0], 1], [1, end[0], 1], [0, end[1], 0], [1, end[1], 0]]
-    assert rows["val"] == [[0, end[2], 0]]
+    assert rows["train"] == [[0, end[0], 1], [1, end[0], 1]]  # the season after 2004 is later
+    assert rows["val"] == [[0, end[1], 0], [1, end[1], 0], [0, end[2], 0]]
     assert rows["test"] == [[0, end[3], 1]]
     home_runs = pd.read_parquet(folder / "tasks" / "home-runs" / "test.parquet")
     assert home_runs["home_runs"].tolist() == [15]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnnsys.cache.embedding import files
+from gnnsys.cache.embedding import files, table
 from gnnsys.cache.embedding.directory import RowDirectory
+from gnnsys.cache.embedding.slots import RecordSlots
 from gnnsys.cache.embedding.store import EmbeddingStore
 from gnnsys.errors import (
     ArgumentError,
@@ -26,6 +30,7 @@ from gnnsys.errors import (
     StorageError,
     UnsupportedError,
 )
+from gnnsys.memory.file import FileStore
 
 ROWS, DIM = 60, 3
 STATE = {"sum": 0.25}
@@ -170,7 +175,7 @@ def test_a_row_read_ahead_and_updated_is_not_taken_for_the_one_read_when_the_log
     small.prefetch(ids_of(0, 20))
     small.update(ids_of(0), add(100))
     small.gather(ids_of(14, 15, 16, 17))  # to cell 1
-    small._files._rewrite_at = 0  # back to cell 0
+    small._records.files._log.rewrite_at = 0  # back to cell 0
     assert torch.equal(small.gather(ids_of(0, 20))[:1], before + 101)
 
 
@@ -208,12 +213,26 @@ def test_a_prepared_version_waits_for_the_decision(
             opened.restore(7)
 
 
-def test_writing_takes_a_prepared_version_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reopen", [False, True])
+def test_rows_are_not_written_while_a_version_is_prepared(reopen: bool, tmp_path: Path) -> None:
     store = make(tmp_path / "t", 5)
     store.prepare()
-    store.write(ids_of(3), torch.ones(1, DIM))
+    if reopen:
+        store.close()
+        store = EmbeddingStore(tmp_path / "t", cache=5)
+    for attempt in (
+        lambda: store.write(ids_of(3), torch.ones(1, DIM)),
+        lambda: store.update(ids_of(3), add(1)),
+        store.prepare,
+        store.save,
+    ):
+        with pytest.raises(ArgumentError, match="version 1 is prepared"):
+            attempt()
+    assert torch.equal(store.gather(ALL), first_rows(0, ROWS))
+    store.withdraw()
     with pytest.raises(ArgumentError, match="no version is prepared"):
         store.commit()
+    store.write(ids_of(3), torch.ones(1, DIM))
     assert store.save() == 1
     assert torch.equal(store.gather(ids_of(3)), torch.ones(1, DIM))
 
@@ -240,8 +259,8 @@ def test_a_commit_that_was_begun_is_ended_by_who_opens_the_table(
     store.prepare()
     with monkeypatch.context() as patch:
         patch.setattr(store._files.table, "write", dies(store._files.table.write))
-        patch.setattr(files, "replace_file", dies(files.replace_file))
-        patch.setattr(files, "_remove", dies(files._remove))
+        patch.setattr(table, "replace_file", dies(table.replace_file))
+        patch.setattr(files, "remove", dies(files.remove))
         patch.setattr(files, "_BLOCK_BYTES", 720)
         with pytest.raises(KeyboardInterrupt):
             store.commit()
@@ -268,6 +287,184 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     expected[:5] += 1
     assert torch.equal(store.gather(ALL), expected)
     assert store.save() == 1
+
+
+FULL, BEFORE, AFTER = "disk full", "interrupted before", "interrupted after"
+
+
+def fail(patch: pytest.MonkeyPatch, kind: str, at: int) -> list[int]:
+    """Lets operation ``at`` fail or be interrupted; returns how many are left until then."""
+    left = [at]
+
+    def wrapped(done: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and kind != AFTER:
+                raise error
+            result = done(*args, **options)
+            if left[0] == 0:
+                raise error
+            return result
+
+        return call
+
+    in_memory = [(RecordSlots, "load"), (RecordSlots, "put"), (RecordSlots, "unload")]
+    in_files = [(FileStore, "write"), (FileStore, "gather"), (FileStore, "create")]
+    of_system = [(os, "replace"), (os, "rename"), (os, "fsync"), (Path, "unlink")]
+    for place, name in [*in_files, *of_system, *(in_memory if kind != FULL else [])]:
+        error: BaseException = KeyboardInterrupt()
+        if kind == FULL:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            error = full if (place, name) in of_system else StorageError("disk full")
+        patch.setattr(place, name, wrapped(getattr(place, name), error))
+    return left
+
+
+@pytest.mark.parametrize("kind", [FULL, BEFORE, AFTER])
+def test_whatever_fails_or_is_interrupted_rows_go_on_and_versions_are_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LEAST_LOG_BYTES", 200)
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 720)
+    start = first_rows(0, ROWS)
+
+    def counts(store: EmbeddingStore) -> Tensor:
+        """How often each row was added to: its elements and its state were together."""
+        rows, state = read(store)
+        found = rows - start
+        assert torch.equal(found, state - 0.25)
+        assert torch.equal(found[:, :1].expand_as(found), found)
+        return found[:, 0]
+
+    first = int.from_bytes(os.urandom(1), "little") % 7 + 1  # all of them take too long
+    print(f"first {first}")
+    for at in itertools.count(first, 7):
+        folder = tmp_path / f"{at}"
+        store = make(folder, 25, threads=1)
+        store.update(ALL, add(1))
+        store.save()
+        saved, version, low = counts(store), 1, 1
+        with monkeypatch.context() as patch:
+            left = fail(patch, kind, at)
+            try:
+                for low in (1, 2):  # noqa: B007  (the last one is used)
+                    store.update(ALL, add(1))
+                    store.gather(ALL)
+                store.save()
+            except (StorageError, KeyboardInterrupt):
+                pass
+        shutil.copytree(folder, folder.with_suffix(".copy"))
+        now = counts(store)
+        assert set(now.tolist()) <= {low, low + 1}, at
+        copy = EmbeddingStore(folder.with_suffix(".copy"), cache=9, threads=1)
+        assert torch.equal(counts(copy), now if copy.version > version else saved), at
+        if copy._files.is_prepared:  # killed before save could take it back
+            copy.withdraw()
+        copy.close()
+        if at % 2:
+            store.update(ALL, add(1))
+            store.gather(ALL)
+            store.update(ALL, add(1))
+            assert torch.equal(counts(store), now + 2), at
+            store.save()
+            now += 2
+        else:
+            store.restore(store.version)
+            assert torch.equal(counts(store), now if store.version > version else saved), at
+            now = counts(store)
+        store.close()
+        again = EmbeddingStore(folder, cache=9, threads=1)
+        expected = now if at % 2 or again.version > version else saved
+        assert torch.equal(counts(again), expected), at
+        again.close()
+        assert sorted(os.listdir(folder)) == ["lock", "rows.npy", "table.json"]
+        if left[0] > 0:
+            assert at > 20
+            break
+
+
+def test_a_rewritten_log_waits_where_it_was_interrupted(
+    small: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.update(ALL, add(1))
+    small.update(ids_of(0, 1, 2, 3), add(1))
+    small.gather(ids_of(10, 11, 12, 13))  # the log has older records of rows 0 to 3, too
+    move = RowDirectory.move_in_log
+
+    def interrupted(*args: Any) -> None:
+        move(*args)
+        raise KeyboardInterrupt
+
+    small._records.files._log.rewrite_at = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(RowDirectory, "move_in_log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small.gather(ids_of(0, 50))
+    expected = first_rows(0, ROWS) + 1
+    expected[:4] += 1
+    assert torch.equal(small.gather(ALL), expected)
+
+
+def test_rows_that_were_changed_when_an_update_was_interrupted_stay_changed(
+    small: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = RecordSlots.put
+
+    def interrupted(*args: Any) -> None:
+        put(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordSlots, "put", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small.update(ids_of(0, 1), add(1))
+    small.gather(ids_of(10, 11, 12, 13))
+    assert torch.equal(small.gather(ids_of(0, 1)), first_rows(0, 2) + 1)
+
+
+def test_a_forked_process_is_refused(small: EmbeddingStore) -> None:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            small.update(ids_of(0), add(1))
+        except UnsupportedError as error:
+            small.close()
+            code = 0 if str(small.folder) in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    small.update(ids_of(0), add(1))
+    assert torch.equal(small.gather(ids_of(0)), first_rows(0, 1) + 1)
+
+
+def test_threads_save_and_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_LEAST_LOG_BYTES", 200)
+    store = make(tmp_path / "t", 7, threads=1)
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(store.update, ALL, add(1)) for _ in range(30)]
+        tasks += [pool.submit(store.save) for _ in range(10)]
+        tasks += [pool.submit(store.gather, ALL) for _ in range(10)]
+        for task in tasks:
+            task.result()
+    assert store.version == 10
+    assert torch.equal(store.gather(ALL), first_rows(0, ROWS) + 30)
+
+
+def test_the_header_is_that_of_when_the_lock_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "t", 5).close()
+
+    def others_first(path: Path) -> Any:
+        monkeypatch.undo()
+        other = EmbeddingStore(tmp_path / "t", cache=5)
+        other.save()
+        other.close()
+        return files.lock_file(path)
+
+    monkeypatch.setattr(files, "lock_file", others_first)
+    assert EmbeddingStore(tmp_path / "t", cache=5).version == 1
 
 
 # Bad input ---------------------------------------------------------------------------------------
@@ -307,6 +504,10 @@ def test_ids_and_rows_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     [
         ({"shape": (0, 3)}, ArgumentError, "shape: "),
         ({"shape": (3,)}, ArgumentError, "shape: "),
+        ({"shape": (4.5, 2)}, ArgumentError, "shape: "),
+        ({"shape": 5}, ArgumentError, "shape: "),
+        ({"state": {"a": "x"}}, ArgumentError, "state: "),
+        ({"state": ["sum"]}, ArgumentError, "state: "),
         ({"dtype": torch.int64}, DTypeError, "torch.float32"),
         ({"cache": 0}, ArgumentError, "holds no record"),
         ({"cache": "no"}, GnnsysError, "cache"),
@@ -319,7 +520,23 @@ def test_options_that_cannot_be_used_are_refused(
     given = {"shape": (4, 3), "cache": 2} | options
     with pytest.raises(error, match=message):
         EmbeddingStore.create(tmp_path / "t", given.pop("shape"), **given)
-    assert [*tmp_path.glob("*.new")] == []
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_table_that_cannot_be_opened_or_was_half_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArgumentError, match="storage"):
+        make(tmp_path / "t", 5, storage="disk")
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / "t.new").mkdir()  # as a killed process leaves them
+    (tmp_path / "t.new" / "rows.npy").write_bytes(b"half")
+    make(tmp_path / "t", 5).close()
+    (tmp_path / "t" / "changes.3.npy").touch()
+    (tmp_path / "t" / "prepared.bin.new").touch()
+    EmbeddingStore(tmp_path / "t", cache=5).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    assert sorted(os.listdir(tmp_path / "t")) == ["lock", "rows.npy", "table.json"]
 
 
 def test_a_folder_that_is_no_table_or_damaged_is_told(tmp_path: Path) -> None:
@@ -355,10 +572,15 @@ def test_a_table_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 def test_slots_of_rows_that_were_asked_for_again_stay() -> None:
     directory = RowDirectory(rows=100, capacity=4)
     none = np.empty(0, np.int32)
-    directory.enter(directory.choose(4, none), np.arange(4))
+
+    def give(slots: Any, *ids: int) -> None:
+        directory.vacate(slots)
+        directory.enter(slots, np.array(ids))
+
+    give(directory.choose(4, none), *range(4))
     directory.find(np.array([1, 3]))
-    directory.enter(directory.choose(2, none), np.array([50, 51]))
+    give(directory.choose(2, none), 50, 51)
     assert sorted(directory.row_of.tolist()) == [1, 3, 50, 51]
     kept = directory.find(np.array([1, 50, 3]))
-    directory.enter(directory.choose(1, kept), np.array([60]))
+    give(directory.choose(1, kept), 60)
     assert sorted(directory.row_of.tolist()) == [1, 3, 50, 60]

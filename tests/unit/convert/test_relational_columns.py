@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from gnnsys.convert import relational_columns
 from gnnsys.convert.relational_columns import ColumnEncoder, Moments, encoder_of
 from gnnsys.errors import FileFormatError
 
@@ -19,7 +20,8 @@ PATH = Path("table.parquet")
 def encoder_for(column: Any, most: int = 3, width: int = 0) -> ColumnEncoder:
     """That has seen the column."""
     encoder = encoder_of(PATH, pa.field("column", column.type), most, width)
-    encoder.add(column, 0)
+    if encoder.learns:
+        encoder.add(column)
     return encoder
 
 
@@ -55,6 +57,20 @@ def test_a_constant_and_a_gap_that_was_not_seen_before_are_zero() -> None:
     assert encoder.encode(pa.array([7, 8, None]), 0).tolist() == [[0], [1], [0]]
 
 
+@pytest.mark.parametrize(("value", "count"), [(0.1, 3), (19.99, 10), (-1e-170, 5)])
+def test_a_constant_that_no_float_holds_is_one_too(value: float, count: int) -> None:
+    encoder = encoder_for(pa.array([value] * count))
+    found = encoder.encode(pa.array([value, value + 1]), 0)[:, 0]
+    np.testing.assert_allclose(found, [0, 1], atol=1e-6)
+
+
+def test_numbers_that_no_feature_holds_are_errors() -> None:
+    with pytest.raises(FileFormatError, match=r"column column has -1e\+200, expected numbers up"):
+        encoder_for(pa.array([1.0, -1e200]))
+    with pytest.raises(FileFormatError, match=r"row 8 has 1e\+39 in column column, 2e\+39 stand"):
+        encoder_for(pa.array([1.0, 2.0])).encode(pa.array([1.0, 1e39]), 7)
+
+
 def test_moments_do_not_depend_on_blocks() -> None:
     random = np.random.default_rng(3)
     values = random.normal(1e6, 1e-2, 1000)
@@ -74,6 +90,12 @@ def test_dictionaries_are_categories_whatever_they_hold() -> None:
     assert encode(words) == encode(pa.array(["b", "a", "b"])) == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
 
 
+def test_nan_is_no_category() -> None:
+    numbers = pa.array([np.nan, 2.0, np.nan]).dictionary_encode()
+    assert encode(numbers) == [[0, 0], [1, 0], [0, 0]]
+    assert encoder_for(numbers).about()["values"] == [2.0]
+
+
 def test_values_that_were_not_seen_are_others() -> None:
     encoder = encoder_for(pa.array(["a", "a", "b"]))
     assert encoder.encode(pa.array(["c", None, "b"]), 0).tolist() == [
@@ -85,7 +107,22 @@ def test_more_distinct_strings_than_half_the_rows_are_text() -> None:
     assert encoder_for(pa.array(list("abcdef")), most=5).width == 0
     assert encoder_for(pa.array(list("abcdef")), most=6).width == 7
     assert encoder_for(pa.array(list("abcdef") * 2), most=5).width == 6
-    assert "6 or more distinct" in encoder_for(pa.array(list("abcdef"))).about()["why"]
+    told = encoder_for(pa.array(list("abcdef"))).about()["why"]
+    assert told == "6 distinct values; embed text before"
+
+
+def test_columns_of_too_many_values_keep_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relational_columns, "_MOST_VALUES", 4)
+    for column, way_out in (
+        (pa.array(list("abcde") * 9), "; embed text before"),
+        (pa.array([1, 2, 3, 4, 5] * 9).dictionary_encode(), ""),
+        (pa.array([[1, 2, 3, 4, 5]] * 9), ""),
+    ):
+        encoder = encoder_for(column)
+        assert not vars(encoder)["_counts"]
+        encoder.add(column[:1])
+        assert encoder.encode(column, 0).shape == (len(column), 0)
+        assert encoder.about() == {"why": f"too many distinct values, more than 4{way_out}"}
 
 
 def test_lists_mark_each_of_their_values() -> None:

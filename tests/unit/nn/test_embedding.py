@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
+import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnnsys.cache.embedding.store import EmbeddingStore
 from gnnsys.errors import (
     ArgumentError,
     FileFormatError,
@@ -115,7 +118,7 @@ def test_gradients_and_rows_are_those_of_torch_for_any_shape_of_ids(tmp_path: Pa
 def test_rows_are_drawn_as_torch_draws_them(
     rows: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gnnsys.cache.embedding.files._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("gnnsys.cache.embedding.table._BLOCK_BYTES", 1000)
     torch.manual_seed(rows)
     expected = torch.nn.Embedding(rows, DIM, 0, dtype=dtype).weight.detach()
     torch.manual_seed(rows)
@@ -145,10 +148,11 @@ def test_what_would_need_the_rows_in_memory_is_refused(tmp_path: Path) -> None:
         lambda: torch.optim.SparseAdam(model.parameters()).step(),
         lambda: copy.deepcopy(model),
         lambda: pickle.dumps(model.weight),
+        lambda: pickle.dumps(model.store),
         lambda: model.load_state_dict({"weight": torch.zeros(ROWS, DIM)}),
         lambda: Embedding.from_pretrained(torch.zeros(3, 2)),
     ):
-        with pytest.raises(UnsupportedError, match=r"weight: |from_pretrained"):
+        with pytest.raises(UnsupportedError, match=r"weight: |from_pretrained|pickled"):
             attempt()
     assert "StoredWeight" in repr(model.weight)
 
@@ -161,7 +165,12 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     for options in ({"rows": 299}, {"optimizer": "sparse_adam"}, {"dtype": torch.float64}):
         with pytest.raises(ArgumentError, match=r"folder: .*expected"):
             make(tmp_path / "t", **options)
-    for options in ({"optimizer": "sgd"}, {"padding_idx": ROWS}):
+    for options in (
+        {"optimizer": "sgd"},
+        {"padding_idx": ROWS},
+        {"padding_idx": 1.5},
+        {"padding_idx": True},
+    ):
         with pytest.raises(ArgumentError, match="expected"):
             make(tmp_path / "u", **options)
     model = make(tmp_path / "t")
@@ -175,6 +184,11 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match=r"params|lr|betas"):
             call()
     optimizer = Adagrad(model.parameters())
+    with pytest.raises(ArgumentError, match="params"):
+        optimizer.add_param_group({"params": dense.parameters()})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(TypeError, match="positional"):  # the fourth of torch is weight_decay
+        Adagrad(model.parameters(), 0.1, 0.0, 0.01)
     model.weight.grad = torch.zeros(ROWS, DIM)
     with pytest.raises(UnsupportedError, match="not sparse"):
         optimizer.step()
@@ -253,26 +267,112 @@ def test_a_checkpoint_of_others_is_refused_and_changes_nothing(tmp_path: Path) -
     assert torch.equal(rows_of(model), before)
 
 
-def test_tables_of_one_model_go_back_together(
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_tables_of_one_model_go_together_wherever_a_checkpoint_fails(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(folder: Path) -> torch.nn.ModuleDict:
+        return torch.nn.ModuleDict({n: make(folder / n, threads=1) for n in ("users", "goods")})
+
+    def train(model: torch.nn.ModuleDict) -> list[Tensor]:
+        for each in model.values():
+            step(each, Adagrad(each.parameters()), 1, 2)
+        return [rows_of(each).clone() for each in model.values()]
+
+    monkeypatch.setattr("gnnsys.cache.embedding.files._LEAST_LOG_BYTES", 20000)
+    first = int.from_bytes(os.urandom(1), "little") % 4 + 1  # all of them take too long
+    print(f"first {first}")
+    for at in itertools.count(first, 4):
+        folder, left = tmp_path / f"{at}", [at]
+        model = build(folder)
+        versions = {1: train(model)}
+        save_checkpoint(folder / "c.pt", model, {"number": 1})
+        versions[2] = train(model)
+
+        def wrapped(done: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def call(*args: Any, **options: Any) -> Any:
+                left[0] -= 1
+                if left[0] == 0 and error is OSError:
+                    raise error(28, "No space left on device")
+                result = done(*args, **options)
+                if left[0] == 0:
+                    raise error
+                return result
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "fsync", "rename"):
+                patch.setattr(os, name, wrapped(getattr(os, name)))
+            with contextlib.suppress(KeyboardInterrupt, StorageError):
+                save_checkpoint(folder / "c.pt", model, {"number": 2})
+        with contextlib.suppress(ArgumentError):  # interrupted between the decisions for tables
+            train(model)  # goes on
+        for each in model.values():
+            each.store.close()
+        model = build(folder)
+        number = load_checkpoint(folder / "c.pt", model)["number"]
+        assert all(map(torch.equal, map(rows_of, model.values()), versions[number])), at
+        if left[0] > 0:
+            assert number == 2
+            break
+        for each in model.values():
+            each.store.close()
+
+
+def test_training_goes_on_where_one_table_cannot_follow_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build() -> torch.nn.ModuleDict:
-        return torch.nn.ModuleDict({name: make(tmp_path / name) for name in ("users", "goods")})
-
-    model = build()
+    model = torch.nn.ModuleDict({name: make(tmp_path / name) for name in ("users", "goods")})
     optimizers = [Adagrad(each.parameters()) for each in model.values()]
     for each, optimizer in zip(model.values(), optimizers, strict=True):
         step(each, optimizer, 1, 2)
-    expected = [rows_of(each).clone() for each in model.values()]
-    with monkeypatch.context() as patch:  # dies after it is decided, before the tables follow
-        patch.setattr(EmbeddingStore, "commit", lambda self: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+    saved = [rows_of(each).clone() for each in model.values()]
+
+    def full(files: Any) -> None:
+        raise StorageError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gnnsys.cache.embedding.files.RowFiles.apply", full)
+        with pytest.raises(StorageError, match="disk full"):
             save_checkpoint(tmp_path / "c.pt", model, {})
-    for each in model.values():
-        each.store.close()
-    model = build()
+    for each, optimizer in zip(model.values(), optimizers, strict=True):
+        step(each, optimizer, 1, 2)
     assert load_checkpoint(tmp_path / "c.pt", model) == {}
-    assert all(map(torch.equal, map(rows_of, model.values()), expected))
+    assert all(map(torch.equal, map(rows_of, model.values()), saved))
+
+
+def test_a_checkpoint_is_durable_before_its_tables_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(tmp_path / "t")
+    step(model, Adagrad(model.parameters()), 1)
+    told: list[tuple[str, str]] = []
+    fsync, replaced, renamed = os.fsync, os.replace, os.rename
+
+    def fsync_(handle: int) -> None:
+        told.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def moved(done: Callable[..., None]) -> Callable[..., None]:
+        def call(source: Any, target: Any) -> None:
+            told.append(("to", os.path.basename(target)))
+            done(source, target)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", fsync_)
+    monkeypatch.setattr(os, "replace", moved(replaced))
+    monkeypatch.setattr(os, "rename", moved(renamed))
+    save_checkpoint(tmp_path / "c.pt", model, {})
+    ours = [each for each in told if each[0] == "to" or each[1] in (tmp_path.name, "t", "rows.npy")]
+    assert ours == [
+        ("to", "prepared.bin"), ("sync", "t"),
+        ("to", "c.pt"), ("sync", tmp_path.name),
+        ("to", "committed.bin"), ("sync", "t"),
+        ("sync", "rows.npy"), ("to", "table.json"), ("sync", "t"),
+        ("sync", "t"),  # committed.bin is removed
+    ]  # fmt: skip
 
 
 def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ _WINDOW = 64
 """Batches that plans look ahead, of all ranks that share a cache together."""
 _LEAST_AHEAD = 16 << 20
 """Bytes of batches sampled ahead of a cache, where memory is short."""
+_OF_A_CURVE = 76
+"""Bytes of a node that the area under a curve takes while it is computed, measured."""
 _ROUNDS = 5
 """Steps of all ranks that a row which was read for a shared cache keeps its place for, at most."""
 
@@ -98,16 +100,17 @@ def reserve_batches(
 
 
 def answer_bytes(config: TrainConfig, task: Task) -> int:
-    """Of a node that is evaluated: its labels, and what it is judged by.
+    """Of a node that is evaluated: its scores and labels where the metric needs all at once.
 
     Args:
         config: with the metric.
         task: with the number of classes.
+
+    >>> task = Task(node_type="node", num_classes=2, metric="accuracy")
+    >>> answer_bytes(TrainConfig(dataset="demo"), task)
+    0
     """
     metric = task.metric if config.metric == "auto" else config.metric
-    ranked = 4 * (metric in ("rocauc", "ap"))
-    if task.multi_label:
-        return task.num_classes * (4 + 1 + ranked)
-    if metric == "accuracy":
+    if metric not in ("rocauc", "ap"):
         return 0
-    return 8 + 1 + 8 * (metric == "f1") + ranked
+    return (4 + 4) * (task.num_classes if task.multi_label else 1) + _OF_A_CURVE

@@ -32,14 +32,14 @@ from gnnsys.training.task import task_of
 __all__ = ["plan_types"]
 
 _EMBEDDINGS = "embeddings of nodes"
-_OF_AN_EMBEDDING = 16
-"""Bytes of each of its numbers: itself, its gradient, and the optimizer's two moments."""
+_LOOKED_AT = 2
+"""Copies that looking for weights which are not finite makes, about."""
 _TOO_SMALL = "give more memory, fewer --fanouts, a smaller --batch-size or --hidden"
 
 
 def plan_types(
     config: TrainConfig, dataset: Dataset, options: FeatureOptions, *, trains: bool = True
-) -> None:
+) -> int:
     """Reserves what a run takes beside its features, in the budget of this process.
 
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
@@ -49,6 +49,9 @@ def plan_types(
         dataset: heterogeneous.
         options: of its features.
         trains: whether it is trained on, or only evaluated.
+
+    Returns:
+        Classes, or labels of a node; 0 where the folder does not say.
 
     Raises:
         ArgumentError: a target that there is not, or has no labels.
@@ -62,6 +65,7 @@ def plan_types(
     neighbours = (each.tables["indices"].data_bytes for each in dataset.manifest.edges.values())
     budget.reserve(NEIGHBOURS, sum(neighbours), mapped=True)
     labels = dataset.manifest.nodes[target].tables["labels"]
+    task = _counted(task, labels.shape)
     budget.reserve("labels, mapped", labels.data_bytes, mapped=True)
     parts = {name: dataset.split_size(name, target) for name in ("train", "val", "test")}
     budget.reserve(SPLITS, 8 * sum(parts.values()), mapped=True)
@@ -70,10 +74,10 @@ def plan_types(
     tables = feature_tables(dataset)
     bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
     hidden = config.hidden or 0
-    budget.reserve(_EMBEDDINGS, (_OF_AN_EMBEDDING if trains else 4) * bare * hidden)
+    budget.reserve(_EMBEDDINGS, 4 * (_copies(config) if trains else 1) * bare * hidden)
     budget.check(_TOO_SMALL)
     if parts["train"] == 0:
-        return
+        return task.num_classes
     batch = _draw(config, dataset, target)
     drawn = {kind: len(ids) for kind, ids in batch.node.items()}
     maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
@@ -88,9 +92,20 @@ def plan_types(
     )
     step = size.row_bytes + _layer_bytes(config, size.nodes, drawn, edges)
     reserve_batches(config, options, size, step, trains=trains)
-    judged = max(parts["val"], parts["test"]) * answer_bytes(config, _counted(task, labels.shape))
+    judged = max(parts["val"], parts["test"]) * answer_bytes(config, task)
     budget.reserve("what evaluation predicts", judged)
     reserve_ranking(dataset, options)
+    return task.num_classes
+
+
+def _copies(config: TrainConfig) -> int:
+    """Tensors of the size of the embeddings that there are at a time, at most."""
+    kept = 3  # the weights, their gradient, the best weights so far
+    decays = config.weight_decay > 0 and config.optimizer != "adamw"  # a gradient of its own
+    if config.optimizer == "sgd":
+        return kept + (config.momentum != 0) + max(decays, _LOOKED_AT)
+    # Two moments; a step makes the root of the second, and its quotient.
+    return kept + 2 + max(2 + decays, _LOOKED_AT)
 
 
 def _counted(task: Task, shape: tuple[int, ...]) -> Task:

@@ -109,7 +109,9 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
     dataset = open_dataset(folder) if (folder / MANIFEST).is_file() else None
     if dataset is not None and dataset.heterogeneous:
         check_heterogeneous(run.config)
-        plan_types(run.config, dataset, run.features, trains=trains)
+        num_classes = plan_types(run.config, dataset, run.features, trains=trains)
+        if run.config.eval == "layerwise":
+            _reserve_types(run.config, dataset, num_classes)
         return None
     if run.config.full_batch or dataset is None:
         reserve_libraries()
@@ -240,6 +242,15 @@ def plan_memory(
     if evaluation is not None:
         evaluation.tell()
     return evaluation
+
+
+def _reserve_types(config: TrainConfig, dataset: Dataset, num_classes: int) -> None:
+    """Reserves what an exact evaluation over types takes."""
+    budget = process_budget()
+    counts = [dataset.num_nodes(kind) for kind in dataset.node_types]
+    budget.reserve(BLOCKS, _BLOCKS + 24 * max(counts))
+    needed = _activation_share(config, [sum(counts)] * (config.layers + 1), num_classes)
+    budget.reserve(ACTIVATIONS, needed if _fits(config, needed) else 0)
 
 
 def activation_bytes(config: TrainConfig, rows: Sequence[int], num_classes: int) -> int:

@@ -22,7 +22,7 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
 from gnnsys.features.importance import importance_of_types
-from gnnsys.system.budget import process_budget
+from gnnsys.system.budget import process_budget, resident_memory
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.task import load_dataset
@@ -202,7 +202,7 @@ def test_the_report_names_the_target_and_all_nodes(run: Path, tmp_path: Path) ->
 
 def test_memory_names_the_embeddings_of_types_without_features(folder: Path) -> None:
     found = train(folder, model="rgcn", epochs=1).memory["names"]
-    assert found["embeddings of nodes"]["planned"] == VENUES * 16 * 16
+    assert found["embeddings of nodes"]["planned"] == VENUES * 16 * 4 * 8
     assert found["topology: neighbours, mapped"]["held"] == (2 * 900 + 2 * PAPERS) * 4
     assert {entry.name for entry in process_budget().table() if entry.held} <= {"libraries"}
 
@@ -216,6 +216,29 @@ def test_times_of_a_folder_are_told_to_be_unused(
     path = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="papers")
     load_dataset(str(path), device="cpu")
     assert "g: its times are not used: nodes and edges later than a seed are" in caplog.text
+
+
+def test_memory_names_what_exact_evaluation_takes(folder: Path) -> None:
+    names = [
+        train(folder, model="rgcn", epochs=1, eval=how).memory["names"]
+        for how in ("sampled", "layerwise")
+    ]
+    two_layers = 2 * (AUTHORS + PAPERS + VENUES) * 16 * 4
+    assert "activations of evaluation" not in names[0]
+    assert names[1]["activations of evaluation"]["planned"] == two_layers
+    assert names[1]["blocks of evaluation"]["planned"] >= 1 << 27
+
+
+def test_embeddings_take_what_is_planned_for_them(tmp_path: Path) -> None:
+    data = make_graph()
+    data["venue"].num_nodes = 100_000
+    path = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="papers")
+    Path("/proc/self/clear_refs").write_text("5")  # of the peak
+    before = resident_memory().peak
+    memory = train(path, hidden=128, batch_size=60, model="rgcn").memory
+    planned = memory["names"]["embeddings of nodes"]["planned"]
+    # Memory that is freed may stay with the process, in pieces.
+    assert 0.7 * planned < resident_memory().peak - before < 1.4 * planned
 
 
 def test_a_target_may_have_any_name(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from gnnsys.choices import METRICS
 from gnnsys.config.optimisation import OptimisationOptions
+from gnnsys.config.train import TrainConfig
+from gnnsys.dataset.format import Task
 from gnnsys.errors import ArgumentError
+from gnnsys.system.budget import resident_memory
+from gnnsys.training.batch_memory import answer_bytes
 from gnnsys.training.metrics import (
     check_metric,
     is_better,
@@ -156,6 +161,21 @@ def test_metrics_fit_the_labels() -> None:
     assert is_better("accuracy", 0.1, float("nan"))
     assert is_better("loss", 0.1, float("nan"))
     assert not is_better("loss", float("nan"), float("nan"))
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_areas_take_what_is_planned_for_them(labels: int) -> None:
+    nodes, several = 1 << 20, labels > 1
+    truth = torch.randint(2, (nodes, labels), generator=DRAW)
+    truth = truth.float() if several else truth[:, 0]
+    out = torch.randn(1 << 13, labels if several else 2, generator=DRAW)
+    task = Task(node_type="node", num_classes=labels if several else 2, multi_label=several)
+    planned = nodes * answer_bytes(TrainConfig(dataset="demo", metric="rocauc"), task)
+    one("rocauc", out[:99], truth[:99])
+    Path("/proc/self/clear_refs").write_text("5")  # of the peak
+    before = resident_memory().peak
+    measure(["rocauc"], (out for _ in range(nodes >> 13)), truth)
+    assert 0.5 * planned < resident_memory().peak - before < 1.1 * planned
 
 
 def test_all_metrics_are_of_all_labels_of_their_kind() -> None:

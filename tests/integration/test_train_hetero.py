@@ -300,7 +300,7 @@ def test_a_graph_without_any_features_is_trained_by_embeddings(tmp_path: Path) -
         result = train(folder, model="rgcn", epochs=1, cache=cache)
         assert result.counters.as_dict() == {"rows": {}, "bytes": {}}
         planned = result.memory["names"]["embeddings of nodes"]["planned"]
-        assert planned == (AUTHORS + PAPERS + VENUES) * 16 * 16
+        assert planned == (AUTHORS + PAPERS + VENUES) * 16 * 4 * 8
 
 
 def test_nan_among_features_is_told_with_its_type(

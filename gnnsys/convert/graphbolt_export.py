@@ -28,13 +28,8 @@ from gnnsys.convert.graphbolt_files import (
     write_array,
     write_csv,
 )
-from gnnsys.convert.graphbolt_metadata import (
-    METADATA,
-    Kept,
-    Record,
-    check_relative,
-    require_yaml,
-)
+from gnnsys.convert.graphbolt_metadata import METADATA, Kept, Record, check_relative
+from gnnsys.convert.yaml_files import require_yaml
 from gnnsys.dataset.format import EdgeType, Table, edge_folder, is_seed_table, node_folder
 from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.dataset.tables import DatasetTables

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from gnnsys.convert.yaml_files import read_yaml
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, Count, EdgeType
-from gnnsys.errors import FileFormatError, MissingFileError, UnsupportedError
+from gnnsys.errors import FileFormatError, MissingFileError
 from gnnsys.system.records import as_record
 
 __all__ = [
@@ -26,23 +26,11 @@ __all__ = [
     "SetPart",
     "Task",
     "check_relative",
-    "require_yaml",
 ]
 
 METADATA = "metadata.yaml"
 _SETS = {"train_set": "train", "validation_set": "val", "test_set": "test"}
 _WAY_OUT = "see DGL's YAML specification"
-
-
-def require_yaml(what: str) -> Any:
-    """PyYAML, or one error that says how to install it."""
-    try:
-        return import_module("yaml")
-    except ImportError as error:
-        raise UnsupportedError(
-            f"{what}: needs PyYAML, which is not installed; pip install 'gnnsys[convert]'"
-        ) from error
-
 
 # The file as it stands ----------------------------------------------------------------------------
 
@@ -146,7 +134,7 @@ class Metadata:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / METADATA
-        self.text, read = _read_yaml(self._path)
+        self.text, read = _read_metadata(self._path)
         content = as_record(read, _Content, str(self._path), _WAY_OUT)
         graph = content.graph
         self.name = str(content.dataset_name or folder.name)
@@ -234,19 +222,9 @@ class Metadata:
         return FileFormatError(f"{self._path}: {what}")
 
 
-def _read_yaml(path: Path) -> tuple[str, Any]:
+def _read_metadata(path: Path) -> tuple[str, Any]:
     """The text, and what it says."""
-    yaml = require_yaml(str(path))
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"{path}: no such file; a GraphBolt folder holds metadata.yaml at its top"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FileFormatError(f"{path}: not YAML ({reason})") from error
+    text, content = read_yaml(path, "GraphBolt")
     if isinstance(content, dict) and "graph_topology" in content and "graph" not in content:
         raise FileFormatError(
             f"{path}: graph_topology is GraphBolt's preprocessed form; give the folder above it"

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from gnnsys.convert.graphbolt_metadata import require_yaml
+from gnnsys.convert.yaml_files import read_yaml
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, UnsupportedError
 from gnnsys.system.records import as_record
 
@@ -113,7 +113,8 @@ class RelBenchManifest:
 
     def __init__(self, folder: Path, task: str | None = None) -> None:
         self._folder, self._path = folder, folder / MANIFEST
-        content = as_record(_read_yaml(self._path), _Content, str(self._path), _WAY_OUT)
+        _, read = read_yaml(self._path, "RelBench")
+        content = as_record(read, _Content, str(self._path), _WAY_OUT)
         if content.manifest_version != _VERSION:
             raise UnsupportedError(
                 f"{self._path}: manifest_version {content.manifest_version}, this gnnsys reads "
@@ -211,7 +212,8 @@ class RelBenchManifest:
             raise FileFormatError(
                 f"{path.parent}: a task of this name, expected letters, digits, _ and -; rename it"
             )
-        task = as_record(_read_yaml(path), TaskEntry, str(path), _WAY_OUT)
+        _, read = read_yaml(path, "RelBench")
+        task = as_record(read, TaskEntry, str(path), _WAY_OUT)
         wanted: Sequence[str] = ("entity_table", "target_col")
         if task.of_links:
             wanted = ("src_entity_table", "src_entity_col", "dst_entity_table", "dst_entity_col")
@@ -239,16 +241,3 @@ class RelBenchManifest:
                 f"{MANIFEST}; write the task's rows there, or remove it"
             )
         return task
-
-
-def _read_yaml(path: Path) -> Any:
-    yaml = require_yaml(str(path))
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(
-            f"{path}: no such file; a RelBench folder holds {MANIFEST} at its top"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FileFormatError(f"{path}: not YAML ({reason})") from error

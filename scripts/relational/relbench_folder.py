@@ -6,8 +6,10 @@ time, and foreign keys those numbers, or nothing where no row is meant.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-__all__ = ["Table", "Task", "write_folder"]
+__all__ = ["Table", "Task", "run_writer", "write_folder"]
 
 
 @dataclass(kw_only=True)
@@ -84,6 +86,23 @@ def write_folder(
             rows[chosen].to_parquet(place / f"{split}.parquet", index=False)
     partial.rename(folder)
     return folder
+
+
+def run_writer(
+    write: Callable[[Path], Path], description: str | None, arguments: list[str] | None
+) -> int:
+    """Writes the folder that the command line names; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="to make")
+    try:
+        folder = write(parser.parse_args(arguments).folder)
+    except (ModuleNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {folder}")
+    return 0
 
 
 def _number(table: Table) -> pd.Series:

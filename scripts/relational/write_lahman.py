@@ -14,14 +14,13 @@ home-runs (in the next season; 0 where the player does not bat). Validation begi
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
-from relbench_folder import Table, Task, write_folder
+from relbench_folder import Table, Task, run_writer, write_folder
 
 __all__ = ["main", "read_frames", "write_baseball"]
 
@@ -123,17 +122,7 @@ def _season_end(years: pd.Series) -> pd.Series:
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="to make")
-    try:
-        folder = write_baseball(read_frames(), parser.parse_args(arguments).folder)
-    except (ModuleNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {folder}")
-    return 0
+    return run_writer(lambda folder: write_baseball(read_frames(), folder), __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ September, the test in November.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from relbench_folder import Table, Task, write_folder
+from relbench_folder import Table, Task, run_writer, write_folder
 
 __all__ = ["main", "read_frames", "write_flights"]
 
@@ -163,17 +162,7 @@ def _with_all(frame: pd.DataFrame, key: str, named: pd.Series) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="to make")
-    try:
-        folder = write_flights(read_frames(), parser.parse_args(arguments).folder)
-    except (ModuleNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {folder}")
-    return 0
+    return run_writer(lambda folder: write_flights(read_frames(), folder), __doc__, arguments)
 
 
 if __name__ == "__main__":

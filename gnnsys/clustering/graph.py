@@ -19,7 +19,7 @@ from gnnsys.convert.pyg import NAMES, convert_pyg_name
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.system.scratch import ScratchFolder
-from gnnsys.training.task import digest_of
+from gnnsys.training.datasets import digest_of
 
 __all__ = ["ClusterGraph", "open_graph"]
 

@@ -40,8 +40,8 @@ from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
+from gnnsys.training.datasets import DEMO_NODES
 from gnnsys.training.memory import plan_memory, planned_names
-from gnnsys.training.task import DEMO_NODES
 
 __all__ = ["make_plan", "run_command"]
 

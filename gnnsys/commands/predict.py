@@ -42,6 +42,7 @@ from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
+from gnnsys.training.datasets import NodeDataset, load_run_dataset
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.hetero_exact import exact_rows
@@ -49,17 +50,17 @@ from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.memory import activation_folder, plan_run
-from gnnsys.training.metrics import Kind, kind_of, measure, reported_metrics
+from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
 from gnnsys.training.steps import MiniBatch
-from gnnsys.training.task import NodeDataset, load_run_dataset
+from gnnsys.training.task import Part
 
 __all__ = ["predict", "run_command"]
 
 _ROWS = 1 << 16  # of a table that are in memory at a time
-_PARTS = ("val", "test")
+_PARTS: tuple[Part, ...] = ("val", "test")
 
 Metrics = dict[str, dict[str, float]]
 """By part and by name."""
@@ -165,7 +166,7 @@ def _predict(
         with as_storage_error(made / "nodes.npy"):
             np.save(made / "nodes.npy", nodes.numpy())
         files: dict[str, Sequence[int]] = {"nodes.npy": [len(nodes)]}
-        files |= _write_blocks(made, blocks, len(nodes), kind_of(dataset.labels))
+        files |= _write_blocks(made, blocks, len(nodes), kind_of(dataset.node_task.labels))
         scores = np.load(made / "scores.npy", mmap_mode="r")
         metrics = _judge(trained.config, dataset, nodes, scores)
         if out.suffix in TABLES:
@@ -292,7 +293,7 @@ def _exact_rows(
     warn_of_sums(trained.config, dataset.graph)
     layers = model_layers(model, dataset.graph)
     sizes = scope.sizes(dataset.graph.num_nodes, len(layers))
-    folder = activation_folder(trained.config, dataset.num_classes, sizes)
+    folder = activation_folder(trained.config, dataset.task.outputs, sizes)
     rows = deque[Tensor]([dataset.features], maxlen=2)
     results = run_layers(
         layers,
@@ -348,27 +349,26 @@ def _write_table(
         ids = opened.node_ids(dataset.target)
         found = opened.manifest.source.get("classes")
         classes = found if isinstance(found, list) else None  # a generated graph has their number
-    return write_table(
-        path, nodes.numpy(), scores, kind=kind_of(dataset.labels), ids=ids, classes=classes
-    )
+    kind = kind_of(dataset.node_task.labels)
+    return write_table(path, nodes.numpy(), scores, kind=kind, ids=ids, classes=classes)
 
 
 def _judge(
     config: TrainConfig, dataset: NodeDataset, nodes: Tensor, scores: NDArray[Any]
 ) -> Metrics:
     """Of the parts whose nodes were all classified."""
-    metric = dataset.metric if config.metric == "auto" else config.metric
+    task = dataset.node_task
+    metric = task.metric if config.metric == "auto" else config.metric
     ids, order = nodes.sort()
-    found = {}
+    found: Metrics = {}
     for part in _PARTS:
-        wanted: Tensor = getattr(dataset, part)
+        wanted = task.nodes(part)
         places = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
         if len(wanted) == 0 or len(ids) == 0 or not torch.equal(ids[places], wanted):
             continue
         places = order[places].sort().values  # the file is read from its beginning to its end
         blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(places))
-        names = reported_metrics(metric, dataset.labels)
-        found[part] = measure(names, blocks, dataset.labels, nodes[places])
+        found[part] = measure(task.reported(metric), blocks, task.labels, nodes[places])
     return found
 
 

@@ -24,7 +24,7 @@ from gnnsys.plan.hardware import Cluster, read_cluster
 from gnnsys.plan.split_times import SplitTimes
 from gnnsys.plan.splits_text import notes_on_splits
 from gnnsys.system.progress import Progress
-from gnnsys.training.task import NodeDataset, load_dataset
+from gnnsys.training.datasets import NodeDataset, load_dataset
 
 __all__ = ["make_parallel_plan"]
 
@@ -130,7 +130,7 @@ def _describe(config: PlanConfig, dataset: NodeDataset) -> list[LayerInfo]:
         config.model,
         in_channels=dataset.features.shape[1],
         hidden=config.hidden,
-        out_channels=dataset.num_classes,
+        out_channels=dataset.task.outputs,
         layers=config.layers,
     )
     return describe_layers(as_layers(layers), dataset.features.shape[1])

@@ -42,7 +42,8 @@ class CooperativeSteps(RankSteps):
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """This rank's part of a joint batch for each step, drawn while those before are trained
         on: by all ranks, also where a run is broken off in between."""
-        config, train, size = self._config, self._dataset.train, self._config.batch_size
+        config, train = self._config, self._dataset.node_task.train
+        size = config.batch_size
         samples = self._samples.begin(epoch, first)
         shuffled = ShuffledSeeds(len(train), Epochs(), config.seed, config.seed_block, train)
         order = shuffled.order(samples)
@@ -65,7 +66,7 @@ class CooperativeSteps(RankSteps):
         own = joint.n_id[: joint.batch_size]
         return Data(
             x=joint.x,
-            y=self._dataset.labels[own],
+            y=self._dataset.node_task.labels[own],
             n_id=joint.n_id,
             batch_size=len(own),
             joint=joint,

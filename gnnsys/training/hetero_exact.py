@@ -10,9 +10,9 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.format import EdgeType
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.memory import activation_folder
-from gnnsys.training.task import NodeDataset
 from gnnsys.training.typed_inference import hetero_inference
 
 __all__ = ["exact_logits", "exact_rows"]
@@ -88,4 +88,4 @@ def _infer(
 
 def _make_folder(config: TrainConfig, dataset: NodeDataset) -> ScratchFolder | None:
     nodes = sum(dataset.num_nodes.values())
-    return activation_folder(config, dataset.num_classes, [nodes] * (config.layers + 1))
+    return activation_folder(config, dataset.task.outputs, [nodes] * (config.layers + 1))

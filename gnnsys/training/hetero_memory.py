@@ -26,8 +26,8 @@ from gnnsys.training.batch_memory import (
     reserve_batches,
     reserve_libraries,
 )
+from gnnsys.training.datasets import task_of
 from gnnsys.training.step_parts import make_sampler, spread_seeds
-from gnnsys.training.task import task_of
 
 __all__ = ["plan_types"]
 

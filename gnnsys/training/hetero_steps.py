@@ -67,7 +67,7 @@ class HeteroMiniBatch(MiniBatch):
         """See ``Steps.evaluation``; nothing of sampled neighbourhoods."""
         if self._config.eval != "layerwise":
             return {}
-        nodes = len(self._dataset.val) + self._dataset.num_test
+        nodes = self._dataset.task.num_seeds("val") + self._dataset.task.num_seeds("test")
         return {
             "way": "layerwise",
             "nodes": nodes,

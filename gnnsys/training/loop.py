@@ -40,10 +40,11 @@ from gnnsys.training.checkpoint import (
     save_checkpoint,
 )
 from gnnsys.training.curves import epoch_curves, final_scores, hyperparameters
+from gnnsys.training.datasets import NodeDataset, load_run_dataset
 from gnnsys.training.divergence import DivergenceWatch, all_finite
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
-from gnnsys.training.metrics import check_metric, is_better, reported_metrics, warn_of_nan
+from gnnsys.training.metrics import is_better, warn_of_nan
 from gnnsys.training.models import make_model
 from gnnsys.training.optimisation import LearningRate
 from gnnsys.training.packing import clear_packed
@@ -63,7 +64,6 @@ from gnnsys.training.run_folder import (
 from gnnsys.training.run_log import RunLog
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.steps import AskedToEndError
-from gnnsys.training.task import NodeDataset, load_run_dataset
 
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
 
@@ -141,8 +141,10 @@ class _Trainer:
         config = run.config
         self._config, self._dataset, self._device = config, dataset, run.device
         self._folder = folder
-        self._metric = dataset.metric if config.metric == "auto" else config.metric
-        check_metric(self._metric, dataset.labels, dataset.num_classes, dataset.name)
+        self._metric = dataset.task.metric if config.metric == "auto" else config.metric
+        dataset.task.check_metric(self._metric, dataset.name)
+        self._reported = dataset.task.reported(self._metric)
+        self._num_train = dataset.task.num_seeds("train")
         self._model = make_model(run, dataset).to(run.device)
         self._steps = make_steps(run, dataset, self._model, evaluation)
         self._rate = LearningRate(config, self._steps, self._metric)
@@ -267,18 +269,20 @@ class _Trainer:
         state, config = self._state, self._config
         self._check_weights()
         trained = self._seconds()
-        loss = state.loss_sum / len(self._dataset.train)
+        loss = state.loss_sum / self._num_train
         val = test = None
         before = self._stats()
         if state.epoch % config.eval_every == 0 or state.epoch == config.epochs:
-            val = self._evaluate(self._dataset.val)
+            val = self._steps.evaluate(self._reported, "val")
             state.stale += 1
             score = val[self._metric]
             if self._is_first:
                 warn_of_nan(self._metric, score)
             self._rate.judge(score, state.step)
             if self._finite and is_better(self._metric, score, state.best_val.get(self._metric)):
-                test = {} if self._steps.test_at_end else self._evaluate(self._dataset.test)
+                test = (
+                    {} if self._steps.test_at_end else self._steps.evaluate(self._reported, "test")
+                )
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
                 self._best_model = {
@@ -320,10 +324,6 @@ class _Trainer:
         if note is not None and self._is_first:
             _log.warning("%s: %s", self._config.dataset, note)
 
-    def _evaluate(self, nodes: torch.Tensor) -> dict[str, float]:
-        names = reported_metrics(self._metric, self._dataset.labels)
-        return self._steps.evaluate(names, nodes, self._dataset.labels)
-
     def _score_test(self, on_evaluation: Progress) -> bool:
         """Scores the test nodes by the best weights; False where the run was asked to end."""
         if self._best_model is None:
@@ -332,7 +332,7 @@ class _Trainer:
             lambda what, done, total: on_evaluation(f"test, {what}", done, total)
         )
         with suppress(AskedToEndError), self._steps.with_weights(self._best_model):
-            self._state.best_test = self._evaluate(self._dataset.test)
+            self._state.best_test = self._steps.evaluate(self._reported, "test")
             return True
         return False
 
@@ -452,8 +452,8 @@ class _Trainer:
 
     def _log_start(self) -> None:
         if self._config.resume:
-            place = {"epoch": self._state.epoch, "batch": self._state.batch}
-            self._log.write("resume", time=time.time(), **place)
+            epoch, batch = self._state.epoch, self._state.batch
+            self._log.write("resume", time=time.time(), epoch=epoch, batch=batch)
             return
         self._log.write(
             "start",
@@ -485,7 +485,7 @@ class _Trainer:
         record = {**place, **found, **self._usage(stats)}
         self._log.write("epoch", **record)
         served, self._logged = stats - self._logged, stats
-        sizes = self._steps.num_batches(), len(self._dataset.train)
+        sizes = self._steps.num_batches(), self._num_train
         self._log.scalars(state.epoch, epoch_curves(record, served, *sizes))
 
     def _usage(self, stats: FeatureStats) -> dict[str, Any]:

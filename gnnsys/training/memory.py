@@ -50,12 +50,12 @@ from gnnsys.training.batch_memory import (
     reserve_batches,
     reserve_libraries,
 )
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation, plan_evaluation
 from gnnsys.training.hetero_memory import plan_types
 from gnnsys.training.inference_reads import SUMS
 from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.step_parts import make_sampler, spread_seeds
-from gnnsys.training.task import NodeDataset
 
 __all__ = [
     "activation_bytes",
@@ -323,9 +323,10 @@ def _store_place(config: TrainConfig) -> str | None:
 def evaluation_of(config: TrainConfig, dataset: NodeDataset) -> Evaluation:
     """How a run on a dataset in hand is evaluated, for which no memory was planned."""
     columns = dataset.features.shape[1]
-    batch = _draw(config, dataset.graph, dataset.train)
-    gathered = _epoch_bytes(config, batch, columns, len(dataset.train))
-    found = plan_evaluation(config, dataset.graph, dataset.val, dataset.test, columns, gathered)
+    task = dataset.node_task
+    batch = _draw(config, dataset.graph, task.train)
+    gathered = _epoch_bytes(config, batch, columns, len(task.train))
+    found = plan_evaluation(config, dataset.graph, task.val, task.test, columns, gathered)
     found.tell()
     return found
 

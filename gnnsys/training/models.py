@@ -18,8 +18,8 @@ from gnnsys.errors import ArgumentError
 from gnnsys.loaders.cooperative import JointBatch
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.hetero_models import HeteroClassifier
-from gnnsys.training.task import NodeDataset
 from gnnsys.training.user_models import make_user_model
 
 __all__ = ["NodeClassifier", "make_model"]
@@ -204,7 +204,7 @@ def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassif
             edge_types=[*dataset.graphs],
             target=dataset.target,
             hidden=config.hidden or 0,
-            out_channels=dataset.num_classes,
+            out_channels=dataset.task.outputs,
             layers=config.layers,
             dropout=config.dropout,
         )
@@ -214,7 +214,7 @@ def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassif
     shape = {
         "in_channels": dataset.features.shape[1],
         "hidden": config.hidden or 0,
-        "out_channels": dataset.num_classes,
+        "out_channels": dataset.task.outputs,
         "layers": config.layers,
     }
     if run.deep:

@@ -14,7 +14,7 @@ from gnnsys.loaders import NeighborSampler
 from gnnsys.memory.file import FileStore
 from gnnsys.system.budget import process_budget
 from gnnsys.system.progress import Progress
-from gnnsys.training.task import NodeDataset
+from gnnsys.training.datasets import NodeDataset
 
 __all__ = ["EpochSamples", "clear_packed"]
 
@@ -77,7 +77,7 @@ def _make_packer(
     return EpochPacker(
         store,
         sampler,
-        dataset.train,
+        dataset.node_task.train,
         batch_size=config.batch_size,
         seed=config.seed,
         seed_block=config.seed_block,

@@ -18,6 +18,7 @@ from gnnsys.pipeline.schedule import bubble, num_slots
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.system.files import replace_file
 from gnnsys.training.cooperative_steps import CooperativeSteps
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.hetero_steps import HeteroMiniBatch
@@ -25,7 +26,6 @@ from gnnsys.training.models import NodeClassifier
 from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.rank_steps import RankSteps
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
-from gnnsys.training.task import NodeDataset
 from gnnsys.training.trace_events import title_of, trace_file
 
 __all__ = ["PipelineSteps", "make_steps"]
@@ -53,7 +53,7 @@ class PipelineSteps(WholeGraph):
 
     def __init__(self, run: Run, dataset: NodeDataset, model: DeepModel) -> None:
         config = run.config
-        if dataset.regression:
+        if dataset.node_task.regression:
             raise UnsupportedError(
                 f"{dataset.name}: has a number for each node, which layers of a pipeline are not "
                 "trained for; leave --parallel out, and give --model sage, gcn, gat or gin"
@@ -73,7 +73,7 @@ class PipelineSteps(WholeGraph):
             device=run.device,
         )
         self.optimizer = make_optimizer(config, self._pipe.parameters())
-        self._seeds = len(dataset.train)
+        self._dataset = dataset
         self._period = config.snapshot_period
         self._reads_snapshots = run.chunks > run.ways
         self.served = dataset.features.counters
@@ -81,7 +81,8 @@ class PipelineSteps(WholeGraph):
 
     def train(self, batch: Any) -> tuple[float, int]:
         self._logits = None
-        return self._pipe.train_epoch(self.optimizer), self._seeds
+        seeds = self._dataset.task.num_seeds("train")
+        return self._pipe.train_epoch(self.optimizer), seeds
 
     def _compute_all(self) -> Tensor:
         return self._pipe.evaluate()

@@ -35,12 +35,13 @@ from gnnsys.ranks.ring import ring_all_reduce
 from gnnsys.rng import dropout_key
 from gnnsys.system.budget import own_memory, resident_memory
 from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.divided_layers import DividedLayers
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.metrics import measure
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.steps import AskedToEndError, MiniBatch
-from gnnsys.training.task import NodeDataset
+from gnnsys.training.task import Part
 
 __all__ = ["RankSteps"]
 
@@ -92,7 +93,7 @@ class RankSteps(MiniBatch):
             yield next(own, None)
 
     def train(self, batch: Any) -> tuple[float, int]:
-        size, total = self._config.batch_size, len(self._dataset.train)
+        size, total = self._config.batch_size, self._dataset.task.num_seeds("train")
         seeds = min(self._world * size, total - self._first * size)  # of all ranks
         number = self._first + self._rank
         torch.manual_seed(dropout_key(self._config.seed, self._epoch, batch=number))
@@ -132,14 +133,16 @@ class RankSteps(MiniBatch):
         with self._autocast:
             return self._trained(x, no_edges, [1, *hops], hops).sum()
 
-    def evaluate(self, metrics: Iterable[str], nodes: Tensor, labels: Tensor) -> dict[str, float]:
+    def evaluate(self, metrics: Iterable[str], part: Part) -> dict[str, float]:
         """By logits that all ranks compute together; exact ones are measured by rank 0, which
         tells the others."""
         if self._evaluation is None:
-            found = super().evaluate(metrics, nodes, labels)
+            found = super().evaluate(metrics, part)
         else:
+            task = self._dataset.node_task
+            nodes = task.nodes(part)
             kept = self._kept(nodes, *self._exact(nodes, self._evaluation))
-            found = told_by_first_rank(lambda: measure(metrics, kept, labels, nodes))
+            found = told_by_first_rank(lambda: measure(metrics, kept, task.labels, nodes))
         self.served = self._dataset.served()
         self._exchange(0.0)
         return found

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnsys.config.resolve import Run
+from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import GnnsysError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.loaders.static_shapes import Padding, Sizes
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.divided_layers import DividedLayers
 from gnnsys.training.evaluation import (
     Evaluation,
@@ -32,13 +34,13 @@ from gnnsys.training.evaluation import (
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
-from gnnsys.training.metrics import make_loss, measure
+from gnnsys.training.metrics import Loss, make_loss, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.packing import EpochSamples
 from gnnsys.training.step_parts import compile_model, make_autocast, make_sampler
-from gnnsys.training.task import NodeDataset
+from gnnsys.training.task import PARTS, Part
 
 __all__ = [
     "BLOCK",
@@ -87,6 +89,7 @@ class Steps(ABC):
     """For each rank, nodes and edges of each hop of its batch trained on last, where batches are
     padded; and of those to come, unless one of them is larger."""
 
+    _dataset: NodeDataset
     _model: nn.Module
 
     @abstractmethod
@@ -105,9 +108,11 @@ class Steps(ABC):
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
         """Of nodes, block by block (n, classes), on the CPU, by the weights as they are."""
 
-    def evaluate(self, metrics: Iterable[str], nodes: Tensor, labels: Tensor) -> dict[str, float]:
-        """Metrics of nodes (n,) against the labels of all, by the weights as they are."""
-        return measure(metrics, self.logits(nodes), labels, nodes)
+    def evaluate(self, metrics: Iterable[str], part: Part) -> dict[str, float]:
+        """Metrics of the seeds of a part, by the weights as they are."""
+        task = self._dataset.node_task
+        nodes = task.nodes(part)
+        return measure(metrics, self.logits(nodes), task.labels, nodes)
 
     def inputs(self, batch: Any) -> Any:
         """Features ``x`` and node ids ``n_id`` that a step on a batch took, if they are at hand."""
@@ -208,13 +213,14 @@ class FullBatch(WholeGraph):
     """Every step computes the whole graph."""
 
     def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
-        config, device = run.config, run.device
+        config, device, task = run.config, run.device, dataset.node_task
         self.optimizer = make_optimizer(config, model.parameters())
-        self._loss_of = make_loss(config, dataset.labels, dataset.train, dataset.num_classes)
+        self._loss_of = make_loss(config, task.labels, task.train, task.num_classes)
+        self._dataset = dataset
         self._x = dataset.features.materialize()
         self._edge_index = dataset.edge_index().to(device)
-        self._train = dataset.train.to(device)
-        self._labels = dataset.labels.to(device)[self._train]
+        self._train = task.train.to(device)
+        self._labels = task.labels.to(device)[self._train]
         self._model = model
         self._autocast = make_autocast(config, device)
         self.served = dataset.features.counters
@@ -267,7 +273,7 @@ class MiniBatch(Steps):
     ) -> None:
         config, device = run.config, run.device
         self.optimizer = make_optimizer(config, model.parameters())
-        self._loss_of = make_loss(config, dataset.labels, dataset.train, dataset.num_classes)
+        self._loss_of = self._make_loss(config, dataset)
         self._config = config
         self._dataset = dataset
         self._model = model
@@ -277,7 +283,7 @@ class MiniBatch(Steps):
         self._device = device
         self._autocast = make_autocast(config, device)
         self._sampler = self._make_sampler()
-        self._loader = self._make_loader(dataset.train, trains=True)
+        self._loader = self._make_train_loader()
         self._samples = EpochSamples(config, dataset, self._sampler)
         self.served = Counters()
         self._evaluation = self._make_evaluation() if evaluation is None else evaluation
@@ -286,15 +292,22 @@ class MiniBatch(Steps):
             reclaim_activations(config)
             self.test_at_end = self._evaluation.test_at_end
         else:
-            parts = len(dataset.train), len(dataset.val), dataset.num_test
+            parts = map(dataset.task.num_seeds, PARTS)
             self.test_at_end = config.eval != "layerwise" and sampled_test_waits(*parts)
         self._layers: list[ModelLayer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
         self._folder: ScratchFolder | None = None  # where those lie
 
+    def _make_loss(self, config: TrainConfig, dataset: NodeDataset) -> Loss:
+        task = dataset.node_task
+        return make_loss(config, task.labels, task.train, task.num_classes)
+
     def _make_sampler(self) -> NeighborSampler:
         return make_sampler(self._config, self._dataset.graph)
+
+    def _make_train_loader(self) -> NeighborLoader:
+        return self._make_loader(self._dataset.node_task.train, trains=True)
 
     def _make_evaluation(self) -> Evaluation | None:
         """How scores are made where that was not planned; None for sampled neighbourhoods."""
@@ -335,7 +348,7 @@ class MiniBatch(Steps):
         return _Timed(self, self._loader)
 
     def num_batches(self) -> int:
-        return -(-len(self._dataset.train) // self._config.batch_size)
+        return -(-self._dataset.task.num_seeds("train") // self._config.batch_size)
 
     def train(self, batch: Any) -> tuple[float, int]:
         self._begin_step()
@@ -397,7 +410,7 @@ class MiniBatch(Steps):
     def _exact(self, nodes: Tensor, evaluation: Evaluation) -> tuple[Scope, Tensor]:
         """A scope in which nodes are, and (nodes of the scope, classes)."""
         scope = evaluation.scope
-        if evaluation.test_at_end and nodes is self._dataset.test:
+        if evaluation.test_at_end and nodes is self._dataset.node_task.test:
             columns = self._dataset.features.shape[1]
             scope = scope_of(self._config, self._dataset.graph, (nodes,), columns)
         if self._logits is None or self._scope is not scope:
@@ -427,7 +440,7 @@ class MiniBatch(Steps):
         return deque(layers, maxlen=1).pop()  # two are there at a time
 
     def _make_folder(self, rows: Sequence[int]) -> ScratchFolder | None:
-        return activation_folder(self._config, self._dataset.num_classes, rows)
+        return activation_folder(self._config, self._dataset.task.outputs, rows)
 
     def padding(self) -> dict[str, Any]:
         found, sizes = self._padding(), (self.padded_sizes or [None])[0]

@@ -24,8 +24,8 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.system.names import nearest
 from gnnsys.system.once import warn_once
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.step_parts import make_sampler, spread_seeds
-from gnnsys.training.task import NodeDataset
 
 __all__ = ["load_factory", "make_user_model"]
 
@@ -90,7 +90,7 @@ def make_user_model(run: Run, dataset: NodeDataset) -> torch.nn.Module:
     factory = load_factory(place)
     given: dict[str, Any] = {
         "in_channels": dataset.features.shape[1],
-        "out_channels": dataset.num_classes,
+        "out_channels": dataset.task.outputs,
     }
     more = {
         "hidden_channels": config.hidden, "num_layers": config.layers, "dropout": config.dropout
@@ -160,7 +160,7 @@ def _try_on_batch(run: Run, dataset: NodeDataset, net: torch.nn.Module) -> None:
     """A forward pass on a sampled batch with features drawn at random, which are not read."""
     config, place = run.config, run.config.model
     sampler = make_sampler(config, dataset.graph, device="cpu")
-    batch = sampler.sample(spread_seeds(dataset.train, _SEEDS), 0)
+    batch = sampler.sample(spread_seeds(dataset.node_task.train, _SEEDS), 0)
     columns, generator = dataset.features.shape[1], torch.Generator().manual_seed(0)
     x = torch.randn(len(batch.node), columns, generator=generator).to(dataset.features.dtype)
     edge_index = torch.stack([batch.row, batch.col])
@@ -172,7 +172,7 @@ def _try_on_batch(run: Run, dataset: NodeDataset, net: torch.nn.Module) -> None:
         raise _broken(place, f"the model, called with {call},", error) from error
     finally:
         net.train()
-    wanted = (len(x), dataset.num_classes)
+    wanted = (len(x), dataset.task.outputs)
     if not isinstance(out, Tensor) or out.shape != wanted or not out.is_floating_point():
         found = type(out).__name__
         if isinstance(out, Tensor):

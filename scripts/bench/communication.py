@@ -37,7 +37,7 @@ from gnnsys.pipeline.models import DEEP_MODELS
 from gnnsys.pipeline.partition import Partition
 from gnnsys.pipeline.schedule import default_chunks
 from gnnsys.pipeline.way_graph import halo_sizes
-from gnnsys.training.task import load_dataset
+from gnnsys.training.datasets import load_dataset
 
 _EXAMPLES = """
 ROOT holds the datasets as PyG downloads them, and any folders of .npz files with src, dst and

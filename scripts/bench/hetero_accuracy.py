@@ -26,9 +26,9 @@ from gnnsys.config.resolve import resolve
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg_name
+from gnnsys.training.datasets import NodeDataset, load_run_dataset
 from gnnsys.training.loop import run_training
 from gnnsys.training.models import make_model
-from gnnsys.training.task import NodeDataset, load_run_dataset
 
 _EXAMPLES = """
 ROOT/DBLP/raw, or ROOT/DBLP_hetero/raw, holds the dataset as PyG downloads it. 5 seeds of two models
@@ -55,13 +55,16 @@ def train_full_graph(config: TrainConfig, epochs: int) -> float:
         for _ in range(epochs):
             model.train()
             optimizer.zero_grad()
-            out = model(*graph)[dataset.train]
-            F.cross_entropy(out, dataset.labels[dataset.train]).backward()
+            out = model(*graph)[dataset.node_task.train]
+            F.cross_entropy(out, dataset.node_task.labels[dataset.node_task.train]).backward()
             optimizer.step()
             model.eval()
             with torch.no_grad():
-                right = model(*graph).argmax(1) == dataset.labels
-            scores = [float(right[part].float().mean()) for part in (dataset.val, dataset.test)]
+                right = model(*graph).argmax(1) == dataset.node_task.labels
+            scores = [
+                float(right[part].float().mean())
+                for part in (dataset.node_task.val, dataset.node_task.test)
+            ]
             if scores[0] > best[0]:
                 best = scores[0], scores[1]
     dataset.close()

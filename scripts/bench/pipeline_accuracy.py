@@ -26,8 +26,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from gnnsys.pipeline import GNNPipe, deep_layers
+from gnnsys.training.datasets import NodeDataset, load_dataset
 from gnnsys.training.metrics import measure
-from gnnsys.training.task import NodeDataset, load_dataset
 
 _EXAMPLES = """
 ROOT holds the datasets as PyG downloads them (gnnsys train --help). Finished runs are lines of the
@@ -85,7 +85,7 @@ def train(job: dict[str, Any], root: Path, setting: Setting) -> dict[str, Any]:
         job["model"],
         in_channels=data.x.shape[1],
         hidden=job["hidden"],
-        out_channels=dataset.num_classes,
+        out_channels=dataset.task.outputs,
         layers=job["layers"],
         dropout=setting.dropout,
         alpha=setting.alpha,
@@ -108,10 +108,12 @@ def train(job: dict[str, Any], root: Path, setting: Setting) -> dict[str, Any]:
     for epoch in range(job["epochs"]):
         loss = pipe.train_epoch(optimizer)
         out = pipe.evaluate()
-        val, test = (_score(dataset, out, nodes) for nodes in (dataset.val, dataset.test))
+        val, test = (
+            _score(dataset, out, nodes) for nodes in (dataset.node_task.val, dataset.node_task.test)
+        )
         if val > best[0]:
             best = val, test, epoch + 1
-    counts = torch.bincount(data.y[dataset.test])
+    counts = torch.bincount(data.y[dataset.node_task.test])
     return {
         **job,
         "val": best[0],
@@ -125,7 +127,9 @@ def train(job: dict[str, Any], root: Path, setting: Setting) -> dict[str, Any]:
 
 
 def _score(dataset: NodeDataset, out: Tensor, nodes: Tensor) -> float:
-    return measure([dataset.metric], [out[nodes]], dataset.labels[nodes])[dataset.metric]
+    return measure([dataset.node_task.metric], [out[nodes]], dataset.node_task.labels[nodes])[
+        dataset.node_task.metric
+    ]
 
 
 def jobs_of(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -79,8 +79,8 @@ def test_the_step_that_diverges_is_the_one_that_torch_finds(graph: str) -> None:
         torch.manual_seed(0)
         from gnnsys import open_dataset
         from gnnsys.config.resolve import resolve
+        from gnnsys.training.datasets import load_run_dataset
         from gnnsys.training.models import make_model
-        from gnnsys.training.task import load_run_dataset
 
         run = resolve(options)
         model = make_model(run, load_run_dataset(run))

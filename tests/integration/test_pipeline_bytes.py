@@ -17,7 +17,7 @@ from gnnsys.pipeline import GNNPipe, deep_layers
 from gnnsys.pipeline.models import DEEP_MODELS
 from gnnsys.pipeline.schedule import Kind, epoch_actions, num_slots
 from gnnsys.pipeline.timeline import idle_share, simulate
-from gnnsys.training.task import load_dataset
+from gnnsys.training.datasets import load_dataset
 
 LAYERS, HIDDEN = 8, 4
 SPLITS = {"pipeline": (4, 1, 7), "graph": (1, 7, 7), "hybrid": (2, 3, 9)}

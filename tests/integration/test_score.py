@@ -20,7 +20,7 @@ from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, StorageError
 from gnnsys.features.importance import importance
 from gnnsys.generate import generate_rmat
-from gnnsys.training.task import load_dataset
+from gnnsys.training.datasets import load_dataset
 
 
 @pytest.fixture(scope="module")

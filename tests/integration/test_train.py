@@ -21,8 +21,8 @@ from gnnsys.commands.cli import main
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import FileFormatError
 from gnnsys.system.machine import cpu_flags
+from gnnsys.training.datasets import load_dataset
 from gnnsys.training.loop import TrainResult, run_training
-from gnnsys.training.task import load_dataset
 
 
 def train(dataset: str, **options: Any) -> TrainResult:
@@ -170,9 +170,10 @@ def test_training_leaves_the_global_random_state_alone() -> None:
 
 def test_a_gnn_learns_the_demo_and_a_linear_model_of_features_does_not() -> None:
     demo = load_dataset("demo")
-    x, y = demo.features.materialize().numpy(), demo.labels.numpy()
-    linear = LogisticRegression(max_iter=100).fit(x[demo.train], y[demo.train])
-    assert linear.score(x[demo.test], y[demo.test]) < 0.5
+    task = demo.node_task
+    x, y = demo.features.materialize().numpy(), task.labels.numpy()
+    linear = LogisticRegression(max_iter=100).fit(x[task.train], y[task.train])
+    assert linear.score(x[task.test], y[task.test]) < 0.5
     assert train("demo").best_test["accuracy"] > 0.9
 
 

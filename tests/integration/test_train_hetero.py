@@ -24,9 +24,9 @@ from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
 from gnnsys.features.importance import importance_of_types
 from gnnsys.system.budget import process_budget
+from gnnsys.training.datasets import load_dataset
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.loop import TrainResult, run_training
-from gnnsys.training.task import load_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -280,7 +280,7 @@ def test_another_type_with_labels_can_be_the_target(tmp_path: Path) -> None:
     folder = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="papers")
     for target, classes in (("paper", 4), ("author", CLASSES)):
         dataset = load_dataset(str(folder), target=target)
-        assert (dataset.target, dataset.num_classes) == (target, classes)
+        assert (dataset.target, dataset.task.outputs) == (target, classes)
         dataset.close()
     assert len(train(folder, target="paper", model="hgt").history) == 2
 
@@ -293,7 +293,8 @@ def test_numbers_of_another_type_can_be_the_target(tmp_path: Path) -> None:
     folder = convert_pyg(data, tmp_path / "g", options, name="papers")
     for target in ("paper", "author"):
         dataset = load_dataset(str(folder), target=target)
-        assert (dataset.regression, dataset.num_classes, dataset.metric) == (True, 1, "rmse")
+        task = dataset.node_task
+        assert (task.regression, task.outputs, task.metric) == (True, 1, "rmse")
         dataset.close()
         result = train(folder, target=target, model="rgcn", epochs=1)
         assert result.best_val["rmse"] > 0

@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 from gnnsys.commands.cli import main
 from gnnsys.pipeline import DeepModel, GNNPipe, deep_layers
 from gnnsys.pipeline.schedule import Event, Kind, epoch_actions
-from gnnsys.training.task import load_dataset
+from gnnsys.training.datasets import load_dataset
 from gnnsys.training.trace_events import trace_file
 
 TRAINING = ["--full-batch", "--layers", "6", "--hidden", "16", "--epochs", "6", "--seed", "3"]
@@ -198,7 +198,7 @@ def test_predictions_are_those_of_the_one_process_model(graph: str, tmp_path: Pa
         "gcnii",
         in_channels=12,
         hidden=16,
-        out_channels=dataset.num_classes,
+        out_channels=dataset.task.outputs,
         layers=6,
     )
     model = DeepModel(layers).eval()
@@ -210,11 +210,15 @@ def test_predictions_are_those_of_the_one_process_model(graph: str, tmp_path: Pa
     np.testing.assert_allclose(found, scores.numpy(), rtol=1e-4, atol=1e-5)
     classes = np.load(run / "predictions" / "predictions.npy")
     assert (classes == found.argmax(1)).all()
-    right = (torch.from_numpy(classes) == dataset.labels)[dataset.test].float().mean()
+    right = (
+        (torch.from_numpy(classes) == dataset.node_task.labels)[dataset.node_task.test]
+        .float()
+        .mean()
+    )
     assert right.item() == pytest.approx(result["test_acc"], abs=1e-6)
     assert np.load(run / "predictions" / "embeddings.npy").shape == (600, 16)
-    data = Data(x=x, edge_index=dataset.edge_index(), y=dataset.labels)
-    data.train_mask = torch.isin(torch.arange(600), dataset.train)
+    data = Data(x=x, edge_index=dataset.edge_index(), y=dataset.node_task.labels)
+    data.train_mask = torch.isin(torch.arange(600), dataset.node_task.train)
     pipe = GNNPipe(layers, data, stages=3, ways=2)
     pipe.load_state_dict(model.state_dict())
     torch.testing.assert_close(pipe.evaluate(), scores, rtol=1e-4, atol=1e-5)

@@ -102,7 +102,7 @@ LOSSES = """
     from gnnsys.config.train import TrainConfig
     from gnnsys.features.options import FeatureOptions
     from gnnsys.training.loop import run_training
-    from gnnsys.training.task import load_dataset
+    from gnnsys.training.datasets import load_dataset
 
     for cache, how, device, joint in (
         ("none", "auto", "cpu", False), ("0.2", "auto", "cpu", False),

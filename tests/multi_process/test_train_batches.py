@@ -22,10 +22,10 @@ from gnnsys.config.resolve import resolve
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.generate import generate_community
+from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.loop import run_training
 from gnnsys.training.models import make_model
 from gnnsys.training.steps import MiniBatch
-from gnnsys.training.task import NodeDataset
 
 SIZE = 32
 OPTIONS: dict[str, Any] = {
@@ -43,13 +43,13 @@ IN_FLOAT64 = """
     import dataclasses
     import torch
     from torch_geometric.data import Data
-    from gnnsys.training.task import load_dataset
+    from gnnsys.training.datasets import load_dataset
     from gnnsys.unified_tensor import unified
 
     def in_float64(folder):
         dataset = load_dataset(folder)
         x = unified(dataset.features.materialize().double(), device="cpu")
-        source = Data(x=x, edge_index=dataset.edge_index(), y=dataset.labels)
+        source = Data(x=x, edge_index=dataset.edge_index(), y=dataset.node_task.labels)
         return dataclasses.replace(dataset, tables=dict(node=x), source=source)
 """
 STEPS_OF_RANKS = (
@@ -72,7 +72,7 @@ STEPS_OF_RANKS = (
     torch.manual_seed(3)
     steps = make_steps(run, dataset, make_model(run, dataset).double(), None)
     losses = [steps.train(batch)[0] for epoch in range(2) for batch in steps.batches(epoch, 0)]
-    logits = torch.cat(list(steps.logits(dataset.val)))
+    logits = torch.cat(list(steps.logits(dataset.node_task.val)))
     torch.save([losses, steps.weights(), logits, steps.facts()], os.environ["RANK"])
     x = torch.tensor([[1.0], [float("nan") if os.environ["RANK"] == "1" else 0.0]])
     print("bad:", steps.inputs(Data(x=x, n_id=torch.tensor([5, 7]))).n_id.tolist())
@@ -94,7 +94,7 @@ STEPS_OF_RANKS = (
         losses = [steps.train(batch)[0] for batch in steps.batches(0, 0)]
         torch.save([losses, steps.weights()], name + os.environ["RANK"])
     from gnnsys.errors import StorageError
-    from gnnsys.training.task import NodeDataset
+    from gnnsys.training.datasets import NodeDataset
 
     def fail(dataset):
         raise StorageError("the disk failed")
@@ -165,7 +165,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def loader_of(dataset: NodeDataset, size: int, epoch: int) -> NeighborLoader:
     loader = NeighborLoader(
-        dataset.source, [4, 3], dataset.train, batch_size=size, shuffle=True, seed=3
+        dataset.source, [4, 3], dataset.node_task.train, batch_size=size, shuffle=True, seed=3
     )
     loader.set_epoch(epoch)
     return loader
@@ -209,7 +209,7 @@ def test_steps_of_ranks_are_those_of_one_that_averages_or_joins_their_batches(
     dataset = names["in_float64"](graph)
     run = resolve(TrainConfig(dataset=graph, **STEPS))
     # In the last step the ranks but the first have no batch, or the last one no seeds.
-    left = len(dataset.train) % (ranks_here * SIZE)
+    left = len(dataset.node_task.train) % (ranks_here * SIZE)
     assert 0 < left <= SIZE
 
     def made(options: dict[str, Any]) -> torch.nn.Module:
@@ -229,7 +229,7 @@ def test_steps_of_ranks_are_those_of_one_that_averages_or_joins_their_batches(
         assert_close(weights, model)
         one = MiniBatch(run, dataset, model)
         model.load_state_dict(weights)
-        assert torch.equal(logits, torch.cat(list(one.logits(dataset.val))))
+        assert torch.equal(logits, torch.cat(list(one.logits(dataset.node_task.val))))
         assert "bad: [7]" in told
         if cooperative:
             rows = sum(len(batch.n_id) for batch in loader_of(dataset, size, epoch=1))

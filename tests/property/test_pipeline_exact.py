@@ -20,7 +20,7 @@ from gnnsys.pipeline.layers import GraphLayer, Share, as_layers
 from gnnsys.pipeline.models import DEEP_MODELS, ResGCNLayer
 from gnnsys.pipeline.partition import partition_graph
 from gnnsys.pipeline.schedule import slot_order
-from gnnsys.training.task import load_dataset
+from gnnsys.training.datasets import load_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pipeline_reference import Reference
@@ -288,10 +288,10 @@ def _first_gradient(pipe: GNNPipe) -> float:
 @pytest.mark.parametrize("name", ["cora", "actor"])
 def test_real_graphs(real_graphs, name, model) -> None:
     with closing(load_dataset(name, str(real_graphs))) as dataset:
-        data = Data(x=dataset.features.materialize()[:, :32].double(), y=dataset.labels)
+        data = Data(x=dataset.features.materialize()[:, :32].double(), y=dataset.node_task.labels)
         data.edge_index = dataset.edge_index()
-        data.train_mask = torch.isin(torch.arange(len(data.x)), dataset.train)
-    layers = layers_of(model, data, layers=3, classes=dataset.num_classes)
+        data.train_mask = torch.isin(torch.arange(len(data.x)), dataset.node_task.train)
+    layers = layers_of(model, data, layers=3, classes=dataset.task.outputs)
     loss, wanted = full_loss(copy.deepcopy(layers), data)
     exact = GNNPipe(layers, data, stages=3, ways=2, chunks=2)
     assert train(exact, 1, lr=0.0)[0] == pytest.approx(loss, rel=1e-12)

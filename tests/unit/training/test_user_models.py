@@ -16,7 +16,7 @@ from gnnsys.config.resolve import resolve
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.generate import generate_community
-from gnnsys.training.task import NodeDataset, load_dataset
+from gnnsys.training.datasets import NodeDataset, load_dataset
 from gnnsys.training.user_models import load_factory, make_user_model
 
 FEATURES, CLASSES = 6, 3

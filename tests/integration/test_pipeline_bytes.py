@@ -31,10 +31,10 @@ def graph(
     folder = tmp_path_factory.mktemp("graphs") / request.param
     convert_pyg_name(request.param, real_graphs, folder, ConvertOptions())
     with closing(load_dataset(str(folder))) as dataset:
-        data = Data(x=dataset.features.materialize(), y=dataset.labels)
+        data = Data(x=dataset.features.materialize(), y=dataset.node_task.labels)
         data.edge_index = dataset.edge_index()
-        data.train_mask = torch.isin(torch.arange(len(data.x)), dataset.train)
-        return folder, data, dataset.num_classes
+        data.train_mask = torch.isin(torch.arange(len(data.x)), dataset.node_task.train)
+        return folder, data, dataset.task.outputs
 
 
 @pytest.mark.parametrize("mode", SPLITS)

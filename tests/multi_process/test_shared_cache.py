@@ -124,7 +124,7 @@ LOSSES = """
     options = FeatureOptions(cache="0.2", storage="mmap")
     dataset = load_dataset({graph!r}, options=options, device="cpu", ranks=2)
     graph, scores = dataset.graph, dataset.features.store._options["scores"]
-    tables = [graph.indptr, graph.indices, dataset.labels, dataset.train]
+    tables = [graph.indptr, graph.indices, dataset.node_task.labels, dataset.node_task.train]
     addresses = [each.data_ptr() for each in tables] + [scores.ctypes.data]
     with open("/proc/self/maps") as maps:
         areas = [line.split() for line in maps]

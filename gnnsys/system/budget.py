@@ -27,6 +27,7 @@ __all__ = [
     "BATCHES",
     "BLOCKS",
     "CACHE_ROWS",
+    "EMBEDDINGS",
     "PLANNER",
     "PLANS_AHEAD",
     "RANKING",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 CACHE_ROWS = "cache rows"
+EMBEDDINGS = "cache of embeddings"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
 PLANS_AHEAD = "plans ahead"

@@ -17,7 +17,7 @@ from gnnsys.cache.embedding.table import DTYPES
 from gnnsys.errors import ArgumentError
 from gnnsys.memory.alloc import pooled
 from gnnsys.memory.ids import RowIds
-from gnnsys.system.budget import EMBEDDINGS, process_budget
+from gnnsys.system.budget import EMBEDDING_READS, EMBEDDINGS, process_budget
 
 __all__ = ["CachedRecords"]
 
@@ -74,7 +74,7 @@ class CachedRecords:
         reads = self.files.start(missing, self.directory.places[missing])
         if self.files.table.storage != "mmap":
             pages = 1 + self.files.header.record_bytes // _PAGE
-            process_budget().hold(EMBEDDINGS, len(missing) * pages * _PAGE, reads)
+            process_budget().hold(EMBEDDING_READS, len(missing) * pages * _PAGE, reads)
         self.ahead.append((ids, reads))
         if len(self.ahead) > _MOST_AHEAD:
             self.ahead.popleft()[1].cancel()

@@ -42,9 +42,9 @@ class EmbeddingStore(Store):
     What changes stays in memory until its slot is needed, and then goes to a log beside the table.
     ``save`` makes a new version of the table; until then it is the last one to whoever opens the
     folder, however this process ends. Whatever the size of the cache, rows are bit for bit those of
-    a table in memory. Safe for threads; one process at a time has a table open. ``counters`` has the
-    rows that were gathered, of the tiers "cache" and "file", and of "file" those that were read to be
-    written, too.
+    a table in memory. Safe for threads; one process at a time has a table open. ``counters`` has
+    the rows that were gathered, of the tiers "cache" and "file"; of "file" also those that were
+    read to be written.
 
     Args:
         folder: of the table; ``create`` makes one.

@@ -28,6 +28,7 @@ __all__ = [
     "BLOCKS",
     "CACHE_ROWS",
     "EMBEDDINGS",
+    "EMBEDDING_READS",
     "PLANNER",
     "PLANS_AHEAD",
     "RANKING",
@@ -46,6 +47,7 @@ __all__ = [
 
 CACHE_ROWS = "cache rows"
 EMBEDDINGS = "cache of embeddings"
+EMBEDDING_READS = "reads of embeddings ahead"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
 PLANS_AHEAD = "plans ahead"

@@ -102,6 +102,9 @@ class NodeDataset:
     folder: ScratchFolder | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
 
+    beside: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False)
+    """What else is called to let it go, the last first: embeddings in files are closed."""
+
     _test: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -166,6 +169,8 @@ class NodeDataset:
 
     def close(self) -> None:
         """Lets go of the features' files; a trace of one is whole from here on."""
+        while self.beside:
+            self.beside.pop()()
         for table in self.tables.values():
             table.store.close()
 

@@ -24,7 +24,7 @@ from gnnsys.features.setup import cache_bytes, feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.nn.embedding import STATE_OF
-from gnnsys.system.budget import EMBEDDING_READS, EMBEDDINGS, SEEDS, SPLITS, process_budget
+from gnnsys.system.budget import BATCHES, EMBEDDING_READS, EMBEDDINGS, SEEDS, SPLITS, process_budget
 from gnnsys.system.extension import core
 from gnnsys.training.batch_memory import (
     SAMPLER,
@@ -159,6 +159,7 @@ def _reserve_tables(
     budget.reserve(
         EMBEDDING_READS, _READ_AHEAD * in_batch * PAGE_BYTES * (1 + record // PAGE_BYTES)
     )
+    budget.reserve(BATCHES, budget.planned(BATCHES) * 4 // 3)  # one more waits for its rows
     directory, of_a_row = RowDirectory.bytes_of(rows, 0), record + RowDirectory.bytes_of(0, 1)
     room = int(_SHARE * budget.left()) - directory
     share = in_batch * record / max(1, in_batch * record + traffic)

@@ -17,10 +17,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gnnsys.choices import LOWER_IS_BETTER
 from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError
 from gnnsys.nn import Adagrad, SparseAdam
 from gnnsys.nn.stored_weight import StoredWeight
+from gnnsys.training.checkpoint import CHECKPOINT
 
-__all__ = ["LearningRate", "Stepping", "make_optimizer", "sparse_weights"]
+__all__ = ["LearningRate", "Stepping", "load_optimizer", "make_optimizer", "sparse_weights"]
 
 _MOMENTUM = 0.9
 _FACTOR, _EVERY, _PATIENCE = 0.1, 30, 10
@@ -88,31 +90,56 @@ def _with_dense_gradient(weight: Tensor) -> Tensor:
     return other
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Goes on from the ``state_dict`` that a checkpoint has.
+
+    Raises:
+        ArgumentError: it is of another optimizer, or of weights of other shapes.
+    """
+    try:
+        optimizer.load_state_dict(dict(state))
+    except (KeyError, ValueError) as error:
+        raise _does_not_fit(str(error)) from error
+    for part in optimizer.parts if isinstance(optimizer, _Together) else [optimizer]:
+        for weight, kept in part.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape not in ((), weight.shape):
+                    found, wanted = tuple(value.shape), tuple(weight.shape)
+                    raise _does_not_fit(f"{name} of shape {found} for a weight of {wanted}")
+
+
+def _does_not_fit(why: str) -> ArgumentError:
+    return ArgumentError(
+        f"{CHECKPOINT}: the optimizer's state is of another model or optimizer: {why}; mend "
+        "config.toml, or start another run with --out"
+    )
+
+
 class _Together(torch.optim.Optimizer):
     """Several optimizers that step as one, each on parameters of its own."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self._parts = parts
+        self.parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share_groups()
 
     def _share_groups(self) -> None:
         """Whoever sets a learning rate here sets it there."""
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One of each."""
         with torch.sparse.check_sparse_tensor_invariants(enable=False):  # else torch warns of it
-            for part in self._parts:
+            for part in self.parts:
                 part.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Those of all."""
-        return {"parts": [part.state_dict() for part in self._parts]}
+        return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Hands each its own."""
-        for part, state in zip(self._parts, state_dict["parts"], strict=True):
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
 

@@ -38,7 +38,7 @@ from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_act
 from gnnsys.training.metrics import make_loss, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
-from gnnsys.training.optimisation import make_optimizer, sparse_weights
+from gnnsys.training.optimisation import load_optimizer, make_optimizer, sparse_weights
 from gnnsys.training.packing import EpochSamples
 from gnnsys.training.step_parts import compile_model, make_autocast, make_sampler
 from gnnsys.training.task import NodeDataset
@@ -172,7 +172,7 @@ class Steps(ABC):
     ) -> None:
         """Goes on from a state, at an epoch from 0."""
         self._model.load_state_dict(model)
-        self.optimizer.load_state_dict(dict(optimizer))
+        load_optimizer(self.optimizer, optimizer)
 
     @abstractmethod
     def forget(self) -> None:

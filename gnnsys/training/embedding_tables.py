@@ -191,6 +191,7 @@ class BestRows:
 
     folder: Path
     epoch: int
+    width: int
     threads: int
 
     @classmethod
@@ -210,13 +211,13 @@ class BestRows:
                 f"go on with gnnsys train --resume {run}"
             )
         place = run / FOLDER if config.embeddings in NO_FOLDERS else Path(config.embeddings)
-        return cls(place, epoch, config.threads)
+        return cls(place, epoch, config.hidden or 0, config.threads)
 
     def make(self, kind: str, count: int) -> nn.Module:
         """The module of a node type, as ``MakeEmbedding``; raises as ``gnnsys.unified``, and
         ArgumentError for another number of nodes."""
         if count == 0:
-            return nn.Embedding(0, 0)
+            return nn.Embedding(0, self.width)
         path = _best_path(_table_folder(self.folder, kind), self.epoch)
         found = _FileRows(path, self.threads)
         if len(found.rows) != count:

@@ -71,8 +71,8 @@ class HeteroClassifier(nn.Module):
     """Classifies the nodes of one type of a heterogeneous graph.
 
     The features of each node type go through a linear layer of its own; a type without features has
-    an embedding for each node, which is trained. Graph convolutions of one width follow, and a
-    linear layer on the target type.
+    an embedding for each node, which gets sparse gradients. Graph convolutions of one width follow,
+    and a linear layer on the target type.
 
     rgcn: ``RelationalConv``. hgt: PyG's ``HGTConv`` (Hu et al., WWW 2020; 8 heads where they divide
     the width, else 1), where a type that gets no messages keeps its rows. sage, gat: PyG's

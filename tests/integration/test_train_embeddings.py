@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -121,6 +122,29 @@ def test_losses_scores_and_predictions_are_those_of_embeddings_in_memory(
             scores.append(np.load(f"{out}/scores.npy"))
         assert np.array_equal(*scores)
     assert process_budget().planned(EMBEDDINGS) == 0
+
+
+@pytest.mark.usefixtures("tiny_cache")
+def test_rows_of_the_next_batch_are_announced_before_a_batch_reads_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, torch.Tensor]] = []
+    for name in ("prefetch", "gather", "update"):
+
+        def record(store: Any, ids: Any, *more: Any, name: str = name, done: Any = None) -> Any:
+            if store.shape[0] == GOODS:
+                events.append((name, ids))
+            return done(store, ids, *more)
+
+        done = getattr(gnnsys.EmbeddingStore, name)
+        monkeypatch.setattr(gnnsys.EmbeddingStore, name, partialmethod(record, done=done))
+    result = train(folder, epochs=1, eval="layerwise")
+    assert found(result) == found(train(folder, epochs=1, eval="layerwise", embeddings="ram"))
+    names = "".join(name[0] for name, _ in events)
+    assert names.startswith("ppgupgupgugu")
+    announced = [ids for name, ids in events if name == "prefetch"]
+    gathered = [ids for name, ids in events if name == "gather"]
+    assert all(map(torch.equal, announced, gathered[:4]))
 
 
 # Kills itself in an epoch, some batches after a checkpoint.

@@ -94,18 +94,21 @@ def divide_cache(nbytes: int, rows: Mapping[str, int], of_a_row: int) -> dict[st
     return found
 
 
-def make_embeddings(run: Run, dataset: NodeDataset) -> MakeEmbedding:
-    """What makes the embeddings that a run trains; those in files are closed with the dataset.
+def make_embeddings(run: Run, dataset: NodeDataset) -> MakeEmbedding | None:
+    """What makes the embeddings that a run trains in files, which are closed with the dataset; None
+    for memory.
 
     Raises:
-        ArgumentError: the folder has tables already; what is made, also for tables that do not fit.
-        MissingFileError: a run goes on, and its tables are not there.
+        ArgumentError: the folder holds files already; what is returned, for a table of another
+            shape.
+        MissingFileError: what is returned, where a run goes on and its table is not there.
+        StorageError: the folder cannot be written.
     """
     config = run.config
     width, place = config.hidden or 0, given_place(config)
     planned = process_budget().planned(EMBEDDINGS)
     if place == "ram" or (place == "auto" and not planned):
-        return lambda kind, count: nn.Embedding(count, width, sparse=True)
+        return None
     folder = _make_folder(config, place, dataset)
     bare = {kind: count for kind, count in dataset.num_nodes.items() if kind not in dataset.tables}
     of_slots = planned - RowDirectory.bytes_of(sum(bare.values()), 0)
@@ -163,6 +166,7 @@ def _remove_unkept(table: Path, run: Path) -> None:
     """Removes a table of a run that has ended before its first checkpoint."""
     if not (run / CHECKPOINT).exists():
         shutil.rmtree(table, ignore_errors=True)
+        _remove_best(table)
 
 
 def _table_folder(folder: Path, kind: str) -> Path:
@@ -171,6 +175,13 @@ def _table_folder(folder: Path, kind: str) -> Path:
 
 def _best_path(table: Path, epoch: int) -> Path:
     return table.with_name(f"{table.name}.best-{epoch}.npy")
+
+
+def _remove_best(table: Path, but: Path | None = None) -> None:
+    """Removes rows of epochs that were the best, and what a kill left of them."""
+    for path in table.parent.glob(f"{escape(table.name)}.best-*"):
+        if path != but:
+            path.unlink(missing_ok=True)
 
 
 class _FileRows(nn.Module):
@@ -294,10 +305,7 @@ class EmbeddingTables:
         with committing(self.stores, path) as tables:
             yield tables
         for store in self.stores.values():
-            kept = _best_path(store.folder, self._best_epoch)
-            for other in store.folder.parent.glob(f"{escape(store.folder.name)}.best-*"):
-                if other != kept:
-                    other.unlink(missing_ok=True)
+            _remove_best(store.folder, but=_best_path(store.folder, self._best_epoch))
 
     def restore(self, saved: Mapping[str, Any], best_epoch: int, path: Path) -> None:
         """Goes back to the tables of a checkpoint.

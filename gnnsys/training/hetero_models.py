@@ -123,13 +123,12 @@ class HeteroClassifier(nn.Module):
         if model not in HETERO_MODELS:
             raise ArgumentError(f"model {model!r}: expected one of {', '.join(HETERO_MODELS)}")
         self.target, self.dropout = target, dropout
-        if embedding is None:
-            embedding = lambda kind, count: nn.Embedding(count, hidden, sparse=True)  # noqa: E731
+        make = embedding or (lambda kind, count: nn.Embedding(count, hidden, sparse=True))
         self.inputs = ModuleDict(
             {
                 kind: nn.Linear(in_channels[kind], hidden)
                 if kind in in_channels
-                else embedding(kind, count)
+                else make(kind, count)
                 for kind, count in num_nodes.items()
             }
         )

@@ -20,7 +20,6 @@ from gnnsys.training.embedding_tables import EmbeddingTables
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_exact import exact_logits
 from gnnsys.training.hetero_models import HeteroClassifier
-from gnnsys.training.models import NodeClassifier
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.steps import BLOCK, MiniBatch
 from gnnsys.training.task import NodeDataset
@@ -32,9 +31,7 @@ class HeteroMiniBatch(MiniBatch):
     """``MiniBatch`` of a heterogeneous graph: seeds are of the target type, and scores are those of
     sampled neighbourhoods, or of all nodes layer by layer where ``--eval`` says so."""
 
-    def __init__(
-        self, run: Run, dataset: NodeDataset, model: NodeClassifier | HeteroClassifier
-    ) -> None:
+    def __init__(self, run: Run, dataset: NodeDataset, model: HeteroClassifier) -> None:
         self._tables = EmbeddingTables(model, run.config.threads)
         super().__init__(run, dataset, model)
 

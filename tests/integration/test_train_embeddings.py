@@ -207,6 +207,12 @@ def _check_spoilt(run: Path, tables: Path) -> None:
     with pytest.raises(MissingFileError, match=r"shop: no such table, .* of 'shop' were"):
         run_training(resumed_config(run))
     for path in tables.glob("*.npy"):
+        np.save(path, np.zeros((5, 8), np.float32))
+    with pytest.raises(
+        ArgumentError, match=r"npy: embeddings of 5 nodes, but the dataset has 2000"
+    ):
+        predict(PredictConfig(run=str(run)))
+    for path in tables.glob("*.npy"):
         path.unlink()
     with pytest.raises(MissingFileError, match=r"best-\d.npy: no such file"):
         predict(PredictConfig(run=str(run)))

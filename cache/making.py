@@ -188,7 +188,15 @@ def _check_device_memory(capacity: int, row_bytes: int, device: torch.device) ->
         )
 
 
-def check_memory(capacity: int, cells: int, row_bytes: int, ranks: int = 1) -> int:
+def check_memory(
+    capacity: int,
+    cells: int,
+    row_bytes: int,
+    ranks: int = 1,
+    *,
+    beside: int = 0,
+    name: str = CACHE_ROWS,
+) -> int:
     """Bytes that are available to this process beside a cache; raises TooLargeError where it does
     not fit.
 
@@ -198,15 +206,18 @@ def check_memory(capacity: int, cells: int, row_bytes: int, ranks: int = 1) -> i
         capacity, cells: rows, of all ranks of this machine that share it.
         row_bytes: of a row.
         ranks: their number.
+        beside: bytes that it needs besides.
+        name: that it has in the budget.
     """
-    budget, needed = process_budget(), (capacity + cells) * row_bytes
-    free = budget.left(CACHE_ROWS, mapped=False) * budget.ranks
-    if needed > max(free, budget.planned(CACHE_ROWS) * budget.ranks):
-        fits = f"at most cache={free // 2 // row_bytes} or a text such as cache='{free >> 21}MB'"
+    budget, needed = process_budget(), (capacity + cells) * row_bytes + beside
+    free = budget.left(name, mapped=False) * budget.ranks
+    if needed > max(free, budget.planned(name) * budget.ranks):
+        half = max(0, free - beside) // 2
+        fits = f"at most cache={half // row_bytes} or a text such as cache='{half >> 20}MB'"
         raise TooLargeError(
             f"cache: {capacity} rows and a victim buffer of {cells} rows of {row_bytes} bytes take "
             f"{needed} bytes > {free}, the memory available here; give "
-            f"{fits if free >> 21 else 'more memory, or no cache'}"
+            f"{fits if half >> 20 else 'more memory, or no cache'}"
         )
     return max(0, free - needed) // ranks
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 __all__ = [
     "DATASET_NAMES",
-    "EVAL_STORES",
     "LOWER_IS_BETTER",
     "METRICS",
     "MODELS",
+    "NO_FOLDERS",
     "EvalReads",
     "File",
     "FloatType",
@@ -33,8 +33,8 @@ __all__ = [
 DATASET_NAMES = ("cora", "citeseer", "pubmed", "actor", "tolokers", "minesweeper", "demo")
 """Datasets to train on that are no folders."""
 
-EVAL_STORES = ("auto", "ram")
-"""Places of activations that are no folders."""
+NO_FOLDERS = ("auto", "ram")
+"""Places of activations, and of embeddings, that are no folders."""
 
 EvalReads = Literal["auto", "gather", "sequential"]
 """How a layer of exact inference reads its inputs: the rows of a block's neighbours, wherever they

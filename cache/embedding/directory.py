@@ -17,6 +17,7 @@ IN_TABLE, IN_LOG = -1, -2
 is the place ``IN_LOG - c``."""
 
 _NO_ROW = -1
+_OF_A_ROW, _OF_A_SLOT = 4, 10  # bytes
 _LEAST_WINDOW = 1024  # slots that are looked at together
 
 
@@ -47,11 +48,14 @@ class RowDirectory:
         self._asked = np.zeros(capacity, np.bool_)
         self._hand = 0
 
-    @property
-    def nbytes(self) -> int:
-        """Memory in use."""
-        of_slots = self.row_of.nbytes + self.homes.nbytes + self.dirty.nbytes + self._asked.nbytes
-        return self.places.nbytes + of_slots
+    @staticmethod
+    def bytes_of(rows: int, capacity: int) -> int:
+        """Memory that one takes.
+
+        >>> RowDirectory.bytes_of(rows=100, capacity=10)
+        500
+        """
+        return _OF_A_ROW * rows + _OF_A_SLOT * capacity
 
     def find(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """(n,) places of rows; their slots count as asked for again."""

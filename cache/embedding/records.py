@@ -17,7 +17,7 @@ from gnnsys.cache.embedding.table import DTYPES
 from gnnsys.errors import ArgumentError
 from gnnsys.memory.alloc import pooled
 from gnnsys.memory.ids import RowIds
-from gnnsys.system.budget import PLANNER, STAGING, process_budget
+from gnnsys.system.budget import EMBEDDING_READS, EMBEDDINGS, process_budget
 
 __all__ = ["CachedRecords"]
 
@@ -52,7 +52,8 @@ class CachedRecords:
         self.ahead: deque[tuple[NDArray[np.int64], RowReads]] = deque()
         self.piece_rows = max(1, _PIECE_BYTES // max(header.record_bytes, _ROW_BYTES))
         self._dtype = DTYPES[header.dtype]
-        process_budget().hold(PLANNER, self.directory.nbytes, self.directory)
+        nbytes = RowDirectory.bytes_of(header.rows, capacity)
+        process_budget().hold(EMBEDDINGS, nbytes, self.directory)
 
     # Reading -------------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ class CachedRecords:
         reads = self.files.start(missing, self.directory.places[missing])
         if self.files.table.storage != "mmap":
             pages = 1 + self.files.header.record_bytes // _PAGE
-            process_budget().hold(STAGING, len(missing) * pages * _PAGE, reads)
+            process_budget().hold(EMBEDDING_READS, len(missing) * pages * _PAGE, reads)
         self.ahead.append((ids, reads))
         if len(self.ahead) > _MOST_AHEAD:
             self.ahead.popleft()[1].cancel()
@@ -141,17 +142,19 @@ class CachedRecords:
 
     # Writing -------------------------------------------------------------------------------------
 
-    def to_write(self, ids: RowIds) -> Iterator[tuple[slice, NDArray[np.int32]]]:
-        """Pieces of distinct ids, and the slots in which they are changed before the next piece."""
+    def to_write(self, ids: RowIds) -> Iterator[tuple[slice, NDArray[np.int32], int]]:
+        """Pieces of distinct ids, the slots in which they are changed before the next piece, and
+        how many were in none."""
         numbers = ids.numpy()
         self.finish_commit()
         self.check_unprepared()
         for start in range(0, len(numbers), self.capacity):
             piece = slice(start, min(start + self.capacity, len(numbers)))
             # They do not count as asked for again: they were, when they were gathered.
-            slots = self.bring(numbers[piece], self.directory.places[numbers[piece]])
+            places = self.directory.places[numbers[piece]]
+            slots = self.bring(numbers[piece], places)
             self.directory.dirty[slots] = True
-            yield piece, slots
+            yield piece, slots, int((places < 0).sum())
 
     def _write_back(self, slots: NDArray[np.int64]) -> None:
         """Appends records of slots to the log; they are clean then."""

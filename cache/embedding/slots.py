@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.cache.executor import new_area
-from gnnsys.system.budget import CACHE_ROWS, process_budget
+from gnnsys.system.budget import EMBEDDINGS, process_budget
 from gnnsys.system.extension import core
 
 __all__ = ["RecordSlots"]
@@ -37,7 +37,7 @@ class RecordSlots:
         self._area = new_area(capacity, self._record_bytes)  # (capacity, record_bytes) uint8
         self._gatherer = core.Gatherer(threads)
         self._mover = core.PlanExecutor(threads)
-        process_budget().hold(CACHE_ROWS, self._area.nbytes, self._area)
+        process_budget().hold(EMBEDDINGS, self._area.nbytes, self._area)
 
     def addresses(self, slots: NDArray[Any]) -> NDArray[np.int64]:
         """(n,) of the records in slots."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gnnsys.cache.arena import rows_of
+from gnnsys.cache.embedding.directory import RowDirectory
 from gnnsys.cache.embedding.files import RowFiles
 from gnnsys.cache.embedding.records import CachedRecords
 from gnnsys.cache.embedding.table import DTYPES, TableHeader, create_files, remove_files
@@ -27,6 +28,7 @@ from gnnsys.memory.encoding import Encoding
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import RowIds, check_ascending, check_bounds, check_ids
 from gnnsys.memory.store import Store, check_out, check_range, check_write
+from gnnsys.system.budget import EMBEDDINGS
 from gnnsys.system.threads import num_threads
 
 __all__ = ["EmbeddingStore"]
@@ -40,7 +42,9 @@ class EmbeddingStore(Store):
     What changes stays in memory until its slot is needed, and then goes to a log beside the table.
     ``save`` makes a new version of the table; until then it is the last one to whoever opens the
     folder, however this process ends. Whatever the size of the cache, rows are bit for bit those of
-    a table in memory. Safe for threads; one process at a time has a table open.
+    a table in memory. Safe for threads; one process at a time has a table open. ``counters`` has
+    the rows that were gathered, of the tiers "cache" and "file"; of "file" also those that were
+    read to be written.
 
     Args:
         folder: of the table; ``create`` makes one.
@@ -232,9 +236,7 @@ class EmbeddingStore(Store):
                 slots = self._records.bring(numbers[piece], slots, ahead)
                 self._records.slots.take(slots, [out[piece] for out in outs], first)
                 if first == 0:
-                    hits = len(slots) - missed
-                    self.counters.add("cache", hits, hits * self.row_bytes)
-                    self.counters.add("file", missed, missed * self.row_bytes)
+                    self._count(len(slots) - missed, missed)
 
     def read_range(self, first: int, last: int, out: Tensor | None = None) -> Tensor:
         """See ``Store.read_range``; the cache stays as it is."""
@@ -249,10 +251,12 @@ class EmbeddingStore(Store):
                 rows = torch.empty(len(ids), self.shape[1], dtype=self.dtype)
                 missed += self._records.read(ids, rows)
                 out[start - first : start - first + len(ids)] = rows
-        hits = last - first - missed
+        self._count(last - first - missed, missed)
+        return out
+
+    def _count(self, hits: int, missed: int) -> None:
         self.counters.add("cache", hits, hits * self.row_bytes)
         self.counters.add("file", missed, missed * self.row_bytes)
-        return out
 
     def prefetch(self, ids: Tensor) -> None:
         """Begins to read what a coming ``gather`` of these very ids will need from the disk.
@@ -278,7 +282,8 @@ class EmbeddingStore(Store):
         """
         wanted, dense = check_write(ids, rows, self.shape, self.encoding)
         with self._alone():
-            for piece, slots in self._records.to_write(wanted):
+            for piece, slots, missed in self._records.to_write(wanted):
+                self._count(0, missed)
                 self._records.slots.put(slots, [dense[piece]])
 
     def update(
@@ -301,7 +306,8 @@ class EmbeddingStore(Store):
         check_ascending(wanted.numpy(), self.shape[0])
         names = self.state_names
         with self._alone():
-            for piece, slots in self._records.to_write(wanted):
+            for piece, slots, missed in self._records.to_write(wanted):
+                self._count(0, missed)
                 shape = (len(slots), self.shape[1])
                 fields = [pooled(shape, self.dtype) for _ in range(1 + len(names))]
                 self._records.slots.take(slots, fields)
@@ -433,5 +439,6 @@ def _capacity_of(cache: int | float | str, header: TableHeader) -> int:
         raise ArgumentError(
             f"cache: {cache!r} holds no record of {header.record_bytes} bytes; give more"
         )
-    check_memory(capacity, 0, header.record_bytes)
+    beside = RowDirectory.bytes_of(header.rows, capacity)
+    check_memory(capacity, 0, header.record_bytes, beside=beside, name=EMBEDDINGS)
     return capacity

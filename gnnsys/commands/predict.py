@@ -43,6 +43,7 @@ from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.datasets import NodeDataset, load_run_dataset
+from gnnsys.training.embedding_tables import BestRows
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.hetero_exact import exact_rows
@@ -124,6 +125,8 @@ def predict(
         pack_space=None,
         pack_folder=None,
     )
+    best = BestRows.of(run, options)
+    options.embeddings = "auto" if best is None else str(best.folder)
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(resolve(options), features=features)
     if trained.ranks > 1:
@@ -141,7 +144,7 @@ def predict(
         dataset = load_run_dataset(trained, device="cpu")
         with closing(dataset):
             reads = asked_reads(trained.config) if evaluation is None else evaluation.reads
-            return _predict(config, trained, dataset, reads, out, progress)
+            return _predict(config, trained, dataset, reads, best, out, progress)
 
 
 def _predict(
@@ -149,11 +152,12 @@ def _predict(
     trained: Run,
     dataset: NodeDataset,
     reads: LayerReads,
+    best: BestRows | None,
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
     nodes = _read_nodes(config.nodes, dataset)
-    model = make_model(trained, dataset)
+    model = make_model(trained, dataset, best.make if best else None)
     load_weights(Path(config.run), model)
     model.eval()
     with as_storage_error(out):

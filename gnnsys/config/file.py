@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gnnsys.choices import DATASET_NAMES, EVAL_STORES
+from gnnsys.choices import DATASET_NAMES, NO_FOLDERS
 from gnnsys.config.checks import parse_fanouts
 from gnnsys.config.cluster import ClusterConfig
 from gnnsys.config.run_files import CONFIG
@@ -127,8 +127,10 @@ def _read_options(path: Path, kind: type[_Config]) -> _Config:
         config.dataset = str(path.parent / config.dataset)
     if "root" in values:
         config.root = str(path.parent / config.root)
-    if isinstance(config, TrainConfig) and config.eval_store not in EVAL_STORES:
-        config.eval_store = str(path.parent / config.eval_store)
+    if isinstance(config, TrainConfig):
+        for name in ("eval_store", "embeddings"):
+            if getattr(config, name) not in NO_FOLDERS:
+                setattr(config, name, str(path.parent / getattr(config, name)))
     if isinstance(config, TrainConfig) and config.pack_folder is not None:
         config.pack_folder = str(path.parent / config.pack_folder)
     return config

@@ -61,7 +61,15 @@ def check_heterogeneous(config: TrainConfig) -> None:
 
 
 def check_homogeneous(config: TrainConfig) -> None:
-    """Raises ArgumentError for a model of types on a graph that has none."""
+    """Raises ArgumentError for a model, or embeddings, of types on a graph that has none."""
+    for name in ("embeddings", "embedding_optimizer"):
+        value = getattr(config, name)
+        if value not in ("auto", "sparse_adam"):
+            raise ArgumentError(
+                f"--{name.replace('_', '-')} {value}: is for node types without features of "
+                f"heterogeneous dataset folders, but {config.dataset} has nodes of one type; leave "
+                "it out"
+            )
     if config.model in _OF_TYPES:
         raise ArgumentError(
             f"--model {config.model}: is for heterogeneous dataset folders, but {config.dataset} "

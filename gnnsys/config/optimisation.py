@@ -39,6 +39,10 @@ class OptimisationOptions:
     momentum: float | None = None
     """Of --optimizer sgd. Default: 0.9."""
 
+    embedding_optimizer: Literal["sparse_adam", "adagrad"] = "sparse_adam"
+    """Of the embeddings of node types without features: a step changes those rows alone that its
+    batch uses, by --lr and without --weight-decay."""
+
     lr_schedule: Literal["constant", "step", "cosine", "plateau"] = "constant"
     """How the learning rate goes on from --lr. step: times --lr-factor every --lr-every epochs;
     cosine: from step to step down to --lr-min, which is reached with --lr-epochs; plateau: times

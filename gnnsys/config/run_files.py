@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIG", "LOCK", "METRICS", "PICTURE", "RESULT", "TIMELINE", "result_name"]
+__all__ = [
+    "CONFIG",
+    "EMBEDDINGS",
+    "LOCK",
+    "METRICS",
+    "PICTURE",
+    "RESULT",
+    "TIMELINE",
+    "result_name",
+]
 
 CONFIG = "config.toml"
+EMBEDDINGS = "embeddings"
 LOCK = "lock"
 METRICS = "metrics.jsonl"
 PICTURE = "embedding.png"

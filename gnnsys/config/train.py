@@ -14,8 +14,8 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from gnnsys.choices import (
-    EVAL_STORES,
     MODELS,
+    NO_FOLDERS,
     EvalReads,
     File,
     Folder,
@@ -286,6 +286,11 @@ class TrainConfig(OptimisationOptions):
     the control group or the machine leaves. Like all options of memory and cache, it changes speed,
     never a batch or a loss."""
 
+    embeddings: Annotated[str, "auto|ram|FOLDER"] = "auto"
+    """Where the embeddings of node types without features lie: ram; a folder for tables that need
+    not fit in memory, see docs/embeddings.md; or auto: in memory where they take at most three
+    quarters of what all else leaves, else in --out, or a temporary folder without it."""
+
     cache: Annotated[str, "SIZE|N|SHARE|auto|none"] = "auto"
     """Memory for rows of a dataset folder's features: bytes (8GB), rows (100000), a share of the
     rows (10%) or none; with --device cuda, of the GPU. auto: none where they fit in the memory that
@@ -456,11 +461,8 @@ class TrainConfig(OptimisationOptions):
             self,
             dataset=os.path.abspath(self.dataset) if os.path.isdir(self.dataset) else self.dataset,
             root=os.path.abspath(self.root),
-            eval_store=(
-                self.eval_store
-                if self.eval_store in EVAL_STORES
-                else os.path.abspath(self.eval_store)
-            ),
+            eval_store=_absolute(self.eval_store),
+            embeddings=_absolute(self.embeddings),
             pack_folder=self.pack_folder and os.path.abspath(self.pack_folder),
             trace=self.trace and os.path.abspath(self.trace),
             timeline=self.timeline and os.path.abspath(self.timeline),
@@ -471,3 +473,7 @@ class TrainConfig(OptimisationOptions):
             epochs=epochs,
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
         )
+
+
+def _absolute(place: str) -> str:
+    return place if place in NO_FOLDERS else os.path.abspath(place)

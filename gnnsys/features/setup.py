@@ -39,6 +39,7 @@ from gnnsys.system.files import check_folder_of
 __all__ = [
     "OF_A_ROW",
     "OF_A_SLOT",
+    "cache_bytes",
     "choose_cache",
     "feature_tables",
     "plan_features",
@@ -160,6 +161,14 @@ def feature_tables(dataset: Dataset) -> dict[str, Table]:
     """The table "features" of each node type that has one."""
     nodes = dataset.manifest.nodes.items()
     return {kind: each.tables["features"] for kind, each in nodes if "features" in each.tables}
+
+
+def cache_bytes(dataset: Dataset, options: FeatureOptions) -> int:
+    """Of rows that ``--cache`` asks memory for; all of them for auto."""
+    cache, (rows, row_bytes, nbytes) = parse_cache(options.cache), _size_of(dataset)
+    if cache is None or cache == "auto" or not rows:
+        return 0 if cache is None else nbytes
+    return rows_of(cache, rows, row_bytes, "cache") * row_bytes
 
 
 def _size_of(dataset: Dataset) -> tuple[int, int, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.nn.embedding import Embedding
 from gnnsys.system.files import check_file, replacing
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["committing", "load_checkpoint", "restore_tables", "save_checkpoint"]
 
 _FORMAT = 1
 
@@ -50,19 +52,35 @@ def save_checkpoint(
     >>> load_checkpoint(f"{folder}/run.pt", users)["batch"]
     7
     """
-    path, stores = Path(path), _stores(model)
-    tables: dict[str, dict[str, Any]] = {}
-    written = None
+    path = Path(path)
+    with committing(_stores(model), path) as tables, replacing(path) as file:
+        torch.save({"format": _FORMAT, "tables": tables, "state": state}, file)
+
+
+@contextmanager
+def committing(stores: Mapping[str, EmbeddingStore], path: Path) -> Iterator[dict[str, Any]]:
+    """Saves tables together with a file that says which version they are, or neither.
+
+    Args:
+        stores: of the tables, by name.
+        path: of the file, which is replaced (``system.files.replacing``) inside the ``with``.
+
+    Yields:
+        What the file has to hold for ``restore_tables``.
+
+    Raises:
+        As ``save_checkpoint``.
+    """
+    tables: dict[str, Any] = {}
+    before = path.stat() if path.exists() else None
     try:
         for name, store in stores.items():
             tables[name] = {**_kind(store), "version": store.prepare()}
-        with replacing(path) as file:
-            written = os.fstat(file.fileno())
-            torch.save({"format": _FORMAT, "tables": tables, "state": state}, file)
+        yield tables
     finally:  # whatever was raised, and where: the file in its place decides for all tables
-        is_there = written is not None and path.exists() and os.path.samestat(written, path.stat())
+        replaced = path.exists() and not (before and os.path.samestat(before, path.stat()))
         for name in tables:
-            if is_there:
+            if replaced:
                 stores[name].decide()
             else:
                 stores[name].withdraw()
@@ -89,14 +107,31 @@ def load_checkpoint(path: str | os.PathLike[str], model: torch.nn.Module) -> dic
     """
     path = Path(path)
     saved = _read(path)
-    stores = _stores(model)
-    if saved["tables"].keys() != stores.keys():
+    restore_tables(saved["tables"], _stores(model), path)
+    state: dict[str, Any] = saved["state"]
+    return state
+
+
+def restore_tables(
+    saved: Mapping[str, Any], stores: Mapping[str, EmbeddingStore], path: Path
+) -> None:
+    """Brings back the tables that ``committing`` saved.
+
+    Args:
+        saved: what it yielded.
+        stores: of the tables, by the same names.
+        path: of the file that ``saved`` is from, for errors.
+
+    Raises:
+        ArgumentError: as ``load_checkpoint``.
+    """
+    if saved.keys() != stores.keys():
         raise ArgumentError(
-            f"{path}: of the embeddings {_listed(saved['tables'])}, but the model has "
+            f"{path}: of the embeddings {_listed(saved)}, but the model has "
             f"{_listed(stores)}; build the model that was saved"
         )
     for name, store in stores.items():
-        noted = saved["tables"][name]
+        noted = saved[name]
         for key, value in _kind(store).items():
             if noted[key] != value:
                 raise ArgumentError(
@@ -105,9 +140,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: torch.nn.Module) -> dic
                 )
         store.check_version(noted["version"])
     for name, store in stores.items():
-        store.restore(saved["tables"][name]["version"])
-    state: dict[str, Any] = saved["state"]
-    return state
+        store.restore(saved[name]["version"])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gnnsys.cache.embedding.store import EmbeddingStore
 from gnnsys.cache.embedding.table import TABLE
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.nn.stored_weight import StoredWeight
+from gnnsys.unified_tensor import UnifiedTensor
 
 __all__ = ["STATE_OF", "Embedding", "OptimizerName"]
 
@@ -122,6 +123,11 @@ class Embedding(torch.nn.Embedding):
             RowIndexError: an id is outside the table.
         """
         return super().forward(input.to("cpu")).to(input.device)
+
+    @property
+    def rows(self) -> UnifiedTensor:
+        """(num_embeddings, embedding_dim) the table, to be read as it is at any time."""
+        return UnifiedTensor(self.store, torch.device("cpu"))
 
     def prefetch(self, input: Tensor) -> None:
         """Begins to read the rows of a coming call with these ids; see ``EmbeddingStore``."""

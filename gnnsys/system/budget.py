@@ -27,6 +27,8 @@ __all__ = [
     "BATCHES",
     "BLOCKS",
     "CACHE_ROWS",
+    "EMBEDDINGS",
+    "EMBEDDING_READS",
     "PLANNER",
     "PLANS_AHEAD",
     "RANKING",
@@ -44,6 +46,8 @@ __all__ = [
 ]
 
 CACHE_ROWS = "cache rows"
+EMBEDDINGS = "cache of embeddings"
+EMBEDDING_READS = "reads of embeddings ahead"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"
 PLANS_AHEAD = "plans ahead"

@@ -23,6 +23,7 @@ __all__ = [
     "CHECKPOINT",
     "Checkpoint",
     "RunState",
+    "best_rows_epoch",
     "fit_weights",
     "load_checkpoint",
     "load_shards",
@@ -42,6 +43,7 @@ CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "model.safetensors"
 _MODEL, _BEST, _OPTIMIZER = "model/", "best/", "optimizer/"  # in the files of ranks
 _OF_THE_MODEL = ("model", "hidden", "layers")
+_BEST_ROWS = "epoch of the embeddings"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,6 +126,9 @@ class Checkpoint:
     """Names of those that hold ``model``, ``best_model`` and ``optimizer`` in place of this file,
     where several ranks have parts of them."""
 
+    tables: dict[str, Any] = field(default_factory=dict)
+    """Versions of the embeddings that lie in files; see ``embedding_tables``."""
+
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint and the best weights so far; then removes files of ranks that it does
@@ -140,6 +145,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     # What the model is, and nothing of the run: equal weights make equal files.
     config = checkpoint.config
     about = {key: str(config[key]) for key in _OF_THE_MODEL if key in config}
+    if checkpoint.tables:
+        about[_BEST_ROWS] = str(checkpoint.state.best_epoch)
     with replacing(run / WEIGHTS) as file:
         write_safetensors(file, weights, about)
     write_parts(run / CHECKPOINT, parts)
@@ -307,6 +314,17 @@ def read_parts(path: Path) -> dict[str, Any]:
             f"{path}: version {version}, this gnnsys reads {VERSION}; use the one that wrote it"
         )
     return dict(content)
+
+
+def best_rows_epoch(run: Path) -> int | None:
+    """The epoch whose embeddings, in files, belong to ``model.safetensors``, 0 for none yet; None
+    where all weights are in it.
+
+    Raises:
+        MissingFileError, FileFormatError: it is not there, or damaged.
+    """
+    epoch = TensorFile(run / WEIGHTS).about.get(_BEST_ROWS)
+    return None if epoch is None else int(epoch)
 
 
 def load_weights(run: Path, model: torch.nn.Module) -> None:

@@ -82,6 +82,9 @@ class NodeDataset:
     folder: ScratchFolder | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
 
+    beside: list[Callable[[], None]] = field(default_factory=list, init=False, repr=False)
+    """What else is called to let it go, the last first: embeddings in files are closed."""
+
     def __post_init__(self) -> None:
         self.task.check(self.name, f" of type {self.target!r}" if self.heterogeneous else "")
 
@@ -127,6 +130,8 @@ class NodeDataset:
 
     def close(self) -> None:
         """Lets go of the features' files; a trace of one is whole from here on."""
+        while self.beside:
+            self.beside.pop()()
         for table in self.tables.values():
             table.store.close()
 

@@ -6,18 +6,25 @@ Owns ``plan_types``: as ``memory.plan_memory`` it reserves all but the rows of f
 
 from __future__ import annotations
 
+import logging
 import math
+import tempfile
 
 from torch_geometric.sampler import HeteroSamplerOutput
 
+from gnnsys.cache.embedding.directory import RowDirectory
+from gnnsys.cache.engine import PAGE_BYTES
+from gnnsys.choices import NO_FOLDERS
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import Task
+from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions
-from gnnsys.features.setup import feature_tables, reserve_ranking
+from gnnsys.features.setup import cache_bytes, feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS
 from gnnsys.loaders.seed_batches import ShuffledSeeds
-from gnnsys.system.budget import SEEDS, SPLITS, process_budget
+from gnnsys.nn.embedding import STATE_OF
+from gnnsys.system.budget import BATCHES, EMBEDDING_READS, EMBEDDINGS, SEEDS, SPLITS, process_budget
 from gnnsys.system.extension import core
 from gnnsys.training.batch_memory import (
     SAMPLER,
@@ -27,14 +34,25 @@ from gnnsys.training.batch_memory import (
     reserve_libraries,
 )
 from gnnsys.training.datasets import task_of
+from gnnsys.training.embedding_tables import given_place, record_bytes
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
 __all__ = ["plan_types"]
 
+_log = logging.getLogger(__name__)
 _EMBEDDINGS = "embeddings of nodes"
 _LOOKED_AT = 2
 """Copies that looking for weights which are not finite makes, about."""
-_TOO_SMALL = "give more memory, fewer --fanouts, a smaller --batch-size or --hidden"
+_IN_MEMORY = 0.75
+"""Share of the memory left that embeddings may take by ``--embeddings auto``."""
+_SHARE = 0.9
+"""Of it that a cache of embeddings and one of features have together."""
+_READ_AHEAD = 2
+"""Batches whose embeddings are read ahead."""
+_TOO_SMALL = (
+    "give more memory, fewer --fanouts, a smaller --batch-size or --hidden, or --embeddings FOLDER "
+    "where there are embeddings of nodes"
+)
 
 
 def plan_types(
@@ -72,9 +90,16 @@ def plan_types(
     if trains:
         budget.reserve(SEEDS, ShuffledSeeds.most_bytes(parts["train"], config.seed_block))
     tables = feature_tables(dataset)
-    bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
-    hidden = config.hidden or 0
-    budget.reserve(_EMBEDDINGS, 4 * (_copies(config) if trains else 1) * bare * hidden)
+    bare = {kind: dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables}
+    place = given_place(config)
+    copies = _copies(config) if trains else 1
+    in_memory = 4 * copies * sum(bare.values()) * (config.hidden or 0)
+    if place not in NO_FOLDERS and trains and not in_memory:
+        raise ArgumentError(
+            f"--embeddings {place}: all node types of {dataset.path} have features; leave it out"
+        )
+    if place == "ram" or (place == "auto" and not trains):
+        budget.reserve(_EMBEDDINGS, in_memory)
     budget.check(_TOO_SMALL)
     if parts["train"] == 0:
         return task.num_classes
@@ -94,18 +119,60 @@ def plan_types(
     reserve_batches(config, options, size, step, trains=trains)
     judged = max(parts["val"], parts["test"]) * answer_bytes(config, task)
     budget.reserve("what evaluation predicts", judged)
+    if trains and place != "ram" and in_memory:
+        if place == "auto" and in_memory <= _IN_MEMORY * budget.left():
+            budget.reserve(_EMBEDDINGS, in_memory)
+        else:
+            traffic = sum(count * table.encoding.row_stride for count, table in rows)
+            _reserve_tables(config, bare, drawn, traffic, cache_bytes(dataset, options))
+            if place == "auto":
+                _log.warning(
+                    "--embeddings auto: %d bytes in memory, more than %d %% of what is left; they "
+                    "lie in files in %s, %d bytes of memory are for a cache of them", in_memory,
+                    100 * _IN_MEMORY, config.out or tempfile.gettempdir(),
+                    budget.planned(EMBEDDINGS),
+                )  # fmt: skip
     reserve_ranking(dataset, options)
     return task.num_classes
 
 
+def _reserve_tables(
+    config: TrainConfig,
+    bare: dict[str, int],
+    drawn: dict[str, int],
+    traffic: int,
+    of_features: int,
+) -> None:
+    """Reserves the cache of embeddings in files. Features that want all that is left have as much
+    of it as a batch takes of their bytes, or what all embeddings leave.
+
+    Args:
+        config: filled in.
+        bare: nodes of each type without features.
+        drawn: nodes of each type in a batch.
+        traffic: bytes of features that a batch reads.
+        of_features: bytes that their cache asks for.
+    """
+    budget, rows = process_budget(), sum(bare.values())
+    in_batch = sum(drawn.get(kind, 0) for kind in bare)
+    record = record_bytes(config)
+    budget.reserve(
+        EMBEDDING_READS, _READ_AHEAD * in_batch * PAGE_BYTES * (1 + record // PAGE_BYTES)
+    )
+    budget.reserve(BATCHES, budget.planned(BATCHES) * 4 // 3)  # one more waits for its rows
+    directory, of_a_row = RowDirectory.bytes_of(rows, 0), record + RowDirectory.bytes_of(0, 1)
+    room = int(_SHARE * budget.left()) - directory
+    share = in_batch * record / max(1, in_batch * record + traffic)
+    wanted = max(room - of_features, int(share * room) if config.cache == "auto" else 0)
+    least = in_batch * of_a_row  # else a batch does not fit
+    budget.reserve(EMBEDDINGS, directory + min(rows * of_a_row, max(least, wanted)))
+    budget.check(_TOO_SMALL)
+
+
 def _copies(config: TrainConfig) -> int:
     """Tensors of the size of the embeddings that there are at a time, at most."""
-    kept = 3  # the weights, their gradient, the best weights so far
-    decays = config.weight_decay > 0 and config.optimizer != "adamw"  # a gradient of its own
-    if config.optimizer == "sgd":
-        return kept + (config.momentum != 0) + max(decays, _LOOKED_AT)
-    # Two moments; a step makes the root of the second, and its quotient.
-    return kept + 2 + max(2 + decays, _LOOKED_AT)
+    kept = 2 + len(STATE_OF[config.embedding_optimizer])  # with the weights, and the best so far
+    return kept + _LOOKED_AT
 
 
 def _counted(task: Task, shape: tuple[int, ...]) -> Task:

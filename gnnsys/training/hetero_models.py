@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,8 +71,8 @@ class HeteroClassifier(nn.Module):
     """Classifies the nodes of one type of a heterogeneous graph.
 
     The features of each node type go through a linear layer of its own; a type without features has
-    an embedding for each node, which is trained. Graph convolutions of one width follow, and a
-    linear layer on the target type.
+    an embedding for each node, which gets sparse gradients. Graph convolutions of one width follow,
+    and a linear layer on the target type.
 
     rgcn: ``RelationalConv``. hgt: PyG's ``HGTConv`` (Hu et al., WWW 2020; 8 heads where they divide
     the width, else 1), where a type that gets no messages keeps its rows. sage, gat: PyG's
@@ -88,6 +88,8 @@ class HeteroClassifier(nn.Module):
         out_channels: classes.
         layers: graph convolutions.
         dropout: probability with which each layer's inputs are dropped in training.
+        embedding: gives the (nodes, hidden) embedding of a type without features that has so many
+            nodes; None for one of torch, with sparse gradients.
 
     Raises:
         ArgumentError: an unknown model, or types that PyG's part of it cannot take.
@@ -115,16 +117,18 @@ class HeteroClassifier(nn.Module):
         out_channels: int,
         layers: int,
         dropout: float = 0.5,
+        embedding: Callable[[str, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if model not in HETERO_MODELS:
             raise ArgumentError(f"model {model!r}: expected one of {', '.join(HETERO_MODELS)}")
         self.target, self.dropout = target, dropout
+        make = embedding or (lambda kind, count: nn.Embedding(count, hidden, sparse=True))
         self.inputs = ModuleDict(
             {
                 kind: nn.Linear(in_channels[kind], hidden)
                 if kind in in_channels
-                else nn.Embedding(count, hidden)
+                else make(kind, count)
                 for kind, count in num_nodes.items()
             }
         )
@@ -141,9 +145,13 @@ class HeteroClassifier(nn.Module):
         self.head = nn.Linear(hidden, out_channels)
 
     def embeddings(self) -> dict[str, Tensor]:
-        """(nodes, hidden) embeddings of each node type without features."""
+        """(nodes, hidden) embeddings of each node type without features, unified where they lie in
+        files."""
         layers = self.inputs.items()
-        return {kind: each.weight for kind, each in layers if isinstance(each, nn.Embedding)}
+        bare = {kind: each for kind, each in layers if not isinstance(each, nn.Linear)}
+        return {
+            kind: each.rows if hasattr(each, "rows") else each.weight for kind, each in bare.items()
+        }
 
     def forward(
         self,

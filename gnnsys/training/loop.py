@@ -16,7 +16,7 @@ import torch
 
 from gnnsys.config.file import config_to_toml
 from gnnsys.config.resolve import Run, resolve
-from gnnsys.config.run_files import CONFIG, RESULT
+from gnnsys.config.run_files import CONFIG, EMBEDDINGS, RESULT
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import DivergedError
@@ -41,7 +41,7 @@ from gnnsys.training.checkpoint import (
 )
 from gnnsys.training.curves import epoch_curves, final_scores, hyperparameters
 from gnnsys.training.datasets import NodeDataset, load_run_dataset
-from gnnsys.training.divergence import DivergenceWatch, all_finite
+from gnnsys.training.divergence import DivergenceWatch
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.memory import memory_facts, plan_run
 from gnnsys.training.metrics import is_better, warn_of_nan
@@ -116,7 +116,7 @@ def _run(
         def open_folder() -> Path | None:
             folder = open_run(config)
             if folder is not None:
-                held.enter_context(removing_unused(folder))
+                held.enter_context(removing_unused(folder, EMBEDDINGS))
                 held.enter_context(lock_run(folder))
             return folder
 
@@ -285,9 +285,7 @@ class _Trainer:
                 )
                 state.best_epoch, state.best_val, state.best_test = state.epoch, val, test
                 state.stale = 0
-                self._best_model = {
-                    name: tensor.detach().clone() for name, tensor in self._steps.weights().items()
-                }
+                self._best_model = self._steps.keep_best(state.epoch)
         record = EpochRecord(
             epoch=state.epoch,
             loss=loss,
@@ -315,8 +313,7 @@ class _Trainer:
 
     def _check_weights(self) -> None:
         """Once after the steps, before weights are judged or kept."""
-        parameters = (p for group in self._steps.optimizer.param_groups for p in group["params"])
-        self._finite = not self._steps.any_rank(not all_finite(parameters))
+        self._finite = not self._steps.any_rank(not self._steps.is_finite())
         if not self._finite:
             self._watch.bad_weights(self._place())
 
@@ -402,7 +399,8 @@ class _Trainer:
             torch_rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
         )
-        save_checkpoint(self._folder, checkpoint)
+        with self._steps.committing(self._folder / CHECKPOINT) as checkpoint.tables:
+            save_checkpoint(self._folder, checkpoint)
 
     def _restore(self, checkpoint: Checkpoint, folder: Path) -> None:
         changed = check_fits(checkpoint, folder, self._dataset.digest, self._config)

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from gnnsys.cache.making import LEAST_STAGING
-from gnnsys.choices import EVAL_STORES
+from gnnsys.choices import NO_FOLDERS
 from gnnsys.config.heterogeneous import check_heterogeneous
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
@@ -317,7 +317,7 @@ def reclaim_activations(config: TrainConfig) -> None:
 
 
 def _store_place(config: TrainConfig) -> str | None:
-    return None if config.eval_store in EVAL_STORES else config.eval_store
+    return None if config.eval_store in NO_FOLDERS else config.eval_store
 
 
 def evaluation_of(config: TrainConfig, dataset: NodeDataset) -> Evaluation:

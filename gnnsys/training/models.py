@@ -19,6 +19,7 @@ from gnnsys.loaders.cooperative import JointBatch
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.training.datasets import NodeDataset
+from gnnsys.training.embedding_tables import MakeEmbedding, make_embeddings
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.user_models import make_user_model
 
@@ -188,8 +189,15 @@ def _convolve_scaled(
     return out
 
 
-def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassifier | DeepModel:
+def make_model(
+    run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None = None
+) -> NodeClassifier | HeteroClassifier | DeepModel:
     """The model of a run, in one process.
+
+    Args:
+        run: what to do.
+        dataset: what on.
+        embedding: gives that of a node type without features; None for those that are trained.
 
     Raises:
         ArgumentError: a model that does not fit the types of the graph, or that it has none.
@@ -207,10 +215,11 @@ def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassif
             out_channels=dataset.task.outputs,
             layers=config.layers,
             dropout=config.dropout,
+            embedding=embedding or make_embeddings(run, dataset),
         )
+    check_homogeneous(config)
     if is_user_model(config.model):
         return NodeClassifier.around(make_user_model(run, dataset))
-    check_homogeneous(config)
     shape = {
         "in_channels": dataset.features.shape[1],
         "hidden": config.hidden or 0,

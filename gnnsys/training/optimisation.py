@@ -12,20 +12,37 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gnnsys.choices import LOWER_IS_BETTER
 from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError
+from gnnsys.nn import Adagrad, SparseAdam
+from gnnsys.nn.stored_weight import StoredWeight
+from gnnsys.training.checkpoint import CHECKPOINT
 
-__all__ = ["LearningRate", "Stepping", "make_optimizer"]
+__all__ = ["LearningRate", "Stepping", "load_optimizer", "make_optimizer", "sparse_weights"]
 
 _MOMENTUM = 0.9
 _FACTOR, _EVERY, _PATIENCE = 0.1, 30, 10
 
 
-def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+def sparse_weights(model: nn.Module) -> list[Tensor]:
+    """Weights of embeddings that get sparse gradients, in memory or in files."""
+    parts = (each for each in model.modules() if isinstance(each, nn.Embedding) and each.sparse)
+    return [each.weight for each in parts]
+
+
+def make_optimizer(
+    config: TrainConfig, parameters: Iterable[Tensor], rows: Iterable[Tensor] = ()
+) -> torch.optim.Optimizer:
     """An optimizer of ``torch.optim`` as the options say, which clips gradients before its step.
+
+    Args:
+        config: the options.
+        parameters: all that is trained.
+        rows: those among them that get sparse gradients, which ``--embedding-optimizer`` is for.
 
     >>> weight = torch.ones(2, requires_grad=True)
     >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -34,22 +51,97 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[Tensor]) -> torch.o
     >>> torch.allclose(weight, torch.tensor([0.25, 0.0]), atol=1e-5)
     True
     """
-    found = [*parameters]
+    found, sparse = [*parameters], [*rows]
+    dense = [each for each in found if not any(each is other for other in sparse)]
     lr, decay = config.lr, config.weight_decay
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         momentum = _MOMENTUM if config.momentum is None else config.momentum
-        optimizer = torch.optim.SGD(found, lr=lr, momentum=momentum, weight_decay=decay)
+        optimizer = torch.optim.SGD(dense, lr=lr, momentum=momentum, weight_decay=decay)
     else:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-        optimizer = kind(found, lr=lr, weight_decay=decay)
+        optimizer = kind(dense, lr=lr, weight_decay=decay)
+    if sparse:
+        optimizer = _Together([optimizer, _row_optimizer(config, sparse)])
     if (longest := config.clip_norm) is not None:
 
         def clip(*_: Any) -> None:
-            torch.nn.utils.clip_grad_norm_(found, longest)
+            torch.nn.utils.clip_grad_norm_([_with_dense_gradient(each) for each in found], longest)
 
         optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+def _row_optimizer(config: TrainConfig, rows: list[Tensor]) -> torch.optim.Optimizer:
+    in_files = isinstance(rows[0], StoredWeight)
+    if config.embedding_optimizer == "adagrad":
+        return (Adagrad if in_files else torch.optim.Adagrad)(rows, lr=config.lr)
+    return (SparseAdam if in_files else torch.optim.SparseAdam)(rows, lr=config.lr)
+
+
+def _with_dense_gradient(weight: Tensor) -> Tensor:
+    """One whose gradient has the memory of the weight's, each row summed up where it is sparse."""
+    if weight.grad is None or not weight.grad.is_sparse:
+        return weight
+    weight.grad = weight.grad.coalesce()
+    values = weight.grad.values()
+    other = nn.Parameter(values)
+    other.grad = values
+    return other
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Goes on from the ``state_dict`` that a checkpoint has.
+
+    Raises:
+        ArgumentError: it is of another optimizer, or of weights of other shapes.
+    """
+    try:
+        optimizer.load_state_dict(dict(state))
+    except (KeyError, ValueError) as error:
+        raise _does_not_fit(str(error)) from error
+    for part in optimizer.parts if isinstance(optimizer, _Together) else [optimizer]:
+        for weight, kept in part.state.items():
+            for name, value in kept.items():
+                if isinstance(value, Tensor) and value.shape not in ((), weight.shape):
+                    found, wanted = tuple(value.shape), tuple(weight.shape)
+                    raise _does_not_fit(f"{name} of shape {found} for a weight of {wanted}")
+
+
+def _does_not_fit(why: str) -> ArgumentError:
+    return ArgumentError(
+        f"{CHECKPOINT}: the optimizer's state is of another model or optimizer: {why}; mend "
+        "config.toml, or start another run with --out"
+    )
+
+
+class _Together(torch.optim.Optimizer):
+    """Several optimizers that step as one, each on parameters of its own."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """Whoever sets a learning rate here sets it there."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One of each."""
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # else torch warns of it
+            for part in self.parts:
+                part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of all."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Hands each its own."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share_groups()
 
 
 class Stepping(Protocol):

@@ -16,6 +16,7 @@ from torch import Tensor
 from gnnsys.ranks.environment import rank_of_process
 from gnnsys.ranks.group import on_all_ranks
 from gnnsys.training.checkpoint import (
+    CHECKPOINT,
     Checkpoint,
     load_shards,
     load_state,
@@ -84,6 +85,8 @@ class RankFiles:
         snapshot = None
         if checkpoint.snapshot is not None and steps.snapshot_epoch() is not None:
             snapshot = load_shards(self._folder, checkpoint.snapshot)
+        best = checkpoint.state.best_epoch
+        steps.restore(checkpoint.tables, best, self._folder / CHECKPOINT)
         steps.load(checkpoint.model, checkpoint.optimizer, snapshot, epoch)
         self._state = checkpoint.state_files
         if snapshot is not None and checkpoint.snapshot is not None:

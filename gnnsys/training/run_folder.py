@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from gnnsys._version import __version__
-from gnnsys.choices import EVAL_STORES
+from gnnsys.choices import NO_FOLDERS
 from gnnsys.config.cluster import ClusterConfig
 from gnnsys.config.file import CHANGES_LOSSES, check_resumed, config_to_toml
 from gnnsys.config.run_files import CONFIG, LOCK
@@ -116,7 +117,7 @@ def _began_before(run: Path, config: TrainConfig | ClusterConfig) -> bool:
 def check_eval_store(place: str) -> None:
     """Raises StorageError where ``--eval-store`` names a folder that cannot be written."""
     path = Path(place)
-    if place in EVAL_STORES or (path.is_dir() and os.access(path, os.W_OK)):
+    if place in NO_FOLDERS or (path.is_dir() and os.access(path, os.W_OK)):
         return
     found = "no such folder" if not path.exists() else "not permitted"
     if path.exists() and not path.is_dir():
@@ -151,7 +152,7 @@ def removing_unused(run: Path, *more: str) -> Iterator[None]:
     """Removes a run's folder after an error before there was more in it than its options.
 
     Args:
-        more: names of files that are worth nothing by themselves, too.
+        more: names of files and folders that are worth nothing by themselves, too.
     """
     try:
         yield
@@ -160,7 +161,7 @@ def removing_unused(run: Path, *more: str) -> Iterator[None]:
             found = [*run.iterdir()]
             if {path.name for path in found} <= {CONFIG, *more}:
                 for path in found:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                 run.rmdir()
         raise
 

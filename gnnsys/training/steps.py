@@ -6,8 +6,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from gnnsys.counters import Counters
 from gnnsys.errors import GnnsysError
 from gnnsys.loaders import NeighborLoader, NeighborSampler
 from gnnsys.loaders.static_shapes import Padding, Sizes
+from gnnsys.nn.checkpoint import restore_tables
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
+from gnnsys.training.divergence import all_finite
 from gnnsys.training.divided_layers import DividedLayers
 from gnnsys.training.evaluation import (
     Evaluation,
@@ -37,7 +40,7 @@ from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_act
 from gnnsys.training.metrics import Loss, make_loss, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
-from gnnsys.training.optimisation import make_optimizer
+from gnnsys.training.optimisation import load_optimizer, make_optimizer, sparse_weights
 from gnnsys.training.packing import EpochSamples
 from gnnsys.training.step_parts import compile_model, make_autocast, make_sampler
 from gnnsys.training.task import PARTS, Part
@@ -134,6 +137,24 @@ class Steps(ABC):
         """Of the model, by the names that it has in one process."""
         return self._model.state_dict()
 
+    def keep_best(self, epoch: int) -> dict[str, Tensor]:
+        """A copy of ``weights`` as they are, which are the best so far."""
+        return {name: tensor.detach().clone() for name, tensor in self.weights().items()}
+
+    def is_finite(self) -> bool:
+        """Whether no weight of this process is NaN or infinite."""
+        return all_finite(p for group in self.optimizer.param_groups for p in group["params"])
+
+    def committing(self, checkpoint: Path) -> AbstractContextManager[dict[str, Any]]:
+        """Saves weights that lie in files together with a checkpoint that is written inside, and
+        has what this yields; or neither."""
+        return nullcontext({})
+
+    def restore(self, tables: Mapping[str, Any], best_epoch: int, checkpoint: Path) -> None:
+        """Goes back to the weights in files that ``committing`` saved with a checkpoint; here are
+        none."""
+        restore_tables(tables, {}, checkpoint)
+
     def optimizer_state(self) -> dict[str, Any]:
         """What the optimizer carries from step to step."""
         return self.optimizer.state_dict()
@@ -156,7 +177,7 @@ class Steps(ABC):
     ) -> None:
         """Goes on from a state, at an epoch from 0."""
         self._model.load_state_dict(model)
-        self.optimizer.load_state_dict(dict(optimizer))
+        load_optimizer(self.optimizer, optimizer)
 
     @abstractmethod
     def forget(self) -> None:
@@ -272,7 +293,7 @@ class MiniBatch(Steps):
         evaluation: Evaluation | None = None,
     ) -> None:
         config, device = run.config, run.device
-        self.optimizer = make_optimizer(config, model.parameters())
+        self.optimizer = make_optimizer(config, model.parameters(), sparse_weights(model))
         self._loss_of = self._make_loss(config, dataset)
         self._config = config
         self._dataset = dataset
@@ -345,7 +366,11 @@ class MiniBatch(Steps):
         known = dict(enumerate(self.padded_sizes or ()))  # of a run that had other ranks, perhaps
         if (sizes := known.get(self._rank)) is not None:
             self._loader.padded_sizes = sizes
-        return _Timed(self, self._loader)
+        return self._announced(_Timed(self, self._loader))
+
+    def _announced(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The same batches; who reads rows of its own for them is told of each beforehand."""
+        return iter(batches)
 
     def num_batches(self) -> int:
         return -(-self._dataset.task.num_seeds("train") // self._config.batch_size)
@@ -391,7 +416,7 @@ class MiniBatch(Steps):
         if self._evaluation is None:
             self._model.eval()
             done = 0
-            for batch in self._make_loader(nodes, trains=False):
+            for batch in self._announced(self._make_loader(nodes, trains=False)):
                 yield self._forward(batch.to(self._device), self._model).cpu()
                 done = min(done + self._of_seeds(batch).batch_size * self._world, len(nodes))
                 if self.progress is not None:

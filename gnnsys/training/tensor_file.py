@@ -81,7 +81,10 @@ class TensorFile(Mapping[str, torch.Tensor]):
     def __init__(self, path: Path) -> None:
         self._path = path
         with _as_file_error(path), safe_open(path, "pt") as file:
-            self._checksums = json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
+            about = file.metadata() or {}
+            self.about = {key: about[key] for key in about.keys() - {_CHECKSUMS}}
+            """What ``write_safetensors`` was told of the tensors."""
+            self._checksums = json.loads(about.get(_CHECKSUMS, "{}"))
             places = {name: place for place, name in enumerate(self._checksums)}
             self._names = sorted(file.keys(), key=lambda name: places.get(name, len(places)))
 

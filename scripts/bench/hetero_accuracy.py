@@ -29,6 +29,7 @@ from gnnsys.convert.pyg import convert_pyg_name
 from gnnsys.training.datasets import NodeDataset, load_run_dataset
 from gnnsys.training.loop import run_training
 from gnnsys.training.models import make_model
+from gnnsys.training.optimisation import make_optimizer, sparse_weights
 
 _EXAMPLES = """
 ROOT/DBLP/raw, or ROOT/DBLP_hetero/raw, holds the dataset as PyG downloads it. 5 seeds of two models
@@ -47,9 +48,7 @@ def train_full_graph(config: TrainConfig, epochs: int) -> float:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = make_model(run, dataset)
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        optimizer = make_optimizer(config, model.parameters(), sparse_weights(model))
         graph = _whole_graph(dataset)
         best = (-1.0, 0.0)
         for _ in range(epochs):

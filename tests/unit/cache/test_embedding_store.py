@@ -28,6 +28,7 @@ from gnnsys.errors import (
     MissingFileError,
     RowIndexError,
     StorageError,
+    TooLargeError,
     UnsupportedError,
 )
 from gnnsys.memory.file import FileStore
@@ -164,6 +165,26 @@ def test_a_row_missed_by_a_batch_and_read_ahead_for_the_next_one_has_the_update_
     small.update(ids_of(3), add(100))
     assert torch.equal(small.gather(following)[0], before + 100)
     assert small.counters.served("file").rows == 4 + 3
+
+
+def test_rows_that_an_update_reads_from_the_disk_are_counted(small: EmbeddingStore) -> None:
+    small.gather(ids_of(0, 1, 2, 3))
+    small.update(ids_of(3, 8), add(1))
+    small.write(ids_of(9, 3), torch.zeros(2, DIM))
+    rows = {tier: served.rows for tier, served in small.counters.tiers().items()}
+    assert rows == {"cache": 0, "file": 4 + 1 + 1}
+
+
+def test_a_table_whose_directory_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 4 * ROWS + 5 * (10 + 4 * DIM * 2)
+    monkeypatch.setattr("gnnsys.system.budget.available_memory", lambda: needed - 1)
+    with pytest.raises(TooLargeError, match=f"take {needed} bytes > {needed - 1}, the memory"):
+        make(tmp_path / "t", cache=5)
+    assert [*tmp_path.iterdir()] == []
+    monkeypatch.setattr("gnnsys.system.budget.available_memory", lambda: needed)
+    make(tmp_path / "t", cache=5).close()
 
 
 def test_a_row_read_ahead_and_updated_is_not_taken_for_the_one_read_when_the_log_is_rewritten(

@@ -105,6 +105,13 @@ def test_names_of_datasets_are_those_that_can_be_loaded() -> None:
     assert set(DATASET_NAMES) == {*NAMED, "demo"}
 
 
+def test_a_folder_of_embeddings_is_beside_the_file_of_options(tmp_path: Path) -> None:
+    for given, found in (("rows", str(tmp_path / "rows")), ("auto", "auto"), ("ram", "ram")):
+        (tmp_path / "c.toml").write_text(f'embeddings = "{given}"\n')
+        config = read_config(tmp_path / "c.toml")
+        assert config.embeddings == config.filled_in().embeddings == found
+
+
 def test_paths_of_a_file_of_options_are_beside_it_and_of_the_command_line_are_here(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from gnnsys.config.train import TrainConfig
-from gnnsys.training.optimisation import LearningRate, make_optimizer
+from gnnsys.errors import ArgumentError
+from gnnsys.training.optimisation import (
+    LearningRate,
+    load_optimizer,
+    make_optimizer,
+    sparse_weights,
+)
 
 BATCHES, EPOCHS, LR = 5, 12, 0.3
 STEPS = BATCHES * EPOCHS
@@ -175,3 +181,66 @@ def test_gradients_are_clipped_as_torch_does() -> None:
         scale = min(1.0, longest / (5.0 + 1e-6))
         for part, was, gradient in zip(parts, before, gradients, strict=True):
             torch.testing.assert_close(part.detach(), was - scale * gradient)
+
+
+def model_of(rows: int = 9) -> torch.nn.ModuleDict:
+    torch.manual_seed(0)
+    rare = torch.nn.Embedding(rows, 2, sparse=True)
+    return torch.nn.ModuleDict({"rows": rare, "head": torch.nn.Linear(2, 1)})
+
+
+def step(model: torch.nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model["head"](model["rows"](torch.tensor([1, 7, 1]))).pow(2).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sparse_adam", torch.optim.SparseAdam), ("adagrad", torch.optim.Adagrad)]
+)
+def test_embeddings_are_stepped_by_an_optimizer_of_their_own_at_the_same_rate(
+    name: Any, kind: Any
+) -> None:
+    config = config_of(embedding_optimizer=name, optimizer="sgd", momentum=0.0, clip_norm=0.5)
+    ours, theirs = model_of(), model_of()
+    optimizer = make_optimizer(config, ours.parameters(), sparse_weights(ours))
+    head = torch.optim.SGD(theirs["head"].parameters(), lr=LR / 2, weight_decay=config.weight_decay)
+    rows = kind(theirs["rows"].parameters(), lr=LR / 2)
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = LR / 2
+        step(ours, optimizer)
+        theirs.zero_grad()
+        theirs["head"](theirs["rows"](torch.tensor([1, 7, 1]))).pow(2).sum().backward()
+        grad = theirs["rows"].weight.grad = theirs["rows"].weight.grad.coalesce()
+        parts = [grad.values(), *(each.grad for each in theirs["head"].parameters())]
+        longest = torch.cat([each.flatten() for each in parts]).norm()
+        for part in parts:
+            part.mul_(min(1.0, 0.5 / (longest + 1e-6)))
+        head.step(), rows.step()
+        state = optimizer.state_dict()
+        optimizer = make_optimizer(config, ours.parameters(), sparse_weights(ours))
+        load_optimizer(optimizer, state)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"rows": 8}, r"exp_avg of shape \(8, 2\) for a weight of \(9, 2\)"),
+        ({"optimizer": "sgd", "rows": 0}, "'parts'"),
+    ],
+)
+def test_a_state_of_other_weights_or_of_another_optimizer_is_refused(other: Any, says: str) -> None:
+    rows = other.pop("rows")
+    model, before = model_of(), model_of(rows or 9)
+    optimizer = make_optimizer(config_of(), model.parameters(), sparse_weights(model))
+    was = make_optimizer(
+        config_of(**other), before.parameters() if rows else before["head"].parameters(),
+        sparse_weights(before) if rows else (),
+    )  # fmt: skip
+    if rows:
+        step(before, was)
+    with pytest.raises(ArgumentError, match=says):
+        load_optimizer(optimizer, was.state_dict())

@@ -14,7 +14,20 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 if TYPE_CHECKING:
     from gnnsys.config.train import TrainConfig
 
-__all__ = ["LinkOptions", "check_links", "link_defaults", "parse_edge_type"]
+__all__ = [
+    "HARD_TARGETS",
+    "LinkOptions",
+    "LinkTraining",
+    "check_link_run",
+    "check_links",
+    "check_without_links",
+    "evaluates_exactly",
+    "link_training",
+    "parse_edge_type",
+]
+
+HARD_TARGETS = 32
+"""Of a source that hard negatives are drawn from, at most."""
 
 _REFUSED = (
     "full_batch", "parallel", "ranks", "cooperative", "class_weights", "loss", "static_shapes",
@@ -50,24 +63,55 @@ class LinkOptions(OptimisationOptions):
     in all epochs. Default: all nodes of the target's type."""
 
 
-def link_defaults(config: TrainConfig) -> dict[str, object]:
-    """The link options with the defaults filled in; those of other tasks as they are.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinkTraining:
+    """``LinkOptions`` with the defaults filled in."""
+
+    decoder: Literal["dot", "distmult"]
+    negatives: int
+    """Drawn for each link; 0 for in-batch."""
+    sampling: Literal["uniform", "degree", "hard", "in-batch"]
+    loss: Literal["bce", "bpr", "infonce"]
+    candidates: int | None
+    """None for all."""
+
+
+def link_training(config: LinkOptions) -> LinkTraining:
+    """How a run on links trains.
+
+    >>> link_training(LinkOptions(negatives=4)).loss
+    'bpr'
+    """
+    in_batch = config.negative_sampling == "in-batch"
+    return LinkTraining(
+        decoder=config.decoder or "dot",
+        negatives=0 if in_batch else config.negatives or 1,
+        sampling=config.negative_sampling or "uniform",
+        loss="infonce" if in_batch else config.link_loss or "bpr",
+        candidates=config.eval_candidates,
+    )
+
+
+def evaluates_exactly(config: TrainConfig, timed: bool) -> bool:
+    """Whether links are judged by embeddings with all neighbours.
+
+    Args:
+        config: of the run.
+        timed: whether neighbours are to be no newer than links.
+
+    Raises:
+        UnsupportedError: both are asked for.
 
     >>> from gnnsys.config.train import TrainConfig
-    >>> link_defaults(TrainConfig(dataset="g", task="link", negatives=4))["negatives"]
-    4
+    >>> evaluates_exactly(TrainConfig(dataset="shop", task="link"), timed=True)
+    False
     """
-    given = {each.name: getattr(config, each.name) for each in _own_fields()}
-    if config.task != "link":
-        return given
-    in_batch = config.negative_sampling == "in-batch"
-    defaults = {
-        "decoder": "dot",
-        "negatives": None if in_batch else 1,
-        "negative_sampling": "uniform",
-        "link_loss": "infonce" if in_batch else "bpr",
-    }
-    return {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    if config.eval == "layerwise" and timed:
+        raise UnsupportedError(
+            f"--eval layerwise: the links of {config.dataset} have times, but layers take all "
+            "neighbours, also later ones; give sampled or auto"
+        )
+    return config.eval == "layerwise" or (config.eval == "auto" and not timed)
 
 
 def parse_edge_type(text: str) -> tuple[str, str, str]:
@@ -88,19 +132,28 @@ def parse_edge_type(text: str) -> tuple[str, str, str]:
 
 
 def check_links(config: TrainConfig) -> None:
-    """Raises ArgumentError or UnsupportedError for options that do not fit each other."""
-    if config.task != "link":
-        for each in _own_fields():
-            value = getattr(config, each.name)
-            if value is not None:
-                raise ArgumentError(f"{_written(each.name, value)}: goes with --task link")
-        if config.metric in METRICS["links"] and config.task == "node":
-            raise ArgumentError(f"--metric {config.metric}: is of links; add --task link")
-        return
+    """Raises ArgumentError or UnsupportedError for options that do not fit each other; whether a
+    task of the folder is one of links is known later."""
     check_least(config, 1, "negatives", "eval_candidates")
-    if config.target is not None:
-        parse_edge_type(config.target)
     _check_negatives(config)
+    if config.task == "node":
+        check_without_links(config)
+    elif config.task == "link":
+        if config.target is not None:
+            parse_edge_type(config.target)
+        check_link_run(config)
+
+
+def check_without_links(config: TrainConfig) -> None:
+    """Raises ArgumentError for options about links where none are to be predicted."""
+    for each in _own_fields():
+        value = getattr(config, each.name)
+        if value is not None:
+            raise ArgumentError(f"{_written(each.name, value)}: goes with --task link")
+
+
+def check_link_run(config: TrainConfig) -> None:
+    """Raises ArgumentError or UnsupportedError for options that a run on links cannot have."""
     _check_metric(config)
     _check_others(config)
 
@@ -124,7 +177,8 @@ def _check_metric(config: TrainConfig) -> None:
     metric = config.metric
     if metric != "auto" and metric not in METRICS["links"]:
         raise ArgumentError(
-            f"--metric {metric}: --task link is judged by one of {', '.join(METRICS['links'])}"
+            f"--metric {metric}: --task {config.task} is of links; expected one of "
+            f"{', '.join(METRICS['links'])}"
         )
     if config.eval_candidates is not None and metric.startswith(("recall@", "ndcg@")):
         raise ArgumentError(
@@ -139,12 +193,13 @@ def _check_others(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value != defaults[name] and not (name == "ranks" and value == 1):
             raise UnsupportedError(
-                f"{_written(name, value)}: is for --task node; leave it or --task link out"
+                f"{_written(name, value)}: is not for links, but --task {config.task} is of them; "
+                "leave one of them out"
             )
     if config.sums != "plain":
         raise UnsupportedError(
-            f"--sums {config.sums}: takes the degrees of the graph, but links of a batch are no "
-            "edges of it; leave it out, or --task link"
+            f"--sums {config.sums}: takes the degrees of the graph, but the links of a batch are "
+            "no edges of it; leave it out"
         )
     if config.sampler == "gpu":
         raise UnsupportedError("--sampler gpu: draws no links; give cpu or auto")

@@ -37,7 +37,7 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
-from gnnsys.config.links import LinkOptions, check_links, link_defaults
+from gnnsys.config.links import LinkOptions, check_links
 from gnnsys.config.optimisation import check_optimisation
 from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
@@ -246,7 +246,7 @@ class TrainConfig(LinkOptions):
     metric: Literal["auto", Metric] = "auto"
     """Metric to report, and to choose the best epoch, an early stop and a plateau by; of loss, mae
     and rmse the lowest is best, else the highest. auto: what the dataset says; rocauc for tolokers
-    and minesweeper, else accuracy, or rmse of a regression. See docs/models.md."""
+    and minesweeper, else accuracy, rmse of a regression, or mrr of links. See docs/models.md."""
 
     eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
@@ -478,6 +478,5 @@ class TrainConfig(LinkOptions):
             chunks=chunks,
             hidden=self.hidden or (16 if small else 64),
             epochs=epochs,
-            **link_defaults(self),  # type: ignore[arg-type]
             fanouts=self.fanouts or (FIRST_FANOUTS + more)[: self.layers],
         )

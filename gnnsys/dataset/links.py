@@ -2,9 +2,9 @@
 
 ``gnnsys convert --hold-out`` takes the links to validate on and to test on out of an edge type, so
 that no message passes along them; the edges that remain are those to train on. They lie beside the
-tables of the edge type: ``PART.source``, ``PART.target`` and, where edges have times, ``PART.time``;
-``held_out`` in ``source`` of ``graph.json`` says how they were drawn. The links of a task of a
-relational database, see ``gnnsys.dataset.seeds``, are read into the same ``Links``.
+tables of the edge type: ``PART.source``, ``PART.target`` and, where edges have times,
+``PART.time``; ``held_out`` in ``source`` of ``graph.json`` says how they were drawn. The links of a
+task of a relational database, see ``gnnsys.dataset.seeds``, are read into the same ``Links``.
 """
 
 from __future__ import annotations

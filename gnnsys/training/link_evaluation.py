@@ -127,8 +127,8 @@ class LinkJudge:
             positive = (rows * target[targets]).sum(1)
             negative = (rows[:, None] * target[others.flatten()].view(*shape, -1)).sum(2)
             query, answer = _between(known, first, first + len(ids))
-            pairs = torch.arange(len(ids))[:, None] * self._num_targets + others
-            seen = torch.isin(pairs, query * self._num_targets + answer)
+            pairs = self._key(torch.arange(len(ids))[:, None], others)
+            seen = torch.isin(pairs, self._key(query, answer))
             yield positive, negative.masked_fill(seen, -math.inf)
 
     def _retrieval(
@@ -137,7 +137,10 @@ class LinkJudge:
         """Of the best candidates of each source that has links in the part."""
         links = stacked(self._task.links(part))
         sources, row = links[0].unique(return_inverse=True)
-        known = self._answers(sources, [other for other in PARTS if other != part])
+        known = self.answers(sources, [other for other in PARTS if other != part])
+        # At another time a link may be one to train on, too, as of a task.
+        both = torch.isin(self._key(*known), self._key(row, links[1]))
+        known = known[:, ~both]
         best = []
         for first in range(0, len(sources), _RANKED):
             ids = sources[first : first + _RANKED]
@@ -146,14 +149,18 @@ class LinkJudge:
         found = retrieval_metrics(torch.cat(best), torch.stack([row, links[1]]), k=[_K])
         return {name: found[name] for name in _OF_THE_BEST}  # its hits are of sources, not links
 
+    def _key(self, query: Tensor, target: Tensor) -> Tensor:
+        """A number for each pair."""
+        return query * self._num_targets + target
+
     def _known_of(self, part: Part) -> Tensor:
         """(2, m) numbers of a part's links, ascending, above all known targets of their sources."""
         if part not in self._known:
-            self._known[part] = self._answers(self._task.links(part).source.long(), PARTS)
+            self._known[part] = self.answers(self._task.links(part).source.long(), PARTS)
         return self._known[part]
 
-    def _answers(self, asked: Tensor, parts: Sequence[Part]) -> Tensor:
-        """The same of any sources and parts."""
+    def answers(self, asked: Tensor, parts: Sequence[Part] = PARTS) -> Tensor:
+        """(2, m) numbers of any sources, ascending, above their known targets in some parts."""
         wanted = torch.zeros(self._num_sources, dtype=torch.bool)
         wanted[asked] = True
         found = []

@@ -32,7 +32,7 @@ from gnnsys.training.memory import reclaim_activations
 from gnnsys.training.metrics import Loss
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.steps import MiniBatch, note_served
-from gnnsys.training.task import Part
+from gnnsys.training.task import PARTS, Part
 
 __all__ = ["LinkMiniBatch"]
 
@@ -154,7 +154,7 @@ class LinkMiniBatch(MiniBatch):
         return super().batches(epoch, first)
 
     def _find_hard(self, epoch: int) -> None:
-        found = self._embeddings("val")
+        found = self.embeddings("val")
         source, target = found[self._source], found[self._target]
         most = min(HARD_TARGETS, len(target))
         top = top_links(source, target, most, known=self._links, score=self._score)[1]
@@ -236,7 +236,7 @@ class LinkMiniBatch(MiniBatch):
 
     def evaluate(self, metrics: Iterable[str], part: Part) -> dict[str, float]:
         """See ``Steps.evaluate``."""
-        rows = self._embeddings(part)
+        rows = self.embeddings(part)
         ends = rows[self._source], rows[self._target]
         found = self._judge.measure(metrics, part, *ends, self._queries)
         self.served = self._dataset.served()
@@ -247,12 +247,10 @@ class LinkMiniBatch(MiniBatch):
         self._embedded.clear()
         self._embedded_in.clear()
 
-    def _embeddings(self, part: Part) -> dict[str, Tensor]:
+    def embeddings(self, part: Part | None = None) -> dict[str, Tensor]:
         """(nodes, hidden) of the types of both ends; where links have times, as a part's first link
-        sees them."""
-        time = None
-        if self._time_attr is not None and (times := self._task.links(part).time) is not None:
-            time = int(times.min()) if len(times) else None
+        sees them, or as the last one of all does."""
+        time = self._time_of(part)
         if time not in self._embedded:
             tell = self.progress or (lambda what, done, total: None)
             if self._all_neighbours:
@@ -272,6 +270,21 @@ class LinkMiniBatch(MiniBatch):
                 }  # fmt: skip
             self._embedded[time] = found
         return self._embedded[time]
+
+    def _time_of(self, part: Part | None) -> int | None:
+        if self._time_attr is None:
+            return None
+        links = [self._task.links(each) for each in PARTS if self._task.num_seeds(each)]
+        if part is not None:
+            links = [self._task.links(part)]
+        times = [each.time for each in links if each.time is not None and len(each)]
+        if not times:
+            return None
+        return int(times[0].min() if part else max(each.max() for each in times))
+
+    def known(self, sources: Tensor) -> Tensor:
+        """(2, m) numbers of sources, ascending, above their targets in links of any part."""
+        return self._judge.answers(sources)
 
     def _embed_seeds(self, kind: str, batch: Any) -> Tensor:
         size = (batch[kind] if self._typed else batch).batch_size

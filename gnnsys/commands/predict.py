@@ -1,5 +1,5 @@
-"""``gnnsys predict``: classes or numbers, logits and embeddings of nodes by the best weights of a
-run."""
+"""``gnnsys predict``: classes or numbers, logits and embeddings of nodes, or links, by the best
+weights of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import contextlib
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.choices import METRICS
+from gnnsys.commands.predict_links import Shapes, check_link_options, predict_links
 from gnnsys.commands.prediction_table import TABLES, write_table
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import check_place, resumed_config
@@ -50,6 +51,8 @@ from gnnsys.training.hetero_exact import exact_rows
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
+from gnnsys.training.link_models import LinkModel
+from gnnsys.training.link_task import is_link_task
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.model_layers import model_layers
@@ -110,13 +113,15 @@ def predict(
     options = dataclasses.replace(resumed_config(run), resume=None, threads=config.threads)
     if config.dataset is None:
         check_place(options.dataset, config.run, "--dataset")
+    options = dataclasses.replace(options, dataset=config.dataset or options.dataset)
+    # Links that have times are judged on samples that are no newer.
+    exactly: Literal["auto", "layerwise"] = "auto" if _is_of_links(options) else "layerwise"
     options = dataclasses.replace(
         options,
-        dataset=config.dataset or options.dataset,
         root=config.root or options.root,
         device="cpu",
         sampler="auto",
-        eval="sampled" if config.sampled else "layerwise",
+        eval="sampled" if config.sampled else exactly,
         eval_store=config.eval_store,
         eval_reads=config.eval_reads,
         topology=config.topology,
@@ -147,6 +152,11 @@ def predict(
             return _predict(config, trained, dataset, reads, best, out, progress)
 
 
+def _is_of_links(config: TrainConfig) -> bool:
+    folder = Path(config.dataset)
+    return (folder / MANIFEST).is_file() and is_link_task(open_dataset(folder), config.task)
+
+
 def _predict(
     config: PredictConfig,
     trained: Run,
@@ -156,8 +166,9 @@ def _predict(
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    nodes = _read_nodes(config.nodes, dataset)
     model = make_model(trained, dataset, best.make if best else None)
+    check_link_options(config, isinstance(model, LinkModel))
+    nodes = _read_nodes(config.nodes, dataset)
     load_weights(Path(config.run), model)
     model.eval()
     with as_storage_error(out):
@@ -166,23 +177,41 @@ def _predict(
         made = scratch.path / "predictions"
         made.mkdir()
     with closing(scratch):
-        blocks = _blocks(config, trained, dataset, model, nodes, reads, progress)
-        with as_storage_error(made / "nodes.npy"):
-            np.save(made / "nodes.npy", nodes.numpy())
-        files: dict[str, Sequence[int]] = {"nodes.npy": [len(nodes)]}
-        files |= _write_blocks(made, blocks, len(nodes), kind_of(dataset.node_task.labels))
-        scores = np.load(made / "scores.npy", mmap_mode="r")
-        metrics = _judge(trained.config, dataset, nodes, scores)
-        if out.suffix in TABLES:
-            files = {"": _write_table(made / out.name, trained, dataset, nodes, scores)}
+        place = made / out.name if out.suffix in TABLES else made
+        if isinstance(model, LinkModel):
+            files, metrics = predict_links(config, trained, dataset, model, nodes, place, progress)
+        else:
+            blocks = _blocks(config, trained, dataset, model, nodes, reads, progress)
+            files, metrics = _predict_nodes(trained, dataset, nodes, blocks, place)
         with as_storage_error(out):
-            (made / out.name if out.suffix in TABLES else made).rename(out)
+            place.rename(out)
     return {
         "path": str(out),
         "files": {name: list(shape) for name, shape in files.items()},
         "metrics": metrics,
         "run_metrics": _metrics_of_run(Path(config.run)),
     }
+
+
+def _predict_nodes(
+    trained: Run,
+    dataset: NodeDataset,
+    nodes: Tensor,
+    blocks: Iterator[tuple[Tensor | None, Tensor]],
+    place: Path,
+) -> tuple[Shapes, Metrics]:
+    """Writes a folder, or a table in one; returns shapes of the files, and metrics."""
+    table = place.suffix in TABLES
+    folder = place.parent if table else place
+    with as_storage_error(folder / "nodes.npy"):
+        np.save(folder / "nodes.npy", nodes.numpy())
+    files: Shapes = {"nodes.npy": (len(nodes),)}
+    files |= _write_blocks(folder, blocks, len(nodes), kind_of(dataset.node_task.labels))
+    scores = np.load(folder / "scores.npy", mmap_mode="r")
+    metrics = _judge(trained.config, dataset, nodes, scores)
+    if table:
+        files = {"": _write_table(place, trained, dataset, nodes, scores)}
+    return files, metrics
 
 
 def _blocks(
@@ -346,7 +375,7 @@ def _answers(logits: Tensor, kind: Kind) -> Tensor:
 
 def _write_table(
     path: Path, trained: Run, dataset: NodeDataset, nodes: Tensor, scores: NDArray[Any]
-) -> list[int]:
+) -> tuple[int, int]:
     folder, ids, classes = Path(trained.config.dataset), None, None
     if (folder / MANIFEST).is_file():
         opened = open_dataset(folder)

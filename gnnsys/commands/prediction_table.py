@@ -1,5 +1,5 @@
 """Predictions as one table, .csv or .parquet: ids, and classes by name with their probabilities, or
-numbers."""
+numbers; or the best targets of links."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gnnsys.dataset.node_ids import NodeIds
 from gnnsys.system.files import as_storage_error
 from gnnsys.training.metrics import Kind
 
-__all__ = ["TABLES", "write_table"]
+__all__ = ["TABLES", "write_link_table", "write_table"]
 
 TABLES = (".csv", ".parquet")
 """Endings of names of tables."""
@@ -32,7 +32,7 @@ def write_table(
     kind: Kind,
     ids: NodeIds | None = None,
     classes: Sequence[str] | None = None,
-) -> list[int]:
+) -> tuple[int, int]:
     """Writes a row for each node and returns the table's shape.
 
     With one label a node, the columns are ``id``, ``class`` and ``p_CLASS`` for each class, which
@@ -50,23 +50,78 @@ def write_table(
     Raises:
         StorageError: it cannot be written.
     """
-    pa = require_pyarrow(f"--out {path.name}")
     names = [str(name) for name in classes or range(scores.shape[1])]
+    return _write(
+        path,
+        (
+            dict(_columns(nodes[some], scores[some], kind, ids, names))
+            for some in _slices(len(nodes), _ROWS)
+        ),
+    )
+
+
+def write_link_table(
+    path: Path,
+    nodes: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    scores: NDArray[Any],
+    *,
+    source_ids: NodeIds | None = None,
+    target_ids: NodeIds | None = None,
+) -> tuple[int, int]:
+    """Writes a row for each of the best targets of sources and returns the table's shape.
+
+    The columns are ``source``, ``target``, ``rank``, from 1 on, and ``score``.
+
+    Args:
+        path: its name ends as one of ``TABLES``; made anew.
+        nodes: (n,) numbers of sources.
+        targets: (n, k) those of their best targets, -1 where there are no more.
+        scores: (n, k).
+        source_ids: what sources are called; None for their numbers; ``target_ids`` likewise.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+
+    def columns(some: slice) -> dict[str, Any]:
+        best = targets[some]
+        row, rank = (best >= 0).nonzero()
+        source, target = nodes[some][row], best[row, rank]
+        return {
+            "source": source if source_ids is None else source_ids[source],
+            "target": target if target_ids is None else target_ids[target],
+            "rank": rank + 1,
+            "score": scores[some][row, rank],
+        }
+
+    step = max(1, _ROWS // max(1, targets.shape[1]))
+    return _write(path, (columns(some) for some in _slices(len(nodes), step)))
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    """One at least, of which columns are known."""
+    return (slice(first, first + step) for first in range(0, max(1, count), step))
+
+
+def _write(path: Path, blocks: Iterator[dict[str, Any]]) -> tuple[int, int]:
+    """Writes blocks of columns; returns how many rows and columns they had."""
+    pa = require_pyarrow(f"--out {path.name}")
     writer: Any = None
+    shape = 0, 0
     with as_storage_error(path):
         try:
-            for first in range(0, max(1, len(nodes)), _ROWS):
-                some = slice(first, first + _ROWS)
-                columns = dict(_columns(nodes[some], scores[some], kind, ids, names))
+            for columns in blocks:
                 table = pa.table(columns)
                 if writer is None:
                     make = pa.csv.CSVWriter if path.suffix == ".csv" else pa.parquet.ParquetWriter
                     writer = make(str(path), table.schema)
                 writer.write_table(table)
+                shape = shape[0] + table.num_rows, table.num_columns
         finally:
             if writer is not None:
                 writer.close()
-    return [len(nodes), len(columns)]
+    return shape
 
 
 def _columns(

@@ -9,6 +9,7 @@ import tyro
 
 from gnnsys.choices import EvalReads, File, Folder, Size, Storage, Topology
 from gnnsys.config.checks import check_bytes, check_least, check_numbers
+from gnnsys.errors import ArgumentError
 from gnnsys.features.options import TopologyOptions, parse_cache
 
 __all__ = ["PredictConfig"]
@@ -16,22 +17,29 @@ __all__ = ["PredictConfig"]
 
 @dataclass(kw_only=True, slots=True)
 class PredictConfig:
-    """Classify nodes, or predict their numbers, with the best weights of a run, exactly, layer by
-    layer.
+    """Classify nodes, or predict their numbers or links, with the best weights of a run, exactly,
+    layer by layer.
 
-    Says the scores on the validation and the test nodes, too, beside those of the run.
+    Says the scores on the validation and the test nodes, or links, too, beside those of the run.
 
     Examples:
         gnnsys predict run1
         gnnsys predict run1 --out run1.parquet
         gnnsys predict run1 --nodes ids.npy --dataset newer-graph
+        gnnsys predict links1 --top 10 --out best.parquet
     """
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder that gnnsys train --out made."""
 
     nodes: File | None = None
-    """File of node ids (.npy, .csv, .txt). Default: all nodes."""
+    """File of node ids (.npy, .csv, .txt), of links those of sources. Default: all nodes."""
+
+    top: int | None = None
+    """Of a run on links: how many of the best targets of each source to write. Default: none."""
+
+    keep_known: bool = False
+    """With --top: propose links that are known, too."""
 
     dataset: Annotated[str, "DATASET"] | None = None
     """Dataset to classify, with the same features. Default: that of the run."""
@@ -43,7 +51,9 @@ class PredictConfig:
     """Folder for predictions.npy (classes, 0 and 1 for several labels, or numbers), scores.npy,
     embeddings.npy (inputs of the last layer, where gnnsys knows the model's) and nodes.npy; or a
     .csv or .parquet file for a table with a row for each node: its id, its class by name and
-    probabilities, or its value. Default: RUN/predictions."""
+    probabilities, or its value. Of links: embeddings.TYPE.npy of both ends, relation.npy of
+    --decoder distmult, and with --top nodes.npy (sources), ids.npy and scores.npy; or a table of
+    source, target, rank and score. Default: RUN/predictions."""
 
     sampled: bool = False
     """Classify on neighbourhoods sampled with the run's --fanouts, as in training, not exactly."""
@@ -80,6 +90,9 @@ class PredictConfig:
     def __post_init__(self) -> None:
         check_numbers(self)
         check_least(self, 0, "threads")
+        check_least(self, 1, "top")
+        if self.keep_known and self.top is None:
+            raise ArgumentError("--keep-known: goes with --top, which is not given")
         check_bytes("memory", self.memory)
         parse_cache(self.cache)
         TopologyOptions.of(self)

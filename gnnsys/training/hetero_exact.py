@@ -1,4 +1,4 @@
-"""Exact logits of all nodes of the target type, of a run on a heterogeneous dataset folder."""
+"""Exact logits or embeddings of all nodes, of a run on a heterogeneous dataset folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from gnnsys.dataset.format import EdgeType
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroClassifier, HeteroEncoder
+from gnnsys.training.link_models import HeteroEmbedder
 from gnnsys.training.memory import activation_folder
 from gnnsys.training.typed_inference import hetero_inference
 
-__all__ = ["exact_logits", "exact_rows"]
+__all__ = ["exact_logits", "exact_rows", "typed_embeddings"]
 
 
 class _Named(nn.Module):
@@ -40,6 +41,21 @@ class _Named(nn.Module):
         return {**found, "rows": rows} if self.gives_rows else found
 
 
+class _Numbered(nn.Module):
+    """The same of embeddings, whatever the names of the node types are."""
+
+    def __init__(self, model: HeteroEmbedder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
+    ) -> dict[str, Tensor]:
+        """(nodes, hidden) of each node type that the model embeds, by number."""
+        found = self.model(x, edge_index)
+        return {f"type{number}": rows for number, rows in enumerate(found.values())}
+
+
 def exact_logits(
     config: TrainConfig, dataset: NodeDataset, model: HeteroClassifier, progress: Progress
 ) -> tuple[Tensor, ScratchFolder | None]:
@@ -52,7 +68,7 @@ def exact_logits(
         progress: is told how far the work is, in nodes.
     """
     folder = _make_folder(config, dataset)
-    found = _infer(config, dataset, model, folder, progress, gives_rows=False)
+    found = _infer(config, dataset, model, _Named(model, False), folder, progress)
     return found["logits"], folder
 
 
@@ -62,21 +78,32 @@ def exact_rows(
     """(nodes, hidden) what the last layer reads, the logits, and the folder of their files; see
     ``exact_logits``."""
     folder = _make_folder(config, dataset)
-    found = _infer(config, dataset, model, folder, progress, gives_rows=True)
+    found = _infer(config, dataset, model, _Named(model, True), folder, progress)
     return found["rows"], found["logits"], folder
+
+
+def typed_embeddings(
+    config: TrainConfig, dataset: NodeDataset, model: HeteroEmbedder, progress: Progress
+) -> tuple[dict[str, Tensor], ScratchFolder | None]:
+    """(nodes, hidden) of each node type that the model embeds, and the folder of their files; see
+    ``exact_logits``."""
+    folder = _make_folder(config, dataset)
+    kinds = [*model.heads.keys()]
+    found = _infer(config, dataset, model, _Numbered(model), folder, progress)
+    return {kind: found[f"type{number}"] for number, kind in enumerate(kinds)}, folder
 
 
 def _infer(
     config: TrainConfig,
     dataset: NodeDataset,
-    model: HeteroClassifier,
+    model: HeteroEncoder,
+    named: nn.Module,
     folder: ScratchFolder | None,
     progress: Progress,
-    *,
-    gives_rows: bool,
 ) -> dict[str, Tensor]:
+    """What ``named`` gives, which has the model in it."""
     found: dict[str, Tensor] = hetero_inference(
-        _Named(model, gives_rows),
+        named,
         dataset.source,
         x=model.embeddings(),
         out=folder.path if folder else None,

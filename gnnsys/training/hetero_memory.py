@@ -37,7 +37,7 @@ from gnnsys.training.datasets import task_of
 from gnnsys.training.embedding_tables import given_place, record_bytes
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["plan_types"]
+__all__ = ["embedding_copies", "layer_bytes", "plan_types"]
 
 _log = logging.getLogger(__name__)
 _EMBEDDINGS = "embeddings of nodes"
@@ -92,7 +92,7 @@ def plan_types(
     tables = feature_tables(dataset)
     bare = {kind: dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables}
     place = given_place(config)
-    copies = _copies(config) if trains else 1
+    copies = embedding_copies(config) if trains else 1
     in_memory = 4 * copies * sum(bare.values()) * (config.hidden or 0)
     if place not in NO_FOLDERS and trains and not in_memory:
         raise ArgumentError(
@@ -115,7 +115,7 @@ def plan_types(
         row_bytes=sum(4 * count * math.prod(table.shape[1:]) for count, table in rows),
         stored_bytes=sum(count * table.encoding.row_stride for count, table in rows),
     )
-    step = size.row_bytes + _layer_bytes(config, size.nodes, drawn, edges)
+    step = size.row_bytes + layer_bytes(config, size.nodes, drawn, edges)
     reserve_batches(config, options, size, step, trains=trains)
     judged = max(parts["val"], parts["test"]) * answer_bytes(config, task)
     budget.reserve("what evaluation predicts", judged)
@@ -169,7 +169,7 @@ def _reserve_tables(
     budget.check(_TOO_SMALL)
 
 
-def _copies(config: TrainConfig) -> int:
+def embedding_copies(config: TrainConfig) -> int:
     """Tensors of the size of the embeddings that there are at a time, at most."""
     kept = 2 + len(STATE_OF[config.embedding_optimizer])  # with the weights, and the best so far
     return kept + _LOOKED_AT
@@ -192,7 +192,7 @@ def _draw(config: TrainConfig, dataset: Dataset, target: str) -> HeteroSamplerOu
     return out
 
 
-def _layer_bytes(
+def layer_bytes(
     config: TrainConfig, nodes: int, drawn: dict[str, int], edges: dict[tuple[str, str, str], int]
 ) -> int:
     """Of what autograd keeps and makes for a batch behind its inputs."""

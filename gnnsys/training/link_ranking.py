@@ -26,7 +26,7 @@ from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.unified_tensor import UnifiedTensor
 
-__all__ = ["Score", "rank_links", "top_links", "write_top_links"]
+__all__ = ["Score", "rank_links", "read_rows", "top_links", "write_top_links"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(q, d) rows of queries and (c, e) of candidates to (q, c) scores, in new memory."""
@@ -298,9 +298,9 @@ def _tiles(
     queries: Tensor, candidates: Tensor, score: Score, left_out: _LeftOut, first: int, last: int
 ) -> Iterator[tuple[int, int, Tensor]]:
     """The first query, the first candidate and the scores of each tile of some queries."""
-    rows = _read(queries, first, last)
+    rows = read_rows(queries, first, last)
     for begin in range(0, len(candidates), _CANDIDATES):
-        columns = _read(candidates, begin, min(begin + _CANDIDATES, len(candidates)))
+        columns = read_rows(candidates, begin, min(begin + _CANDIDATES, len(candidates)))
         for query in range(first, last, _QUERIES):
             asked = rows[query - first : query - first + _QUERIES]
             tile = score(asked, columns)
@@ -326,7 +326,8 @@ def _check_numbers(tile: Tensor, query: int, begin: int) -> None:
         )
 
 
-def _read(table: Tensor, first: int, last: int) -> Tensor:
+def read_rows(table: Tensor, first: int, last: int) -> Tensor:
+    """The rows [first, last) of a table, ordinary or unified."""
     if isinstance(table, UnifiedTensor):
         return table.store.read_range(first, last).to(table.device)
     return table[first:last]

@@ -12,6 +12,7 @@ from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.config.heterogeneous import check_homogeneous
+from gnnsys.config.links import link_training
 from gnnsys.config.resolve import Run
 from gnnsys.config.user_model import is_user_model
 from gnnsys.errors import ArgumentError
@@ -21,9 +22,11 @@ from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.embedding_tables import MakeEmbedding, make_embeddings
 from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.link_models import HeteroEmbedder, LinkModel
+from gnnsys.training.link_task import LinkTask
 from gnnsys.training.user_models import make_user_model
 
-__all__ = ["NodeClassifier", "make_model"]
+__all__ = ["Model", "NodeClassifier", "make_model"]
 
 _MODELS: dict[str, type[BasicGNN]] = {"sage": GraphSAGE, "gcn": GCN, "gat": GAT, "gin": GIN}
 _GAT_HEADS = 8
@@ -189,9 +192,11 @@ def _convolve_scaled(
     return out
 
 
-def make_model(
-    run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None = None
-) -> NodeClassifier | HeteroClassifier | DeepModel:
+Model = NodeClassifier | HeteroClassifier | DeepModel | LinkModel
+"""Of any run."""
+
+
+def make_model(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None = None) -> Model:
     """The model of a run, in one process.
 
     Args:
@@ -203,20 +208,46 @@ def make_model(
         ArgumentError: a model that does not fit the types of the graph, or that it has none.
         ArgumentError, UnsupportedError: see ``make_user_model``.
     """
-    config = run.config
+    task = dataset.task
+    if not isinstance(task, LinkTask):
+        if dataset.heterogeneous:
+            return _make_hetero(run, dataset, embedding)
+        return _make_model(run, dataset)
     if dataset.heterogeneous:
-        return HeteroClassifier(
-            config.model,
-            in_channels={kind: table.shape[1] for kind, table in dataset.tables.items()},
-            num_nodes=dataset.num_nodes,
-            edge_types=[*dataset.graphs],
-            target=dataset.target,
-            hidden=config.hidden or 0,
-            out_channels=dataset.task.outputs,
-            layers=config.layers,
-            dropout=config.dropout,
-            embedding=embedding or make_embeddings(run, dataset),
-        )
+        ends, shape = (task.edge_type[0], task.edge_type[2]), _shape(run, dataset, embedding)
+        encoder: torch.nn.Module = HeteroEmbedder(run.config.model, ends, **shape)
+    else:
+        encoder = _make_model(run, dataset)
+    return LinkModel(encoder, task.width, link_training(run.config).decoder)
+
+
+def _make_hetero(
+    run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None
+) -> HeteroClassifier:
+    return HeteroClassifier(
+        run.config.model,
+        target=dataset.target,
+        out_channels=dataset.task.outputs,
+        **_shape(run, dataset, embedding),
+    )
+
+
+def _shape(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None) -> dict[str, Any]:
+    """Arguments of a ``HeteroEncoder``."""
+    return {
+        "in_channels": {kind: table.shape[1] for kind, table in dataset.tables.items()},
+        "num_nodes": dataset.num_nodes,
+        "edge_types": [*dataset.graphs],
+        "hidden": run.config.hidden or 0,
+        "layers": run.config.layers,
+        "dropout": run.config.dropout,
+        "embedding": embedding or make_embeddings(run, dataset),
+    }
+
+
+def _make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | DeepModel:
+    """Of a graph without types."""
+    config = run.config
     check_homogeneous(config)
     if is_user_model(config.model):
         return NodeClassifier.around(make_user_model(run, dataset))

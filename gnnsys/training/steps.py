@@ -19,7 +19,7 @@ from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import GnnsysError
-from gnnsys.loaders import NeighborLoader, NeighborSampler
+from gnnsys.loaders import LinkNeighborLoader, NeighborLoader, NeighborSampler
 from gnnsys.loaders.static_shapes import Padding, Sizes
 from gnnsys.nn.checkpoint import restore_tables
 from gnnsys.system.progress import Progress
@@ -36,6 +36,7 @@ from gnnsys.training.evaluation import (
 )
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.link_models import LinkModel
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
 from gnnsys.training.metrics import Loss, make_loss, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
@@ -52,6 +53,7 @@ __all__ = [
     "MiniBatch",
     "Steps",
     "WholeGraph",
+    "note_served",
 ]
 
 BLOCK = 1 << 16
@@ -289,7 +291,7 @@ class MiniBatch(Steps):
         self,
         run: Run,
         dataset: NodeDataset,
-        model: NodeClassifier | HeteroClassifier,
+        model: NodeClassifier | HeteroClassifier | LinkModel,
         evaluation: Evaluation | None = None,
     ) -> None:
         config, device = run.config, run.device
@@ -313,8 +315,7 @@ class MiniBatch(Steps):
             reclaim_activations(config)
             self.test_at_end = self._evaluation.test_at_end
         else:
-            parts = map(dataset.task.num_seeds, PARTS)
-            self.test_at_end = config.eval != "layerwise" and sampled_test_waits(*parts)
+            self.test_at_end = self._test_waits()
         self._layers: list[ModelLayer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
@@ -327,13 +328,19 @@ class MiniBatch(Steps):
     def _make_sampler(self) -> NeighborSampler:
         return make_sampler(self._config, self._dataset.graph)
 
-    def _make_train_loader(self) -> NeighborLoader:
+    def _make_train_loader(self) -> NeighborLoader | LinkNeighborLoader:
         return self._make_loader(self._dataset.node_task.train, trains=True)
 
     def _make_evaluation(self) -> Evaluation | None:
         """How scores are made where that was not planned; None for sampled neighbourhoods."""
         config = self._config
         return None if config.eval == "sampled" else evaluation_of(config, self._dataset)
+
+    def _test_waits(self) -> bool:
+        """Whether test nodes are scored once, where no exact evaluation was planned."""
+        if self._config.eval == "layerwise":
+            return False
+        return sampled_test_waits(*map(self._dataset.task.num_seeds, PARTS))
 
     def _seeds(self, nodes: Tensor) -> Any:
         """Nodes as a loader takes them."""
@@ -355,7 +362,7 @@ class MiniBatch(Steps):
             seed=self._config.seed,
             seed_block=self._config.seed_block if trains else 1,
             threads=self._config.threads,
-            transform=partial(_note_served, self._dataset),
+            transform=partial(note_served, self._dataset),
             rank=self._rank,
             world_size=self._world,
             filter_per_worker=True,  # right after the batch's rows, in the thread that gathers
@@ -381,7 +388,11 @@ class MiniBatch(Steps):
         loss.backward()
         self.optimizer.step()
         self.padded_sizes = [self._sizes]
-        return loss.item(), self._of_seeds(batch).batch_size
+        return loss.item(), self._num_seeds(batch)
+
+    def _num_seeds(self, batch: Any) -> int:
+        found: int = self._of_seeds(batch).batch_size
+        return found
 
     def _begin_step(self) -> None:
         self._model.train()
@@ -418,7 +429,7 @@ class MiniBatch(Steps):
             done = 0
             for batch in self._announced(self._make_loader(nodes, trains=False)):
                 yield self._forward(batch.to(self._device), self._model).cpu()
-                done = min(done + self._of_seeds(batch).batch_size * self._world, len(nodes))
+                done = min(done + self._num_seeds(batch) * self._world, len(nodes))
                 if self.progress is not None:
                     self.progress("sampled batches: nodes", done, len(nodes))
         else:
@@ -488,7 +499,7 @@ class MiniBatch(Steps):
 class _Timed(Iterator[Any]):
     """Batches of a loader; how long each was waited for is added to ``steps.load_seconds``."""
 
-    def __init__(self, steps: Steps, loader: NeighborLoader) -> None:
+    def __init__(self, steps: Steps, loader: Iterable[Any]) -> None:
         self._steps = steps
         self._batches = iter(loader)
 
@@ -500,6 +511,7 @@ class _Timed(Iterator[Any]):
             self._steps.load_seconds += time.perf_counter() - began
 
 
-def _note_served(dataset: NodeDataset, batch: Any) -> Any:
+def note_served(dataset: NodeDataset, batch: Any) -> Any:
+    """The batch, with what has been served by now."""
     batch.served = dataset.served()
     return batch

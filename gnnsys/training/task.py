@@ -38,6 +38,11 @@ class Task(ABC):
     """What the dataset is judged by: one of ``gnnsys.choices.METRICS``."""
 
     @property
+    def named(self) -> str:
+        """As ``--target`` names it."""
+        return self.target
+
+    @property
     @abstractmethod
     def outputs(self) -> int:
         """Columns of what a model gives for a node."""
@@ -45,6 +50,10 @@ class Task(ABC):
     @abstractmethod
     def num_seeds(self, part: Part) -> int:
         """How many there are."""
+
+    @abstractmethod
+    def some_nodes(self) -> Tensor:
+        """(n,) int64 ids of nodes that a model may be tried on."""
 
     @abstractmethod
     def check(self, name: str, of: str) -> None:
@@ -109,6 +118,10 @@ class NodeTask(Task):
                 raise ArgumentError(
                     f"{name}: the {part} node {wrong}{of} has no label; leave it out of {part}"
                 )
+
+    def some_nodes(self) -> Tensor:
+        """See ``Task.some_nodes``."""
+        return self.train
 
     @property
     def test(self) -> Tensor:

@@ -11,7 +11,7 @@ from gnnsys.dataset.format import EdgeType
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.memory import activation_folder
 from gnnsys.training.typed_inference import hetero_inference
 
@@ -19,15 +19,14 @@ __all__ = ["exact_logits", "exact_rows"]
 
 
 class _Named(nn.Module):
-    """A classifier whose results have names of their own, whatever the target type's is: those of
-    files.
+    """A model whose results have names of their own, whatever the target type's is: those of files.
 
     Args:
-        model: the classifier.
-        gives_rows: whether what its last layer reads is a result, too.
+        model: the model.
+        gives_rows: whether what its last layer reads is a result, too, where that is known.
     """
 
-    def __init__(self, model: HeteroClassifier, gives_rows: bool) -> None:
+    def __init__(self, model: HeteroModel, gives_rows: bool) -> None:
         super().__init__()
         self.model, self.gives_rows = model, gives_rows
 
@@ -35,13 +34,12 @@ class _Named(nn.Module):
         self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
     ) -> dict[str, Tensor]:
         """(nodes, classes) logits of the target type, and (nodes, hidden) rows."""
-        rows = self.model.last_rows(x, edge_index)
-        found = {"logits": self.model.head(rows)}
-        return {**found, "rows": rows} if self.gives_rows else found
+        found = self.model.results(x, edge_index)
+        return found if self.gives_rows else {"logits": found["logits"]}
 
 
 def exact_logits(
-    config: TrainConfig, dataset: NodeDataset, model: HeteroClassifier, progress: Progress
+    config: TrainConfig, dataset: NodeDataset, model: HeteroModel, progress: Progress
 ) -> tuple[Tensor, ScratchFolder | None]:
     """(nodes, classes) logits of the target type, and the folder of their file, if they have one.
 
@@ -57,19 +55,19 @@ def exact_logits(
 
 
 def exact_rows(
-    config: TrainConfig, dataset: NodeDataset, model: HeteroClassifier, progress: Progress
-) -> tuple[Tensor, Tensor, ScratchFolder | None]:
-    """(nodes, hidden) what the last layer reads, the logits, and the folder of their files; see
-    ``exact_logits``."""
+    config: TrainConfig, dataset: NodeDataset, model: HeteroModel, progress: Progress
+) -> tuple[Tensor | None, Tensor, ScratchFolder | None]:
+    """(nodes, hidden) what the last layer reads, where that is known, the logits, and the folder of
+    their files; see ``exact_logits``."""
     folder = _make_folder(config, dataset)
     found = _infer(config, dataset, model, folder, progress, gives_rows=True)
-    return found["rows"], found["logits"], folder
+    return found.get("rows"), found["logits"], folder
 
 
 def _infer(
     config: TrainConfig,
     dataset: NodeDataset,
-    model: HeteroClassifier,
+    model: HeteroModel,
     folder: ScratchFolder | None,
     progress: Progress,
     *,

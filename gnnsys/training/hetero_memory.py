@@ -11,6 +11,7 @@ import math
 from torch_geometric.sampler import HeteroSamplerOutput
 
 from gnnsys.config.train import TrainConfig
+from gnnsys.config.user_model import is_user_model
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import Task
 from gnnsys.features.options import FeatureOptions
@@ -131,5 +132,6 @@ def _layer_bytes(
     """Of what autograd keeps and makes for a batch behind its inputs."""
     width = 4 * (config.hidden or 0)
     sources = sum(drawn.get(kind[0], 0) for kind in edges)  # once for each edge type
-    messages = sum(edges.values()) * (3 if config.model in ("hgt", "gat") else 1)
+    attends = config.model in ("hgt", "gat") or is_user_model(config.model)
+    messages = sum(edges.values()) * (3 if attends else 1)
     return width * (2 * nodes + config.layers * (8 * nodes + 2 * sources + messages))

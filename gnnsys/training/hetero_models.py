@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from gnnsys.config.heterogeneous import HETERO_MODELS
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import ArgumentError
 
-__all__ = ["HeteroClassifier", "RelationalConv"]
+__all__ = ["HeteroClassifier", "HeteroModel", "RelationalConv"]
 
 _HEADS = 8
 
@@ -67,7 +68,49 @@ class RelationalConv(nn.Module):
         return {kind: rows + summed[kind] if kind in summed else rows for kind, rows in own.items()}
 
 
-class HeteroClassifier(nn.Module):
+class HeteroModel(nn.Module, ABC):
+    """A model of a heterogeneous graph, with an embedding for each node of the types without
+    features."""
+
+    target: str
+    """Node type that it gives rows of."""
+
+    @abstractmethod
+    def embeddings(self) -> dict[str, Tensor]:
+        """(nodes, hidden) embeddings of each node type without features."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        edge_index: Mapping[EdgeType, Tensor],
+        n_id: Mapping[str, Tensor] | None = None,
+        num_sampled_nodes: Mapping[str, list[int]] | None = None,
+        num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
+    ) -> Tensor:
+        """Logits (nodes, classes) of the target type; at least those of the seeds where layers
+        trim.
+
+        Args:
+            x: (nodes, in_channels) of each node type that has features; and (nodes, hidden) rows of
+                the embeddings of the others, unless ``n_id`` is given.
+            edge_index: (2, edges) of each edge type.
+            n_id: (nodes,) ids of each node type, by which embeddings are taken; None where they
+                are in ``x``.
+            num_sampled_nodes: per hop, that of the seeds first, of each node type.
+            num_sampled_edges: per hop, in the order of the edges, of each edge type. With both,
+                layers may compute only what later ones need; the seeds' logits are the same.
+        """
+
+    @abstractmethod
+    def results(
+        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
+    ) -> dict[str, Tensor]:
+        """Of all nodes of the target type: ``logits`` (nodes, classes) and, where that is known,
+        ``rows`` (nodes, hidden) that the last layer makes them of; see ``forward``."""
+
+
+class HeteroClassifier(HeteroModel):
     """Classifies the nodes of one type of a heterogeneous graph.
 
     The features of each node type go through a linear layer of its own; a type without features has
@@ -141,7 +184,7 @@ class HeteroClassifier(nn.Module):
         self.head = nn.Linear(hidden, out_channels)
 
     def embeddings(self) -> dict[str, Tensor]:
-        """(nodes, hidden) embeddings of each node type without features."""
+        """See ``HeteroModel.embeddings``."""
         layers = self.inputs.items()
         return {kind: each.weight for kind, each in layers if isinstance(each, nn.Embedding)}
 
@@ -153,23 +196,17 @@ class HeteroClassifier(nn.Module):
         num_sampled_nodes: Mapping[str, list[int]] | None = None,
         num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
     ) -> Tensor:
-        """Logits (nodes, classes) of the target type; at least those of the seeds where layers
-        trim.
-
-        Args:
-            x: (nodes, in_channels) of each node type that has features; and (nodes, hidden) rows of
-                the embeddings of the others, unless ``n_id`` is given.
-            edge_index: (2, edges) of each edge type.
-            n_id: (nodes,) ids of each node type, by which embeddings are taken; None where they
-                are in ``x``.
-            num_sampled_nodes: per hop, that of the seeds first, of each node type.
-            num_sampled_edges: per hop, in the order of the edges, of each edge type. With both,
-                layers of rgcn and hgt compute only what later ones need; the seeds' logits are the
-                same.
-        """
+        """See ``HeteroModel.forward``; layers of rgcn and hgt trim."""
         rows = self.last_rows(x, edge_index, n_id, num_sampled_nodes, num_sampled_edges)
         logits: Tensor = self.head(rows)
         return logits
+
+    def results(
+        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
+    ) -> dict[str, Tensor]:
+        """See ``HeteroModel.results``."""
+        rows = self.last_rows(x, edge_index)
+        return {"logits": self.head(rows), "rows": rows}
 
     def last_rows(
         self,

@@ -13,7 +13,7 @@ from gnnsys.loaders import NeighborSampler
 from gnnsys.training.divergence import all_finite
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_exact import exact_logits
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.steps import BLOCK, MiniBatch
 
@@ -54,7 +54,7 @@ class HeteroMiniBatch(MiniBatch):
             yield from super().logits(nodes)
             return
         if self._logits is None:
-            assert isinstance(self._model, HeteroClassifier)
+            assert isinstance(self._model, HeteroModel)
             told = self.progress or (lambda what, done, total: None)
             self._logits, self._folder = exact_logits(
                 self._config, self._dataset, self._model, told

@@ -19,8 +19,8 @@ from gnnsys.loaders.cooperative import JointBatch
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.training.datasets import NodeDataset
-from gnnsys.training.hetero_models import HeteroClassifier
-from gnnsys.training.user_models import make_user_model
+from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
+from gnnsys.training.user_models import make_user_hetero_model, make_user_model
 
 __all__ = ["NodeClassifier", "make_model"]
 
@@ -188,7 +188,7 @@ def _convolve_scaled(
     return out
 
 
-def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassifier | DeepModel:
+def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroModel | DeepModel:
     """The model of a run, in one process.
 
     Raises:
@@ -196,6 +196,8 @@ def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroClassif
         ArgumentError, UnsupportedError: see ``make_user_model``.
     """
     config = run.config
+    if dataset.heterogeneous and is_user_model(config.model):
+        return make_user_hetero_model(run, dataset)
     if dataset.heterogeneous:
         return HeteroClassifier(
             config.model,

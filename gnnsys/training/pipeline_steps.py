@@ -20,7 +20,7 @@ from gnnsys.system.files import replace_file
 from gnnsys.training.cooperative_steps import CooperativeSteps
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.optimisation import make_optimizer
@@ -34,13 +34,13 @@ __all__ = ["PipelineSteps", "make_steps"]
 def make_steps(
     run: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | HeteroClassifier | DeepModel,
+    model: NodeClassifier | HeteroModel | DeepModel,
     evaluation: Evaluation | None,
 ) -> Steps:
     """What trains and evaluates a model as a run asks for."""
     if isinstance(model, DeepModel):
         return PipelineSteps(run, dataset, model)
-    if isinstance(model, HeteroClassifier):
+    if isinstance(model, HeteroModel):
         return HeteroMiniBatch(run, dataset, model)
     if run.config.full_batch:
         return FullBatch(run, dataset, model)

@@ -85,7 +85,8 @@ MODELS = ("sage", "gcn", "gat", "gin", "rgcn", "hgt", "gcnii", "resgcn")
 """Models that ``gnnsys train`` has itself."""
 
 Metric = Literal[
-    "accuracy", "rocauc", "ap", "f1", "precision", "recall", "mcc", "loss", "mae", "rmse", "r2"
+    "accuracy", "rocauc", "ap", "f1", "precision", "recall", "mcc", "loss", "mae", "rmse", "r2",
+    "mrr", "hits@1", "hits@3", "hits@10", "recall@10", "ndcg@10", "auc",
 ]  # fmt: skip
 """What a model is judged by."""
 
@@ -93,8 +94,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "classes": ("accuracy", "rocauc", "ap", "f1", "precision", "recall", "mcc", "loss"),
     "labels": ("accuracy", "rocauc", "ap", "f1", "precision", "recall", "loss"),
     "values": ("rmse", "mae", "r2"),
+    "links": ("mrr", "hits@1", "hits@3", "hits@10", "recall@10", "ndcg@10", "auc"),
 }
-"""Of one class a node, of several labels a node, and of a number a node."""
+"""Of one class a node, of several labels a node, of a number a node, and of links."""
 
 LOWER_IS_BETTER = ("loss", "mae", "rmse")
 """Metrics of which that is so."""

@@ -37,7 +37,8 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
-from gnnsys.config.optimisation import OptimisationOptions, check_optimisation
+from gnnsys.config.links import LinkOptions, check_links
+from gnnsys.config.optimisation import check_optimisation
 from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
 from gnnsys.config.user_model import check_model, is_user_model
@@ -48,9 +49,9 @@ __all__ = ["TrainConfig"]
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig(OptimisationOptions):
+class TrainConfig(LinkOptions):
     """Train a GNN for node classification or regression, on sampled mini-batches or on the full
-    graph.
+    graph; or for the prediction of links.
 
     Examples:
         gnnsys train demo
@@ -60,6 +61,7 @@ class TrainConfig(OptimisationOptions):
             --ranks 4 --chunks 16
         gnnsys train my-graph --out run1 --epochs 50 --patience 10
         gnnsys train my-graph --model my_models:make --lr-schedule cosine --warmup-epochs 2
+        gnnsys train shop --task link --target user,buys,item --negatives 4
         gnnsys train --resume run1
         gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
     """
@@ -70,6 +72,7 @@ class TrainConfig(OptimisationOptions):
         "model": "model",
         "fanouts": "sampling",
         "optimizer": "optimisation",
+        "decoder": "links",
         "precision": "optimisation",
         "parallel": "parallel",
         "metric": "evaluation",
@@ -105,9 +108,14 @@ class TrainConfig(OptimisationOptions):
     split: int = 0
     """Which of the dataset's splits to use; actor, tolokers and minesweeper have 10."""
 
-    target: Annotated[str, "TYPE"] | None = None
+    task: Annotated[str, "node|link|NAME"] = "node"
+    """What is trained for. node: the classes, or numbers, of nodes; link: links of the edge type
+    --target; else the name of one of the folder's tasks, see docs/relational.md."""
+
+    target: Annotated[str, "TYPE|SRC,REL,DST"] | None = None
     """Node type to classify, of a heterogeneous dataset folder. Default: the one that the folder
-    names."""
+    names. With --task link the edge type whose links are to be predicted. Default: the one that has
+    links held out."""
 
     model: Annotated[str, MODELS, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
     """Kind of graph convolution. Heterogeneous folders take rgcn, hgt, sage and gat; rgcn and hgt
@@ -161,7 +169,7 @@ class TrainConfig(OptimisationOptions):
     """Train on the full graph in every step instead of on sampled mini-batches."""
 
     batch_size: int = 1024
-    """Seed nodes per mini-batch, of each rank."""
+    """Seed nodes, or links, per mini-batch, of each rank."""
 
     seed_block: int = 1
     """Training nodes with neighbouring numbers that are shuffled as one. Where these lie together
@@ -238,7 +246,7 @@ class TrainConfig(OptimisationOptions):
     metric: Literal["auto", Metric] = "auto"
     """Metric to report, and to choose the best epoch, an early stop and a plateau by; of loss, mae
     and rmse the lowest is best, else the highest. auto: what the dataset says; rocauc for tolokers
-    and minesweeper, else accuracy, or rmse of a regression. See docs/models.md."""
+    and minesweeper, else accuracy, rmse of a regression, or mrr of links. See docs/models.md."""
 
     eval: Literal["auto", "layerwise", "neighborhoods", "sampled"] = "auto"
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
@@ -376,6 +384,7 @@ class TrainConfig(OptimisationOptions):
                 "weight decay >= 0"
             )
         check_optimisation(self)
+        check_links(self)
         if self.fanouts is not None:
             self.fanouts = parse_fanouts(self.fanouts)
             self._check_fanouts(self.fanouts)

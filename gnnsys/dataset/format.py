@@ -29,6 +29,7 @@ from gnnsys.system.records import as_record, json_text, place_of
 __all__ = [
     "CHECKSUM_CHUNK",
     "EDGE_TYPE",
+    "LINK_PARTS",
     "MANIFEST",
     "NODE_TYPE",
     "VERSION",
@@ -44,6 +45,7 @@ __all__ = [
     "edge_folder",
     "is_dtype",
     "is_seed_table",
+    "link_table",
     "node_folder",
     "read_manifest",
 ]
@@ -66,6 +68,9 @@ NODE_TYPE = "node"
 
 EDGE_TYPE: EdgeType = (NODE_TYPE, "to", NODE_TYPE)
 """The edge type of a homogeneous graph."""
+
+LINK_PARTS = ("val", "test")
+"""Links of an edge type that are held out, see ``gnnsys.dataset.links``."""
 
 _FORMAT = "gnnsys dataset"
 _OTHER_ROWS = (
@@ -180,7 +185,8 @@ class EdgeSet:
 
     count: Count
     tables: dict[str, Table] = field(default_factory=dict)
-    """By name: indptr, indices, and in CSC order edge_features, edge_time, edge_weight, edge_id."""
+    """By name: indptr, indices, and in CSC order edge_features, edge_time, edge_weight, edge_id;
+    of links that are held out val.source, val.target, val.time and test.… likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,6 +286,11 @@ def is_dtype(name: str) -> bool:
 def is_seed_table(name: str) -> bool:
     """Whether a node table is of the seeds of a task, SPLIT.TASK.WHAT: ``gnnsys.dataset.seeds``."""
     return name.startswith(("train.", "val.", "test."))
+
+
+def link_table(part: str, what: str) -> str:
+    """The edge table of a part of the links held out: ``what`` is source, target or time."""
+    return f"{part}.{what}"
 
 
 def node_folder(heterogeneous: bool, node_type: str) -> str:

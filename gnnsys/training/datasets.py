@@ -37,6 +37,7 @@ from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.system.device import SIMT
 from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.link_task import LinkTask, is_link_task, link_task
 from gnnsys.training.task import NodeTask, Task
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
@@ -53,8 +54,7 @@ _OpenGraph = Callable[[Dataset, CSC], None]
 
 @dataclass(kw_only=True, slots=True)
 class NodeDataset:
-    """A graph of one node type or several, the nodes of one of which are to be classified, or given
-    a number."""
+    """A graph of one node type or several, and what is to be learnt of it."""
 
     name: str
 
@@ -158,7 +158,7 @@ class NodeDataset:
             return sizes
         return {
             **sizes,
-            "target": self.target,
+            "target": self.task.named,
             "node_types": dict(self.num_nodes),
             "edge_types": {",".join(kind): each.num_edges for kind, each in self.graphs.items()},
         }
@@ -192,6 +192,8 @@ def load_dataset(
     batch_size: int = 1024,
     ranks: int = 1,
     target: str | None = None,
+    task: str = "node",
+    hidden: int = 64,
 ) -> NodeDataset:
     """Loads a dataset by name, opens a folder, or generates the demo.
 
@@ -209,10 +211,13 @@ def load_dataset(
         fanouts: of training, for ``--score presample`` and ``topology``; likewise ``batch_size``,
             in seeds.
         ranks: that load it together.
-        target: node type to classify; None for the one that the folder's task names.
+        target: node type to classify; None for the one that the folder's task names. Of links,
+            their edge type; see ``link_task``.
+        task: "node", "link", or the name of a folder's task of links.
+        hidden: width of the embeddings of links' ends.
 
     Raises:
-        ArgumentError: an unknown name, split or target, nodes to train on that have no label, or
+        ArgumentError: an unknown name, split, task or target, nodes to train on that have no label, or
             ``options`` that the dataset's features have no use for.
         MissingFileError: raw files that are not under ``root``.
         FileFormatError: raw files that cannot be read, or labels that do not fit the nodes.
@@ -232,14 +237,18 @@ def load_dataset(
         if split:
             raise ArgumentError(f"--split {split}: {name} has 1, numbered from 0")
         if name == "demo":
+            _check_of_nodes(name, task)
             _check_one_type(name, target)
             return _load_demo(seed, threads, device, setup, open_graph)
         if os.sep in name or os.path.isdir(name):
-            return _open_folder(Path(name), threads, device, setup, open_graph, target)
+            return _open_folder(
+                Path(name), threads, device, setup, open_graph, target, task, hidden
+            )
         raise ArgumentError(
             f"dataset {name!r} is unknown: expected one of {', '.join([*NAMED, 'demo'])}, or "
             "the path of a dataset folder"
         )
+    _check_of_nodes(name, task)
     _check_one_type(name, target)
     on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
     is_cached = on_gpu and options.cache not in ("auto", "none")
@@ -272,6 +281,8 @@ def load_run_dataset(run: Run, device: str | None = None) -> NodeDataset:
         batch_size=config.batch_size,
         ranks=run.ranks,
         target=config.target,
+        task=config.task,
+        hidden=config.hidden or 0,
     )
 
 
@@ -324,16 +335,19 @@ def _open_folder(
     setup: _Setup,
     open_graph: _OpenGraph,
     target: str | None = None,
+    task: str = "node",
+    hidden: int = 64,
 ) -> NodeDataset:
     dataset = open_dataset(path)
-    task = task_of(dataset, target)
+    made = _make_task(dataset, task, target, hidden)
     typed = dataset.heterogeneous
     if not typed and not dataset.has("features"):
         raise ArgumentError(_lacks(path, "features"))
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
-    if any(dataset.has("time", each) for each in dataset.node_types) or any(
-        dataset.has("edge_time", each) for each in dataset.edge_types
+    if not (isinstance(made, LinkTask) and made.timed) and (
+        any(dataset.has("time", each) for each in dataset.node_types)
+        or any(dataset.has("edge_time", each) for each in dataset.edge_types)
     ):
         warn_once(
             _log, "%s: its times are not used: nodes and edges later than a seed are sampled, too",
@@ -349,7 +363,7 @@ def _open_folder(
         digest=digest_of(dataset),
         source=(features, graphs),
         heterogeneous=typed,
-        task=_node_task(dataset, task),
+        task=made,
         num_nodes={each: dataset.num_nodes(each) for each in dataset.node_types},
         tables={
             each: features.table(each if typed else None, "x")
@@ -363,6 +377,15 @@ def _open_folder(
         if typed:
             _enter_mapped(NEIGHBOURS, graph.indices)
     return found
+
+
+def _make_task(dataset: Dataset, task: str, target: str | None, hidden: int) -> Task:
+    """What ``--task`` asks for."""
+    if is_link_task(dataset, task):
+        return link_task(dataset, task, target, hidden)
+    if task != "node":
+        raise ArgumentError(f"--task {task}: expected node or link, or a task of links of the folder")
+    return _node_task(dataset, task_of(dataset, target))
 
 
 def _node_task(dataset: Dataset, task: FolderTask) -> NodeTask:
@@ -423,6 +446,13 @@ def _lacks(path: Path, what: str) -> str:
 
 def _count_classes(labels: Tensor) -> int:
     return labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
+
+
+def _check_of_nodes(name: str, task: str) -> None:
+    if task != "node":
+        raise ArgumentError(
+            f"--task {task}: {name} has nodes to classify alone; name a dataset folder"
+        )
 
 
 def _check_one_type(name: str, target: str | None) -> None:

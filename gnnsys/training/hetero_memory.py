@@ -30,7 +30,7 @@ from gnnsys.training.batch_memory import (
 from gnnsys.training.datasets import task_of
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["plan_types"]
+__all__ = ["embedding_copies", "layer_bytes", "plan_types"]
 
 _EMBEDDINGS = "embeddings of nodes"
 _LOOKED_AT = 2
@@ -75,7 +75,7 @@ def plan_types(
     tables = feature_tables(dataset)
     bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
     hidden = config.hidden or 0
-    budget.reserve(_EMBEDDINGS, 4 * (_copies(config) if trains else 1) * bare * hidden)
+    budget.reserve(_EMBEDDINGS, 4 * (embedding_copies(config) if trains else 1) * bare * hidden)
     budget.check(_TOO_SMALL)
     if parts["train"] == 0:
         return task.num_classes
@@ -91,7 +91,7 @@ def plan_types(
         row_bytes=sum(4 * count * math.prod(table.shape[1:]) for count, table in rows),
         stored_bytes=sum(count * table.encoding.row_stride for count, table in rows),
     )
-    step = size.row_bytes + _layer_bytes(config, size.nodes, drawn, edges)
+    step = size.row_bytes + layer_bytes(config, size.nodes, drawn, edges)
     reserve_batches(config, options, size, step, trains=trains)
     judged = max(parts["val"], parts["test"]) * answer_bytes(config, task)
     budget.reserve("what evaluation predicts", judged)
@@ -99,7 +99,7 @@ def plan_types(
     return task.num_classes
 
 
-def _copies(config: TrainConfig) -> int:
+def embedding_copies(config: TrainConfig) -> int:
     """Tensors of the size of the embeddings that there are at a time, at most."""
     kept = 3  # the weights, their gradient, the best weights so far
     decays = config.weight_decay > 0 and config.optimizer != "adamw"  # a gradient of its own
@@ -126,7 +126,7 @@ def _draw(config: TrainConfig, dataset: Dataset, target: str) -> HeteroSamplerOu
     return out
 
 
-def _layer_bytes(
+def layer_bytes(
     config: TrainConfig, nodes: int, drawn: dict[str, int], edges: dict[tuple[str, str, str], int]
 ) -> int:
     """Of what autograd keeps and makes for a batch behind its inputs."""

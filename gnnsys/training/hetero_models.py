@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from gnnsys.config.heterogeneous import HETERO_MODELS
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import ArgumentError
 
-__all__ = ["HeteroClassifier", "HeteroModel", "RelationalConv"]
+__all__ = ["HeteroClassifier", "HeteroEncoder", "HeteroModel", "RelationalConv"]
 
 _HEADS = 8
 
@@ -70,52 +71,35 @@ class RelationalConv(nn.Module):
 
 class HeteroModel(nn.Module, ABC):
     """A model of a heterogeneous graph, with an embedding for each node of the types without
-    features."""
+    features.
 
-    target: str
-    """Node type that it gives rows of."""
+    It is called with x, edge_index, and where they are known ``n_id``, ``num_sampled_nodes`` and
+    ``num_sampled_edges``, as of ``HeteroEncoder.rows_of``.
+    """
 
     @abstractmethod
     def embeddings(self) -> dict[str, Tensor]:
         """(nodes, hidden) embeddings of each node type without features."""
 
     @abstractmethod
-    def forward(
-        self,
-        x: Mapping[str, Tensor],
-        edge_index: Mapping[EdgeType, Tensor],
-        n_id: Mapping[str, Tensor] | None = None,
-        num_sampled_nodes: Mapping[str, list[int]] | None = None,
-        num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
-    ) -> Tensor:
-        """Logits (nodes, classes) of the target type; at least those of the seeds where layers
-        trim.
-
-        Args:
-            x: (nodes, in_channels) of each node type that has features; and (nodes, hidden) rows of
-                the embeddings of the others, unless ``n_id`` is given.
-            edge_index: (2, edges) of each edge type.
-            n_id: (nodes,) ids of each node type, by which embeddings are taken; None where they
-                are in ``x``.
-            num_sampled_nodes: per hop, that of the seeds first, of each node type.
-            num_sampled_edges: per hop, in the order of the edges, of each edge type. With both,
-                layers may compute only what later ones need; the seeds' logits are the same.
-        """
-
-    @abstractmethod
     def results(
         self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
     ) -> dict[str, Tensor]:
-        """Of all nodes of the target type: ``logits`` (nodes, classes) and, where that is known,
-        ``rows`` (nodes, hidden) that the last layer makes them of; see ``forward``."""
+        """What is to be known of all nodes, by name: the ``logits`` (nodes, classes) of the target
+        type and, where that is known, the ``rows`` (nodes, hidden) that the last layer makes them
+        of; or the rows (nodes, hidden) of node types.
+
+        Args:
+            x: (nodes, channels) of each node type, embeddings among them.
+            edge_index: (2, edges) of each edge type.
+        """
 
 
-class HeteroClassifier(HeteroModel):
-    """Classifies the nodes of one type of a heterogeneous graph.
+class HeteroEncoder(HeteroModel):
+    """Makes rows of the nodes of a heterogeneous graph.
 
     The features of each node type go through a linear layer of its own; a type without features has
-    an embedding for each node, which is trained. Graph convolutions of one width follow, and a
-    linear layer on the target type.
+    an embedding for each node, which is trained. Graph convolutions of one width follow.
 
     rgcn: ``RelationalConv``. hgt: PyG's ``HGTConv`` (Hu et al., WWW 2020; 8 heads where they divide
     the width, else 1), where a type that gets no messages keeps its rows. sage, gat: PyG's
@@ -126,24 +110,12 @@ class HeteroClassifier(HeteroModel):
         in_channels: features of a node, of each node type that has some.
         num_nodes: of each node type.
         edge_types: source, relation and target of each.
-        target: node type to classify.
         hidden: width of the graph convolutions.
-        out_channels: classes.
         layers: graph convolutions.
         dropout: probability with which each layer's inputs are dropped in training.
 
     Raises:
         ArgumentError: an unknown model, or types that PyG's part of it cannot take.
-
-    >>> import torch
-    >>> net = HeteroClassifier(
-    ...     "rgcn", in_channels={"a": 3}, num_nodes={"a": 2, "b": 5}, edge_types=[("b", "to", "a")],
-    ...     target="a", hidden=4, out_channels=2, layers=1,
-    ... )
-    >>> edges = {("b", "to", "a"): torch.tensor([[0, 1], [1, 1]])}
-    >>> ids = {"a": torch.tensor([0, 1]), "b": torch.tensor([4, 2])}
-    >>> net({"a": torch.ones(2, 3)}, edges, ids).shape
-    torch.Size([2, 2])
     """
 
     def __init__(
@@ -153,16 +125,14 @@ class HeteroClassifier(HeteroModel):
         in_channels: Mapping[str, int],
         num_nodes: Mapping[str, int],
         edge_types: Sequence[EdgeType],
-        target: str,
         hidden: int,
-        out_channels: int,
         layers: int,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
         if model not in HETERO_MODELS:
             raise ArgumentError(f"model {model!r}: expected one of {', '.join(HETERO_MODELS)}")
-        self.target, self.dropout = target, dropout
+        self.dropout = dropout
         self.inputs = ModuleDict(
             {
                 kind: nn.Linear(in_channels[kind], hidden)
@@ -181,12 +151,77 @@ class HeteroClassifier(HeteroModel):
             self.gnn = _to_hetero(model, types, hidden, layers, dropout)
         # An HGTConv has its nonlinearity inside, and adds its inputs after it.
         self.activation = nn.Identity() if model == "hgt" else nn.ReLU()
-        self.head = nn.Linear(hidden, out_channels)
 
     def embeddings(self) -> dict[str, Tensor]:
         """See ``HeteroModel.embeddings``."""
         layers = self.inputs.items()
         return {kind: each.weight for kind, each in layers if isinstance(each, nn.Embedding)}
+
+    def rows_of(
+        self,
+        kinds: Sequence[str],
+        x: Mapping[str, Tensor],
+        edge_index: Mapping[EdgeType, Tensor],
+        n_id: Mapping[str, Tensor] | None = None,
+        num_sampled_nodes: Mapping[str, list[int]] | None = None,
+        num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
+    ) -> dict[str, Tensor]:
+        """(nodes, hidden) of some node types; at least those of the seeds where layers trim.
+
+        Args:
+            kinds: names.
+            x: (nodes, in_channels) of each node type that has features; and (nodes, hidden) rows of
+                the embeddings of the others, unless ``n_id`` is given.
+            edge_index: (2, edges) of each edge type.
+            n_id: (nodes,) ids of each node type, by which embeddings are taken; None where they
+                are in ``x``.
+            num_sampled_nodes: per hop, that of the seeds first, of each node type.
+            num_sampled_edges: per hop, in the order of the edges, of each edge type. With both,
+                layers of rgcn and hgt compute only what later ones need; the seeds' rows are the
+                same.
+        """
+        rows = {}
+        for kind, layer in self.inputs.items():
+            if isinstance(layer, nn.Linear):
+                rows[kind] = F.relu(layer(x[kind]))
+            else:
+                rows[kind] = x[kind] if n_id is None else layer(n_id[kind])
+        rows = {kind: F.dropout(each, self.dropout, self.training) for kind, each in rows.items()}
+        if isinstance(self.gnn, _Layers):
+            out = self.gnn(rows, dict(edge_index), num_sampled_nodes, num_sampled_edges)
+        else:
+            out = self.gnn(rows, dict(edge_index))
+        made = {kind: self.activation(out[kind]) for kind in kinds}
+        return {kind: F.dropout(own, self.dropout, self.training) for kind, own in made.items()}
+
+
+class HeteroClassifier(HeteroEncoder):
+    """Classifies the nodes of one type of a heterogeneous graph: a linear layer on its rows.
+
+    Args:
+        model: rgcn, hgt, sage or gat.
+        target: node type to classify.
+        out_channels: classes.
+        **shape: the other arguments of ``HeteroEncoder``.
+
+    Raises:
+        ArgumentError: an unknown model, or types that PyG's part of it cannot take.
+
+    >>> import torch
+    >>> net = HeteroClassifier(
+    ...     "rgcn", in_channels={"a": 3}, num_nodes={"a": 2, "b": 5}, edge_types=[("b", "to", "a")],
+    ...     target="a", hidden=4, out_channels=2, layers=1,
+    ... )
+    >>> edges = {("b", "to", "a"): torch.tensor([[0, 1], [1, 1]])}
+    >>> ids = {"a": torch.tensor([0, 1]), "b": torch.tensor([4, 2])}
+    >>> net({"a": torch.ones(2, 3)}, edges, ids).shape
+    torch.Size([2, 2])
+    """
+
+    def __init__(self, model: str, *, target: str, out_channels: int, **shape: Any) -> None:
+        super().__init__(model, **shape)
+        self.target = target
+        self.head = nn.Linear(shape["hidden"], out_channels)
 
     def forward(
         self,
@@ -196,7 +231,7 @@ class HeteroClassifier(HeteroModel):
         num_sampled_nodes: Mapping[str, list[int]] | None = None,
         num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
     ) -> Tensor:
-        """See ``HeteroModel.forward``; layers of rgcn and hgt trim."""
+        """Logits (nodes, classes) of the target type; arguments as of ``rows_of``."""
         rows = self.last_rows(x, edge_index, n_id, num_sampled_nodes, num_sampled_edges)
         logits: Tensor = self.head(rows)
         return logits
@@ -216,20 +251,9 @@ class HeteroClassifier(HeteroModel):
         num_sampled_nodes: Mapping[str, list[int]] | None = None,
         num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
     ) -> Tensor:
-        """(nodes, hidden) what the last linear layer makes logits of; see ``forward``."""
-        rows = {}
-        for kind, layer in self.inputs.items():
-            if isinstance(layer, nn.Linear):
-                rows[kind] = F.relu(layer(x[kind]))
-            else:
-                rows[kind] = x[kind] if n_id is None else layer(n_id[kind])
-        rows = {kind: F.dropout(each, self.dropout, self.training) for kind, each in rows.items()}
-        if isinstance(self.gnn, _Layers):
-            out = self.gnn(rows, dict(edge_index), num_sampled_nodes, num_sampled_edges)
-        else:
-            out = self.gnn(rows, dict(edge_index))
-        own = self.activation(out[self.target])
-        return F.dropout(own, self.dropout, self.training)
+        """(nodes, hidden) what the last linear layer makes logits of; see ``rows_of``."""
+        sizes = num_sampled_nodes, num_sampled_edges
+        return self.rows_of([self.target], x, edge_index, n_id, *sizes)[self.target]
 
 
 _Types = tuple[list[str], list[EdgeType]]

@@ -17,7 +17,7 @@ from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.steps import BLOCK, MiniBatch
 
-__all__ = ["HeteroMiniBatch"]
+__all__ = ["HeteroMiniBatch", "bad_inputs", "typed_inputs"]
 
 
 class HeteroMiniBatch(MiniBatch):
@@ -37,14 +37,7 @@ class HeteroMiniBatch(MiniBatch):
         return batch[self._dataset.target]
 
     def _forward(self, batch: HeteroData, model: Callable[..., Tensor]) -> Tensor:
-        nodes, edges = batch.node_items(), batch.edge_items()
-        out = model(
-            {kind: store.x for kind, store in nodes if "x" in store},
-            {kind: store.edge_index for kind, store in edges},
-            {kind: store.n_id for kind, store in nodes},
-            {kind: store.num_sampled_nodes for kind, store in nodes},
-            {kind: store.num_sampled_edges for kind, store in edges},
-        )
+        out = model(*typed_inputs(batch))
         return out[: self._of_seeds(batch).batch_size]
 
     @torch.no_grad()
@@ -76,8 +69,25 @@ class HeteroMiniBatch(MiniBatch):
         }
 
     def inputs(self, batch: HeteroData) -> Any:
-        """Those of the first node type whose features are not finite; else of none."""
-        for kind, store in batch.node_items():
-            if "x" in store and not all_finite([store.x]):
-                return Data(x=store.x, n_id=store.n_id, of=f" of type {kind!r}")
-        return Data()
+        """See ``bad_inputs``."""
+        return bad_inputs(batch)
+
+
+def typed_inputs(batch: HeteroData) -> tuple[dict[Any, Any], ...]:
+    """What a ``HeteroEncoder`` takes of a batch."""
+    nodes, edges = batch.node_items(), [item for item in batch.edge_items() if "edge_index" in item[1]]
+    return (
+        {kind: store.x for kind, store in nodes if "x" in store},
+        {kind: store.edge_index for kind, store in edges},
+        {kind: store.n_id for kind, store in nodes},
+        {kind: store.num_sampled_nodes for kind, store in nodes},
+        {kind: store.num_sampled_edges for kind, store in edges},
+    )
+
+
+def bad_inputs(batch: HeteroData) -> Data:
+    """Inputs of the first node type whose features are not finite; else of none."""
+    for kind, store in batch.node_items():
+        if "x" in store and not all_finite([store.x]):
+            return Data(x=store.x, n_id=store.n_id, of=f" of type {kind!r}")
+    return Data()

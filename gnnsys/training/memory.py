@@ -20,6 +20,7 @@ from torch import Tensor
 from gnnsys.cache.making import LEAST_STAGING
 from gnnsys.choices import EVAL_STORES
 from gnnsys.config.heterogeneous import check_heterogeneous
+from gnnsys.config.links import check_link_run
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.config.user_model import is_user_model
@@ -55,6 +56,8 @@ from gnnsys.training.evaluation import Evaluation, plan_evaluation
 from gnnsys.training.hetero_memory import plan_types
 from gnnsys.training.inference_reads import SUMS
 from gnnsys.training.layer_reads import plan_reads
+from gnnsys.training.link_memory import plan_links
+from gnnsys.training.link_task import is_link_task
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
 __all__ = [
@@ -107,6 +110,9 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
     """
     folder = Path(run.config.dataset)
     dataset = open_dataset(folder) if (folder / MANIFEST).is_file() else None
+    if dataset is not None and is_link_task(dataset, run.config.task):
+        _plan_links(run, dataset, trains)
+        return None
     if dataset is not None and dataset.heterogeneous:
         check_heterogeneous(run.config)
         num_classes = plan_types(run.config, dataset, run.features, trains=trains)
@@ -242,6 +248,15 @@ def plan_memory(
     if evaluation is not None:
         evaluation.tell()
     return evaluation
+
+
+def _plan_links(run: Run, dataset: Dataset, trains: bool) -> None:
+    config = run.config
+    check_link_run(config)
+    if dataset.heterogeneous:
+        check_heterogeneous(config)
+    if plan_links(run, dataset, trains=trains):
+        _reserve_types(config, dataset, config.hidden or 0)
 
 
 def _reserve_types(config: TrainConfig, dataset: Dataset, num_classes: int) -> None:

@@ -12,6 +12,7 @@ from torch_geometric.nn.models import GAT, GCN, GIN, GraphSAGE
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.config.heterogeneous import check_homogeneous
+from gnnsys.config.links import link_training
 from gnnsys.config.resolve import Run
 from gnnsys.config.user_model import is_user_model
 from gnnsys.errors import ArgumentError
@@ -20,9 +21,11 @@ from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
-from gnnsys.training.user_models import make_user_hetero_model, make_user_model
+from gnnsys.training.link_models import HeteroEmbedder, LinkModel
+from gnnsys.training.link_task import LinkTask
+from gnnsys.training.user_models import make_user_embedder, make_user_hetero_model, make_user_model
 
-__all__ = ["NodeClassifier", "make_model"]
+__all__ = ["Model", "NodeClassifier", "make_model"]
 
 _MODELS: dict[str, type[BasicGNN]] = {"sage": GraphSAGE, "gcn": GCN, "gat": GAT, "gin": GIN}
 _GAT_HEADS = 8
@@ -188,28 +191,59 @@ def _convolve_scaled(
     return out
 
 
-def make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | HeteroModel | DeepModel:
+Model = NodeClassifier | HeteroModel | DeepModel | LinkModel
+"""Of any run."""
+
+
+def make_model(run: Run, dataset: NodeDataset) -> Model:
     """The model of a run, in one process.
 
     Raises:
         ArgumentError: a model that does not fit the types of the graph, or that it has none.
         ArgumentError, UnsupportedError: see ``make_user_model``.
     """
-    config = run.config
-    if dataset.heterogeneous and is_user_model(config.model):
+    task = dataset.task
+    if not isinstance(task, LinkTask):
+        return _make_hetero(run, dataset) if dataset.heterogeneous else _make_model(run, dataset)
+    encoder = (_make_embedder if dataset.heterogeneous else _make_model)(run, dataset)
+    return LinkModel(encoder, task.width, link_training(run.config).decoder)
+
+
+def _make_embedder(run: Run, dataset: NodeDataset) -> HeteroModel:
+    """Of a graph with types whose links are to be predicted."""
+    task = dataset.task
+    assert isinstance(task, LinkTask)
+    if is_user_model(run.config.model):
+        return make_user_embedder(run, dataset, task)
+    return HeteroEmbedder(run.config.model, task.ends, **_shape(run, dataset))
+
+
+def _make_hetero(run: Run, dataset: NodeDataset) -> HeteroModel:
+    if is_user_model(run.config.model):
         return make_user_hetero_model(run, dataset)
-    if dataset.heterogeneous:
-        return HeteroClassifier(
-            config.model,
-            in_channels={kind: table.shape[1] for kind, table in dataset.tables.items()},
-            num_nodes=dataset.num_nodes,
-            edge_types=[*dataset.graphs],
-            target=dataset.target,
-            hidden=config.hidden or 0,
-            out_channels=dataset.task.outputs,
-            layers=config.layers,
-            dropout=config.dropout,
-        )
+    return HeteroClassifier(
+        run.config.model,
+        target=dataset.target,
+        out_channels=dataset.task.outputs,
+        **_shape(run, dataset),
+    )
+
+
+def _shape(run: Run, dataset: NodeDataset) -> dict[str, Any]:
+    """Arguments of a ``HeteroEncoder``."""
+    return {
+        "in_channels": {kind: table.shape[1] for kind, table in dataset.tables.items()},
+        "num_nodes": dataset.num_nodes,
+        "edge_types": [*dataset.graphs],
+        "hidden": run.config.hidden or 0,
+        "layers": run.config.layers,
+        "dropout": run.config.dropout,
+    }
+
+
+def _make_model(run: Run, dataset: NodeDataset) -> NodeClassifier | DeepModel:
+    """Of a graph without types."""
+    config = run.config
     if is_user_model(config.model):
         return NodeClassifier.around(make_user_model(run, dataset))
     check_homogeneous(config)

@@ -22,7 +22,9 @@ from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
-from gnnsys.training.models import NodeClassifier
+from gnnsys.training.link_models import LinkModel
+from gnnsys.training.link_steps import LinkMiniBatch
+from gnnsys.training.models import Model
 from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.rank_steps import RankSteps
 from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
@@ -34,12 +36,14 @@ __all__ = ["PipelineSteps", "make_steps"]
 def make_steps(
     run: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | HeteroModel | DeepModel,
+    model: Model,
     evaluation: Evaluation | None,
 ) -> Steps:
     """What trains and evaluates a model as a run asks for."""
     if isinstance(model, DeepModel):
         return PipelineSteps(run, dataset, model)
+    if isinstance(model, LinkModel):
+        return LinkMiniBatch(run, dataset, model)
     if isinstance(model, HeteroModel):
         return HeteroMiniBatch(run, dataset, model)
     if run.config.full_batch:

@@ -26,7 +26,11 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def make_sampler(
-    config: TrainConfig, source: Any, *, device: Literal["cpu", "cuda", "simt"] | None = None
+    config: TrainConfig,
+    source: Any,
+    *,
+    device: Literal["cpu", "cuda", "simt"] | None = None,
+    **more: Any,
 ) -> NeighborSampler:
     """What draws the mini-batches of a run.
 
@@ -34,6 +38,7 @@ def make_sampler(
         config: filled in.
         source: a graph as ``NeighborSampler`` takes it.
         device: that draws the same batches; None for that of the options.
+        **more: options of ``NeighborSampler``.
     """
     return NeighborSampler(
         source,
@@ -43,6 +48,7 @@ def make_sampler(
         sampling=config.sampling,
         dependent_batches=config.dependent_batches,
         device=device or _sampler_device(config),
+        **more,
     )
 
 

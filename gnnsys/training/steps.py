@@ -49,6 +49,7 @@ __all__ = [
     "MiniBatch",
     "Steps",
     "WholeGraph",
+    "note_served",
 ]
 
 BLOCK = 1 << 16
@@ -292,8 +293,7 @@ class MiniBatch(Steps):
             reclaim_activations(config)
             self.test_at_end = self._evaluation.test_at_end
         else:
-            parts = map(dataset.task.num_seeds, PARTS)
-            self.test_at_end = config.eval != "layerwise" and sampled_test_waits(*parts)
+            self.test_at_end = self._test_waits()
         self._layers: list[ModelLayer] | None = None  # of the model, taken apart
         self._scope: Scope | None = None  # of which there are logits, by the weights as they are
         self._logits: Tensor | None = None
@@ -313,6 +313,12 @@ class MiniBatch(Steps):
         """How scores are made where that was not planned; None for sampled neighbourhoods."""
         config = self._config
         return None if config.eval == "sampled" else evaluation_of(config, self._dataset)
+
+    def _test_waits(self) -> bool:
+        """Whether test nodes are scored once, where no exact evaluation was planned."""
+        if self._config.eval == "layerwise":
+            return False
+        return sampled_test_waits(*map(self._dataset.task.num_seeds, PARTS))
 
     def _seeds(self, nodes: Tensor) -> Any:
         """Nodes as a loader takes them."""
@@ -334,7 +340,7 @@ class MiniBatch(Steps):
             seed=self._config.seed,
             seed_block=self._config.seed_block if trains else 1,
             threads=self._config.threads,
-            transform=partial(_note_served, self._dataset),
+            transform=partial(note_served, self._dataset),
             rank=self._rank,
             world_size=self._world,
             filter_per_worker=True,  # right after the batch's rows, in the thread that gathers
@@ -356,7 +362,11 @@ class MiniBatch(Steps):
         loss.backward()
         self.optimizer.step()
         self.padded_sizes = [self._sizes]
-        return loss.item(), self._of_seeds(batch).batch_size
+        return loss.item(), self._num_seeds(batch)
+
+    def _num_seeds(self, batch: Any) -> int:
+        found: int = self._of_seeds(batch).batch_size
+        return found
 
     def _begin_step(self) -> None:
         self._model.train()
@@ -393,7 +403,7 @@ class MiniBatch(Steps):
             done = 0
             for batch in self._make_loader(nodes, trains=False):
                 yield self._forward(batch.to(self._device), self._model).cpu()
-                done = min(done + self._of_seeds(batch).batch_size * self._world, len(nodes))
+                done = min(done + self._num_seeds(batch) * self._world, len(nodes))
                 if self.progress is not None:
                     self.progress("sampled batches: nodes", done, len(nodes))
         else:
@@ -475,6 +485,7 @@ class _Timed(Iterator[Any]):
             self._steps.load_seconds += time.perf_counter() - began
 
 
-def _note_served(dataset: NodeDataset, batch: Any) -> Any:
+def note_served(dataset: NodeDataset, batch: Any) -> Any:
+    """The batch, with what has been served by now."""
     batch.served = dataset.served()
     return batch

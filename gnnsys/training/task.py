@@ -38,6 +38,11 @@ class Task(ABC):
     """What the dataset is judged by: one of ``gnnsys.choices.METRICS``."""
 
     @property
+    def named(self) -> str:
+        """As ``--target`` names it."""
+        return self.target
+
+    @property
     @abstractmethod
     def outputs(self) -> int:
         """Columns of what a model gives for a node."""

@@ -6,7 +6,7 @@ wrong in the user's code is one error that says where.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,56 +19,90 @@ from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.hetero_models import HeteroModel
+from gnnsys.training.link_task import LinkTask
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.user_factory import broken, call_factory
 
-__all__ = ["UserHeteroModel", "make_user_hetero_model", "make_user_model"]
+__all__ = ["UserHeteroModel", "make_user_embedder", "make_user_hetero_model", "make_user_model"]
 
 _SEEDS = 32
 """Of the batch that a model is tried on."""
 
 
-class UserHeteroModel(HeteroModel):
+class _UserTypes(HeteroModel):
     """A model of the user's own for a graph with types.
 
     A type without features has an embedding for each node, which is trained with the model.
 
     Args:
-        gnn: called as ``gnn(x_dict, edge_index_dict)``; gives (nodes, out_channels) of the target
-            type, or a dict by type with these.
+        gnn: called as ``gnn(x_dict, edge_index_dict)``; gives (nodes, out_channels) of the only one
+            of ``kinds``, or a dict by type with all of them.
         embeddings: ``torch.nn.Embedding`` of each node type without features.
-        target: node type that is trained.
+        kinds: node types whose rows are wanted.
     """
 
-    def __init__(self, gnn: nn.Module, embeddings: ModuleDict, target: str) -> None:
+    def __init__(self, gnn: nn.Module, embeddings: ModuleDict, kinds: Sequence[str]) -> None:
         super().__init__()
-        self.inputs, self.gnn, self.target = embeddings, gnn, target
+        self.inputs, self.gnn, self.kinds = embeddings, gnn, [*kinds]
 
     def embeddings(self) -> dict[str, Tensor]:
         """See ``HeteroModel.embeddings``."""
         return {kind: each.weight for kind, each in self.inputs.items()}
+
+    def _rows(
+        self,
+        x: Mapping[str, Tensor],
+        edge_index: Mapping[EdgeType, Tensor],
+        n_id: Mapping[str, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        """(nodes, out_channels) by type; no layers are trimmed."""
+        rows = dict(x)
+        if n_id is not None:
+            rows |= {kind: each(n_id[kind]) for kind, each in self.inputs.items()}
+        out = self.gnn(rows, dict(edge_index))
+        if not isinstance(out, Mapping):
+            return {self.kinds[0]: out}
+        return {kind: out[kind] for kind in self.kinds}
+
+
+class UserHeteroModel(_UserTypes):
+    """``_UserTypes`` that gives the logits of one node type."""
 
     def forward(
         self,
         x: Mapping[str, Tensor],
         edge_index: Mapping[EdgeType, Tensor],
         n_id: Mapping[str, Tensor] | None = None,
-        num_sampled_nodes: Mapping[str, list[int]] | None = None,
-        num_sampled_edges: Mapping[EdgeType, list[int]] | None = None,
+        *sizes: Any,
     ) -> Tensor:
-        """See ``HeteroModel.forward``; no layers are trimmed."""
-        rows = dict(x)
-        if n_id is not None:
-            rows |= {kind: each(n_id[kind]) for kind, each in self.inputs.items()}
-        out = self.gnn(rows, dict(edge_index))
-        own: Tensor = out[self.target] if isinstance(out, Mapping) else out
-        return own
+        """Logits (nodes, classes); see ``HeteroModel``."""
+        return self._rows(x, edge_index, n_id)[self.kinds[0]]
 
     def results(
         self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
     ) -> dict[str, Tensor]:
         """See ``HeteroModel.results``; which layer is the last is not known."""
         return {"logits": self(x, edge_index)}
+
+
+class UserEmbedder(_UserTypes):
+    """``_UserTypes`` that gives embeddings of the node types that links join."""
+
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        edge_index: Mapping[EdgeType, Tensor],
+        n_id: Mapping[str, Tensor] | None = None,
+        *sizes: Any,
+    ) -> dict[str, Tensor]:
+        """(nodes, hidden) of each node type; see ``HeteroModel``."""
+        return self._rows(x, edge_index, n_id)
+
+    def results(
+        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
+    ) -> dict[str, Tensor]:
+        """See ``HeteroModel.results``."""
+        return self(x, edge_index)
 
 
 def make_user_model(run: Run, dataset: NodeDataset) -> nn.Module:
@@ -116,11 +150,32 @@ def make_user_hetero_model(run: Run, dataset: NodeDataset) -> UserHeteroModel:
     Raises:
         ArgumentError: as ``make_user_model``, or a dict without the target.
     """
-    config, place, target = run.config, run.config.model, dataset.target
-    widths = {
-        kind: dataset.tables[kind].shape[1] if kind in dataset.tables else config.hidden or 0
-        for kind in dataset.num_nodes
-    }
+    made = _make_typed(run, dataset, [dataset.target], dataset.target)
+    net = UserHeteroModel(*made, [dataset.target])
+    _check_types(run, dataset, net)
+    return net
+
+
+def make_user_embedder(run: Run, dataset: NodeDataset, task: LinkTask) -> UserEmbedder:
+    """``make_user_hetero_model`` for links: ``target`` is their edge type, and the model gives a
+    dict with (nodes, out_channels) of the node types of both ends, unless these are one."""
+    net = UserEmbedder(*_make_typed(run, dataset, task.ends, task.edge_type), task.ends)
+    _check_types(run, dataset, net)
+    return net
+
+
+def _make_typed(
+    run: Run, dataset: NodeDataset, kinds: Sequence[str], target: str | EdgeType
+) -> tuple[nn.Module, ModuleDict]:
+    """The model of the factory, which was tried, and embeddings.
+
+    Args:
+        run: what to do.
+        dataset: heterogeneous.
+        kinds: node types whose rows are wanted.
+        target: as the factory is told it.
+    """
+    config, place, widths = run.config, run.config.model, _widths(run, dataset)
     embeddings = ModuleDict(
         {
             kind: nn.Embedding(count, widths[kind])
@@ -136,24 +191,39 @@ def make_user_hetero_model(run: Run, dataset: NodeDataset) -> UserHeteroModel:
     }
     gnn = call_factory(config, known, used=["hidden"] if len(embeddings) else [])
     sampler = make_sampler(config, dataset.source, device="cpu")
-    batch = sampler.sample({target: _some_nodes(dataset.num_nodes[target])}, 0)
+    batch = sampler.sample({kind: _some_nodes(dataset.num_nodes[kind]) for kind in kinds}, 0)
     x = {kind: _draw_rows(len(ids), widths[kind]) for kind, ids in batch.node.items()}
     edges = {kind: torch.stack([ids, batch.col[kind]]) for kind, ids in batch.row.items()}
     shapes = ", ".join(f"{kind} {tuple(rows.shape)}" for kind, rows in x.items())
     call = f"the model, called with an x_dict of {shapes} and an edge_index_dict,"
-    out = _try(place, call, gnn, x, edges)
+    out = _by_type(place, call, _try(place, call, gnn, x, edges), kinds)
+    columns = dataset.task.outputs
+    rows = [
+        _check_rows(place, call, each, (len(x[kind]), columns), f" for {kind}")
+        for kind, each in out.items()
+    ]
+    _check_parameters(place, gnn, *rows)
+    return gnn, embeddings
+
+
+def _widths(run: Run, dataset: NodeDataset) -> dict[str, int]:
+    """Columns of each node type's rows."""
+    hidden, tables = run.config.hidden or 0, dataset.tables
+    return {kind: tables[kind].shape[1] if kind in tables else hidden for kind in dataset.num_nodes}
+
+
+def _by_type(place: str, call: str, out: Any, kinds: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(out, Mapping) and len(kinds) == 1:
+        return {kinds[0]: out}
+    if isinstance(out, Mapping) and all(kind in out for kind in kinds):
+        return {kind: out[kind] for kind in kinds}
+    found = _described(out)
     if isinstance(out, Mapping):
-        if target not in out:
-            raise ArgumentError(
-                f"--model {place}: {call} gave a dict of {', '.join(map(str, out)) or 'no types'}, "
-                f"expected one with {target}, which is trained, or its rows"
-            )
-        out = out[target]
-    wanted = len(x[target]), dataset.task.outputs
-    _check_parameters(place, gnn, _check_rows(place, call, out, wanted, f" for {target}"))
-    net = UserHeteroModel(gnn, embeddings, target)
-    _check_types(run, dataset, net, widths)
-    return net
+        found = f"a dict of {', '.join(map(str, out)) or 'no types'}"
+    raise ArgumentError(
+        f"--model {place}: {call} gave {found}, expected a dict by node type that has "
+        f"{' and '.join(kinds)}{', or its rows' if len(kinds) == 1 else ''}"
+    )
 
 
 def _some_nodes(count: int) -> Tensor:
@@ -180,19 +250,22 @@ def _try(place: str, call: str, net: nn.Module, *inputs: Any) -> Any:
 def _check_rows(place: str, call: str, out: Any, wanted: tuple[int, int], of: str = "") -> Tensor:
     if isinstance(out, Tensor) and out.shape == wanted and out.is_floating_point():
         return out
-    found = type(out).__name__
-    if isinstance(out, Tensor):
-        found = f"{str(out.dtype).removeprefix('torch.')} {tuple(out.shape)}"
     raise ArgumentError(
-        f"--model {place}: {call} gave {found}{of}, expected floats {wanted}: a row for each node, "
-        "a column for each of out_channels"
+        f"--model {place}: {call} gave {_described(out)}{of}, expected floats {wanted}: a row for "
+        "each node, a column for each of out_channels"
     )
 
 
-def _check_parameters(place: str, net: nn.Module, out: Tensor) -> None:
+def _described(out: Any) -> str:
+    if not isinstance(out, Tensor):
+        return type(out).__name__
+    return f"{str(out.dtype).removeprefix('torch.')} {tuple(out.shape)}"
+
+
+def _check_parameters(place: str, net: nn.Module, *out: Tensor) -> None:
     """Whether there is something to train, and all of it is there."""
     parameters = dict(net.named_parameters())
-    if not parameters or not out.requires_grad:
+    if not parameters or not any(each.requires_grad for each in out):
         lacks = "has no parameters" if not parameters else "gives outputs without a gradient"
         raise ArgumentError(f"--model {place}: the model {lacks}; there is nothing to train")
     lazy = [name for name, each in parameters.items() if is_lazy(each)]
@@ -239,16 +312,14 @@ def _check_layers(run: Run, dataset: NodeDataset, net: nn.Module) -> None:
         )
 
 
-def _check_types(
-    run: Run, dataset: NodeDataset, net: UserHeteroModel, widths: Mapping[str, int]
-) -> None:
+def _check_types(run: Run, dataset: NodeDataset, net: _UserTypes) -> None:
     """Whether an exact evaluation that is asked for can follow the model."""
     from gnnsys.training.layer_checks import in_evaluation  # which imports this module
     from gnnsys.training.typed_layers import trace_model
 
     if run.config.eval != "layerwise":
         return
-    x = {kind: _draw_rows(1, columns) for kind, columns in widths.items()}
+    x = {kind: _draw_rows(1, columns) for kind, columns in _widths(run, dataset).items()}
     try:
         with in_evaluation(net), torch.no_grad():
             trace_model(net, x, [*dataset.num_nodes], [*dataset.graphs], torch.device("cpu"))

@@ -357,13 +357,13 @@ def test_waiting_for_batches_is_told_by_epoch_and_goes_on_adding_up_after_a_resu
     from gnnsys.training import steps
 
     loading, training = 0.05, 0.02
-    joined = steps._note_served
+    joined = steps.note_served
 
     def join_slowly(dataset: Any, batch: Any) -> Any:
         time.sleep(loading)
         return joined(dataset, batch)
 
-    monkeypatch.setattr(steps, "_note_served", join_slowly)
+    monkeypatch.setattr(steps, "note_served", join_slowly)
 
     def train_slowly(epoch: int, done: int, total: int) -> None:
         time.sleep(training)

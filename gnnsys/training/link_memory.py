@@ -1,0 +1,163 @@
+"""What a run on links takes in memory, by name, beforehand.
+
+Owns ``plan_links``: as ``memory.plan_memory`` it reserves all but the rows of features, of graphs
+with types and without. Nothing is trained; a batch is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gnnsys.config.links import HARD_TARGETS, LinkTraining, evaluates_exactly, link_training
+from gnnsys.config.resolve import Run
+from gnnsys.config.train import TrainConfig
+from gnnsys.dataset.folder import Dataset
+from gnnsys.dataset.format import EdgeType
+from gnnsys.features.setup import feature_tables, reserve_ranking
+from gnnsys.features.topology import NEIGHBOURS, OFFSETS, plan_topology
+from gnnsys.loaders.seed_batches import ShuffledSeeds
+from gnnsys.system.budget import SEEDS, process_budget
+from gnnsys.system.extension import core
+from gnnsys.training.batch_memory import SAMPLER, BatchSize, reserve_batches, reserve_libraries
+from gnnsys.training.hetero_memory import embedding_copies, layer_bytes
+from gnnsys.training.link_task import LinkTask, link_task
+from gnnsys.training.step_parts import make_sampler, spread_seeds
+
+__all__ = ["LINKS", "plan_links"]
+
+LINKS = "links"
+_LINKS_MAPPED = "links, mapped"
+_NEGATIVES = "negatives"
+_EMBEDDINGS = "embeddings of nodes"
+_EMBEDDED = "embeddings of evaluation"
+_RANKED = "what evaluation predicts"
+_OF_A_LINK = 16
+"""Bytes: two ids."""
+_OF_A_KNOWN = 24
+"""Of a link that no negative is: its ends and their number, by which it is found."""
+_SORTING = 6 * 8
+"""Of a known answer, while it is found by sorting."""
+_RANKED_BYTES = 256 << 20
+"""Of queries that are ranked at a time, with their scores, at most."""
+_TOO_SMALL = "give more memory, fewer --fanouts or --negatives, a smaller --batch-size or --hidden"
+
+
+def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
+    """Reserves what a run takes beside its features, in the budget of this process.
+
+    A folder that cannot be trained on is left to ``load_dataset``, which says so.
+
+    Args:
+        run: what to do.
+        dataset: that it is on.
+        trains: whether it is trained on, or only evaluated.
+
+    Returns:
+        Whether embeddings of evaluation are exact, for which ``memory`` plans activations.
+
+    Raises:
+        ArgumentError: a target that there is not.
+        TooLargeError: what is known before a batch was sampled does not fit.
+    """
+    config, budget = run.config, process_budget()
+    task = link_task(dataset, config.task, config.target, config.hidden or 0)
+    options, kinds = link_training(config), dataset.edge_types
+    reserve_libraries()
+    offsets = sum(8 * (1 + dataset.num_nodes(kind[2])) for kind in kinds)
+    budget.reserve(OFFSETS, offsets, mapped=True)
+    if dataset.heterogeneous:
+        edges = (dataset.manifest.edges[kind].tables["indices"].data_bytes for kind in kinds)
+        budget.reserve(NEIGHBOURS, sum(edges), mapped=True)
+    _reserve_seeds(config, options, dataset, task, trains)
+    tables = feature_tables(dataset)
+    bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
+    if dataset.heterogeneous:
+        copies = embedding_copies(config) if trains else 1
+        budget.reserve(_EMBEDDINGS, 4 * copies * bare * (config.hidden or 0))
+    budget.check(_TOO_SMALL)
+    exact = evaluates_exactly(config, task.timed)
+    if not task.sizes["train"] or not task.sizes["val"]:
+        return exact
+    drawn, sampled = _draw(config, options, dataset, task)
+    nodes = sum(drawn.values())
+    maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
+    budget.reserve(SAMPLER, sum(maps))
+    rows = [(drawn.get(kind, 0), table) for kind, table in tables.items()]
+    size = BatchSize(
+        nodes=nodes,
+        sampled_bytes=8 * (nodes + 3 * sum(sampled.values())),
+        row_bytes=sum(4 * count * math.prod(table.shape[1:]) for count, table in rows),
+        stored_bytes=sum(count * table.encoding.row_stride for count, table in rows),
+    )
+    scored = 4 * (config.hidden or 0) * config.batch_size * (2 + options.negatives)
+    step = size.row_bytes + layer_bytes(config, nodes, drawn, sampled) + 3 * scored
+    reserve_batches(config, run.features, size, step, trains=trains)
+    _reserve_ranks(config, options, dataset, task, exact)
+    reserve_ranking(dataset, run.features)
+    if not dataset.heterogeneous:
+        plan_topology(dataset, run.topology, run.features, 1)
+    return exact
+
+
+def _reserve_seeds(
+    config: TrainConfig, options: LinkTraining, dataset: Dataset, task: LinkTask, trains: bool
+) -> None:
+    """Links, and what their negatives are drawn from."""
+    budget, train = process_budget(), task.sizes["train"]
+    # As they are trained on, and as edges that they are read from.
+    budget.reserve(LINKS, 2 * _OF_A_LINK * train)
+    held = task.sizes["val"] + task.sizes["test"]
+    budget.reserve(_LINKS_MAPPED, _OF_A_LINK * held, mapped=True)
+    if not trains:
+        return
+    budget.reserve(SEEDS, ShuffledSeeds.most_bytes(train, config.seed_block))
+    sources, targets = (dataset.num_nodes(task.edge_type[end]) for end in (0, 2))
+    hard = 4 * sources * min(HARD_TARGETS, targets) if options.sampling == "hard" else 0
+    weights = 8 * 2 * targets if options.sampling == "degree" else 0
+    known = _OF_A_KNOWN * train if options.negatives else 0
+    budget.reserve(_NEGATIVES, known + weights + hard)
+
+
+def _reserve_ranks(
+    config: TrainConfig, options: LinkTraining, dataset: Dataset, task: LinkTask, exact: bool
+) -> None:
+    budget, width = process_budget(), 4 * (config.hidden or 0)
+    ends = dict.fromkeys((task.edge_type[0], task.edge_type[2]))
+    if not exact:
+        budget.reserve(_EMBEDDED, width * sum(map(dataset.num_nodes, ends)))
+    held = max(task.sizes["val"], task.sizes["test"])
+    # Sources that are asked for have as many known answers as others.
+    share = min(1.0, held / max(1, dataset.num_nodes(task.edge_type[0])))
+    known = int(share * sum(task.sizes.values()))
+    found = 8 * held + _SORTING * (known + held)
+    budget.reserve(_RANKED, found + min(_RANKED_BYTES, held * (width + 32)))
+
+
+def _draw(
+    config: TrainConfig, options: LinkTraining, dataset: Dataset, task: LinkTask
+) -> tuple[dict[str, int], dict[EdgeType, int]]:
+    """Nodes and edges of a batch, by type: around links to validate on, and other targets."""
+    source, _, target = task.edge_type
+    links = task.links("val")
+    own = {source: spread_seeds(links.source, config.batch_size).long()}
+    others = torch.arange(dataset.num_nodes(target))
+    wanted = min(len(others), config.batch_size * (1 + options.negatives))
+    found = {source: own[source].unique()}
+    found[target] = torch.cat(
+        [found.get(target, others[:0]), spread_seeds(others, wanted)]
+    ).unique()
+    if dataset.heterogeneous:
+        stores = dataset.stores(edge_features=False, device="cpu", storage="mmap")
+        out = make_sampler(config, stores, device="cpu").sample(found, 0)
+        return _lengths(out.node), _lengths(out.row)
+    kind = dataset.edge_types[0]
+    single = make_sampler(config, dataset.graph(), device="cpu").sample(found[target], 0)
+    return {target: len(single.node)}, {kind: len(single.row)}
+
+
+def _lengths(parts: Mapping[object, Tensor]) -> dict[object, int]:
+    return {kind: len(ids) for kind, ids in parts.items()}

@@ -1,0 +1,287 @@
+"""Training on mini-batches of links, and ranks of those held out, of graphs with types and without.
+
+Invariants: no edge of a batch joins the two ends of one of its links, in either direction; negatives
+are no links to train on; embeddings of links that have times see nothing that is newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnsys.config.links import HARD_TARGETS, evaluates_exactly, link_training
+from gnnsys.config.resolve import Run
+from gnnsys.config.train import TrainConfig
+from gnnsys.loaders import LinkNegatives, LinkNeighborLoader, NeighborSampler, degree_weights
+from gnnsys.losses import in_batch_loss, link_bce_loss, link_bpr_loss, link_info_nce_loss
+from gnnsys.system.scratch import ScratchFolder
+from gnnsys.training.datasets import NodeDataset
+from gnnsys.training.evaluation import Evaluation
+from gnnsys.training.hetero_steps import bad_inputs, typed_inputs
+from gnnsys.training.link_embeddings import exact_embeddings, sampled_embeddings
+from gnnsys.training.link_evaluation import LinkJudge
+from gnnsys.training.link_models import LinkModel
+from gnnsys.training.link_ranking import top_links
+from gnnsys.training.link_task import LinkTask, stacked
+from gnnsys.training.memory import reclaim_activations
+from gnnsys.training.metrics import Loss
+from gnnsys.training.step_parts import make_sampler
+from gnnsys.training.steps import MiniBatch, note_served
+from gnnsys.training.task import Part
+
+__all__ = ["LinkMiniBatch"]
+
+_TIME = "time"
+_LOSSES = {"bce": link_bce_loss, "bpr": link_bpr_loss, "infonce": link_info_nce_loss}
+
+
+class LinkMiniBatch(MiniBatch):
+    """``MiniBatch`` of links: seeds are both of their ends and those of negatives, and what is
+    judged are ranks by embeddings of all nodes."""
+
+    _model: LinkModel
+
+    def __init__(self, run: Run, dataset: NodeDataset, model: LinkModel) -> None:
+        task = dataset.task
+        assert isinstance(task, LinkTask)
+        self._task, self._options = task, link_training(run.config)
+        self._source, self._target = task.edge_type[0], task.edge_type[2]
+        self._links = stacked(task.links("train"))
+        self._log_q: Tensor | None = None
+        if self._options.sampling == "in-batch":
+            weight = degree_weights(self._links[1], dataset.num_nodes[self._target], power=1)
+            self._log_q = (weight / weight.sum()).log().float()
+        self._hard_epoch = 0  # before which they were found
+        self._embedded: dict[int | None, dict[str, Tensor]] = {}  # by time
+        self._embedded_in: list[ScratchFolder] = []
+        super().__init__(run, dataset, model)  # type: ignore[arg-type]
+        reclaim_activations(run.config)
+        self._judge = LinkJudge(
+            task,
+            dataset.num_nodes[self._source],
+            dataset.num_nodes[self._target],
+            self._options.candidates,
+            run.config.seed,
+        )
+
+    # Training -------------------------------------------------------------------------------------
+
+    def _make_loss(self, config: TrainConfig, dataset: NodeDataset) -> Loss:
+        return _LOSSES[self._options.loss]
+
+    def _make_sampler(self) -> NeighborSampler:
+        self._time_attr = _TIME if self._task.timed else None
+        self._exact = evaluates_exactly(self._config, self._task.timed)
+        return self._sampler_of(hide_links=self._task.is_edge)
+
+    def _sampler_of(self, hide_links: bool) -> NeighborSampler:
+        dataset = self._dataset
+        plain = not dataset.heterogeneous and self._time_attr is None
+        return make_sampler(
+            self._config,
+            dataset.graph if plain else dataset.source,
+            device="cpu",
+            hide_links=hide_links,
+            time_attr=self._time_attr,
+        )
+
+    def _make_train_loader(self) -> LinkNeighborLoader:  # type: ignore[override]
+        config, task = self._config, self._task
+        self._negatives = self._make_negatives()
+        time = task.links("train").time
+        return LinkNeighborLoader(
+            self._dataset.source,
+            self._sampler.num_neighbors,
+            (task.edge_type if self._dataset.heterogeneous else None, self._links),
+            edge_label_time=None if self._time_attr is None else time,
+            time_attr=self._time_attr,
+            neg_sampling=self._negatives,
+            neighbor_sampler=self._sampler,
+            batch_size=config.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            seed_block=config.seed_block,
+            threads=config.threads,
+            transform=partial(note_served, self._dataset),
+            filter_per_worker=True,
+        )
+
+    def _make_negatives(self) -> LinkNegatives | None:
+        options = self._options
+        if options.sampling == "in-batch":
+            return None
+        weight = hard = None
+        if options.sampling == "degree":
+            weight = degree_weights(self._links[1], self._dataset.num_nodes[self._target])
+        if options.sampling == "hard":  # none before the first epoch
+            hard = torch.full((self._dataset.num_nodes[self._source], 1), -1, dtype=torch.int32)
+        return LinkNegatives(
+            "triplet",
+            options.negatives,
+            dst_weight=weight,
+            known=self._links,
+            hard=hard,
+            num_hard=None if hard is None else -(-options.negatives // 2),
+        )
+
+    def _make_evaluation(self) -> Evaluation | None:
+        return None
+
+    def _test_waits(self) -> bool:
+        return False
+
+    def _num_seeds(self, batch: Any) -> int:
+        return len(self._ids(batch))
+
+    def _ids(self, batch: Any) -> Tensor:
+        """(n,) which of the links to train on the batch's are."""
+        found: Tensor = (batch[self._task.edge_type] if self._typed else batch).input_id
+        return found
+
+    @property
+    def _typed(self) -> bool:
+        return self._dataset.heterogeneous
+
+    def batches(self, epoch: int, first: int) -> Iterator[Any]:
+        """See ``Steps.batches``; hard negatives are found anew before the first."""
+        if self._options.sampling == "hard" and epoch > 0 and first == 0:
+            self._find_hard(epoch)
+        return super().batches(epoch, first)
+
+    def _find_hard(self, epoch: int) -> None:
+        found = self._embeddings("val")
+        target = found[self._target]
+        queries = self._model.queries(found[self._source][:].to(self._device)).cpu()
+        most = min(HARD_TARGETS, len(target))
+        top = top_links(queries.detach(), target, most, known=self._links)[1]
+        self._set_hard(top.int(), epoch)
+
+    def _set_hard(self, table: Tensor, epoch: int) -> None:
+        assert self._negatives is not None
+        self._negatives.hard, self._hard_epoch = table, epoch
+
+    def snapshot_epoch(self) -> int | None:
+        """See ``Steps.snapshot_epoch``; of hard negatives."""
+        return self._hard_epoch if self._options.sampling == "hard" else None
+
+    def snapshot(self) -> dict[int, dict[str, Tensor]]:
+        """See ``Steps.snapshot``."""
+        assert self._negatives is not None and self._negatives.hard is not None
+        return {0: {"hard": self._negatives.hard}}
+
+    def load(
+        self,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Any],
+        snapshot: Iterable[Mapping[str, Tensor]] | None,
+        epoch: int,
+    ) -> None:
+        """See ``Steps.load``."""
+        super().load(model, optimizer, snapshot, epoch)
+        for part in snapshot or ():
+            self._set_hard(part["hard"], epoch)
+
+    def _loss(self, batch: Any) -> Tensor:
+        self.served = batch.served
+        batch = batch.to(self._device)
+        with self._autocast:
+            out = self._trained(*self._inputs(batch))
+        source, target = self._rows(out, self._source), self._rows(out, self._target)
+        if self._options.sampling == "in-batch":
+            return self._in_batch(batch, source.float(), target.float())
+        store = batch[self._target] if self._typed else batch
+        own = batch[self._source] if self._typed else batch
+        rows = self._model.queries(source.float()[own.src_index])
+        positive = (rows * target.float()[store.dst_pos_index]).sum(1)
+        others = target.float()[store.dst_neg_index.view(len(rows), -1)]
+        return self._loss_of(positive, torch.einsum("nd,nkd->nk", rows, others))
+
+    def _in_batch(self, batch: Any, source: Tensor, target: Tensor) -> Tensor:
+        store = batch[self._task.edge_type] if self._typed else batch
+        first, last = store.edge_label_index
+        scores = self._model.queries(source[first]) @ target[last].t()
+        targets = self._links[1][self._ids(batch).cpu()]
+        assert self._log_q is not None
+        return in_batch_loss(scores, self._log_q[targets].to(scores.device), targets)
+
+    def _inputs(self, batch: Any) -> tuple[Any, ...]:
+        """What the model takes."""
+        if self._typed:
+            return typed_inputs(batch)
+        return batch.x, batch.edge_index, batch.num_sampled_nodes, batch.num_sampled_edges
+
+    def _rows(self, out: Any, kind: str) -> Tensor:
+        """Embeddings of a type, the seeds' first."""
+        found: Tensor = out[kind] if self._typed else out
+        return found
+
+    def inputs(self, batch: Any) -> Any:
+        """See ``Steps.inputs``."""
+        return bad_inputs(batch) if self._typed else batch
+
+    # Evaluation -----------------------------------------------------------------------------------
+
+    def evaluate(self, metrics: Iterable[str], part: Part) -> dict[str, float]:
+        """See ``Steps.evaluate``."""
+        rows = self._embeddings(part)
+        with torch.no_grad():
+            queries = self._model.queries
+            found = self._judge.measure(
+                metrics, part, rows[self._source], rows[self._target],
+                lambda each: queries(each.to(self._device)).cpu(),
+            )  # fmt: skip
+        self.served = self._dataset.served()
+        return found
+
+    def forget(self) -> None:
+        """See ``Steps.forget``."""
+        self._embedded.clear()
+        self._embedded_in.clear()
+
+    def _embeddings(self, part: Part) -> dict[str, Tensor]:
+        """(nodes, hidden) of the types of both ends; where links have times, as a part's first link
+        sees them."""
+        time = None
+        if self._time_attr is not None and (times := self._task.links(part).time) is not None:
+            time = int(times.min()) if len(times) else None
+        if time not in self._embedded:
+            tell = self.progress or (lambda what, done, total: None)
+            if self._exact:
+                found, folder = exact_embeddings(
+                    self._config, self._dataset, self._model, self._device, tell
+                )
+                self._embedded_in += [folder] if folder else []
+            else:
+                self._model.eval()
+                sampler = self._sampler_of(hide_links=False)
+                found = {
+                    kind: sampled_embeddings(
+                        self._config, self._dataset, kind, sampler,
+                        partial(self._embed_seeds, kind), time, tell,
+                    )
+                    for kind in dict.fromkeys((self._source, self._target))
+                }  # fmt: skip
+            self._embedded[time] = found
+        return self._embedded[time]
+
+    def _embed_seeds(self, kind: str, batch: Any) -> Tensor:
+        size = (batch[kind] if self._typed else batch).batch_size
+        return self._rows(self._model(*self._inputs(batch.to(self._device))), kind)[:size]
+
+    def evaluation(self) -> dict[str, Any]:
+        """See ``Steps.evaluation``."""
+        links = self._task.num_seeds("val") + self._task.num_seeds("test")
+        kinds = dict.fromkeys((self._source, self._target))
+        nodes = sum(self._dataset.num_nodes[kind] for kind in kinds)
+        among = self._options.candidates or self._dataset.num_nodes[self._target]
+        way = "layerwise" if self._exact else "sampled"
+        return {
+            "way": way,
+            "nodes": nodes,
+            "test_at_end": False,
+            "why": f"{way}, {links:,} links ranked among {among:,} targets each",
+        }

@@ -32,7 +32,7 @@ from gnnsys.convert.tables import open_array
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
 from gnnsys.dataset.tables import check_nodes
-from gnnsys.errors import ArgumentError, FileFormatError
+from gnnsys.errors import ArgumentError, FileFormatError, UnsupportedError
 from gnnsys.features.options import FeatureOptions
 from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pipeline import DeepModel
@@ -49,6 +49,7 @@ from gnnsys.training.hetero_exact import exact_rows
 from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
+from gnnsys.training.link_models import LinkModel
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.model_layers import model_layers
@@ -152,8 +153,10 @@ def _predict(
     out: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    nodes = _read_nodes(config.nodes, dataset)
     model = make_model(trained, dataset)
+    if isinstance(model, LinkModel):
+        raise UnsupportedError(f"{config.run}: a run on links, of which nothing is predicted yet")
+    nodes = _read_nodes(config.nodes, dataset)
     load_weights(Path(config.run), model)
     model.eval()
     with as_storage_error(out):

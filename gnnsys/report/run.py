@@ -205,6 +205,9 @@ class RecordedRun:
     @property
     def loss_name(self) -> str:
         """What was minimised."""
+        if self.metric in METRICS["links"]:
+            in_batch = self.options.get("negative_sampling") == "in-batch"
+            return "infonce" if in_batch else str(self.options.get("link_loss") or "bpr")
         of_numbers = self.metric in METRICS["values"]
         return str(self.options.get("loss") or "mse") if of_numbers else "cross entropy"
 

@@ -15,8 +15,8 @@ _HYPERPARAMETERS = (
     "precision", "static_shapes", "compile", "full_batch", "batch_size", "seed_block",
     "reuse_samples", "epochs", "optimizer", "momentum", "lr", "lr_schedule", "warmup_epochs",
     "lr_factor", "lr_every", "lr_patience", "lr_min", "lr_epochs", "clip_norm", "class_weights",
-    "loss", "weight_decay", "dropout", "seed", "split", "parallel", "cooperative", "stages", "ways",
-    "chunks",
+    "loss", "weight_decay", "dropout", "task", "decoder", "negatives", "negative_sampling",
+    "link_loss", "seed", "split", "parallel", "cooperative", "stages", "ways", "chunks",
 )  # fmt: skip
 
 

@@ -79,6 +79,9 @@ class NodeDataset:
     graphs: Mapping[EdgeType, CSC]
     """In-neighbours of each node of the edge type's target, by edge type."""
 
+    time_attr: str | None = None
+    """Name in ``source`` of the times that samplers regard, where the seeds have times."""
+
     folder: ScratchFolder | None = field(default=None, repr=False)
     """Holds the generated features until the dataset is let go."""
 
@@ -217,8 +220,8 @@ def load_dataset(
         hidden: width of the embeddings of links' ends.
 
     Raises:
-        ArgumentError: an unknown name, split, task or target, nodes to train on that have no label, or
-            ``options`` that the dataset's features have no use for.
+        ArgumentError: an unknown name, split, task or target, nodes to train on that have no label,
+            or ``options`` that the dataset's features have no use for.
         MissingFileError: raw files that are not under ``root``.
         FileFormatError: raw files that cannot be read, or labels that do not fit the nodes.
     """
@@ -345,7 +348,8 @@ def _open_folder(
         raise ArgumentError(_lacks(path, "features"))
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
-    if not (isinstance(made, LinkTask) and made.timed) and (
+    timed = isinstance(made, LinkTask) and made.timed
+    if not timed and (
         any(dataset.has("time", each) for each in dataset.node_types)
         or any(dataset.has("edge_time", each) for each in dataset.edge_types)
     ):
@@ -364,6 +368,7 @@ def _open_folder(
         source=(features, graphs),
         heterogeneous=typed,
         task=made,
+        time_attr="time" if timed else None,
         num_nodes={each: dataset.num_nodes(each) for each in dataset.node_types},
         tables={
             each: features.table(each if typed else None, "x")
@@ -384,7 +389,9 @@ def _make_task(dataset: Dataset, task: str, target: str | None, hidden: int) -> 
     if is_link_task(dataset, task):
         return link_task(dataset, task, target, hidden)
     if task != "node":
-        raise ArgumentError(f"--task {task}: expected node or link, or a task of links of the folder")
+        raise ArgumentError(
+            f"--task {task}: expected node or link, or a task of links of the folder"
+        )
     return _node_task(dataset, task_of(dataset, target))
 
 

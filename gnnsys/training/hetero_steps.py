@@ -75,7 +75,10 @@ class HeteroMiniBatch(MiniBatch):
 
 def typed_inputs(batch: HeteroData) -> tuple[dict[Any, Any], ...]:
     """What a ``HeteroEncoder`` takes of a batch."""
-    nodes, edges = batch.node_items(), [item for item in batch.edge_items() if "edge_index" in item[1]]
+    nodes, edges = (
+        batch.node_items(),
+        [item for item in batch.edge_items() if "edge_index" in item[1]],
+    )
     return (
         {kind: store.x for kind, store in nodes if "x" in store},
         {kind: store.edge_index for kind, store in edges},

@@ -2,7 +2,7 @@
 
 Ranks and candidates are filtered: other links that are known, of any part, do not count (Bordes et
 al.: "Translating Embeddings for Modeling Multi-relational Data", NeurIPS 2013, section 4.2). Links
-are taken in blocks, so that neither their scores nor the tables of embeddings need to fit in memory.
+are taken in blocks, so that neither scores nor the tables of embeddings need to fit in memory.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,9 +28,11 @@ from gnnsys.training.hetero_memory import embedding_copies, layer_bytes
 from gnnsys.training.link_task import LinkTask, link_task
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["LINKS", "plan_links"]
+__all__ = ["plan_links"]
 
-LINKS = "links"
+_Type = TypeVar("_Type", str, EdgeType)
+
+_LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
 _NEGATIVES = "negatives"
 _EMBEDDINGS = "embeddings of nodes"
@@ -39,6 +42,8 @@ _OF_A_LINK = 16
 """Bytes: two ids."""
 _OF_A_KNOWN = 24
 """Of a link that no negative is: its ends and their number, by which it is found."""
+_OF_A_HIDDEN = 32
+"""Of a link that is left out of the top, sorted by where its score is."""
 _SORTING = 6 * 8
 """Of a known answer, while it is found by sorting."""
 _RANKED_BYTES = 256 << 20
@@ -109,14 +114,16 @@ def _reserve_seeds(
     """Links, and what their negatives are drawn from."""
     budget, train = process_budget(), task.sizes["train"]
     # As they are trained on, and as edges that they are read from.
-    budget.reserve(LINKS, 2 * _OF_A_LINK * train)
+    budget.reserve(_LINKS, 2 * _OF_A_LINK * train)
     held = task.sizes["val"] + task.sizes["test"]
     budget.reserve(_LINKS_MAPPED, _OF_A_LINK * held, mapped=True)
     if not trains:
         return
     budget.reserve(SEEDS, ShuffledSeeds.most_bytes(train, config.seed_block))
     sources, targets = (dataset.num_nodes(task.edge_type[end]) for end in (0, 2))
-    hard = 4 * sources * min(HARD_TARGETS, targets) if options.sampling == "hard" else 0
+    hard = 0
+    if options.sampling == "hard":
+        hard = 4 * sources * min(HARD_TARGETS, targets) + _OF_A_HIDDEN * train
     weights = 8 * 2 * targets if options.sampling == "degree" else 0
     known = _OF_A_KNOWN * train if options.negatives else 0
     budget.reserve(_NEGATIVES, known + weights + hard)
@@ -159,5 +166,5 @@ def _draw(
     return {target: len(single.node)}, {kind: len(single.row)}
 
 
-def _lengths(parts: Mapping[object, Tensor]) -> dict[object, int]:
+def _lengths(parts: Mapping[_Type, Tensor]) -> dict[_Type, int]:
     return {kind: len(ids) for kind, ids in parts.items()}

@@ -1,7 +1,8 @@
-"""Training on mini-batches of links, and ranks of those held out, of graphs with types and without.
+"""Training on mini-batches of links, and ranks of those held out, with types and without.
 
-Invariants: no edge of a batch joins the two ends of one of its links, in either direction; negatives
-are no links to train on; embeddings of links that have times see nothing that is newer.
+Invariants: no edge of a batch joins the two ends of one of its links, in either direction; but for
+those of in-batch, negatives are no links to train on; embeddings by which links that have times are
+judged see nothing that is newer.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from gnnsys.training.task import Part
 
 __all__ = ["LinkMiniBatch"]
 
-_TIME = "time"
 _LOSSES = {"bce": link_bce_loss, "bpr": link_bpr_loss, "infonce": link_info_nce_loss}
 
 
@@ -58,7 +58,7 @@ class LinkMiniBatch(MiniBatch):
         self._hard_epoch = 0  # before which they were found
         self._embedded: dict[int | None, dict[str, Tensor]] = {}  # by time
         self._embedded_in: list[ScratchFolder] = []
-        super().__init__(run, dataset, model)  # type: ignore[arg-type]
+        super().__init__(run, dataset, model)
         reclaim_activations(run.config)
         self._judge = LinkJudge(
             task,
@@ -74,8 +74,8 @@ class LinkMiniBatch(MiniBatch):
         return _LOSSES[self._options.loss]
 
     def _make_sampler(self) -> NeighborSampler:
-        self._time_attr = _TIME if self._task.timed else None
-        self._exact = evaluates_exactly(self._config, self._task.timed)
+        self._time_attr = self._dataset.time_attr
+        self._all_neighbours = evaluates_exactly(self._config, self._task.timed)
         return self._sampler_of(hide_links=self._task.is_edge)
 
     def _sampler_of(self, hide_links: bool) -> NeighborSampler:
@@ -89,7 +89,7 @@ class LinkMiniBatch(MiniBatch):
             time_attr=self._time_attr,
         )
 
-    def _make_train_loader(self) -> LinkNeighborLoader:  # type: ignore[override]
+    def _make_train_loader(self) -> LinkNeighborLoader:
         config, task = self._config, self._task
         self._negatives = self._make_negatives()
         time = task.links("train").time
@@ -154,11 +154,18 @@ class LinkMiniBatch(MiniBatch):
 
     def _find_hard(self, epoch: int) -> None:
         found = self._embeddings("val")
-        target = found[self._target]
-        queries = self._model.queries(found[self._source][:].to(self._device)).cpu()
+        source, target = found[self._source], found[self._target]
         most = min(HARD_TARGETS, len(target))
-        top = top_links(queries.detach(), target, most, known=self._links)[1]
+        top = top_links(source, target, most, known=self._links, score=self._score)[1]
         self._set_hard(top.int(), epoch)
+
+    def _score(self, sources: Tensor, targets: Tensor) -> Tensor:
+        """(q, c) of rows of both."""
+        return self._queries(sources) @ targets.t()
+
+    def _queries(self, sources: Tensor) -> Tensor:
+        """What sources' embeddings are multiplied with targets' as, on the CPU."""
+        return self._model.queries(sources.to(self._device)).detach().cpu()
 
     def _set_hard(self, table: Tensor, epoch: int) -> None:
         assert self._negatives is not None
@@ -170,7 +177,8 @@ class LinkMiniBatch(MiniBatch):
 
     def snapshot(self) -> dict[int, dict[str, Tensor]]:
         """See ``Steps.snapshot``."""
-        assert self._negatives is not None and self._negatives.hard is not None
+        assert self._negatives is not None
+        assert self._negatives.hard is not None
         return {0: {"hard": self._negatives.hard}}
 
     def load(
@@ -228,12 +236,8 @@ class LinkMiniBatch(MiniBatch):
     def evaluate(self, metrics: Iterable[str], part: Part) -> dict[str, float]:
         """See ``Steps.evaluate``."""
         rows = self._embeddings(part)
-        with torch.no_grad():
-            queries = self._model.queries
-            found = self._judge.measure(
-                metrics, part, rows[self._source], rows[self._target],
-                lambda each: queries(each.to(self._device)).cpu(),
-            )  # fmt: skip
+        ends = rows[self._source], rows[self._target]
+        found = self._judge.measure(metrics, part, *ends, self._queries)
         self.served = self._dataset.served()
         return found
 
@@ -250,7 +254,7 @@ class LinkMiniBatch(MiniBatch):
             time = int(times.min()) if len(times) else None
         if time not in self._embedded:
             tell = self.progress or (lambda what, done, total: None)
-            if self._exact:
+            if self._all_neighbours:
                 found, folder = exact_embeddings(
                     self._config, self._dataset, self._model, self._device, tell
                 )
@@ -278,7 +282,7 @@ class LinkMiniBatch(MiniBatch):
         kinds = dict.fromkeys((self._source, self._target))
         nodes = sum(self._dataset.num_nodes[kind] for kind in kinds)
         among = self._options.candidates or self._dataset.num_nodes[self._target]
-        way = "layerwise" if self._exact else "sampled"
+        way = "layerwise" if self._all_neighbours else "sampled"
         return {
             "way": way,
             "nodes": nodes,

@@ -1,7 +1,8 @@
 """Links of one edge type, or of a relational database's task, that are to be predicted.
 
-Owns ``LinkTask``: which links are trained on, and which are held out. Links to validate and test on are no edges of the graph (``gnnsys.dataset.links``); those
-to train on are, and batches hide them from their messages.
+Owns ``LinkTask``: which links are trained on, and which are held out. Links to validate and test on
+are no edges of the graph (``gnnsys.dataset.links``); those to train on are, and batches hide them
+from their messages.
 """
 
 from __future__ import annotations
@@ -199,7 +200,9 @@ def _nodes_have_times(dataset: Dataset) -> bool:
 
 def _named_task(dataset: Dataset, task: str, target: str | None, width: int) -> LinkTask:
     if target is not None:
-        raise ArgumentError(f"--target {target}: --task {task} says what its links join; leave it out")
+        raise ArgumentError(
+            f"--target {target}: --task {task} says what its links join; leave it out"
+        )
     about = dataset.manifest.source["tasks"][task]
     known = [part for part in PARTS if dataset.has(f"{part}.{task}.targets", about["node_type"])]
     parts = {part: read_task_links(dataset, task, part) for part in known}

@@ -18,7 +18,7 @@ from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.counters import Counters
 from gnnsys.errors import GnnsysError
-from gnnsys.loaders import NeighborLoader, NeighborSampler
+from gnnsys.loaders import LinkNeighborLoader, NeighborLoader, NeighborSampler
 from gnnsys.loaders.static_shapes import Padding, Sizes
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
@@ -33,6 +33,7 @@ from gnnsys.training.evaluation import (
 )
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.hetero_models import HeteroModel
+from gnnsys.training.link_models import LinkModel
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
 from gnnsys.training.metrics import Loss, make_loss, measure
 from gnnsys.training.model_layers import ModelLayer, model_layers
@@ -269,7 +270,7 @@ class MiniBatch(Steps):
         self,
         run: Run,
         dataset: NodeDataset,
-        model: NodeClassifier | HeteroModel,
+        model: NodeClassifier | HeteroModel | LinkModel,
         evaluation: Evaluation | None = None,
     ) -> None:
         config, device = run.config, run.device
@@ -306,7 +307,7 @@ class MiniBatch(Steps):
     def _make_sampler(self) -> NeighborSampler:
         return make_sampler(self._config, self._dataset.graph)
 
-    def _make_train_loader(self) -> NeighborLoader:
+    def _make_train_loader(self) -> NeighborLoader | LinkNeighborLoader:
         return self._make_loader(self._dataset.node_task.train, trains=True)
 
     def _make_evaluation(self) -> Evaluation | None:
@@ -473,7 +474,7 @@ class MiniBatch(Steps):
 class _Timed(Iterator[Any]):
     """Batches of a loader; how long each was waited for is added to ``steps.load_seconds``."""
 
-    def __init__(self, steps: Steps, loader: NeighborLoader) -> None:
+    def __init__(self, steps: Steps, loader: Iterable[Any]) -> None:
         self._steps = steps
         self._batches = iter(loader)
 

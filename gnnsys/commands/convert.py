@@ -16,6 +16,7 @@ from gnnsys.convert.edge_list import open_edge_list, write_edge_list
 from gnnsys.convert.folder import convert_folder
 from gnnsys.convert.graphbolt import convert_graphbolt, is_graphbolt
 from gnnsys.convert.graphbolt_export import export_graphbolt
+from gnnsys.convert.hold_out import convert_held_out
 from gnnsys.convert.ogb import convert_ogb, is_ogb
 from gnnsys.convert.parts import holds_parts, is_pattern
 from gnnsys.convert.pipes import is_pipe, without_pipes
@@ -41,6 +42,7 @@ __all__ = ["run_command"]
 
 _OF_EDGE_LISTS = dataclasses.fields(EdgeListParts)
 _OF_DATABASES = [each.name for each in dataclasses.fields(RelationalParts)]
+_DEFAULTS = {each.name: each.default for each in dataclasses.fields(ConvertConfig)}
 _OF_THE_RUN = {"dst", "name", "order", "memory", "threads", "dry_run", "json", "to"}
 """Options that change no table of the result, or are passed by themselves."""
 
@@ -91,6 +93,8 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
         _refuse(config, _OF_DATABASES, f"goes with a RelBench folder, but {config.src} is none")
     if config.order != "none" and not config.dry_run:
         return _convert_in_order(config, options)
+    if config.hold_out is not None and not config.dry_run:
+        return _convert_held_out(config, options)
     if config.to == "graphbolt":
         _refuse_edge_list_options(config)
         _refuse(
@@ -127,23 +131,44 @@ def convert(config: ConvertConfig, options: ConvertOptions) -> Path | None:
 
 
 def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
-    """Converts a source that is no dataset folder into one first, in the scratch folder."""
+    before = _made_before(config, options, f"--order {config.order}", {"order": "none"})
+    return convert_in_order(Path(config.dst), options, config.order, **before)
+
+
+def _convert_held_out(config: ConvertConfig, options: ConvertOptions) -> Path:
+    held = config.links_held_out()
+    assert held is not None
+    of_edges = _is_edge_list(split_member(Path(config.src))[0], config)
+    without = {key: _DEFAULTS[key] for key in _DEFAULTS if key.startswith("hold_out")}
+    if not of_edges:
+        without["seed"] = _DEFAULTS["seed"]
+    before = _made_before(config, options, "--hold-out", without)
+    return convert_held_out(Path(config.dst), options, held, **before)
+
+
+def _made_before(
+    config: ConvertConfig, options: ConvertOptions, option: str, without: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments that ``option`` passes on, for a folder made of another one: the source, or one
+    that is made of it first, in the scratch folder, by the options but for those of ``without``."""
     source, path = Path(config.src), Path(config.dst)
     if config.to != "gnnsys":
         raise ArgumentError(
-            f"--order {config.order}: makes a folder of gnnsys, but --to is {config.to}; convert "
-            "that folder afterwards"
+            f"{option}: makes a folder of gnnsys, but --to is {config.to}; convert that folder "
+            "afterwards"
         )
     is_folder = (source / MANIFEST).is_file()
+    rest = dataclasses.replace(config, **without)
     # One whose tables are stored anew is made first, as of another source.
-    as_it_is = is_folder and config.dtype == "keep" and not config.undirected
+    as_it_is = is_folder and rest.dtype == "keep" and not rest.undirected and rest.hold_out is None
     if is_folder:
         _refuse_edge_list_options(config)
     if as_it_is:
         _refuse(
             config,
             ("scale", "overflow", "nan"),
-            f"{source} is a dataset folder, whose tables --order takes as they are; leave it out",
+            f"{source} is a dataset folder, whose tables {option.split()[0]} takes as they are; "
+            "leave it out",
         )
 
     def prepare(place: Path) -> Path:
@@ -151,20 +176,16 @@ def _convert_in_order(config: ConvertConfig, options: ConvertOptions) -> Path:
             return source
         if not place.exists():
             name = config.name or path.name
-            convert(dataclasses.replace(config, dst=str(place), order="none", name=name), options)
+            convert(dataclasses.replace(rest, dst=str(place), name=name), options)
         return place
 
     given = vars(config)
-    more = {key: given[key] for key in given.keys() - _OF_THE_RUN}
-    return convert_in_order(
-        path,
-        options,
-        config.order,
-        name=config.name or (DatasetTables(source).name if is_folder else path.name),
-        files=[source / MANIFEST] if is_folder else _files_of(config),
-        prepare=prepare,
-        **more,
-    )
+    return {
+        "name": config.name or (DatasetTables(source).name if is_folder else path.name),
+        "files": [source / MANIFEST] if is_folder else _files_of(config),
+        "prepare": prepare,
+        **{key: given[key] for key in given.keys() - _OF_THE_RUN},
+    }
 
 
 def _convert_edge_list(
@@ -234,13 +255,13 @@ def _files_of(config: ConvertConfig) -> list[Path]:
 
 
 def _refuse_edge_list_options(config: ConvertConfig) -> None:
-    names = [each.name for each in _OF_EDGE_LISTS]
+    of_links = {"seed"} if config.hold_out is not None else set()
+    names = [each.name for each in _OF_EDGE_LISTS if each.name not in of_links]
     _refuse(config, names, f"goes with an edge list, but {config.src} is none")
 
 
 def _refuse(config: ConvertConfig, names: Iterable[str], why: str) -> None:
     """Raises ArgumentError where one of these options is given."""
-    default = {each.name: each.default for each in dataclasses.fields(ConvertConfig)}
     for name in names:
-        if getattr(config, name) != default[name]:
+        if getattr(config, name) != _DEFAULTS[name]:
             raise ArgumentError(f"--{name.replace('_', '-')}: {why}")

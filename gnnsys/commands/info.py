@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from gnnsys.config.info import InfoConfig
-from gnnsys.dataset.format import EdgeType, Table
+from gnnsys.dataset.format import HELD_OUT, EdgeType, Table
 from gnnsys.dataset.importance import SCORE_TABLE
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.system.progress import work_progress
@@ -120,6 +120,8 @@ def print_tables(dataset: DatasetTables, console: Console) -> None:
     if isinstance(about, dict):
         said = [f"{key} {_listed(value)}" for key, value in about.items() if key != "kind"]
         head.add_row("importance", escape(", ".join([str(about.get("kind")), *said])))
+    for held in facts["source"].get(HELD_OUT, []):
+        head.add_row(f"held out{_of(dataset, ' '.join(held['edge_type']))}", _held(held))
     head.add_row("order of nodes", escape(str(facts["order"])))
     head.add_row("source", escape(str(facts["source"].get("kind", "unknown"))))
     console.print(head)
@@ -135,6 +137,14 @@ def print_tables(dataset: DatasetTables, console: Console) -> None:
                 f"{table['bytes']:,}",
             )
     console.print(tables)
+
+
+def _held(about: dict[str, Any]) -> str:
+    told = f"val {about['val']:,}, test {about['test']:,}, left to train {about['train']:,} links, "
+    told += "the newest" if about["by"] == "time" else f"drawn by seed {about['seed']}"
+    for reverse in about["reverses"]:
+        told += f"; {reverse['edges']:,} reverses of {' '.join(reverse['edge_type'])} taken out"
+    return escape(told)
 
 
 def _listed(value: Any) -> str:

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from gnnsys.choices import Folder, GapPolicy, Overflow, RowOrder, Scale, Size, StoredType
 from gnnsys.config.checks import check_least, check_seed
-from gnnsys.convert.spec import EdgeListParts, RelationalParts
+from gnnsys.convert.spec import EdgeListParts, HoldOut, RelationalParts
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
 
 __all__ = ["ConvertConfig"]
+
+
+def _parse_shares(words: list[str]) -> tuple[float, ...]:
+    text = " ".join(words).replace(",", " ")
+    try:
+        return tuple(map(float, text.split()))
+    except ValueError:
+        raise ArgumentError(
+            f"--hold-out-shares {' '.join(words)}: expected two numbers, such as 0.05,0.1"
+        ) from None
+
+
+_SHARES = PrimitiveConstructorSpec[Any](
+    nargs="*",
+    metavar="VAL,TEST",
+    instance_from_str=_parse_shares,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda value: [",".join(f"{share:g}" for share in value)],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +50,7 @@ class ConvertConfig(RelationalParts, EdgeListParts):
         gnnsys convert relbench-folder my-graph --task driver-top3
         gnnsys convert my-graph by-community --order community
         gnnsys convert my-graph my-small-graph --dtype int8
+        gnnsys convert my-graph my-links --hold-out user,likes,item
         gnnsys convert my-graph graphbolt-folder --to graphbolt
     """
 
@@ -39,6 +60,7 @@ class ConvertConfig(RelationalParts, EdgeListParts):
         "edge_features": "edge",
         "task": "relational",
         "to": "conversion",
+        "hold_out": "links",
         "json": "output",
     }
 
@@ -103,6 +125,22 @@ class ConvertConfig(RelationalParts, EdgeListParts):
     dry_run: bool = False
     """Say how an edge list and what belongs to it are understood, and stop."""
 
+    hold_out: Annotated[tuple[str, ...], "[SRC,REL,DST]"] | None = None
+    """Hold links of an edge type out of the graph, to validate on and to test on by gnnsys train
+    --task link, and take their reverses out, too; no type where there is only one. Parallel edges
+    go together. Takes any source, also a folder of gnnsys."""
+
+    hold_out_shares: Annotated[tuple[float, ...], _SHARES] = (0.05, 0.1)
+    """Of its edges: to validate on, and to test on."""
+
+    hold_out_by: Literal["random", "time"] = "random"
+    """random: pairs of nodes are drawn by --seed; time: the newest are to test on, those before
+    them to validate on."""
+
+    hold_out_reverses: Annotated[tuple[str, ...], "[SRC,REL,DST ...]"] | None = None
+    """Edge types that hold their reverses; no type if none does. Default: rev_REL of REL, or else
+    the only type that leads back."""
+
     json: bool = False
     """Print what was made as one JSON object on the last line of standard output."""
 
@@ -111,7 +149,53 @@ class ConvertConfig(RelationalParts, EdgeListParts):
         check_seed(self.seed)
         check_least(self, 1, "categories")
         parse_bytes(self.memory, "--memory")
+        self.links_held_out()
         if self.scale != "row" and self.dtype not in ("int8", "int4"):
             raise ArgumentError(
                 f"--scale {self.scale}: goes with --dtype int8 or int4, but it is {self.dtype}"
             )
+
+    def links_held_out(self) -> HoldOut | None:
+        """Which links are held out; None where none are.
+
+        >>> config = ConvertConfig(src="g", dst="h", hold_out=("user,likes,item",))
+        >>> config.links_held_out().edge_type
+        ('user', 'likes', 'item')
+
+        Raises:
+            ArgumentError: shares that leave nothing, what is no edge type, or options of links
+                where none are held out.
+        """
+        if self.hold_out is None:
+            for name in ("hold_out_shares", "hold_out_by", "hold_out_reverses"):
+                if getattr(self, name) != getattr(ConvertConfig, name):
+                    raise ArgumentError(
+                        f"--{name.replace('_', '-')}: goes with --hold-out, which is not given"
+                    )
+            return None
+        if len(self.hold_out) > 1:
+            raise ArgumentError(
+                f"--hold-out {' '.join(self.hold_out)}: {len(self.hold_out)} edge types, expected "
+                "one; convert what was made again for another"
+            )
+        types = [_parse_type("--hold-out", each) for each in self.hold_out]
+        reverses = self.hold_out_reverses
+        return HoldOut(
+            edge_type=types[0] if types else None,
+            shares=self.hold_out_shares,
+            by=self.hold_out_by,
+            reverses=None
+            if reverses is None
+            else tuple(_parse_type("--hold-out-reverses", each) for each in reverses),
+            seed=self.seed,
+        )
+
+
+def _parse_type(option: str, text: str) -> tuple[str, str, str]:
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise ArgumentError(
+            f"{option} {text}: expected an edge type as source,relation,destination, such as "
+            "user,likes,item"
+        )
+    return parts[0], parts[1], parts[2]

@@ -50,7 +50,8 @@ def convert_folder(
     if options.dtype == "keep":
         raise ArgumentError(
             f"{folder}: a dataset folder of gnnsys already; --dtype stores its features in another "
-            "precision, --order numbers its nodes anew, --to graphbolt writes it as GraphBolt's"
+            "precision, --order numbers its nodes anew, --hold-out holds links out, --to graphbolt "
+            "writes it as GraphBolt's"
         )
     manifest = dataset.manifest
     owners: list[NodeSet | EdgeSet] = [*manifest.nodes.values(), *manifest.edges.values()]

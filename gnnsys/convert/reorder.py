@@ -22,9 +22,16 @@ from gnnsys.convert.graphbolt_files import Edges
 from gnnsys.convert.permute import Permutation, permuted_rows
 from gnnsys.convert.row_order import community_order, degree_order
 from gnnsys.convert.spec import ConvertOptions
-from gnnsys.dataset.format import EdgeType, edge_folder, is_seed_table, node_folder
+from gnnsys.dataset.format import (
+    LINK_PARTS,
+    EdgeType,
+    edge_folder,
+    is_seed_table,
+    link_table,
+    node_folder,
+)
 from gnnsys.dataset.tables import DatasetTables, check_nodes
-from gnnsys.dataset.writer import cut_rows
+from gnnsys.dataset.writer import RowReader, cut_rows
 from gnnsys.errors import FileFormatError, RowIndexError, UnsupportedError
 from gnnsys.system.files import map_npy, replace_npy
 
@@ -239,6 +246,7 @@ class _Reordering:
             threads=writer.options.threads,
         )
         write_csc(job, read)
+        self._write_links(edge_type)
         if not attributes:
             return
         to = Permutation(
@@ -252,3 +260,25 @@ class _Reordering:
             reader = permuted_rows(writer, place, rows, to, writer.options.memory)
             table = tables[name]
             writer.write_edges(name, reader, table.shape, table.encoding, edge_type)
+
+    def _write_links(self, edge_type: EdgeType) -> None:
+        """Those that are held out, in their order."""
+        writer, found = self._writer, self._found
+        tables = found.manifest.edges[edge_type].tables
+        ends = {"source": edge_type[0], "target": edge_type[2]}
+        for part in LINK_PARTS:
+            for what in ("source", "target", "time"):
+                name = link_table(part, what)
+                if name not in tables:
+                    continue
+                rows, table = found.edge_table(name, edge_type), tables[name]
+                read = cut_rows(rows)
+                if what in ends:
+                    places = self._nodes[ends[what]].places
+                    check_nodes(rows, len(places), f"{found.path}: {name} of {edge_type}")
+                    read = _numbered_anew(read, places)
+                writer.write_edges(name, read, table.shape, table.encoding, edge_type)
+
+
+def _numbered_anew(read: RowReader, places: NDArray[np.int64]) -> RowReader:
+    return lambda first: (places[block] for block in read(first))

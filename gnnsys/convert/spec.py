@@ -10,12 +10,14 @@ from typing import Annotated, Literal
 from gnnsys.choices import GapPolicy, Overflow, Scale, StoredType
 from gnnsys.convert.dialect import TableOptions
 from gnnsys.convert.parts import find_parts
+from gnnsys.errors import ArgumentError
 from gnnsys.system.progress import Progress
 
 __all__ = [
     "ConvertOptions",
     "EdgeListParts",
     "EdgeListSpec",
+    "HoldOut",
     "RelationalParts",
     "split_member",
 ]
@@ -51,6 +53,36 @@ class ConvertOptions:
 
     progress: Progress = lambda what, done, total: None
     """Is told how far the work is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HoldOut:
+    """Which links are held out."""
+
+    edge_type: tuple[str, str, str] | None = None
+    """Theirs; None for the only one there is."""
+
+    shares: tuple[float, ...] = (0.05, 0.1)
+    """Of its edges: to validate on, and to test on."""
+
+    by: Literal["random", "time"] = "random"
+    """random: pairs of nodes are drawn; time: the newest are to test on, those before them to
+    validate on."""
+
+    reverses: tuple[tuple[str, str, str], ...] | None = None
+    """Edge types that hold the reverses; None for ``rev_REL`` of REL, or else the only one that
+    leads back."""
+
+    seed: int = 0
+    """Of the draw."""
+
+    def __post_init__(self) -> None:
+        if not (len(self.shares) == 2 and min(self.shares) > 0 and sum(self.shares) < 1):
+            given = ",".join(map(str, self.shares))
+            raise ArgumentError(
+                f"--hold-out-shares {given}: expected a share to validate on and one to test on, "
+                "each above 0, together below 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +163,7 @@ class EdgeListParts:
     """Shares of the labelled nodes to train on, to validate and to test on, drawn at random."""
 
     seed: int = 0
-    """Of the random split."""
+    """Of the random split, and of the links that are held out."""
 
     edge_features: Annotated[str, "FILE|COLUMN"] | None = None
     """File with a row for each edge, or a column of the edge list; likewise --edge-weight and

@@ -29,6 +29,7 @@ from gnnsys.system.records import as_record, json_text, place_of
 __all__ = [
     "CHECKSUM_CHUNK",
     "EDGE_TYPE",
+    "HELD_OUT",
     "LINK_PARTS",
     "MANIFEST",
     "NODE_TYPE",
@@ -68,6 +69,10 @@ NODE_TYPE = "node"
 
 EDGE_TYPE: EdgeType = (NODE_TYPE, "to", NODE_TYPE)
 """The edge type of a homogeneous graph."""
+
+HELD_OUT = "held_out"
+"""What ``source`` says of links that are held out: how they were drawn and how many, in an entry
+for each edge type."""
 
 LINK_PARTS = ("val", "test")
 """Links of an edge type that are held out, see ``gnnsys.dataset.links``."""

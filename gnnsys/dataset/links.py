@@ -2,9 +2,9 @@
 
 ``gnnsys convert --hold-out`` takes the links to validate on and to test on out of an edge type, so
 that no message passes along them; the edges that remain are those to train on. They lie beside the
-tables of the edge type: ``PART.source``, ``PART.target`` and, where edges have times, ``PART.time``;
-``held_out`` in ``source`` of ``graph.json`` says how they were drawn. The links of a task of a
-relational database, see ``gnnsys.dataset.seeds``, are read into the same ``Links``.
+tables of the edge type: ``PART.source``, ``PART.target`` and, where edges have times,
+``PART.time``; ``held_out`` in ``source`` of ``graph.json`` says how they were drawn. The links of a
+task of a relational database, see ``gnnsys.dataset.seeds``, are read into the same ``Links``.
 """
 
 from __future__ import annotations
@@ -68,6 +68,23 @@ def read_links(dataset: Dataset, edge_type: EdgeType, part: str) -> Links:
     Raises:
         ArgumentError: there is no such edge type, or nothing is held out of it for that part.
         FileFormatError: ids outside the nodes, or tables that do not fit each other.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import gnnsys
+    >>> from gnnsys.convert.hold_out import convert_held_out
+    >>> from gnnsys.convert.spec import ConvertOptions, HoldOut
+    >>> from gnnsys.dataset.format import EDGE_TYPE
+    >>> from gnnsys.generate import generate_community
+    >>> place = Path(tempfile.mkdtemp())
+    >>> whole = generate_community(place / "whole", nodes=50, classes=2, degree=4)
+    >>> held = convert_held_out(
+    ...     place / "held", ConvertOptions(), HoldOut(shares=(0.1, 0.2)), name="held",
+    ...     files=[whole / "graph.json"], prepare=lambda path: whole,
+    ... )
+    >>> dataset = gnnsys.open_dataset(held)
+    >>> held_links(dataset, EDGE_TYPE), len(read_links(dataset, EDGE_TYPE, "test")) >= 40
+    (('val', 'test'), True)
     """
     held = held_links(dataset, edge_type)
     if part not in held:

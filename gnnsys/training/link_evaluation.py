@@ -34,6 +34,7 @@ _DRAWN = 256
 _STREAM = (1 << 64) - 1
 """In the place of an epoch."""
 _K = 10
+_OF_THE_BEST = (f"recall@{_K}", f"ndcg@{_K}")
 
 
 class LinkJudge:
@@ -87,7 +88,7 @@ class LinkJudge:
         if any(name == "mrr" or name.startswith("hits@") for name in names):
             blocks = self._ranks if self._candidates is None else self._sampled_ranks
             found |= rank_metrics(torch.cat([*blocks(part, source, target, queries)]))
-        if any(name.startswith(("recall@", "ndcg@")) for name in names):
+        if not {*_OF_THE_BEST}.isdisjoint(names):
             found |= self._retrieval(part, source, target, queries)
         if "auc" in names:
             drawn = [*self._drawn_scores(part, source, target, queries)]
@@ -142,7 +143,8 @@ class LinkJudge:
             ids = sources[first : first + _RANKED]
             own = _between(known, first, first + len(ids))
             best.append(top_links(queries(source[ids]), target, _K, known=own)[1])
-        return retrieval_metrics(torch.cat(best), torch.stack([row, links[1]]), k=[_K])
+        found = retrieval_metrics(torch.cat(best), torch.stack([row, links[1]]), k=[_K])
+        return {name: found[name] for name in _OF_THE_BEST}  # its hits are of sources, not links
 
     def _known_of(self, part: Part) -> Tensor:
         """(2, m) numbers of a part's links, ascending, above all known targets of their sources."""

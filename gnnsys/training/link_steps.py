@@ -86,6 +86,7 @@ class LinkMiniBatch(MiniBatch):
             dataset.graph if plain else dataset.source,
             device="cpu",
             hide_links=hide_links,
+            reverse_types=self._task.reverse_types if hide_links else None,
             time_attr=self._time_attr,
         )
 

@@ -38,6 +38,10 @@ class LinkTask(Task):
     is_edge: bool
     """Whether links to train on are edges of the graph, which batches are to hide."""
 
+    reverse_types: tuple[EdgeType, ...] | None = None
+    """Edge types that hold their reverses, which batches hide, too; None for those that
+    ``NeighborSampler`` takes by their names."""
+
     width: int
     """Of the embeddings."""
 
@@ -176,6 +180,7 @@ def link_task(dataset: Dataset, task: str, target: str | None, width: int) -> Li
         metric="mrr",
         edge_type=kind,
         is_edge=True,
+        reverse_types=_reverse_types(dataset, kind),
         timed=dataset.has("edge_time", kind) and _nodes_have_times(dataset),
         width=width,
         sizes=sizes,
@@ -183,6 +188,17 @@ def link_task(dataset: Dataset, task: str, target: str | None, width: int) -> Li
             _train_links(dataset, kind) if part == "train" else read_links(dataset, kind, part)
         ),
     )
+
+
+def _reverse_types(dataset: Dataset, kind: EdgeType) -> tuple[EdgeType, ...] | None:
+    """As they were known when links were held out."""
+    if not dataset.heterogeneous:
+        return None
+    for about in dataset.manifest.source.get("held_out", []):
+        if tuple(about["edge_type"]) == kind:
+            found = [each["edge_type"] for each in about["reverses"]]
+            return tuple((source, relation, target) for source, relation, target in found)
+    return None
 
 
 def _train_links(dataset: Dataset, edge_type: EdgeType) -> Links:

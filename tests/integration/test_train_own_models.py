@@ -32,6 +32,9 @@ from gnnsys.generate import generate_community
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.user_factory import load_factory
 
+sys.path.insert(0, str(Path(__file__).parent))
+from link_folders import held_folder, web
+
 pytestmark = pytest.mark.usefixtures("one_thread", "nets")
 
 NODES, AUTHORS, PAPERS, AGENCIES, CLASSES = 500, 300, 200, 6, 3
@@ -50,17 +53,20 @@ def fused(in_channels, out_channels, hidden_channels, num_layers):
 
 class Layers(torch.nn.Module):
     \"\"\"Those of --model sage.\"\"\"
-    def __init__(self, in_channels, out_channels, hidden_channels, num_layers, metadata):
+    def __init__(self, in_channels, out_channels, hidden_channels, num_layers, metadata, target):
         super().__init__()
         kinds = [kind for kind in metadata[0] if kind != "agency"]
         linear = {kind: torch.nn.Linear(in_channels[kind], hidden_channels) for kind in kinds}
         self.inputs = torch.nn.ModuleDict(linear)
         gnn = GraphSAGE((hidden_channels, hidden_channels), hidden_channels, num_layers)
         self.gnn = to_hetero(gnn, metadata)
-        self.head = torch.nn.Linear(hidden_channels, out_channels)
+        kinds = [target] if isinstance(target, str) else [target[0], target[2]]
+        heads = {kind: torch.nn.Linear(hidden_channels, out_channels) for kind in kinds}
+        self.heads = torch.nn.ModuleDict(heads)
     def forward(self, x_dict, edge_index_dict):
         x = {kind: layer(x_dict[kind]).relu() for kind, layer in self.inputs.items()}
-        return self.head(self.gnn({**x_dict, **x}, edge_index_dict)["author"].relu())
+        out = self.gnn({**x_dict, **x}, edge_index_dict)
+        return {kind: head(out[kind].relu()) for kind, head in self.heads.items()}
 
 class Relations(torch.nn.Module):
     def __init__(self, out_channels, metadata):
@@ -320,3 +326,39 @@ def test_a_run_broken_off_inside_an_epoch_goes_on(types: Path) -> None:
     config = TrainConfig(dataset=str(types), out="run", **OPTIONS | options)
     assert run_training(config, on_batch=interrupt).reason == "interrupted"
     assert resume(Path("run")).history == train(types, **options).history
+
+
+# Links -------------------------------------------------------------------------------------------
+
+LINKS: dict[str, Any] = {"task": "link", "dropout": 0.0, "epochs": 3, "eval": "layerwise"}
+
+
+def test_a_factory_of_the_layers_of_gnnsys_embeds_ends_of_links_as_it_does(tmp_path: Path) -> None:
+    data = make_types()
+    links = data["author", "writes", "paper"].edge_index.unique(dim=1)
+    links = links[:, torch.randperm(links.shape[1], generator=torch.Generator().manual_seed(1))]
+    data["author", "writes", "paper"].edge_index = links[:, 200:]
+    data["paper", "rev_writes", "author"].edge_index = links[:, 200:].flip(0)
+    held = {"val": links[:, :100], "test": links[:, 100:200]}
+    place = held_folder(tmp_path / "g", data, held, ("author", "writes", "paper"))
+    ours = train(place, model="sage", **LINKS)
+    theirs = train(place, Path("run"), model="more_nets:Layers", **LINKS)
+    assert theirs.history == ours.history
+    assert theirs.best_test == ours.best_test
+    train(place, Path("part"), model="more_nets:Layers", **{**LINKS, "epochs": 2})
+    assert resume(Path("part"), epochs=3).history == ours.history
+    sampled = train(place, model="typed_nets:sage", **{**LINKS, "eval": "auto"})
+    assert sampled.evaluation["way"] == "sampled"
+    assert losses(sampled)[-1] < losses(sampled)[0]
+
+
+def test_a_model_without_types_embeds_ends_of_links(tmp_path: Path) -> None:
+    place = held_folder(tmp_path / "g", *web())
+    ours = train(place, **LINKS)
+    theirs = train(place, model="torch_geometric.nn:GraphSAGE", **LINKS)
+    # Layers compute more nodes of a batch than are needed.
+    assert losses(theirs) == pytest.approx(losses(ours), rel=1e-4)
+    scores = [[record.val for record in each.history] for each in (ours, theirs)]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+    sampled = train(place, model="own_nets:Net", **{**LINKS, "eval": "auto"})
+    assert sampled.evaluation["way"] == "sampled"

@@ -20,8 +20,13 @@ from gnnsys.convert.pyg import convert_pyg
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.generate import generate_community
 from gnnsys.training.datasets import NodeDataset, load_dataset
+from gnnsys.training.link_task import LinkTask
 from gnnsys.training.user_factory import load_factory
-from gnnsys.training.user_models import make_user_hetero_model, make_user_model
+from gnnsys.training.user_models import (
+    make_user_embedder,
+    make_user_hetero_model,
+    make_user_model,
+)
 
 FEATURES, CLASSES = 6, 3
 
@@ -320,7 +325,7 @@ def test_a_model_gives_rows_of_the_target_among_others_or_alone(typed: NodeDatas
     [
         ("wide", r"an x_dict of user \(\d+, 6\), item \(\d+, 64\) and an edge_index_dict, gave "
          r"float32 \(\d+, 4\) for user, expected floats \(\d+, 3\): a row for each node"),
-        ("Other", "gave a dict of item, expected one with user, which is trained, or its rows"),
+        ("Other", "gave a dict of item, expected a dict by node type that has user, or its rows"),
         ("Item", r"gave float32 \(\d+, 3\) for user, expected floats \(\d+, 3\)"),
         ("Listed", "gave list for user, expected floats"),
         ("Picky", r"raised KeyError: 'users' \(.*/typed_nets.py, line 36\); mend it"),
@@ -342,3 +347,29 @@ def test_what_exact_evaluation_cannot_follow_is_told_before_training(typed: Node
     assert make_typed(typed, "Looks", eval="sampled")
     with pytest.raises(ArgumentError, match=r"Looks cannot be followed by torch.*--eval sampled"):
         make_typed(typed, "Looks", eval="layerwise")
+
+
+def make_embedder(dataset: NodeDataset, model: str) -> Any:
+    """For links; of which there need to be none yet."""
+    task = LinkTask(
+        target="user", metric="mrr", edge_type=("user", "buys", "item"), is_edge=True, width=8,
+        timed=False, sizes={"train": 1, "val": 1, "test": 0}, open_links={}.__getitem__,
+    )  # fmt: skip
+    dataset = dataclasses.replace(dataset, task=task)
+    config = TrainConfig(dataset="g", task="link", model=f"typed_nets:{model}", device="cpu")
+    return make_user_embedder(resolve(config), dataset, task)
+
+
+def test_a_factory_for_links_is_told_of_their_type_and_embeds_both_ends(typed: NodeDataset) -> None:
+    net = make_embedder(typed, "Net")
+    assert net.gnn.given["target"] == ("user", "buys", "item")
+    x = {"user": torch.ones(3, FEATURES), "item": torch.ones(2, 64)}
+    found = net(x, {kind: torch.tensor([[0, 1], [1, 0]]) for kind in typed.graphs})
+    assert {kind: rows.shape for kind, rows in found.items()} == {"user": (3, 8), "item": (2, 8)}
+    for model, told in (
+        ("Other", "gave a dict of item, expected a dict by node type that has user and item$"),
+        ("Item", r"gave float32 \(\d+, 8\), expected a dict by node type that has user and item$"),
+        ("wide", r"gave float32 \(\d+, 9\) for user, expected floats \(\d+, 8\)"),
+    ):
+        with pytest.raises(ArgumentError, match=told):
+            make_embedder(typed, model)

@@ -48,7 +48,7 @@ from gnnsys.training.embedding_tables import BestRows
 from gnnsys.training.evaluation import Scope, scope_of, warn_of_sums
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.hetero_exact import exact_rows
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.link_models import LinkModel
@@ -218,7 +218,7 @@ def _blocks(
     config: PredictConfig,
     trained: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | HeteroClassifier | DeepModel,
+    model: NodeClassifier | HeteroModel | DeepModel,
     nodes: Tensor,
     reads: LayerReads,
     progress: Progress,
@@ -227,14 +227,15 @@ def _blocks(
     another."""
     if not config.sampled:
         scope = _scope(config, trained, dataset, model, nodes)
-        if isinstance(model, HeteroClassifier):
+        if isinstance(model, HeteroModel):
             read, logits, folder = exact_rows(trained.config, dataset, model, progress)
         else:
             read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
         with closing(folder) if folder else nullcontext():
             done = 0
             for some in _split(nodes):
-                yield _rows(read, scope.inputs(some)), _rows(logits, scope.places(some))
+                below = None if read is None else _rows(read, scope.inputs(some))
+                yield below, _rows(logits, scope.places(some))
                 done += len(some)
                 progress("write: nodes", done, len(nodes))
         return
@@ -246,9 +247,9 @@ def _blocks(
     kept: list[Any] = []
     last: torch.nn.Module | None = None
     steps: MiniBatch
-    if isinstance(model, HeteroClassifier):
+    if isinstance(model, HeteroModel):
         steps = HeteroMiniBatch(trained, dataset, model)
-        last = model.head
+        last = model.head if isinstance(model, HeteroClassifier) else None
     else:
         steps = MiniBatch(trained, dataset, model)
         if isinstance(model.gnn, BasicGNN):
@@ -297,7 +298,7 @@ def _scope(
     config: PredictConfig,
     trained: Run,
     dataset: NodeDataset,
-    model: NodeClassifier | HeteroClassifier | DeepModel,
+    model: NodeClassifier | HeteroModel | DeepModel,
     nodes: Tensor,
 ) -> Scope:
     """The nodes that layers compute: all, or those alone that the chosen ones depend on."""
@@ -305,7 +306,7 @@ def _scope(
         config.eval_reads == "sequential"
         or config.nodes is None
         or len(nodes) == 0
-        or isinstance(model, (HeteroClassifier, DeepModel))
+        or isinstance(model, (HeteroModel, DeepModel))
     ):
         return Scope(layers=None, nbytes=0)
     return scope_of(trained.config, dataset.graph, (nodes,), dataset.features.shape[1])

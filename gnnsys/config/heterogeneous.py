@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from gnnsys.config.train import TrainConfig
+from gnnsys.config.user_model import is_user_model
 from gnnsys.errors import ArgumentError, UnsupportedError
 
 __all__ = ["HETERO_MODELS", "check_heterogeneous", "check_homogeneous"]
 
 HETERO_MODELS = ("rgcn", "hgt", "sage", "gat")
-"""Models of heterogeneous graphs."""
+"""Models of heterogeneous graphs, beside those of users."""
 _OF_TYPES = ("rgcn", "hgt")
 """Those among them that have no meaning without types."""
 _REFUSED = (
@@ -25,15 +26,15 @@ def check_heterogeneous(config: TrainConfig) -> None:
     folder cannot have.
 
     >>> check_heterogeneous(TrainConfig(dataset="papers", model="hgt"))
-    >>> check_heterogeneous(TrainConfig(dataset="papers", model="gin"))
+    >>> check_heterogeneous(TrainConfig(dataset="g", model="gin"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    gnnsys.errors.ArgumentError: --model gin: papers is heterogeneous; expected rgcn, hgt, sage, gat
+    gnnsys.errors.ArgumentError: --model gin: g is heterogeneous; expected rgcn, hgt, ...
     """
-    if config.model not in HETERO_MODELS:
+    if config.model not in HETERO_MODELS and not is_user_model(config.model):
         raise ArgumentError(
             f"--model {config.model}: {config.dataset} is heterogeneous; expected "
-            f"{', '.join(HETERO_MODELS)}"
+            f"{', '.join(HETERO_MODELS)}, or PACKAGE.MODULE:FACTORY for one of your own"
         )
     if config.eval == "neighborhoods":
         raise UnsupportedError(

@@ -16,6 +16,7 @@ from gnnsys.cache.embedding.directory import RowDirectory
 from gnnsys.cache.engine import PAGE_BYTES
 from gnnsys.choices import NO_FOLDERS
 from gnnsys.config.train import TrainConfig
+from gnnsys.config.user_model import is_user_model
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import Task
 from gnnsys.errors import ArgumentError
@@ -198,5 +199,6 @@ def layer_bytes(
     """Of what autograd keeps and makes for a batch behind its inputs."""
     width = 4 * (config.hidden or 0)
     sources = sum(drawn.get(kind[0], 0) for kind in edges)  # once for each edge type
-    messages = sum(edges.values()) * (3 if config.model in ("hgt", "gat") else 1)
+    attends = config.model in ("hgt", "gat") or is_user_model(config.model)
+    messages = sum(edges.values()) * (3 if attends else 1)
     return width * (2 * nodes + config.layers * (8 * nodes + 2 * sources + messages))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from gnnsys.config.heterogeneous import HETERO_MODELS
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import ArgumentError
 
-__all__ = ["HeteroClassifier", "HeteroEncoder", "RelationalConv"]
+__all__ = ["HeteroClassifier", "HeteroEncoder", "HeteroModel", "RelationalConv"]
 
 _HEADS = 8
 
@@ -68,7 +69,33 @@ class RelationalConv(nn.Module):
         return {kind: rows + summed[kind] if kind in summed else rows for kind, rows in own.items()}
 
 
-class HeteroEncoder(nn.Module):
+class HeteroModel(nn.Module, ABC):
+    """A model of a heterogeneous graph, with an embedding for each node of the types without
+    features.
+
+    It is called with x, edge_index, and where they are known ``n_id``, ``num_sampled_nodes`` and
+    ``num_sampled_edges``, as of ``HeteroEncoder.rows_of``.
+    """
+
+    @abstractmethod
+    def embeddings(self) -> dict[str, Tensor]:
+        """(nodes, hidden) embeddings of each node type without features."""
+
+    @abstractmethod
+    def results(
+        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
+    ) -> dict[str, Tensor]:
+        """What is to be known of all nodes, by name: the ``logits`` (nodes, classes) of the target
+        type and, where that is known, the ``rows`` (nodes, hidden) that the last layer makes them
+        of; or the rows (nodes, hidden) of node types.
+
+        Args:
+            x: (nodes, channels) of each node type, embeddings among them.
+            edge_index: (2, edges) of each edge type.
+        """
+
+
+class HeteroEncoder(HeteroModel):
     """Makes rows of the nodes of a heterogeneous graph.
 
     The features of each node type go through a linear layer of its own; a type without features has
@@ -130,8 +157,7 @@ class HeteroEncoder(nn.Module):
         self.activation = nn.Identity() if model == "hgt" else nn.ReLU()
 
     def embeddings(self) -> dict[str, Tensor]:
-        """(nodes, hidden) embeddings of each node type without features, unified where they lie in
-        files."""
+        """See ``HeteroModel.embeddings``."""
         layers = self.inputs.items()
         bare = {kind: each for kind, each in layers if not isinstance(each, nn.Linear)}
         return {
@@ -216,6 +242,13 @@ class HeteroClassifier(HeteroEncoder):
         rows = self.last_rows(x, edge_index, n_id, num_sampled_nodes, num_sampled_edges)
         logits: Tensor = self.head(rows)
         return logits
+
+    def results(
+        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
+    ) -> dict[str, Tensor]:
+        """See ``HeteroModel.results``."""
+        rows = self.last_rows(x, edge_index)
+        return {"logits": self.head(rows), "rows": rows}
 
     def last_rows(
         self,

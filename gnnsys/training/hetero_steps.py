@@ -20,7 +20,7 @@ from gnnsys.training.divergence import all_finite
 from gnnsys.training.embedding_tables import EmbeddingTables
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_exact import exact_logits
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroEncoder, HeteroModel
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.steps import BLOCK, MiniBatch
 
@@ -31,7 +31,7 @@ class HeteroMiniBatch(MiniBatch):
     """``MiniBatch`` of a heterogeneous graph: seeds are of the target type, and scores are those of
     sampled neighbourhoods, or of all nodes layer by layer where ``--eval`` says so."""
 
-    def __init__(self, run: Run, dataset: NodeDataset, model: HeteroClassifier) -> None:
+    def __init__(self, run: Run, dataset: NodeDataset, model: HeteroModel) -> None:
         self._tables = EmbeddingTables(model, run.config.threads)
         super().__init__(run, dataset, model)
 
@@ -66,7 +66,7 @@ class HeteroMiniBatch(MiniBatch):
             yield current
 
     def _prefetch(self, batch: HeteroData) -> None:
-        assert isinstance(self._model, HeteroClassifier)
+        assert isinstance(self._model, HeteroEncoder)
         for kind, layer in self._model.inputs.items():
             if isinstance(layer, Embedding):
                 layer.prefetch(batch[kind].n_id)
@@ -117,7 +117,7 @@ class HeteroMiniBatch(MiniBatch):
             yield from super().logits(nodes)
             return
         if self._logits is None:
-            assert isinstance(self._model, HeteroClassifier)
+            assert isinstance(self._model, HeteroModel)
             told = self.progress or (lambda what, done, total: None)
             self._logits, self._folder = exact_logits(
                 self._config, self._dataset, self._model, told

@@ -17,8 +17,10 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.exact_inference import run_layers
 from gnnsys.training.hetero_exact import typed_embeddings
+from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.layer_reads import asked_reads
-from gnnsys.training.link_models import HeteroEmbedder, LinkModel
+from gnnsys.training.link_models import LinkModel
+from gnnsys.training.link_task import LinkTask
 from gnnsys.training.memory import activation_folder
 from gnnsys.training.model_layers import model_layers
 
@@ -52,8 +54,9 @@ def exact_embeddings(
         StorageError: no files can be written.
     """
     model.eval()
-    if isinstance(model.encoder, HeteroEmbedder):
-        return typed_embeddings(config, dataset, model.encoder, progress)
+    if isinstance(model.encoder, HeteroModel):
+        assert isinstance(dataset.task, LinkTask)
+        return typed_embeddings(config, dataset, model.encoder, dataset.task.ends, progress)
     layers = model_layers(model.encoder, dataset.graph)
     rows = [dataset.graph.num_nodes] * len(layers)
     folder = activation_folder(config, dataset.task.outputs, rows)

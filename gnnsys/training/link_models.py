@@ -49,6 +49,12 @@ class HeteroEmbedder(HeteroEncoder):
         rows = self.rows_of([*self.heads.keys()], x, edge_index, n_id, *sizes)
         return {kind: self.heads[kind](each) for kind, each in rows.items()}
 
+    def results(
+        self, x: Mapping[str, Tensor], edge_index: Mapping[EdgeType, Tensor]
+    ) -> dict[str, Tensor]:
+        """See ``HeteroModel.results``."""
+        return self(x, edge_index)
+
 
 class LinkModel(nn.Module):
     """Scores links by the embeddings of their ends: ``sum_d w_d * source_d * target_d``.

@@ -91,9 +91,10 @@ class LinkTask(Task):
         """See ``Task.num_seeds``."""
         return self.sizes[part]
 
-    def some_nodes(self) -> Tensor:
-        """See ``Task.some_nodes``; sources of links to validate on, which are mapped."""
-        return self.links("val").source.long()
+    @property
+    def ends(self) -> list[str]:
+        """Node types that links begin and end in, each once."""
+        return [*dict.fromkeys((self.edge_type[0], self.edge_type[2]))]
 
     @property
     def named(self) -> str:

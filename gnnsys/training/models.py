@@ -21,10 +21,10 @@ from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.embedding_tables import MakeEmbedding, make_embeddings
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
 from gnnsys.training.link_models import HeteroEmbedder, LinkModel
 from gnnsys.training.link_task import LinkTask
-from gnnsys.training.user_models import make_user_model
+from gnnsys.training.user_models import make_user_embedder, make_user_hetero_model, make_user_model
 
 __all__ = ["Model", "NodeClassifier", "make_model"]
 
@@ -192,7 +192,7 @@ def _convolve_scaled(
     return out
 
 
-Model = NodeClassifier | HeteroClassifier | DeepModel | LinkModel
+Model = NodeClassifier | HeteroModel | DeepModel | LinkModel
 """Of any run."""
 
 
@@ -214,16 +214,24 @@ def make_model(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None =
             return _make_hetero(run, dataset, embedding)
         return _make_model(run, dataset)
     if dataset.heterogeneous:
-        ends, shape = (task.edge_type[0], task.edge_type[2]), _shape(run, dataset, embedding)
-        encoder: torch.nn.Module = HeteroEmbedder(run.config.model, ends, **shape)
+        encoder: torch.nn.Module = _make_embedder(run, dataset, embedding)
     else:
         encoder = _make_model(run, dataset)
     return LinkModel(encoder, task.width, link_training(run.config).decoder)
 
 
-def _make_hetero(
-    run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None
-) -> HeteroClassifier:
+def _make_embedder(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None) -> HeteroModel:
+    """Of a graph with types whose links are to be predicted."""
+    task = dataset.task
+    assert isinstance(task, LinkTask)
+    if is_user_model(run.config.model):
+        return make_user_embedder(run, dataset, task)
+    return HeteroEmbedder(run.config.model, task.ends, **_shape(run, dataset, embedding))
+
+
+def _make_hetero(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None) -> HeteroModel:
+    if is_user_model(run.config.model):
+        return make_user_hetero_model(run, dataset)
     return HeteroClassifier(
         run.config.model,
         target=dataset.target,

@@ -20,7 +20,7 @@ from gnnsys.system.files import replace_file
 from gnnsys.training.cooperative_steps import CooperativeSteps
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.link_models import LinkModel
 from gnnsys.training.link_steps import LinkMiniBatch
@@ -44,7 +44,7 @@ def make_steps(
         return PipelineSteps(run, dataset, model)
     if isinstance(model, LinkModel):
         return LinkMiniBatch(run, dataset, model)
-    if isinstance(model, HeteroClassifier):
+    if isinstance(model, HeteroModel):
         return HeteroMiniBatch(run, dataset, model)
     if run.config.full_batch:
         return FullBatch(run, dataset, model)

@@ -35,7 +35,7 @@ from gnnsys.training.evaluation import (
     warn_of_sums,
 )
 from gnnsys.training.exact_inference import run_layers
-from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.link_models import LinkModel
 from gnnsys.training.memory import activation_folder, evaluation_of, reclaim_activations
 from gnnsys.training.metrics import Loss, make_loss, measure
@@ -291,7 +291,7 @@ class MiniBatch(Steps):
         self,
         run: Run,
         dataset: NodeDataset,
-        model: NodeClassifier | HeteroClassifier | LinkModel,
+        model: NodeClassifier | HeteroModel | LinkModel,
         evaluation: Evaluation | None = None,
     ) -> None:
         config, device = run.config, run.device

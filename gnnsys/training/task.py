@@ -52,10 +52,6 @@ class Task(ABC):
         """How many there are."""
 
     @abstractmethod
-    def some_nodes(self) -> Tensor:
-        """(n,) int64 ids of nodes that a model may be tried on."""
-
-    @abstractmethod
     def check(self, name: str, of: str) -> None:
         """Whether there is something to train with and to judge by.
 
@@ -118,10 +114,6 @@ class NodeTask(Task):
                 raise ArgumentError(
                     f"{name}: the {part} node {wrong}{of} has no label; leave it out of {part}"
                 )
-
-    def some_nodes(self) -> Tensor:
-        """See ``Task.some_nodes``."""
-        return self.train
 
     @property
     def test(self) -> Tensor:

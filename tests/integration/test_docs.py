@@ -74,6 +74,12 @@ def test_every_command_about_types_runs_in_an_empty_folder(
 ) -> None:
     assert run_blocks("heterogeneous.md") == ["python", "bash"]
     assert len(np.load(tmp_path / "run" / "predictions" / "predictions.npy")) == 400
+    # The models of one's own that another page shows are for the same folder.
+    text = (DOCS / "models.md").read_text()
+    for name, code in re.findall(r"`(\w+\.py)`.*?:\n\n```python\n(.*?)```", text, re.DOTALL):
+        Path(name).write_text(code)
+    assert run_blocks("models.md") == ["python", "bash"] * 2
+    assert len(np.load(tmp_path / "run2" / "predictions" / "predictions.npy")) == 400
 
 
 @pytest.mark.slow

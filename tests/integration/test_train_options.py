@@ -1,12 +1,9 @@
-"""Schedules, weights of classes, regression, metrics and models of one's own, in whole runs."""
+"""Schedules, weights of classes, regression and metrics, in whole runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 from sklearn.metrics import r2_score
-from torch_geometric.nn import GraphSAGE
 
 import gnnsys
 from gnnsys.commands.cli import main
@@ -223,60 +218,3 @@ def test_numbers_of_pyg_and_graphbolt_come_as_they_are(numbers: Path, tmp_path: 
         )  # fmt: skip
         seeds = torch.cat([found.split(part) for part in ("train", "val", "test")])
         assert torch.equal(found.labels()[seeds], data.y[seeds])
-
-
-# Models of one's own -----------------------------------------------------------------------------
-
-DOCS = Path(__file__).parents[2] / "docs"
-(NETS,) = re.findall(r"```python\n(.*?)```", (DOCS / "models.md").read_text(), re.DOTALL)
-
-
-@pytest.fixture
-def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "own_nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield
-    sys.modules.pop("own_nets", None)
-
-
-def test_a_model_of_ones_own_learns_as_that_of_gnnsys(folder: Path, nets: None) -> None:
-    options = {"dropout": 0.0, "eval": "layerwise"}
-    ours = train(folder, **options)
-    theirs = train(folder, Path("run"), model="torch_geometric.nn:GraphSAGE", **options)
-    # The same model, drawn alike, whose layers compute more nodes of a batch than are needed.
-    expected = [record.loss for record in ours.history]
-    assert [record.loss for record in theirs.history] == pytest.approx(expected, rel=1e-4)
-    weights = {k.removeprefix("gnn."): v for k, v in load_file("run/model.safetensors").items()}
-    GraphSAGE(8, 16, 2, 3).load_state_dict(weights)
-    assert main(["predict", "run", "--quiet"]) == 0
-    scores = np.load("run/predictions/scores.npy")
-    found = {path.name for path in Path("run/predictions").iterdir()}
-    assert found == {"nodes.npy", "scores.npy", "predictions.npy", "embeddings.npy"}
-    assert scores.shape == (NODES, 3)
-
-
-@pytest.mark.parametrize("full_batch", [False, True])
-def test_a_model_of_any_layers_trains_goes_on_and_predicts(
-    folder: Path, nets: None, capsys: pytest.CaptureFixture[str], full_batch: bool
-) -> None:
-    options = {"model": "own_nets:Net", "full_batch": full_batch, "lr": 0.1, "epochs": 4}
-    whole = train(folder, **options)
-    assert whole.history[-1].loss < 0.8 * whole.history[0].loss
-    train(folder, Path("run"), **{**options, "epochs": 2})
-    assert resume(Path("run"), epochs=4).history == whole.history
-    assert main(["predict", "run"]) == 2
-    assert "own_nets:Net: a Net cannot be taken apart" in capsys.readouterr().err
-    assert not Path("run/predictions").exists()
-    assert main(["predict", "run", "--sampled"]) == 0
-    found = {path.name for path in Path("run/predictions").iterdir()}
-    assert found == {"nodes.npy", "scores.npy", "predictions.npy"}
-
-
-def test_a_model_that_does_not_fit_leaves_no_run(folder: Path, nets: None) -> None:
-    Path("own_nets.py").write_text(
-        NETS.replace("hidden_channels, out_channels)\n", "hidden_channels, 7)\n")
-    )
-    with pytest.raises(ArgumentError, match=r"gave float32 \(\d+, 7\), expected floats"):
-        train(folder, Path("run"), model="own_nets:Net")
-    assert not Path("run").exists()

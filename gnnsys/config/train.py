@@ -37,9 +37,10 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
-from gnnsys.config.optimisation import OptimisationOptions, check_optimisation
+from gnnsys.config.optimisation import check_optimisation
 from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
+from gnnsys.config.times import TimeOptions, check_times
 from gnnsys.config.user_model import check_model, is_user_model
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, TopologyOptions, Window
@@ -48,7 +49,7 @@ __all__ = ["TrainConfig"]
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig(OptimisationOptions):
+class TrainConfig(TimeOptions):
     """Train a GNN for node classification or regression, on sampled mini-batches or on the full
     graph.
 
@@ -59,6 +60,7 @@ class TrainConfig(OptimisationOptions):
         gnnsys train cora --root data --full-batch --model gcnii --layers 32 --parallel pipeline \
             --ranks 4 --chunks 16
         gnnsys train my-graph --out run1 --epochs 50 --patience 10
+        gnnsys train flights-graph --task delayed --model rgcn --temporal last
         gnnsys train my-graph --model my_models:make --lr-schedule cosine --warmup-epochs 2
         gnnsys train --resume run1
         gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
@@ -69,6 +71,7 @@ class TrainConfig(OptimisationOptions):
         "root": "data",
         "model": "model",
         "fanouts": "sampling",
+        "temporal": "time",
         "optimizer": "optimisation",
         "precision": "optimisation",
         "parallel": "parallel",
@@ -104,6 +107,10 @@ class TrainConfig(OptimisationOptions):
 
     split: int = 0
     """Which of the dataset's splits to use; actor, tolokers and minesweeper have 10."""
+
+    task: Annotated[str, "node|link|NAME"] = "node"
+    """What is trained for. node: the classes, or numbers, of nodes; link: links of the edge type
+    --target; else the name of one of the folder's tasks, see docs/relational.md."""
 
     target: Annotated[str, "TYPE"] | None = None
     """Node type to classify, of a heterogeneous dataset folder. Default: the one that the folder
@@ -244,8 +251,9 @@ class TrainConfig(OptimisationOptions):
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
     neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; sampled: on
     neighbourhoods sampled as in training, not exactly; auto: the cheaper of both exact ones, but
-    sampled on heterogeneous folders, which take no neighborhoods, and with a model of your own. By
-    auto and sampled, test nodes that would take long are scored once, at the end."""
+    sampled on heterogeneous folders, which take no neighborhoods, with a model of your own, and
+    where seeds have times. By auto and sampled, test nodes that would take long are scored once, at
+    the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
@@ -376,6 +384,7 @@ class TrainConfig(OptimisationOptions):
                 "weight decay >= 0"
             )
         check_optimisation(self)
+        check_times(self)
         if self.fanouts is not None:
             self.fanouts = parse_fanouts(self.fanouts)
             self._check_fanouts(self.fanouts)

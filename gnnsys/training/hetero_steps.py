@@ -25,7 +25,8 @@ class HeteroMiniBatch(MiniBatch):
     sampled neighbourhoods, or of all nodes layer by layer where ``--eval`` says so."""
 
     def _make_sampler(self) -> NeighborSampler:
-        return make_sampler(self._config, self._dataset.source)
+        dataset = self._dataset
+        return make_sampler(self._config, dataset.source, time_attr=dataset.time_attr)
 
     def _make_evaluation(self) -> Evaluation | None:
         return None
@@ -64,9 +65,9 @@ class HeteroMiniBatch(MiniBatch):
         self.served = self._dataset.served()
 
     def evaluation(self) -> dict[str, Any]:
-        """See ``Steps.evaluation``; nothing of sampled neighbourhoods."""
+        """See ``Steps.evaluation``; nothing of sampled neighbourhoods, but of seeds with times."""
         if self._config.eval != "layerwise":
-            return {}
+            return super().evaluation()
         nodes = self._dataset.task.num_seeds("val") + self._dataset.task.num_seeds("test")
         return {
             "way": "layerwise",

@@ -26,7 +26,11 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def make_sampler(
-    config: TrainConfig, source: Any, *, device: Literal["cpu", "cuda", "simt"] | None = None
+    config: TrainConfig,
+    source: Any,
+    *,
+    device: Literal["cpu", "cuda", "simt"] | None = None,
+    time_attr: str | None = None,
 ) -> NeighborSampler:
     """What draws the mini-batches of a run.
 
@@ -34,7 +38,9 @@ def make_sampler(
         config: filled in.
         source: a graph as ``NeighborSampler`` takes it.
         device: that draws the same batches; None for that of the options.
+        time_attr: name of the times in ``source``, where neighbours are to be no later than seeds.
     """
+    timed = time_attr is not None
     return NeighborSampler(
         source,
         list(config.fanouts or ()),
@@ -42,7 +48,11 @@ def make_sampler(
         threads=config.threads,
         sampling=config.sampling,
         dependent_batches=config.dependent_batches,
-        device=device or _sampler_device(config),
+        device="cpu" if timed else device or _sampler_device(config),
+        time_attr=time_attr,
+        temporal_strategy=config.temporal if timed else "uniform",
+        time_window=config.time_window if timed else None,
+        last_n=config.last_n if timed else None,
     )
 
 

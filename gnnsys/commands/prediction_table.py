@@ -32,12 +32,14 @@ def write_table(
     kind: Kind,
     ids: NodeIds | None = None,
     classes: Sequence[str] | None = None,
+    times: NDArray[np.int64] | None = None,
 ) -> list[int]:
     """Writes a row for each node and returns the table's shape.
 
     With one label a node, the columns are ``id``, ``class`` and ``p_CLASS`` for each class, which
     sum to one (softmax); with several, ``id`` and, for each label, ``LABEL`` (0 or 1) and
-    ``p_LABEL`` (sigmoid); with numbers, ``id`` and ``value``.
+    ``p_LABEL`` (sigmoid); with numbers, ``id`` and ``value``. ``time`` follows ``id`` where nodes
+    have times.
 
     Args:
         path: its name ends as one of ``TABLES``; made anew.
@@ -46,6 +48,7 @@ def write_table(
         kind: what the labels are.
         ids: (nodes of the graph,) what nodes are called; None for their numbers.
         classes: names of the classes, or labels; None for their numbers.
+        times: (n,) at which was predicted.
 
     Raises:
         StorageError: it cannot be written.
@@ -57,7 +60,10 @@ def write_table(
         try:
             for first in range(0, max(1, len(nodes)), _ROWS):
                 some = slice(first, first + _ROWS)
-                columns = dict(_columns(nodes[some], scores[some], kind, ids, names))
+                columns: dict[str, Any] = {"id": nodes[some] if ids is None else ids[nodes[some]]}
+                if times is not None:
+                    columns["time"] = times[some]
+                columns |= _columns(scores[some], kind, names)
                 table = pa.table(columns)
                 if writer is None:
                     make = pa.csv.CSVWriter if path.suffix == ".csv" else pa.parquet.ParquetWriter
@@ -69,15 +75,8 @@ def write_table(
     return [len(nodes), len(columns)]
 
 
-def _columns(
-    nodes: NDArray[np.int64],
-    scores: NDArray[Any],
-    kind: Kind,
-    ids: NodeIds | None,
-    names: list[str],
-) -> Iterator[tuple[str, Any]]:
+def _columns(scores: NDArray[Any], kind: Kind, names: list[str]) -> Iterator[tuple[str, Any]]:
     logits = torch.from_numpy(np.array(scores, np.float32))
-    yield "id", nodes if ids is None else ids[nodes]
     if kind == "values":
         yield "value", logits[:, 0].numpy()
         return

@@ -60,7 +60,7 @@ class HeteroMiniBatch(MiniBatch):
             self._logits, self._folder = exact_logits(
                 self._config, self._dataset, self._model, told
             )
-        for part in nodes.split(BLOCK):
+        for part in self._dataset.node_task.node_ids(nodes).split(BLOCK):
             yield self._logits[part]
         self.served = self._dataset.served()
 

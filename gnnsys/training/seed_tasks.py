@@ -7,8 +7,10 @@ other.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,15 @@ from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.training.metrics import Kind, are_known, kind_of
 from gnnsys.training.task import PARTS, NodeTask, Part
 
-__all__ = ["NODE", "hold_mapped", "open_task", "reserve_seeds", "seeds_have_times", "task_of"]
+__all__ = [
+    "NODE",
+    "add_rows",
+    "hold_mapped",
+    "open_task",
+    "reserve_seeds",
+    "seeds_have_times",
+    "task_of",
+]
 
 NODE = "node"
 """The task of nodes, with labels of their own."""
@@ -93,8 +103,8 @@ def _no_labels(dataset: Dataset) -> str:
     return f"{dataset.path}: has no labels to train with; convert it again with --labels FILE"
 
 
-def _tasks(dataset: Dataset) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = dataset.manifest.source.get("tasks", {})
+def _tasks(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = dataset.manifest.source.get("tasks", {})
     return found
 
 
@@ -204,7 +214,7 @@ def _open_rows(
 ) -> NodeTask:
     """The rows of a task; ``own`` are the times of its nodes, for rows that have none."""
     known = _tasks(dataset)[name]["rows"]
-    seeds = {part: dataset.seeds(name, part) for part in PARTS if part in known}  # type: ignore[operator]
+    seeds = {part: dataset.seeds(name, part) for part in PARTS if part in known}
     for part in ("train", "val"):
         if part not in seeds:
             raise ArgumentError(f"--task {name}: {dataset.path} has no {part} rows of it")
@@ -226,9 +236,8 @@ def _open_rows(
         part: torch.arange(first, end)
         for part, first, end in zip(seeds, ends, ends[1:], strict=False)
     }
-    of_labels: tuple[Part, ...] = ("train", "val")
-    for part in of_labels:
-        rows[part] = _labelled(dataset, name, part, rows[part], labels)
+    rows["train"] = _labelled(dataset, name, "train", rows["train"], labels)
+    _labelled(dataset, name, "val", rows["val"], labels)  # where it is unknown, nothing is judged
     test = rows.get("test", torch.empty(0, dtype=torch.int64))
     held = (nodes, labels, *([] if time is None else [time]))
     process_budget().hold(_ROWS, sum(each.nbytes for each in held), labels)
@@ -250,10 +259,34 @@ def _open_rows(
 
 def _labels_of(seeds: Seeds, like: Tensor) -> Tensor:
     """Those of the rows, unknown where the split has none."""
-    if seeds.labels is not None:
-        return seeds.labels
-    unknown = -1 if kind_of(like) == "classes" else float("nan")
-    return torch.full((len(seeds.nodes), *like.shape[1:]), unknown, dtype=like.dtype)
+    return _unknown(len(seeds.nodes), like) if seeds.labels is None else seeds.labels
+
+
+def _unknown(count: int, like: Tensor) -> Tensor:
+    value = -1 if kind_of(like) == "classes" else float("nan")
+    return torch.full((count, *like.shape[1:]), value, dtype=like.dtype)
+
+
+def add_rows(task: NodeTask, nodes: Tensor, time: Tensor | None) -> tuple[NodeTask, Tensor]:
+    """A task with further seeds, whose labels are not known, and (n,) ids of them.
+
+    Args:
+        task: of which all seeds have times, or none.
+        nodes: (n,) int64 ids.
+        time: (n,) int64 times, where the task's have some.
+    """
+    first = len(task.labels)
+    before = torch.arange(first) if task.seed_nodes is None else task.seed_nodes
+    times = None
+    if task.seed_time is not None and time is not None:
+        times = torch.cat([task.seed_time, time])
+    made = dataclasses.replace(
+        task,
+        labels=torch.cat([task.labels, _unknown(len(nodes), task.labels)]),
+        seed_nodes=torch.cat([before, nodes]),
+        seed_time=times,
+    )
+    return made, first + torch.arange(len(nodes))
 
 
 def _times_of(seeds: Seeds, own: Tensor | None) -> Tensor:
@@ -271,7 +304,7 @@ def _labelled(dataset: Dataset, name: str, part: str, rows: Tensor, labels: Tens
         raise ArgumentError(f"--task {name}: {dataset.path} has no {part} rows of it with a label")
     if len(there) < len(rows):
         _log.warning(
-            "--task %s: %d of %d %s rows have no label and are left out", name,
+            "--task %s: %d of %d %s rows have no label and do not count", name,
             len(rows) - len(there), len(rows), part
         )  # fmt: skip
     return there

@@ -20,10 +20,21 @@ from gnnsys.system.once import warn_once
 from gnnsys.training.seed_tasks import open_task, seeds_have_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["draw_timed", "reserve_times", "settle_times"]
+__all__ = ["draw_timed", "regards_times", "reserve_times", "settle_times"]
 
 _log = logging.getLogger(__name__)
 _TIMES = "times and edges sorted by them"
+
+
+def regards_times(config: TrainConfig) -> bool:
+    """Whether a run's seeds have times; see ``seeds_have_times``."""
+    dataset = _folder_of(config)
+    return dataset is not None and seeds_have_times(dataset, config)
+
+
+def _folder_of(config: TrainConfig) -> Dataset | None:
+    folder = Path(config.dataset)
+    return open_dataset(folder) if (folder / MANIFEST).is_file() else None
 
 
 def settle_times(run: Run) -> Run:
@@ -34,14 +45,14 @@ def settle_times(run: Run) -> Run:
         ArgumentError: options that do not go with times, or that are for them where there are none;
             a target or a task that the folder does not have.
     """
-    config, folder = run.config, Path(run.config.dataset)
-    dataset = open_dataset(folder) if (folder / MANIFEST).is_file() else None
+    config = run.config
+    dataset = _folder_of(config)
     if dataset is None or not seeds_have_times(dataset, config):
         check_untimed(config)
         if dataset is not None and timed_types(dataset) and not config.ignore_times:
             warn_once(
                 _log, "%s: its times are not used, for the seeds have none: nodes and edges of all "
-                "times are sampled", folder
+                "times are sampled", dataset.path
             )  # fmt: skip
         return run
     check_timed(config)

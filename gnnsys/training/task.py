@@ -118,6 +118,8 @@ class NodeTask(Task):
                     f"{name}: no {part} nodes{of}; name them when the dataset is converted, "
                     "or draw them with gnnsys convert --random-split"
                 )
+            if self.seed_nodes is not None:  # of whose labels those in use were looked at
+                continue
             if not self.multi_label and not are_known(self.labels[ids]).all():
                 wrong = int(ids[torch.argmin(are_known(self.labels[ids]).int())])
                 raise ArgumentError(

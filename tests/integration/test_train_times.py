@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.integration.relational_database import Database
 from sklearn.metrics import mean_absolute_error, roc_auc_score
 from torch_geometric.data import Data, HeteroData
 
@@ -31,6 +30,7 @@ from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import make_steps
 from gnnsys.training.seed_times import settle_times
+from tests.integration.relational_database import Database
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -166,9 +166,9 @@ def test_no_batch_of_training_holds_what_is_later_and_a_planted_leak_is_caught(
         seen += len(asked)
     assert seen > 0
     leaky = convert(shop(earlier=60), tmp_path)  # orders are known before they are made
+    batch = training_batches(leaky, task="churn", fanouts=(-1, -1))[0]
     with pytest.raises(LeakageError, match="of 'orders' are newer than their seed"):
-        for batch in training_batches(leaky, task="churn", fanouts=(-1, -1)):
-            gnnsys.check_leakage(batch, times, "time")
+        gnnsys.check_leakage(batch, times, "time")
 
 
 def a_graph(of_edges: bool) -> Data:

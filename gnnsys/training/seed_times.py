@@ -13,7 +13,7 @@ from gnnsys.config.times import check_timed, check_untimed
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST
-from gnnsys.dataset.times import timed_types, with_times
+from gnnsys.dataset.times import timed_bytes, timed_types, with_times
 from gnnsys.features.options import TopologyOptions
 from gnnsys.system.budget import process_budget
 from gnnsys.system.once import warn_once
@@ -66,11 +66,7 @@ def settle_times(run: Run) -> Run:
 
 def reserve_times(dataset: Dataset) -> None:
     """Reserves in the process's budget what samplers hold of times."""
-    nodes = sum(dataset.num_nodes(kind) for kind in dataset.node_types if dataset.has("time", kind))
-    edges = 0
-    if any(dataset.has("edge_time", kind) for kind in dataset.edge_types):
-        edges = sum(dataset.num_edges(kind) for kind in dataset.edge_types)
-    process_budget().reserve(_TIMES, 8 * nodes + 2 * 8 * edges)
+    process_budget().reserve(_TIMES, timed_bytes(dataset))
 
 
 def draw_timed(config: TrainConfig, dataset: Dataset) -> SamplerOutput | HeteroSamplerOutput:

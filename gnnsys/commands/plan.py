@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from gnnsys.convert.pyg import convert_pyg_name
 from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import NODE_TYPE
+from gnnsys.dataset.times import timed_types
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.features.importance import importance_for_cache
 from gnnsys.features.options import FeatureOptions, TopologyOptions
@@ -35,6 +37,7 @@ from gnnsys.plan.packing import packing_facts
 from gnnsys.plan.text import case_facts, notes_on, print_plan
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import check_folder_of
+from gnnsys.system.once import warn_once
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
@@ -45,6 +48,7 @@ from gnnsys.training.memory import plan_memory, planned_names
 
 __all__ = ["make_plan", "run_command"]
 
+_log = logging.getLogger(__name__)
 _BATCHES = 200
 
 
@@ -231,6 +235,8 @@ def _open(folder: Path) -> Dataset:
         raise ArgumentError(
             f"{folder}: has no features to cache; convert it again with --features FILE"
         )
+    if timed_types(dataset):
+        warn_once(_log, "%s: is planned as gnnsys train --ignore-times takes it", folder)
     return dataset
 
 

@@ -58,8 +58,10 @@ from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
+from gnnsys.training.seed_tasks import add_rows
+from gnnsys.training.seed_times import regards_times, settle_times
 from gnnsys.training.steps import MiniBatch
-from gnnsys.training.task import Part
+from gnnsys.training.task import NodeTask, Part, Task
 
 __all__ = ["predict", "run_command"]
 
@@ -102,6 +104,7 @@ def predict(
 
     Returns:
         ``{"path": folder or table, "files": {name: shape}}``, the table's name being empty;
+        ``task``; ``parts``, the first row and the end of val and test, where a task has rows;
         ``metrics`` and ``run_metrics``, each ``{"val": {name: value}, "test": …}``: of the nodes
         that were classified, where all of a part were, and of the run.
 
@@ -132,8 +135,10 @@ def predict(
     )
     best = BestRows.of(run, options)
     options.embeddings = "auto" if best is None else str(best.folder)
+    if options.eval == "layerwise" and regards_times(options):
+        options = dataclasses.replace(options, eval="sampled")
     features = FeatureOptions(cache=config.cache, storage=config.storage)
-    trained = dataclasses.replace(resolve(options), features=features)
+    trained = dataclasses.replace(settle_times(resolve(options)), features=features)
     if trained.ranks > 1:
         raise ArgumentError(
             f"{trained.ranks} ranks: predictions are made by one process; start one"
@@ -187,7 +192,9 @@ def _predict(
             place.rename(out)
     return {
         "path": str(out),
+        "task": trained.config.task,
         "files": {name: list(shape) for name, shape in files.items()},
+        "parts": _parts_of_rows(config, dataset.task),
         "metrics": metrics,
         "run_metrics": _metrics_of_run(Path(config.run)),
     }
@@ -203,15 +210,30 @@ def _predict_nodes(
     """Writes a folder, or a table in one; returns shapes of the files, and metrics."""
     table = place.suffix in TABLES
     folder = place.parent if table else place
-    with as_storage_error(folder / "nodes.npy"):
-        np.save(folder / "nodes.npy", nodes.numpy())
-    files: Shapes = {"nodes.npy": (len(nodes),)}
+    files = _write_seeds(folder, dataset.node_task, nodes)
     files |= _write_blocks(folder, blocks, len(nodes), kind_of(dataset.node_task.labels))
     scores = np.load(folder / "scores.npy", mmap_mode="r")
     metrics = _judge(trained.config, dataset, nodes, scores)
     if table:
         files = {"": _write_table(place, trained, dataset, nodes, scores)}
     return files, metrics
+
+
+def _write_seeds(folder: Path, task: NodeTask, seeds: Tensor) -> Shapes:
+    """Writes which nodes are classified and, where it counts, at which time."""
+    held = {"nodes.npy": task.node_ids(seeds), "times.npy": task.times(seeds)}
+    for name, ids in held.items():
+        if ids is not None:
+            with as_storage_error(folder / name):
+                np.save(folder / name, ids.numpy())
+    return {name: (len(ids),) for name, ids in held.items() if ids is not None}
+
+
+def _parts_of_rows(config: PredictConfig, task: Task) -> dict[str, list[int]]:
+    if not isinstance(task, NodeTask) or task.seed_nodes is None or config.nodes is not None:
+        return {}
+    ends = len(task.val), len(task.val) + len(task.test)
+    return {"val": [0, ends[0]], "test": [ends[0], ends[1]]}
 
 
 def _blocks(
@@ -225,7 +247,7 @@ def _blocks(
 ) -> Iterator[tuple[Tensor | None, Tensor]]:
     """What the last layer reads, where it is known, and what it gives, of one block of nodes after
     another."""
-    if not config.sampled:
+    if trained.config.eval != "sampled":
         scope = _scope(config, trained, dataset, model, nodes)
         if isinstance(model, HeteroModel):
             read, logits, folder = exact_rows(trained.config, dataset, model, progress)
@@ -233,7 +255,7 @@ def _blocks(
             read, logits, folder = _exact_rows(trained, dataset, model, scope, reads, progress)
         with closing(folder) if folder else nullcontext():
             done = 0
-            for some in _split(nodes):
+            for some in _split(dataset.node_task.node_ids(nodes)):
                 below = None if read is None else _rows(read, scope.inputs(some))
                 yield below, _rows(logits, scope.places(some))
                 done += len(some)
@@ -381,10 +403,20 @@ def _write_table(
     if (folder / MANIFEST).is_file():
         opened = open_dataset(folder)
         ids = opened.node_ids(dataset.target)
-        found = opened.manifest.source.get("classes")
+        about = opened.manifest.source
+        found = about.get("tasks", {}).get(trained.config.task, about).get("classes")
         classes = found if isinstance(found, list) else None  # a generated graph has their number
-    kind = kind_of(dataset.node_task.labels)
-    return write_table(path, nodes.numpy(), scores, kind=kind, ids=ids, classes=classes)
+    task = dataset.node_task
+    times = task.times(nodes)
+    return write_table(
+        path,
+        task.node_ids(nodes).numpy(),
+        scores,
+        kind=kind_of(task.labels),
+        ids=ids,
+        classes=classes,
+        times=None if times is None else times.numpy(),
+    )
 
 
 def _judge(
@@ -397,6 +429,8 @@ def _judge(
     found: Metrics = {}
     for part in _PARTS:
         wanted = task.nodes(part)
+        if not task.has_truth(part):
+            continue
         places = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
         if len(wanted) == 0 or len(ids) == 0 or not torch.equal(ids[places], wanted):
             continue
@@ -438,18 +472,29 @@ def _last_rows(model: DeepModel, dataset: NodeDataset) -> list[Tensor]:
 
 
 def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
-    count = dataset.num_nodes[dataset.target]
+    """(n,) seeds, as ``NodeTask.nodes`` has them, which those of a file are added to as rows."""
+    task, count = dataset.node_task, dataset.num_nodes[dataset.target]
+    has_rows = task.seed_nodes is not None
     if path is None:
-        return torch.arange(count)
+        return torch.cat([task.val, task.test]) if has_rows else torch.arange(count)
     source = open_array(path)
-    if len(source.shape) != 1 or source.dtype.kind not in "iu":
+    with_times = source.shape[1:] == (2,) and task.seed_time is not None
+    expects_times = has_rows and task.seed_time is not None
+    fits = with_times or (len(source.shape) == 1 and not expects_times)
+    if not fits or source.dtype.kind not in "iu":
+        expected = ".npy of (n, 2) nodes and times" if expects_times else "(n,) node ids"
         raise FileFormatError(
-            f"{path}: {source.dtype} of shape {source.shape}, expected (n,) node ids"
+            f"{path}: {source.dtype} of shape {source.shape}, expected {expected}, whole numbers"
         )
     blocks = [block.astype(np.int64) for block in source.blocks()]
-    ids = np.concatenate([np.empty(0, np.int64), *blocks])
+    rows = np.concatenate([np.empty((0, *source.shape[1:]), np.int64), *blocks])
+    ids, times = (rows[:, 0].copy(), rows[:, 1].copy()) if with_times else (rows, None)
     check_nodes(ids, count, path)
-    return torch.from_numpy(ids)
+    nodes = torch.from_numpy(ids)
+    if not (with_times or has_rows):
+        return nodes
+    dataset.task, seeds = add_rows(task, nodes, None if times is None else torch.from_numpy(times))
+    return seeds
 
 
 def _split(nodes: Tensor) -> Iterator[Tensor]:

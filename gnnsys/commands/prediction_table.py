@@ -32,12 +32,14 @@ def write_table(
     kind: Kind,
     ids: NodeIds | None = None,
     classes: Sequence[str] | None = None,
+    times: NDArray[np.int64] | None = None,
 ) -> tuple[int, int]:
     """Writes a row for each node and returns the table's shape.
 
     With one label a node, the columns are ``id``, ``class`` and ``p_CLASS`` for each class, which
     sum to one (softmax); with several, ``id`` and, for each label, ``LABEL`` (0 or 1) and
-    ``p_LABEL`` (sigmoid); with numbers, ``id`` and ``value``.
+    ``p_LABEL`` (sigmoid); with numbers, ``id`` and ``value``. ``time`` follows ``id`` where nodes
+    have times.
 
     Args:
         path: its name ends as one of ``TABLES``; made anew.
@@ -46,18 +48,20 @@ def write_table(
         kind: what the labels are.
         ids: (nodes of the graph,) what nodes are called; None for their numbers.
         classes: names of the classes, or labels; None for their numbers.
+        times: (n,) at which was predicted.
 
     Raises:
         StorageError: it cannot be written.
     """
     names = [str(name) for name in classes or range(scores.shape[1])]
-    return _write(
-        path,
-        (
-            dict(_columns(nodes[some], scores[some], kind, ids, names))
-            for some in _slices(len(nodes), _ROWS)
-        ),
-    )
+
+    def columns(some: slice) -> dict[str, Any]:
+        made: dict[str, Any] = {"id": nodes[some] if ids is None else ids[nodes[some]]}
+        if times is not None:
+            made["time"] = times[some]
+        return {**made, **dict(_columns(scores[some], kind, names))}
+
+    return _write(path, (columns(some) for some in _slices(len(nodes), _ROWS)))
 
 
 def write_link_table(
@@ -124,15 +128,8 @@ def _write(path: Path, blocks: Iterator[dict[str, Any]]) -> tuple[int, int]:
     return shape
 
 
-def _columns(
-    nodes: NDArray[np.int64],
-    scores: NDArray[Any],
-    kind: Kind,
-    ids: NodeIds | None,
-    names: list[str],
-) -> Iterator[tuple[str, Any]]:
+def _columns(scores: NDArray[Any], kind: Kind, names: list[str]) -> Iterator[tuple[str, Any]]:
     logits = torch.from_numpy(np.array(scores, np.float32))
-    yield "id", nodes if ids is None else ids[nodes]
     if kind == "values":
         yield "value", logits[:, 0].numpy()
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gnnsys.choices import METRICS
 from gnnsys.config.checks import check_least
-from gnnsys.config.optimisation import OptimisationOptions
+from gnnsys.config.times import TimeOptions
 from gnnsys.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _REFUSED = (
 
 
 @dataclass(kw_only=True, slots=True)
-class LinkOptions(OptimisationOptions):
+class LinkOptions(TimeOptions):
     """How links are scored, and told from others."""
 
     decoder: Literal["dot", "distmult"] | None = None
@@ -215,7 +215,7 @@ def _check_others(config: TrainConfig) -> None:
 
 
 def _own_fields() -> list[dataclasses.Field[object]]:
-    of_others = {each.name for each in dataclasses.fields(OptimisationOptions)}
+    of_others = {each.name for each in dataclasses.fields(TimeOptions)}
     return [each for each in dataclasses.fields(LinkOptions) if each.name not in of_others]
 
 

@@ -33,7 +33,9 @@ class PredictConfig:
     """Folder that gnnsys train --out made."""
 
     nodes: File | None = None
-    """File of node ids (.npy, .csv, .txt), of links those of sources. Default: all nodes."""
+    """File of node ids (.npy, .csv, .txt), of links those of sources; or, of runs whose seeds have
+    times, .npy of two columns, nodes and the times at which to predict. Default: all nodes, each at
+    its own time; of a run with --task the rows of val, then those of test."""
 
     top: int | None = None
     """Of a run on links: how many of the best targets of each source to write. Default: none."""
@@ -49,14 +51,15 @@ class PredictConfig:
 
     out: Folder | None = None
     """Folder for predictions.npy (classes, 0 and 1 for several labels, or numbers), scores.npy,
-    embeddings.npy (inputs of the last layer, where gnnsys knows the model's) and nodes.npy; or a
-    .csv or .parquet file for a table with a row for each node: its id, its class by name and
-    probabilities, or its value. Of links: embeddings.TYPE.npy of both ends, relation.npy of
-    --decoder distmult, and with --top nodes.npy (sources), ids.npy and scores.npy; or a table of
-    source, target, rank and score. Default: RUN/predictions."""
+    embeddings.npy (inputs of the last layer, where gnnsys knows the model's), nodes.npy and, where
+    seeds have times, times.npy; or a .csv or .parquet file for a table with a row for each node:
+    its id, time, class by name and probabilities, or its value. Of links: embeddings.TYPE.npy of
+    both ends, relation.npy of --decoder distmult, and with --top nodes.npy (sources), ids.npy and
+    scores.npy; or a table of source, target, rank and score. Default: RUN/predictions."""
 
     sampled: bool = False
-    """Classify on neighbourhoods sampled with the run's --fanouts, as in training, not exactly."""
+    """Classify on neighbourhoods sampled with the run's --fanouts, as in training, not exactly.
+    Runs whose seeds have times do."""
 
     eval_store: Annotated[str, "auto|ram|FOLDER"] = "auto"
     """Where the outputs of layers are kept, as of gnnsys train: ram, a folder or auto."""

@@ -57,6 +57,10 @@ class Run:
     memory: int | None
     """Bytes that the run may take; None for what the control group or the machine leaves."""
 
+    timed: bool = False
+    """Whether neighbours are sampled with regard to the times of seeds: see
+    ``gnnsys.training.seed_times``, which looks into the dataset."""
+
 
 def resolve(config: TrainConfig) -> Run:
     """What the options come to here: with the devices of this machine and the ranks that are there.

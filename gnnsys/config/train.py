@@ -41,6 +41,7 @@ from gnnsys.config.links import LinkOptions, check_links
 from gnnsys.config.optimisation import check_optimisation
 from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
+from gnnsys.config.times import check_times
 from gnnsys.config.user_model import check_model, is_user_model
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions, TopologyOptions, Window
@@ -60,6 +61,7 @@ class TrainConfig(LinkOptions):
         gnnsys train cora --root data --full-batch --model gcnii --layers 32 --parallel pipeline \
             --ranks 4 --chunks 16
         gnnsys train my-graph --out run1 --epochs 50 --patience 10
+        gnnsys train flights-graph --task delayed --model rgcn --temporal last
         gnnsys train my-graph --model my_models:make --lr-schedule cosine --warmup-epochs 2
         gnnsys train shop --task link --target user,buys,item --negatives 4
         gnnsys train --resume run1
@@ -71,6 +73,7 @@ class TrainConfig(LinkOptions):
         "root": "data",
         "model": "model",
         "fanouts": "sampling",
+        "temporal": "time",
         "optimizer": "optimisation",
         "decoder": "links",
         "precision": "optimisation",
@@ -252,8 +255,9 @@ class TrainConfig(LinkOptions):
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
     neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; sampled: on
     neighbourhoods sampled as in training, not exactly; auto: the cheaper of both exact ones, but
-    sampled on heterogeneous folders, which take no neighborhoods, and with a model of your own. By
-    auto and sampled, test nodes that would take long are scored once, at the end."""
+    sampled on heterogeneous folders, which take no neighborhoods, with a model of your own, and
+    where seeds have times. By auto and sampled, test nodes that would take long are scored once, at
+    the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
@@ -390,6 +394,7 @@ class TrainConfig(LinkOptions):
             )
         check_optimisation(self)
         check_links(self)
+        check_times(self)
         if self.fanouts is not None:
             self.fanouts = parse_fanouts(self.fanouts)
             self._check_fanouts(self.fanouts)

@@ -22,10 +22,10 @@ from gnnsys.config.resolve import Run
 from gnnsys.counters import Counters
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import EDGE_TYPE, NODE_TYPE, EdgeType
-from gnnsys.dataset.format import Task as FolderTask
 from gnnsys.dataset.importance import without_score
 from gnnsys.dataset.named import NAMED, load_raw
 from gnnsys.dataset.tables import check_nodes
+from gnnsys.dataset.times import with_times
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.setup import setup_device_cache, setup_features
@@ -33,15 +33,14 @@ from gnnsys.features.statistics import add_counts, read_counts
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS, open_topology
 from gnnsys.generate import generate_community
 from gnnsys.loaders import CSC
-from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.system.device import SIMT
-from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder
-from gnnsys.training.link_task import LinkTask, is_link_task, link_task
+from gnnsys.training.link_task import is_link_task, link_task
+from gnnsys.training.seed_tasks import NODE, hold_mapped, open_task, task_of
 from gnnsys.training.task import NodeTask, Task
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["NodeDataset", "digest_of", "load_dataset", "load_run_dataset", "task_of"]
+__all__ = ["NodeDataset", "digest_of", "load_dataset", "load_run_dataset"]
 
 DEMO_NODES = 20_000
 
@@ -200,7 +199,8 @@ def load_dataset(
     batch_size: int = 1024,
     ranks: int = 1,
     target: str | None = None,
-    task: str = "node",
+    task: str = NODE,
+    timed: bool = False,
     hidden: int = 64,
 ) -> NodeDataset:
     """Loads a dataset by name, opens a folder, or generates the demo.
@@ -245,19 +245,17 @@ def load_dataset(
         if split:
             raise ArgumentError(f"--split {split}: {name} has 1, numbered from 0")
         if name == "demo":
-            _check_of_nodes(name, task)
-            _check_one_type(name, target)
+            _check_one_type(name, target, task)
             return _load_demo(seed, threads, device, setup, open_graph)
         if os.sep in name or os.path.isdir(name):
             return _open_folder(
-                Path(name), threads, device, setup, open_graph, target, task, hidden
+                Path(name), threads, device, setup, open_graph, target, task, timed, hidden
             )
         raise ArgumentError(
             f"dataset {name!r} is unknown: expected one of {', '.join([*NAMED, 'demo'])}, or "
             "the path of a dataset folder"
         )
-    _check_of_nodes(name, task)
-    _check_one_type(name, target)
+    _check_one_type(name, target, task)
     on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
     is_cached = on_gpu and options.cache not in ("auto", "none")
     if not is_cached:
@@ -291,6 +289,7 @@ def load_run_dataset(run: Run, device: str | None = None) -> NodeDataset:
         target=config.target,
         task=config.task,
         hidden=config.hidden or 0,
+        timed=run.timed,
     )
 
 
@@ -343,37 +342,40 @@ def _open_folder(
     setup: _Setup,
     open_graph: _OpenGraph,
     target: str | None = None,
-    task: str = "node",
+    task: str = NODE,
+    timed: bool = False,
     hidden: int = 64,
 ) -> NodeDataset:
     dataset = open_dataset(path)
-    made = _make_task(dataset, task, target, hidden)
+    of_links = is_link_task(dataset, task)
+    if not of_links:
+        task_of(dataset, target, task)  # for its errors
     typed = dataset.heterogeneous
     if not typed and not dataset.has("features"):
-        raise ArgumentError(_lacks(path, "features"))
+        raise ArgumentError(
+            f"{path}: has no features to train with; convert it again with --features FILE"
+        )
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
-    timed = isinstance(made, LinkTask) and made.timed
-    if not timed and (
-        any(dataset.has("time", each) for each in dataset.node_types)
-        or any(dataset.has("edge_time", each) for each in dataset.edge_types)
-    ):
-        warn_once(
-            _log, "%s: its times are not used: nodes and edges later than a seed are sampled, too",
-            path
-        )  # fmt: skip
     features, graphs = dataset.stores(
         edge_features=False, threads=threads, device=device, **setup(dataset)
     )
-    if not typed:
+    time_attr = None
+    if timed:
+        (features, graphs), time_attr = with_times(dataset, (features, graphs))
+    elif not typed:
         open_graph(dataset, graphs.graph())
     found = NodeDataset(
         name=dataset.name,
         digest=digest_of(dataset),
         source=(features, graphs),
         heterogeneous=typed,
-        task=made,
-        time_attr="time" if timed else None,
+        task=(
+            link_task(dataset, task, target, hidden, timed)
+            if of_links
+            else open_task(dataset, target, task, timed)
+        ),
+        time_attr=time_attr,
         num_nodes={each: dataset.num_nodes(each) for each in dataset.node_types},
         tables={
             each: features.table(each if typed else None, "x")
@@ -383,91 +385,17 @@ def _open_folder(
         graphs=graphs.graphs() if typed else {EDGE_TYPE: graphs.graph()},
     )
     for graph in found.graphs.values():
-        _enter_mapped(OFFSETS, graph.indptr)
-        if typed:
-            _enter_mapped(NEIGHBOURS, graph.indices)
+        hold_mapped(OFFSETS, graph.indptr)
+        if typed or timed:
+            hold_mapped(NEIGHBOURS, graph.indices)
     return found
 
 
-def _make_task(dataset: Dataset, task: str, target: str | None, hidden: int) -> Task:
-    """What ``--task`` asks for."""
-    if is_link_task(dataset, task):
-        return link_task(dataset, task, target, hidden)
-    if task != "node":
+def _check_one_type(name: str, target: str | None, task: str) -> None:
+    if task != NODE:
         raise ArgumentError(
-            f"--task {task}: expected node or link, or a task of links of the folder"
+            f"--task {task}: {name} has no tasks; leave it out, or name a dataset folder that has"
         )
-    return _node_task(dataset, task_of(dataset, target))
-
-
-def _node_task(dataset: Dataset, task: FolderTask) -> NodeTask:
-    """Of what a folder says."""
-    kind = task.node_type
-    labels = _enter_mapped("labels, mapped", dataset.labels(kind))
-    return NodeTask(
-        target=kind,
-        labels=labels,
-        num_classes=task.num_classes or _count_classes(labels),
-        train=_enter_mapped(SPLITS, dataset.split("train", kind)),
-        val=_enter_mapped(SPLITS, dataset.split("val", kind)),
-        num_test=dataset.split_size("test", kind),
-        open_test=lambda: _enter_mapped(SPLITS, dataset.split("test", kind)),
-        metric=task.metric,
-    )
-
-
-def task_of(dataset: Dataset, target: str | None = None) -> FolderTask:
-    """What is to be learnt of a folder: its own task, or that of the labels of another node type,
-    whose number of classes is 0 until they are counted.
-
-    Args:
-        dataset: that is open.
-        target: node type to classify; None for the one that the folder's task names.
-
-    Raises:
-        ArgumentError: no such node type, or one without labels.
-    """
-    if target is not None and target not in dataset.node_types:
-        raise ArgumentError(
-            f"--target {target}: {dataset.path} has no such node type; expected one of "
-            f"{', '.join(dataset.node_types)}"
-        )
-    labelled = [kind for kind in dataset.node_types if dataset.has("labels", kind)]
-    if target is not None and target not in labelled:
-        there = f"those of {', '.join(labelled)} have" if labelled else "no nodes have"
-        raise ArgumentError(
-            f"--target {target}: {dataset.path} has no labels of these nodes, {there} some; give "
-            "another target, or convert it again with labels"
-        )
-    task = dataset.task
-    if target is None or (task is not None and task.node_type == target):
-        if task is None:
-            raise ArgumentError(_lacks(dataset.path, "labels"))
-        return task
-    labels = dataset.manifest.nodes[target].tables["labels"]
-    multi_label = len(labels.shape) > 1
-    if not multi_label and labels.encoding.dtype.startswith("float"):
-        return FolderTask(node_type=target, num_classes=1, regression=True, metric="rmse")
-    metric = "rocauc" if multi_label else "accuracy"
-    return FolderTask(node_type=target, num_classes=0, multi_label=multi_label, metric=metric)
-
-
-def _lacks(path: Path, what: str) -> str:
-    return f"{path}: has no {what} to train with; convert it again with --{what} FILE"
-
-
-def _count_classes(labels: Tensor) -> int:
-    return labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
-
-
-def _check_of_nodes(name: str, task: str) -> None:
-    if task != "node":
-        raise ArgumentError(
-            f"--task {task}: {name} has nodes to classify alone; name a dataset folder"
-        )
-
-
-def _check_one_type(name: str, target: str | None) -> None:
     if target not in (None, NODE_TYPE):
         raise ArgumentError(f"--target {target}: {name} has nodes of one type; leave it out")
 
@@ -478,12 +406,6 @@ def digest_of(dataset: Dataset) -> str:
     nodes = sum(map(dataset.num_nodes, dataset.node_types))
     edges = sum(map(dataset.num_edges, dataset.edge_types))
     return f"{dataset.name}: {nodes} nodes, {edges} edges, crc32 {zlib.crc32(text):08x}"
-
-
-def _enter_mapped(name: str, tensor: Tensor) -> Tensor:
-    """Into the process's budget, for as long as it lives."""
-    process_budget().hold(name, tensor.nbytes, tensor, mapped=True)
-    return tensor
 
 
 def _check_labels(name: str, data: Data) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import tempfile
 
+import torch
 from torch_geometric.sampler import HeteroSamplerOutput
 
 from gnnsys.cache.embedding.directory import RowDirectory
@@ -25,7 +26,7 @@ from gnnsys.features.setup import cache_bytes, feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.nn.embedding import STATE_OF
-from gnnsys.system.budget import BATCHES, EMBEDDING_READS, EMBEDDINGS, SEEDS, SPLITS, process_budget
+from gnnsys.system.budget import BATCHES, EMBEDDING_READS, EMBEDDINGS, SEEDS, process_budget
 from gnnsys.system.extension import core
 from gnnsys.training.batch_memory import (
     SAMPLER,
@@ -34,8 +35,9 @@ from gnnsys.training.batch_memory import (
     reserve_batches,
     reserve_libraries,
 )
-from gnnsys.training.datasets import task_of
 from gnnsys.training.embedding_tables import given_place, record_bytes
+from gnnsys.training.seed_tasks import NODE, reserve_seeds, task_of
+from gnnsys.training.seed_times import draw_timed, reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
 __all__ = ["embedding_copies", "layer_bytes", "plan_types"]
@@ -57,7 +59,12 @@ _TOO_SMALL = (
 
 
 def plan_types(
-    config: TrainConfig, dataset: Dataset, options: FeatureOptions, *, trains: bool = True
+    config: TrainConfig,
+    dataset: Dataset,
+    options: FeatureOptions,
+    *,
+    trains: bool = True,
+    timed: bool = False,
 ) -> int:
     """Reserves what a run takes beside its features, in the budget of this process.
 
@@ -68,6 +75,7 @@ def plan_types(
         dataset: heterogeneous.
         options: of its features.
         trains: whether it is trained on, or only evaluated.
+        timed: whether the seeds have times.
 
     Returns:
         Classes, or labels of a node; 0 where the folder does not say.
@@ -76,18 +84,17 @@ def plan_types(
         ArgumentError: a target that there is not, or has no labels.
         TooLargeError: what is known before a batch was sampled does not fit.
     """
-    task = task_of(dataset, config.target)
-    budget, target = process_budget(), task.node_type
+    task = task_of(dataset, config.target, config.task)
+    budget = process_budget()
     reserve_libraries()
     targets = [dataset.num_nodes(kind[2]) for kind in dataset.edge_types]
     budget.reserve(OFFSETS, 8 * sum(1 + count for count in targets), mapped=True)
     neighbours = (each.tables["indices"].data_bytes for each in dataset.manifest.edges.values())
     budget.reserve(NEIGHBOURS, sum(neighbours), mapped=True)
-    labels = dataset.manifest.nodes[target].tables["labels"]
-    task = _counted(task, labels.shape)
-    budget.reserve("labels, mapped", labels.data_bytes, mapped=True)
-    parts = {name: dataset.split_size(name, target) for name in ("train", "val", "test")}
-    budget.reserve(SPLITS, 8 * sum(parts.values()), mapped=True)
+    parts = reserve_seeds(dataset, task, config.task)
+    task = _counted(task, dataset, config.task)
+    if timed:
+        reserve_times(dataset)
     if trains:
         budget.reserve(SEEDS, ShuffledSeeds.most_bytes(parts["train"], config.seed_block))
     tables = feature_tables(dataset)
@@ -104,7 +111,8 @@ def plan_types(
     budget.check(_TOO_SMALL)
     if parts["train"] == 0:
         return task.num_classes
-    batch = _draw(config, dataset, target)
+    batch = draw_timed(config, dataset) if timed else _draw(config, dataset, task)
+    assert isinstance(batch, HeteroSamplerOutput)
     drawn = {kind: len(ids) for kind, ids in batch.node.items()}
     maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
     budget.reserve(SAMPLER, sum(maps))
@@ -176,20 +184,22 @@ def embedding_copies(config: TrainConfig) -> int:
     return kept + _LOOKED_AT
 
 
-def _counted(task: Task, shape: tuple[int, ...]) -> Task:
+def _counted(task: Task, dataset: Dataset, name: str) -> Task:
     """With the number of labels of a node, where it has several."""
     if not task.multi_label or task.num_classes:
         return task
-    return Task(node_type=task.node_type, num_classes=shape[1], multi_label=True)
+    labels = dataset.manifest.nodes[task.node_type].tables["labels"]
+    return Task(node_type=task.node_type, num_classes=labels.shape[1], multi_label=True)
 
 
-def _draw(config: TrainConfig, dataset: Dataset, target: str) -> HeteroSamplerOutput:
-    """A batch of seeds from all over the training nodes."""
-    train = dataset.split("train", target)
-    seeds = spread_seeds(train, config.batch_size)
+def _draw(config: TrainConfig, dataset: Dataset, task: Task) -> HeteroSamplerOutput:
+    """A batch of seeds from all over those of training."""
+    table = "train" if config.task == NODE else f"train.{config.task}.nodes"
+    seeds = torch.from_numpy(dataset.node_table(table, task.node_type).copy())
+    seeds = spread_seeds(seeds, config.batch_size)
     source = dataset.stores(edge_features=False, device="cpu", storage="mmap")
     sampler = make_sampler(config, source, device="cpu")
-    out: HeteroSamplerOutput = sampler.sample({target: seeds}, 0)
+    out: HeteroSamplerOutput = sampler.sample({task.node_type: seeds}, 0)
     return out
 
 

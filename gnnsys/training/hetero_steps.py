@@ -36,7 +36,8 @@ class HeteroMiniBatch(MiniBatch):
         super().__init__(run, dataset, model)
 
     def _make_sampler(self) -> NeighborSampler:
-        return make_sampler(self._config, self._dataset.source)
+        dataset = self._dataset
+        return make_sampler(self._config, dataset.source, time_attr=dataset.time_attr)
 
     def _make_evaluation(self) -> Evaluation | None:
         return None
@@ -122,14 +123,14 @@ class HeteroMiniBatch(MiniBatch):
             self._logits, self._folder = exact_logits(
                 self._config, self._dataset, self._model, told
             )
-        for part in nodes.split(BLOCK):
+        for part in self._dataset.node_task.node_ids(nodes).split(BLOCK):
             yield self._logits[part]
         self.served = self._dataset.served()
 
     def evaluation(self) -> dict[str, Any]:
-        """See ``Steps.evaluation``; nothing of sampled neighbourhoods."""
+        """See ``Steps.evaluation``; nothing of sampled neighbourhoods, but of seeds with times."""
         if self._config.eval != "layerwise":
-            return {}
+            return super().evaluation()
         nodes = self._dataset.task.num_seeds("val") + self._dataset.task.num_seeds("test")
         return {
             "way": "layerwise",

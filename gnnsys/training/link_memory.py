@@ -69,7 +69,7 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         TooLargeError: what is known before a batch was sampled does not fit.
     """
     config, budget = run.config, process_budget()
-    task = link_task(dataset, config.task, config.target, config.hidden or 0)
+    task = link_task(dataset, config.task, config.target, config.hidden or 0, run.timed)
     options, kinds = link_training(config), dataset.edge_types
     reserve_libraries()
     offsets = sum(8 * (1 + dataset.num_nodes(kind[2])) for kind in kinds)

@@ -19,6 +19,7 @@ from gnnsys.config.links import parse_edge_type
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
 from gnnsys.dataset.links import Links, held_links, read_links, read_task_links
+from gnnsys.dataset.times import timed_types
 from gnnsys.errors import ArgumentError
 from gnnsys.training.task import PARTS, Part, Task
 
@@ -46,7 +47,7 @@ class LinkTask(Task):
     """Of the embeddings."""
 
     timed: bool
-    """Whether links and nodes have times, so that messages of a link are to be no newer."""
+    """Whether links have times, so that messages of a link are to be no newer."""
 
     sizes: dict[Part, int]
     """Links of each part."""
@@ -155,7 +156,7 @@ def _link_type(dataset: Dataset, target: str | None) -> EdgeType:
     return found[0]
 
 
-def link_task(dataset: Dataset, task: str, target: str | None, width: int) -> LinkTask:
+def link_task(dataset: Dataset, task: str, target: str | None, width: int, timed: bool) -> LinkTask:
     """What is to be learnt of a folder's links.
 
     Args:
@@ -163,12 +164,13 @@ def link_task(dataset: Dataset, task: str, target: str | None, width: int) -> Li
         task: "link", or the name of a task of links.
         target: ``--target``, see ``--target``.
         width: of the embeddings.
+        timed: whether times are regarded where links and nodes have some.
 
     Raises:
         ArgumentError: see ``--target``; a ``target`` beside a task's name.
     """
     if task != "link":
-        return _named_task(dataset, task, target, width)
+        return _named_task(dataset, task, target, width, timed)
     kind = _link_type(dataset, target)
     held = held_links(dataset, kind)
     sizes: dict[Part, int] = {"train": dataset.num_edges(kind), "val": 0, "test": 0}
@@ -181,7 +183,7 @@ def link_task(dataset: Dataset, task: str, target: str | None, width: int) -> Li
         edge_type=kind,
         is_edge=True,
         reverse_types=_reverse_types(dataset, kind),
-        timed=dataset.has("edge_time", kind) and _nodes_have_times(dataset),
+        timed=timed and dataset.has("edge_time", kind),
         width=width,
         sizes=sizes,
         open_links=lambda part: (
@@ -210,11 +212,9 @@ def _train_links(dataset: Dataset, edge_type: EdgeType) -> Links:
     return Links(source=source, target=target, time=time)
 
 
-def _nodes_have_times(dataset: Dataset) -> bool:
-    return any(dataset.has("time", kind) for kind in dataset.node_types)
-
-
-def _named_task(dataset: Dataset, task: str, target: str | None, width: int) -> LinkTask:
+def _named_task(
+    dataset: Dataset, task: str, target: str | None, width: int, timed: bool
+) -> LinkTask:
     if target is not None:
         raise ArgumentError(
             f"--target {target}: --task {task} says what its links join; leave it out"
@@ -227,7 +227,7 @@ def _named_task(dataset: Dataset, task: str, target: str | None, width: int) -> 
         metric="mrr",
         edge_type=(about["node_type"], task, about["target_type"]),
         is_edge=False,
-        timed=parts["train"].time is not None and _nodes_have_times(dataset),
+        timed=timed and parts["train"].time is not None and bool(timed_types(dataset)),
         width=width,
         sizes={part: len(parts[part]) if part in parts else 0 for part in PARTS},
         open_links=parts.__getitem__,

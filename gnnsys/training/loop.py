@@ -62,6 +62,7 @@ from gnnsys.training.run_folder import (
     told_to_rank,
 )
 from gnnsys.training.run_log import RunLog
+from gnnsys.training.seed_times import settle_times
 from gnnsys.training.staleness import StalenessWatch
 from gnnsys.training.steps import AskedToEndError
 
@@ -109,6 +110,7 @@ def _run(
     on_stats: Callable[[FeatureStats], None],
     on_evaluation: Progress,
 ) -> TrainResult:
+    run = on_all_ranks(lambda: settle_times(run))
     config = run.config
     evaluation = on_all_ranks(lambda: plan_run(run))
     with ExitStack() as held:

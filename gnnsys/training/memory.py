@@ -25,7 +25,7 @@ from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.config.user_model import is_user_model
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import MANIFEST, NODE_TYPE
+from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.packing import planner_bytes
@@ -37,7 +37,6 @@ from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import (
     BLOCKS,
     SEEDS,
-    SPLITS,
     process_budget,
     resident_memory,
 )
@@ -58,7 +57,10 @@ from gnnsys.training.inference_reads import SUMS
 from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.link_memory import plan_links
 from gnnsys.training.link_task import is_link_task
+from gnnsys.training.seed_tasks import NODE, reserve_seeds
+from gnnsys.training.seed_times import draw_timed, reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
+from gnnsys.training.task import PARTS
 
 __all__ = [
     "activation_bytes",
@@ -115,7 +117,7 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
         return None
     if dataset is not None and dataset.heterogeneous:
         check_heterogeneous(run.config)
-        num_classes = plan_types(run.config, dataset, run.features, trains=trains)
+        num_classes = plan_types(run.config, dataset, run.features, trains=trains, timed=run.timed)
         if run.config.eval == "layerwise":
             _reserve_types(run.config, dataset, num_classes)
         return None
@@ -126,7 +128,9 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
         return None
     if not dataset.has("features") or not dataset.has("train"):
         return None
-    return plan_memory(run.config, dataset, run.features, run.topology, trains=trains)
+    return plan_memory(
+        run.config, dataset, run.features, run.topology, trains=trains, timed=run.timed
+    )
 
 
 def memory_facts() -> dict[str, Any]:
@@ -158,6 +162,7 @@ def plan_memory(
     topology: TopologyOptions,
     *,
     trains: bool = True,
+    timed: bool = False,
 ) -> Evaluation | None:
     """Reserves what a run takes beside its features, in the budget of this process.
 
@@ -169,6 +174,7 @@ def plan_memory(
         options: of its features.
         topology: how its neighbours are read.
         trains: whether it is trained on, or only evaluated.
+        timed: whether the seeds have times.
 
     Raises:
         TooLargeError: what is known before a batch was sampled does not fit.
@@ -179,18 +185,22 @@ def plan_memory(
     reserve_libraries()
     budget.reserve(OFFSETS, 8 * (nodes + 1), mapped=True)
     seeds, _ = training_seeds(dataset)
-    labels = tables["labels"].data_bytes if "labels" in tables else 0
-    budget.reserve("labels, mapped", labels, mapped=True)
     exact = config.eval != "sampled"
-    named = ("train", "val", "test") if exact else ("train", "val")  # test last, some at a time
-    budget.reserve(SPLITS, 8 * sum(map(dataset.split_size, named)), mapped=True)
+    task = dataset.task or Task(node_type=NODE_TYPE, num_classes=0)
+    reserve_seeds(dataset, task, NODE, PARTS if exact else ("train", "val"))  # test last, in parts
+    if timed:
+        reserve_times(dataset)
     if trains:
         budget.reserve(SEEDS, ShuffledSeeds.most_bytes(len(seeds), config.seed_block))
     of_layers = core.Sampler.map_bytes(nodes, min(nodes, _LAYER_NODES)) if exact else 0
     budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, config.batch_size))
     budget.check(_TOO_SMALL)
     graph = graph_to_sample(dataset, options.storage)
-    batch = _draw(config, graph, seeds)
+    if timed:
+        out = draw_timed(config, dataset)
+        batch = _Batch(out.num_sampled_nodes, len(out.row))
+    else:
+        batch = _draw(config, graph, seeds)
     budget.reserve(SAMPLER, of_layers + core.Sampler.map_bytes(nodes, sum(batch.nodes)))
     columns = math.prod(tables["features"].shape[1:])
     evaluation = None

@@ -30,6 +30,7 @@ def make_sampler(
     source: Any,
     *,
     device: Literal["cpu", "cuda", "simt"] | None = None,
+    time_attr: str | None = None,
     **more: Any,
 ) -> NeighborSampler:
     """What draws the mini-batches of a run.
@@ -38,8 +39,10 @@ def make_sampler(
         config: filled in.
         source: a graph as ``NeighborSampler`` takes it.
         device: that draws the same batches; None for that of the options.
-        **more: options of ``NeighborSampler``.
+        time_attr: name of the times in ``source``, where neighbours are to be no later than seeds.
+        **more: further options of ``NeighborSampler``.
     """
+    timed = time_attr is not None
     return NeighborSampler(
         source,
         list(config.fanouts or ()),
@@ -47,7 +50,11 @@ def make_sampler(
         threads=config.threads,
         sampling=config.sampling,
         dependent_batches=config.dependent_batches,
-        device=device or _sampler_device(config),
+        device="cpu" if timed else device or _sampler_device(config),
+        time_attr=time_attr,
+        temporal_strategy=config.temporal if timed else "uniform",
+        time_window=config.time_window if timed else None,
+        last_n=config.last_n if timed else None,
         **more,
     )
 

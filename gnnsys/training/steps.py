@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -22,6 +23,7 @@ from gnnsys.errors import GnnsysError
 from gnnsys.loaders import LinkNeighborLoader, NeighborLoader, NeighborSampler
 from gnnsys.loaders.static_shapes import Padding, Sizes
 from gnnsys.nn.checkpoint import restore_tables
+from gnnsys.system.once import warn_once
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
@@ -55,6 +57,8 @@ __all__ = [
     "WholeGraph",
     "note_served",
 ]
+
+_log = logging.getLogger(__name__)
 
 BLOCK = 1 << 16
 """Nodes whose logits are handed out at a time."""
@@ -111,11 +115,15 @@ class Steps(ABC):
 
     @abstractmethod
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:
-        """Of nodes, block by block (n, classes), on the CPU, by the weights as they are."""
+        """Of seeds, as ``NodeTask.nodes`` has them, block by block (n, classes), on the CPU, by the
+        weights as they are."""
 
     def evaluate(self, metrics: Iterable[str], part: Part) -> dict[str, float]:
-        """Metrics of the seeds of a part, by the weights as they are."""
+        """Metrics of the seeds of a part, by the weights as they are; none without labels."""
         task = self._dataset.node_task
+        if not task.has_truth(part):
+            warn_once(_log, "%s: no %s label is known, so there is no score of it", task.name, part)
+            return {}
         nodes = task.nodes(part)
         return measure(metrics, self.logits(nodes), task.labels, nodes)
 
@@ -326,7 +334,10 @@ class MiniBatch(Steps):
         return make_loss(config, task.labels, task.train, task.num_classes)
 
     def _make_sampler(self) -> NeighborSampler:
-        return make_sampler(self._config, self._dataset.graph)
+        dataset = self._dataset
+        if dataset.time_attr is None:
+            return make_sampler(self._config, dataset.graph)
+        return make_sampler(self._config, dataset.source, time_attr=dataset.time_attr)
 
     def _make_train_loader(self) -> NeighborLoader | LinkNeighborLoader:
         return self._make_loader(self._dataset.node_task.train, trains=True)
@@ -351,10 +362,14 @@ class MiniBatch(Steps):
         return batch
 
     def _make_loader(self, nodes: Tensor, trains: bool) -> NeighborLoader:
+        task = self._dataset.node_task
         return NeighborLoader(
             self._dataset.source,
             self._sampler.num_neighbors,
-            input_nodes=self._seeds(nodes),
+            input_nodes=self._seeds(task.node_ids(nodes)),
+            input_time=task.times(nodes),
+            input_id=None if task.seed_nodes is None else nodes,
+            time_attr=self._dataset.time_attr,
             neighbor_sampler=self._sampler,
             batch_size=self._config.batch_size,
             shuffle=trains,
@@ -408,7 +423,13 @@ class MiniBatch(Steps):
             self._sizes = batch.num_sampled_nodes, batch.num_sampled_edges
         if self._config.precision == "bf16":
             out = out.float()
-        return self._loss_of(out, self._of_seeds(batch).y[: len(out)])
+        return self._loss_of(out, self._labels_of(self._of_seeds(batch), len(out)))
+
+    def _labels_of(self, seeds: Any, count: int) -> Tensor:
+        """Of a batch's seeds, which are the first of their type."""
+        task = self._dataset.node_task
+        labels: Tensor = seeds.y if task.seed_nodes is None else task.labels[seeds.input_id.cpu()]
+        return labels[:count].to(self._device)
 
     def _forward(self, batch: Any, model: Callable[..., Tensor]) -> Tensor:
         sizes = batch.num_sampled_nodes, batch.num_sampled_edges
@@ -493,7 +514,20 @@ class MiniBatch(Steps):
         return {"padding": told} if (told := self.padding()) else {}
 
     def evaluation(self) -> dict[str, Any]:
-        return {} if self._evaluation is None else self._evaluation.facts()
+        if self._evaluation is not None:
+            return self._evaluation.facts()
+        return {} if self._dataset.time_attr is None else self._at_times()
+
+    def _at_times(self) -> dict[str, Any]:
+        """How seeds with times are evaluated."""
+        task = self._dataset.task
+        seeds = task.num_seeds("val") + task.num_seeds("test")
+        return {
+            "way": "sampled",
+            "nodes": seeds,
+            "test_at_end": self.test_at_end,
+            "why": f"sampled, {seeds:,} seeds scored, with neighbours no later than each",
+        }
 
 
 class _Timed(Iterator[Any]):

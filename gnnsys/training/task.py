@@ -98,6 +98,20 @@ class NodeTask(Task):
     open_test: Callable[[], Tensor] = field(repr=False)
     """Gives ``test``: training does not read it, and of a large graph it is most of the nodes."""
 
+    name: str = "node"
+    """Of the folder's task, as ``--task`` has it."""
+
+    seed_nodes: Tensor | None = None
+    """(seeds,) int64 node of each seed, where these are rows of a table of their own: ``labels``
+    are those of the rows then, and ``train``, ``val`` and ``test`` numbers of rows. The same node
+    may stand in several. None: each node is a seed."""
+
+    seed_time: Tensor | None = None
+    """(seeds,) int64 times at which is predicted; None: all neighbours are known."""
+
+    test_is_hidden: bool = False
+    """Whether no label of a test seed is known, so that there is no test score."""
+
     _test: Tensor | None = field(default=None, init=False, repr=False)
 
     def check(self, name: str, of: str) -> None:
@@ -109,6 +123,8 @@ class NodeTask(Task):
                     f"{name}: no {part} nodes{of}; name them when the dataset is converted, "
                     "or draw them with gnnsys convert --random-split"
                 )
+            if self.seed_nodes is not None:  # of whose labels those in use were looked at
+                continue
             if not self.multi_label and not are_known(self.labels[ids]).all():
                 wrong = int(ids[torch.argmin(are_known(self.labels[ids]).int())])
                 raise ArgumentError(
@@ -127,9 +143,21 @@ class NodeTask(Task):
         return self._test
 
     def nodes(self, part: Part) -> Tensor:
-        """(n,) int64 ids of a part."""
+        """(n,) int64 ids of a part: of nodes, or rows of ``seed_nodes``."""
         ids: Tensor = getattr(self, part)
         return ids
+
+    def node_ids(self, seeds: Tensor) -> Tensor:
+        """(n,) int64 nodes of seeds, which are ids as ``nodes`` has them."""
+        return seeds if self.seed_nodes is None else self.seed_nodes[seeds]
+
+    def times(self, seeds: Tensor) -> Tensor | None:
+        """(n,) int64 times of such seeds; None without times."""
+        return None if self.seed_time is None else self.seed_time[seeds]
+
+    def has_truth(self, part: Part) -> bool:
+        """Whether there is something to score a part by."""
+        return not (part == "test" and self.test_is_hidden)
 
     @property
     def multi_label(self) -> bool:
@@ -160,4 +188,5 @@ class NodeTask(Task):
 
     def facts(self) -> dict[str, Any]:
         """See ``Task.facts``."""
-        return {} if self.regression else {"classes": self.num_classes}
+        about = {} if self.regression else {"classes": self.num_classes}
+        return about if self.seed_nodes is None else {"task": self.name, **about}

@@ -136,23 +136,32 @@ def test_flights_are_written_with_keys_by_row_and_outcomes_at_their_times(flight
 
 
 def test_the_page_trains_from_tables_to_predictions(
-    flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scripts: SimpleNamespace, flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("flights").symlink_to(flights)
+    scripts.write_lahman.write_baseball(baseball_frames(), tmp_path / "baseball")
     page = (ROOT / "docs" / "relational.md").read_text()
-    command, code = (
-        re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "python")
-    )
-    assert command is not None
-    assert code is not None
-    assert main(command[1].split()[1:]) == 0
+    commands = re.findall(r"^gnnsys (.*)$", "".join(_blocks(page, "bash")), re.MULTILINE)
+    assert [command.split()[0] for command in commands] == 2 * ["convert", "train", "predict"]
+    for command in commands:
+        assert main(command.split()) == 0
+    late, runs = (pd.read_parquet(f"{name}.parquet") for name in ("late", "runs"))
+    dataset = gnnsys.open_dataset("flights-graph")
+    val, test = (dataset.seeds("delayed", part) for part in ("val", "test"))
+    assert late["time"].tolist() == torch.cat([val.time, test.time]).tolist()
+    assert late[["p_0", "p_1"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    assert np.isfinite(runs["value"]).all()
     names: dict[str, Any] = {}
     torch.manual_seed(0)
-    exec(compile(code[1], "relational.md", "exec"), names)
-    test = gnnsys.open_dataset("flights-graph").seeds("delayed", "test")
+    (code,) = _blocks(page, "python")
+    exec(compile(code, "relational.md", "exec"), names)
     assert names["scores"].shape == test.nodes.shape
     assert ((names["scores"] > 0) & (names["scores"] < 1)).all()
+
+
+def _blocks(page: str, kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
 
 
 def test_no_batch_of_flights_holds_what_is_later_unless_times_are_left_out(
@@ -195,9 +204,8 @@ def test_both_models_of_flights_are_compared(
     assert re.search(r"graph: 0\.\d+ \+- 0\.0000", capsys.readouterr().out)
 
 
-def test_baseball_is_written_with_teams_of_seasons(
-    scripts: SimpleNamespace, tmp_path: Path
-) -> None:
+def baseball_frames() -> dict[str, pd.DataFrame]:
+    """Tables as lahman has them, of two players."""
     years = [2003, 2004, 2006, 2012, 2013]
     teams = pd.DataFrame({"yearID": years, "teamID": "NYA", "franchID": "NYY", "W": range(5)})
     people = pd.DataFrame({"playerID": ["a", "b"], "birthYear": [1980, 1981],
@@ -215,6 +223,13 @@ def test_baseball_is_written_with_teams_of_seasons(
     )
     frames = {"Teams": teams, "People": people, "Batting": batting}
     frames["TeamsFranchises"] = pd.DataFrame({"franchID": ["NYY"]})
+    return frames
+
+
+def test_baseball_is_written_with_teams_of_seasons(
+    scripts: SimpleNamespace, tmp_path: Path
+) -> None:
+    frames = baseball_frames()
     folder = scripts.write_lahman.write_baseball(frames, tmp_path / "baseball")
     rows = {
         split: pd.read_parquet(folder / "tasks" / "returns" / f"{split}.parquet").values.tolist()

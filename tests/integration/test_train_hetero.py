@@ -211,17 +211,6 @@ def test_memory_names_the_embeddings_of_types_without_features(folder: Path) -> 
     assert {entry.name for entry in process_budget().table() if entry.held} <= {"libraries"}
 
 
-@pytest.mark.parametrize("of", [("author",), ("author", "writes", "paper")])
-def test_times_of_a_folder_are_told_to_be_unused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, of: Any
-) -> None:
-    data = make_graph()
-    data[of[0] if len(of) == 1 else of].time = torch.arange(AUTHORS if len(of) == 1 else 900)
-    path = convert_pyg(data, tmp_path / "g", ConvertOptions(), name="papers")
-    load_dataset(str(path), device="cpu")
-    assert "g: its times are not used: nodes and edges later than a seed are" in caplog.text
-
-
 def test_memory_names_what_exact_evaluation_takes(folder: Path) -> None:
     names = [
         train(folder, model="rgcn", epochs=1, eval=how).memory["names"]

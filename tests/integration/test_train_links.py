@@ -363,7 +363,7 @@ REFUSED = [
     (["--negatives", "0"], "--negatives 0: expected at least 1"),
     (["--negative-sampling", "in-batch", "--negatives", "2"], "--negatives 2: none are drawn"),
     (["--negative-sampling", "in-batch", "--link-loss", "bpr"], "give infonce or leave it out"),
-    (["--target", "user"], "--target user: expected SRC,REL,DST"),
+    (["--target", "user"], "--target user: expected an edge type, SRC,REL,DST"),
     (
         ["--target", "user,sells,item"],
         "has no such edge type; expected one of user,likes,item item,rev_likes,user",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import make_steps
-from tests.integration.link_folders import ITEMS, LIKES, USERS, held_folder, shop, web
-from tests.integration.relational_database import Database
+
+sys.path.insert(0, str(Path(__file__).parent))
+from link_folders import ITEMS, LIKES, USERS, held_folder, shop, web
+from relational_database import Database
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -113,9 +113,9 @@ class TrainConfig(LinkOptions):
     --target; else the name of one of the folder's tasks, see docs/relational.md."""
 
     target: Annotated[str, "TYPE|SRC,REL,DST"] | None = None
-    """Node type to classify, of a heterogeneous dataset folder. Default: the one that the folder
-    names. With --task link the edge type whose links are to be predicted. Default: the one that has
-    links held out."""
+    """Node type to classify, of a heterogeneous dataset folder; with --task link the edge type
+    whose links are to be predicted. Default: the one that the folder names, or that has links held
+    out."""
 
     model: Annotated[str, MODELS, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
     """Kind of graph convolution. Heterogeneous folders take rgcn, hgt, sage and gat; rgcn and hgt

@@ -17,6 +17,7 @@ from torch import Tensor
 from gnnsys.config.links import HARD_TARGETS, evaluates_exactly, link_training
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError
 from gnnsys.loaders import LinkNegatives, LinkNeighborLoader, NeighborSampler, degree_weights
 from gnnsys.losses import in_batch_loss, link_bce_loss, link_bpr_loss, link_info_nce_loss
 from gnnsys.system.scratch import ScratchFolder
@@ -118,6 +119,8 @@ class LinkMiniBatch(MiniBatch):
         weight = hard = None
         if options.sampling == "degree":
             weight = degree_weights(self._links[1], self._dataset.num_nodes[self._target])
+        targets = self._dataset.num_nodes[self._target]
+        self._check_drawable(targets if weight is None else int((weight > 0).sum()))
         if options.sampling == "hard":  # none before the first epoch
             hard = torch.full((self._dataset.num_nodes[self._source], 1), -1, dtype=torch.int32)
         return LinkNegatives(
@@ -128,6 +131,21 @@ class LinkMiniBatch(MiniBatch):
             hard=hard,
             num_hard=None if hard is None else -(-options.negatives // 2),
         )
+
+    def _check_drawable(self, targets: int) -> None:
+        """Raises ArgumentError for a source that has all of so many targets."""
+        if int(torch.bincount(self._links[0]).max()) < targets:
+            return
+        count = self._dataset.num_nodes[self._target]
+        pairs = (self._links[0] * count + self._links[1]).unique()  # parallel links count once
+        full = (torch.bincount(pairs // count) >= targets).nonzero()[:, 0]
+        if len(full):
+            raise ArgumentError(
+                f"--task link: node {int(full[0])} of type {self._source!r} of "
+                f"{self._dataset.name} has links to all {targets} nodes of type {self._target!r} "
+                "that can be drawn, so that none is a negative; give --negative-sampling in-batch, "
+                "or leave such links out of the graph"
+            )
 
     def _make_evaluation(self) -> Evaluation | None:
         return None

@@ -20,12 +20,14 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders import LinkNegatives, LinkNeighborLoader, NeighborSampler, degree_weights
 from gnnsys.losses import in_batch_loss, link_bce_loss, link_bpr_loss, link_info_nce_loss
+from gnnsys.system.budget import process_budget
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_steps import bad_inputs, typed_inputs
 from gnnsys.training.link_embeddings import exact_embeddings, sampled_embeddings
 from gnnsys.training.link_evaluation import LinkJudge
+from gnnsys.training.link_memory import LINKS
 from gnnsys.training.link_models import LinkModel
 from gnnsys.training.link_ranking import top_links
 from gnnsys.training.link_task import LinkTask, stacked
@@ -52,6 +54,7 @@ class LinkMiniBatch(MiniBatch):
         self._task, self._options = task, link_training(run.config)
         self._source, self._target = task.edge_type[0], task.edge_type[2]
         self._links = stacked(task.links("train"))
+        process_budget().hold(LINKS, 2 * self._links.nbytes, self._links)  # and those of the task
         self._log_q: Tensor | None = None
         if self._options.sampling == "in-batch":
             weight = degree_weights(self._links[1], dataset.num_nodes[self._target], power=1)

@@ -178,7 +178,7 @@ class TrainConfig(LinkOptions):
     1: each by itself."""
 
     epochs: int | None = None
-    """Passes over the training nodes. Default: 5 for demo, else 200."""
+    """Passes over the training nodes, or links. Default: 5 for demo, else 200."""
 
     lr: float = 0.01
     """Learning rate; see --lr-schedule."""
@@ -252,8 +252,9 @@ class TrainConfig(LinkOptions):
     """How mini-batch training is evaluated. layerwise: exactly, every node once a layer;
     neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; sampled: on
     neighbourhoods sampled as in training, not exactly; auto: the cheaper of both exact ones, but
-    sampled on heterogeneous folders, which take no neighborhoods, and with a model of your own. By
-    auto and sampled, test nodes that would take long are scored once, at the end."""
+    sampled on heterogeneous folders, which take no neighborhoods, and with a model of your own; of
+    links layerwise, but sampled where they have times. By auto and sampled, test nodes that would
+    take long are scored once, at the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""

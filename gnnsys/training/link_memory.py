@@ -28,11 +28,11 @@ from gnnsys.training.hetero_memory import embedding_copies, layer_bytes
 from gnnsys.training.link_task import LinkTask, link_task
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["plan_links"]
+__all__ = ["LINKS", "plan_links"]
 
 _Type = TypeVar("_Type", str, EdgeType)
 
-_LINKS = "links"
+LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
 _TIMES = "times and edges sorted by them"
 _NEGATIVES = "negatives"
@@ -126,7 +126,7 @@ def _reserve_seeds(
     """Links, and what their negatives are drawn from."""
     budget, train = process_budget(), task.sizes["train"]
     # As they are trained on, and as edges that they are read from.
-    budget.reserve(_LINKS, 2 * _OF_A_LINK * train)
+    budget.reserve(LINKS, 2 * _OF_A_LINK * train)
     held = task.sizes["val"] + task.sizes["test"]
     budget.reserve(_LINKS_MAPPED, _OF_A_LINK * held, mapped=True)
     if not trains:

@@ -282,7 +282,7 @@ def test_sampled_embeddings_with_all_neighbours_are_the_exact_ones(
         assert exact.best_val == pytest.approx(sampled.best_val, abs=1e-6)
         assert (exact.evaluation["way"], sampled.evaluation["way"]) == ("layerwise", "sampled")
         names = sampled.memory["names"]
-        assert names["links"]["planned"] == 32 * exact_links(folder)
+        assert names["links"] == dict.fromkeys(("planned", "held"), 32 * exact_links(folder))
         assert names["negatives"]["planned"] == 24 * exact_links(folder)
         assert names["embeddings of evaluation"]["planned"] > 0
 
@@ -392,6 +392,24 @@ def test_fewer_candidates_make_better_ranks(typed: Path) -> None:
     assert few.best_val["mrr"] > among_all.best_val["mrr"]
     assert 0 <= few.best_test["auc"] <= 1
     assert few.evaluation["why"] == "layerwise, 200 links ranked among 5 targets each"
+
+
+def test_a_source_that_has_all_targets_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, held = shop()
+    data["item"].num_nodes = 1
+    data[LIKES].edge_index = torch.stack([torch.arange(90), torch.zeros(90, dtype=torch.int64)])
+    data["item", "rev_likes", "user"].edge_index = data[LIKES].edge_index.flip(0)
+    one = {part: torch.tensor([[100 + len(part)], [0]]) for part in held}
+    folder = held_folder(tmp_path / "one", data, one, LIKES)
+    options: list[str] = ["train", str(folder), "--task", "link", "--model", "rgcn"]
+    assert main(options) == 2
+    assert "node 0 of type 'user' of shop has links to all 1 nodes" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    result = train(folder, model="rgcn", negative_sampling="in-batch", epochs=1)
+    assert result.best_val["mrr"] == 1
 
 
 REFUSED = [

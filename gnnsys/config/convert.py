@@ -10,6 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from gnnsys.choices import Folder, GapPolicy, Overflow, RowOrder, Scale, Size, StoredType
 from gnnsys.config.checks import check_least, check_seed
+from gnnsys.config.links import parse_edge_type
 from gnnsys.convert.spec import EdgeListParts, HoldOut, RelationalParts
 from gnnsys.errors import ArgumentError
 from gnnsys.system.sizes import parse_bytes
@@ -178,7 +179,7 @@ class ConvertConfig(RelationalParts, EdgeListParts):
                 f"--hold-out {' '.join(self.hold_out)}: {len(self.hold_out)} edge types, expected "
                 "one; convert what was made again for another"
             )
-        types = [_parse_type("--hold-out", each) for each in self.hold_out]
+        types = [parse_edge_type(each, "--hold-out") for each in self.hold_out]
         reverses = self.hold_out_reverses
         return HoldOut(
             edge_type=types[0] if types else None,
@@ -186,16 +187,6 @@ class ConvertConfig(RelationalParts, EdgeListParts):
             by=self.hold_out_by,
             reverses=None
             if reverses is None
-            else tuple(_parse_type("--hold-out-reverses", each) for each in reverses),
+            else tuple(parse_edge_type(each, "--hold-out-reverses") for each in reverses),
             seed=self.seed,
         )
-
-
-def _parse_type(option: str, text: str) -> tuple[str, str, str]:
-    parts = text.split(",")
-    if len(parts) != 3:
-        raise ArgumentError(
-            f"{option} {text}: expected an edge type as source,relation,destination, such as "
-            "user,likes,item"
-        )
-    return parts[0], parts[1], parts[2]

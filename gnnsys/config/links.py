@@ -114,8 +114,8 @@ def evaluates_exactly(config: TrainConfig, timed: bool) -> bool:
     return config.eval == "layerwise" or (config.eval == "auto" and not timed)
 
 
-def parse_edge_type(text: str) -> tuple[str, str, str]:
-    """An edge type as ``--target`` names it.
+def parse_edge_type(text: str, option: str = "--target") -> tuple[str, str, str]:
+    """An edge type as an option names it.
 
     >>> parse_edge_type("user,buys,item")
     ('user', 'buys', 'item')
@@ -126,7 +126,7 @@ def parse_edge_type(text: str) -> tuple[str, str, str]:
     parts = text.split(",")
     if len(parts) != 3 or not all(parts):
         raise ArgumentError(
-            f"--target {text}: expected SRC,REL,DST with --task link, such as user,buys,item"
+            f"{option} {text}: expected an edge type, SRC,REL,DST, such as user,buys,item"
         )
     return parts[0], parts[1], parts[2]
 

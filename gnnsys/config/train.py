@@ -116,9 +116,9 @@ class TrainConfig(LinkOptions):
     --target; else the name of one of the folder's tasks, see docs/relational.md."""
 
     target: Annotated[str, "TYPE|SRC,REL,DST"] | None = None
-    """Node type to classify, of a heterogeneous dataset folder. Default: the one that the folder
-    names. With --task link the edge type whose links are to be predicted. Default: the one that has
-    links held out."""
+    """Node type to classify, of a heterogeneous dataset folder; with --task link the edge type
+    whose links are to be predicted. Default: the one that the folder names, or that has links held
+    out."""
 
     model: Annotated[str, MODELS, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
     """Kind of graph convolution. Heterogeneous folders take rgcn, hgt, sage and gat; rgcn and hgt
@@ -181,7 +181,7 @@ class TrainConfig(LinkOptions):
     1: each by itself."""
 
     epochs: int | None = None
-    """Passes over the training nodes. Default: 5 for demo, else 200."""
+    """Passes over the training nodes, or links. Default: 5 for demo, else 200."""
 
     lr: float = 0.01
     """Learning rate; see --lr-schedule."""
@@ -256,8 +256,8 @@ class TrainConfig(LinkOptions):
     neighborhoods: exactly, in each layer only the nodes that the scored ones depend on; sampled: on
     neighbourhoods sampled as in training, not exactly; auto: the cheaper of both exact ones, but
     sampled on heterogeneous folders, which take no neighborhoods, with a model of your own, and
-    where seeds have times. By auto and sampled, test nodes that would take long are scored once, at
-    the end."""
+    where seeds have times; of links layerwise, but sampled where they have times. By auto and
+    sampled, test nodes that would take long are scored once, at the end."""
 
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""

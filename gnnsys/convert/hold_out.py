@@ -240,8 +240,6 @@ def _find_reverses(
     found: DatasetTables, kind: EdgeType, given: tuple[EdgeType, ...] | None
 ) -> list[EdgeType]:
     """The other edge types that hold the reverses of a type's edges."""
-    from gnnsys.loaders.reverse_types import types_back  # which brings torch
-
     back = [each for each in found.edge_types if (each[0], each[2]) == (kind[2], kind[0])]
     known = ", ".join(",".join(each) for each in back) or "no edge type"
     if given is not None:
@@ -252,6 +250,10 @@ def _find_reverses(
                     f"{kind[0]!r} in {found.path}, where {known} does"
                 )
         return [each for each in dict.fromkeys(given) if each != kind]
+    if back in ([], [kind]):
+        return []
+    from gnnsys.loaders.reverse_types import types_back  # which brings torch
+
     inferred = types_back(kind, found.edge_types)
     others = [each for each in inferred if each != kind]
     if others and len(inferred) > 1:

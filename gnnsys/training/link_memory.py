@@ -28,12 +28,13 @@ from gnnsys.training.hetero_memory import embedding_copies, layer_bytes
 from gnnsys.training.link_task import LinkTask, link_task
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["plan_links"]
+__all__ = ["LINKS", "plan_links"]
 
 _Type = TypeVar("_Type", str, EdgeType)
 
-_LINKS = "links"
+LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
+_TIMES = "times and edges sorted by them"
 _NEGATIVES = "negatives"
 _EMBEDDINGS = "embeddings of nodes"
 _EMBEDDED = "embeddings of evaluation"
@@ -77,6 +78,8 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     if dataset.heterogeneous:
         edges = (dataset.manifest.edges[kind].tables["indices"].data_bytes for kind in kinds)
         budget.reserve(NEIGHBOURS, sum(edges), mapped=True)
+    if task.timed:
+        _reserve_times(dataset)
     _reserve_seeds(config, options, dataset, task, trains)
     tables = feature_tables(dataset)
     bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
@@ -108,13 +111,22 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     return exact
 
 
+def _reserve_times(dataset: Dataset) -> None:
+    """What samplers hold of times."""
+    nodes = sum(dataset.num_nodes(kind) for kind in dataset.node_types if dataset.has("time", kind))
+    edges = 0
+    if any(dataset.has("edge_time", kind) for kind in dataset.edge_types):
+        edges = sum(dataset.num_edges(kind) for kind in dataset.edge_types)
+    process_budget().reserve(_TIMES, 8 * nodes + 2 * 8 * edges)
+
+
 def _reserve_seeds(
     config: TrainConfig, options: LinkTraining, dataset: Dataset, task: LinkTask, trains: bool
 ) -> None:
     """Links, and what their negatives are drawn from."""
     budget, train = process_budget(), task.sizes["train"]
     # As they are trained on, and as edges that they are read from.
-    budget.reserve(_LINKS, 2 * _OF_A_LINK * train)
+    budget.reserve(LINKS, 2 * _OF_A_LINK * train)
     held = task.sizes["val"] + task.sizes["test"]
     budget.reserve(_LINKS_MAPPED, _OF_A_LINK * held, mapped=True)
     if not trains:

@@ -17,14 +17,17 @@ from torch import Tensor
 from gnnsys.config.links import HARD_TARGETS, evaluates_exactly, link_training
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
+from gnnsys.errors import ArgumentError
 from gnnsys.loaders import LinkNegatives, LinkNeighborLoader, NeighborSampler, degree_weights
 from gnnsys.losses import in_batch_loss, link_bce_loss, link_bpr_loss, link_info_nce_loss
+from gnnsys.system.budget import process_budget
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_steps import bad_inputs, typed_inputs
 from gnnsys.training.link_embeddings import exact_embeddings, sampled_embeddings
 from gnnsys.training.link_evaluation import LinkJudge
+from gnnsys.training.link_memory import LINKS
 from gnnsys.training.link_models import LinkModel
 from gnnsys.training.link_ranking import top_links
 from gnnsys.training.link_task import LinkTask, stacked
@@ -51,6 +54,7 @@ class LinkMiniBatch(MiniBatch):
         self._task, self._options = task, link_training(run.config)
         self._source, self._target = task.edge_type[0], task.edge_type[2]
         self._links = stacked(task.links("train"))
+        process_budget().hold(LINKS, 2 * self._links.nbytes, self._links)  # and those of the task
         self._log_q: Tensor | None = None
         if self._options.sampling == "in-batch":
             weight = degree_weights(self._links[1], dataset.num_nodes[self._target], power=1)
@@ -118,6 +122,8 @@ class LinkMiniBatch(MiniBatch):
         weight = hard = None
         if options.sampling == "degree":
             weight = degree_weights(self._links[1], self._dataset.num_nodes[self._target])
+        targets = self._dataset.num_nodes[self._target]
+        self._check_drawable(targets if weight is None else int((weight > 0).sum()))
         if options.sampling == "hard":  # none before the first epoch
             hard = torch.full((self._dataset.num_nodes[self._source], 1), -1, dtype=torch.int32)
         return LinkNegatives(
@@ -128,6 +134,21 @@ class LinkMiniBatch(MiniBatch):
             hard=hard,
             num_hard=None if hard is None else -(-options.negatives // 2),
         )
+
+    def _check_drawable(self, targets: int) -> None:
+        """Raises ArgumentError for a source that has all of so many targets."""
+        if int(torch.bincount(self._links[0]).max()) < targets:
+            return
+        count = self._dataset.num_nodes[self._target]
+        pairs = (self._links[0] * count + self._links[1]).unique()  # parallel links count once
+        full = (torch.bincount(pairs // count) >= targets).nonzero()[:, 0]
+        if len(full):
+            raise ArgumentError(
+                f"--task link: node {int(full[0])} of type {self._source!r} of "
+                f"{self._dataset.name} has links to all {targets} nodes of type {self._target!r} "
+                "that can be drawn, so that none is a negative; give --negative-sampling in-batch, "
+                "or leave such links out of the graph"
+            )
 
     def _make_evaluation(self) -> Evaluation | None:
         return None

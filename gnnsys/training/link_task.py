@@ -70,11 +70,15 @@ class LinkTask(Task):
     def check(self, name: str, of: str) -> None:
         """See ``Task.check``."""
         for part in ("train", "val"):
-            if not self.sizes[part]:
-                raise ArgumentError(
-                    f"{name}: no {part} links of {self.named}; gnnsys convert --hold-out "
-                    f"{self.named} takes some to validate and test on out of the others"
-                )
+            if self.sizes[part]:
+                continue
+            way_out = (
+                f"gnnsys convert --hold-out {self.named} takes some to validate and test on out of "
+                "the others"
+                if self.is_edge
+                else "add some to the task, and convert the database again"
+            )
+            raise ArgumentError(f"{name}: no {part} links of {self.named}; {way_out}")
 
     def check_metric(self, metric: str, name: str) -> None:
         """See ``Task.check_metric``."""

@@ -30,7 +30,7 @@ class EpochRecord:
     """From 1."""
 
     loss: float
-    """Mean over the training nodes."""
+    """Mean over the training nodes, or links."""
 
     val: float | None
     """Validation score after the epoch; None where it was not evaluated."""
@@ -59,7 +59,7 @@ class TrainResult:
 
     best_val: dict[str, float]
     """Validation metrics by name at the best epoch; accuracy is always among them, or rmse, mae and
-    r2 of a regression."""
+    r2 of a regression, or mrr and hits@k of links."""
 
     best_test: dict[str, float]
     """Test metrics at the best epoch, likewise."""

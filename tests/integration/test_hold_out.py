@@ -215,7 +215,7 @@ def test_links_follow_their_nodes_into_another_order(tmp_path: Path) -> None:
     [
         ("--hold-out user,likes,shop", "has user,likes,item, .*; name one of them"),
         ("--hold-out", "has user,likes,item, .*; name one of them"),
-        ("--hold-out likes", "likes: expected an edge type as source,relation,destination"),
+        ("--hold-out likes", "--hold-out likes: expected an edge type, SRC,REL,DST"),
         ("--hold-out item,of,user", "cannot be told, user,likes,item, user,sees,item lead back"),
         ("--hold-out user,likes,item --hold-out-reverses item,of,shop", "item,of,shop: does not"),
         ("--hold-out user,likes,item --hold-out-shares 0,0.1", "each above 0, together below 1"),

@@ -29,7 +29,7 @@ from gnnsys.memory.encoding import Quantised
 from gnnsys.system.device import SIMT
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["Dataset", "open_dataset"]
+__all__ = ["CscStore", "Dataset", "open_dataset"]
 
 
 def open_dataset(path: str | os.PathLike[str]) -> Dataset:
@@ -189,7 +189,7 @@ class Dataset(DatasetTables):
         them together (``gnnsys.CacheArena``); ``scores`` and ``trace`` are of nodes, for ``x``
         alone; ``scores`` may be a dict by node type.
         """
-        features, graphs = FeatureStore(), _CscStore()
+        features, graphs = FeatureStore(), CscStore()
         with_features = [
             edge_type
             for edge_type in self.edge_types
@@ -259,7 +259,7 @@ def _encoding_of(table: Table) -> torch.dtype | Quantised | None:
     return Quantised(dtype, table.shape[1:], encoding.scales)
 
 
-class _CscStore(GraphStore):
+class CscStore(GraphStore):
     """PyG's ``GraphStore`` over CSCs that stay where they are."""
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 Stands on datasets, features, options and the pipeline; knows nothing of reports, plans or
 commands. Invariant: the same options give the same losses, also when a run is broken off.
 
-Links have no command yet: ``rank_links``, ``top_links`` and their metrics are for programs.
+``rank_links``, ``top_links`` and their metrics are for programs, too.
 
 ``run_training`` is what ``gnnsys train`` does, for programs; ``examples/log_to_wandb.py`` logs it.
 """

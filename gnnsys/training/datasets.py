@@ -26,6 +26,7 @@ from gnnsys.dataset.format import Task as FolderTask
 from gnnsys.dataset.importance import without_score
 from gnnsys.dataset.named import NAMED, load_raw
 from gnnsys.dataset.tables import check_nodes
+from gnnsys.dataset.times import timed_types, with_times
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.setup import setup_device_cache, setup_features
@@ -349,10 +350,7 @@ def _open_folder(
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
     timed = isinstance(made, LinkTask) and made.timed
-    if not timed and (
-        any(dataset.has("time", each) for each in dataset.node_types)
-        or any(dataset.has("edge_time", each) for each in dataset.edge_types)
-    ):
+    if timed_types(dataset) and not timed:
         warn_once(
             _log, "%s: its times are not used: nodes and edges later than a seed are sampled, too",
             path
@@ -360,7 +358,10 @@ def _open_folder(
     features, graphs = dataset.stores(
         edge_features=False, threads=threads, device=device, **setup(dataset)
     )
-    if not typed:
+    time_attr = None
+    if timed:
+        (features, graphs), time_attr = with_times(dataset, (features, graphs))
+    elif not typed:
         open_graph(dataset, graphs.graph())
     found = NodeDataset(
         name=dataset.name,
@@ -368,7 +369,7 @@ def _open_folder(
         source=(features, graphs),
         heterogeneous=typed,
         task=made,
-        time_attr="time" if timed else None,
+        time_attr=time_attr,
         num_nodes={each: dataset.num_nodes(each) for each in dataset.node_types},
         tables={
             each: features.table(each if typed else None, "x")
@@ -379,7 +380,7 @@ def _open_folder(
     )
     for graph in found.graphs.values():
         _enter_mapped(OFFSETS, graph.indptr)
-        if typed:
+        if typed or timed:
             _enter_mapped(NEIGHBOURS, graph.indices)
     return found
 

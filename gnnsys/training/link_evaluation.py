@@ -127,8 +127,8 @@ class LinkJudge:
             positive = (rows * target[targets]).sum(1)
             negative = (rows[:, None] * target[others.flatten()].view(*shape, -1)).sum(2)
             query, answer = _between(known, first, first + len(ids))
-            pairs = torch.arange(len(ids))[:, None] * self._num_targets + others
-            seen = torch.isin(pairs, query * self._num_targets + answer)
+            pairs = self._key(torch.arange(len(ids))[:, None], others)
+            seen = torch.isin(pairs, self._key(query, answer))
             yield positive, negative.masked_fill(seen, -math.inf)
 
     def _retrieval(
@@ -138,6 +138,9 @@ class LinkJudge:
         links = stacked(self._task.links(part))
         sources, row = links[0].unique(return_inverse=True)
         known = self._answers(sources, [other for other in PARTS if other != part])
+        # At another time a link may be one to train on, too, as of a task.
+        both = torch.isin(self._key(*known), self._key(row, links[1]))
+        known = known[:, ~both]
         best = []
         for first in range(0, len(sources), _RANKED):
             ids = sources[first : first + _RANKED]
@@ -145,6 +148,10 @@ class LinkJudge:
             best.append(top_links(queries(source[ids]), target, _K, known=own)[1])
         found = retrieval_metrics(torch.cat(best), torch.stack([row, links[1]]), k=[_K])
         return {name: found[name] for name in _OF_THE_BEST}  # its hits are of sources, not links
+
+    def _key(self, query: Tensor, target: Tensor) -> Tensor:
+        """A number for each pair."""
+        return query * self._num_targets + target
 
     def _known_of(self, part: Part) -> Tensor:
         """(2, m) numbers of a part's links, ascending, above all known targets of their sources."""

@@ -34,6 +34,7 @@ _Type = TypeVar("_Type", str, EdgeType)
 
 _LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
+_TIMES = "times and edges sorted by them"
 _NEGATIVES = "negatives"
 _EMBEDDINGS = "embeddings of nodes"
 _EMBEDDED = "embeddings of evaluation"
@@ -77,6 +78,8 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     if dataset.heterogeneous:
         edges = (dataset.manifest.edges[kind].tables["indices"].data_bytes for kind in kinds)
         budget.reserve(NEIGHBOURS, sum(edges), mapped=True)
+    if task.timed:
+        _reserve_times(dataset)
     _reserve_seeds(config, options, dataset, task, trains)
     tables = feature_tables(dataset)
     bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
@@ -106,6 +109,15 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     if not dataset.heterogeneous:
         plan_topology(dataset, run.topology, run.features, 1)
     return exact
+
+
+def _reserve_times(dataset: Dataset) -> None:
+    """What samplers hold of times."""
+    nodes = sum(dataset.num_nodes(kind) for kind in dataset.node_types if dataset.has("time", kind))
+    edges = 0
+    if any(dataset.has("edge_time", kind) for kind in dataset.edge_types):
+        edges = sum(dataset.num_edges(kind) for kind in dataset.edge_types)
+    process_budget().reserve(_TIMES, 8 * nodes + 2 * 8 * edges)
 
 
 def _reserve_seeds(

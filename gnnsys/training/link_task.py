@@ -19,6 +19,7 @@ from gnnsys.config.links import parse_edge_type
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
 from gnnsys.dataset.links import Links, held_links, read_links, read_task_links
+from gnnsys.dataset.times import timed_types
 from gnnsys.errors import ArgumentError
 from gnnsys.training.task import PARTS, Part, Task
 
@@ -46,7 +47,7 @@ class LinkTask(Task):
     """Of the embeddings."""
 
     timed: bool
-    """Whether links and nodes have times, so that messages of a link are to be no newer."""
+    """Whether links have times, so that messages of a link are to be no newer."""
 
     sizes: dict[Part, int]
     """Links of each part."""
@@ -69,11 +70,15 @@ class LinkTask(Task):
     def check(self, name: str, of: str) -> None:
         """See ``Task.check``."""
         for part in ("train", "val"):
-            if not self.sizes[part]:
-                raise ArgumentError(
-                    f"{name}: no {part} links of {self.named}; gnnsys convert --hold-out "
-                    f"{self.named} takes some to validate and test on out of the others"
-                )
+            if self.sizes[part]:
+                continue
+            way_out = (
+                f"gnnsys convert --hold-out {self.named} takes some to validate and test on out of "
+                "the others"
+                if self.is_edge
+                else "add some to the task, and convert the database again"
+            )
+            raise ArgumentError(f"{name}: no {part} links of {self.named}; {way_out}")
 
     def check_metric(self, metric: str, name: str) -> None:
         """See ``Task.check_metric``."""
@@ -181,7 +186,7 @@ def link_task(dataset: Dataset, task: str, target: str | None, width: int) -> Li
         edge_type=kind,
         is_edge=True,
         reverse_types=_reverse_types(dataset, kind),
-        timed=dataset.has("edge_time", kind) and _nodes_have_times(dataset),
+        timed=dataset.has("edge_time", kind),
         width=width,
         sizes=sizes,
         open_links=lambda part: (
@@ -210,10 +215,6 @@ def _train_links(dataset: Dataset, edge_type: EdgeType) -> Links:
     return Links(source=source, target=target, time=time)
 
 
-def _nodes_have_times(dataset: Dataset) -> bool:
-    return any(dataset.has("time", kind) for kind in dataset.node_types)
-
-
 def _named_task(dataset: Dataset, task: str, target: str | None, width: int) -> LinkTask:
     if target is not None:
         raise ArgumentError(
@@ -227,7 +228,7 @@ def _named_task(dataset: Dataset, task: str, target: str | None, width: int) -> 
         metric="mrr",
         edge_type=(about["node_type"], task, about["target_type"]),
         is_edge=False,
-        timed=parts["train"].time is not None and _nodes_have_times(dataset),
+        timed=parts["train"].time is not None and bool(timed_types(dataset)),
         width=width,
         sizes={part: len(parts[part]) if part in parts else 0 for part in PARTS},
         open_links=parts.__getitem__,

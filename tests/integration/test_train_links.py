@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,8 @@ from gnnsys.commands.cli import main
 from gnnsys.config.file import resumed_config
 from gnnsys.config.resolve import resolve
 from gnnsys.config.train import TrainConfig
+from gnnsys.convert.common import ConvertOptions
+from gnnsys.convert.relbench import convert_relbench
 from gnnsys.loaders import LinkNegatives, degree_weights
 from gnnsys.report.page import about
 from gnnsys.report.reader import read_run
@@ -30,7 +34,10 @@ from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import make_steps
-from tests.integration.link_folders import ITEMS, LIKES, USERS, held_folder, shop, web
+
+sys.path.insert(0, str(Path(__file__).parent))
+from link_folders import ITEMS, LIKES, USERS, held_folder, shop, web
+from relational_database import Database
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -285,31 +292,74 @@ def exact_links(folder: Path) -> int:
     return dataset.num_edges(LIKES) if dataset.heterogeneous else dataset.num_edges()
 
 
-def test_links_with_times_see_nothing_that_is_newer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_nodes", [True, False])
+def test_links_with_times_see_nothing_that_is_newer(tmp_path: Path, of_nodes: bool) -> None:
     data, held = shop()
-    count = data[LIKES].edge_index.shape[1]
-    data["user"].time = torch.arange(USERS)
-    data["item"].time = torch.arange(ITEMS)
-    ends = data[LIKES].edge_index
-    data[LIKES].time = torch.maximum(ends[0], ends[1]) + torch.arange(count) % 7
-    times = {part: torch.full((100,), 150 if part == "val" else 160) for part in held}
+    draw = torch.Generator().manual_seed(0)
+    ends, back = data[LIKES].edge_index, ("item", "rev_likes", "user")
+    count = ends.shape[1]
+    if of_nodes:
+        data["user"].time = torch.randint(50, (USERS,), generator=draw)
+        data["item"].time = torch.randint(50, (ITEMS,), generator=draw)
+    data[LIKES].time = torch.randint(50, 100, (count,), generator=draw)
+    data[back].time = data[LIKES].time.clone()  # of reverses, in the same order
+    times = {part: torch.full((100,), 100 if part == "val" else 110) for part in held}
     folder = held_folder(tmp_path / "shop", data, held, LIKES, times)
-    result = train(folder, model="rgcn", epochs=1, negatives=2)
-    assert result.evaluation["way"] == "sampled"
-    assert 0 < result.best_val["mrr"] <= 1
-    run = resolve(TrainConfig(dataset=str(folder), model="rgcn", **SMALL))
+    run = resolve(TrainConfig(dataset=str(folder), model="rgcn", negatives=2, **SMALL))
     dataset = load_run_dataset(run)
     steps = make_steps(run, dataset, make_model(run, dataset), None)
     assert isinstance(dataset.task, LinkTask)
     when = dataset.task.links("train").time
     assert when is not None
+    known = {
+        pair: time
+        for *pair, time in zip(*ends.tolist(), data[LIKES].time.tolist(), strict=True)
+        for pair in [tuple(pair)]
+    }
+    messages = 0
     for batch in steps.batches(0, 0):
         limit = when[batch[LIKES].input_id]
-        for kind in ("user", "item"):
-            # Users and items are as old as their numbers say.
-            assert (batch[kind].n_id <= limit[batch[kind].batch % len(limit)]).all()
+        tree = {kind: batch[kind].batch % len(limit) for kind in ("user", "item")}
+        source, target = batch[LIKES].edge_index
+        pairs = zip(
+            batch["user"].n_id[source].tolist(), batch["item"].n_id[target].tolist(), strict=True
+        )
+        ages = torch.tensor([known[pair] for pair in pairs])
+        assert (ages <= limit[tree["item"][target]]).all()
+        messages += len(ages)
+    assert messages
+    found = steps.evaluate(["mrr"], "val")
+    assert 0 < found["mrr"] <= 1
+    assert steps.evaluation()["way"] == "sampled"
     dataset.close()
-    assert main(["train", str(folder), "--task", "link", "--model", "rgcn", "--eval", "layerwise"])
+    arguments = ["train", str(folder), "--task", "link", "--model", "rgcn"]
+    assert main([*arguments, "--eval", "layerwise"]) == 2
+
+
+def test_a_task_of_a_relational_database_is_trained_at_its_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = Database()
+    asked = database.tasks["churn"][1]
+    asked["when"] = asked["when"].replace(pd.Timestamp("2020-06-01"), pd.Timestamp("2020-07-01"))
+    skus = database.frames["items"]["sku"].to_numpy()
+    about = {
+        "kind": "forecast", "task_type": "recommendation", "src_entity_table": "users",
+        "src_entity_col": "id", "dst_entity_table": "items", "dst_entity_col": "sku",
+        "time_col": "when", "eval_k": 10, "sql": "SELECT 1", "timedelta": "30 days",
+    }  # fmt: skip
+    lists = [list(skus[: n % 4]) for n in range(len(asked))]
+    database.tasks["buys"] = about, asked[["id", "when"]].assign(sku=lists)
+    folder = convert_relbench(database.write(tmp_path / "source"), tmp_path / "g", ConvertOptions())
+    result = train(folder, task="buys", model="rgcn", epochs=1, metric="recall@10")
+    assert result.evaluation["way"] == "sampled"
+    assert 0 < result.best_test["recall@10"] <= 1
+    for options, says in (
+        (["--full-batch"], "--full-batch: is not for links, but --task buys is of them"),
+        (["--target", "users"], "--target users: --task buys says what its links join"),
+    ):
+        assert main(["train", str(folder), "--task", "buys", "--model", "rgcn", *options]) == 2
+        assert says in " ".join(capsys.readouterr().err.split())
 
 
 class Sums(nn.Module):

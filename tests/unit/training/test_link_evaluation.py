@@ -102,6 +102,14 @@ def test_drawn_candidates_are_the_same_each_time_and_no_known_answers() -> None:
         assert (seen[:, None] - left).abs().amin(1).max() < 1e-5
 
 
+def test_a_link_that_was_one_to_train_on_can_be_found_again() -> None:
+    task, (source, target) = make_task(), embeddings()
+    links = task.links("val")
+    task._links["train"] = links  # as at another time
+    found = LinkJudge(task, SOURCES, TARGETS).measure(["recall@10"], "val", source, target)
+    assert found["recall@10"] > 0
+
+
 def test_no_links_have_no_metric() -> None:
     found = LinkJudge(make_task(), SOURCES, TARGETS).measure(["mrr", "auc"], "test", *embeddings())
     assert all(map(math.isnan, found.values()))

@@ -145,7 +145,7 @@ class HeteroMiniBatch(MiniBatch):
 
 
 def typed_inputs(batch: HeteroData) -> tuple[dict[Any, Any], ...]:
-    """What a ``HeteroEncoder`` takes of a batch."""
+    """What a ``HeteroModel`` takes of a batch."""
     nodes, edges = (
         batch.node_items(),
         [item for item in batch.edge_items() if "edge_index" in item[1]],

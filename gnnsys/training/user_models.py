@@ -121,7 +121,7 @@ def make_user_model(run: Run, dataset: NodeDataset) -> nn.Module:
     """
     columns = dataset.features.shape[1]
     known = {"in_channels": columns, "out_channels": dataset.task.outputs}
-    net = call_factory(run.config, known)
+    net = call_factory(run.config, known, _used(dataset))
     sampler = make_sampler(run.config, dataset.graph, device="cpu")
     batch = sampler.sample(_some_nodes(len(dataset.features)), 0)
     x = _draw_rows(len(batch.node), columns).to(dataset.features.dtype)
@@ -189,7 +189,7 @@ def _make_typed(
         "metadata": ([*dataset.num_nodes], [*dataset.graphs]),
         "target": target,
     }
-    gnn = call_factory(config, known, used=["hidden"] if len(embeddings) else [])
+    gnn = call_factory(config, known, _used(dataset))
     sampler = make_sampler(config, dataset.source, device="cpu")
     batch = sampler.sample({kind: _some_nodes(dataset.num_nodes[kind]) for kind in kinds}, 0)
     x = {kind: _draw_rows(len(ids), widths[kind]) for kind, ids in batch.node.items()}
@@ -204,6 +204,12 @@ def _make_typed(
     ]
     _check_parameters(place, gnn, *rows)
     return gnn, embeddings
+
+
+def _used(dataset: NodeDataset) -> list[str]:
+    """Options that have a part whatever the factory takes: the width of embeddings."""
+    embeds = isinstance(dataset.task, LinkTask) or len(dataset.tables) < len(dataset.num_nodes)
+    return ["hidden"] if embeds else []
 
 
 def _widths(run: Run, dataset: NodeDataset) -> dict[str, int]:

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,20 @@ RunBlocks = Callable[[str], list[str]]
 
 DOCS = Path(__file__).parents[2] / "docs"
 
+# Perhaps with the name of a file.
+BLOCK = re.compile(r"(?:[Tt]his is `(\w+\.py)`:\n\n)?```(bash|python)\n(.*?)```", re.DOTALL)
 
 # Commands of words that a shell leaves as they are.
-PLAIN = re.compile(r"(gnnsys [\w ./,%=-]+(#.*)?\n)+")
+PLAIN = re.compile(r"(gnnsys [\w ./,%=:-]+(#.*)?\n)+")
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # models of one's own add the folder
+    yield
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 @pytest.fixture
@@ -37,12 +43,14 @@ def run_blocks(run_forked: Callable[..., Any]) -> RunBlocks:
         """Runs what a page shows, one block after another; returns the kinds of blocks.
 
         Plain commands run in this process, which has imported torch already, and Python in forks of
-        one that has.
+        one that has, unless the page calls it a file.
         """
-        blocks = re.findall(r"```(bash|python)\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+        blocks = BLOCK.findall((DOCS / page).read_text())
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        for kind, text in blocks:
-            if PLAIN.fullmatch(joined := text.replace("\\\n", "")):
+        for file, kind, text in blocks:
+            if file:
+                Path(file).write_text(text)
+            elif PLAIN.fullmatch(joined := text.replace("\\\n", "")):
                 for line in joined.splitlines():
                     assert main(shlex.split(line, comments=True)[1:]) == 0, line
             elif kind == "python":
@@ -53,7 +61,7 @@ def run_blocks(run_forked: Callable[..., Any]) -> RunBlocks:
                 check_ended(
                     subprocess.run(command, env=environment, capture_output=True, text=True), text
                 )
-        return [kind for kind, _ in blocks]
+        return [kind for _, kind, _ in blocks]
 
     return run
 
@@ -74,10 +82,7 @@ def test_every_command_about_types_runs_in_an_empty_folder(
 ) -> None:
     assert run_blocks("heterogeneous.md") == ["python", "bash"]
     assert len(np.load(tmp_path / "run" / "predictions" / "predictions.npy")) == 400
-    # The models of one's own that another page shows are for the same folder.
-    text = (DOCS / "models.md").read_text()
-    for name, code in re.findall(r"`(\w+\.py)`.*?:\n\n```python\n(.*?)```", text, re.DOTALL):
-        Path(name).write_text(code)
+    # Another page has models of one's own for the same folder.
     assert run_blocks("models.md") == ["python", "bash"] * 2
     assert len(np.load(tmp_path / "run2" / "predictions" / "predictions.npy")) == 400
 

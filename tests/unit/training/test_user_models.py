@@ -151,6 +151,12 @@ class Looks(Net):
         return -out if x_dict["user"].sum() > 1e9 else out
 """
 
+LINKS = LinkTask(
+    target="user", metric="mrr", edge_type=("user", "buys", "item"), is_edge=True, width=8,
+    timed=False, sizes={"train": 1, "val": 1, "test": 0}, open_links={}.__getitem__,
+)  # fmt: skip
+"""None of which need to be there to try a model."""
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> NodeDataset:
@@ -203,6 +209,9 @@ def test_options_without_a_part_are_warned_of(
 ) -> None:
     make(dataset, "my_nets:Net")
     assert not caplog.records
+    task = dataclasses.replace(LINKS, width=24)
+    make(dataclasses.replace(dataset, task=task), "my_nets:Net", hidden=24)
+    assert not caplog.records  # the width of the embeddings that it is to give
     make(dataset, "my_nets:Net", hidden=24, dropout=0.2)
     assert "--hidden 24: has no part in --model my_nets:Net, which has no par" in caplog.text
     assert "--dropout 0.2: has no part in" in caplog.text
@@ -350,14 +359,9 @@ def test_what_exact_evaluation_cannot_follow_is_told_before_training(typed: Node
 
 
 def make_embedder(dataset: NodeDataset, model: str) -> Any:
-    """For links; of which there need to be none yet."""
-    task = LinkTask(
-        target="user", metric="mrr", edge_type=("user", "buys", "item"), is_edge=True, width=8,
-        timed=False, sizes={"train": 1, "val": 1, "test": 0}, open_links={}.__getitem__,
-    )  # fmt: skip
-    dataset = dataclasses.replace(dataset, task=task)
+    dataset = dataclasses.replace(dataset, task=LINKS)
     config = TrainConfig(dataset="g", task="link", model=f"typed_nets:{model}", device="cpu")
-    return make_user_embedder(resolve(config), dataset, task)
+    return make_user_embedder(resolve(config), dataset, LINKS)
 
 
 def test_a_factory_for_links_is_told_of_their_type_and_embeds_both_ends(typed: NodeDataset) -> None:

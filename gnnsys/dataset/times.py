@@ -19,7 +19,7 @@ from gnnsys.dataset.format import EdgeType
 from gnnsys.dataset.tables import check_nodes
 from gnnsys.loaders.topology import CSC
 
-__all__ = ["timed_types", "with_times"]
+__all__ = ["timed_bytes", "timed_types", "with_times"]
 
 _EDGES = 1 << 22  # that are looked at in a step
 
@@ -28,6 +28,22 @@ def timed_types(dataset: Dataset) -> list[str | EdgeType]:
     """The node types, then the edge types, that have times; nothing of others is ever later."""
     nodes = [kind for kind in dataset.node_types if dataset.has("time", kind)]
     return [*nodes, *(kind for kind in dataset.edge_types if dataset.has("edge_time", kind))]
+
+
+def timed_bytes(dataset: Dataset) -> int:
+    """What a sampler of ``with_times`` holds in memory: times, and edges that were sorted.
+
+    Raises:
+        FileFormatError: a source outside the nodes.
+    """
+    of_nodes, of_edges = _node_times(dataset), _has_edge_times(dataset)
+    total = sum(each.nbytes for each in of_nodes.values())
+    for kind in dataset.edge_types:
+        timed = kind[0] in of_nodes or dataset.has("edge_time", kind)
+        if timed and (of_edges or not _ascends(_graph(dataset, kind), of_nodes[kind[0]])):
+            total += dataset.edge_table("indices", kind).nbytes
+            total += 2 * 8 * dataset.num_edges(kind) if of_edges else 0  # in batches, too
+    return total
 
 
 def with_times(dataset: Dataset, source: tuple[Any, Any]) -> tuple[tuple[Any, Any], str]:
@@ -42,16 +58,10 @@ def with_times(dataset: Dataset, source: tuple[Any, Any]) -> tuple[tuple[Any, An
     """
     features, graphs = source
     typed = dataset.heterogeneous
-    times = {
-        kind: dataset.node_table("time", kind)
-        for kind in dataset.node_types
-        if dataset.has("time", kind)
-    }
-    of_edges = any(dataset.has("edge_time", kind) for kind in dataset.edge_types)
+    times, of_edges = _node_times(dataset), _has_edge_times(dataset)
     made, changed = CscStore(), of_edges
     for kind in dataset.edge_types:
-        graph = dataset.graph(kind)
-        check_nodes(graph.indices.numpy(), dataset.num_nodes(kind[0]), f"sources of {kind}")
+        graph = _graph(dataset, kind)
         found = _edge_times(dataset, kind, graph, times) if of_edges else None
         if of_edges and found is not None:
             graph, found = _sorted(graph, found)
@@ -61,6 +71,24 @@ def with_times(dataset: Dataset, source: tuple[Any, Any]) -> tuple[tuple[Any, An
             changed = True
         made.put_csc(kind if typed else None, graph, dataset.num_nodes(kind[0]))
     return (features, made if changed else graphs), "edge_time" if of_edges else "time"
+
+
+def _graph(dataset: Dataset, kind: EdgeType) -> CSC:
+    """The edges of a type, whose sources are nodes that there are."""
+    graph = dataset.graph(kind)
+    what = f"{dataset.path}: sources of {kind}"
+    check_nodes(graph.indices.numpy(), dataset.num_nodes(kind[0]), what)
+    return graph
+
+
+def _node_times(dataset: Dataset) -> dict[str, Any]:
+    """(nodes,) of each node type that has some, mapped."""
+    types = [kind for kind in dataset.node_types if dataset.has("time", kind)]
+    return {kind: dataset.node_table("time", kind) for kind in types}
+
+
+def _has_edge_times(dataset: Dataset) -> bool:
+    return any(dataset.has("edge_time", kind) for kind in dataset.edge_types)
 
 
 def _edge_times(

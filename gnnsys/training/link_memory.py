@@ -18,6 +18,9 @@ from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
+from gnnsys.dataset.times import timed_bytes
+from gnnsys.errors import UnsupportedError
+from gnnsys.features.options import TopologyOptions
 from gnnsys.features.setup import feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS, plan_topology
 from gnnsys.loaders.seed_batches import ShuffledSeeds
@@ -67,6 +70,7 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
 
     Raises:
         ArgumentError: a target that there is not.
+        UnsupportedError: options that links with times cannot have.
         TooLargeError: what is known before a batch was sampled does not fit.
     """
     config, budget = run.config, process_budget()
@@ -79,7 +83,8 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         edges = (dataset.manifest.edges[kind].tables["indices"].data_bytes for kind in kinds)
         budget.reserve(NEIGHBOURS, sum(edges), mapped=True)
     if task.timed:
-        _reserve_times(dataset)
+        _check_topology(run)
+        budget.reserve(_TIMES, timed_bytes(dataset))
     _reserve_seeds(config, options, dataset, task, trains)
     tables = feature_tables(dataset)
     bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
@@ -107,17 +112,17 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     _reserve_ranks(config, options, dataset, task, exact)
     reserve_ranking(dataset, run.features)
     if not dataset.heterogeneous:
-        plan_topology(dataset, run.topology, run.features, 1)
+        mapped = TopologyOptions(topology="mmap")
+        plan_topology(dataset, mapped if task.timed else run.topology, run.features, 1)
     return exact
 
 
-def _reserve_times(dataset: Dataset) -> None:
-    """What samplers hold of times."""
-    nodes = sum(dataset.num_nodes(kind) for kind in dataset.node_types if dataset.has("time", kind))
-    edges = 0
-    if any(dataset.has("edge_time", kind) for kind in dataset.edge_types):
-        edges = sum(dataset.num_edges(kind) for kind in dataset.edge_types)
-    process_budget().reserve(_TIMES, 8 * nodes + 2 * 8 * edges)
+def _check_topology(run: Run) -> None:
+    if run.topology != TopologyOptions():
+        raise UnsupportedError(
+            f"--topology {run.config.topology}: the links of {run.config.dataset} have times, by "
+            "which neighbours are sorted in memory or mapped; leave it out"
+        )
 
 
 def _reserve_seeds(

@@ -293,7 +293,9 @@ def exact_links(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("of_nodes", [True, False])
-def test_links_with_times_see_nothing_that_is_newer(tmp_path: Path, of_nodes: bool) -> None:
+def test_links_with_times_see_nothing_that_is_newer(
+    tmp_path: Path, of_nodes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, held = shop()
     draw = torch.Generator().manual_seed(0)
     ends, back = data[LIKES].edge_index, ("item", "rev_likes", "user")
@@ -334,6 +336,23 @@ def test_links_with_times_see_nothing_that_is_newer(tmp_path: Path, of_nodes: bo
     dataset.close()
     arguments = ["train", str(folder), "--task", "link", "--model", "rgcn"]
     assert main([*arguments, "--eval", "layerwise"]) == 2
+    assert "have times, but layers take all neighbours" in " ".join(capsys.readouterr().err.split())
+
+
+def test_links_with_times_of_a_graph_without_types(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, held = web()
+    data.edge_attr = None
+    data.time = torch.randint(100, (USERS,), generator=torch.Generator().manual_seed(0))
+    data.edge_time = torch.arange(data.num_edges)
+    times = {part: torch.full((100,), 10_000) for part in held}
+    folder = held_folder(tmp_path / "web", data, held, times=times)
+    result = train(folder, model="sage", epochs=1)
+    assert result.evaluation["way"] == "sampled"
+    assert result.best_val["mrr"] > 0
+    assert main(["train", str(folder), "--task", "link", "--topology", "read"]) == 2
+    assert "--topology read: the links of" in capsys.readouterr().err
 
 
 def test_a_task_of_a_relational_database_is_trained_at_its_times(

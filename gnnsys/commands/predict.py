@@ -21,6 +21,7 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.choices import METRICS
 from gnnsys.commands.predict_links import Shapes, check_link_options, predict_links
+from gnnsys.commands.predict_seeds import read_seeds
 from gnnsys.commands.prediction_table import TABLES, write_table
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.file import check_place, resumed_config
@@ -29,11 +30,9 @@ from gnnsys.config.resolve import Run, resolve
 from gnnsys.config.run_files import RESULT, result_name
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.dialect import require_pyarrow
-from gnnsys.convert.tables import open_array
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import MANIFEST
-from gnnsys.dataset.tables import check_nodes
-from gnnsys.errors import ArgumentError, FileFormatError
+from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions
 from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pipeline import DeepModel
@@ -58,7 +57,6 @@ from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
-from gnnsys.training.seed_tasks import add_rows
 from gnnsys.training.seed_times import regards_times, settle_times
 from gnnsys.training.steps import MiniBatch
 from gnnsys.training.task import NodeTask, Part, Task
@@ -173,7 +171,7 @@ def _predict(
 ) -> dict[str, Any]:
     model = make_model(trained, dataset, best.make if best else None)
     check_link_options(config, isinstance(model, LinkModel))
-    nodes = _read_nodes(config.nodes, dataset)
+    nodes = read_seeds(config.nodes, dataset)
     load_weights(Path(config.run), model)
     model.eval()
     with as_storage_error(out):
@@ -469,32 +467,6 @@ def _last_rows(model: DeepModel, dataset: NodeDataset) -> list[Tensor]:
     finally:
         handle.remove()
     return [read[0], logits]
-
-
-def _read_nodes(path: str | None, dataset: NodeDataset) -> Tensor:
-    """(n,) seeds, as ``NodeTask.nodes`` has them, which those of a file are added to as rows."""
-    task, count = dataset.node_task, dataset.num_nodes[dataset.target]
-    has_rows = task.seed_nodes is not None
-    if path is None:
-        return torch.cat([task.val, task.test]) if has_rows else torch.arange(count)
-    source = open_array(path)
-    with_times = source.shape[1:] == (2,) and task.seed_time is not None
-    expects_times = has_rows and task.seed_time is not None
-    fits = with_times or (len(source.shape) == 1 and not expects_times)
-    if not fits or source.dtype.kind not in "iu":
-        expected = ".npy of (n, 2) nodes and times" if expects_times else "(n,) node ids"
-        raise FileFormatError(
-            f"{path}: {source.dtype} of shape {source.shape}, expected {expected}, whole numbers"
-        )
-    blocks = [block.astype(np.int64) for block in source.blocks()]
-    rows = np.concatenate([np.empty((0, *source.shape[1:]), np.int64), *blocks])
-    ids, times = (rows[:, 0].copy(), rows[:, 1].copy()) if with_times else (rows, None)
-    check_nodes(ids, count, path)
-    nodes = torch.from_numpy(ids)
-    if not (with_times or has_rows):
-        return nodes
-    dataset.task, seeds = add_rows(task, nodes, None if times is None else torch.from_numpy(times))
-    return seeds
 
 
 def _split(nodes: Tensor) -> Iterator[Tensor]:

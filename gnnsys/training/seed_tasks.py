@@ -55,7 +55,7 @@ def task_of(dataset: Dataset, target: str | None = None, task: str = NODE) -> Fo
         task: node, or the name of one of the folder's.
 
     Raises:
-        ArgumentError: no such node type, or one without labels; no such task, or one of links.
+        ArgumentError: no such node type, or one without labels; no such task.
     """
     if target is not None and target not in dataset.node_types:
         raise ArgumentError(
@@ -113,15 +113,10 @@ def _named_task(dataset: Dataset, target: str | None, name: str) -> FolderTask:
     if name not in tasks:
         raise ArgumentError(
             f"--task {name}: {dataset.path} has {', '.join(tasks) or 'no tasks'}; give node for "
-            "labels of nodes, or convert a RelBench folder with this task"
+            "labels of nodes, link for links held out, or convert a RelBench folder with this task"
         )
     about = tasks[name]
     node_type = str(about["node_type"])
-    if "target_type" in about:
-        raise ArgumentError(
-            f"--task {name}: predicts links, from {node_type} to {about['target_type']}; give "
-            f"--task link --target {node_type},REL,{about['target_type']}"
-        )
     if target not in (None, node_type):
         raise ArgumentError(
             f"--target {target}: task {name} is of nodes of type {node_type}; leave it out"

@@ -477,10 +477,10 @@ def test_what_links_cannot_have_is_told_in_one_message(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["demo", "--task", "link"], "--task link: demo has nodes to classify alone"),
+        (["demo", "--task", "link"], "--task link: demo has no tasks; leave it out"),
         (["demo", "--decoder", "dot"], "--decoder dot: goes with --task link"),
         (["demo", "--metric", "mrr"], "--metric mrr: the nodes of demo have a class each"),
-        (["FOLDER", "--task", "sales"], "--task sales: expected node or link"),
+        (["FOLDER", "--task", "sales"], "no tasks; give node for labels"),
     ],
 )
 def test_options_of_links_are_refused_without_links(

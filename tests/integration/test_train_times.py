@@ -340,7 +340,6 @@ def test_a_task_without_times_is_evaluated_layer_by_layer(tmp_path: Path) -> Non
     ("options", "told"),
     [
         (["--task", "likes-not"], "has buys, churn, likes, spend; give node for labels of nodes"),
-        (["--task", "buys"], "predicts links, from users to items; give --task link"),
         ([], "nodes have no labels to train with, but it has tasks; give --task"),
         (["--task", "churn", "--target", "items"], "task churn is of nodes of type users"),
         (["--task", "churn", "--eval", "layerwise"], "--eval layerwise: computes a node once for"),

@@ -160,7 +160,8 @@ def _try_on_batch(run: Run, dataset: NodeDataset, net: torch.nn.Module) -> None:
     """A forward pass on a sampled batch with features drawn at random, which are not read."""
     config, place = run.config, run.config.model
     sampler = make_sampler(config, dataset.graph, device="cpu")
-    batch = sampler.sample(spread_seeds(dataset.node_task.train, _SEEDS), 0)
+    task = dataset.node_task
+    batch = sampler.sample(task.node_ids(spread_seeds(task.train, _SEEDS)), 0)
     columns, generator = dataset.features.shape[1], torch.Generator().manual_seed(0)
     x = torch.randn(len(batch.node), columns, generator=generator).to(dataset.features.dtype)
     edge_index = torch.stack([batch.row, batch.col])

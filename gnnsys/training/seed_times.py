@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch_geometric.sampler import HeteroSamplerOutput, NodeSamplerInput, SamplerOutput
 
@@ -19,8 +20,9 @@ from gnnsys.system.budget import process_budget
 from gnnsys.system.once import warn_once
 from gnnsys.training.seed_tasks import open_task, seeds_have_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
+from gnnsys.training.task import Task
 
-__all__ = ["draw_timed", "regards_times", "reserve_times", "settle_times"]
+__all__ = ["draw_timed", "facts_at_times", "regards_times", "reserve_times", "settle_times"]
 
 _log = logging.getLogger(__name__)
 _TIMES = "times and edges sorted by them"
@@ -62,6 +64,17 @@ def settle_times(run: Run) -> Run:
         topology=TopologyOptions(topology="mmap"),
         timed=True,
     )
+
+
+def facts_at_times(task: Task, test_at_end: bool) -> dict[str, Any]:
+    """How seeds with times are evaluated, for JSON."""
+    seeds = task.num_seeds("val") + task.num_seeds("test")
+    return {
+        "way": "sampled",
+        "nodes": seeds,
+        "test_at_end": test_at_end,
+        "why": f"sampled, {seeds:,} seeds scored, with neighbours no later than each",
+    }
 
 
 def reserve_times(dataset: Dataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch_geometric.sampler import HeteroSamplerOutput, NodeSamplerInput, SamplerOutput
 
@@ -20,8 +21,9 @@ from gnnsys.system.once import warn_once
 from gnnsys.training.link_task import is_link_task, link_task
 from gnnsys.training.seed_tasks import open_task, seeds_have_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
+from gnnsys.training.task import Task
 
-__all__ = ["draw_timed", "regards_times", "reserve_times", "settle_times"]
+__all__ = ["draw_timed", "facts_at_times", "regards_times", "reserve_times", "settle_times"]
 
 _log = logging.getLogger(__name__)
 _TIMES = "times and edges sorted by them"
@@ -73,6 +75,17 @@ def settle_times(run: Run) -> Run:
 def _links_have_times(dataset: Dataset, config: TrainConfig) -> bool:
     task = link_task(dataset, config.task, config.target, 1, timed=not config.ignore_times)
     return task.timed
+
+
+def facts_at_times(task: Task, test_at_end: bool) -> dict[str, Any]:
+    """How seeds with times are evaluated, for JSON."""
+    seeds = task.num_seeds("val") + task.num_seeds("test")
+    return {
+        "way": "sampled",
+        "nodes": seeds,
+        "test_at_end": test_at_end,
+        "why": f"sampled, {seeds:,} seeds scored, with neighbours no later than each",
+    }
 
 
 def reserve_times(dataset: Dataset) -> None:

@@ -45,6 +45,7 @@ from gnnsys.training.model_layers import ModelLayer, model_layers
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.optimisation import load_optimizer, make_optimizer, sparse_weights
 from gnnsys.training.packing import EpochSamples
+from gnnsys.training.seed_times import facts_at_times
 from gnnsys.training.step_parts import compile_model, make_autocast, make_sampler
 from gnnsys.training.task import PARTS, Part
 
@@ -423,13 +424,8 @@ class MiniBatch(Steps):
             self._sizes = batch.num_sampled_nodes, batch.num_sampled_edges
         if self._config.precision == "bf16":
             out = out.float()
-        return self._loss_of(out, self._labels_of(self._of_seeds(batch), len(out)))
-
-    def _labels_of(self, seeds: Any, count: int) -> Tensor:
-        """Of a batch's seeds, which are the first of their type."""
-        task = self._dataset.node_task
-        labels: Tensor = seeds.y if task.seed_nodes is None else task.labels[seeds.input_id.cpu()]
-        return labels[:count].to(self._device)
+        labels = self._dataset.node_task.labels_in(self._of_seeds(batch))[: len(out)]
+        return self._loss_of(out, labels.to(self._device))
 
     def _forward(self, batch: Any, model: Callable[..., Tensor]) -> Tensor:
         sizes = batch.num_sampled_nodes, batch.num_sampled_edges
@@ -516,18 +512,8 @@ class MiniBatch(Steps):
     def evaluation(self) -> dict[str, Any]:
         if self._evaluation is not None:
             return self._evaluation.facts()
-        return {} if self._dataset.time_attr is None else self._at_times()
-
-    def _at_times(self) -> dict[str, Any]:
-        """How seeds with times are evaluated."""
-        task = self._dataset.task
-        seeds = task.num_seeds("val") + task.num_seeds("test")
-        return {
-            "way": "sampled",
-            "nodes": seeds,
-            "test_at_end": self.test_at_end,
-            "why": f"sampled, {seeds:,} seeds scored, with neighbours no later than each",
-        }
+        dataset = self._dataset
+        return {} if dataset.time_attr is None else facts_at_times(dataset.task, self.test_at_end)
 
 
 class _Timed(Iterator[Any]):

@@ -155,6 +155,14 @@ class NodeTask(Task):
         """(n,) int64 times of such seeds; None without times."""
         return None if self.seed_time is None else self.seed_time[seeds]
 
+    def labels_in(self, batch: Any) -> Tensor:
+        """Those of a batch's seeds, which are the first of their type, in the part of it that has
+        them; more rows may follow."""
+        if self.seed_nodes is None:
+            labels: Tensor = batch.y
+            return labels
+        return self.labels[batch.input_id.cpu()]
+
     def has_truth(self, part: Part) -> bool:
         """Whether there is something to score a part by."""
         return not (part == "test" and self.test_is_hidden)

@@ -34,6 +34,7 @@ from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import make_steps
+from gnnsys.training.seed_times import settle_times
 
 sys.path.insert(0, str(Path(__file__).parent))
 from link_folders import ITEMS, LIKES, USERS, held_folder, shop, web
@@ -307,7 +308,8 @@ def test_links_with_times_see_nothing_that_is_newer(
     data[back].time = data[LIKES].time.clone()  # of reverses, in the same order
     times = {part: torch.full((100,), 100 if part == "val" else 110) for part in held}
     folder = held_folder(tmp_path / "shop", data, held, LIKES, times)
-    run = resolve(TrainConfig(dataset=str(folder), model="rgcn", negatives=2, **SMALL))
+    options = TrainConfig(dataset=str(folder), model="rgcn", negatives=2, **SMALL)
+    run = settle_times(resolve(options))
     dataset = load_run_dataset(run)
     steps = make_steps(run, dataset, make_model(run, dataset), None)
     assert isinstance(dataset.task, LinkTask)

@@ -453,7 +453,9 @@ def _lacks(path: Path, what: str) -> str:
 
 
 def _count_classes(labels: Tensor) -> int:
-    return labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
+    if labels.dim() == 2:
+        return labels.shape[1]
+    return int(labels.max()) + 1 if len(labels) else 0
 
 
 def _check_one_type(name: str, target: str | None) -> None:

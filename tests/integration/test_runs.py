@@ -606,6 +606,12 @@ def test_a_checkpoint_of_another_dataset_or_model_is_refused(
     assert "model.safetensors: of another model" in told
     assert not (run / "predictions").exists()
     (run / "config.toml").write_text(config)
+    parts = torch.load(run / "checkpoint.pt", weights_only=True)
+    parts["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 3)
+    torch.save(parts, run / "checkpoint.pt")
+    status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "2")
+    assert status == 2
+    assert "checkpoint.pt: of another model: the optimizer's exp_avg of" in told
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
     status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "2")
     assert status == 2

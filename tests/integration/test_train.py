@@ -56,11 +56,13 @@ def test_json_is_the_last_line_and_progress_goes_to_standard_error() -> None:
     assert "train demo" in done.stderr
 
 
-def test_without_json_a_table_shows_accuracy_rows_and_bytes() -> None:
-    done = shell("train", "demo", "--epochs", "1")
-    assert done.returncode == 0, done.stderr
+def test_without_json_a_table_shows_accuracy_rows_and_bytes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "demo", "--epochs", "1", "--fanouts", "2,2"]) == 0
+    told = capsys.readouterr().out
     for word in ("test accuracy", "served by file", "rows", "bytes"):
-        assert word in done.stdout
+        assert word in told
 
 
 @pytest.mark.parametrize(
@@ -215,8 +217,8 @@ def test_every_model_learns_cora(
 
 @pytest.mark.parametrize(
     ("name", "metric", "classes_score"),
-    [("citeseer", "accuracy", 0.5), ("actor", "accuracy", 0.24), ("minesweeper", "rocauc", 0.55),
-     ("tolokers", "rocauc", 0.6)],
+    [("citeseer", "accuracy", 0.5), ("pubmed", "accuracy", 0.65), ("actor", "accuracy", 0.24),
+     ("minesweeper", "rocauc", 0.55), ("tolokers", "rocauc", 0.6)],
 )  # fmt: skip
 def test_the_other_datasets_train(
     real_graphs: Path, name: str, metric: str, classes_score: float
@@ -250,15 +252,10 @@ def mean_score(dataset: str, seeds: int, **options: Any) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dataset", "seeds", "patience", "least"), [("cora", 1, 0, 0.80), ("pubmed", 1, 30, 0.77)]
-)
-def test_full_batch_gcn_reaches_the_published_accuracy(
-    real_graphs: Path, dataset: str, seeds: int, patience: int, least: float
-) -> None:
-    # Kipf and Welling (ICLR 2017), who stop early too, report 0.815 and 0.790.
-    options = {"model": "gcn", "full_batch": True, "patience": patience, "root": str(real_graphs)}
-    assert mean_score(dataset, seeds, **options) >= least
+def test_full_batch_gcn_reaches_the_published_accuracy(real_graphs: Path) -> None:
+    # Kipf and Welling (ICLR 2017), who stop early too, report 0.815.
+    options = {"model": "gcn", "full_batch": True, "root": str(real_graphs)}
+    assert mean_score("cora", 1, **options) >= 0.80
 
 
 @pytest.mark.slow

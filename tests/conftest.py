@@ -90,12 +90,16 @@ class Forked:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def alive(self) -> bool:
         return self._process.is_alive()
 
     def send_signal(self, number: int) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()

@@ -1,17 +1,14 @@
-"""What ids and numbers of a user are checked for."""
+"""What ids of a user are checked for."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders.user_graph import check_ids_dtype
 
-__all__ = ["check_ids_below", "check_whole"]
+__all__ = ["check_ids_below"]
 
 
 def check_ids_below(name: str, ids: Tensor, count: int) -> Tensor:
@@ -25,10 +22,3 @@ def check_ids_below(name: str, ids: Tensor, count: int) -> Tensor:
     if len(wrong):
         raise ArgumentError(f"{name}: {int(wrong[0])} is outside [0, {count})")
     return ids
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raises ArgumentError unless the value is a whole number, and at least as great."""
-    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or value < least:
-        raise ArgumentError(f"{name}: {value!r}, expected a whole number, at least {least}")

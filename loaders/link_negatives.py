@@ -10,8 +10,9 @@ from torch import Tensor
 from torch_geometric.sampler import NegativeSampling
 
 from gnnsys.errors import ArgumentError
-from gnnsys.loaders.checks import check_ids_below, check_whole
+from gnnsys.loaders.checks import check_ids_below
 from gnnsys.loaders.user_graph import check_ids_dtype
+from gnnsys.system.whole import check_whole
 
 __all__ = ["LinkNegatives", "degree_weights"]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 from torch_geometric.typing import EdgeType
 
-from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.errors import ArgumentError
 from gnnsys.loaders.typed_graph import TypedGraph
+from gnnsys.system.whole import check_whole
 
 __all__ = ["TimeLimit", "limits_by_relation"]
 
@@ -30,8 +30,8 @@ def limits_by_relation(name: str, given: TimeLimit, graph: TypedGraph, least: in
         One entry for each relation; no entries where there is no limit at all.
 
     Raises:
-        ArgumentError: a limit below ``least``, an edge type that is unknown or without times.
-        DTypeError: a limit that is no whole number.
+        ArgumentError: a limit that is no whole number from ``least`` on, an edge type that is
+            unknown or without times.
     """
     if given is None:
         return []
@@ -65,15 +65,4 @@ def limits_by_relation(name: str, given: TimeLimit, graph: TypedGraph, least: in
 
 
 def _as_limit(name: str, value: Any, least: int) -> int:
-    try:
-        limit = operator.index(value)
-    except TypeError as error:
-        raise DTypeError(
-            f"{name}: {value!r}, expected a whole number, as times are; scale it as they are"
-        ) from error
-    if isinstance(value, bool) or not least <= limit < 2**63:
-        raise ArgumentError(
-            f"{name}: {value!r}, expected a whole number from {least} to 2**63 - 1, or None for no "
-            "limit"
-        )
-    return limit
+    return check_whole(name, value, least, 2**63 - 1, otherwise="or None for no limit")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import runpy
+import socket
 import struct
 import subprocess
 import time
@@ -90,12 +91,16 @@ class Forked:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def alive(self) -> bool:
         return self._process.is_alive()
 
     def send_signal(self, number: int) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         self._process.kill()
@@ -138,6 +143,71 @@ def run_forked(
         return subprocess.CompletedProcess([str(script), *arguments], status, out, err)
 
     return run
+
+
+class Ranks:
+    """Processes that run one script under torchrun's environment.
+
+    Args:
+        machines: a network namespace for each, and the address of the first; else all are on
+            loopback.
+    """
+
+    def __init__(
+        self,
+        fork_script: Callable[..., Any],
+        folder: Path,
+        text: str,
+        count: int,
+        machines: tuple[list[str], str] | None = None,
+    ) -> None:
+        script = folder / "rank.py"
+        script.write_text(dedent(text))
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        world = {
+            "MASTER_ADDR": machines[1] if machines else "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(count),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.processes = [
+            fork_script(
+                script,
+                str(rank),
+                folder,
+                environment={
+                    **world,
+                    "RANK": str(rank),
+                    **({"NAMESPACE": machines[0][rank]} if machines else {}),
+                },
+            )
+            for rank in range(count)
+        ]
+
+    def outputs(self) -> list[tuple[int, str, str]]:
+        """Status, output and errors of each, when all have ended."""
+        return [process.outcome() for process in self.processes]
+
+
+@pytest.fixture
+def start_ranks(fork_script: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
+    """Starts ranks; they are killed at the end of the test."""
+    started: list[Ranks] = []
+
+    def start(script: str, count: int, machines: tuple[list[str], str] | None = None) -> Ranks:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        started.append(Ranks(fork_script, folder, script, count, machines))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for ranks in started:
+            for process in ranks.processes:
+                process.kill()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from gnnsys.config.cluster import ClusterConfig
 from gnnsys.errors import DivergedError
 from gnnsys.losses import dec_kl, student_t_assign, target_distribution
 from gnnsys.system.progress import Progress
+from gnnsys.training.checkpoint import CHECKPOINT, check_optimizer, fit_weights
 
 __all__ = ["ClusterTask", "fit_means", "scale_of_features", "train_seed"]
 
@@ -169,11 +171,13 @@ class _SeedTrainer:
         """What is trained from now on, and as the state has it."""
         state, device = self._state, self._task.device
         self._models = models
-        parameters = [each for model in models.values() for each in model.parameters()]
-        self._optimizer = torch.optim.Adam(parameters, self._config.lr)
+        named = [each for model in models.values() for each in model.named_parameters()]
+        self._optimizer = torch.optim.Adam([each for _, each in named], self._config.lr)
+        path = Path(CHECKPOINT)
         for name, weights in state.models.items():
-            models[name].load_state_dict(weights)
+            fit_weights(models[name], weights, path)
         if state.optimizer is not None:
+            check_optimizer(named, state.optimizer, path)
             self._optimizer.load_state_dict(state.optimizer)
         if state.torch_rng is not None:
             torch.set_rng_state(state.torch_rng)

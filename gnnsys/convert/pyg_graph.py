@@ -119,6 +119,8 @@ def _list_left_out(stores: Mapping[Any, Any], taken: set[tuple[Any, str]]) -> li
 def _checksum(data: Any) -> str:
     import torch
 
+    from gnnsys.memory.encoding import bytes_of
+
     crc = 0
     for number, store in enumerate(data.stores):
         for key, value in sorted(store.items()):
@@ -126,7 +128,7 @@ def _checksum(data: Any) -> str:
             if isinstance(value, torch.Tensor):
                 crc = zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode(), crc)
                 for part in _parts(value):
-                    crc = zlib.crc32(_dense(part).reshape(-1).view(torch.uint8).numpy().data, crc)
+                    crc = zlib.crc32(bytes_of(_dense(part)), crc)
             else:
                 crc = zlib.crc32(repr(value).encode(), crc)
     return f"{crc:08x}"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ from gnnsys.convert.values import (
 )
 from gnnsys.errors import FileFormatError
 
-__all__ = ["ColumnEncoder", "Moments", "Unencoded", "encoder_of"]
+__all__ = ["ColumnEncoder", "LearningEncoder", "Moments", "Unencoded", "encoder_of"]
 
 _DAY = 86_400_000_000
 """Microseconds."""
@@ -53,15 +53,10 @@ class ColumnEncoder(Protocol):
     """One column as features."""
 
     kind: str
-    learns: bool
-    """Whether it takes statistics."""
-
-    def add(self, column: Any) -> None:
-        """Takes the statistics of a block, a pyarrow array."""
 
     @property
     def width(self) -> int:
-        """Columns of features, once all blocks are added; 0 where it cannot be encoded."""
+        """Columns of features, once all statistics are taken; 0 where it cannot be encoded."""
 
     def encode(self, column: Any, row: int) -> NDArray[np.float32]:
         """(n, width) features of a block that begins with row number ``row``."""
@@ -70,18 +65,22 @@ class ColumnEncoder(Protocol):
         """What the columns of features are, JSON-able."""
 
 
+@runtime_checkable
+class LearningEncoder(Protocol):
+    """What a ``ColumnEncoder`` has besides whose features depend on statistics."""
+
+    def add(self, column: Any) -> None:
+        """Takes the statistics of a block, a pyarrow array."""
+
+
 class Unencoded:
     """A column that no features are made of."""
 
     kind = "left out"
-    learns = False
     width = 0
 
     def __init__(self, why: str) -> None:
         self._why = why
-
-    def add(self, column: Any) -> None:
-        """Takes nothing."""
 
     def encode(self, column: Any, row: int) -> NDArray[np.float32]:
         """(n, 0)"""
@@ -140,7 +139,6 @@ class Moments:
 
 class _Numeric:
     kind = "numeric"
-    learns = True
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
@@ -191,7 +189,6 @@ class _Numeric:
 
 class _Timestamp:
     kind = "timestamp"
-    learns = True
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
@@ -236,7 +233,6 @@ _WAVES = ("sin", "cos")
 
 class _Categorical:
     kind = "categorical"
-    learns = True
 
     def __init__(self, path: Path, most: int, *, may_be_text: bool) -> None:
         self._path, self._most, self._may_be_text = path, most, may_be_text
@@ -316,13 +312,9 @@ class _MultiCategorical(_Categorical):
 
 class _Embedding:
     kind = "embedding"
-    learns = False
 
     def __init__(self, path: Path, name: str, width: int) -> None:
         self._path, self._name, self.width = path, name, width
-
-    def add(self, column: Any) -> None:
-        """Takes nothing."""
 
     def encode(self, column: Any, row: int) -> NDArray[np.float32]:
         return to_rows(self._path, self._name, column, row=row, width=self.width, missing=0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gnnsys.convert.arrays import ReadRows
 from gnnsys.convert.dialect import require_pyarrow
-from gnnsys.convert.relational_columns import ColumnEncoder, Unencoded, encoder_of
+from gnnsys.convert.relational_columns import ColumnEncoder, LearningEncoder, Unencoded, encoder_of
 from gnnsys.convert.tables import ParquetTable, rows_from
 from gnnsys.convert.values import is_list, to_numbers
 from gnnsys.errors import FileFormatError
@@ -141,8 +141,12 @@ class RelationalTable:
 
     def take_statistics(self) -> int:
         """Shows the encoders the rows up to the cut; returns how many these are."""
-        shown = [name for name in self._shown if self._encoders[name].learns]
-        columns = list(dict.fromkeys([*shown, *([self._time] if self._time else [])]))
+        learning = {
+            name: encoder
+            for name, encoder in self._encoders.items()
+            if isinstance(encoder, LearningEncoder)
+        }
+        columns = list(dict.fromkeys([*learning, *([self._time] if self._time else [])]))
         taken = row = 0
         pa = require_pyarrow(str(self.path))
         for batch in self.table.batches(columns, _BLOCK_ROWS) if columns else ():
@@ -150,8 +154,8 @@ class RelationalTable:
             if self._time is not None:
                 times = read_times(self.path, self._time, batch.column(self._time), row)
                 known = batch.filter(pa.array(times <= self._cut))
-            for name in shown:
-                self._encoders[name].add(known.column(name))
+            for name, encoder in learning.items():
+                encoder.add(known.column(name))
             taken += known.num_rows
             row += batch.num_rows
         return taken

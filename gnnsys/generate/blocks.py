@@ -19,11 +19,12 @@ from gnnsys.convert.csc import EdgeReader, EdgeSort, write_csc
 from gnnsys.convert.stored_rows import encode
 from gnnsys.dataset.format import NODE_TYPE, Task
 from gnnsys.dataset.writer import DatasetWriter, RowReader
-from gnnsys.generate.graphs import CommunityGraph, RmatGraph, check_whole
+from gnnsys.generate.graphs import CommunityGraph, RmatGraph
 from gnnsys.rng import stream_key
 from gnnsys.system.extension import core
 from gnnsys.system.progress import Progress
 from gnnsys.system.threads import num_threads
+from gnnsys.system.whole import check_whole
 
 __all__ = [
     "DrawRows",

@@ -7,13 +7,14 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, TypeVar, get_args
 
 from gnnsys.choices import FloatType
 from gnnsys.errors import ArgumentError
+from gnnsys.system.whole import check_whole
 
-__all__ = ["INT32_NODES", "CommunityGraph", "RmatGraph", "check_whole", "described_by", "is_number"]
+__all__ = ["INT32_NODES", "CommunityGraph", "RmatGraph", "described_by", "is_number"]
 
 INT32_NODES = 1 << 31
 """Nodes from which on ids take 64 bits."""
@@ -82,7 +83,7 @@ class RmatGraph(_Graph):
     >>> RmatGraph(scale=50)
     Traceback (most recent call last):
     ...
-    gnnsys.errors.ArgumentError: scale is 50, expected a whole number from 1 to 40
+    gnnsys.errors.ArgumentError: scale: 50, expected a whole number from 1 to 40
     """
 
     kind = "rmat"
@@ -174,13 +175,6 @@ def described_by(graph: type[_Graph]) -> Callable[[_Function], _Function]:
 def is_number(value: object) -> bool:
     """Whether a value is a real number and not a truth value."""
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def check_whole(name: str, value: Any, low: int, high: int) -> None:
-    """Raises ArgumentError unless ``value`` is a whole number in [low, high]."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or not low <= int(value) <= high:
-        raise ArgumentError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
 
 
 def _check_share(name: str, value: float) -> None:

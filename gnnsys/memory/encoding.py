@@ -15,7 +15,7 @@ from gnnsys.errors import DTypeError
 from gnnsys.system.extension import core
 from gnnsys.system.threads import num_threads
 
-__all__ = ["SUPPORTED_DTYPES", "Encoding", "Quantised", "check_dtype"]
+__all__ = ["SUPPORTED_DTYPES", "Encoding", "Quantised", "bytes_of", "check_dtype"]
 
 SUPPORTED_DTYPES = (
     torch.float64,
@@ -32,6 +32,19 @@ SUPPORTED_DTYPES = (
     torch.bool,
 )
 """Element types that a store can hold and deliver."""
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a dense tensor of any shape and type on the CPU, row after row.
+
+    >>> bytes_of(torch.tensor([[1, 2]], dtype=torch.int16)).tolist()
+    [1, 0, 2, 0]
+    """
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.stride(0) != 1:  # one element, or none, is contiguous with any stride
+        flat = flat.as_strided(flat.shape, (1,))
+    return flat.view(torch.uint8).numpy().data
+
 
 _HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _SCALE_BYTES = 4

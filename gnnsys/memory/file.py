@@ -21,7 +21,7 @@ from gnnsys.errors import ArgumentError, DTypeError, FileFormatError, ReadOnlyEr
 from gnnsys.memory.alloc import empty
 from gnnsys.memory.describe import in_short
 from gnnsys.memory.direct_rows import DirectRows, best_depth, direct_mode
-from gnnsys.memory.encoding import Encoding, Quantised, check_dtype
+from gnnsys.memory.encoding import Encoding, Quantised, bytes_of, check_dtype
 from gnnsys.memory.gate import Gate
 from gnnsys.memory.ids import check_ids
 from gnnsys.memory.mapped_rows import MappedRows
@@ -234,8 +234,7 @@ class FileStore(Store):
         with self._gate:
             self._table.check_size()
             wanted, dense = check_write(ids, rows, self.shape, self.encoding)
-            data = dense.reshape(-1).view(torch.uint8).numpy()
-            data = data.reshape(len(wanted), self.row_bytes)
+            data = np.frombuffer(bytes_of(dense), np.uint8).reshape(len(wanted), self.row_bytes)
             for shard in self._table.shards:
                 inside = (wanted >= shard.first) & (wanted < shard.first + shard.rows)
                 self._write_shard(shard, wanted[inside] - shard.first, data[inside.numpy()])

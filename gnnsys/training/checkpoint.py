@@ -24,6 +24,8 @@ __all__ = [
     "Checkpoint",
     "RunState",
     "best_rows_epoch",
+    "check_optimizer",
+    "fit_state",
     "fit_weights",
     "load_checkpoint",
     "load_shards",
@@ -342,9 +344,24 @@ def _kind_of(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
+def fit_state(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Loads the weights of a checkpoint, or says in one error what of its state does not fit."""
+    if checkpoint.best_model is not None:
+        _check_weights(model, checkpoint.best_model, path)
+    check_optimizer(model.named_parameters(), checkpoint.optimizer, path)
+    fit_weights(model, checkpoint.model, path)
+
+
 @torch.no_grad()
 def fit_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Loads weights into a model, or says in one error which do not fit."""
+    _check_weights(model, weights, path)
+    for name, tensor in model.state_dict().items():  # one after the other, as files give them
+        tensor.copy_(weights[name])
+
+
+def _check_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raises ArgumentError for weights of another model, read from ``path``."""
     wanted = {name: _kind_of(tensor) for name, tensor in model.state_dict().items()}
     found = {name: _kind_of(tensor) for name, tensor in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
@@ -353,5 +370,32 @@ def fit_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], pat
                 f"{path}: of another model: {name} is {found.get(name, 'missing')}, expected "
                 f"{wanted.get(name, 'no such tensor')}"
             )
-    for name, tensor in model.state_dict().items():  # one after the other, as files give them
-        tensor.copy_(weights[name])
+
+
+def check_optimizer(
+    parameters: Iterable[tuple[str, torch.Tensor]], state: Mapping[str, Any], path: Path
+) -> None:
+    """Raises ArgumentError for the state of an optimizer of other parameters, which torch takes and
+    fails by in the next step.
+
+    Args:
+        parameters: with their names, in the order that the optimizer has them in.
+        state: as of ``torch.optim``; or by the names of parameters, as pipelines have it.
+        path: that it was read from.
+    """
+    named = list(parameters)
+    groups = state.get("param_groups")
+    count = len(named) if groups is None else sum(len(group["params"]) for group in groups)
+    if count != len(named):
+        raise ArgumentError(
+            f"{path}: of another model: its optimizer has {count} parameters, expected {len(named)}"
+        )
+    kept = state.get("state", state)
+    for number, (name, parameter) in enumerate(named):
+        for what, value in kept.get(number, kept.get(name, {})).items():
+            alike = not isinstance(value, torch.Tensor) or value.dim() == 0  # the count of steps
+            if not alike and value.shape != parameter.shape:
+                raise ArgumentError(
+                    f"{path}: of another model: the optimizer's {what} of {name} is "
+                    f"{tuple(value.shape)}, expected {tuple(parameter.shape)}"
+                )

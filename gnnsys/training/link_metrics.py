@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError
-from gnnsys.loaders.checks import check_ids_below, check_whole
+from gnnsys.loaders.checks import check_ids_below
 from gnnsys.loaders.user_graph import check_ids_dtype
+from gnnsys.system.whole import check_whole
 
 __all__ = ["known_answers", "link_auc", "rank_metrics", "rank_scores", "retrieval_metrics"]
 

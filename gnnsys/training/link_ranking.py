@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError
-from gnnsys.loaders.checks import check_ids_below, check_whole
+from gnnsys.loaders.checks import check_ids_below
 from gnnsys.system.files import append_file, as_storage_error, npy_header, write_at
 from gnnsys.system.progress import Progress
 from gnnsys.system.scratch import ScratchFolder
+from gnnsys.system.whole import check_whole
 from gnnsys.unified_tensor import UnifiedTensor
 
 __all__ = ["Score", "rank_links", "read_rows", "top_links", "write_top_links"]

@@ -126,7 +126,7 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
         return None
     if dataset.task is None:
         return None
-    if not dataset.has("features") or not dataset.has("train"):
+    if not dataset.has("features") or dataset.split_size("train") == 0:
         return None
     return plan_memory(
         run.config, dataset, run.features, run.topology, trains=trains, timed=run.timed

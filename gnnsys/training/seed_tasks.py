@@ -201,7 +201,9 @@ def open_task(dataset: Dataset, target: str | None, task: str, timed: bool) -> N
 
 
 def _count_classes(labels: Tensor) -> int:
-    return labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
+    if labels.dim() == 2:
+        return labels.shape[1]
+    return int(labels.max()) + 1 if len(labels) else 0
 
 
 def _open_rows(

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from gnnsys.errors import FileFormatError, MissingFileError
+from gnnsys.memory.encoding import bytes_of
 from gnnsys.system.files import check_file
 from gnnsys.system.records import json_text
 
@@ -48,16 +49,11 @@ def write_safetensors(
     text = text.ljust(-(-len(text) // 8) * 8)  # so that tensors are aligned
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        file.write(_bytes_of(tensor))
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data
+        file.write(bytes_of(tensor.cpu()))
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    return f"{zlib.crc32(_bytes_of(tensor)):08x}"
+    return f"{zlib.crc32(bytes_of(tensor.cpu())):08x}"
 
 
 @contextmanager

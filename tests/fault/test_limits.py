@@ -171,7 +171,9 @@ def test_threads_that_read_files_are_refused_by_one_error_or_are_fewer(
     assert len(told) == (storage == "pread" and "works" in lines), lines
 
 
-def test_a_pool_of_threads_that_reads_has_a_bound_that_is_told_once(table: Path) -> None:
+def test_a_pool_of_threads_that_reads_has_a_bound_that_is_told_once(
+    table: Path, run_forked: Run
+) -> None:
     script = """
         for _ in range(2):
             stores = [FileStore("x.npy", threads=1, storage="pread", depth=4096) for _ in "ab"]
@@ -181,14 +183,14 @@ def test_a_pool_of_threads_that_reads_has_a_bound_that_is_told_once(table: Path)
             for store in stores:
                 store.close()
     """
-    lines = run_script(script, table)
+    lines = run_script(script, table, run=run_forked)
     assert lines[:6] == ["works", "works", "True"] * 2
     assert lines[6:] == ["depth: 4096, but files are read by 128 threads (no more are made)"]
 
 
 @pytest.mark.parametrize("storage", ["mmap", *DIRECT])
 def test_files_that_cannot_be_opened_leave_the_others_as_they_are(
-    storage: str, table: Path
+    storage: str, table: Path, run_forked: Run
 ) -> None:
     script = f"""
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -206,7 +208,7 @@ def test_files_that_cannot_be_opened_leave_the_others_as_they_are(
         stores.pop().close()
         check(lambda: FileStore("x.npy", threads=2, storage="{storage}", depth=16))
     """
-    lines = run_script(script, table)
+    lines = run_script(script, table, run=run_forked)
     if lines[0] != "works":
         assert lines[0].startswith("ResourceError: "), lines
         assert "Too many open files" in lines[0]
@@ -217,7 +219,7 @@ def test_files_that_cannot_be_opened_leave_the_others_as_they_are(
 
 @pytest.mark.parametrize("storage", ["mmap", *DIRECT])
 def test_many_stores_gather_within_a_small_control_group(
-    storage: str, memory_group: Any, table: Path
+    storage: str, memory_group: Any, table: Path, run_forked: Run
 ) -> None:
     memory_group.set_limit(300 << 20)
     script = f"""
@@ -227,7 +229,7 @@ def test_many_stores_gather_within_a_small_control_group(
             assert torch.equal(store.gather(ids), expected)
         print("works")
     """
-    assert run_script(script, table, memory_group.folder)[0] == "works"
+    assert run_script(script, table, memory_group.folder, run=run_forked)[0] == "works"
 
 
 def test_memory_that_the_system_refuses_is_a_memory_error(table: Path) -> None:

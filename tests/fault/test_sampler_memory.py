@@ -24,14 +24,14 @@ def parts(out):
 threads, options = int(sys.argv[1]), eval(sys.argv[2])
 graph = CSC(torch.arange(0, 4001, 4), torch.arange(4000, dtype=torch.int32) % 1000)
 
-def make(fanout=4096):
+def make(fanout=1024):
     return NeighborSampler(graph, [fanout], replace=True, threads=threads, **options)
 
 seeds = torch.arange(600)
 make(1).sample(seeds, group=0)  # starts the threads, which need memory of their own
 sampler = make()
 refused = 0
-for headroom in range(0, 400 << 20, 1 << 20):
+for headroom in range(0, 100 << 20, 1 << 20):
     limit(headroom)
     try:
         out = sampler.sample(seeds, group=1)

@@ -238,6 +238,15 @@ def test_a_damaged_checkpoint_is_one_line(broken_off: str, capsys) -> None:
     assert "parts are missing" in refused(capsys, "cluster", "--resume", broken_off)
 
 
+def test_state_of_another_shape_is_one_line(broken_off: str, capsys) -> None:
+    path = Path(broken_off, "checkpoint.pt")
+    parts = torch.load(path, weights_only=True)
+    parts["seed"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 3)
+    torch.save(parts, path)
+    assert main(["cluster", "--resume", broken_off]) == 2
+    assert "checkpoint.pt: of another model: the optimizer's exp_avg of" in capsys.readouterr().err
+
+
 def test_options_that_cannot_change_and_other_runs_are_refused(
     graph: str, broken_off: str, capsys
 ) -> None:

@@ -383,15 +383,20 @@ def test_keys_may_be_any_numbers_or_names(tmp_path: Path) -> None:
         convert_relbench(tmp_path / "a" / "source", tmp_path / "c", options)
 
 
-def test_keys_of_absent_rows_are_refused_or_dropped_and_counted(tmp_path: Path) -> None:
+def test_keys_of_absent_rows_are_refused_or_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     database = Database()
     database.frames["orders"].loc[[3, 50], "item"] = ["sku-77", "nothing"]
     source = database.write(tmp_path / "source")
     with pytest.raises(FileFormatError, match=r"2 of 200 keys .* the first 'sku-77' in row 3"):
         convert_relbench(source, tmp_path / "graph", OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
-    made = convert_relbench(source, tmp_path / "graph", OPTIONS, RelationalParts(dangling="drop"))
-    dataset = gnnsys.open_dataset(made)
+    command = ["convert", str(source), str(tmp_path / "graph")]
+    assert main(command) == 2
+    assert "2 of 200 keys" in capsys.readouterr().err
+    assert main([*command, "--dangling", "drop"]) == 0
+    dataset = gnnsys.open_dataset(tmp_path / "graph")
     told = dataset.manifest.source["references"]["orders.item"]
     assert told == {"rows": 200, "edges": 198, "absent": 2, "empty": 0}
     forth = sources_of(dataset, ("orders", "f2p_item", "items"))

@@ -125,13 +125,9 @@ def test_every_command_about_ranks_runs_in_an_empty_folder(
 def test_every_command_about_pipelines_runs_in_an_empty_folder(
     tmp_path: Path, run_blocks: RunBlocks
 ) -> None:
-    assert run_blocks("pipeline.md").count("bash") >= 4
-    alike = [
-        [json.loads(line)["loss"] for line in lines if '"kind": "epoch"' in line][:5]
-        for run in ("run", "run2")
-        if (lines := (tmp_path / run / "metrics.jsonl").read_text().splitlines())
-    ]
-    assert alike[0] == pytest.approx(alike[1], rel=1e-4)  # torch's threads change rounding
+    assert run_blocks("pipeline.md").count("bash") >= 3
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 8
+    assert (tmp_path / "run" / "predictions").is_dir()
     assert (tmp_path / "schedule.png").stat().st_size > 10_000
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,11 @@ def test_a_run_stays_below_its_memory_and_near_its_table(
     assert abs(memory["peak"] - table) <= 0.1 * table, memory
 
 
-def test_a_memory_too_small_is_refused_with_the_table(folder: Path) -> None:
-    command = [sys.executable, "-m", "gnnsys", "train", str(folder), "--memory", "300MB", *OPTIONS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd="/")
+def test_a_memory_too_small_is_refused_with_the_table(
+    folder: Path, tmp_path: Path, run_forked: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    command = "import sys; from gnnsys.commands.cli import main; sys.exit(main())"
+    done = run_forked(command, tmp_path, "train", str(folder), "--memory", "300MB", *OPTIONS)
     assert done.returncode == 2
     assert "planned > --memory 300 MiB; give more memory" in done.stderr
     assert "  libraries" in done.stderr

@@ -21,6 +21,13 @@ from pyg_exports import call, kinds_of_batches, make, to_run
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "fresh_compiler")]
 
 ROUNDING = 1e-6
+ALIKE = {
+    "AGNNConv", "CGConv", "DNAConv", "EGConv", "EdgeConv", "FAConv", "FastRGCNConv", "FeaStConv",
+    "FiLMConv", "GENConv", "GINEConv", "GMMConv", "GeneralConv", "HANConv", "HEATConv",
+    "HypergraphConv", "LEConv", "NNConv", "PNAConv", "PPFConv", "PointGNNConv", "PointNetConv",
+    "PointTransformerConv", "RGATConv", "ResGatedGraphConv", "SuperGATConv", "WLConv",
+}  # fmt: skip
+"""Not fused, so compiled as TransformerConv, RGCNConv and HGTConv are: from a batch's tensors."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", [name for _, name in to_run(conv)])
+@pytest.mark.parametrize("name", [name for _, name in to_run(conv) if name not in ALIKE])
 def test_compiled_convolution_gives_the_same(batches: dict[str, Pair], name: str) -> None:
     ours, plain = batches[kinds_of_batches(name)[0]]
     layer = make(conv, name, plain)

@@ -416,11 +416,40 @@ def test_ctrl_c_at_the_shell_leaves_a_checkpoint_and_says_how_to_go_on(
     assert (result.reason, len(result.history)) == ("done", done)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM])
-def test_a_signal_of_a_job_system_or_of_a_closed_terminal_leaves_a_checkpoint(
-    sent: signal.Signals, folder: Path, tmp_path: Path
+@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_of_a_job_system_leaves_a_checkpoint(
+    sent: signal.Signals, folder: Path, tmp_path: Path, fork_script: Callable[..., Any]
 ) -> None:
-    """Its output is a terminal, which is closed before SIGHUP: writing there fails from then on."""
+    run = tmp_path / "run"
+    process = fork_command(fork_script, tmp_path, "train", str(folder), "--out", str(run))
+    try:
+        while not (run / "checkpoint.pt").exists():
+            assert process.alive()
+            time.sleep(0.05)
+        for _ in range(1 + (sent == signal.SIGUSR1)):  # twice, as shells may
+            process.send_signal(sent)
+        assert process.outcome()[0] == 130
+    finally:
+        process.kill()
+    assert_interrupted(run)
+
+
+def fork_command(fork_script: Callable[..., Any], folder: Path, *arguments: str) -> Any:
+    """``gnnsys`` with these arguments, and epochs that do not end, in a fork."""
+    script = folder / "command.py"
+    script.write_text("import sys; from gnnsys.commands.cli import main; sys.exit(main())")
+    endless = ("--epochs", "100000", "--batch-size", "256")
+    return fork_script(script, "command", folder, (*arguments, *endless))
+
+
+def assert_interrupted(run: Path) -> None:
+    assert records(run, "end")[-1]["reason"] == "interrupted"
+    done = load_checkpoint(run).state.epoch
+    assert len(resume(run, epochs=done).history) == done
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """It is closed before SIGHUP is sent: writing there fails from then on."""
     ours, theirs = pty.openpty()
     options = ["--epochs", "100000", "--batch-size", "256", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(
@@ -434,15 +463,12 @@ def test_a_signal_of_a_job_system_or_of_a_closed_terminal_leaves_a_checkpoint(
     while not (tmp_path / "run" / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    for _ in range(1 + (sent != signal.SIGTERM)):  # twice, as shells and kernels may
-        process.send_signal(sent)
-    if sent == signal.SIGHUP:
-        os.close(ours)
+    for _ in range(2):  # as shells and kernels may
+        process.send_signal(signal.SIGHUP)
+    os.close(ours)
     process.wait(timeout=60)
     assert process.returncode == 130
-    assert records(tmp_path / "run", "end")[-1]["reason"] == "interrupted"
-    done = load_checkpoint(tmp_path / "run").state.epoch
-    assert len(resume(tmp_path / "run", epochs=done).history) == done
+    assert_interrupted(tmp_path / "run")
 
 
 def read_all(file: int) -> None:
@@ -606,6 +632,12 @@ def test_a_checkpoint_of_another_dataset_or_model_is_refused(
     assert "model.safetensors: of another model" in told
     assert not (run / "predictions").exists()
     (run / "config.toml").write_text(config)
+    parts = torch.load(run / "checkpoint.pt", weights_only=True)
+    parts["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 3)
+    torch.save(parts, run / "checkpoint.pt")
+    status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "2")
+    assert status == 2
+    assert "checkpoint.pt: of another model: the optimizer's exp_avg of" in told
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
     status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "2")
     assert status == 2
@@ -648,19 +680,19 @@ def test_a_place_for_evaluation_that_is_none_is_refused_before_anything_is_train
 
 
 def test_a_run_that_is_being_written_is_refused_with_who_writes_it(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fork_script: Callable[..., Any],
 ) -> None:
     run = tmp_path / "run"
     whole = train(folder, tmp_path / "whole", epochs=3)
     train(folder, run, epochs=1)
     before = (run / "metrics.jsonl").read_bytes()
-    other = subprocess.Popen(
-        [sys.executable, "-m", "gnnsys", "train", "--resume", str(run), "--epochs", "100000"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    other = fork_command(fork_script, tmp_path, "train", "--resume", str(run))
     try:
         while (run / "metrics.jsonl").stat().st_size <= len(before) + 1000:
-            assert other.poll() is None
+            assert other.alive()
             time.sleep(0.01)
         status, told = shell(capsys, "train", "--resume", str(run), "--epochs", "3")
         assert status == 2
@@ -669,7 +701,6 @@ def test_a_run_that_is_being_written_is_refused_with_who_writes_it(
         assert read_run(run).writer == holder
     finally:
         other.kill()
-        other.wait()
     assert (run / "lock").exists()
     assert read_run(run).writer is None
     shutil.rmtree(run)

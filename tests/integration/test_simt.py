@@ -16,6 +16,7 @@ from gnnsys.system.records import read_toml
 CSRC = Path(__file__).parents[2] / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of cmake, ninja
+COMMON = ["-std=c++20", "-w", "-ffp-contract=off"]
 FLAGS = {
     "plain": [],
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -35,6 +36,11 @@ def build(once: Once) -> Path:
     def make(folder: Path) -> None:
         run(["cmake", "-G", "Ninja", "-S", CSRC / "tests/simt", "-B", folder])
         run(["cmake", "--build", folder, "-j", str(len(os.sched_getaffinity(0)))])
+        for name, flags in FLAGS.items():  # headers of damaged checks, compiled once
+            header = folder / name / "standard.hpp"
+            header.parent.mkdir()
+            shutil.copy(CSRC / "tests/simt/standard.hpp", header)
+            run([COMPILER, *COMMON, *flags, "-x", "c++-header", header, "-o", f"{header}.gch"])
 
     return once("simt", make)
 
@@ -67,8 +73,8 @@ def test_a_damaged_kernel_is_seen(mutant: dict[str, str], build: Path, tmp_path:
     source = CSRC / f"tests/cuda/{mutant['check']}_check.cpp"
     library = build / f"libsimt_{mutant['build']}.a"
     paths = [f"-I{folder}" for folder in (tmp_path, CSRC / "tests", CSRC / "include")]
-    flags = ["-std=c++20", "-w", "-ffp-contract=off", *paths, *FLAGS[mutant["build"]]]
-    run([COMPILER, *flags, source, library, "-o", program])
+    flags = [*COMMON, *FLAGS[mutant["build"]], "-include", build / mutant["build"] / "standard.hpp"]
+    run([COMPILER, *flags, *paths, source, library, "-o", program])
     seen = subprocess.run([program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert seen.returncode != 0, "the damage was not seen"
     assert mutant["says"] in seen.stderr + seen.stdout, seen.stderr[-2000:]

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -56,11 +55,13 @@ def test_json_is_the_last_line_and_progress_goes_to_standard_error() -> None:
     assert "train demo" in done.stderr
 
 
-def test_without_json_a_table_shows_accuracy_rows_and_bytes() -> None:
-    done = shell("train", "demo", "--epochs", "1")
-    assert done.returncode == 0, done.stderr
+def test_without_json_a_table_shows_accuracy_rows_and_bytes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "demo", "--epochs", "1", "--fanouts", "2,2"]) == 0
+    told = capsys.readouterr().out
     for word in ("test accuracy", "served by file", "rows", "bytes"):
-        assert word in done.stdout
+        assert word in told
 
 
 @pytest.mark.parametrize(
@@ -216,8 +217,8 @@ def test_every_model_learns_cora(
 
 @pytest.mark.parametrize(
     ("name", "metric", "classes_score"),
-    [("citeseer", "accuracy", 0.5), ("actor", "accuracy", 0.24), ("minesweeper", "rocauc", 0.55),
-     ("tolokers", "rocauc", 0.6)],
+    [("citeseer", "accuracy", 0.5), ("pubmed", "accuracy", 0.65), ("actor", "accuracy", 0.24),
+     ("minesweeper", "rocauc", 0.55), ("tolokers", "rocauc", 0.6)],
 )  # fmt: skip
 def test_the_other_datasets_train(
     real_graphs: Path, name: str, metric: str, classes_score: float
@@ -245,25 +246,19 @@ def test_full_batch_gcn_takes_the_published_options() -> None:
     assert dataclasses.asdict(config.filled_in()) == dataclasses.asdict(config)
 
 
-def mean_score(dataset: str, seeds: int, **options: Any) -> float:
-    runs = [train(dataset, seed=seed, **options) for seed in range(seeds)]
-    return statistics.mean(run.best_test["accuracy"] for run in runs)
+def score(dataset: str, **options: Any) -> float:
+    return train(dataset, **options).best_test["accuracy"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dataset", "seeds", "patience", "least"), [("cora", 1, 0, 0.80), ("pubmed", 1, 30, 0.77)]
-)
-def test_full_batch_gcn_reaches_the_published_accuracy(
-    real_graphs: Path, dataset: str, seeds: int, patience: int, least: float
-) -> None:
-    # Kipf and Welling (ICLR 2017), who stop early too, report 0.815 and 0.790.
-    options = {"model": "gcn", "full_batch": True, "patience": patience, "root": str(real_graphs)}
-    assert mean_score(dataset, seeds, **options) >= least
+def test_full_batch_gcn_reaches_the_published_accuracy(real_graphs: Path) -> None:
+    # Kipf and Welling (ICLR 2017), who stop early too, report 0.815.
+    options = {"model": "gcn", "full_batch": True, "patience": 30, "root": str(real_graphs)}
+    assert score("cora", **options) >= 0.80
 
 
 @pytest.mark.slow
 def test_mini_batches_score_as_the_full_batch(real_graphs: Path) -> None:
     options = {"model": "sage", "epochs": 50, "eval_every": 5, "root": str(real_graphs)}
-    full = mean_score("cora", seeds=2, full_batch=True, **options)
-    assert abs(mean_score("cora", seeds=2, **options) - full) <= 0.015
+    full = score("cora", full_batch=True, **options)
+    assert abs(score("cora", **options) - full) <= 0.015

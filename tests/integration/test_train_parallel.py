@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +42,17 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records if record["kind"] == "epoch"]
 
 
-def run_ranks(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gnnsys", "train", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_processes_train_as_one_process_does(
-    graph: str, tmp_path: Path, capsys, one_thread: None
+    graph: str, tmp_path: Path, capsys, one_thread: None, start_ranks: Callable[..., Any]
 ) -> None:
     split = ["--parallel", "hybrid", "--stages", "2", "--ways", "2", "--chunks", "8"]
     options = [graph, "--model", "gcnii", "--snapshot-period", "2", *TRAINING, *split]
     one = train(capsys, *options, "--out", str(tmp_path / "one"))
     picture = tmp_path / "timeline.png"
-    told = run_ranks(
-        tmp_path, *options, "--ranks", "4", "--out", "four", "--json", "--timeline", str(picture)
-    )
-    assert told.returncode == 0, told.stderr
-    four = json.loads(told.stdout.splitlines()[-1])
+    arguments = ["train", *options, "--out", str(tmp_path / "four"), "--timeline", str(picture)]
+    script = f"import sys; from gnnsys.commands.cli import main; sys.exit(main({arguments!r}))"
+    assert [status for status, *_ in start_ranks(script, 4).outputs()] == [0] * 4
+    four = json.loads((tmp_path / "four" / "result.json").read_text())
     assert losses(tmp_path / "four") == losses(tmp_path / "one")
     weights = load_file(tmp_path / "four" / "model.safetensors")
     assert all(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -255,23 +258,22 @@ def _fill(script: str, values: dict[str, object]) -> str:
     return script
 
 
-def test_the_example_script_gives_the_same_under_torchrun_and_without(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "gnnpipe_example.py"
-    options = [str(script), "--stages", "2", "--epochs", "10"]
-    told = [
-        subprocess.run(
-            [sys.executable, *launcher, *options],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=True,
-        ).stdout.splitlines()[0]
-        for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"])
-    ]
-    assert told[0] == told[1]
-    assert float(told[0].split()[-1]) > 0.25  # of five classes
+def test_the_example_script_gives_the_same_under_torchrun_and_without(
+    tmp_path: Path, fork_script: Callable[..., Any]
+) -> None:
+    example = Path(__file__).parents[2] / "scripts" / "gnnpipe_example.py"
+    script = Path(shutil.copy(example, tmp_path))
+    options, one = ("--stages", "2", "--epochs", "10"), {"OMP_NUM_THREADS": "1"}
+    status, alone, errors = fork_script(script, "alone", tmp_path, options, one).outcome()
+    assert status == 0, errors
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    ranks = subprocess.run(
+        [*torchrun, script, *options], cwd=tmp_path, env={**os.environ, **one},
+        capture_output=True, text=True, timeout=90, check=True,
+    )  # fmt: skip
+    told = alone.splitlines()[0]
+    assert ranks.stdout.splitlines()[0] == told
+    assert float(told.split()[-1]) > 0.25  # of five classes
 
 
 def test_a_world_of_another_size_is_refused_with_the_equation(start_ranks) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,9 @@ def test_a_thousand_epochs_leave_no_thread_and_no_memory() -> None:
     assert grown < 16 << 20, f"{grown} bytes in 1000 epochs of batches of 1.2 MB"
 
 
-def test_peak_memory_is_below_four_batches_at_a_window_of_eight(tmp_path: Path) -> None:
+def test_peak_memory_is_below_four_batches_at_a_window_of_eight(
+    tmp_path: Path, run_forked: Callable[..., Any]
+) -> None:
     script = """
 import resource, sys, torch, gnnsys
 from torch_geometric.data import Data
@@ -101,9 +102,8 @@ for number, batch in zip(range(40), loader):
     size = max(size, size_of(batch))
 print((peak() - before) / size, size)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
+    done = run_forked(script, tmp_path)
+    assert done.returncode == 0, done.stderr
     batches, size = (float(number) for number in done.stdout.split())
     assert size > 40e6
     assert batches < 4
@@ -388,7 +388,9 @@ def test_node_types_and_feature_stores_are_announced_too() -> None:
     assert (told.given, told.waiting) == (3, [])
 
 
-def test_a_loader_under_way_does_not_keep_the_process_from_ending(tmp_path: Path) -> None:
+def test_a_loader_under_way_does_not_keep_the_process_from_ending(
+    tmp_path: Path, run_forked: Callable[..., Any]
+) -> None:
     script = (
         "import torch, gnnsys\n"
         "from torch_geometric.data import Data\n"
@@ -396,9 +398,7 @@ def test_a_loader_under_way_does_not_keep_the_process_from_ending(tmp_path: Path
         "batches = iter(gnnsys.NeighborLoader(data, [5, 5], batch_size=5))\n"
         "print(next(batches).batch_size)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
+    done = run_forked(script, tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "5\n")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ import pytest
 from gnnsys import keep_freed_memory
 from gnnsys.errors import ArgumentError
 from gnnsys.memory import alloc
+
+RunForked = Callable[..., subprocess.CompletedProcess[str]]
 
 GLIBC = "CS_GNU_LIBC_VERSION" in os.confstr_names and bool(os.confstr("CS_GNU_LIBC_VERSION"))
 
@@ -32,10 +34,10 @@ assert least {expected}, least
 @pytest.mark.skipif(not GLIBC, reason="only glibc has mallopt")
 @pytest.mark.parametrize(("nbytes", "expected"), [(1 << 40, "< 100"), (1 << 20, "> 40_000")])
 def test_a_freed_tensor_s_pages_are_used_again_up_to_the_bytes_asked_for(
-    nbytes: int, expected: str, tmp_path: Path
+    nbytes: int, expected: str, tmp_path: Path, run_forked: RunForked
 ) -> None:
-    code = FAULTS.format(nbytes=nbytes, expected=expected)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    done = run_forked(FAULTS.format(nbytes=nbytes, expected=expected), tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 # Every second tensor of 2 MB is freed, which a heap would keep: glibc maps larger ones only as
@@ -57,10 +59,10 @@ assert full - psutil.Process().memory_info().rss {expected}
     ("available", "expected"), [(1 << 30, "> 190_000_000"), (8 << 30, "< 10_000_000")]
 )
 def test_freed_memory_is_returned_where_there_is_little_of_it(
-    available: int, expected: str, tmp_path: Path
+    available: int, expected: str, tmp_path: Path, run_forked: RunForked
 ) -> None:
-    code = HOLES.format(available=available, expected=expected)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    done = run_forked(HOLES.format(available=available, expected=expected), tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_keeping_more_than_once_says_the_same() -> None:

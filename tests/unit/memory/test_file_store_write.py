@@ -102,6 +102,9 @@ def test_views_and_tensors_of_a_computation_are_written(tmp_path: Path) -> None:
     for view in (rows.T, rows.T.conj(), -rows.T.conj().imag, rows.T.imag._neg_view()):
         store.write(torch.arange(4), view)
         assert torch.equal(store.read_range(0, 4), view.detach().to(torch.complex64).clone())
+    one = FileStore.create(tmp_path / "one.npy", (1, 1), torch.float32)
+    one.write(torch.tensor([0]), torch.arange(9.0).view(1, 9)[:, 4::3][:, :1])
+    assert one.read_range(0, 1).tolist() == [[4]]
 
 
 def test_an_existing_file_is_written_in_place(tmp_path: Path) -> None:

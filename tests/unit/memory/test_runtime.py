@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -151,7 +149,7 @@ def test_stores_gather_at_once_from_many_threads() -> None:
         assert all(pool.map(work, range(12)))
 
 
-def test_the_process_ends_while_rows_are_read(path: Path) -> None:
+def test_the_process_ends_while_rows_are_read(path: Path, run_forked: RunForked) -> None:
     script = """
         import sys
         import numpy as np
@@ -160,6 +158,5 @@ def test_the_process_ends_while_rows_are_read(path: Path) -> None:
         stores = [FileStore(sys.argv[1], storage=mode, threads=4) for mode in sys.argv[2].split()]
         pending = [s.start_reads(Reads(np.arange(20_000))) for s in stores for _ in range(20)]
     """
-    command = [sys.executable, "-c", dedent(script), path, " ".join(DIRECT)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd="/")
+    ran = run_forked(script, path.parent, path, " ".join(DIRECT))
     assert ran.returncode == 0, ran.stderr

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +50,9 @@ def test_planning_that_does_not_fit_is_refused_with_what_it_takes(recorded: Path
     assert str(found.value).endswith("are left; plan fewer with --batches")
 
 
-def test_planning_takes_what_was_said_of_it(recorded: Path) -> None:
+def test_planning_takes_what_was_said_of_it(
+    recorded: Path, tmp_path: Path, run_forked: Callable[..., Any]
+) -> None:
     script = f"""
 import re, sys
 from pathlib import Path
@@ -73,8 +75,7 @@ before = held("VmRSS")
 run_cases(workload, [case], threads=1)
 print(said, held("VmHWM") - before)
 """
-    told = subprocess.run(
-        [sys.executable, "-c", script], cwd="/", capture_output=True, text=True, check=True
-    )
+    told = run_forked(script, tmp_path)
+    assert told.returncode == 0, told.stderr
     said, taken = map(int, told.stdout.split())
     assert said / 2 < taken < said * 1.05

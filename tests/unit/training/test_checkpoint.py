@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import resource
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from gnnsys.errors import FileFormatError, MissingFileError, StorageError
+from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError, StorageError
 from gnnsys.training.checkpoint import (
     CHECKPOINT,
     WEIGHTS,
     Checkpoint,
     RunState,
+    fit_state,
     load_checkpoint,
     load_shards,
     load_state,
@@ -53,6 +55,7 @@ def test_safetensors_reads_the_weights_as_they_were(tmp_path: Path) -> None:
         "d": torch.randn(2, 3).bfloat16(),
         "e": torch.tensor([True, False, True]),
         "f": torch.empty(0, 4),
+        "g": torch.arange(9.0)[::4][1:2],  # contiguous, though its stride is 4
     }
     save_checkpoint(tmp_path, checkpoint_of(model))
     found = safetensors.torch.load_file(tmp_path / WEIGHTS)
@@ -98,28 +101,29 @@ def test_damage_of_any_tensor_is_noticed(kind: str, seed: int, tmp_path: Path) -
         load()
 
 
-def test_writing_takes_no_copy_of_what_is_written(tmp_path: Path) -> None:
+def test_writing_takes_no_copy_of_what_is_written(
+    tmp_path: Path, run_forked: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     script = f"""
-import resource, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_checkpoint import checkpoint_of
-from gnnsys.training.checkpoint import save_checkpoint, save_shards, snapshot_names
-run = Path({str(tmp_path)!r})
-small = {{"w": torch.ones(8)}}
-save_checkpoint(run, checkpoint_of(small))
-save_shards(run, snapshot_names(0, 1), {{0: small}})
-large = {{"w": torch.ones(64 << 20)}}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-save_checkpoint(run, checkpoint_of(large))
-save_shards(run, snapshot_names(1, 1), {{0: large}})
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-"""
-    told = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert int(told.stdout) < 32 << 20  # of 256 MiB that each file holds
+        import resource, sys
+        from pathlib import Path
+        import torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_checkpoint import checkpoint_of
+        from gnnsys.training.checkpoint import save_checkpoint, save_shards, snapshot_names
+        run = Path()
+        small = {{"w": torch.ones(8)}}
+        save_checkpoint(run, checkpoint_of(small))
+        save_shards(run, snapshot_names(0, 1), {{0: small}})
+        large = {{"w": torch.ones(16 << 20)}}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        save_checkpoint(run, checkpoint_of(large))
+        save_shards(run, snapshot_names(1, 1), {{0: large}})
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    """
+    told = run_forked(script, tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert int(told.stdout) < 16 << 20  # of 64 MiB that each file holds
 
 
 def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
@@ -191,6 +195,43 @@ def test_parts_of_ranks_make_the_checkpoint_of_one_process(tmp_path: Path) -> No
             key: value.tolist() for key, value in kept.items()
         }
     assert load_state(parts, names[2:]) == {"model": {}, "best_model": None, "optimizer": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda kept: kept.optimizer["state"][1].update(exp_avg=torch.zeros(3)),
+            r"the optimizer's exp_avg of bias is \(3,\), expected \(2,\)",
+        ),
+        (
+            lambda kept: kept.optimizer["param_groups"][0]["params"].append(2),
+            "its optimizer has 3 parameters, expected 2",
+        ),
+        (  # as pipelines have it
+            lambda kept: setattr(kept, "optimizer", {"weight": {"exp_avg": torch.zeros(5)}}),
+            r"the optimizer's exp_avg of weight is \(5,\), expected \(2, 4\)",
+        ),
+        (lambda kept: setattr(kept, "best_model", {}), "bias is missing, expected float32"),
+    ],
+)
+def test_state_of_another_shape_is_refused_and_changes_no_weight(
+    change: Callable[[Checkpoint], None], told: str
+) -> None:
+    trained, model = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(trained.parameters())
+    trained(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    kept = checkpoint_of(trained.state_dict())
+    kept.optimizer = optimizer.state_dict()
+    before = model.weight.clone()
+    damaged = copy.deepcopy(kept)
+    change(damaged)
+    with pytest.raises(ArgumentError, match=rf"c\.pt: of another model: {told}"):
+        fit_state(model, damaged, Path("c.pt"))
+    assert torch.equal(model.weight, before)
+    fit_state(model, kept, Path("c.pt"))
+    assert torch.equal(model.weight, trained.weight)
 
 
 def test_shards_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_the_area_is_scikit_learn_s_also_where_sigmoids_are_equal() -> None:
         (
             lambda q, c: top_links(q, c, 0),
             ArgumentError,
-            "k: 0, expected a whole number, at least 1",
+            "k: 0, expected a whole number from 1 on",
         ),
         (lambda q, c: top_links(q[0], c, 1), ArgumentError, r"queries \(3,\)"),
         (lambda q, c: top_links(q, c, 1, block_bytes=0), ArgumentError, "block_bytes: 0"),

@@ -77,12 +77,8 @@ def losses(result: TrainResult) -> list[float]:
     return [record.loss for record in result.history]
 
 
-@pytest.mark.parametrize("model", ["rgcn", "hgt", "sage", "gat"])
-def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> None:
-    """Over the graph in memory: types, embeddings, labels and edges are the folder's."""
-    result = train(folder, model=model, dropout=0.0)
-    assert result.evaluation == {}
-    assert set(result.best_test) == {"accuracy"}
+def graph_of(folder: Path) -> HeteroData:
+    """A folder's graph in memory."""
     data, dataset = HeteroData(), gnnsys.open_dataset(folder)
     for kind in dataset.node_types:
         data[kind].num_nodes = dataset.num_nodes(kind)
@@ -91,6 +87,14 @@ def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> No
     data["author"].y = dataset.labels("author")
     for kind in dataset.edge_types:
         data[kind].edge_index = dataset.edge_index(kind)
+    data["author"].train_idx = dataset.split("train")
+    return data
+
+
+def plain_model(
+    model: str, data: HeteroData, config: TrainConfig
+) -> tuple[HeteroClassifier, torch.optim.Optimizer]:
+    """What a run without dropout begins with."""
     torch.manual_seed(0)
     net = HeteroClassifier(
         model, in_channels={"author": 5, "paper": 9},
@@ -98,11 +102,20 @@ def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> No
         edge_types=data.edge_types, target="author", hidden=16, out_channels=CLASSES, layers=2,
         dropout=0.0,
     )  # fmt: skip
-    lr, decay = result.config.lr, result.config.weight_decay
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr, weight_decay=decay)
-    loader = gnnsys.NeighborLoader(
-        data, [4, 3], ("author", dataset.split("train")), batch_size=32, shuffle=True, seed=0
-    )
+    lr, decay = config.lr, config.weight_decay
+    return net, torch.optim.Adam(net.parameters(), lr=lr, weight_decay=decay)
+
+
+@pytest.mark.parametrize("model", ["rgcn", "hgt", "sage", "gat"])
+def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> None:
+    """Over the graph in memory: types, embeddings, labels and edges are the folder's."""
+    result = train(folder, model=model, dropout=0.0)
+    assert result.evaluation == {}
+    assert set(result.best_test) == {"accuracy"}
+    data = graph_of(folder)
+    net, optimizer = plain_model(model, data, result.config)
+    seeds = "author", data["author"].train_idx
+    loader = gnnsys.NeighborLoader(data, [4, 3], seeds, batch_size=32, shuffle=True, seed=0)
     for epoch in range(2):
         total = 0.0
         for batch in loader:
@@ -117,6 +130,31 @@ def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> No
             optimizer.step()
             total += loss.item() * size
         assert losses(result)[epoch] == total / 120
+
+
+@pytest.mark.parametrize("model", ["rgcn", "hgt"])
+def test_a_batch_of_all_nodes_and_neighbours_trains_as_the_full_graph(
+    folder: Path, model: Any
+) -> None:
+    """Rows of no type, target or not, get another gradient or another weight decay."""
+    result = train(
+        folder, model=model, dropout=0.0, epochs=10, batch_size=120, fanouts=(-1, -1),
+        eval="layerwise", weight_decay=0.01,
+    )  # fmt: skip
+    data = graph_of(folder)
+    net, optimizer = plain_model(model, data, result.config)
+    seeds = data["author"].train_idx
+    ids = {kind: torch.arange(data[kind].num_nodes) for kind in data.node_types}
+    wanted = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        out = net(data.x_dict, data.edge_index_dict, ids)[seeds]
+        loss = F.cross_entropy(out, data["author"].y[seeds])
+        loss.backward()
+        optimizer.step()
+        wanted.append(loss.item())
+    assert wanted[-1] < 0.95 * wanted[0]
+    np.testing.assert_allclose(losses(result), wanted, rtol=2e-6)
 
 
 def test_caches_of_all_types_share_one_size_and_change_no_loss(folder: Path) -> None:

@@ -77,12 +77,8 @@ def losses(result: TrainResult) -> list[float]:
     return [record.loss for record in result.history]
 
 
-@pytest.mark.parametrize("model", ["rgcn", "hgt", "sage", "gat"])
-def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> None:
-    """Over the graph in memory: types, embeddings, labels and edges are the folder's."""
-    result = train(folder, model=model, dropout=0.0)
-    assert result.evaluation == {}
-    assert set(result.best_test) == {"accuracy"}
+def graph_of(folder: Path) -> HeteroData:
+    """A folder's graph in memory."""
     data, dataset = HeteroData(), gnnsys.open_dataset(folder)
     for kind in dataset.node_types:
         data[kind].num_nodes = dataset.num_nodes(kind)
@@ -91,6 +87,14 @@ def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> No
     data["author"].y = dataset.labels("author")
     for kind in dataset.edge_types:
         data[kind].edge_index = dataset.edge_index(kind)
+    data["author"].train_idx = dataset.split("train")
+    return data
+
+
+def plain_model(
+    model: str, data: HeteroData, config: TrainConfig
+) -> tuple[HeteroClassifier, list[torch.optim.Optimizer]]:
+    """What a run without dropout begins with."""
     torch.manual_seed(0)
     net = HeteroClassifier(
         model, in_channels={"author": 5, "paper": 9},
@@ -98,13 +102,22 @@ def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> No
         edge_types=data.edge_types, target="author", hidden=16, out_channels=CLASSES, layers=2,
         dropout=0.0,
     )  # fmt: skip
-    lr, decay = result.config.lr, result.config.weight_decay
+    lr, decay = config.lr, config.weight_decay
     dense = (p for name, p in net.named_parameters() if name != "inputs.venue.weight")
-    optimizer = torch.optim.Adam(dense, lr=lr, weight_decay=decay)
     rows = torch.optim.SparseAdam([net.inputs["venue"].weight], lr=lr)
-    loader = gnnsys.NeighborLoader(
-        data, [4, 3], ("author", dataset.split("train")), batch_size=32, shuffle=True, seed=0
-    )
+    return net, [torch.optim.Adam(dense, lr=lr, weight_decay=decay), rows]
+
+
+@pytest.mark.parametrize("model", ["rgcn", "hgt", "sage", "gat"])
+def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> None:
+    """Over the graph in memory: types, embeddings, labels and edges are the folder's."""
+    result = train(folder, model=model, dropout=0.0)
+    assert result.evaluation == {}
+    assert set(result.best_test) == {"accuracy"}
+    data = graph_of(folder)
+    net, optimizers = plain_model(model, data, result.config)
+    seeds = "author", data["author"].train_idx
+    loader = gnnsys.NeighborLoader(data, [4, 3], seeds, batch_size=32, shuffle=True, seed=0)
     for epoch in range(2):
         total = 0.0
         for batch in loader:
@@ -116,10 +129,36 @@ def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> No
             out = net(x, batch.edge_index_dict, ids, *sizes)[:size]
             loss = F.cross_entropy(out, batch["author"].y[:size])
             loss.backward()
-            optimizer.step()
-            rows.step()
+            for optimizer in optimizers:
+                optimizer.step()
             total += loss.item() * size
         assert losses(result)[epoch] == total / 120
+
+
+@pytest.mark.parametrize("model", ["rgcn", "hgt"])
+def test_a_batch_of_all_nodes_and_neighbours_trains_as_the_full_graph(
+    folder: Path, model: Any
+) -> None:
+    """Rows of no type, target or not, get another gradient or another weight decay."""
+    result = train(
+        folder, model=model, dropout=0.0, epochs=10, batch_size=120, fanouts=(-1, -1),
+        eval="layerwise", weight_decay=0.01,
+    )  # fmt: skip
+    data = graph_of(folder)
+    net, optimizers = plain_model(model, data, result.config)
+    seeds = data["author"].train_idx
+    ids = {kind: torch.arange(data[kind].num_nodes) for kind in data.node_types}
+    wanted = []
+    for _ in range(10):
+        net.zero_grad()
+        out = net(data.x_dict, data.edge_index_dict, ids)[seeds]
+        loss = F.cross_entropy(out, data["author"].y[seeds])
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        wanted.append(loss.item())
+    assert wanted[-1] < 0.95 * wanted[0]
+    np.testing.assert_allclose(losses(result), wanted, rtol=2e-6)
 
 
 def test_caches_of_all_types_share_one_size_and_change_no_loss(folder: Path) -> None:

@@ -128,7 +128,9 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
         )
         epoch_batches = -(-len(seeds) // config.batch_size)
         epoch = epoch_batches if config.trace is None else None
-        workload = _workload(config, dataset, trace, epoch, importance)
+        workload = _workload(
+            config, dataset, trace, epoch, importance[NODE_TYPE] if importance else None
+        )
         budgets = plan_budgets(workload, config.budget, victim_bytes)
         cases = [case for budget in budgets for case in budget.cases]
         results = run_cases(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch_geometric.sampler import HeteroSamplerOutput
 
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import Task
 from gnnsys.features.options import FeatureOptions
+from gnnsys.features.replay import source_to_sample, training_seeds
 from gnnsys.features.setup import feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS
 from gnnsys.loaders.seed_batches import ShuffledSeeds
@@ -27,7 +29,6 @@ from gnnsys.training.batch_memory import (
     reserve_libraries,
 )
 from gnnsys.training.step_parts import make_sampler, spread_seeds
-from gnnsys.training.task import task_of
 
 __all__ = ["plan_types"]
 
@@ -38,7 +39,12 @@ _TOO_SMALL = "give more memory, fewer --fanouts, a smaller --batch-size or --hid
 
 
 def plan_types(
-    config: TrainConfig, dataset: Dataset, options: FeatureOptions, *, trains: bool = True
+    config: TrainConfig,
+    dataset: Dataset,
+    task: Task,
+    options: FeatureOptions,
+    *,
+    trains: bool = True,
 ) -> int:
     """Reserves what a run takes beside its features, in the budget of this process.
 
@@ -47,6 +53,7 @@ def plan_types(
     Args:
         config: filled in; of mini-batches.
         dataset: heterogeneous.
+        task: with the node type that is trained on, or would be, if it had labels.
         options: of its features.
         trains: whether it is trained on, or only evaluated.
 
@@ -54,31 +61,31 @@ def plan_types(
         Classes, or labels of a node; 0 where the folder does not say.
 
     Raises:
-        ArgumentError: a target that there is not, or has no labels.
         TooLargeError: what is known before a batch was sampled does not fit.
     """
-    task = task_of(dataset, config.target)
     budget, target = process_budget(), task.node_type
     reserve_libraries()
     targets = [dataset.num_nodes(kind[2]) for kind in dataset.edge_types]
     budget.reserve(OFFSETS, 8 * sum(1 + count for count in targets), mapped=True)
     neighbours = (each.tables["indices"].data_bytes for each in dataset.manifest.edges.values())
     budget.reserve(NEIGHBOURS, sum(neighbours), mapped=True)
-    labels = dataset.manifest.nodes[target].tables["labels"]
-    task = _counted(task, labels.shape)
-    budget.reserve("labels, mapped", labels.data_bytes, mapped=True)
+    labels = dataset.manifest.nodes[target].tables.get("labels")
+    if labels is not None:
+        task = _counted(task, labels.shape)
+        budget.reserve("labels, mapped", labels.data_bytes, mapped=True)
     parts = {name: dataset.split_size(name, target) for name in ("train", "val", "test")}
     budget.reserve(SPLITS, 8 * sum(parts.values()), mapped=True)
+    seeds, _ = training_seeds(dataset, target)
     if trains:
-        budget.reserve(SEEDS, ShuffledSeeds.most_bytes(parts["train"], config.seed_block))
+        budget.reserve(SEEDS, ShuffledSeeds.most_bytes(len(seeds), config.seed_block))
     tables = feature_tables(dataset)
     bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
     hidden = config.hidden or 0
     budget.reserve(_EMBEDDINGS, 4 * (_copies(config) if trains else 1) * bare * hidden)
     budget.check(_TOO_SMALL)
-    if parts["train"] == 0:
+    if len(seeds) == 0:
         return task.num_classes
-    batch = _draw(config, dataset, target)
+    batch = _draw(config, dataset, target, seeds)
     drawn = {kind: len(ids) for kind, ids in batch.node.items()}
     maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
     budget.reserve(SAMPLER, sum(maps))
@@ -115,12 +122,10 @@ def _counted(task: Task, shape: tuple[int, ...]) -> Task:
     return Task(node_type=task.node_type, num_classes=shape[1], multi_label=True)
 
 
-def _draw(config: TrainConfig, dataset: Dataset, target: str) -> HeteroSamplerOutput:
+def _draw(config: TrainConfig, dataset: Dataset, target: str, train: Tensor) -> HeteroSamplerOutput:
     """A batch of seeds from all over the training nodes."""
-    train = dataset.split("train", target)
     seeds = spread_seeds(train, config.batch_size)
-    source = dataset.stores(edge_features=False, device="cpu", storage="mmap")
-    sampler = make_sampler(config, source, device="cpu")
+    sampler = make_sampler(config, source_to_sample(dataset), device="cpu")
     out: HeteroSamplerOutput = sampler.sample({target: seeds}, 0)
     return out
 

@@ -24,7 +24,7 @@ from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.config.user_model import is_user_model
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import MANIFEST, NODE_TYPE
+from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
 from gnnsys.errors import StorageError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.packing import planner_bytes
@@ -55,7 +55,7 @@ from gnnsys.training.hetero_memory import plan_types
 from gnnsys.training.inference_reads import SUMS
 from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.step_parts import make_sampler, spread_seeds
-from gnnsys.training.task import NodeDataset
+from gnnsys.training.task import NodeDataset, task_of
 
 __all__ = [
     "activation_bytes",
@@ -63,6 +63,7 @@ __all__ = [
     "evaluation_of",
     "memory_facts",
     "plan_memory",
+    "plan_memory_of_types",
     "plan_run",
     "planned_names",
     "reclaim_activations",
@@ -109,9 +110,8 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
     dataset = open_dataset(folder) if (folder / MANIFEST).is_file() else None
     if dataset is not None and dataset.heterogeneous:
         check_heterogeneous(run.config)
-        num_classes = plan_types(run.config, dataset, run.features, trains=trains)
-        if run.config.eval == "layerwise":
-            _reserve_types(run.config, dataset, num_classes)
+        task = task_of(dataset, run.config.target)
+        plan_memory_of_types(run.config, dataset, task, run.features, trains=trains)
         return None
     if run.config.full_batch or dataset is None:
         reserve_libraries()
@@ -242,6 +242,21 @@ def plan_memory(
     if evaluation is not None:
         evaluation.tell()
     return evaluation
+
+
+def plan_memory_of_types(
+    config: TrainConfig,
+    dataset: Dataset,
+    task: Task,
+    options: FeatureOptions,
+    *,
+    trains: bool = True,
+) -> None:
+    """``plan_memory`` for a heterogeneous dataset, whose evaluation has no other ways to choose
+    from: see ``plan_types``."""
+    num_classes = plan_types(config, dataset, task, options, trains=trains)
+    if config.eval == "layerwise":
+        _reserve_types(config, dataset, num_classes)
 
 
 def _reserve_types(config: TrainConfig, dataset: Dataset, num_classes: int) -> None:

@@ -27,6 +27,7 @@ from gnnsys.dataset.named import NAMED, load_raw
 from gnnsys.dataset.tables import check_nodes
 from gnnsys.errors import ArgumentError, FileFormatError
 from gnnsys.features.options import FeatureOptions, TopologyOptions
+from gnnsys.features.replay import target_of
 from gnnsys.features.setup import setup_device_cache, setup_features
 from gnnsys.features.statistics import add_counts, read_counts
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS, open_topology
@@ -260,8 +261,8 @@ def load_dataset(
 
         def setup(dataset: Dataset) -> dict[str, Any]:
             return setup_features(
-                dataset, options, ranks, fanouts=fanouts, batch_size=batch_size, seed=seed,
-                threads=threads,
+                dataset, options, ranks, target=target, fanouts=fanouts, batch_size=batch_size,
+                seed=seed, threads=threads,
             )  # fmt: skip
 
         def open_graph(dataset: Dataset, graph: CSC) -> None:
@@ -423,11 +424,8 @@ def task_of(dataset: Dataset, target: str | None = None) -> Task:
     Raises:
         ArgumentError: no such node type, or one without labels.
     """
-    if target is not None and target not in dataset.node_types:
-        raise ArgumentError(
-            f"--target {target}: {dataset.path} has no such node type; expected one of "
-            f"{', '.join(dataset.node_types)}"
-        )
+    if target is not None:
+        target_of(dataset, target)
     labelled = [kind for kind in dataset.node_types if dataset.has("labels", kind)]
     if target is not None and target not in labelled:
         there = f"those of {', '.join(labelled)} have" if labelled else "no nodes have"

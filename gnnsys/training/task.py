@@ -40,7 +40,14 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.metrics import are_known, kind_of
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["NodeDataset", "digest_of", "load_dataset", "load_run_dataset", "task_of"]
+__all__ = [
+    "NodeDataset",
+    "check_one_type",
+    "digest_of",
+    "load_dataset",
+    "load_run_dataset",
+    "task_of",
+]
 
 DEMO_NODES = 20_000
 
@@ -271,7 +278,7 @@ def load_dataset(
         if split:
             raise ArgumentError(f"--split {split}: {name} has 1, numbered from 0")
         if name == "demo":
-            _check_one_type(name, target)
+            check_one_type(name, target)
             return _load_demo(seed, threads, device, setup, open_graph)
         if os.sep in name or os.path.isdir(name):
             return _open_folder(Path(name), threads, device, setup, open_graph, target)
@@ -279,7 +286,7 @@ def load_dataset(
             f"dataset {name!r} is unknown: expected one of {', '.join([*NAMED, 'demo'])}, or "
             "the path of a dataset folder"
         )
-    _check_one_type(name, target)
+    check_one_type(name, target)
     on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
     is_cached = on_gpu and options.cache not in ("auto", "none")
     if not is_cached:
@@ -454,7 +461,8 @@ def _count_classes(labels: Tensor) -> int:
     return labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
 
 
-def _check_one_type(name: str, target: str | None) -> None:
+def check_one_type(name: str, target: str | None) -> None:
+    """Raises ArgumentError for a target in a named dataset, whose nodes are of one type."""
     if target not in (None, NODE_TYPE):
         raise ArgumentError(f"--target {target}: {name} has nodes of one type; leave it out")
 

@@ -178,14 +178,17 @@ def _out_degrees(
 ) -> dict[str, NDArray[Any]]:
     """(nodes,) of each type: in how many lists of neighbours of all edge types a node stands."""
     edges, done = sum(graph.num_edges for graph in graphs.values()), 0
+
+    def report_part(part: int, _: int) -> None:
+        report(done + part, edges)
+
     dtype = np.uint32 if edges < 1 << 32 else np.int64
     found: dict[str, NDArray[Any]] = {
         node_type: np.zeros(count, dtype) for node_type, count in num_nodes.items()
     }
     for (source, _, _), graph in graphs.items():
-        found[source] += out_degree(graph.indices.numpy(), num_nodes[source])
+        found[source] += out_degree(graph.indices.numpy(), num_nodes[source], report_part)
         done += graph.num_edges
-        report(done, edges)
     return found
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.cache.arena import rows_of
+from gnnsys.cache.arena import rows_of, share_bytes
 from gnnsys.cache.making import LEAST_STAGING, staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
@@ -49,7 +47,6 @@ __all__ = [
     "plan_features",
     "reserve_ranking",
     "setup_features",
-    "share_bytes",
 ]
 
 _log = logging.getLogger(__name__)
@@ -174,7 +171,8 @@ def _setup_types(
     importance: dict[str, NDArray[np.uint16]] | None,
 ) -> dict[str, Any]:
     """Options of ``gnnsys.unified`` for the features of several node types before one cache."""
-    nbytes = share_bytes(feature_tables(dataset), cache) if isinstance(cache, float) else cache
+    sizes = [(each.shape[0], each.encoding.row_stride) for each in feature_tables(dataset).values()]
+    nbytes = share_bytes(cache, sizes) if isinstance(cache, float) else cache
     return {
         "cache": str(nbytes),
         "cache_on": "host" if options.cache == "auto" else "auto",
@@ -183,11 +181,6 @@ def _setup_types(
         "policy": options.policy,
         "window": options.window,
     }
-
-
-def share_bytes(tables: Mapping[str, Table], share: float | Fraction) -> int:
-    """Bytes of a share of the rows of each table, which caches of all of them divide."""
-    return sum(int(share * each.shape[0]) * each.encoding.row_stride for each in tables.values())
 
 
 def feature_tables(dataset: Dataset) -> dict[str, Table]:

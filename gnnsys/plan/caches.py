@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.cache.arena import CacheArena, Table
+from gnnsys.cache.arena import CacheArena, Table, share_bytes
 from gnnsys.cache.plan import Policy
 from gnnsys.cache.shared.simulator import simulate_ranks
 from gnnsys.cache.simulator import SimulationResult, simulate
@@ -155,7 +155,7 @@ def plan_budgets(
 def _budget_bytes(text: str, workloads: Sequence[Workload]) -> int:
     size = parse_bytes_or_share(text, "--budget")
     if isinstance(size, Fraction):
-        size = sum(int(size * each.rows) * each.row_bytes for each in workloads)
+        size = share_bytes(size, [(each.rows, each.row_bytes) for each in workloads])
     least = sum(each.row_bytes for each in workloads if each.rows)
     if size < max(1, least):
         one = "a row of" if len(workloads) == 1 else f"one row of each of {len(workloads)} tables,"

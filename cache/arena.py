@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.system.sizes import parse_bytes
 
-__all__ = ["ArenaShare", "CacheArena", "Table", "rows_of"]
+__all__ = ["ArenaShare", "CacheArena", "Table", "rows_of", "share_bytes"]
 
 
 @dataclass(eq=False)
@@ -207,3 +209,16 @@ def rows_of(size: Any, rows: int, row_bytes: int, option: str) -> int:
     if size < 0:
         raise ArgumentError(f"{option}: {size} rows, expected at least 0")
     return min(rows, int(size))
+
+
+def share_bytes(share: float | Fraction, tables: Iterable[tuple[int, int]]) -> int:
+    """Bytes of a share of the rows of each of several tables, which divide them as they do others.
+
+    Args:
+        share: from 0 to 1.
+        tables: rows and bytes of a row of each.
+
+    >>> share_bytes(0.1, [(100, 8), (39, 4)])
+    92
+    """
+    return sum(int(share * rows) * row_bytes for rows, row_bytes in tables)

@@ -7,7 +7,7 @@ file: it is read from the first edge to the last, in blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from gnnsys.errors import ArgumentError, RowIndexError
 
-__all__ = ["HIGHEST", "out_degree", "rank_normalised", "reverse_pagerank"]
+__all__ = [
+    "HIGHEST",
+    "out_degree",
+    "rank_normalised",
+    "reverse_pagerank",
+    "reverse_pagerank_of_types",
+]
 
 HIGHEST = (1 << 16) - 1
 """That of the most important node."""
@@ -87,29 +93,90 @@ def reverse_pagerank(
     >>> reverse_pagerank(np.array([0, 1, 1]), np.array([1])).round(3).tolist()
     [0.351, 0.649]
     """
+    found = reverse_pagerank_of_types(
+        {("", "", ""): (indptr, indices)},
+        {"": len(indptr) - 1},
+        damping=damping,
+        iterations=iterations,
+        progress=progress,
+    )
+    return found[""]
+
+
+def reverse_pagerank_of_types(
+    edges: Mapping[tuple[str, str, str], tuple[NDArray[np.integer], NDArray[np.integer]]],
+    num_nodes: Mapping[str, int],
+    *,
+    damping: float = 0.85,
+    iterations: int = 20,
+    progress: _Report = lambda done, total: None,
+) -> dict[str, NDArray[np.float64]]:
+    """``reverse_pagerank`` of a graph with types: that of the graph in which all nodes are of one
+    type, and all edges, as PyG's ``to_homogeneous`` makes it.
+
+    Args:
+        edges: ``indptr`` and ``indices`` of each source type, relation and target type.
+        num_nodes: of each type.
+        damping, iterations, progress: as there.
+
+    Returns:
+        (nodes,) probabilities of each type, the sum over all types 1.
+
+    Raises:
+        ArgumentError, RowIndexError: as there.
+
+    >>> edges = {("a", "to", "b"): (np.array([0, 1]), np.array([0]))}
+    >>> found = reverse_pagerank_of_types(edges, {"a": 1, "b": 1})
+    >>> found["a"].round(3).tolist(), found["b"].round(3).tolist()
+    ([0.649], [0.351])
+    """
     if not 0 <= damping <= 1:
         raise ArgumentError(f"damping: {damping}, expected a probability in [0, 1]")
     if iterations < 0:
         raise ArgumentError(f"iterations: {iterations}, expected at least 0")
-    nodes, edges = len(indptr) - 1, len(indices)
-    if nodes == 0:
-        return np.empty(0)
-    rank = np.full(nodes, 1 / nodes)
-    for number in range(iterations):
-        arrived, stuck = np.zeros(nodes), 0.0
-        for part in _parts(nodes):
-            # What each node passes on along each of its edges.
-            degree = np.diff(indptr[part.start : part.stop + 1])
-            stuck += rank[part][degree == 0].sum()
-            np.divide(rank[part], degree, out=rank[part], where=degree > 0)
-        for first, block in _blocks(indices, nodes):
-            np.add.at(arrived, block, _per_edge(rank, indptr, first, first + len(block)))
-            progress(number * edges + first + len(block), iterations * edges)
+    nodes = max(1, sum(num_nodes.values()))
+    total, done = iterations * sum(len(indices) for _, indices in edges.values()), 0
+    rank = {kind: np.full(count, 1 / nodes) for kind, count in num_nodes.items()}
+    for _ in range(iterations):
+        arrived = {kind: np.zeros(count) for kind, count in num_nodes.items()}
+        stuck = 0.0
+        for kind, ranks in rank.items():
+            into = [indptr for (_, _, target), (indptr, _) in edges.items() if target == kind]
+            stuck += _share_among_edges(ranks, into)
+        for (source, _, target), (indptr, indices) in edges.items():
+            for first, block in _blocks(indices, num_nodes[source]):
+                passed = _per_edge(rank[target], indptr, first, first + len(block))
+                np.add.at(arrived[source], block, passed)
+                done += len(block)
+                progress(done, total)
         rank = arrived
-        rank += stuck / nodes
-        rank *= damping
-        rank += (1 - damping) / nodes
+        for ranks in rank.values():
+            ranks += stuck / nodes
+            ranks *= damping
+            ranks += (1 - damping) / nodes
     return rank
+
+
+def _share_among_edges(
+    ranks: NDArray[np.float64], into: Sequence[NDArray[np.integer]]
+) -> np.float64 | float:
+    """Makes of the rank of each node what it passes on along each of its edges.
+
+    Args:
+        ranks: (n,), of those without edges unchanged.
+        into: (n + 1,) of each edge type that leads to the nodes.
+
+    Returns:
+        The sum of the ranks of nodes without edges.
+    """
+    stuck: np.float64 | float = 0.0
+    for part in _parts(len(ranks)):
+        degree = np.zeros(len(ranks[part]), np.int64)
+        for indptr in into:
+            degree += np.diff(indptr[part.start : part.stop + 1])
+        stuck += ranks[part][degree == 0].sum()
+        np.divide(ranks[part], degree, out=ranks[part], where=degree > 0)
+    return stuck
 
 
 def rank_normalised(

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor
 
-from gnnsys.cache.trace import Trace, TraceWriter, read_trace
 from gnnsys.choices import DATASET_NAMES
 from gnnsys.config.checks import check_bytes
+from gnnsys.config.heterogeneous import check_heterogeneous
 from gnnsys.config.plan import PlanConfig
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.pyg import convert_pyg_name
 from gnnsys.convert.spec import ConvertOptions
 from gnnsys.dataset.folder import Dataset, open_dataset
-from gnnsys.dataset.format import NODE_TYPE
+from gnnsys.dataset.format import NODE_TYPE, Task
 from gnnsys.dataset.times import timed_types
-from gnnsys.errors import ArgumentError, UnsupportedError
+from gnnsys.errors import ArgumentError
 from gnnsys.features.importance import importance_for_cache
 from gnnsys.features.options import FeatureOptions, TopologyOptions
-from gnnsys.features.replay import sampled_ids, training_seeds
-from gnnsys.features.setup import plan_features
-from gnnsys.features.topology import graph_to_sample
+from gnnsys.features.replay import target_of, training_seeds
+from gnnsys.features.setup import feature_tables, plan_features
 from gnnsys.generate import generate_community
+from gnnsys.plan.batches import open_traces, workload_of
 from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
+from gnnsys.plan.facts import case_facts, total_facts
 from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
 from gnnsys.plan.packing import packing_facts
-from gnnsys.plan.text import case_facts, notes_on, print_plan
+from gnnsys.plan.text import notes_on, print_plan
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import check_folder_of
 from gnnsys.system.once import warn_once
@@ -43,13 +42,13 @@ from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
-from gnnsys.training.datasets import DEMO_NODES
-from gnnsys.training.memory import plan_memory, planned_names
+from gnnsys.training.datasets import DEMO_NODES, check_one_type
+from gnnsys.training.memory import plan_memory, plan_memory_of_types, planned_names
+from gnnsys.training.seed_tasks import task_of
 
 __all__ = ["make_plan", "run_command"]
 
 _log = logging.getLogger(__name__)
-_BATCHES = 200
 
 
 def run_command(config: PlanConfig) -> int:
@@ -105,55 +104,60 @@ def make_plan(
 
     Raises:
         MissingFileError, FileFormatError: a dataset, trace or description that cannot be read.
-        ArgumentError: a budget below a row, or a trace of another dataset.
-        UnsupportedError: the graph is heterogeneous.
+        ArgumentError: a budget below a row, a trace of another dataset, or no such target.
+        UnsupportedError: an option that heterogeneous graphs cannot have.
     """
     with _opened(config) as dataset:
         return _make_plan(config, dataset, progress)
 
 
 def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    memory, evaluation = _memory(config, dataset)
+    target = target_of(dataset, config.target)
+    memory, evaluation = _memory(config, dataset, target)
     threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
     hardware = _hardware(config, dataset)
-    seeds, seeds_are = training_seeds(dataset)
-    with _trace(config, dataset, seeds, progress) as trace:
+    seeds, seeds_are = training_seeds(dataset, target)
+    with open_traces(config, dataset, target, seeds, progress) as traces:
+        batches = len(next(iter(traces.values())))
         kind, importance = importance_for_cache(
             dataset,
             config.score,
+            target=target,
             seeds=seeds,
             fanouts=config.fanouts,
             batch_size=config.batch_size,
-            batches=len(trace),
+            batches=batches,
             seed=config.seed + 1,  # not the batches that are planned: those are yet to come
             threads=config.threads,
             progress=progress,
         )
         epoch_batches = -(-len(seeds) // config.batch_size)
         epoch = epoch_batches if config.trace is None else None
-        workload = _workload(config, dataset, trace, epoch, importance)
-        budgets = plan_budgets(workload, config.budget, victim_bytes)
+        workloads = [
+            workload_of(config, dataset, of, trace, epoch, importance[of] if importance else None)
+            for of, trace in traces.items()
+        ]
+        budgets = plan_budgets(workloads, config.budget, victim_bytes)
         cases = [case for budget in budgets for case in budget.cases]
         results = run_cases(
-            workload, cases, threads, lambda done, total: progress("simulate", done, total)
+            workloads, cases, threads, lambda done, total: progress("simulate", done, total)
         )
-        touched = count_touched(trace)
-    found = iter(results)
+        sizes = _sizes(dataset, target, workloads)
+    step_seconds = config.step_time / 1000
+    facts = iter(
+        case_facts(case, result, hardware, epoch_batches, step_seconds)
+        for case, result in zip(cases, results, strict=True)
+    )
     plan: dict[str, Any] = {
         "dataset": config.dataset if config.dataset in DATASET_NAMES else str(dataset.path),
-        "rows": workload.rows,
-        "row_bytes": workload.row_bytes,
-        "dtype": workload.dtype,
-        "feature_bytes": workload.bytes,
-        "rows_touched": touched,
+        **sizes,
         "trace": config.trace,
         "seeds": seeds_are,
         "fanouts": None if config.trace else list(config.fanouts),
         "batch_size": config.batch_size,
-        "batches": len(trace),
+        "batches": batches,
         "ranks": config.ranks,
-        "ids": trace.num_ids,
         "epoch_batches": epoch_batches,
         "policy": config.policy,
         "window": config.window,
@@ -167,42 +171,70 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
             {
                 "budget": budget.text,
                 "bytes": budget.bytes,
-                "cases": {
-                    case.role: case_facts(
-                        case, next(found), hardware, epoch_batches, config.step_time / 1000
-                    )
-                    for case in budget.cases
-                },
+                "cases": _by_role(islice(facts, len(budget.cases)), dataset.heterogeneous),
             }
             for budget in budgets
         ],
     }
-    step_seconds = config.step_time / 1000
-    for each in plan["budgets"]:
+    for each in plan["budgets"] if not dataset.heterogeneous else ():
         each["packing"] = packing_facts(
-            each["cases"]["belady"], workload.bytes, hardware, epoch_batches, step_seconds
+            each["cases"]["belady"], sizes["feature_bytes"], hardware, epoch_batches, step_seconds
         )
     plan["notes"] = notes_on(plan)
     return plan
 
 
-def _memory(config: PlanConfig, dataset: Dataset) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _sizes(dataset: Dataset, target: str, workloads: Sequence[Workload]) -> dict[str, Any]:
+    """Of the graph, of each table of features, and of all of them together."""
+    tables = {
+        each.table: {
+            "rows": each.rows,
+            "row_bytes": each.row_bytes,
+            "dtype": each.dtype,
+            "feature_bytes": each.bytes,
+            "rows_touched": count_touched(each.trace),
+            "ids": each.trace.num_ids,
+        }
+        for each in workloads
+    }
+    if not dataset.heterogeneous:
+        return tables[NODE_TYPE]
+    summed = ("rows", "feature_bytes", "rows_touched", "ids")
+    return {
+        "target": target,
+        "node_types": {kind: dataset.num_nodes(kind) for kind in dataset.node_types},
+        "edge_types": {",".join(kind): dataset.num_edges(kind) for kind in dataset.edge_types},
+        "tables": tables,
+        **{name: sum(each[name] for each in tables.values()) for name in summed},
+    }
+
+
+def _by_role(facts: Iterable[dict[str, Any]], heterogeneous: bool) -> dict[str, Any]:
+    """The facts of a budget's caches, of several tables together with each."""
+    roles: dict[str, list[dict[str, Any]]] = {}
+    for each in facts:
+        roles.setdefault(each["role"], []).append(each)
+    return {
+        role: total_facts(tables) if heterogeneous else tables[0] for role, tables in roles.items()
+    }
+
+
+def _memory(
+    config: PlanConfig, dataset: Dataset, target: str
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What a training run with these options takes by name, with ``--cache auto`` and all ranks on
     one machine; and how it is evaluated, where that is exact."""
-    fanouts, ranks = config.fanouts, config.ranks or 1
-    run = TrainConfig(
-        dataset=config.dataset,
-        layers=len(fanouts),
-        fanouts=fanouts,
-        hidden=config.hidden,
-        batch_size=config.batch_size,
-        eval=config.eval,
-        seed=config.seed,
-        ranks=config.ranks,
-    )
+    ranks, run = config.ranks or 1, _run(config)
     features = FeatureOptions(score="auto" if config.score == "none" else config.score)
+    evaluation = None
     with process_budget().run(check_bytes("memory", config.memory), ranks) as budget:
-        evaluation = plan_memory(run, dataset, features, TopologyOptions.of(config))
+        if dataset.heterogeneous:
+            unlabelled = Task(node_type=target, num_classes=0)
+            has_labels = dataset.has("labels", target)
+            task = task_of(dataset, target) if has_labels else unlabelled
+            plan_memory_of_types(run, dataset, task, features)
+        else:
+            evaluation = plan_memory(run, dataset, features, TopologyOptions.of(config))
         plan_features(dataset, features, ranks)
         if config.memory is not None:
             budget.check("give more --memory")
@@ -210,28 +242,47 @@ def _memory(config: PlanConfig, dataset: Dataset) -> tuple[dict[str, Any], dict[
         return {"names": planned_names(), "total": budget.total, "ranks": ranks}, facts
 
 
+def _run(config: PlanConfig) -> TrainConfig:
+    """The training run that is planned."""
+    return TrainConfig(
+        dataset=config.dataset,
+        target=config.target,
+        layers=len(config.fanouts),
+        fanouts=config.fanouts,
+        hidden=config.hidden,
+        batch_size=config.batch_size,
+        seed_block=config.seed_block,
+        eval=config.eval,
+        seed=config.seed,
+        ranks=config.ranks,
+        topology=config.topology,
+        topology_memory=config.topology_memory,
+        victim_buffer=config.victim_buffer,
+        trace=config.trace,
+    )
+
+
 @contextmanager
 def _opened(config: PlanConfig) -> Iterator[Dataset]:
     """The dataset; one that has only a name lies in a temporary folder meanwhile."""
     if config.dataset not in DATASET_NAMES:
-        yield _open(Path(config.dataset))
+        yield _open(Path(config.dataset), config)
         return
+    check_one_type(config.dataset, config.target)
     with closing(ScratchFolder("gnnsys-plan-")) as folder:
         path = folder.path / config.dataset
         if config.dataset == "demo":
             generate_community(path, nodes=DEMO_NODES, seed=config.seed)
         else:
             convert_pyg_name(config.dataset, Path(config.root), path, ConvertOptions())
-        yield _open(path)
+        yield _open(path, config)
 
 
-def _open(folder: Path) -> Dataset:
+def _open(folder: Path, config: PlanConfig) -> Dataset:
     dataset = open_dataset(folder)
     if dataset.heterogeneous:
-        raise UnsupportedError(
-            f"{folder}: heterogeneous; gnnsys plan takes homogeneous graphs so far"
-        )
-    if not dataset.has("features"):
+        check_heterogeneous(_run(config))
+    if not feature_tables(dataset):
         raise ArgumentError(
             f"{folder}: has no features to cache; convert it again with --features FILE"
         )
@@ -243,65 +294,5 @@ def _open(folder: Path) -> Dataset:
 def _hardware(config: PlanConfig, dataset: Dataset) -> Hardware:
     if config.hardware != "this":
         return read_hardware(config.hardware)
-    shard = dataset.manifest.nodes[NODE_TYPE].tables["features"].shards[0]
-    return measure_hardware(dataset.path / shard.path)
-
-
-@contextmanager
-def _trace(
-    config: PlanConfig, dataset: Dataset, seeds: Tensor, progress: Progress
-) -> Iterator[Trace]:
-    """The batches to plan; sampled ones lie in a temporary file meanwhile."""
-    rows = dataset.num_nodes()
-    if config.trace is not None:
-        trace = read_trace(config.trace)
-        if trace.num_rows != rows:
-            raise ArgumentError(
-                f"--trace {config.trace}: of a table of {trace.num_rows} rows, but {dataset.path} "
-                f"has {rows} nodes; give a trace that was recorded with this dataset"
-            )
-        if len(trace) == 0:
-            raise ArgumentError(f"--trace {config.trace}: holds no batch; record it again")
-        yield trace[: config.batches]
-        return
-    batches = config.batches or _BATCHES
-    run = sampled_ids(
-        graph_to_sample(dataset),
-        seeds,
-        config.fanouts,
-        batch_size=config.batch_size,
-        batches=batches,
-        seed=config.seed,
-        seed_block=config.seed_block,
-        threads=config.threads,
-    )
-    with closing(ScratchFolder("gnnsys-plan-")) as folder:
-        path = folder.path / "trace"
-        with TraceWriter(path, rows) as writer:
-            for number, ids in enumerate(run, 1):
-                writer.add(ids)
-                progress("sample: batches", number, batches)
-        yield read_trace(path)
-
-
-def _workload(
-    config: PlanConfig,
-    dataset: Dataset,
-    trace: Trace,
-    epoch: int | None,
-    importance: NDArray[np.uint16] | None,
-) -> Workload:
-    table = dataset.manifest.nodes[NODE_TYPE].tables["features"]
-    return Workload(
-        trace=trace,
-        rows=table.shape[0],
-        columns=int(np.prod(table.shape[1:], dtype=np.int64)),
-        dtype=table.encoding.dtype,
-        row_bytes=table.encoding.row_stride,
-        offset=table.shards[0].bytes - table.shards[0].rows * table.encoding.row_stride,
-        importance=importance,
-        window=config.window,
-        policy=config.policy,
-        ranks=config.ranks,
-        epoch=epoch,
-    )
+    largest = max(feature_tables(dataset).values(), key=lambda table: table.data_bytes)
+    return measure_hardware(dataset.path / largest.shards[0].path)

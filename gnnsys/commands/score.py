@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
 from gnnsys.config.score import ScoreConfig
-from gnnsys.dataset.folder import open_dataset
+from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.dataset.importance import store_score
-from gnnsys.errors import StorageError, UnsupportedError
-from gnnsys.features.importance import importance, ranked_importance
-from gnnsys.features.replay import training_seeds
+from gnnsys.errors import ArgumentError, StorageError
+from gnnsys.features.importance import (
+    importance_of_types,
+    ranked_importance_of_types,
+    ranked_types,
+)
+from gnnsys.features.replay import target_of, training_seeds
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.system.progress import work_progress
 from gnnsys.system.records import json_text
@@ -32,42 +38,31 @@ def run_command(config: ScoreConfig) -> int:
     begun = time.perf_counter()
     folder = Path(config.dataset)
     dataset = open_dataset(folder)
-    if dataset.heterogeneous:
-        raise UnsupportedError(
-            f"{folder}: heterogeneous; gnnsys score takes homogeneous graphs so far"
+    if not ranked_types(dataset):
+        raise ArgumentError(
+            f"{folder}: no node type has features, which are what importance is of; convert it "
+            "again with features"
         )
     if not os.access(folder, os.W_OK):
         raise StorageError(f"{folder}: cannot be written, and the importance is stored there")
-    about: dict[str, Any] = {}
-    seeds, seeds_are = training_seeds(dataset)
-    if config.score == "presample":
-        about = {
-            "fanouts": list(config.fanouts),
-            "batch_size": config.batch_size,
-            "batches": config.batches,
-            "seed": config.seed,
-        }
-    graph = dataset.graph()
+    about, seeds, seeds_are = _sampling(config, dataset)
     with work_progress() as progress:
-        values = importance(
+        values = importance_of_types(
             config.score,
-            graph,
+            dataset,
             seeds=seeds,
             **about,
             threads=config.threads,
             progress=progress,
         )
-    ranked = ranked_importance(config.score, values, graph)
-    file = store_score(folder, ranked, config.score, **about)
+    ranked = ranked_importance_of_types(config.score, values, dataset)
+    files = store_score(folder, ranked, config.score, **about)
     facts = {
         "dataset": str(dataset.path),
         "score": config.score,
         **about,
-        "seeds": seeds_are if about else None,
-        "nodes": len(values),
-        "zero": int((values == 0).sum()),
-        "top": top_shares(values),
-        "file": str(file.absolute()),
+        "seeds": seeds_are,
+        **_told(values, files, dataset.heterogeneous),
         "seconds": time.perf_counter() - begun,
     }
     if config.json:
@@ -76,6 +71,53 @@ def run_command(config: ScoreConfig) -> int:
         title = f"{facts['score']} of {facts['dataset']}"
         Console().print(pairs_on_terminal(title, _rows(facts)))
     return 0
+
+
+def _sampling(
+    config: ScoreConfig, dataset: Dataset
+) -> tuple[dict[str, Any], Tensor | None, str | None]:
+    """How presampling draws batches, around which nodes, and which these are; {} and None where
+    nothing is sampled."""
+    if config.target is not None:
+        target_of(dataset, config.target)
+    if config.score != "presample":
+        return {}, None, None
+    target = target_of(dataset, config.target)
+    seeds, seeds_are = training_seeds(dataset, target)
+    about = {
+        **({"target": target} if dataset.heterogeneous else {}),
+        "fanouts": list(config.fanouts),
+        "batch_size": config.batch_size,
+        "batches": config.batches,
+        "seed": config.seed,
+    }
+    return about, seeds, seeds_are
+
+
+def _told(
+    values: dict[str, NDArray[Any]], files: dict[str, Path], heterogeneous: bool
+) -> dict[str, Any]:
+    """Of all nodes that are ranked, and of several types of each."""
+    counts = np.concatenate([*values.values()])
+    every = {
+        "nodes": len(counts),
+        "zero": int((counts == 0).sum()),
+        "top": top_shares(counts),
+    }
+    if not heterogeneous:
+        return {**every, "file": str(files[NODE_TYPE].absolute())}
+    total = counts.sum(dtype=np.float64)
+    return every | {
+        "types": {
+            kind: {
+                "nodes": len(each),
+                "zero": int((each == 0).sum()),
+                "share": float(each.sum(dtype=np.float64) / total) if total else 0.0,
+                "file": str(files[kind].absolute()),
+            }
+            for kind, each in values.items()
+        }
+    }
 
 
 def top_shares(values: NDArray[Any]) -> dict[str, float]:
@@ -97,10 +139,18 @@ def top_shares(values: NDArray[Any]) -> dict[str, float]:
 
 
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    types: dict[str, dict[str, Any]] = facts.get("types", {})
     yield "nodes", f"{facts['nodes']:,}, {facts['zero']:,} of them without any"
+    for kind, each in types.items():
+        yield (
+            f"nodes of type {kind}",
+            f"{each['nodes']:,}, {each['zero']:,} of them without any; {each['share']:.1%} of the "
+            f"{facts['score']}",
+        )
     if facts["seeds"]:
         yield "sampled from", facts["seeds"]
     for share, part in facts["top"].items():
         yield f"first {float(share):.0%} of the nodes", f"{part:.1%} of the {facts['score']}"
-    yield "stored", facts["file"]
+    for file in [each["file"] for each in types.values()] or [facts["file"]]:
+        yield "stored", file
     yield "time", f"{facts['seconds']:.1f} s"

@@ -41,11 +41,6 @@ def check_heterogeneous(config: TrainConfig) -> None:
             f"--eval neighborhoods: is for homogeneous graphs, but {config.dataset} is "
             "heterogeneous; give layerwise or sampled"
         )
-    if config.score not in ("auto", "degree", "none"):
-        raise UnsupportedError(
-            f"--score {config.score}: the importance of a heterogeneous graph's rows "
-            f"({config.dataset}) is their degree; give degree or none"
-        )
     if config.device == "simt":
         raise UnsupportedError(
             f"--device simt: does not take heterogeneous graphs ({config.dataset}); give cpu"

@@ -37,6 +37,7 @@ class PlanConfig:
         gnnsys plan my-graph --budget 10% --hardware server.toml --json
         gnnsys plan my-graph --trace run1.trace --picture plan.html
         gnnsys plan my-graph --ranks 4 --budget 10%
+        gnnsys plan my-heterogeneous-graph --target paper --budget 1GB
         gnnsys plan my-graph --parallel all --ranks 8 --model gcnii --layers 32 --hidden 1000
         gnnsys plan cora --root data --parallel pipeline --ranks 4 --picture schedule.png
     """
@@ -54,6 +55,10 @@ class PlanConfig:
     dataset: Annotated[str, tyro.conf.Positional]
     """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper or demo, planned as
     if its features were in a file."""
+
+    target: Annotated[str, "TYPE"] | None = None
+    """Node type that is trained on, of a heterogeneous dataset folder: batches are drawn around it.
+    Default: the one that the folder names."""
 
     parallel: Literal["pipeline", "graph", "hybrid", "all"] | None = None
     """Instead of a cache, plan full-graph training of a deep model on several ranks: bytes sent,
@@ -89,7 +94,7 @@ class PlanConfig:
 
     budget: Annotated[tuple[str, ...], "SIZE [SIZE ...]"] = ("1%", "5%", "10%", "25%")
     """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
-    features (10%)."""
+    features (10%). Of several node types it is for the rows of all, as of gnnsys train."""
 
     memory: Size | None = None
     """Bytes (10GB) for a training run with these options, --hidden and --eval, as of gnnsys train:

@@ -30,16 +30,22 @@ class ScoreConfig:
     Examples:
         gnnsys score my-graph --fanouts 15,10,5
         gnnsys score my-graph --score degree
+        gnnsys score my-heterogeneous-graph --target paper --fanouts 15,10
     """
 
     dataset: Annotated[str, tyro.conf.Positional]
     """A dataset folder."""
 
+    target: Annotated[str, "TYPE"] | None = None
+    """For presample: node type that is to be trained on, of a heterogeneous dataset folder.
+    Default: the one that the folder names."""
+
     score: Importance = "presample"
     """presample: in how many batches of a short run of the sampler a node occurs, with the training
-    nodes and --fanouts. degree: in how many lists of neighbours it stands. pagerank: how often a
-    walk is there that follows edges backwards. presample is the best where few nodes are trained
-    on; where none are named it takes all."""
+    nodes and --fanouts. degree: in how many lists of neighbours it stands, of all edge types.
+    pagerank: how often a walk is there that follows edges backwards, of whatever type. presample is
+    the best where few nodes are trained on; where none are named it takes all. Of several node
+    types those with features are ranked together, since their rows share a cache."""
 
     fanouts: Annotated[tuple[int, ...], FANOUTS] = FIRST_FANOUTS[:2]
     """For presample: neighbours to sample per node for each hop, nearest the seeds first, between

@@ -162,16 +162,23 @@ class Dataset(DatasetTables):
 
     def score_kind(self) -> str | None:
         """The kind of score that ``gnnsys score`` stored; None without one. Nothing is read."""
-        if self.heterogeneous or not self.has(SCORE_TABLE):
+        if not any(self.has(SCORE_TABLE, kind) for kind in self.node_types):
             return None
         about = self.manifest.source.get(SCORE_TABLE)
         kind = about.get("kind") if isinstance(about, dict) else None
         return str(kind or "unknown")
 
-    def static_score(self) -> tuple[str, NDArray[np.uint16]] | None:
-        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores; None without one."""
+    def static_score(self, node_type: str = NODE_TYPE) -> tuple[str, NDArray[np.uint16]] | None:
+        """The kind of score that ``gnnsys score`` stored, and (nodes,) scores of a node type; None
+        without one.
+
+        Raises:
+            FileFormatError: the file is damaged.
+        """
         kind = self.score_kind()
-        return None if kind is None else (kind, self._whole(SCORE_TABLE, NODE_TYPE))
+        if kind is None or not self.has(SCORE_TABLE, node_type):
+            return None
+        return kind, self._whole(SCORE_TABLE, node_type)
 
     def stores(
         self,

@@ -1,6 +1,7 @@
 """The node ids of the batches that training samples, without training.
 
-Owns ``sampled_ids``, ``epoch_ids`` and ``training_seeds``. Invariant: batch by batch these are the
+Owns ``sampled_ids``, ``sampled_ids_of_types``, ``epoch_ids``, and what they draw around and from:
+``target_of``, ``training_seeds`` and ``source_to_sample``. Invariant: batch by batch these are the
 ids, in the order, that ``gnnsys.NeighborLoader`` gives for the same graph, seeds, fanouts, batch
 size and seed.
 """
@@ -8,6 +9,7 @@ size and seed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.dataset.folder import Dataset
+from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
 
-__all__ = ["epoch_ids", "sampled_ids", "training_seeds"]
+__all__ = [
+    "epoch_ids",
+    "sampled_ids",
+    "sampled_ids_of_types",
+    "source_to_sample",
+    "target_of",
+    "training_seeds",
+]
 
 
 def sampled_ids(
@@ -57,6 +67,48 @@ def sampled_ids(
     >>> [sorted(ids.tolist()) for ids in batches]
     [[0, 3], [1, 2], [1, 2]]
     """
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "batches": batches, "seed": seed, "seed_block": seed_block,
+        "threads": threads,
+    }  # fmt: skip
+    for found in sampled_ids_of_types(graph, NODE_TYPE, seeds, fanouts, **options):
+        yield found[NODE_TYPE]
+
+
+def sampled_ids_of_types(
+    source: Any,
+    target: str,
+    seeds: Tensor,
+    fanouts: Sequence[int],
+    *,
+    batch_size: int = 1024,
+    batches: int = 200,
+    seed: int = 0,
+    seed_block: int = 1,
+    threads: int = 0,
+) -> Iterator[dict[str, NDArray[np.int64]]]:
+    """``sampled_ids`` of a graph with types.
+
+    Args:
+        source: the graph as ``NeighborSampler`` takes it; nodes of one without types are of
+            ``NODE_TYPE``.
+        target: node type of the seeds.
+        seeds, fanouts, batch_size, batches, seed, seed_block, threads: as there.
+
+    Yields:
+        (m,) distinct ids of each node type in a batch.
+
+    Raises:
+        ArgumentError: no seeds, or an option that cannot be used.
+
+    >>> import torch
+    >>> from torch_geometric.data import HeteroData
+    >>> data = HeteroData(a={"num_nodes": 3}, b={"num_nodes": 2})
+    >>> data["a", "to", "b"].edge_index = torch.tensor([[2, 0], [0, 1]])
+    >>> (batch,) = sampled_ids_of_types(data, "b", torch.tensor([0]), [1], batches=1)
+    >>> {kind: ids.tolist() for kind, ids in batch.items()}
+    {'a': [2], 'b': [0]}
+    """
     if len(seeds) == 0:
         raise ArgumentError("seeds: none; name training nodes when the dataset is converted")
     if batch_size < 1 or batches < 0 or seed_block < 1:
@@ -64,19 +116,16 @@ def sampled_ids(
             f"batch_size {batch_size}, batches {batches}, seed_block {seed_block}: expected at "
             "least 1, 0 and 1"
         )
-    sampler = NeighborSampler(graph, list(fanouts), seed=seed, threads=threads)
+    sampler = NeighborSampler(source, list(fanouts), seed=seed, threads=threads)
     per_epoch = -(-len(seeds) // batch_size)
     for epoch in range(-(-batches // per_epoch)):
         most = min(len(seeds), (batches - epoch * per_epoch) * batch_size)
-        yield from epoch_ids(
-            sampler,
-            seeds,
-            epoch,
-            batch_size=batch_size,
-            seed=seed,
-            seed_block=seed_block,
-            most=most,
-        )
+        order = _order(seeds, epoch, seed, seed_block, most)
+        for group, positions in enumerate(order.split(batch_size)):
+            part = seeds[positions]
+            out = sampler.sample({target: part} if sampler.is_hetero else part, group, epoch).node
+            nodes = out if isinstance(out, dict) else {NODE_TYPE: out}
+            yield {kind: ids.cpu().numpy() for kind, ids in nodes.items()}
 
 
 def epoch_ids(
@@ -87,7 +136,6 @@ def epoch_ids(
     batch_size: int,
     seed: int,
     seed_block: int = 1,
-    most: int | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """Samples the batches of one epoch, in their order.
 
@@ -98,19 +146,60 @@ def epoch_ids(
         batch_size: seeds of a batch; the last one may have fewer.
         seed: of the order of seeds.
         seed_block: seeds that stay together in it.
-        most: seeds to take; None for all.
 
     Yields:
         (m,) distinct ids of each batch, the seeds first.
     """
-    order = ShuffledSeeds(len(seeds), Epochs(), seed, seed_block, seeds).order(epoch, most)
+    order = _order(seeds, epoch, seed, seed_block)
     for group, positions in enumerate(order.split(batch_size)):
         yield sampler.sample(seeds[positions], group, epoch).node.cpu().numpy()
 
 
-def training_seeds(dataset: Dataset) -> tuple[Tensor, str]:
-    """(n,) ids of the training nodes, or of all nodes where none are named, and which these are."""
-    train = dataset.split("train")
+def _order(
+    seeds: Tensor, epoch: int, seed: int, seed_block: int, most: int | None = None
+) -> Tensor:
+    """(n,) positions of the seeds in the order of an epoch, at most so many."""
+    return ShuffledSeeds(len(seeds), Epochs(), seed, seed_block, seeds).order(epoch, most)
+
+
+def source_to_sample(dataset: Dataset) -> Any:
+    """The graph of a heterogeneous dataset as ``NeighborSampler`` takes it; no feature is read."""
+    return dataset.stores(edge_features=False, device="cpu", storage="mmap")
+
+
+def target_of(dataset: Dataset, target: str | None = None) -> str:
+    """The node type that batches are drawn around.
+
+    Args:
+        dataset: that is open.
+        target: as the user named it; None for the one that the folder's task is of.
+
+    Raises:
+        ArgumentError: there is no such type, or several and neither names one.
+    """
+    if target is not None:
+        if target not in dataset.node_types:
+            raise ArgumentError(
+                f"--target {target}: {dataset.path} has no such node type; expected one of "
+                f"{', '.join(dataset.node_types)}"
+            )
+        return target
+    if dataset.task is not None:
+        return dataset.task.node_type
+    if dataset.heterogeneous:
+        raise ArgumentError(
+            f"{dataset.path}: names no task, so that it is not known which nodes batches are of; "
+            f"give --target, one of {', '.join(dataset.node_types)}"
+        )
+    return NODE_TYPE
+
+
+def training_seeds(dataset: Dataset, target: str = NODE_TYPE) -> tuple[Tensor, str]:
+    """(n,) ids of the training nodes of a type, or of all its nodes where none are named, and which
+    these are."""
+    of = f" of type {target}" if dataset.heterogeneous else ""
+    train = dataset.split("train", target)
     if len(train):
-        return train, "training nodes"
-    return torch.arange(dataset.num_nodes()), "all nodes, for no training nodes are named"
+        return train, f"training nodes{of}"
+    none = f"all nodes{of}, for no training nodes are named"
+    return torch.arange(dataset.num_nodes(target)), none

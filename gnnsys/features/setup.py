@@ -11,17 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.cache.arena import rows_of
+from gnnsys.cache.arena import rows_of, share_bytes
 from gnnsys.cache.making import LEAST_STAGING, staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
-from gnnsys.dataset.format import Table
+from gnnsys.dataset.format import NODE_TYPE, Table
 from gnnsys.errors import ArgumentError
-from gnnsys.features.importance import importance_for_cache, importance_of_types, needs_importance
+from gnnsys.features.importance import importance_for_cache, needs_importance
 from gnnsys.features.options import FeatureOptions, parse_cache
+from gnnsys.features.replay import target_of
 from gnnsys.system.budget import (
     AHEAD,
     BATCHES,
@@ -52,8 +55,8 @@ _SHARE = 0.9
 """``--cache auto`` takes so much of the memory that is left; the rest is for what has no name."""
 OF_A_ROW, OF_A_SLOT = 4, 18
 """Bytes that the planner has for each row of the table, and for each one in the cache."""
-_OF_DEGREE, _OF_IMPORTANCE = 8, 16
-"""Bytes a node while importance by degree, or another one or that of types, is computed and
+_OF_DEGREE, _OF_IMPORTANCE, _OF_TYPES = 8, 16, 24
+"""Bytes a node while importance by degree, another one, or that of several types is computed and
 ranked."""
 _RANKED = 64 << 20
 """Bytes of a block of edges or nodes meanwhile."""
@@ -74,17 +77,22 @@ def setup_features(
     dataset: Dataset,
     options: FeatureOptions,
     ranks: int = 1,
+    *,
+    target: str | None = None,
+    seeds: Tensor | None = None,
     **sampling: Any,
 ) -> dict[str, Any]:
     """Options of ``gnnsys.unified`` for the features of a dataset folder.
 
-    Those of several node types have one cache together, whose memory goes to the rows that stand in
-    most lists of neighbours (``gnnsys.CacheArena``).
+    Those of several node types have one cache together, whose memory goes to the rows of the
+    greatest importance for their bytes (``gnnsys.CacheArena``).
 
     Args:
         dataset: homogeneous with a table "features", or heterogeneous.
         options: as the user gave them.
         ranks: that call this together, and share the cache unless the options say otherwise.
+        target: node type that is trained on; None for that of the folder's task.
+        seeds: (n,) int64 nodes of that type which are trained on; None for those of the folder.
         sampling: of training, for ``--score presample``: ``fanouts``, ``batch_size`` and ``seed``;
             and ``threads`` that compute an importance, 0 for all cores.
 
@@ -99,35 +107,61 @@ def setup_features(
     process_budget().check(_TOO_SMALL)
     if cache is None or not feature_tables(dataset):
         return {"storage": storage}
-    if dataset.heterogeneous:
-        return {"storage": storage, **_setup_types(dataset, options, cache)}
+    if dataset.heterogeneous and isinstance(cache, int):
+        raise ArgumentError(
+            f"--cache {cache}: rows of which type? {dataset.path} has several; give bytes such as "
+            "8GB, or a share of all rows such as 10%"
+        )
     if options.trace:
         check_folder_of(Path(options.trace), f"--trace {options.trace}")
+    kind = target_of(dataset, target)
+    sampling["seeds"] = dataset.split("train", kind) if seeds is None else seeds
+    importance = _importance(dataset, options, ranks, kind, **sampling)
+    if dataset.heterogeneous:
+        return {"storage": storage, **_setup_types(dataset, options, cache, importance)}
+    return {"storage": storage, **_setup_rows(dataset, options, cache, importance, ranks)}
+
+
+def _importance(
+    dataset: Dataset, options: FeatureOptions, ranks: int, target: str, **sampling: Any
+) -> dict[str, NDArray[np.uint16]] | None:
+    """(nodes,) of each node type with features; None for none."""
     began = time.perf_counter()
     kind, importance = importance_for_cache(
-        dataset, options.score, ranks, seeds=dataset.split("train"), **sampling
+        dataset, options.score, ranks, target=target, **sampling
     )
     if needs_importance(dataset, options):
-        if importance is not None and ranks == 1:
-            process_budget().hold("importance", importance.nbytes, importance)
+        for each in (importance or {}).values() if ranks == 1 else ():
+            process_budget().hold("importance", each.nbytes, each)
         seconds = time.perf_counter() - began
         level = logging.WARNING if seconds >= _LONG else logging.INFO
+        of = f" --target {target}" if dataset.heterogeneous and kind == "presample" else ""
         _log.log(
-            level, "--score %s: computed in %.1f s; gnnsys score %s --score %s stores it for the "
-            "next runs", options.score, seconds, dataset.path, kind
+            level, "--score %s: computed in %.1f s; gnnsys score %s --score %s%s stores it for the "
+            "next runs", options.score, seconds, dataset.path, kind, of
         )  # fmt: skip
+    return importance
+
+
+def _setup_rows(
+    dataset: Dataset,
+    options: FeatureOptions,
+    cache: int | float | str,
+    importance: dict[str, NDArray[np.uint16]] | None,
+    ranks: int,
+) -> dict[str, Any]:
+    """Options of ``gnnsys.unified`` for the features of a homogeneous graph behind a cache."""
     is_shared = ranks > 1 and options.share_cache != "none"
     rows, row_bytes, _ = _size_of(dataset)
     size = rows, row_bytes
     own = 1 if is_shared else ranks
     in_host = ranks > 1 and options.share_cache not in ("auto", "peer")
     return {
-        "storage": storage,
         "cache": cache if own == 1 else rows_of(cache, *size, "cache") // own,
         # What "auto" found was found in the host's memory.
         "cache_on": "host" if options.cache == "auto" or in_host else "auto",
         "shared": options.share_cache if is_shared else False,
-        "scores": importance,
+        "scores": None if importance is None else importance[NODE_TYPE],
         "prefill": importance is not None,
         **_of_any_cache(options),
         "victim_buffer": rows_of(options.victim_buffer, *size, "victim_buffer") // own,
@@ -135,23 +169,19 @@ def setup_features(
 
 
 def _setup_types(
-    dataset: Dataset, options: FeatureOptions, cache: int | float | str
+    dataset: Dataset,
+    options: FeatureOptions,
+    cache: float | str,
+    importance: dict[str, NDArray[np.uint16]] | None,
 ) -> dict[str, Any]:
     """Options of ``gnnsys.unified`` for the features of several node types before one cache."""
-    if isinstance(cache, int):
-        raise ArgumentError(
-            f"--cache {cache}: rows of which type? {dataset.path} has several; give bytes such as "
-            "8GB, or a share of all rows such as 10%"
-        )
-    nbytes = int(cache * _size_of(dataset)[2]) if isinstance(cache, float) else cache
-    scores = None if options.score == "none" else importance_of_types(dataset)
-    for each in (scores or {}).values():
-        process_budget().hold("importance", each.nbytes, each)
+    sizes = [(each.shape[0], each.encoding.row_stride) for each in feature_tables(dataset).values()]
+    nbytes = share_bytes(cache, sizes) if isinstance(cache, float) else cache
     return {
         "cache": str(nbytes),
         "cache_on": "host" if options.cache == "auto" else "auto",
-        "scores": scores,
-        "prefill": scores is not None,
+        "scores": importance,
+        "prefill": importance is not None,
         "policy": options.policy,
         "window": options.window,
     }
@@ -258,9 +288,10 @@ def reserve_ranking(dataset: Dataset, options: FeatureOptions) -> None:
     memory, so far as that is planned."""
     budget, needed = process_budget(), 0
     if needs_importance(dataset, options):
-        by_degree = options.score in ("auto", "degree") and not dataset.heterogeneous
-        each = _OF_DEGREE if by_degree else _OF_IMPORTANCE
-        needed = (_RANKED + each * _size_of(dataset)[0]) // budget.ranks  # by one of them
+        of_one = _OF_DEGREE if options.score in ("auto", "degree") else _OF_IMPORTANCE
+        each = _OF_TYPES if dataset.heterogeneous else of_one
+        nodes = sum(map(dataset.num_nodes, dataset.node_types))
+        needed = (_RANKED + each * nodes) // budget.ranks  # by one of them
     budget.reserve(RANKING, max(0, needed - sum(map(budget.planned, _AFTER_RANKING))))
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnsys.cache.arena import CacheArena, Table, share_bytes
 from gnnsys.cache.plan import Policy
 from gnnsys.cache.shared.simulator import simulate_ranks
 from gnnsys.cache.simulator import SimulationResult, simulate
@@ -25,7 +26,15 @@ from gnnsys.errors import ArgumentError, TooLargeError
 from gnnsys.system.budget import process_budget
 from gnnsys.system.sizes import parse_bytes_or_share
 
-__all__ = ["CacheBudget", "Case", "Workload", "count_touched", "plan_budgets", "run_cases"]
+__all__ = [
+    "PRECISIONS",
+    "CacheBudget",
+    "Case",
+    "Workload",
+    "count_touched",
+    "plan_budgets",
+    "run_cases",
+]
 
 _Simulated = Policy | Literal["belady"]
 _OF_RANKS = ("shared", "private")
@@ -33,15 +42,20 @@ _OF_RANKS = ("shared", "private")
 _MOST_IDS = 1 << 29
 _OF_A_ROW, _OF_AN_ID = 8, 16 * 2 + 8
 """Bytes of a planner."""
-_PRECISIONS: dict[str, Scale | None] = {
+PRECISIONS: dict[str, Scale | None] = {
     "float32": None, "float16": None, "int8": "row", "int4": "row",
 }  # fmt: skip
 """That features may be stored in, and whether rows have scales then."""
+_CONVERTED = (*PRECISIONS, "bfloat16", "float64")
+"""Element types that can be stored in another precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """Batches, and the table of features that they read."""
+    """Batches, and a table of features that they read."""
+
+    table: str
+    """The node type that it is of."""
 
     trace: Trace
     rows: int
@@ -68,8 +82,11 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One cache that is simulated."""
+    """One cache that is simulated: of a table, which has a part of the budget where others share
+    it."""
 
+    table: str
+    """Node type."""
     role: str
     """``planned``: what the user asks for; ``static`` and ``belady``: what bounds it from both
     sides; ``one cache``: the victim buffer's memory as cache; ``shared`` and ``private``: one cache
@@ -91,77 +108,112 @@ class CacheBudget:
     """As the user wrote it."""
     bytes: int
     cases: tuple[Case, ...]
+    """Role by role, of each those of all tables."""
 
 
 def plan_budgets(
-    workload: Workload, texts: Sequence[str], victim_bytes: int = 0
+    workloads: Sequence[Workload], texts: Sequence[str], victim_bytes: int = 0
 ) -> list[CacheBudget]:
     """The caches worth comparing for each budget.
 
+    Several tables divide it as in training: it goes to the rows of the greatest importance for
+    their bytes (``gnnsys.CacheArena``), whatever the policy.
+
     Args:
-        workload: what they serve.
+        workloads: what they serve, of each table; one alone may have ranks.
         texts: bytes, such as 2GB, or shares of the features, such as 10%.
         victim_bytes: of a victim buffer beside each; ``static`` and ``belady`` get them as cache.
 
     Raises:
-        ArgumentError: neither bytes nor a share, more than 100 %, or less than a row.
+        ArgumentError: neither bytes nor a share, more than 100 %, or less than a row of each table.
     """
+    ranks = workloads[0].ranks
+    others = [
+        dtype
+        for dtype in PRECISIONS
+        if any(each.dtype in _CONVERTED and each.dtype != dtype for each in workloads)
+    ]
     budgets = []
     for text in texts:
-        size = _budget_bytes(text, workload)
-        planned = _case(workload, "planned", size, victim_bytes)
+        size = _budget_bytes(text, workloads)
+        planned = _cases(workloads, "planned", size, victim_bytes)
         cases = [
-            planned,
-            _case(workload, "static", size + victim_bytes, policy="static"),
-            _case(workload, "belady", size + victim_bytes, policy="belady"),
+            *planned,
+            *_cases(workloads, "static", size + victim_bytes, policy="static"),
+            *_cases(workloads, "belady", size + victim_bytes, policy="belady"),
         ]
-        if planned.victim_cells:
-            cases.append(_case(workload, "one cache", size + victim_bytes))
-        if workload.ranks is not None:
-            cases += [_case(workload, role, size, victim_bytes) for role in _OF_RANKS]
-        if workload.dtype in (*_PRECISIONS, "bfloat16", "float64"):
-            others = [dtype for dtype in _PRECISIONS if dtype != workload.dtype]
-            cases += [_case(workload, dtype, size, victim_bytes, dtype=dtype) for dtype in others]
+        if planned[0].victim_cells:
+            cases += _cases(workloads, "one cache", size + victim_bytes)
+        for role in _OF_RANKS if ranks is not None else ():
+            cases += _cases(workloads, role, size, victim_bytes)
+        for dtype in others:
+            cases += _cases(workloads, dtype, size, victim_bytes, dtype=dtype)
         budgets.append(CacheBudget(text=text.strip(), bytes=size, cases=tuple(cases)))
     return budgets
 
 
-def _budget_bytes(text: str, workload: Workload) -> int:
+def _budget_bytes(text: str, workloads: Sequence[Workload]) -> int:
     size = parse_bytes_or_share(text, "--budget")
     if isinstance(size, Fraction):
-        size = int(size * workload.rows) * workload.row_bytes
-    if size < workload.row_bytes:
-        raise ArgumentError(
-            f"--budget {text}: {size} bytes, less than a row of {workload.row_bytes}; give more"
-        )
+        size = share_bytes(size, [(each.rows, each.row_bytes) for each in workloads])
+    least = sum(each.row_bytes for each in workloads if each.rows)
+    if size < max(1, least):
+        one = "a row of" if len(workloads) == 1 else f"one row of each of {len(workloads)} tables,"
+        raise ArgumentError(f"--budget {text}: {size} bytes, less than {one} {least}; give more")
     return size
 
 
-def _case(
-    workload: Workload,
+def _cases(
+    workloads: Sequence[Workload],
     role: str,
     cache_bytes: int,
     victim_bytes: int = 0,
     *,
     policy: _Simulated | None = None,
     dtype: str | None = None,
-) -> Case:
-    row_bytes = workload.row_bytes
-    if dtype is not None:
-        shape = workload.rows, workload.columns
-        row_bytes = Encoding.of(dtype, shape, _PRECISIONS[dtype]).row_stride
-    return Case(
-        role=role,
-        policy=policy or workload.policy,
-        dtype=dtype or workload.dtype,
-        row_bytes=row_bytes,
-        capacity=min(workload.rows, cache_bytes // row_bytes),
-        victim_cells=min(workload.rows, victim_bytes // row_bytes),
-    )
+) -> list[Case]:
+    """Those of a role, of each table."""
+    stored = [_stored_as(each, dtype) for each in workloads]
+    row_bytes = [size for _, size in stored]
+    rows = _divide(cache_bytes, workloads, row_bytes)
+    return [
+        Case(
+            table=each.table,
+            role=role,
+            policy=policy or each.policy,
+            dtype=name,
+            row_bytes=size,
+            capacity=capacity,
+            victim_cells=min(each.rows, victim_bytes // max(1, size)),
+        )
+        for each, (name, size), capacity in zip(workloads, stored, rows, strict=True)
+    ]
+
+
+def _stored_as(workload: Workload, dtype: str | None) -> tuple[str, int]:
+    """The element type and bytes of a row of a table whose floats are stored in another one."""
+    if dtype in (None, workload.dtype) or workload.dtype not in _CONVERTED:
+        return workload.dtype, workload.row_bytes
+    shape = workload.rows, workload.columns
+    return dtype, Encoding.of(dtype, shape, PRECISIONS[dtype]).row_stride
+
+
+def _divide(nbytes: int, workloads: Sequence[Workload], row_bytes: Sequence[int]) -> list[int]:
+    """Rows of each table that a budget is for."""
+    if len(workloads) == 1:
+        return [min(workloads[0].rows, nbytes // max(1, row_bytes[0]))]
+    arena = CacheArena(nbytes)
+    tables = [
+        Table(each.table, each.rows, size, each.importance)
+        for each, size in zip(workloads, row_bytes, strict=True)
+    ]
+    for table in tables:
+        arena.add(table)
+    return [arena.rows(table) for table in tables]
 
 
 def run_cases(
-    workload: Workload,
+    workloads: Sequence[Workload],
     cases: Sequence[Case],
     threads: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -169,7 +221,7 @@ def run_cases(
     """Simulates caches, several at a time.
 
     Args:
-        workload: what they serve.
+        workloads: what they serve, of each table.
         cases: the caches.
         threads: so many at once, or fewer where their planners would not fit in memory.
         progress: is told how many are done.
@@ -177,23 +229,13 @@ def run_cases(
     Raises:
         TooLargeError: not even one planner fits, or a trace holds more ids than one takes.
     """
-    ids = workload.trace.num_ids
-    if ids >= _MOST_IDS:
-        raise TooLargeError(
-            f"batches: {ids} ids in all, expected fewer than {_MOST_IDS}, which the bound by "
-            "belady looks ahead; plan fewer with --batches"
-        )
-    # The bound knows all batches: a record of each id, in a ring that doubles, and the id itself.
-    needed = _OF_A_ROW * workload.rows + _OF_AN_ID * ids
+    needed = max(map(_planner_bytes, workloads))
     left = process_budget().left()
-    if needed > left:
-        raise TooLargeError(
-            f"batches: planning {ids} ids of {workload.rows} rows takes {needed} bytes, "
-            f"{left} are left; plan fewer with --batches"
-        )
     threads = max(1, min(threads, left // max(1, needed)))
+    by_table = {each.table: each for each in workloads}
 
     def run(case: Case) -> SimulationResult:
+        workload = by_table[case.table]
         cache: Any = workload.trace, case.policy, case.capacity, workload.window
         table: dict[str, Any] = {
             "num_rows": workload.rows,
@@ -218,6 +260,24 @@ def run_cases(
         for done, _ in enumerate(as_completed(running), 1):
             progress(done, len(cases))
         return [each.result() for each in running]
+
+
+def _planner_bytes(workload: Workload) -> int:
+    """Of the planner that takes most, which must fit."""
+    ids = workload.trace.num_ids
+    if ids >= _MOST_IDS:
+        raise TooLargeError(
+            f"batches: {ids} ids in all, expected fewer than {_MOST_IDS}, which the bound by "
+            "belady looks ahead; plan fewer with --batches"
+        )
+    # The bound knows all batches: a record of each id, in a ring that doubles, and the id itself.
+    needed, left = _OF_A_ROW * workload.rows + _OF_AN_ID * ids, process_budget().left()
+    if needed > left:
+        raise TooLargeError(
+            f"batches: planning {ids} ids of {workload.rows} rows takes {needed} bytes, "
+            f"{left} are left; plan fewer with --batches"
+        )
+    return needed
 
 
 def count_touched(trace: Trace) -> int:

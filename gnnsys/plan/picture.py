@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart, inline_svg, label_unit, line_keys, png
 from gnnsys.pages.style import page_looks, paper_looks
 from gnnsys.pages.templates import render
 from gnnsys.plan.estimate import PARTS
-from gnnsys.plan.text import plan_tables, precisions
+from gnnsys.plan.text import features_text, plan_tables, precisions, stored_as
 from gnnsys.system.files import check_folder_of, replace_file
 
 __all__ = ["write_picture"]
@@ -58,7 +57,7 @@ def _png(plan: dict[str, Any]) -> bytes:
 def _draw_hits(axes: Axes, plan: dict[str, Any]) -> None:
     """Draws hit ratios over budgets."""
     lines = [(role, role) for role in precisions(plan)]
-    lines[0] = ("planned", f"{plan['policy']}, {plan['dtype']} as stored")
+    lines[0] = ("planned", f"{plan['policy']}, {stored_as(plan, 'planned')} as stored")
     lines[1:] = [(role, f"{plan['policy']}, {role}") for role, _ in lines[1:]]
     bounds = [("static", "static"), ("belady", "bound (Belady)")]
     for number, (role, label) in enumerate([lines[0], *bounds, *lines[1:]]):
@@ -127,8 +126,7 @@ def _title(plan: dict[str, Any]) -> str:
 
 def _page(plan: dict[str, Any]) -> str:
     about = (
-        f"{plan['rows']:,} rows of {plan['row_bytes']:,} bytes, "
-        f"{numbers.memory(plan['feature_bytes'])} · {plan['batches']:,} batches · "
+        f"{features_text(plan)} · {plan['batches']:,} batches · "
         f"{plan['policy']}, window {plan['window']}, importance {plan['score']} · "
         f"{plan['hardware']['name']}"
     )

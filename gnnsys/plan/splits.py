@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gnnsys.config.plan import PlanConfig
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.pipeline.costs import Split, estimate_costs
 from gnnsys.pipeline.layer_info import LayerInfo, describe_layers
 from gnnsys.pipeline.layers import as_layers
@@ -37,10 +37,16 @@ def make_parallel_plan(
     Raises:
         MissingFileError, FileFormatError: a dataset or description that cannot be read.
         ArgumentError: ranks, stages, ways and chunks that do not fit each other or the model.
+        UnsupportedError: the graph is heterogeneous.
     """
     splits = splits_of(config)
     cluster = None if config.hardware == "this" else read_cluster(config.hardware)
-    with closing(load_dataset(config.dataset, config.root)) as dataset:
+    with closing(load_dataset(config.dataset, config.root, target=config.target)) as dataset:
+        if dataset.heterogeneous:
+            raise UnsupportedError(
+                f"--parallel {config.parallel}: is for homogeneous graphs, but {config.dataset} is "
+                "heterogeneous; leave it out"
+            )
         graph = _Graph(dataset.edge_index(), dataset.features.shape[0])
         infos = _describe(config, dataset)
     rows, schedules = [], []

@@ -1,56 +1,23 @@
-"""What ``gnnsys plan`` says: the facts of one simulated cache, notes, and tables for people."""
+"""What ``gnnsys plan`` says: notes, and tables for people."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from gnnsys.cache.simulator import SimulationResult
 from gnnsys.features.statistics import memory_rows
 from gnnsys.pages import numbers
 from gnnsys.pages.tables import TextTable, on_terminal, pairs_on_terminal
-from gnnsys.plan.caches import Case
-from gnnsys.plan.estimate import Traffic, estimate_epoch
-from gnnsys.plan.hardware import Hardware
+from gnnsys.plan.caches import PRECISIONS
 from gnnsys.plan.packing import packing_table
 
-__all__ = ["case_facts", "notes_on", "plan_tables", "precisions", "print_plan"]
+__all__ = ["features_text", "notes_on", "plan_tables", "precisions", "print_plan", "stored_as"]
 
 _LOOK_AHEAD = ("hybrid", "lookahead", "hybrid-pvp")
-_COUNTS = ("hit_ratio", "hits", "victim_hits", "misses", "copies", "bypasses", "drops")
 _LITTLE = 0.01  # of hit ratio: less than this is not worth a window
-
-
-def case_facts(
-    case: Case,
-    result: SimulationResult,
-    hardware: Hardware,
-    epoch_batches: int,
-    step_seconds: float,
-) -> dict[str, Any]:
-    """A cache and how it did, scaled to an epoch of so many batches."""
-    scale = epoch_batches / result.batches
-    traffic = Traffic(
-        rows=result.rows * scale,
-        rows_read=result.misses * scale,
-        pages_read=result.pages * scale,
-        bytes_read=result.bytes_read * scale,
-        row_bytes=case.row_bytes,
-    )
-    estimate = estimate_epoch(traffic, hardware, batches=epoch_batches, step_seconds=step_seconds)
-    return {
-        **dataclasses.asdict(case),
-        **{name: getattr(result, name) for name in _COUNTS},
-        "epoch": {**dataclasses.asdict(traffic), "reads": traffic.reads},
-        "estimate": {
-            **dataclasses.asdict(estimate),
-            "seconds": estimate.seconds,
-            "limit": estimate.limit,
-        },
-    }
 
 
 def notes_on(plan: dict[str, Any]) -> list[str]:
@@ -81,11 +48,8 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
             f"more cache; hits with it against the same bytes as cache: {'; '.join(victims)}."
         )
     if plan["score"] != "none":
-        seconds = (
-            max(budget["cases"]["planned"]["capacity"] for budget in plan["budgets"])
-            * plan["row_bytes"]
-            / plan["hardware"]["disk_bandwidth"]
-        )
+        largest = max(budget["cases"]["planned"]["cache_bytes"] for budget in plan["budgets"])
+        seconds = largest / plan["hardware"]["disk_bandwidth"]
         notes.append(
             f"The largest cache is filled once, before the first batch, in about "
             f"{numbers.duration(seconds)}; epochs do not count it."
@@ -99,6 +63,12 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
             "Other precisions are what gnnsys convert --dtype writes, which loses digits; rows of "
             "int8 and int4 begin with a scale of 4 bytes."
         )
+    if "tables" in plan:
+        by = "bytes" if plan["score"] == "none" else "importance for their bytes"
+        notes.append(
+            f"The rows of all types share a budget by their {by}, whatever the policy; the bound "
+            "is that of caches of these sizes."
+        )
     if plan["evaluation"] is not None:
         notes.append(f"Evaluation after an epoch: {plan['evaluation']['why']}.")
     if not plan["step_time_ms"]:
@@ -109,7 +79,10 @@ def notes_on(plan: dict[str, Any]) -> list[str]:
 def plan_tables(plan: dict[str, Any]) -> list[TextTable]:
     """What a terminal and a page show of every budget."""
     made = [_served(plan), _epochs(plan)]
-    made += [packing_table(plan) if plan["ranks"] is None else _of_ranks(plan)]
+    if "tables" in plan:
+        made.append(_of_types(plan))
+    else:
+        made.append(packing_table(plan) if plan["ranks"] is None else _of_ranks(plan))
     return [*made, _what_if(plan)] if len(precisions(plan)) > 1 else made
 
 
@@ -130,11 +103,8 @@ def _head(plan: dict[str, Any]) -> list[tuple[str, str]]:
     machine = plan["hardware"]
     source = plan["trace"] or f"sampled with fanouts {','.join(map(str, plan['fanouts']))}"
     return [
-        (
-            "features",
-            f"{plan['rows']:,} rows of {plan['row_bytes']:,} bytes ({plan['dtype']}), "
-            f"{numbers.memory(plan['feature_bytes'])}",
-        ),
+        *_graph(plan),
+        ("features", features_text(plan)),
         ("batches", f"{plan['batches']:,} of {plan['ids']:,} rows: {source}"),
         (
             "rows touched",
@@ -154,6 +124,28 @@ def _head(plan: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _graph(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The types of a heterogeneous graph."""
+    for kind, count in plan.get("node_types", {}).items():
+        table = plan["tables"].get(kind)
+        told = "no features" if table is None else f"features: {features_text(table)}"
+        yield f"nodes {kind}", f"{count:,}, {told}"
+    for kind, count in plan.get("edge_types", {}).items():
+        yield f"edges {kind.replace(',', ' ')}", f"{count:,}"
+
+
+def features_text(sizes: dict[str, Any]) -> str:
+    """Rows and bytes of a table of features, or of those of several types together.
+
+    >>> features_text({"rows": 3, "row_bytes": 8, "dtype": "float32", "feature_bytes": 24})
+    '3 rows of 8 bytes (float32), 24 bytes'
+    """
+    size = numbers.memory(sizes["feature_bytes"])
+    if "tables" in sizes:
+        return f"{sizes['rows']:,} rows of {len(sizes['tables'])} node types, {size}"
+    return f"{sizes['rows']:,} rows of {sizes['row_bytes']:,} bytes ({sizes['dtype']}), {size}"
+
+
 def _served(plan: dict[str, Any]) -> TextTable:
     head = ("budget", "rows cached", "of the touched", plan["policy"], "static", "bound")
     body = []
@@ -170,6 +162,29 @@ def _epochs(plan: dict[str, Any]) -> TextTable:
     planned = [(budget["budget"], budget["cases"]["planned"]) for budget in plan["budgets"]]
     body = [[text, *_reading(case), case["estimate"]["limit"]] for text, case in planned]
     return TextTable("An epoch", ("budget", "rows read", "reads", "bytes", "time", "limit"), body)
+
+
+def _of_types(plan: dict[str, Any]) -> TextTable:
+    body = []
+    for budget in plan["budgets"]:
+        planned = budget["cases"]["planned"]
+        for kind, each in planned["tables"].items():
+            body.append([budget["budget"], kind, *_part(each, plan["tables"][kind])])
+        body.append([budget["budget"], "all", *_part(planned, plan)])
+    head = ("budget", "type", "rows cached", "of its rows", "memory", "hits", "rows read", "missed")
+    return TextTable("How types divide the cache, and what an epoch misses", head, body)
+
+
+def _part(case: dict[str, Any], sizes: dict[str, Any]) -> list[str]:
+    """What a type, or all of them, has of a cache."""
+    return [
+        numbers.count(case["capacity"]),
+        f"{case['capacity'] / max(1, sizes['rows']):.1%}",
+        numbers.memory(case["cache_bytes"]),
+        f"{case['hit_ratio']:.1%}",
+        numbers.count(case["epoch"]["rows_read"]),
+        numbers.traffic(case["epoch"]["bytes_missed"]),
+    ]
 
 
 def _of_ranks(plan: dict[str, Any]) -> TextTable:
@@ -196,13 +211,14 @@ def _what_if(plan: dict[str, Any]) -> TextTable:
     body = [
         [
             budget["budget"],
-            case["dtype"],
+            stored_as(plan, role),
             numbers.count(case["capacity"]),
             f"{case['hit_ratio']:.1%}",
             *_reading(case)[1:],
         ]
         for budget in plan["budgets"]
-        for case in (budget["cases"][role] for role in precisions(plan))
+        for role in precisions(plan)
+        for case in [budget["cases"][role]]
     ]
     head = ("budget", "stored", "rows cached", "hits", "reads", "bytes", "time")
     return TextTable("An epoch, if features were stored in another precision", head, body)
@@ -222,4 +238,12 @@ def _reading(case: dict[str, Any]) -> list[str]:
 def precisions(plan: dict[str, Any]) -> list[str]:
     """Roles of the cases of a budget that differ in how features are stored, today's first."""
     cases = plan["budgets"][0]["cases"]
-    return [role for role in cases if role == "planned" or role == cases[role]["dtype"]]
+    return [role for role in cases if role == "planned" or role in PRECISIONS]
+
+
+def stored_as(plan: dict[str, Any], role: str) -> str:
+    """How features are stored in a case: today, of types that differ, in several ways."""
+    if role != "planned":
+        return role
+    dtypes = {each["dtype"] for each in plan.get("tables", {"": plan}).values()}
+    return dtypes.pop() if len(dtypes) == 1 else "as today"

@@ -36,16 +36,16 @@ from gnnsys.loaders import CSC
 from gnnsys.system.device import SIMT
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.link_task import is_link_task, link_task
-from gnnsys.training.seed_tasks import NODE, hold_mapped, open_task, task_of
+from gnnsys.training.seed_tasks import NODE, hold_mapped, open_task
 from gnnsys.training.task import NodeTask, Task
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
-__all__ = ["NodeDataset", "digest_of", "load_dataset", "load_run_dataset"]
+__all__ = ["NodeDataset", "check_one_type", "digest_of", "load_dataset", "load_run_dataset"]
 
 DEMO_NODES = 20_000
 
 _log = logging.getLogger(__name__)
-_Setup = Callable[[Dataset], dict[str, Any]]
+_Setup = Callable[[Dataset, Task], dict[str, Any]]
 """Decides how the features of a folder are read: options of ``gnnsys.unified``."""
 _OpenGraph = Callable[[Dataset, CSC], None]
 """Decides how the neighbours of a folder are read."""
@@ -221,7 +221,8 @@ def load_dataset(
         ranks: that load it together.
         target: node type to classify; None for the one that the folder's task names. Of links,
             their edge type; see ``link_task``.
-        task: "node", "link", or the name of a folder's task of links.
+        task: "node", "link", or the name of a folder's task.
+        timed: whether seeds are taken at their times.
         hidden: width of the embeddings of links' ends.
 
     Raises:
@@ -233,10 +234,11 @@ def load_dataset(
     options, topology = options or FeatureOptions(), topology or TopologyOptions()
     if name not in NAMED:
 
-        def setup(dataset: Dataset) -> dict[str, Any]:
+        def setup(dataset: Dataset, made: Task) -> dict[str, Any]:
+            seeds = made.node_ids(made.train) if isinstance(made, NodeTask) else None
             return setup_features(
-                dataset, options, ranks, fanouts=fanouts, batch_size=batch_size, seed=seed,
-                threads=threads,
+                dataset, options, ranks, target=made.target, seeds=seeds, fanouts=fanouts,
+                batch_size=batch_size, seed=seed, threads=threads,
             )  # fmt: skip
 
         def open_graph(dataset: Dataset, graph: CSC) -> None:
@@ -245,7 +247,7 @@ def load_dataset(
         if split:
             raise ArgumentError(f"--split {split}: {name} has 1, numbered from 0")
         if name == "demo":
-            _check_one_type(name, target, task)
+            check_one_type(name, target, task)
             return _load_demo(seed, threads, device, setup, open_graph)
         if os.sep in name or os.path.isdir(name):
             return _open_folder(
@@ -255,7 +257,7 @@ def load_dataset(
             f"dataset {name!r} is unknown: expected one of {', '.join([*NAMED, 'demo'])}, or "
             "the path of a dataset folder"
         )
-    _check_one_type(name, target, task)
+    check_one_type(name, target, task)
     on_gpu = torch.cuda.is_available() if device is None else device != "cpu"
     is_cached = on_gpu and options.cache not in ("auto", "none")
     if not is_cached:
@@ -347,9 +349,11 @@ def _open_folder(
     hidden: int = 64,
 ) -> NodeDataset:
     dataset = open_dataset(path)
-    of_links = is_link_task(dataset, task)
-    if not of_links:
-        task_of(dataset, target, task)  # for its errors
+    made: Task
+    if is_link_task(dataset, task):
+        made = link_task(dataset, task, target, hidden, timed)
+    else:
+        made = open_task(dataset, target, task, timed)
     typed = dataset.heterogeneous
     if not typed and not dataset.has("features"):
         raise ArgumentError(
@@ -358,7 +362,7 @@ def _open_folder(
     for table, count in dataset.manifest.source.get("nan", {}).items():
         _log.warning("%s: %s holds %d NaN", path, table, count)
     features, graphs = dataset.stores(
-        edge_features=False, threads=threads, device=device, **setup(dataset)
+        edge_features=False, threads=threads, device=device, **setup(dataset, made)
     )
     time_attr = None
     if timed:
@@ -370,11 +374,7 @@ def _open_folder(
         digest=digest_of(dataset),
         source=(features, graphs),
         heterogeneous=typed,
-        task=(
-            link_task(dataset, task, target, hidden, timed)
-            if of_links
-            else open_task(dataset, target, task, timed)
-        ),
+        task=made,
         time_attr=time_attr,
         num_nodes={each: dataset.num_nodes(each) for each in dataset.node_types},
         tables={
@@ -391,7 +391,9 @@ def _open_folder(
     return found
 
 
-def _check_one_type(name: str, target: str | None, task: str) -> None:
+def check_one_type(name: str, target: str | None, task: str = NODE) -> None:
+    """Raises ArgumentError for a target or a task in a named dataset, whose nodes are of one type
+    and are classified."""
     if task != NODE:
         raise ArgumentError(
             f"--task {task}: {name} has no tasks; leave it out, or name a dataset folder that has"

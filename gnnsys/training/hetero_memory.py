@@ -11,6 +11,7 @@ import math
 import tempfile
 
 import torch
+from torch import Tensor
 from torch_geometric.sampler import HeteroSamplerOutput
 
 from gnnsys.cache.embedding.directory import RowDirectory
@@ -22,6 +23,7 @@ from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import Task
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import FeatureOptions
+from gnnsys.features.replay import source_to_sample, training_seeds
 from gnnsys.features.setup import cache_bytes, feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS
 from gnnsys.loaders.seed_batches import ShuffledSeeds
@@ -36,7 +38,7 @@ from gnnsys.training.batch_memory import (
     reserve_libraries,
 )
 from gnnsys.training.embedding_tables import given_place, record_bytes
-from gnnsys.training.seed_tasks import NODE, reserve_seeds, task_of
+from gnnsys.training.seed_tasks import NODE, reserve_seeds
 from gnnsys.training.seed_times import draw_timed, reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
@@ -61,6 +63,7 @@ _TOO_SMALL = (
 def plan_types(
     config: TrainConfig,
     dataset: Dataset,
+    task: Task,
     options: FeatureOptions,
     *,
     trains: bool = True,
@@ -73,6 +76,7 @@ def plan_types(
     Args:
         config: filled in; of mini-batches.
         dataset: heterogeneous.
+        task: with the node type that is trained on, or would be, if it had labels.
         options: of its features.
         trains: whether it is trained on, or only evaluated.
         timed: whether the seeds have times.
@@ -81,10 +85,8 @@ def plan_types(
         Classes, or labels of a node; 0 where the folder does not say.
 
     Raises:
-        ArgumentError: a target that there is not, or has no labels.
         TooLargeError: what is known before a batch was sampled does not fit.
     """
-    task = task_of(dataset, config.target, config.task)
     budget = process_budget()
     reserve_libraries()
     targets = [dataset.num_nodes(kind[2]) for kind in dataset.edge_types]
@@ -93,10 +95,11 @@ def plan_types(
     budget.reserve(NEIGHBOURS, sum(neighbours), mapped=True)
     parts = reserve_seeds(dataset, task, config.task)
     task = _counted(task, dataset, config.task)
+    seeds = _train_seeds(config, dataset, task)
     if timed:
         reserve_times(dataset)
     if trains:
-        budget.reserve(SEEDS, ShuffledSeeds.most_bytes(parts["train"], config.seed_block))
+        budget.reserve(SEEDS, ShuffledSeeds.most_bytes(len(seeds), config.seed_block))
     tables = feature_tables(dataset)
     bare = {kind: dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables}
     place = given_place(config)
@@ -109,9 +112,9 @@ def plan_types(
     if place == "ram" or (place == "auto" and not trains):
         budget.reserve(_EMBEDDINGS, in_memory)
     budget.check(_TOO_SMALL)
-    if parts["train"] == 0:
+    if len(seeds) == 0:
         return task.num_classes
-    batch = draw_timed(config, dataset) if timed else _draw(config, dataset, task)
+    batch = draw_timed(config, dataset) if timed else _draw(config, dataset, task, seeds)
     assert isinstance(batch, HeteroSamplerOutput)
     drawn = {kind: len(ids) for kind, ids in batch.node.items()}
     maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
@@ -192,13 +195,18 @@ def _counted(task: Task, dataset: Dataset, name: str) -> Task:
     return Task(node_type=task.node_type, num_classes=labels.shape[1], multi_label=True)
 
 
-def _draw(config: TrainConfig, dataset: Dataset, task: Task) -> HeteroSamplerOutput:
+def _train_seeds(config: TrainConfig, dataset: Dataset, task: Task) -> Tensor:
+    """(n,) nodes of those of training."""
+    if config.task == NODE:
+        return training_seeds(dataset, task.node_type)[0]
+    rows = dataset.node_table(f"train.{config.task}.nodes", task.node_type)
+    return torch.from_numpy(rows.copy())
+
+
+def _draw(config: TrainConfig, dataset: Dataset, task: Task, train: Tensor) -> HeteroSamplerOutput:
     """A batch of seeds from all over those of training."""
-    table = "train" if config.task == NODE else f"train.{config.task}.nodes"
-    seeds = torch.from_numpy(dataset.node_table(table, task.node_type).copy())
-    seeds = spread_seeds(seeds, config.batch_size)
-    source = dataset.stores(edge_features=False, device="cpu", storage="mmap")
-    sampler = make_sampler(config, source, device="cpu")
+    seeds = spread_seeds(train, config.batch_size)
+    sampler = make_sampler(config, source_to_sample(dataset), device="cpu")
     out: HeteroSamplerOutput = sampler.sample({task.node_type: seeds}, 0)
     return out
 

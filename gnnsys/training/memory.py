@@ -57,7 +57,7 @@ from gnnsys.training.inference_reads import SUMS
 from gnnsys.training.layer_reads import plan_reads
 from gnnsys.training.link_memory import plan_links
 from gnnsys.training.link_task import is_link_task
-from gnnsys.training.seed_tasks import NODE, reserve_seeds
+from gnnsys.training.seed_tasks import NODE, reserve_seeds, task_of
 from gnnsys.training.seed_times import draw_timed, reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 from gnnsys.training.task import PARTS
@@ -68,6 +68,7 @@ __all__ = [
     "evaluation_of",
     "memory_facts",
     "plan_memory",
+    "plan_memory_of_types",
     "plan_run",
     "planned_names",
     "reclaim_activations",
@@ -117,9 +118,10 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
         return None
     if dataset is not None and dataset.heterogeneous:
         check_heterogeneous(run.config)
-        num_classes = plan_types(run.config, dataset, run.features, trains=trains, timed=run.timed)
-        if run.config.eval == "layerwise":
-            _reserve_types(run.config, dataset, num_classes)
+        task = task_of(dataset, run.config.target, run.config.task)
+        plan_memory_of_types(
+            run.config, dataset, task, run.features, trains=trains, timed=run.timed
+        )
         return None
     if run.config.full_batch or dataset is None:
         reserve_libraries()
@@ -267,6 +269,22 @@ def _plan_links(run: Run, dataset: Dataset, trains: bool) -> None:
         check_heterogeneous(config)
     if plan_links(run, dataset, trains=trains):
         _reserve_types(config, dataset, config.hidden or 0)
+
+
+def plan_memory_of_types(
+    config: TrainConfig,
+    dataset: Dataset,
+    task: Task,
+    options: FeatureOptions,
+    *,
+    trains: bool = True,
+    timed: bool = False,
+) -> None:
+    """``plan_memory`` for a heterogeneous dataset, whose evaluation has no other ways to choose
+    from: see ``plan_types``."""
+    num_classes = plan_types(config, dataset, task, options, trains=trains, timed=timed)
+    if config.eval == "layerwise":
+        _reserve_types(config, dataset, num_classes)
 
 
 def _reserve_types(config: TrainConfig, dataset: Dataset, num_classes: int) -> None:

@@ -22,6 +22,7 @@ from gnnsys.dataset.format import Task as FolderTask
 from gnnsys.dataset.seeds import Seeds
 from gnnsys.dataset.times import timed_types
 from gnnsys.errors import ArgumentError
+from gnnsys.features.replay import target_of
 from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.training.metrics import Kind, are_known, kind_of
 from gnnsys.training.task import PARTS, NodeTask, Part
@@ -57,11 +58,8 @@ def task_of(dataset: Dataset, target: str | None = None, task: str = NODE) -> Fo
     Raises:
         ArgumentError: no such node type, or one without labels; no such task.
     """
-    if target is not None and target not in dataset.node_types:
-        raise ArgumentError(
-            f"--target {target}: {dataset.path} has no such node type; expected one of "
-            f"{', '.join(dataset.node_types)}"
-        )
+    if target is not None:
+        target_of(dataset, target)
     if task != NODE:
         return _named_task(dataset, target, task)
     labelled = [kind for kind in dataset.node_types if dataset.has("labels", kind)]

@@ -25,6 +25,7 @@ from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg_file
 from gnnsys.convert.row_order import community_order
 from gnnsys.dataset.folder import Dataset, open_dataset
+from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.dataset.importance import store_score
 from gnnsys.errors import FileFormatError
 from gnnsys.generate import generate_community
@@ -137,7 +138,7 @@ def test_the_graph_is_the_same_whatever_the_order_and_memory(
     given = {"ids": "dense" if words == "numbers" else "auto"}
     old = command.convert(config(tmp_path, "old", **given), ConvertOptions())
     assert old is not None
-    store_score(old, np.arange(NODES, dtype=np.uint16), "degree")
+    store_score(old, {NODE_TYPE: np.arange(NODES, dtype=np.uint16)}, "degree")
     expected = content(open_dataset(old))
     made = []
     for memory in (1 << 30, 3000):

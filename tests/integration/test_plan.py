@@ -337,7 +337,8 @@ def test_what_cannot_be_planned_is_told(
         bare = writer.commit()
     cases = [
         (["plan", str(tmp_path / "none")], "no such file"),
-        (["plan", str(typed)], "heterogeneous"),
+        (["plan", str(typed), "--target", "a"], "no features to cache"),
+        (["plan", "demo", "--target", "a"], "demo has nodes of one type"),
         (["plan", str(bare)], "no features to cache"),
         ([*options, "--trace", str(tmp_path / "none")], "no such file"),
         ([*options, "--trace", str(machine)], "not a trace"),

@@ -14,7 +14,7 @@ import pytest
 from gnnsys.commands.cli import main
 from gnnsys.config.score import ScoreConfig
 from gnnsys.dataset.folder import open_dataset
-from gnnsys.dataset.format import read_manifest
+from gnnsys.dataset.format import NODE_TYPE, read_manifest
 from gnnsys.dataset.importance import store_score, without_score
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
 from gnnsys.errors import ArgumentError, StorageError
@@ -89,7 +89,7 @@ def test_a_score_changes_neither_the_training_data_nor_whether_a_run_fits(folder
     assert without_score(read_manifest(folder)).to_json() == text
     digest = load_dataset(str(folder)).digest
     assert digest.endswith(f"{zlib.crc32(text.encode()):08x}")
-    store_score(folder, np.arange(512, dtype=np.uint16), "degree")
+    store_score(folder, {NODE_TYPE: np.arange(512, dtype=np.uint16)}, "degree")
     assert (folder / "graph.json").read_text() != text
     assert without_score(read_manifest(folder)).to_json() == text
     assert load_dataset(str(folder)).digest == digest
@@ -101,7 +101,7 @@ def test_a_kill_before_the_end_leaves_the_old_score(
     from gnnsys.dataset import importance as folder_scores
 
     first, second = (np.full(512, value, np.uint16) for value in (1, 2))
-    store_score(folder, first, "degree")
+    store_score(folder, {NODE_TYPE: first}, "degree")
 
     class Killed(BaseException):
         pass
@@ -115,13 +115,13 @@ def test_a_kill_before_the_end_leaves_the_old_score(
     with monkeypatch.context() as patch:
         patch.setattr(folder_scores, "replace_file", die_at_the_manifest)
         with pytest.raises(Killed):
-            store_score(folder, second, "pagerank")
+            store_score(folder, {NODE_TYPE: second}, "pagerank")
     dataset = open_dataset(folder)
     dataset.verify()
     kind, scores = dataset.static_score() or ("", first)
     assert kind == "degree"
     assert (scores == 1).all()
-    store_score(folder, second, "pagerank")
+    store_score(folder, {NODE_TYPE: second}, "pagerank")
     open_dataset(folder).verify()
     assert len([*folder.glob("static_score*")]) == 1
 
@@ -136,13 +136,13 @@ def test_what_cannot_be_scored_is_told(
 ) -> None:
     cases = [
         ([str(tmp_path / "none")], "no such file"),
-        ([str(typed)], "heterogeneous"),
+        ([str(typed)], "no node type has features"),
     ]
     for arguments, message in cases:
         assert main(["score", *arguments]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(ArgumentError, match=r"shape \(3,\), expected \(512,\)"):
-        store_score(folder, np.zeros(3, np.uint16), "degree")
+        store_score(folder, {NODE_TYPE: np.zeros(3, np.uint16)}, "degree")
     assert open_dataset(folder).static_score() is None
 
 
@@ -181,12 +181,12 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 def test_a_file_in_the_way_is_named(folder: Path) -> None:
     (folder / "static_score.npy").mkdir()
     with pytest.raises(StorageError, match=r"static_score\.npy: cannot be written"):
-        store_score(folder, np.zeros(512, np.uint16), "degree")
+        store_score(folder, {NODE_TYPE: np.zeros(512, np.uint16)}, "degree")
     assert open_dataset(folder).static_score() is None
 
 
 def test_the_exported_dataset_has_no_score_as_a_feature(folder: Path, tmp_path: Path) -> None:
-    store_score(folder, np.zeros(512, np.uint16), "degree")
+    store_score(folder, {NODE_TYPE: np.zeros(512, np.uint16)}, "degree")
     exported = tmp_path / "graphbolt"
     assert main(["convert", str(folder), str(exported), "--to", "graphbolt"]) == 0
     assert "static_score" not in (exported / "metadata.yaml").read_text()

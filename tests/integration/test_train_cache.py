@@ -19,6 +19,7 @@ from gnnsys.commands.cli import main
 from gnnsys.commands.report import write_report
 from gnnsys.config.file import resumed_config
 from gnnsys.config.train import TrainConfig
+from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.dataset.importance import store_score
 from gnnsys.errors import GnnsysError
 from gnnsys.features.options import FeatureOptions
@@ -152,7 +153,7 @@ def test_the_stored_score_is_used_and_a_missing_one_computed(
     caplog.set_level(logging.INFO, logger="gnnsys.features.setup")
     train(other, cache="50", epochs=1)
     assert "--score auto: computed in" in caplog.text
-    store_score(other, np.arange(500, dtype=np.uint16), "presample")
+    store_score(other, {NODE_TYPE: np.arange(500, dtype=np.uint16)}, "presample")
     caplog.clear()
     train(other, cache="50", epochs=1)
     train(other, cache="50", epochs=1, score="presample")

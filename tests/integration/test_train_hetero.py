@@ -22,7 +22,7 @@ from gnnsys.config.file import resumed_config
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
-from gnnsys.features.importance import importance_of_types
+from gnnsys.features.importance import importance_for_cache
 from gnnsys.system.budget import process_budget
 from gnnsys.training.datasets import load_dataset
 from gnnsys.training.hetero_models import HeteroClassifier
@@ -180,7 +180,9 @@ def test_importance_is_the_degree_over_all_edge_types_and_ranked_over_all_nodes(
     folder: Path,
 ) -> None:
     dataset, data = gnnsys.open_dataset(folder), make_graph()
-    found = importance_of_types(dataset)
+    kind, found = importance_for_cache(dataset, "auto")
+    assert kind == "degree"
+    assert found is not None
     degrees = {
         "author": np.bincount(data["author", "writes", "paper"].edge_index[0], minlength=AUTHORS),
         "paper": np.bincount(data["author", "writes", "paper"].edge_index[1], minlength=PAPERS) + 1,
@@ -375,7 +377,6 @@ def test_nan_among_features_is_told_with_its_type(
         (["--cache", "100"], "rows of which type?"),
         (["--victim-buffer", "1MB"], "--victim-buffer 1MB: is for homogeneous graphs"),
         (["--topology", "read"], "--topology read: is for homogeneous graphs"),
-        (["--score", "presample"], "give degree or none"),
         (["--split", "1"], "--split 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -29,6 +29,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workload_of(path: Path) -> Workload:
     return Workload(
+        table="node",
         trace=read_trace(path),
         rows=ROWS,
         columns=128,
@@ -43,9 +44,9 @@ def workload_of(path: Path) -> Workload:
 
 def test_planning_that_does_not_fit_is_refused_with_what_it_takes(recorded: Path) -> None:
     workload = workload_of(recorded)
-    (budget,) = plan_budgets(workload, ["10%"])
+    (budget,) = plan_budgets([workload], ["10%"])
     with process_budget().run(64 << 20), pytest.raises(TooLargeError) as found:
-        run_cases(workload, budget.cases, threads=4)
+        run_cases([workload], budget.cases, threads=4)
     assert f"planning {BATCHES * IDS} ids of {ROWS} rows takes " in str(found.value)
     assert str(found.value).endswith("are left; plan fewer with --batches")
 
@@ -64,15 +65,15 @@ def held(name):
     return int(status[name].split()[0]) * 1024
 
 workload = workload_of(Path({str(recorded)!r}))
-(budget,) = plan_budgets(workload, ["10%"])
+(budget,) = plan_budgets([workload], ["10%"])
 case, = (case for case in budget.cases if case.policy == "belady")
 with process_budget().run(1):
     try:
-        run_cases(workload, [case], threads=1)
+        run_cases([workload], [case], threads=1)
     except TooLargeError as error:
         said = int(re.search(r"takes (\\d+) bytes", str(error))[1])
 before = held("VmRSS")
-run_cases(workload, [case], threads=1)
+run_cases([workload], [case], threads=1)
 print(said, held("VmHWM") - before)
 """
     told = run_forked(script, tmp_path)

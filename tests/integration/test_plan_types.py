@@ -161,7 +161,7 @@ def test_sizes_and_the_time_of_an_epoch_are_those_of_all_types(
     assert case["estimate"]["compute"] == 4 * 0.001
     assert case["estimate"]["seconds"] == case["estimate"]["disk_bytes"]
     names = plan["memory"]["names"]
-    assert names["embeddings of nodes"]["planned"] == VENUES * 64 * 4 * 8
+    assert names["embeddings of nodes"]["planned"] == VENUES * 64 * 4 * 6
     assert names["features, mapped"]["planned"] == plan["feature_bytes"]
 
 

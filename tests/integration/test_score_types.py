@@ -19,8 +19,8 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.importance import store_score
 from gnnsys.errors import ArgumentError
 from gnnsys.features.importance import importance_of_types
+from gnnsys.training.datasets import load_dataset
 from gnnsys.training.loop import run_training
-from gnnsys.training.task import load_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from typed_graphs import AUTHORS, PAPERS, VENUES, make_typed, requests, write_twins, write_typed

@@ -13,7 +13,7 @@ from gnnsys.commands.cli import main
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
 from gnnsys.errors import ArgumentError
-from gnnsys.training.task import load_dataset
+from gnnsys.training.datasets import load_dataset
 
 LIKES = ("user", "likes", "item")
 NO_IDS = torch.empty(0, dtype=torch.int64)

@@ -24,7 +24,11 @@ from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import SEEDS, process_budget
 from gnnsys.system.extension import core
 from gnnsys.training.batch_memory import SAMPLER, BatchSize, reserve_batches, reserve_libraries
-from gnnsys.training.hetero_memory import embedding_copies, layer_bytes
+from gnnsys.training.hetero_memory import (
+    layer_bytes,
+    reserve_embeddings,
+    reserve_open_embeddings,
+)
 from gnnsys.training.link_task import LinkTask, link_task
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
@@ -35,7 +39,6 @@ _Type = TypeVar("_Type", str, EdgeType)
 _LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
 _NEGATIVES = "negatives"
-_EMBEDDINGS = "embeddings of nodes"
 _EMBEDDED = "embeddings of evaluation"
 _RANKED = "what evaluation predicts"
 _OF_A_LINK = 16
@@ -48,7 +51,10 @@ _SORTING = 6 * 8
 """Of a known answer, while it is found by sorting."""
 _RANKED_BYTES = 256 << 20
 """Of queries that are ranked at a time, with their scores, at most."""
-_TOO_SMALL = "give more memory, fewer --fanouts or --negatives, a smaller --batch-size or --hidden"
+_TOO_SMALL = (
+    "give more memory, fewer --fanouts or --negatives, a smaller --batch-size or --hidden, or "
+    "--embeddings FOLDER where there are embeddings of nodes"
+)
 
 
 def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
@@ -79,10 +85,7 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         budget.reserve(NEIGHBOURS, sum(edges), mapped=True)
     _reserve_seeds(config, options, dataset, task, trains)
     tables = feature_tables(dataset)
-    bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
-    if dataset.heterogeneous:
-        copies = embedding_copies(config) if trains else 1
-        budget.reserve(_EMBEDDINGS, 4 * copies * bare * (config.hidden or 0))
+    is_open = dataset.heterogeneous and reserve_embeddings(config, dataset, trains=trains)
     budget.check(_TOO_SMALL)
     exact = evaluates_exactly(config, task.timed)
     if not task.sizes["train"] or not task.sizes["val"]:
@@ -102,6 +105,8 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     step = size.row_bytes + layer_bytes(config, nodes, drawn, sampled) + 3 * scored
     reserve_batches(config, run.features, size, step, trains=trains)
     _reserve_ranks(config, options, dataset, task, exact)
+    if is_open:
+        reserve_open_embeddings(config, dataset, run.features, drawn, size.stored_bytes)
     reserve_ranking(dataset, run.features)
     if not dataset.heterogeneous:
         plan_topology(dataset, run.topology, run.features, 1)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from link_folders import held_folder
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 from torch_geometric.nn import HeteroConv, SAGEConv
@@ -37,6 +36,7 @@ from gnnsys.system.budget import EMBEDDINGS, process_budget
 from gnnsys.training import hetero_memory
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.memory import plan_run
+from tests.integration.link_folders import held_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -168,8 +168,8 @@ def links(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_links_have_the_losses_and_ranks_of_embeddings_in_memory(links: Path, place: Path) -> None:
     """Read for training, hard negatives, and sampled and exact embeddings."""
     options: dict[str, Any] = {
-        "task": "link", "negatives": 2, "negative_sampling": "hard", "batch_size": 40,
-        "eval": "sampled",
+        "task": "link", "negatives": 2, "negative_sampling": "hard", "batch_size": 80,
+        "eval": "sampled", "epochs": 2,
     }  # fmt: skip
     in_memory = train(links, embeddings="ram", out=str(place / "ram"), **options)
 

@@ -183,6 +183,9 @@ def test_links_have_the_losses_and_ranks_of_embeddings_in_memory(links: Path, pl
     in_files = run_training(resumed_config(run))
     assert found(in_files) == found(in_memory)
     assert in_files.best_val["mrr"] > 0
+    names = in_files.memory["names"]
+    assert names["cache of embeddings"]["planned"] >= names["cache of embeddings"]["held"] > 0
+    assert "embeddings of nodes" not in names
     lines = map(json.loads, (place / "auto" / "metrics.jsonl").read_text().splitlines())
     told = [line["embeddings"]["rows"] for line in lines if line["kind"] == "epoch"][-1]
     assert told["file"] > 0

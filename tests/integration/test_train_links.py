@@ -303,6 +303,9 @@ def test_links_with_times_see_nothing_that_is_newer(tmp_path: Path) -> None:
     result = train(folder, model="rgcn", epochs=1, negatives=2)
     assert result.evaluation["way"] == "sampled"
     assert 0 < result.best_val["mrr"] <= 1
+    tables = str(tmp_path / "tables")
+    in_files = train(folder, model="rgcn", epochs=1, negatives=2, embeddings=tables)
+    assert in_files.history == result.history
     run = resolve(TrainConfig(dataset=str(folder), model="rgcn", **SMALL))
     dataset = load_run_dataset(run)
     steps = make_steps(run, dataset, make_model(run, dataset), None)

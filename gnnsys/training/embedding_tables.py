@@ -9,7 +9,7 @@ do not depend on where the rows lie.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import HeteroData
 
 from gnnsys.cache.embedding.directory import RowDirectory
 from gnnsys.cache.embedding.store import EmbeddingStore
@@ -40,20 +41,17 @@ from gnnsys.system.files import as_storage_error, npy_header, replacing
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import CHECKPOINT, best_rows_epoch
 from gnnsys.training.datasets import NodeDataset
+from gnnsys.training.hetero_models import HeteroModel, MakeEmbedding, embeddings_in_memory
 from gnnsys.unified_tensor import UnifiedTensor, unified
 
 __all__ = [
     "BestRows",
     "EmbeddingTables",
-    "MakeEmbedding",
     "divide_cache",
     "given_place",
     "make_embeddings",
     "record_bytes",
 ]
-
-MakeEmbedding = Callable[[str, int], nn.Module]
-"""Gives the module of a node type with so many nodes, which is called with (n,) ids."""
 
 _BLOCK_BYTES = 8 << 20  # of rows that are copied at a time
 
@@ -94,9 +92,9 @@ def divide_cache(nbytes: int, rows: Mapping[str, int], of_a_row: int) -> dict[st
     return found
 
 
-def make_embeddings(run: Run, dataset: NodeDataset) -> MakeEmbedding | None:
-    """What makes the embeddings that a run trains in files, which are closed with the dataset; None
-    for memory.
+def make_embeddings(run: Run, dataset: NodeDataset) -> MakeEmbedding:
+    """What makes the embeddings that a run trains: in memory, or in files that are closed with the
+    dataset.
 
     Raises:
         ArgumentError: the folder holds files already; what is returned, for a table of another
@@ -108,7 +106,7 @@ def make_embeddings(run: Run, dataset: NodeDataset) -> MakeEmbedding | None:
     width, place = config.hidden or 0, given_place(config)
     planned = process_budget().planned(EMBEDDINGS)
     if place == "ram" or (place == "auto" and not planned):
-        return None
+        return embeddings_in_memory(width)
     folder = _make_folder(config, place, dataset)
     bare = {kind: count for kind, count in dataset.num_nodes.items() if kind not in dataset.tables}
     of_slots = planned - RowDirectory.bytes_of(sum(bare.values()), 0)
@@ -240,7 +238,7 @@ class BestRows:
 
 
 class EmbeddingTables:
-    """The tables of a model, all of which are in files or none.
+    """The tables of a model: of all its embeddings, or none where they are in memory.
 
     Args:
         model: whose ``gnnsys.nn.Embedding`` they are.
@@ -251,6 +249,7 @@ class EmbeddingTables:
         self._model, self._threads = model, threads
         found = model.named_modules()
         self._modules = {name: each for name, each in found if isinstance(each, Embedding)}
+        self._typed = [each for each in model.modules() if isinstance(each, HeteroModel)]
         self._best_epoch = 0
         self.finite = True
         """Whether all gradients that were looked at were finite, and so all rows are."""
@@ -259,6 +258,13 @@ class EmbeddingTables:
     def stores(self) -> dict[str, EmbeddingStore]:
         """Of the tables, by the names of their modules."""
         return {name: module.store for name, module in self._modules.items()}
+
+    def prefetch(self, batch: HeteroData) -> None:
+        """Begins to read the rows of the nodes ``n_id`` of a coming batch."""
+        for model in self._typed:
+            for kind, layer in model.inputs.items():
+                if isinstance(layer, Embedding):
+                    layer.prefetch(batch[kind].n_id)
 
     def look_at_gradients(self) -> None:
         """After a step, which makes rows NaN or infinite by such gradients alone."""

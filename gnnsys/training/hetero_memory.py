@@ -42,7 +42,7 @@ from gnnsys.training.seed_tasks import NODE, reserve_seeds
 from gnnsys.training.seed_times import draw_timed, reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["embedding_copies", "layer_bytes", "plan_types"]
+__all__ = ["layer_bytes", "plan_types", "reserve_embeddings", "reserve_open_embeddings"]
 
 _log = logging.getLogger(__name__)
 _EMBEDDINGS = "embeddings of nodes"
@@ -101,16 +101,7 @@ def plan_types(
     if trains:
         budget.reserve(SEEDS, ShuffledSeeds.most_bytes(len(seeds), config.seed_block))
     tables = feature_tables(dataset)
-    bare = {kind: dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables}
-    place = given_place(config)
-    copies = embedding_copies(config) if trains else 1
-    in_memory = 4 * copies * sum(bare.values()) * (config.hidden or 0)
-    if place not in NO_FOLDERS and trains and not in_memory:
-        raise ArgumentError(
-            f"--embeddings {place}: all node types of {dataset.path} have features; leave it out"
-        )
-    if place == "ram" or (place == "auto" and not trains):
-        budget.reserve(_EMBEDDINGS, in_memory)
+    is_open = reserve_embeddings(config, dataset, trains=trains)
     budget.check(_TOO_SMALL)
     if len(seeds) == 0:
         return task.num_classes
@@ -131,21 +122,80 @@ def plan_types(
     reserve_batches(config, options, size, step, trains=trains)
     judged = max(parts["val"], parts["test"]) * answer_bytes(config, task)
     budget.reserve("what evaluation predicts", judged)
-    if trains and place != "ram" and in_memory:
-        if place == "auto" and in_memory <= _IN_MEMORY * budget.left():
-            budget.reserve(_EMBEDDINGS, in_memory)
-        else:
-            traffic = sum(count * table.encoding.row_stride for count, table in rows)
-            _reserve_tables(config, bare, drawn, traffic, cache_bytes(dataset, options))
-            if place == "auto":
-                _log.warning(
-                    "--embeddings auto: %d bytes in memory, more than %d %% of what is left; they "
-                    "lie in files in %s, %d bytes of memory are for a cache of them", in_memory,
-                    100 * _IN_MEMORY, config.out or tempfile.gettempdir(),
-                    budget.planned(EMBEDDINGS),
-                )  # fmt: skip
+    if is_open:
+        reserve_open_embeddings(config, dataset, options, drawn, size.stored_bytes)
     reserve_ranking(dataset, options)
     return task.num_classes
+
+
+def reserve_embeddings(config: TrainConfig, dataset: Dataset, *, trains: bool) -> bool:
+    """Reserves the embeddings that lie in memory, whatever else there is.
+
+    Args:
+        config: filled in.
+        dataset: heterogeneous.
+        trains: whether they are trained, or only read.
+
+    Returns:
+        Whether some lie in files, or may, for ``reserve_open_embeddings``.
+
+    Raises:
+        ArgumentError: a folder for embeddings, where there are none.
+    """
+    place, in_memory = given_place(config), _in_memory(config, dataset, trains)
+    if place not in NO_FOLDERS and trains and not in_memory:
+        raise ArgumentError(
+            f"--embeddings {place}: all node types of {dataset.path} have features; leave it out"
+        )
+    if place == "ram" or (place == "auto" and not trains):
+        process_budget().reserve(_EMBEDDINGS, in_memory)
+        return False
+    return trains and in_memory > 0
+
+
+def reserve_open_embeddings(
+    config: TrainConfig,
+    dataset: Dataset,
+    options: FeatureOptions,
+    drawn: dict[str, int],
+    traffic: int,
+) -> None:
+    """Reserves embeddings that are trained, in memory or the cache of their files, of what all else
+    but features leaves.
+
+    Args:
+        config: filled in; of other embeddings than ``--embeddings ram``.
+        dataset: heterogeneous.
+        options: of its features.
+        drawn: nodes of each type in a batch.
+        traffic: bytes of features that a batch reads.
+    """
+    budget, place = process_budget(), given_place(config)
+    in_memory = _in_memory(config, dataset, trains=True)
+    if place == "auto" and in_memory <= _IN_MEMORY * budget.left():
+        budget.reserve(_EMBEDDINGS, in_memory)
+        return
+    _reserve_tables(config, _bare(dataset), drawn, traffic, cache_bytes(dataset, options))
+    if place == "auto":
+        _log.warning(
+            "--embeddings auto: %d bytes in memory, more than %d %% of what is left; they "
+            "lie in files in %s, %d bytes of memory are for a cache of them", in_memory,
+            100 * _IN_MEMORY, config.out or tempfile.gettempdir(), budget.planned(EMBEDDINGS),
+        )  # fmt: skip
+
+
+def _bare(dataset: Dataset) -> dict[str, int]:
+    """Nodes of each type without features."""
+    tables = feature_tables(dataset)
+    return {kind: dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables}
+
+
+def _in_memory(config: TrainConfig, dataset: Dataset, trains: bool) -> int:
+    """Bytes of the embeddings and what is made of them."""
+    copies = 1
+    if trains:  # with the weights, their optimizer's state, and the best so far
+        copies = 2 + len(STATE_OF[config.embedding_optimizer]) + _LOOKED_AT
+    return 4 * copies * sum(_bare(dataset).values()) * (config.hidden or 0)
 
 
 def _reserve_tables(
@@ -179,12 +229,6 @@ def _reserve_tables(
     least = in_batch * of_a_row  # else a batch does not fit
     budget.reserve(EMBEDDINGS, directory + min(rows * of_a_row, max(least, wanted)))
     budget.check(_TOO_SMALL)
-
-
-def embedding_copies(config: TrainConfig) -> int:
-    """Tensors of the size of the embeddings that there are at a time, at most."""
-    kept = 2 + len(STATE_OF[config.embedding_optimizer])  # with the weights, and the best so far
-    return kept + _LOOKED_AT
 
 
 def _counted(task: Task, dataset: Dataset, name: str) -> Task:

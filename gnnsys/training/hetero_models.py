@@ -18,7 +18,17 @@ from gnnsys.config.heterogeneous import HETERO_MODELS
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import ArgumentError
 
-__all__ = ["HeteroClassifier", "HeteroEncoder", "HeteroModel", "RelationalConv"]
+__all__ = [
+    "HeteroClassifier",
+    "HeteroEncoder",
+    "HeteroModel",
+    "MakeEmbedding",
+    "RelationalConv",
+    "embeddings_in_memory",
+]
+
+MakeEmbedding = Callable[[str, int], nn.Module]
+"""Gives the module of a node type with so many nodes, which is called with (n,) ids."""
 
 _HEADS = 8
 
@@ -69,6 +79,15 @@ class RelationalConv(nn.Module):
         return {kind: rows + summed[kind] if kind in summed else rows for kind, rows in own.items()}
 
 
+def embeddings_in_memory(width: int) -> MakeEmbedding:
+    """Embeddings of torch, with sparse gradients.
+
+    >>> embeddings_in_memory(4)("user", 3)
+    Embedding(3, 4, sparse=True)
+    """
+    return lambda kind, count: nn.Embedding(count, width, sparse=True)
+
+
 class HeteroModel(nn.Module, ABC):
     """A model of a heterogeneous graph, with an embedding for each node of the types without
     features.
@@ -77,9 +96,17 @@ class HeteroModel(nn.Module, ABC):
     ``num_sampled_edges``, as of ``HeteroEncoder.rows_of``.
     """
 
-    @abstractmethod
+    inputs: ModuleDict
+    """By node type: the embeddings of those without features, and what else makes rows of inputs,
+    as linear layers."""
+
     def embeddings(self) -> dict[str, Tensor]:
         """(nodes, hidden) embeddings of each node type without features."""
+        layers = self.inputs.items()
+        bare = {kind: each for kind, each in layers if not isinstance(each, nn.Linear)}
+        return {
+            kind: each.rows if hasattr(each, "rows") else each.weight for kind, each in bare.items()
+        }
 
     @abstractmethod
     def results(
@@ -130,13 +157,13 @@ class HeteroEncoder(HeteroModel):
         hidden: int,
         layers: int,
         dropout: float = 0.5,
-        embedding: Callable[[str, int], nn.Module] | None = None,
+        embedding: MakeEmbedding | None = None,
     ) -> None:
         super().__init__()
         if model not in HETERO_MODELS:
             raise ArgumentError(f"model {model!r}: expected one of {', '.join(HETERO_MODELS)}")
         self.dropout = dropout
-        make = embedding or (lambda kind, count: nn.Embedding(count, hidden, sparse=True))
+        make = embedding or embeddings_in_memory(hidden)
         self.inputs = ModuleDict(
             {
                 kind: nn.Linear(in_channels[kind], hidden)
@@ -155,14 +182,6 @@ class HeteroEncoder(HeteroModel):
             self.gnn = _to_hetero(model, types, hidden, layers, dropout)
         # An HGTConv has its nonlinearity inside, and adds its inputs after it.
         self.activation = nn.Identity() if model == "hgt" else nn.ReLU()
-
-    def embeddings(self) -> dict[str, Tensor]:
-        """See ``HeteroModel.embeddings``."""
-        layers = self.inputs.items()
-        bare = {kind: each for kind, each in layers if not isinstance(each, nn.Linear)}
-        return {
-            kind: each.rows if hasattr(each, "rows") else each.weight for kind, each in bare.items()
-        }
 
     def rows_of(
         self,

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
-from gnnsys.config.resolve import Run
 from gnnsys.loaders import NeighborSampler
-from gnnsys.nn import Embedding
-from gnnsys.nn.stored_weight import StoredWeight
-from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.divergence import all_finite
-from gnnsys.training.embedding_tables import EmbeddingTables
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_exact import exact_logits
-from gnnsys.training.hetero_models import HeteroEncoder, HeteroModel
+from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.step_parts import make_sampler
-from gnnsys.training.steps import BLOCK, MiniBatch
+from gnnsys.training.steps import BLOCK
+from gnnsys.training.table_steps import TableMiniBatch
 
 __all__ = ["HeteroMiniBatch", "bad_inputs", "typed_inputs"]
 
 
-class HeteroMiniBatch(MiniBatch):
+class HeteroMiniBatch(TableMiniBatch):
     """``MiniBatch`` of a heterogeneous graph: seeds are of the target type, and scores are those of
     sampled neighbourhoods, or of all nodes layer by layer where ``--eval`` says so."""
-
-    def __init__(self, run: Run, dataset: NodeDataset, model: HeteroModel) -> None:
-        self._tables = EmbeddingTables(model, run.config.threads)
-        super().__init__(run, dataset, model)
 
     def _make_sampler(self) -> NeighborSampler:
         dataset = self._dataset
@@ -51,65 +41,6 @@ class HeteroMiniBatch(MiniBatch):
     def _forward(self, batch: HeteroData, model: Callable[..., Tensor]) -> Tensor:
         out = model(*typed_inputs(batch))
         return out[: self._of_seeds(batch).batch_size]
-
-    def _announced(self, batches: Iterable[HeteroData]) -> Iterator[HeteroData]:
-        """Rows of a batch's embeddings are read from the disk while the one before is computed."""
-        if not self._tables.stores:
-            yield from batches
-            return
-        current = None
-        for batch in batches:
-            self._prefetch(batch)
-            if current is not None:
-                yield current
-            current = batch
-        if current is not None:
-            yield current
-
-    def _prefetch(self, batch: HeteroData) -> None:
-        assert isinstance(self._model, HeteroEncoder)
-        for kind, layer in self._model.inputs.items():
-            if isinstance(layer, Embedding):
-                layer.prefetch(batch[kind].n_id)
-
-    def train(self, batch: HeteroData) -> tuple[float, int]:
-        """See ``Steps.train``."""
-        found = super().train(batch)
-        self._tables.look_at_gradients()
-        return found
-
-    def is_finite(self) -> bool:
-        """See ``Steps.is_finite``."""
-        groups = self.optimizer.param_groups
-        weights = (each for group in groups for each in group["params"])
-        in_memory = (each for each in weights if not isinstance(each, StoredWeight))
-        return self._tables.finite and all_finite(in_memory)
-
-    def keep_best(self, epoch: int) -> dict[str, Tensor]:
-        """See ``Steps.keep_best``; rows in files are copied where somebody will read the copy."""
-        if self.test_at_end or self._config.out or self._config.resume:
-            self._tables.keep_best(epoch)
-        return super().keep_best(epoch)
-
-    @contextmanager
-    def with_weights(self, weights: dict[str, Tensor]) -> Iterator[None]:
-        """See ``Steps.with_weights``; rows in files are those that were kept last."""
-        with self._tables.judging(), super().with_weights(weights):
-            yield
-
-    def committing(self, checkpoint: Path) -> AbstractContextManager[dict[str, Any]]:
-        """See ``Steps.committing``."""
-        return self._tables.committing(checkpoint)
-
-    def restore(self, tables: Mapping[str, Any], best_epoch: int, checkpoint: Path) -> None:
-        """See ``Steps.restore``."""
-        self._tables.restore(tables, best_epoch, checkpoint)
-
-    def facts(self) -> dict[str, Any]:
-        """See ``Steps.facts``; with the rows of embeddings in files that were read, by tier."""
-        if not self._tables.stores:
-            return super().facts()
-        return {**super().facts(), "embeddings": self._tables.counters().as_dict()}
 
     @torch.no_grad()
     def logits(self, nodes: Tensor) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ def sampled_embeddings(
     forward: Callable[[Any], Tensor],
     time: int | None = None,
     progress: Progress = lambda what, done, total: None,
+    announced: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Tensor:
     """On neighbourhoods sampled as in training.
 
@@ -93,6 +94,7 @@ def sampled_embeddings(
         forward: gives the embeddings of a batch's seeds.
         time: of the seeds, where the sampler goes by times.
         progress: is told how far the work is, in nodes.
+        announced: gives the same batches, and may read ahead what else they need.
 
     Returns:
         (nodes, hidden) of the node type, in memory.
@@ -112,7 +114,7 @@ def sampled_embeddings(
     )
     out = torch.empty(len(nodes), dataset.task.outputs)
     done = 0
-    for batch in loader:
+    for batch in announced(loader):
         rows = forward(batch).cpu()
         out[done : done + len(rows)] = rows
         done += len(rows)

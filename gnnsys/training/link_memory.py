@@ -27,7 +27,11 @@ from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import SEEDS, process_budget
 from gnnsys.system.extension import core
 from gnnsys.training.batch_memory import SAMPLER, BatchSize, reserve_batches, reserve_libraries
-from gnnsys.training.hetero_memory import embedding_copies, layer_bytes
+from gnnsys.training.hetero_memory import (
+    layer_bytes,
+    reserve_embeddings,
+    reserve_open_embeddings,
+)
 from gnnsys.training.link_task import LinkTask, link_task
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
@@ -39,7 +43,6 @@ LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
 _TIMES = "times and edges sorted by them"
 _NEGATIVES = "negatives"
-_EMBEDDINGS = "embeddings of nodes"
 _EMBEDDED = "embeddings of evaluation"
 _RANKED = "what evaluation predicts"
 _OF_A_LINK = 16
@@ -52,7 +55,10 @@ _SORTING = 6 * 8
 """Of a known answer, while it is found by sorting."""
 _RANKED_BYTES = 256 << 20
 """Of queries that are ranked at a time, with their scores, at most."""
-_TOO_SMALL = "give more memory, fewer --fanouts or --negatives, a smaller --batch-size or --hidden"
+_TOO_SMALL = (
+    "give more memory, fewer --fanouts or --negatives, a smaller --batch-size or --hidden, or "
+    "--embeddings FOLDER where there are embeddings of nodes"
+)
 
 
 def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
@@ -87,10 +93,7 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         budget.reserve(_TIMES, timed_bytes(dataset))
     _reserve_seeds(config, options, dataset, task, trains)
     tables = feature_tables(dataset)
-    bare = sum(dataset.num_nodes(kind) for kind in dataset.node_types if kind not in tables)
-    if dataset.heterogeneous:
-        copies = embedding_copies(config) if trains else 1
-        budget.reserve(_EMBEDDINGS, 4 * copies * bare * (config.hidden or 0))
+    is_open = dataset.heterogeneous and reserve_embeddings(config, dataset, trains=trains)
     budget.check(_TOO_SMALL)
     exact = evaluates_exactly(config, task.timed)
     if not task.sizes["train"] or not task.sizes["val"]:
@@ -110,6 +113,8 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     step = size.row_bytes + layer_bytes(config, nodes, drawn, sampled) + 3 * scored
     reserve_batches(config, run.features, size, step, trains=trains)
     _reserve_ranks(config, options, dataset, task, exact)
+    if is_open:
+        reserve_open_embeddings(config, dataset, run.features, drawn, size.stored_bytes)
     reserve_ranking(dataset, run.features)
     if not dataset.heterogeneous:
         mapped = TopologyOptions(topology="mmap")

@@ -34,7 +34,8 @@ from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.memory import reclaim_activations
 from gnnsys.training.metrics import Loss
 from gnnsys.training.step_parts import make_sampler
-from gnnsys.training.steps import MiniBatch, note_served
+from gnnsys.training.steps import note_served
+from gnnsys.training.table_steps import TableMiniBatch
 from gnnsys.training.task import PARTS, Part
 
 __all__ = ["LinkMiniBatch"]
@@ -42,7 +43,7 @@ __all__ = ["LinkMiniBatch"]
 _LOSSES = {"bce": link_bce_loss, "bpr": link_bpr_loss, "infonce": link_info_nce_loss}
 
 
-class LinkMiniBatch(MiniBatch):
+class LinkMiniBatch(TableMiniBatch):
     """``MiniBatch`` of links: seeds are both of their ends and those of negatives, and what is
     judged are ranks by embeddings of all nodes."""
 
@@ -285,7 +286,7 @@ class LinkMiniBatch(MiniBatch):
                 found = {
                     kind: sampled_embeddings(
                         self._config, self._dataset, kind, sampler,
-                        partial(self._embed_seeds, kind), time, tell,
+                        partial(self._embed_seeds, kind), time, tell, self._announced,
                     )
                     for kind in dict.fromkeys((self._source, self._target))
                 }  # fmt: skip

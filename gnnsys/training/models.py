@@ -20,8 +20,8 @@ from gnnsys.loaders.cooperative import JointBatch
 from gnnsys.message_passing import fuse
 from gnnsys.pipeline import DeepModel, deep_layers
 from gnnsys.training.datasets import NodeDataset
-from gnnsys.training.embedding_tables import MakeEmbedding, make_embeddings
-from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
+from gnnsys.training.embedding_tables import make_embeddings
+from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel, MakeEmbedding
 from gnnsys.training.link_models import HeteroEmbedder, LinkModel
 from gnnsys.training.link_task import LinkTask
 from gnnsys.training.user_models import make_user_embedder, make_user_hetero_model, make_user_model
@@ -209,29 +209,29 @@ def make_model(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None =
         ArgumentError, UnsupportedError: see ``make_user_model``.
     """
     task = dataset.task
-    if not isinstance(task, LinkTask):
-        if dataset.heterogeneous:
-            return _make_hetero(run, dataset, embedding)
-        return _make_model(run, dataset)
-    if dataset.heterogeneous:
-        encoder: torch.nn.Module = _make_embedder(run, dataset, embedding)
+    net: NodeClassifier | DeepModel | HeteroModel
+    if not dataset.heterogeneous:
+        net = _make_model(run, dataset)
     else:
-        encoder = _make_model(run, dataset)
-    return LinkModel(encoder, task.width, link_training(run.config).decoder)
+        make = _make_embedder if isinstance(task, LinkTask) else _make_hetero
+        net = make(run, dataset, embedding or make_embeddings(run, dataset))
+    if isinstance(task, LinkTask):
+        return LinkModel(net, task.width, link_training(run.config).decoder)
+    return net
 
 
-def _make_embedder(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None) -> HeteroModel:
+def _make_embedder(run: Run, dataset: NodeDataset, embedding: MakeEmbedding) -> HeteroModel:
     """Of a graph with types whose links are to be predicted."""
     task = dataset.task
     assert isinstance(task, LinkTask)
     if is_user_model(run.config.model):
-        return make_user_embedder(run, dataset, task)
+        return make_user_embedder(run, dataset, task, embedding)
     return HeteroEmbedder(run.config.model, task.ends, **_shape(run, dataset, embedding))
 
 
-def _make_hetero(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None) -> HeteroModel:
+def _make_hetero(run: Run, dataset: NodeDataset, embedding: MakeEmbedding) -> HeteroModel:
     if is_user_model(run.config.model):
-        return make_user_hetero_model(run, dataset)
+        return make_user_hetero_model(run, dataset, embedding)
     return HeteroClassifier(
         run.config.model,
         target=dataset.target,
@@ -240,7 +240,7 @@ def _make_hetero(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None
     )
 
 
-def _shape(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None) -> dict[str, Any]:
+def _shape(run: Run, dataset: NodeDataset, embedding: MakeEmbedding) -> dict[str, Any]:
     """Arguments of a ``HeteroEncoder``."""
     return {
         "in_channels": {kind: table.shape[1] for kind, table in dataset.tables.items()},
@@ -249,7 +249,7 @@ def _shape(run: Run, dataset: NodeDataset, embedding: MakeEmbedding | None) -> d
         "hidden": run.config.hidden or 0,
         "layers": run.config.layers,
         "dropout": run.config.dropout,
-        "embedding": embedding or make_embeddings(run, dataset),
+        "embedding": embedding,
     }
 
 

@@ -8,7 +8,7 @@ never broken off.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -62,7 +62,7 @@ def make_optimizer(
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         optimizer = kind(dense, lr=lr, weight_decay=decay)
     if sparse:
-        optimizer = _Together([optimizer, _row_optimizer(config, sparse)])
+        optimizer = _Together([optimizer, *_row_optimizers(config, sparse)])
     if (longest := config.clip_norm) is not None:
 
         def clip(*_: Any) -> None:
@@ -72,11 +72,15 @@ def make_optimizer(
     return optimizer
 
 
-def _row_optimizer(config: TrainConfig, rows: list[Tensor]) -> torch.optim.Optimizer:
-    in_files = isinstance(rows[0], StoredWeight)
+def _row_optimizers(config: TrainConfig, rows: list[Tensor]) -> list[torch.optim.Optimizer]:
+    """Of rows in memory, and of those in files."""
+    kinds: tuple[Callable[..., torch.optim.Optimizer], ...] = (torch.optim.SparseAdam, SparseAdam)
     if config.embedding_optimizer == "adagrad":
-        return (Adagrad if in_files else torch.optim.Adagrad)(rows, lr=config.lr)
-    return (SparseAdam if in_files else torch.optim.SparseAdam)(rows, lr=config.lr)
+        kinds = torch.optim.Adagrad, Adagrad
+    places: tuple[list[Tensor], list[Tensor]] = [], []
+    for each in rows:
+        places[isinstance(each, StoredWeight)].append(each)
+    return [kind(own, lr=config.lr) for kind, own in zip(kinds, places, strict=True) if own]
 
 
 def _with_dense_gradient(weight: Tensor) -> Tensor:

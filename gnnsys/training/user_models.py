@@ -18,7 +18,7 @@ from gnnsys.config.resolve import Run
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.training.datasets import NodeDataset
-from gnnsys.training.hetero_models import HeteroModel
+from gnnsys.training.hetero_models import HeteroModel, MakeEmbedding
 from gnnsys.training.link_task import LinkTask
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.user_factory import broken, call_factory
@@ -37,17 +37,13 @@ class _UserTypes(HeteroModel):
     Args:
         gnn: called as ``gnn(x_dict, edge_index_dict)``; gives (nodes, out_channels) of the only one
             of ``kinds``, or a dict by type with all of them.
-        embeddings: ``torch.nn.Embedding`` of each node type without features.
+        embeddings: of each node type without features.
         kinds: node types whose rows are wanted.
     """
 
     def __init__(self, gnn: nn.Module, embeddings: ModuleDict, kinds: Sequence[str]) -> None:
         super().__init__()
         self.inputs, self.gnn, self.kinds = embeddings, gnn, [*kinds]
-
-    def embeddings(self) -> dict[str, Tensor]:
-        """See ``HeteroModel.embeddings``."""
-        return {kind: each.weight for kind, each in self.inputs.items()}
 
     def _rows(
         self,
@@ -138,7 +134,9 @@ def make_user_model(run: Run, dataset: NodeDataset) -> nn.Module:
     return net
 
 
-def make_user_hetero_model(run: Run, dataset: NodeDataset) -> UserHeteroModel:
+def make_user_hetero_model(
+    run: Run, dataset: NodeDataset, embedding: MakeEmbedding
+) -> UserHeteroModel:
     """``make_user_model`` for a graph with types.
 
     ``in_channels`` is a dict by node type: the features of a node, or ``--hidden`` for types
@@ -147,25 +145,37 @@ def make_user_hetero_model(run: Run, dataset: NodeDataset) -> UserHeteroModel:
     The model is called with x_dict and edge_index_dict of all types, as models made by
     ``torch_geometric.nn.to_hetero`` are.
 
+    Args:
+        run: what to do.
+        dataset: heterogeneous.
+        embedding: gives those of a type without features, ``--hidden`` wide.
+
     Raises:
         ArgumentError: as ``make_user_model``, or a dict without the target.
     """
-    made = _make_typed(run, dataset, [dataset.target], dataset.target)
+    made = _make_typed(run, dataset, [dataset.target], dataset.target, embedding)
     net = UserHeteroModel(*made, [dataset.target])
     _check_types(run, dataset, net)
     return net
 
 
-def make_user_embedder(run: Run, dataset: NodeDataset, task: LinkTask) -> UserEmbedder:
+def make_user_embedder(
+    run: Run, dataset: NodeDataset, task: LinkTask, embedding: MakeEmbedding
+) -> UserEmbedder:
     """``make_user_hetero_model`` for links: ``target`` is their edge type, and the model gives a
     dict with (nodes, out_channels) of the node types of both ends, unless these are one."""
-    net = UserEmbedder(*_make_typed(run, dataset, task.ends, task.edge_type), task.ends)
+    made = _make_typed(run, dataset, task.ends, task.edge_type, embedding)
+    net = UserEmbedder(*made, task.ends)
     _check_types(run, dataset, net)
     return net
 
 
 def _make_typed(
-    run: Run, dataset: NodeDataset, kinds: Sequence[str], target: str | EdgeType
+    run: Run,
+    dataset: NodeDataset,
+    kinds: Sequence[str],
+    target: str | EdgeType,
+    embedding: MakeEmbedding,
 ) -> tuple[nn.Module, ModuleDict]:
     """The model of the factory, which was tried, and embeddings.
 
@@ -174,11 +184,12 @@ def _make_typed(
         dataset: heterogeneous.
         kinds: node types whose rows are wanted.
         target: as the factory is told it.
+        embedding: gives those of a type without features.
     """
     config, place, widths = run.config, run.config.model, _widths(run, dataset)
     embeddings = ModuleDict(
         {
-            kind: nn.Embedding(count, widths[kind])
+            kind: embedding(kind, count)
             for kind, count in dataset.num_nodes.items()
             if kind not in dataset.tables
         }

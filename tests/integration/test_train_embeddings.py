@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch_geometric.data import HeteroData
+from torch_geometric.nn import HeteroConv, SAGEConv
 from torch_geometric.transforms import ToUndirected
 
 import gnnsys
@@ -34,6 +36,7 @@ from gnnsys.system.budget import EMBEDDINGS, process_budget
 from gnnsys.training import hetero_memory
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.memory import plan_run
+from tests.integration.link_folders import held_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,6 +75,26 @@ def train(folder: Path, **options: Any) -> TrainResult:
     return run_training(TrainConfig(dataset=str(folder), **{**SMALL, **options}))
 
 
+class Relations(nn.Module):
+    """A model of one's own."""
+
+    def __init__(
+        self, out_channels: int, hidden_channels: int, num_layers: int, metadata: Any
+    ) -> None:
+        super().__init__()
+        widths = [hidden_channels] * (num_layers - 1) + [out_channels]
+        self.convs = nn.ModuleList(
+            HeteroConv({kind: SAGEConv((-1, -1), width) for kind in metadata[1]})
+            for width in widths
+        )
+
+    def forward(self, x: dict[str, Tensor], edge_index: dict[Any, Tensor]) -> dict[str, Tensor]:
+        for number, conv in enumerate(self.convs):
+            x = {kind: rows.relu() for kind, rows in x.items()} if number else x
+            x = conv(x, edge_index)
+        return x
+
+
 def found(result: TrainResult) -> Any:
     return result.history, result.best_epoch, result.best_val, result.best_test
 
@@ -90,12 +113,16 @@ def tiny_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hetero_memory, "_IN_MEMORY", 0.0)
 
 
-@pytest.mark.parametrize("optimizer", ["sparse_adam", "adagrad"])
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [("rgcn", "sparse_adam"), ("rgcn", "adagrad"), (f"{__name__}:Relations", "sparse_adam")],
+)
 @pytest.mark.usefixtures("tiny_cache")
 def test_losses_scores_and_predictions_are_those_of_embeddings_in_memory(
-    folder: Path, place: Path, optimizer: Any
+    folder: Path, place: Path, model: str, optimizer: Any
 ) -> None:
     options = {"embedding_optimizer": optimizer, "clip_norm": 0.5, "lr_schedule": "cosine"}
+    options["model"] = model
     results = [
         train(folder, embeddings=where, out=str(place / where), epochs=4, **options)
         for where in ("ram", "auto")
@@ -122,6 +149,53 @@ def test_losses_scores_and_predictions_are_those_of_embeddings_in_memory(
             scores.append(np.load(f"{out}/scores.npy"))
         assert np.array_equal(*scores)
     assert process_budget().planned(EMBEDDINGS) == 0
+
+
+@pytest.fixture(scope="module")
+def links(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of what users buy is held out."""
+    data, of = make_graph(), ("user", "buys", "a/b")
+    ends = data[of].edge_index.unique(dim=1)
+    ends = ends[:, torch.randperm(ends.shape[1], generator=torch.Generator().manual_seed(1))]
+    held = {"val": ends[:, :60], "test": ends[:, 60:120]}
+    data[of].edge_index = ends[:, 120:1000]
+    data["a/b", "rev_buys", "user"].edge_index = ends[:, 120:1000].flip(0)
+    del data["user"].y
+    return held_folder(tmp_path_factory.mktemp("links") / "g", data, held, of)
+
+
+@pytest.mark.usefixtures("tiny_cache")
+def test_links_have_the_losses_and_ranks_of_embeddings_in_memory(links: Path, place: Path) -> None:
+    """Read for training, hard negatives, and sampled and exact embeddings."""
+    options: dict[str, Any] = {
+        "task": "link", "negatives": 2, "negative_sampling": "hard", "batch_size": 80,
+        "eval": "sampled", "epochs": 2,
+    }  # fmt: skip
+    in_memory = train(links, embeddings="ram", out=str(place / "ram"), **options)
+
+    def interrupt(epoch: int, done: int, total: int) -> None:
+        if (epoch, done) == (2, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = str(place / "auto")
+    config = TrainConfig(dataset=str(links), out=run, **{**SMALL, **options})
+    assert run_training(config, on_batch=interrupt).reason == "interrupted"
+    in_files = run_training(resumed_config(run))
+    assert found(in_files) == found(in_memory)
+    assert in_files.best_val["mrr"] > 0
+    names = in_files.memory["names"]
+    assert names["cache of embeddings"]["planned"] >= names["cache of embeddings"]["held"] > 0
+    assert "embeddings of nodes" not in names
+    lines = map(json.loads, (place / "auto" / "metrics.jsonl").read_text().splitlines())
+    told = [line["embeddings"]["rows"] for line in lines if line["kind"] == "epoch"][-1]
+    assert told["file"] > 0
+    for how in ([], ["--sampled"]):
+        rows = []
+        for name in ("ram", "auto"):
+            out = str(place / f"{name}{len(how)}")
+            assert main(["predict", str(place / name), "--out", out, "--quiet", *how]) == 0
+            rows.append(np.load(f"{out}/embeddings.a%2Fb.npy"))
+        assert np.array_equal(*rows)
 
 
 @pytest.mark.usefixtures("tiny_cache")

@@ -100,7 +100,12 @@ def test_losses_on_types_are_those_of_a_plain_loop(typed: Path) -> None:
     )  # fmt: skip
     model = LinkModel(net, 16, "dot")
     decay = result.config.weight_decay
-    optimizer = torch.optim.Adam(model.parameters(), lr=result.config.lr, weight_decay=decay)
+    rows = net.inputs["item"].weight
+    others = [each for each in model.parameters() if each is not rows]
+    optimizers = (
+        torch.optim.Adam(others, lr=result.config.lr, weight_decay=decay),
+        torch.optim.SparseAdam([rows], lr=result.config.lr),
+    )
     weight = degree_weights(links[1], ITEMS)
     loader = gnnsys.LinkNeighborLoader(
         data, [4, 3], (LIKES, links), batch_size=256, shuffle=True, seed=0, hide_links=True,
@@ -108,14 +113,15 @@ def test_losses_on_types_are_those_of_a_plain_loop(typed: Path) -> None:
     )  # fmt: skip
     total = 0.0
     for batch in loader:
-        optimizer.zero_grad()
+        model.zero_grad()
         user, item = embed_typed(model, batch, {k: batch[k].n_id for k in batch.node_types})
         source = user[batch["user"].src_index]
         positive = (source * item[batch["item"].dst_pos_index]).sum(1)
         negative = (source[:, None] * item[batch["item"].dst_neg_index]).sum(2)
         loss = -F.logsigmoid(positive[:, None] - negative).mean()
         loss.backward()
-        optimizer.step()
+        for each in optimizers:
+            each.step()
         total += loss.item() * len(source)
     assert losses(result)[0] == pytest.approx(total / links.shape[1], rel=1e-5)
 
@@ -332,6 +338,11 @@ def test_links_with_times_see_nothing_that_is_newer(
         assert (ages <= limit[tree["item"][target]]).all()
         messages += len(ages)
     assert messages
+    tables = {"embeddings": str(tmp_path / "tables")}
+    plain, in_files = (
+        train(folder, model="rgcn", epochs=1, negatives=2, **more) for more in ({}, tables)
+    )
+    assert in_files.history == plain.history
     found = steps.evaluate(["mrr"], "val")
     assert 0 < found["mrr"] <= 1
     assert steps.evaluation()["way"] == "sampled"

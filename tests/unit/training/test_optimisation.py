@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import lr_scheduler
 
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
+from gnnsys.nn import Embedding
 from gnnsys.training.optimisation import (
     LearningRate,
     load_optimizer,
@@ -223,6 +225,27 @@ def test_embeddings_are_stepped_by_an_optimizer_of_their_own_at_the_same_rate(
         load_optimizer(optimizer, state)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_embeddings_in_files_are_stepped_beside_those_in_memory(tmp_path: Path) -> None:
+    """As a model of one's own may have some."""
+    stepped = []
+    for in_files in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"own": torch.nn.Embedding(9, 2, sparse=True)})
+        model["rows"] = torch.nn.Embedding(9, 2, sparse=True)
+        model["head"] = torch.nn.Linear(2, 1)
+        if in_files:
+            rows = model["rows"].weight.detach()
+            model["rows"] = Embedding(9, 2, folder=tmp_path / "t", optimizer="sparse_adam", cache=9)
+            model["rows"].store.write(torch.arange(9), rows)
+        optimizer = make_optimizer(config_of(), model.parameters(), sparse_weights(model))
+        ids = torch.tensor([1, 7, 1])
+        model["head"](model["rows"](ids) + model["own"](ids)).pow(2).sum().backward()
+        optimizer.step()
+        ids = torch.arange(9)
+        stepped.append(torch.cat([model[name](ids) for name in ("own", "rows")]))
+    assert torch.equal(*stepped)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from gnnsys.convert.pyg import convert_pyg
 from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.generate import generate_community
 from gnnsys.training.datasets import NodeDataset, load_dataset
+from gnnsys.training.hetero_models import embeddings_in_memory
 from gnnsys.training.link_task import LinkTask
 from gnnsys.training.user_factory import load_factory
 from gnnsys.training.user_models import (
@@ -305,7 +306,8 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> NodeDataset:
 
 def make_typed(dataset: NodeDataset, model: str, **options: Any) -> Any:
     config = TrainConfig(dataset="g", model=f"typed_nets:{model}", device="cpu", **options)
-    return make_user_hetero_model(resolve(config), dataset)
+    run = resolve(config)
+    return make_user_hetero_model(run, dataset, embeddings_in_memory(run.config.hidden or 0))
 
 
 def test_a_factory_for_types_is_told_of_them(typed: NodeDataset) -> None:
@@ -361,7 +363,8 @@ def test_what_exact_evaluation_cannot_follow_is_told_before_training(typed: Node
 def make_embedder(dataset: NodeDataset, model: str) -> Any:
     dataset = dataclasses.replace(dataset, task=LINKS)
     config = TrainConfig(dataset="g", task="link", model=f"typed_nets:{model}", device="cpu")
-    return make_user_embedder(resolve(config), dataset, LINKS)
+    run = resolve(config)
+    return make_user_embedder(run, dataset, LINKS, embeddings_in_memory(run.config.hidden or 0))
 
 
 def test_a_factory_for_links_is_told_of_their_type_and_embeds_both_ends(typed: NodeDataset) -> None:

@@ -54,11 +54,11 @@ from gnnsys.training.link_models import LinkModel
 from gnnsys.training.link_task import is_link_task
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import Kind, kind_of, measure
+from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
 from gnnsys.training.seed_times import regards_times, settle_times
-from gnnsys.training.steps import MiniBatch
 from gnnsys.training.task import NodeTask, Part, Task
 
 __all__ = ["predict", "run_command"]

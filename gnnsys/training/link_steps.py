@@ -33,8 +33,8 @@ from gnnsys.training.link_ranking import top_links
 from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.memory import reclaim_activations
 from gnnsys.training.metrics import Loss
+from gnnsys.training.mini_batch import note_served
 from gnnsys.training.step_parts import make_sampler
-from gnnsys.training.steps import note_served
 from gnnsys.training.table_steps import TableMiniBatch
 from gnnsys.training.task import PARTS, Part
 

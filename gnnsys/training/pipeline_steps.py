@@ -24,10 +24,11 @@ from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.link_models import LinkModel
 from gnnsys.training.link_steps import LinkMiniBatch
+from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.models import Model
 from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.rank_steps import RankSteps
-from gnnsys.training.steps import FullBatch, MiniBatch, Steps, WholeGraph
+from gnnsys.training.steps import FullBatch, Steps, WholeGraph
 from gnnsys.training.trace_events import title_of, trace_file
 
 __all__ = ["PipelineSteps", "make_steps"]

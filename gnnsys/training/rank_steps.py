@@ -39,8 +39,9 @@ from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.divided_layers import DividedLayers
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.metrics import measure
+from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.models import NodeClassifier
-from gnnsys.training.steps import AskedToEndError, MiniBatch
+from gnnsys.training.steps import AskedToEndError
 from gnnsys.training.task import Part
 
 __all__ = ["RankSteps"]

@@ -16,7 +16,7 @@ from gnnsys.training.divergence import all_finite
 from gnnsys.training.embedding_tables import EmbeddingTables
 from gnnsys.training.hetero_models import HeteroModel
 from gnnsys.training.link_models import LinkModel
-from gnnsys.training.steps import MiniBatch
+from gnnsys.training.mini_batch import MiniBatch
 
 __all__ = ["TableMiniBatch"]
 

@@ -22,7 +22,7 @@ from gnnsys.generate import generate_community
 from gnnsys.report.reader import read_run
 from gnnsys.training.checkpoint import load_checkpoint
 from gnnsys.training.loop import TrainResult, run_training
-from gnnsys.training.steps import MiniBatch
+from gnnsys.training.mini_batch import MiniBatch
 
 NODES, FEATURES = 500, 5
 OPTIONS: dict[str, Any] = {

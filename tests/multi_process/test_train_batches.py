@@ -24,8 +24,8 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.generate import generate_community
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.loop import run_training
+from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.models import make_model
-from gnnsys.training.steps import MiniBatch
 
 SIZE = 32
 OPTIONS: dict[str, Any] = {

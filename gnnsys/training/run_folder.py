@@ -142,7 +142,7 @@ class NothingKept:
         if seconds > _LONG:
             self._told = True
             _log.warning(
-                "%s: about %d minutes, and nothing will be kept: neither weights nor scores nor a "
+                "%s: about %d min, and nothing will be kept: neither weights nor scores nor a "
                 "way to go on; --out FOLDER keeps them", self._dataset, max(1, round(seconds / 60))
             )  # fmt: skip
 

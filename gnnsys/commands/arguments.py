@@ -108,7 +108,7 @@ def _union(kinds: Mapping[str, type]) -> Any:
     """Commands as tyro takes them, each described in one line."""
     members = []
     for name, kind in kinds.items():
-        about = (kind.__doc__ or "").partition("\n")[0]
+        about = " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
         made = (
             Annotated[_union(_GRAPHS), tyro.conf.arg(name="")]
             if kind is GenerateConfig

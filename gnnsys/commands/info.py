@@ -37,7 +37,7 @@ def run_command(config: InfoConfig) -> int:
 
 
 def describe_dataset(dataset: DatasetTables) -> dict[str, Any]:
-    """The folder as JSON: counts, tables, degrees, task, source."""
+    """The folder as JSON: counts, tables, degrees, tasks, source."""
     manifest = dataset.manifest
     return {
         "path": str(dataset.path),
@@ -57,6 +57,7 @@ def describe_dataset(dataset: DatasetTables) -> dict[str, Any]:
             }
             for edge_type, edges in manifest.edges.items()
         ],
+        "tasks": manifest.source.get("tasks", {}),
         "order": manifest.source.get("order", "none"),
         "source": manifest.source,
     }
@@ -109,6 +110,8 @@ def print_tables(dataset: DatasetTables, console: Console) -> None:
         outputs = f"{facts['task']['num_classes']} {kind}"
         outputs = "regression" if facts["task"]["regression"] else outputs
         head.add_row("task", f"{outputs}, {metric}")
+    for name, about in facts["tasks"].items():
+        head.add_row(f"task {escape(name)}", _task(about))
     for name, count in facts["source"].get("nan", {}).items():
         head.add_row(f"[yellow]NaN in {escape(name)}[/]", f"[yellow]{count:,}[/]")
     for name, count in facts["source"].get("overflow", {}).items():
@@ -137,6 +140,13 @@ def print_tables(dataset: DatasetTables, console: Console) -> None:
                 f"{table['bytes']:,}",
             )
     console.print(tables)
+
+
+def _task(about: dict[str, Any]) -> str:
+    to = f" to {about['target_type']}" if "target_type" in about else ""
+    rows = ", ".join(f"{part} {count:,}" for part, count in about["rows"].items())
+    told = f"{about['task_type'].replace('_', ' ')} of {about['node_type']}{to}, rows: {rows}"
+    return escape(told)
 
 
 def _held(about: dict[str, Any]) -> str:

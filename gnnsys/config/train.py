@@ -63,7 +63,7 @@ class TrainConfig(LinkOptions):
         gnnsys train my-graph --out run1 --epochs 50 --patience 10
         gnnsys train flights-graph --task delayed --model rgcn --temporal last
         gnnsys train my-graph --model my_models:make --lr-schedule cosine --warmup-epochs 2
-        gnnsys train shop --task link --target user,buys,item --negatives 4
+        gnnsys train shop --task link --target user,buys,item --dropout 0 --weight-decay 0
         gnnsys train --resume run1
         gnnsys train my-graph --config run1/config.toml --out run2 --lr 0.003
     """

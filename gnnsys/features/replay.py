@@ -179,9 +179,10 @@ def target_of(dataset: Dataset, target: str | None = None) -> str:
     """
     if target is not None:
         if target not in dataset.node_types:
+            hint = "; an edge type goes with gnnsys train --task link" if "," in target else ""
             raise ArgumentError(
                 f"--target {target}: {dataset.path} has no such node type; expected one of "
-                f"{', '.join(dataset.node_types)}"
+                f"{', '.join(dataset.node_types)}{hint}"
             )
         return target
     if dataset.task is not None:

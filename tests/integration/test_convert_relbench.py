@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -15,9 +16,11 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from rich.console import Console
 
 import gnnsys
 from gnnsys.commands.cli import main
+from gnnsys.commands.info import print_tables
 from gnnsys.convert import relational_keys, relational_table, relbench_tasks
 from gnnsys.convert.relational_table import NEVER, RelationalTable
 from gnnsys.convert.relbench import convert_relbench
@@ -160,6 +163,13 @@ def test_tasks_become_seeds(tmp_path: Path) -> None:
         expected = [list(range(n % 4)) for n in part.index]
         assert [each.tolist() for each in links.targets] == expected
     assert dataset.task is None  # users are asked for several times
+    shown = io.StringIO()
+    print_tables(dataset, Console(file=shown, width=160))
+    rows_of = ", ".join(
+        f"{split} {len(part):,}" for split, part in Database.split(rows, "when").items()
+    )
+    assert f"binary classification of users, rows: {rows_of}" in shown.getvalue()
+    assert "recommendation of users to items, rows: " in shown.getvalue()
     with pytest.raises(ArgumentError, match="has buys, churn, spent"):
         dataset.seeds("nothing", "train")
     with pytest.raises(ArgumentError, match="task churn has train, val, test"):

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.system.sizes import parse_bytes
 
-__all__ = ["ArenaShare", "CacheArena", "Table", "rows_of", "share_bytes"]
+__all__ = [
+    "ArenaShare",
+    "CacheArena",
+    "Table",
+    "check_row_of_each",
+    "row_of_each",
+    "rows_of",
+    "share_bytes",
+]
 
 
 @dataclass(eq=False)
@@ -49,8 +57,8 @@ class CacheArena:
 
     Give it to each of them as ``cache=``. By itself it goes to the rows with the highest importance
     per byte, whatever table they are of, or, where a table knows of none, to each table in
-    proportion to its bytes; ``share`` promises a table a fixed part instead. What each table gets
-    is fixed when the first of them is used.
+    proportion to its bytes, at least a row; ``share`` promises a table a fixed part instead. What
+    each table gets is fixed when the first of them is used.
 
     Args:
         budget: bytes, as a number or as a text such as "8GB".
@@ -141,10 +149,7 @@ class CacheArena:
         if all(table.importance is not None for table in rest):
             rows |= _by_value(left, rest)
         else:
-            total = sum(table.rows * table.row_bytes for table in rest)
-            for table in rest:
-                part = table.rows * table.row_bytes / total if total else 0.0
-                rows[table] = _fitting(left * part, table)
+            rows |= _in_proportion(int(left), rest)
         least = sum(table.row_bytes for table in tables if table.rows)
         if self.budget < least or any(
             rows[table] == 0 and table.rows for table in tables if table.importance is None
@@ -164,6 +169,20 @@ def _fitting(nbytes: float, table: Table) -> int:
     if table.row_bytes == 0:
         return table.rows
     return min(table.rows, int(nbytes // table.row_bytes))
+
+
+def _in_proportion(nbytes: int, tables: list[Table]) -> dict[Table, int]:
+    """Rows of each in proportion to its bytes; one where these are for less than a row."""
+    total = max(1, sum(table.rows * table.row_bytes for table in tables))
+    rows = {
+        table: _fitting(nbytes * table.rows * table.row_bytes // total, table) for table in tables
+    }
+    small = [table for table in tables if table.rows and not rows[table]]
+    least = sum(table.row_bytes for table in small)
+    if not small or nbytes < least:
+        return rows
+    others = [table for table in tables if table not in small]
+    return dict.fromkeys(small, 1) | _in_proportion(nbytes - least, others)
 
 
 def _by_value(nbytes: float, tables: list[Table]) -> dict[Table, int]:
@@ -222,3 +241,35 @@ def share_bytes(share: float | Fraction, tables: Iterable[tuple[int, int]]) -> i
     92
     """
     return sum(int(share * rows) * row_bytes for rows, row_bytes in tables)
+
+
+def check_row_of_each(nbytes: int, tables: Iterable[tuple[int, int]], option: str) -> None:
+    """Whether a cache of several tables has room for a row of each.
+
+    Args:
+        nbytes: of the cache.
+        tables: as of ``share_bytes``.
+        option: as the user gave it.
+
+    Raises:
+        ArgumentError: it has not.
+
+    >>> check_row_of_each(11, [(100, 8), (39, 4)], "--cache 1%")
+    Traceback (most recent call last):
+        ...
+    gnnsys.errors.ArgumentError: --cache 1%: 11 bytes, less than one row of each of 2 tables, 12; \
+give more
+    """
+    sizes = [*tables]
+    if nbytes < (least := row_of_each(sizes)):
+        one = "a row of" if len(sizes) == 1 else f"one row of each of {len(sizes)} tables,"
+        raise ArgumentError(f"{option}: {nbytes} bytes, less than {one} {least}; give more")
+
+
+def row_of_each(tables: Iterable[tuple[int, int]]) -> int:
+    """Bytes of a row of each table that has some, and at least 1.
+
+    >>> row_of_each([(100, 8), (0, 4)])
+    8
+    """
+    return max(1, sum(row_bytes for rows, row_bytes in tables if rows))

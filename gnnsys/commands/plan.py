@@ -15,7 +15,8 @@ from rich.console import Console
 from gnnsys.choices import DATASET_NAMES
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.heterogeneous import check_heterogeneous
-from gnnsys.config.plan import PlanConfig
+from gnnsys.config.plan import DEFAULT_BUDGETS, PlanConfig
+from gnnsys.config.times import check_timed
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.pyg import convert_pyg_name
 from gnnsys.convert.spec import ConvertOptions
@@ -25,7 +26,6 @@ from gnnsys.dataset.times import timed_types
 from gnnsys.errors import ArgumentError
 from gnnsys.features.importance import importance_for_cache
 from gnnsys.features.options import FeatureOptions, TopologyOptions
-from gnnsys.features.replay import target_of, training_seeds
 from gnnsys.features.setup import feature_tables, plan_features
 from gnnsys.generate import generate_community
 from gnnsys.plan.batches import open_traces, workload_of
@@ -44,7 +44,8 @@ from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 from gnnsys.training.datasets import DEMO_NODES, check_one_type
 from gnnsys.training.memory import plan_memory, plan_memory_of_types, planned_names
-from gnnsys.training.seed_tasks import task_of
+from gnnsys.training.planned_seeds import check_planned, planned_seeds
+from gnnsys.training.seed_tasks import NODE, seeds_have_times, task_of
 
 __all__ = ["make_plan", "run_command"]
 
@@ -112,12 +113,11 @@ def make_plan(
 
 
 def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    target = target_of(dataset, config.target)
+    target, seeds, seeds_are = planned_seeds(dataset, config.target, config.task)
     memory, evaluation = _memory(config, dataset, target)
     threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
     hardware = _hardware(config, dataset)
-    seeds, seeds_are = training_seeds(dataset, target)
     with open_traces(config, dataset, target, seeds, progress) as traces:
         batches = len(next(iter(traces.values())))
         kind, importance = importance_for_cache(
@@ -138,7 +138,8 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
             workload_of(config, dataset, of, trace, epoch, importance[of] if importance else None)
             for of, trace in traces.items()
         ]
-        budgets = plan_budgets(workloads, config.budget, victim_bytes)
+        is_default = config.budget == DEFAULT_BUDGETS
+        budgets = plan_budgets(workloads, config.budget, victim_bytes, skips_small=is_default)
         cases = [case for budget in budgets for case in budget.cases]
         results = run_cases(
             workloads, cases, threads, lambda done, total: progress("simulate", done, total)
@@ -181,6 +182,11 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
             each["cases"]["belady"], sizes["feature_bytes"], hardware, epoch_batches, step_seconds
         )
     plan["notes"] = notes_on(plan)
+    planned = [budget.text for budget in budgets]
+    if skipped := [text for text in config.budget if text.strip() not in planned]:
+        plan["notes"].append(
+            f"Left out, for less than a row of each table of features: {', '.join(skipped)}."
+        )
     return plan
 
 
@@ -224,17 +230,22 @@ def _memory(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """What a training run with these options takes by name, with ``--cache auto`` and all ranks on
     one machine; and how it is evaluated, where that is exact."""
-    ranks, run = config.ranks or 1, _run(config)
+    ranks, topology = config.ranks or 1, TopologyOptions.of(config)
     features = FeatureOptions(score="auto" if config.score == "none" else config.score)
     evaluation = None
+    is_known = config.task != NODE or dataset.has("labels", target)
+    run = dataclasses.replace(_run(config), target=target)
+    timed = is_known and seeds_have_times(dataset, run)
+    if timed:
+        check_timed(run)
+        run, topology = dataclasses.replace(run, eval="sampled"), TopologyOptions(topology="mmap")
     with process_budget().run(check_bytes("memory", config.memory), ranks) as budget:
         if dataset.heterogeneous:
             unlabelled = Task(node_type=target, num_classes=0)
-            has_labels = dataset.has("labels", target)
-            task = task_of(dataset, target) if has_labels else unlabelled
-            plan_memory_of_types(run, dataset, task, features)
+            task = task_of(dataset, target, config.task) if is_known else unlabelled
+            plan_memory_of_types(run, dataset, task, features, timed=timed)
         else:
-            evaluation = plan_memory(run, dataset, features, TopologyOptions.of(config))
+            evaluation = plan_memory(run, dataset, features, topology, timed=timed)
         plan_features(dataset, features, ranks)
         if config.memory is not None:
             budget.check("give more --memory")
@@ -246,7 +257,9 @@ def _run(config: PlanConfig) -> TrainConfig:
     """The training run that is planned."""
     return TrainConfig(
         dataset=config.dataset,
+        task=config.task,
         target=config.target,
+        ignore_times=config.ignore_times,
         layers=len(config.fanouts),
         fanouts=config.fanouts,
         hidden=config.hidden,
@@ -268,7 +281,7 @@ def _opened(config: PlanConfig) -> Iterator[Dataset]:
     if config.dataset not in DATASET_NAMES:
         yield _open(Path(config.dataset), config)
         return
-    check_one_type(config.dataset, config.target)
+    check_one_type(config.dataset, config.target, config.task)
     with closing(ScratchFolder("gnnsys-plan-")) as folder:
         path = folder.path / config.dataset
         if config.dataset == "demo":
@@ -280,14 +293,19 @@ def _opened(config: PlanConfig) -> Iterator[Dataset]:
 
 def _open(folder: Path, config: PlanConfig) -> Dataset:
     dataset = open_dataset(folder)
+    check_planned(dataset, config.task)
     if dataset.heterogeneous:
         check_heterogeneous(_run(config))
-    if not feature_tables(dataset):
+    if not (tables := feature_tables(dataset)):
         raise ArgumentError(
             f"{folder}: has no features to cache; convert it again with --features FILE"
         )
-    if timed_types(dataset):
-        warn_once(_log, "%s: is planned as gnnsys train --ignore-times takes it", folder)
+    if not any(table.shape[0] for table in tables.values()):
+        raise ArgumentError(f"{folder}: its features have no rows to cache; add nodes to it")
+    if timed_types(dataset) and not config.ignore_times:
+        warn_once(
+            _log, "%s: its batches are planned as gnnsys train --ignore-times draws them", folder
+        )
     return dataset
 
 

@@ -23,10 +23,12 @@ from gnnsys.features.importance import (
     ranked_importance_of_types,
     ranked_types,
 )
-from gnnsys.features.replay import target_of, training_seeds
+from gnnsys.features.replay import target_of
 from gnnsys.pages.tables import pairs_on_terminal
 from gnnsys.system.progress import work_progress
 from gnnsys.system.records import json_text
+from gnnsys.training.planned_seeds import planned_seeds
+from gnnsys.training.seed_tasks import NODE
 
 __all__ = ["run_command"]
 
@@ -45,13 +47,14 @@ def run_command(config: ScoreConfig) -> int:
         )
     if not os.access(folder, os.W_OK):
         raise StorageError(f"{folder}: cannot be written, and the importance is stored there")
-    about, seeds, seeds_are = _sampling(config, dataset)
+    sampling, seeds, seeds_are = _sampling(config, dataset)
+    about = ({"task": config.task} if config.task != NODE else {}) | sampling
     with work_progress() as progress:
         values = importance_of_types(
             config.score,
             dataset,
             seeds=seeds,
-            **about,
+            **sampling,
             threads=config.threads,
             progress=progress,
         )
@@ -82,16 +85,15 @@ def _sampling(
         target_of(dataset, config.target)
     if config.score != "presample":
         return {}, None, None
-    target = target_of(dataset, config.target)
-    seeds, seeds_are = training_seeds(dataset, target)
-    about = {
+    target, seeds, seeds_are = planned_seeds(dataset, config.target, config.task)
+    sampling = {
         **({"target": target} if dataset.heterogeneous else {}),
         "fanouts": list(config.fanouts),
         "batch_size": config.batch_size,
         "batches": config.batches,
         "seed": config.seed,
     }
-    return about, seeds, seeds_are
+    return sampling, seeds, seeds_are
 
 
 def _told(

@@ -208,10 +208,6 @@ def _check_others(config: TrainConfig) -> None:
             "--eval neighborhoods: links are ranked among all nodes, which layerwise computes; "
             "give it, or sampled"
         )
-    if config.score == "presample":
-        raise UnsupportedError(
-            "--score presample: samples around training nodes, not links; give degree"
-        )
 
 
 def _own_fields() -> list[dataclasses.Field[object]]:

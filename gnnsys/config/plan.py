@@ -22,7 +22,10 @@ from gnnsys.errors import ArgumentError
 from gnnsys.features.options import TopologyOptions
 from gnnsys.system.sizes import parse_bytes, parse_bytes_or_share
 
-__all__ = ["PlanConfig"]
+__all__ = ["DEFAULT_BUDGETS", "PlanConfig"]
+
+DEFAULT_BUDGETS = ("1%", "5%", "10%", "25%")
+"""Shares of the features."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,9 +59,16 @@ class PlanConfig:
     """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper or demo, planned as
     if its features were in a file."""
 
+    task: Annotated[str, "node|NAME"] = "node"
+    """What is trained for. node: the classes, or numbers, of nodes; else the name of one of the
+    folder's tasks, see docs/relational.md. Not of links."""
+
     target: Annotated[str, "TYPE"] | None = None
     """Node type that is trained on, of a heterogeneous dataset folder: batches are drawn around it.
-    Default: the one that the folder names."""
+    Default: the one that the folder, or --task, names."""
+
+    ignore_times: bool = False
+    """Plan the memory of gnnsys train --ignore-times, where a folder has times."""
 
     parallel: Literal["pipeline", "graph", "hybrid", "all"] | None = None
     """Instead of a cache, plan full-graph training of a deep model on several ranks: bytes sent,
@@ -92,9 +102,10 @@ class PlanConfig:
     root: Folder = "data"
     """Folder of the named datasets, as for gnnsys train."""
 
-    budget: Annotated[tuple[str, ...], "SIZE [SIZE ...]"] = ("1%", "5%", "10%", "25%")
+    budget: Annotated[tuple[str, ...], "SIZE [SIZE ...]"] = DEFAULT_BUDGETS
     """Memory for the cache, between spaces or commas: bytes (500MB, 2GB), or a share of the
-    features (10%). Of several node types it is for the rows of all, as of gnnsys train."""
+    features (10%). Of several node types it is for the rows of all, as of gnnsys train. Of the
+    default, those for less than a row of each type are left out."""
 
     memory: Size | None = None
     """Bytes (10GB) for a training run with these options, --hidden and --eval, as of gnnsys train:
@@ -187,6 +198,8 @@ class PlanConfig:
             *of_parallel,
         )
         check_least(self, 0, "threads", "window")
+        if self.parallel is not None and self.task != "node":
+            raise ArgumentError(f"--task {self.task}: does not go with --parallel; leave it out")
         if self.parallel is None:
             for name in of_parallel:
                 if getattr(self, name) is not None:

@@ -16,6 +16,7 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
+from gnnsys.errors import ArgumentError
 
 __all__ = ["ScoreConfig"]
 
@@ -36,9 +37,13 @@ class ScoreConfig:
     dataset: Annotated[str, tyro.conf.Positional]
     """A dataset folder."""
 
+    task: Annotated[str, "node|NAME"] = "node"
+    """For presample: what is to be trained for. node: the classes, or numbers, of nodes; else the
+    name of one of the folder's tasks, see docs/relational.md. Not of links."""
+
     target: Annotated[str, "TYPE"] | None = None
     """For presample: node type that is to be trained on, of a heterogeneous dataset folder.
-    Default: the one that the folder names."""
+    Default: the one that the folder, or --task, names."""
 
     score: Importance = "presample"
     """presample: in how many batches of a short run of the sampler a node occurs, with the training
@@ -73,3 +78,8 @@ class ScoreConfig:
         check_least(self, 0, "threads")
         check_seed(self.seed)
         self.fanouts = parse_fanouts(self.fanouts)
+        if self.task != "node" and self.score != "presample":
+            raise ArgumentError(
+                f"--task {self.task}: goes with --score presample, {self.score} is the same for "
+                "all tasks; leave one of them out"
+            )

@@ -188,19 +188,16 @@ def target_of(dataset: Dataset, target: str | None = None) -> str:
     if dataset.task is not None:
         return dataset.task.node_type
     if dataset.heterogeneous:
+        tasks = dataset.manifest.source.get("tasks", {})
+        given = f"--task, one of {', '.join(tasks)}, or " if tasks else ""
         raise ArgumentError(
             f"{dataset.path}: names no task, so that it is not known which nodes batches are of; "
-            f"give --target, one of {', '.join(dataset.node_types)}"
+            f"give {given}--target, one of {', '.join(dataset.node_types)}"
         )
     return NODE_TYPE
 
 
-def training_seeds(dataset: Dataset, target: str = NODE_TYPE) -> tuple[Tensor, str]:
-    """(n,) ids of the training nodes of a type, or of all its nodes where none are named, and which
-    these are."""
-    of = f" of type {target}" if dataset.heterogeneous else ""
+def training_seeds(dataset: Dataset, target: str = NODE_TYPE) -> Tensor:
+    """(n,) ids of the training nodes of a type, or of all its nodes where none are named."""
     train = dataset.split("train", target)
-    if len(train):
-        return train, f"training nodes{of}"
-    none = f"all nodes{of}, for no training nodes are named"
-    return torch.arange(dataset.num_nodes(target)), none
+    return train if len(train) else torch.arange(dataset.num_nodes(target))

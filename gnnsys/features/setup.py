@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnsys.cache.arena import rows_of, share_bytes
+from gnnsys.cache.arena import check_row_of_each, rows_of, share_bytes
 from gnnsys.cache.making import LEAST_STAGING, staging_bytes
 from gnnsys.choices import Storage
 from gnnsys.dataset.folder import Dataset
@@ -38,6 +38,7 @@ from gnnsys.system.budget import (
     process_budget,
 )
 from gnnsys.system.files import check_folder_of
+from gnnsys.system.sizes import parse_bytes
 
 __all__ = [
     "OF_A_ROW",
@@ -79,6 +80,7 @@ def setup_features(
     ranks: int = 1,
     *,
     target: str | None = None,
+    task: str = "node",
     seeds: Tensor | None = None,
     **sampling: Any,
 ) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def setup_features(
         options: as the user gave them.
         ranks: that call this together, and share the cache unless the options say otherwise.
         target: node type that is trained on; None for that of the folder's task.
+        task: as ``gnnsys train`` names it.
         seeds: (n,) int64 nodes of that type which are trained on; None for those of the folder.
         sampling: of training, for ``--score presample``: ``fanouts``, ``batch_size`` and ``seed``;
             and ``threads`` that compute an importance, 0 for all cores.
@@ -116,14 +119,14 @@ def setup_features(
         check_folder_of(Path(options.trace), f"--trace {options.trace}")
     kind = target_of(dataset, target)
     sampling["seeds"] = dataset.split("train", kind) if seeds is None else seeds
-    importance = _importance(dataset, options, ranks, kind, **sampling)
+    importance = _importance(dataset, options, ranks, kind, task, **sampling)
     if dataset.heterogeneous:
         return {"storage": storage, **_setup_types(dataset, options, cache, importance)}
     return {"storage": storage, **_setup_rows(dataset, options, cache, importance, ranks)}
 
 
 def _importance(
-    dataset: Dataset, options: FeatureOptions, ranks: int, target: str, **sampling: Any
+    dataset: Dataset, options: FeatureOptions, ranks: int, target: str, task: str, **sampling: Any
 ) -> dict[str, NDArray[np.uint16]] | None:
     """(nodes,) of each node type with features; None for none."""
     began = time.perf_counter()
@@ -135,7 +138,9 @@ def _importance(
             process_budget().hold("importance", each.nbytes, each)
         seconds = time.perf_counter() - began
         level = logging.WARNING if seconds >= _LONG else logging.INFO
-        of = f" --target {target}" if dataset.heterogeneous and kind == "presample" else ""
+        of = ""
+        if dataset.heterogeneous and kind == "presample":
+            of = f" --target {target}" if task == "node" else f" --task {task}"
         _log.log(
             level, "--score %s: computed in %.1f s; gnnsys score %s --score %s%s stores it for the "
             "next runs", options.score, seconds, dataset.path, kind, of
@@ -176,7 +181,8 @@ def _setup_types(
 ) -> dict[str, Any]:
     """Options of ``gnnsys.unified`` for the features of several node types before one cache."""
     sizes = [(each.shape[0], each.encoding.row_stride) for each in feature_tables(dataset).values()]
-    nbytes = share_bytes(cache, sizes) if isinstance(cache, float) else cache
+    nbytes = parse_bytes(cache, "--cache") if isinstance(cache, str) else share_bytes(cache, sizes)
+    check_row_of_each(nbytes, sizes, f"--cache {options.cache}")
     return {
         "cache": str(nbytes),
         "cache_on": "host" if options.cache == "auto" else "auto",

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnsys.cache.arena import CacheArena, Table, share_bytes
+from gnnsys.cache.arena import CacheArena, Table, check_row_of_each, row_of_each, share_bytes
 from gnnsys.cache.plan import Policy
 from gnnsys.cache.shared.simulator import simulate_ranks
 from gnnsys.cache.simulator import SimulationResult, simulate
 from gnnsys.cache.trace import Trace
 from gnnsys.choices import Scale
 from gnnsys.dataset.format import Encoding
-from gnnsys.errors import ArgumentError, TooLargeError
+from gnnsys.errors import TooLargeError
 from gnnsys.system.budget import process_budget
 from gnnsys.system.sizes import parse_bytes_or_share
 
@@ -112,7 +112,11 @@ class CacheBudget:
 
 
 def plan_budgets(
-    workloads: Sequence[Workload], texts: Sequence[str], victim_bytes: int = 0
+    workloads: Sequence[Workload],
+    texts: Sequence[str],
+    victim_bytes: int = 0,
+    *,
+    skips_small: bool = False,
 ) -> list[CacheBudget]:
     """The caches worth comparing for each budget.
 
@@ -123,6 +127,7 @@ def plan_budgets(
         workloads: what they serve, of each table; one alone may have ranks.
         texts: bytes, such as 2GB, or shares of the features, such as 10%.
         victim_bytes: of a victim buffer beside each; ``static`` and ``belady`` get them as cache.
+        skips_small: leaves out those of less than a row of each table, unless all are.
 
     Raises:
         ArgumentError: neither bytes nor a share, more than 100 %, or less than a row of each table.
@@ -133,9 +138,15 @@ def plan_budgets(
         for dtype in PRECISIONS
         if any(each.dtype in _CONVERTED and each.dtype != dtype for each in workloads)
     ]
+    tables = [(each.rows, each.row_bytes) for each in workloads]
+    sizes = {text: _budget_bytes(text, tables) for text in texts}
+    if skips_small:
+        roomy = [text for text in texts if sizes[text] >= row_of_each(tables)]
+        texts = roomy or texts[-1:]
     budgets = []
     for text in texts:
-        size = _budget_bytes(text, workloads)
+        size = sizes[text]
+        check_row_of_each(size, tables, f"--budget {text}")
         planned = _cases(workloads, "planned", size, victim_bytes)
         cases = [
             *planned,
@@ -152,15 +163,9 @@ def plan_budgets(
     return budgets
 
 
-def _budget_bytes(text: str, workloads: Sequence[Workload]) -> int:
+def _budget_bytes(text: str, tables: Sequence[tuple[int, int]]) -> int:
     size = parse_bytes_or_share(text, "--budget")
-    if isinstance(size, Fraction):
-        size = share_bytes(size, [(each.rows, each.row_bytes) for each in workloads])
-    least = sum(each.row_bytes for each in workloads if each.rows)
-    if size < max(1, least):
-        one = "a row of" if len(workloads) == 1 else f"one row of each of {len(workloads)} tables,"
-        raise ArgumentError(f"--budget {text}: {size} bytes, less than {one} {least}; give more")
-    return size
+    return share_bytes(size, tables) if isinstance(size, Fraction) else size
 
 
 def _cases(
@@ -202,6 +207,8 @@ def _divide(nbytes: int, workloads: Sequence[Workload], row_bytes: Sequence[int]
     """Rows of each table that a budget is for."""
     if len(workloads) == 1:
         return [min(workloads[0].rows, nbytes // max(1, row_bytes[0]))]
+    if nbytes < row_of_each(zip([each.rows for each in workloads], row_bytes, strict=True)):
+        return [0] * len(workloads)  # stored in more bytes than today
     arena = CacheArena(nbytes)
     tables = [
         Table(each.table, each.rows, size, each.importance)

@@ -237,8 +237,8 @@ def load_dataset(
         def setup(dataset: Dataset, made: Task) -> dict[str, Any]:
             seeds = made.node_ids(made.train) if isinstance(made, NodeTask) else None
             return setup_features(
-                dataset, options, ranks, target=made.target, seeds=seeds, fanouts=fanouts,
-                batch_size=batch_size, seed=seed, threads=threads,
+                dataset, options, ranks, target=made.target, task=task, seeds=seeds,
+                fanouts=fanouts, batch_size=batch_size, seed=seed, threads=threads,
             )  # fmt: skip
 
         def open_graph(dataset: Dataset, graph: CSC) -> None:

@@ -242,7 +242,7 @@ def _counted(task: Task, dataset: Dataset, name: str) -> Task:
 def _train_seeds(config: TrainConfig, dataset: Dataset, task: Task) -> Tensor:
     """(n,) nodes of those of training."""
     if config.task == NODE:
-        return training_seeds(dataset, task.node_type)[0]
+        return training_seeds(dataset, task.node_type)
     rows = dataset.node_table(f"train.{config.task}.nodes", task.node_type)
     return torch.from_numpy(rows.copy())
 

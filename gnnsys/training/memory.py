@@ -26,7 +26,8 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.config.user_model import is_user_model
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST, NODE_TYPE, Task
-from gnnsys.errors import StorageError
+from gnnsys.errors import StorageError, UnsupportedError
+from gnnsys.features.importance import needs_importance
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.packing import planner_bytes
 from gnnsys.features.replay import training_seeds
@@ -186,7 +187,7 @@ def plan_memory(
     tables = dataset.manifest.nodes[NODE_TYPE].tables
     reserve_libraries()
     budget.reserve(OFFSETS, 8 * (nodes + 1), mapped=True)
-    seeds, _ = training_seeds(dataset)
+    seeds = training_seeds(dataset)
     exact = config.eval != "sampled"
     task = dataset.task or Task(node_type=NODE_TYPE, num_classes=0)
     reserve_seeds(dataset, task, NODE, PARTS if exact else ("train", "val"))  # test last, in parts
@@ -265,6 +266,11 @@ def plan_memory(
 def _plan_links(run: Run, dataset: Dataset, trains: bool) -> None:
     config = run.config
     check_link_run(config)
+    if config.score == "presample" and needs_importance(dataset, run.features):
+        raise UnsupportedError(
+            "--score presample: samples around training nodes, not links; give degree, or store it "
+            "by gnnsys score"
+        )
     if dataset.heterogeneous:
         check_heterogeneous(config)
     if plan_links(run, dataset, trains=trains):

@@ -457,7 +457,10 @@ REFUSED = [
     (["--sums", "scaled", "--model", "gin"], "--sums scaled: takes the degrees of the graph"),
     (["--sampler", "gpu"], "--sampler gpu: draws no links"),
     (["--eval", "neighborhoods"], "--eval neighborhoods: links are ranked among all nodes"),
-    (["--score", "presample"], "--score presample: samples around training nodes"),
+    (
+        ["--score", "presample", "--cache", "50%"],
+        "--score presample: samples around training nodes",
+    ),
     (["--metric", "accuracy"], "--metric accuracy: --task link is of links; expected one of mrr"),
     (["--metric", "recall@10", "--eval-candidates", "9"], "is of the best of all candidates"),
     (["--negatives", "0"], "--negatives 0: expected at least 1"),

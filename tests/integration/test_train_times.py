@@ -376,4 +376,4 @@ def test_times_are_told_to_be_unused_where_seeds_have_none(
     train(path, model="sage", epochs=1)
     assert "late: its times are not used, for the seeds have none" in caplog.text
     assert main(["plan", str(path), "--budget", "50%", "--batches", "2"]) == 0
-    assert "late: is planned as gnnsys train --ignore-times takes it" in caplog.text
+    assert "late: its batches are planned as gnnsys train --ignore-times draws them" in caplog.text

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gnnsys
-from gnnsys.cache.arena import CacheArena, Table
+from gnnsys.cache.arena import CacheArena, Table, share_bytes
 from gnnsys.errors import ArgumentError, DTypeError
 
 
@@ -27,6 +27,32 @@ def test_tables_without_scores_share_in_proportion_to_their_bytes() -> None:
     for table in tables:
         arena.add(table)
     assert [arena.rows(table) for table in tables] == [25, 25, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    share=st.sampled_from([0.01, 0.1, 0.34, 0.5, 1.0]),
+    tables=st.lists(
+        st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=4, unique=True
+    ),
+)
+def test_a_share_that_has_a_row_of_each_table_gives_each_one(
+    share: float, tables: list[tuple[int, int]]
+) -> None:
+    budget = share_bytes(share, tables)
+    if any(int(share * rows) == 0 for rows, _ in tables):
+        return
+    arena = CacheArena(budget)
+    members = [make_table(str(number), *size) for number, size in enumerate(tables)]
+    for table in members:
+        arena.add(table)
+    given = [arena.rows(table) for table in members]
+    assert min(given) >= 1
+    total = sum(rows * row_bytes for rows, row_bytes in tables)
+    parts = [budget * rows // total for rows, _ in tables]
+    if min(parts) >= 1:
+        assert given == parts
+    assert sum(rows * table.row_bytes for rows, table in zip(given, members, strict=True)) <= budget
 
 
 def test_a_promised_share_comes_first_and_the_rest_is_divided() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+from numbers import Integral
 from typing import Any
 
 from gnnsys.errors import ArgumentError
@@ -32,12 +32,9 @@ def check_whole(
         ...
     gnnsys.errors.ArgumentError: k: 0.5, expected a whole number from 1 to 9
     """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least or (most is not None and number > most):
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
         words = f"whole number from {least} {'on' if most is None else f'to {most}'}"
         more = f", {otherwise}" if otherwise else ""
         raise ArgumentError(f"{name}: {value!r}, expected a {words}{more}")
-    return number
+    return int(value)

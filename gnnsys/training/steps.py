@@ -24,7 +24,7 @@ from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.divergence import all_finite
 from gnnsys.training.metrics import make_loss, measure
 from gnnsys.training.models import NodeClassifier
-from gnnsys.training.optimisation import load_optimizer, make_optimizer
+from gnnsys.training.optimisation import load_optimizer, make_optimizer, sparse_weights
 from gnnsys.training.step_parts import make_autocast
 from gnnsys.training.task import Part
 
@@ -223,7 +223,7 @@ class FullBatch(WholeGraph):
 
     def __init__(self, run: Run, dataset: NodeDataset, model: NodeClassifier) -> None:
         config, device, task = run.config, run.device, dataset.node_task
-        self.optimizer = make_optimizer(config, model.parameters())
+        self.optimizer = make_optimizer(config, model.parameters(), sparse_weights(model))
         self._loss_of = make_loss(config, task.labels, task.train, task.num_classes)
         self._dataset = dataset
         self._x = dataset.features.materialize()

@@ -273,7 +273,7 @@ def serve(place: Path, kind: str, work: str) -> str:
 
 @pytest.mark.parametrize("kind", ["numbers", "names"])
 @pytest.mark.parametrize(
-    ("spread", "last"), [(12, 12), pytest.param(30, 20, marks=pytest.mark.slow)]
+    ("spread", "last"), [(12, 12), pytest.param(30, 30, marks=pytest.mark.slow)]
 )
 def test_killed_at_any_touch_of_the_disk_it_goes_on_to_the_same_bytes(
     kind: str, spread: int, last: int, tmp_path: Path

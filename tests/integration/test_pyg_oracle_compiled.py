@@ -35,6 +35,13 @@ def batches() -> dict[str, Pair]:
     return pairs()
 
 
+def test_convolutions_that_are_not_compiled_are_not_fused(batches: dict[str, Pair]) -> None:
+    assert {name for _, name in to_run(conv)} >= ALIKE
+    for name in sorted(ALIKE):
+        layer = gnnsys.fuse(make(conv, name, batches[kinds_of_batches(name)[0]][1]))
+        assert gnnsys.fuse.report(layer).fused == (), f"{name} is fused: compile it"
+
+
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()

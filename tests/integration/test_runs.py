@@ -449,7 +449,7 @@ def assert_interrupted(run: Path) -> None:
 
 
 def test_a_closed_terminal_leaves_a_checkpoint(folder: Path, tmp_path: Path) -> None:
-    """It is closed before SIGHUP is sent: writing there fails from then on."""
+    """It is closed right after SIGHUP: writing there fails from then on."""
     ours, theirs = pty.openpty()
     options = ["--epochs", "100000", "--batch-size", "256", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(

@@ -217,8 +217,8 @@ def test_every_model_learns_cora(
 
 @pytest.mark.parametrize(
     ("name", "metric", "classes_score"),
-    [("citeseer", "accuracy", 0.5), ("pubmed", "accuracy", 0.65), ("actor", "accuracy", 0.24),
-     ("minesweeper", "rocauc", 0.55), ("tolokers", "rocauc", 0.6)],
+    [("citeseer", "accuracy", 0.5), ("actor", "accuracy", 0.24), ("minesweeper", "rocauc", 0.55),
+     ("tolokers", "rocauc", 0.6)],
 )  # fmt: skip
 def test_the_other_datasets_train(
     real_graphs: Path, name: str, metric: str, classes_score: float
@@ -251,10 +251,20 @@ def score(dataset: str, **options: Any) -> float:
 
 
 @pytest.mark.slow
-def test_full_batch_gcn_reaches_the_published_accuracy(real_graphs: Path) -> None:
-    # Kipf and Welling (ICLR 2017), who stop early too, report 0.815.
-    options = {"model": "gcn", "full_batch": True, "patience": 30, "root": str(real_graphs)}
-    assert score("cora", **options) >= 0.80
+@pytest.mark.parametrize(
+    ("dataset", "least", "stop"),
+    [
+        ("cora", 0.80, {"patience": 30}),
+        ("pubmed", 0.77, {"lr": 0.05, "epochs": 25, "eval_every": 5}),
+    ],
+)
+def test_full_batch_gcn_reaches_the_published_accuracy(
+    real_graphs: Path, dataset: str, least: float, stop: dict[str, Any]
+) -> None:
+    # Kipf and Welling (ICLR 2017), who stop early too, report 0.815 and 0.790. A larger rate is as
+    # good on PubMed, and sooner.
+    options = {"model": "gcn", "full_batch": True, "root": str(real_graphs)}
+    assert score(dataset, **options, **stop) >= least
 
 
 @pytest.mark.slow

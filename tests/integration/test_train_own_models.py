@@ -68,6 +68,14 @@ class Layers(torch.nn.Module):
         out = self.gnn({**x_dict, **x}, edge_index_dict)
         return {kind: head(out[kind].relu()) for kind, head in self.heads.items()}
 
+class Placed(torch.nn.Module):
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.rows = torch.nn.Embedding(500, in_channels, sparse=True)
+        self.conv = SAGEConv(in_channels, out_channels)
+    def forward(self, x, edge_index):
+        return self.conv(x + self.rows(torch.arange(len(x))), edge_index)
+
 class Relations(torch.nn.Module):
     def __init__(self, out_channels, metadata):
         super().__init__()
@@ -178,6 +186,29 @@ def test_a_model_that_does_not_fit_leaves_no_run(folder: Path) -> None:
     with pytest.raises(ArgumentError, match=r"gave float32 \(\d+, 7\), expected floats"):
         train(folder, Path("run"), model="own_nets:Net")
     assert not Path("run").exists()
+
+
+def test_sparse_embeddings_train_on_the_full_graph_as_in_a_plain_loop(folder: Path) -> None:
+    result = train(folder, model="more_nets:Placed", full_batch=True, lr=0.05)
+    dataset = gnnsys.open_dataset(folder)
+    x = torch.from_numpy(dataset.node_table("features").copy())
+    edges, labels, nodes = dataset.edge_index(), dataset.labels(), dataset.split("train")
+    torch.manual_seed(0)
+    net = load_factory("more_nets:Placed")(in_channels=8, out_channels=CLASSES)
+    decay = result.config.weight_decay
+    optimizers = (
+        torch.optim.Adam(net.conv.parameters(), lr=0.05, weight_decay=decay),
+        torch.optim.SparseAdam(net.rows.parameters(), lr=0.05),
+    )
+    expected = []
+    for _ in range(OPTIONS["epochs"]):
+        net.zero_grad()
+        loss = F.cross_entropy(net(x, edges)[nodes], labels[nodes])
+        loss.backward()
+        for each in optimizers:
+            each.step()
+        expected.append(loss.item())
+    assert losses(result) == expected
 
 
 # Other labels ------------------------------------------------------------------------------------

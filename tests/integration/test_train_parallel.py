@@ -77,6 +77,18 @@ def test_processes_train_as_one_process_does(
     assert not list(run.glob("state-*"))
 
 
+def test_ranks_that_gnnsys_starts_train_as_one_process_does(
+    graph: str, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = [graph, "--model", "gcn", *TRAINING, "--parallel", "pipeline", "--epochs", "2"]
+    assert main(["train", *options, "--ranks", "2", "--out", str(tmp_path / "two"), "--json"]) == 0
+    two = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert len(two["parallel"]["peak_rss"]) == 2
+    assert main(["train", *options, "--stages", "2", "--out", str(tmp_path / "one")]) == 0
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+
+
 def test_a_trace_holds_what_each_rank_did(graph: str, tmp_path: Path, capsys) -> None:
     split = ["--parallel", "hybrid", "--stages", "2", "--ways", "2", "--chunks", "8"]
     files = ["--timeline", str(tmp_path / "trace.json"), "--out", str(tmp_path / "run")]

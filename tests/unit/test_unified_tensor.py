@@ -1201,7 +1201,7 @@ def test_a_compiled_model_fed_gathered_batches_equals_one_fed_plain_rows(tmp_pat
     model = torch.nn.Sequential(
         torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3)
     )
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True)
     expected = SMALL
     for x in [unified(SMALL, device="cpu"), npy(SMALL, tmp_path / "x.npy")]:
         for ids in [t(0, 1, 6), t(5, 5, 2)]:

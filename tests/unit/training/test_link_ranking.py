@@ -283,6 +283,7 @@ def test_the_area_is_scikit_learn_s_also_where_sigmoids_are_equal() -> None:
         ),
         (lambda q, c: top_links(q, c[:0], 1), ArgumentError, "candidates: none"),
         (lambda q, c: top_links(q, c, 1.5), ArgumentError, "k: 1.5, expected a whole number"),
+        (lambda q, c: top_links(q, c, torch.tensor(True)), ArgumentError, r"k: tensor\(True\)"),
         (lambda q, c: top_links(q, c[:, :2], 1), ArgumentError, r"candidates \(4, 2\): expected"),
         (lambda q, c: top_links(q[None], c[None], 1), ArgumentError, r"queries \(1, 2, 3\)"),
         (lambda q, c: top_links(q, c.double(), 1), DTypeError, "float32 and .*float64"),

@@ -201,6 +201,7 @@ def test_all_metrics_are_of_all_labels_of_their_kind() -> None:
         "labels": (torch.randn(9, 2), (torch.arange(18).view(9, 2) % 4 > 1).float()),
         "values": (torch.randn(9, 1), torch.randn(9)),
     }
+    assert samples.keys() == METRICS.keys() - {"links"}
     for kind, (out, labels) in samples.items():
         found = measure(METRICS[kind], [out], labels)
         assert [*found] == [*METRICS[kind]]

@@ -200,45 +200,65 @@ def test_the_mrr_is_that_of_the_full_graph_and_beats_chance(
     assert set(result.best_test) == {"mrr", "hits@1", "hits@3", "hits@10"}
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of which ``gnnsys convert`` took the links."""
+    place = tmp_path_factory.mktemp("converted")
+    data = shop()[0]
+    data["item", "liked_by", "user"].edge_index = data["item", "rev_likes", "user"].edge_index
+    del data["item", "rev_likes", "user"]
+    both = web()[0]  # in which links lead back, too
+    both.edge_index = torch.cat([both.edge_index, both.edge_index.flip(0)], 1).unique(dim=1)
+    for kind, graph, of in (("typed", data, [",".join(LIKES)]), ("plain", both, [])):
+        torch.save(graph, place / f"{kind}.pt")
+        asked = ["convert", str(place / f"{kind}.pt"), str(place / kind), "--hold-out", *of]
+        assert main([*asked, "--hold-out-shares", "0.1,0.1"]) == 0
+    return {kind: place / kind for kind in ("typed", "plain")}
+
+
 @pytest.mark.parametrize("kind", ["typed", "plain"])
 def test_no_link_of_a_batch_and_none_held_out_is_a_message(
-    kind: str, request: pytest.FixtureRequest
+    kind: str, converted: dict[str, Path]
 ) -> None:
-    folder, held = request.getfixturevalue(kind), (shop if kind == "typed" else web)()[1]
-    run = resolve(TrainConfig(dataset=str(folder), model="sage", negatives=2, **SMALL))
+    config = TrainConfig(dataset=str(converted[kind]), model="sage", negatives=2, **SMALL)
+    run = resolve(config)
     dataset = load_run_dataset(run)
     steps = make_steps(run, dataset, make_model(run, dataset), None)
     assert isinstance(dataset.task, LinkTask)
     links = stacked(dataset.task.links("train"))
-    known = {tuple(pair) for pair in links.t().tolist()}
-    hidden = {tuple(pair) for part in held.values() for pair in part.t().tolist()}
+    known = pairs_of(*links)
+    hidden = {
+        pair for part in ("val", "test") for pair in pairs_of(*stacked(dataset.task.links(part)))
+    }
     count = 0
     for batch in steps.batches(0, 0):
         if kind == "typed":
             ids, own = batch[LIKES].input_id, (batch["user"].n_id, batch["item"].n_id)
-            index, back = batch[LIKES].edge_index, batch["item", "rev_likes", "user"].edge_index
-            messages = [(own[0][index[0]], own[1][index[1]]), (own[0][back[1]], own[1][back[0]])]
+            index, back = batch[LIKES].edge_index, batch["item", "liked_by", "user"].edge_index
+            ways = [(own[0][index[0]], own[1][index[1]]), (own[0][back[1]], own[1][back[0]])]
             ends = own[0][batch["user"].src_index], own[1][batch["item"].dst_neg_index]
         else:
-            ids, own, index = batch.input_id, (batch.n_id, batch.n_id), batch.edge_index
-            messages = [(batch.n_id[index[0]], batch.n_id[index[1]])]
-            messages += [messages[0][::-1]]
+            ids, index = batch.input_id, batch.n_id[batch.edge_index]
+            ways = [(index[0], index[1]), (index[1], index[0])]
             ends = batch.n_id[batch.src_index], batch.n_id[batch.dst_neg_index]
-        told = {
-            pair
-            for each in messages
-            for pair in torch.stack(each).t().tolist()
-            for pair in [tuple(pair)]
-        }
-        assert told
-        assert not told & {tuple(pair) for pair in links[:, ids].t().tolist()}
-        if kind == "typed":
+        for way in ways:
+            told = pairs_of(*way)
+            assert told
+            assert not told & pairs_of(*links[:, ids])
             assert not told & hidden
-        negatives = torch.stack([ends[0].repeat_interleave(2), ends[1].flatten()]).t().tolist()
-        assert not known & {tuple(pair) for pair in negatives}
+        assert not known & pairs_of(ends[0].repeat_interleave(2), ends[1].flatten())
         count += len(ids)
     assert count == links.shape[1]
+    assert hidden
     dataset.close()
+
+
+def pairs_of(source: Tensor, target: Tensor) -> set[tuple[int, int]]:
+    return {*zip(source.tolist(), target.tolist(), strict=True)}
+
+
+class Killed(BaseException):
+    """Stands for a signal: no ``except Exception`` handles it."""
 
 
 def test_a_run_that_was_broken_off_goes_on_with_its_hard_negatives(
@@ -251,12 +271,19 @@ def test_a_run_that_was_broken_off_goes_on_with_its_hard_negatives(
     assert losses(whole)[1] != losses(plain)[1]
 
     def interrupt(epoch: int, done: int, total: int) -> None:
-        if (epoch, done) == (2, 2):
+        if (epoch, done) in ((2, 2), (3, 2)):
             os.kill(os.getpid(), signal.SIGINT)
+
+    def kill(epoch: int, done: int, total: int) -> None:
+        if epoch == 3:
+            raise Killed
 
     out = str(tmp_path / "run")
     config = TrainConfig(dataset=str(typed), out=out, **{**SMALL, **options})
     assert run_training(config, on_batch=interrupt).reason == "interrupted"
+    with pytest.raises(Killed):
+        run_training(resumed_config(out), on_batch=kill)
+    assert run_training(resumed_config(out), on_batch=interrupt).reason == "interrupted"
     rest = run_training(resumed_config(out))
     assert losses(rest) == losses(whole)
     assert (rest.best_val, rest.best_test) == (whole.best_val, whole.best_test)
@@ -333,6 +360,25 @@ def test_a_source_that_has_all_targets_is_told(
     )
     result = train(folder, model="rgcn", negative_sampling="in-batch", epochs=1)
     assert result.best_val["mrr"] == 1
+    for more in ({}, {"eval_candidates": 5}):  # which are all known
+        result = train(
+            folder, model="rgcn", negative_sampling="in-batch", epochs=1, metric="auc", **more
+        )
+        assert np.isnan(result.best_val["auc"])
+
+
+@pytest.mark.parametrize("kind", ["typed", "plain"])
+def test_training_goes_on_with_scores_of_nan_when_asked(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(kind)
+    options = {"model": "sage", "lr": 1e20, "negatives": 2, "negative_sampling": "hard"}
+    for how in ("layerwise", "sampled"):
+        result = train(folder, eval=how, nan_loss="go-on", **options)
+        assert len(result.history) == 2
+        assert np.isnan(result.history[-1].val)
+    with pytest.raises(gnnsys.errors.DivergedError):
+        train(folder, **options)
 
 
 REFUSED = [

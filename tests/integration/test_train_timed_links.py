@@ -92,8 +92,11 @@ def test_links_with_times_of_a_graph_without_types(
     result = train(folder, model="sage", epochs=1)
     assert result.evaluation["way"] == "sampled"
     assert result.best_val["mrr"] > 0
-    assert main(["train", str(folder), "--task", "link", "--topology", "read"]) == 2
-    assert "--topology read: the links of" in capsys.readouterr().err
+    for given in ("--topology read", "--topology-memory 1MiB", "--trace run.trace"):
+        assert main(["train", str(folder), "--task", "link", *given.split()]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"{given.split()[0]} " in told
+        assert "does not go with the times of the links of" in told
 
 
 def test_a_task_of_a_relational_database_is_trained_at_its_times(
@@ -110,7 +113,8 @@ def test_a_task_of_a_relational_database_is_trained_at_its_times(
     }  # fmt: skip
     lists = [list(skus[: n % 4]) for n in range(len(asked))]
     database.tasks["buys"] = about, asked[["id", "when"]].assign(sku=lists)
-    folder = convert_relbench(database.write(tmp_path / "source"), tmp_path / "g", ConvertOptions())
+    source = database.write(tmp_path / "source")
+    folder = convert_relbench(source, tmp_path / "g", ConvertOptions())
     result = train(folder, task="buys", model="rgcn", epochs=1, metric="recall@10")
     assert result.evaluation["way"] == "sampled"
     assert 0 < result.best_test["recall@10"] <= 1
@@ -120,3 +124,14 @@ def test_a_task_of_a_relational_database_is_trained_at_its_times(
     ):
         assert main(["train", str(folder), "--task", "buys", "--model", "rgcn", *options]) == 2
         assert says in " ".join(capsys.readouterr().err.split())
+    churn = ["train", str(folder), "--task", "churn", "--model", "rgcn", "--decoder", "dot"]
+    assert main(churn) == 2
+    assert "--decoder dot: goes with --task link, or with a task of links" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    path = source / "tasks" / "buys" / "test.parquet"
+    pd.read_parquet(path).drop(columns=["sku"]).to_parquet(path)
+    hidden = convert_relbench(source, tmp_path / "hidden", ConvertOptions())
+    result = train(hidden, task="buys", model="rgcn", epochs=1)
+    assert result.best_val["mrr"] > 0
+    assert result.best_test == {}

@@ -205,13 +205,15 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of which ``gnnsys convert`` took the links."""
     place = tmp_path_factory.mktemp("converted")
     data = shop()[0]
-    data["item", "liked_by", "user"].edge_index = data["item", "rev_likes", "user"].edge_index
-    del data["item", "rev_likes", "user"]
+    back = data["item", "rev_likes", "user"]  # which has other edges, in spite of its name
+    data["item", "liked_by", "user"].edge_index = back.edge_index
+    back.edge_index = torch.stack([torch.arange(ITEMS), torch.arange(ITEMS)])
     both = web()[0]  # in which links lead back, too
     both.edge_index = torch.cat([both.edge_index, both.edge_index.flip(0)], 1).unique(dim=1)
     for kind, graph, of in (("typed", data, [",".join(LIKES)]), ("plain", both, [])):
         torch.save(graph, place / f"{kind}.pt")
         asked = ["convert", str(place / f"{kind}.pt"), str(place / kind), "--hold-out", *of]
+        asked += ["--hold-out-reverses", "item,liked_by,user"] if of else []
         assert main([*asked, "--hold-out-shares", "0.1,0.1"]) == 0
     return {kind: place / kind for kind in ("typed", "plain")}
 

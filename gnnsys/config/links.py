@@ -149,7 +149,9 @@ def check_without_links(config: TrainConfig) -> None:
     for each in _own_fields():
         value = getattr(config, each.name)
         if value is not None:
-            raise ArgumentError(f"{_written(each.name, value)}: goes with --task link")
+            raise ArgumentError(
+                f"{_written(each.name, value)}: goes with --task link, or with a task of links"
+            )
 
 
 def check_link_run(config: TrainConfig) -> None:

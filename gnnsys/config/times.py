@@ -13,7 +13,7 @@ from gnnsys.errors import ArgumentError
 if TYPE_CHECKING:
     from gnnsys.config.train import TrainConfig
 
-__all__ = ["TimeOptions", "check_timed", "check_times", "check_untimed"]
+__all__ = ["TimeOptions", "check_timed", "check_timed_links", "check_times", "check_untimed"]
 
 _OF_TIMES = ("temporal", "time_window", "last_n")
 _REFUSED = (
@@ -82,6 +82,24 @@ seeds of shop have each their own; give sampled, or --ignore-times
             f"{_as_option(config, refused[0])}: does not go with the times of the seeds of "
             f"{config.dataset}; leave it out, or give --ignore-times"
         )
+
+
+def check_timed_links(config: TrainConfig) -> None:
+    """Raises ArgumentError for options that a run cannot have whose links have times.
+
+    >>> from gnnsys.config.train import TrainConfig
+    >>> check_timed_links(TrainConfig(dataset="shop", task="link", topology="read"))
+    Traceback (most recent call last):
+        ...
+    gnnsys.errors.ArgumentError: --topology read: does not go with the times of the links of \
+shop; leave it out, or give --ignore-times
+    """
+    for name in ("trace", "topology", "topology_memory"):
+        if _is_given(config, name):
+            raise ArgumentError(
+                f"{_as_option(config, name)}: does not go with the times of the links of "
+                f"{config.dataset}; leave it out, or give --ignore-times"
+            )
 
 
 def check_untimed(config: TrainConfig) -> None:

@@ -68,7 +68,8 @@ class LinkJudge:
         target: Tensor,
         queries: Callable[[Tensor], Tensor] = lambda rows: rows,
     ) -> dict[str, float]:
-        """Metrics of a part's links: of ``gnnsys.choices.METRICS`` for links; NaN without links.
+        """Metrics of a part's links: of ``gnnsys.choices.METRICS`` for links; NaN without
+            links, and an auc where all candidates drawn are known.
 
         Args:
             metrics: names. mrr and hits@k are of ranks; recall@k and ndcg@k of the best candidates
@@ -79,7 +80,7 @@ class LinkJudge:
             queries: what is multiplied with targets' embeddings, of those of sources.
 
         Raises:
-            ArgumentError: embeddings that are NaN.
+            DivergedError: scores that are NaN.
         """
         names = [*metrics]
         if not self._task.num_seeds(part):
@@ -93,7 +94,8 @@ class LinkJudge:
         if "auc" in names:
             drawn = [*self._drawn_scores(part, source, target, queries)]
             positive, negative = (torch.cat(scores) for scores in zip(*drawn, strict=True))
-            found["auc"] = link_auc(positive, negative[negative > -math.inf])
+            others = negative[negative > -math.inf]
+            found["auc"] = link_auc(positive, others) if len(others) else math.nan
         return {name: found[name] for name in names}
 
     def _ranks(

@@ -19,7 +19,6 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
 from gnnsys.dataset.times import timed_bytes
-from gnnsys.errors import UnsupportedError
 from gnnsys.features.options import TopologyOptions
 from gnnsys.features.setup import feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS, plan_topology
@@ -89,7 +88,6 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         edges = (dataset.manifest.edges[kind].tables["indices"].data_bytes for kind in kinds)
         budget.reserve(NEIGHBOURS, sum(edges), mapped=True)
     if task.timed:
-        _check_topology(run)
         budget.reserve(_TIMES, timed_bytes(dataset))
     _reserve_seeds(config, options, dataset, task, trains)
     tables = feature_tables(dataset)
@@ -120,14 +118,6 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         mapped = TopologyOptions(topology="mmap")
         plan_topology(dataset, mapped if task.timed else run.topology, run.features, 1)
     return exact
-
-
-def _check_topology(run: Run) -> None:
-    if run.topology != TopologyOptions():
-        raise UnsupportedError(
-            f"--topology {run.config.topology}: the links of {run.config.dataset} have times, by "
-            "which neighbours are sorted in memory or mapped; leave it out"
-        )
 
 
 def _reserve_seeds(

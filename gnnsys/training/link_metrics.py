@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, DivergedError
 from gnnsys.loaders.checks import check_ids_below
 from gnnsys.loaders.user_graph import check_ids_dtype
 from gnnsys.system.whole import check_whole
@@ -70,7 +70,8 @@ def rank_scores(positive: Tensor, negative: Tensor) -> Tensor:
         (n,) float64, from 1 on.
 
     Raises:
-        ArgumentError: shapes that do not fit, or NaN.
+        ArgumentError: shapes that do not fit.
+        DivergedError: NaN scores.
 
     >>> rank_scores(torch.tensor([1.0, 3.0]), torch.tensor([[2.0, 1.0], [0.0, 1.0]]))
     tensor([2.5000, 1.0000], dtype=torch.float64)
@@ -181,7 +182,8 @@ def link_auc(positive: Tensor, negative: Tensor) -> float:
         From 0 to 1; 0.5 where scores tell nothing.
 
     Raises:
-        ArgumentError: no scores of one of them, or NaN.
+        ArgumentError: no scores of one of them.
+        DivergedError: NaN scores.
 
     >>> link_auc(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.0]))
     0.75
@@ -203,7 +205,7 @@ def link_auc(positive: Tensor, negative: Tensor) -> float:
 
 def _check_not_nan(name: str, scores: Tensor) -> None:
     if scores.isnan().any():
-        raise ArgumentError(f"{name}: a score is NaN; has the training diverged?")
+        raise DivergedError(f"{name}: a score is NaN; has the training diverged?")
 
 
 def _check_distinct(ids: Tensor) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.errors import ArgumentError, DivergedError, DTypeError
 from gnnsys.loaders.checks import check_ids_below
 from gnnsys.system.files import append_file, as_storage_error, npy_header, write_at
 from gnnsys.system.progress import Progress
@@ -71,7 +71,8 @@ def rank_links(
         (n,) float64.
 
     Raises:
-        ArgumentError, DTypeError: shapes, ids or options that do not fit; NaN scores.
+        ArgumentError, DTypeError: shapes, ids or options that do not fit.
+        DivergedError: NaN scores.
 
     >>> rank_links(torch.eye(2), torch.tensor([[1.0, 0], [2, 1], [3, 1]]), torch.tensor([1, 1]))
     tensor([2.0000, 1.5000], dtype=torch.float64)
@@ -129,7 +130,8 @@ def top_links(
         (n, k) scores, descending, and (n, k) int64 ids.
 
     Raises:
-        ArgumentError, DTypeError: shapes, ids or options that do not fit; NaN scores.
+        ArgumentError, DTypeError: shapes, ids or options that do not fit.
+        DivergedError: NaN scores.
 
     >>> top_links(torch.eye(2), torch.tensor([[1.0, 0], [2, 1], [3, 1]]), 2)[1]
     tensor([[2, 1],
@@ -171,8 +173,8 @@ def write_top_links(
         The folder.
 
     Raises:
-        ArgumentError, DTypeError: shapes, ids or options that do not fit, a folder that is there;
-            NaN scores.
+        ArgumentError, DTypeError: shapes, ids or options that do not fit, a folder that is there.
+        DivergedError: NaN scores.
         StorageError: the folder cannot be written.
 
     >>> import tempfile
@@ -317,11 +319,11 @@ def _tiles(
 
 
 def _check_numbers(tile: Tensor, query: int, begin: int) -> None:
-    """Raises ArgumentError for a score that is NaN; sums of infinite ones are, too."""
+    """Raises DivergedError for a score that is NaN; sums of infinite ones are, too."""
     wrong = tile.isnan().nonzero()
     if len(wrong):
         row, column = wrong[0].tolist()
-        raise ArgumentError(
+        raise DivergedError(
             f"score: NaN for query {query + row} and candidate {begin + column}; has the training "
             "diverged?"
         )

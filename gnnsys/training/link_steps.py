@@ -7,6 +7,8 @@ judged see nothing that is newer.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -17,10 +19,11 @@ from torch import Tensor
 from gnnsys.config.links import HARD_TARGETS, evaluates_exactly, link_training
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, DivergedError
 from gnnsys.loaders import LinkNegatives, LinkNeighborLoader, NeighborSampler, degree_weights
 from gnnsys.losses import in_batch_loss, link_bce_loss, link_bpr_loss, link_info_nce_loss
 from gnnsys.system.budget import process_budget
+from gnnsys.system.once import warn_once
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
@@ -39,6 +42,8 @@ from gnnsys.training.table_steps import TableMiniBatch
 from gnnsys.training.task import PARTS, Part
 
 __all__ = ["LinkMiniBatch"]
+
+_log = logging.getLogger(__name__)
 
 _LOSSES = {"bce": link_bce_loss, "bpr": link_bpr_loss, "infonce": link_info_nce_loss}
 
@@ -172,7 +177,11 @@ class LinkMiniBatch(TableMiniBatch):
     def batches(self, epoch: int, first: int) -> Iterator[Any]:
         """See ``Steps.batches``; hard negatives are found anew before the first."""
         if self._options.sampling == "hard" and epoch > 0 and first == 0:
-            self._find_hard(epoch)
+            try:
+                self._find_hard(epoch)
+            except DivergedError:  # those of before stay
+                if self._config.nan_loss == "stop":
+                    raise
         return super().batches(epoch, first)
 
     def _find_hard(self, epoch: int) -> None:
@@ -202,7 +211,8 @@ class LinkMiniBatch(TableMiniBatch):
         """See ``Steps.snapshot``."""
         assert self._negatives is not None
         assert self._negatives.hard is not None
-        return {0: {"hard": self._negatives.hard}}
+        made = torch.tensor(self._hard_epoch)
+        return {0: {"hard": self._negatives.hard, "epoch": made}}
 
     def load(
         self,
@@ -214,7 +224,7 @@ class LinkMiniBatch(TableMiniBatch):
         """See ``Steps.load``."""
         super().load(model, optimizer, snapshot, epoch)
         for part in snapshot or ():
-            self._set_hard(part["hard"], epoch)
+            self._set_hard(part["hard"], int(part["epoch"]))
 
     def _loss(self, batch: Any) -> Tensor:
         self.served = batch.served
@@ -257,10 +267,19 @@ class LinkMiniBatch(TableMiniBatch):
     # Evaluation -----------------------------------------------------------------------------------
 
     def evaluate(self, metrics: Iterable[str], part: Part) -> dict[str, float]:
-        """See ``Steps.evaluate``."""
-        rows = self.embeddings(part)
+        """See ``Steps.evaluate``; none without links, NaN where scores are."""
+        if not self._task.num_seeds(part):
+            named = self._task.named
+            warn_once(_log, "%s: no %s link is known, so there is no score of it", named, part)
+            return {}
+        rows, names = self.embeddings(part), [*metrics]
         ends = rows[self._source], rows[self._target]
-        found = self._judge.measure(metrics, part, *ends, self._queries)
+        try:
+            found = self._judge.measure(names, part, *ends, self._queries)
+        except DivergedError:
+            if self._config.nan_loss == "stop":
+                raise
+            found = dict.fromkeys(names, math.nan)
         self.served = self._dataset.served()
         return found
 

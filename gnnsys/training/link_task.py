@@ -231,7 +231,10 @@ def _named_task(
         metric="mrr",
         edge_type=(about["node_type"], task, about["target_type"]),
         is_edge=False,
-        timed=timed and parts["train"].time is not None and bool(timed_types(dataset)),
+        timed=timed
+        and "train" in parts
+        and parts["train"].time is not None
+        and bool(timed_types(dataset)),
         width=width,
         sizes={part: len(parts[part]) if part in parts else 0 for part in PARTS},
         open_links=parts.__getitem__,

@@ -206,9 +206,9 @@ def warn_of_nan(metric: str, score: float) -> None:
     """Warns once where the score that a run is judged by is not a number."""
     if math.isnan(score):
         warn_once(
-            _log, "--metric %s: is NaN on the validation nodes, as where all with labels have one "
-            "class; epochs of which it is a number are taken as better; give another --metric, or "
-            "more validation nodes", metric
+            _log, "--metric %s: is NaN on the validation nodes or links, as where all labels are "
+            "one class, or all candidates that were drawn are known links; epochs of which it is a "
+            "number are taken as better; give another --metric, or more to validate on", metric
         )  # fmt: skip
 
 

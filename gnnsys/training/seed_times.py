@@ -9,8 +9,9 @@ from typing import Any
 
 from torch_geometric.sampler import HeteroSamplerOutput, NodeSamplerInput, SamplerOutput
 
+from gnnsys.config.links import check_without_links
 from gnnsys.config.resolve import Run
-from gnnsys.config.times import check_timed, check_untimed
+from gnnsys.config.times import check_timed, check_timed_links, check_untimed
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST
@@ -51,6 +52,8 @@ def settle_times(run: Run) -> Run:
     config = run.config
     dataset = _folder_of(config)
     of_links = dataset is not None and is_link_task(dataset, config.task)
+    if not of_links:
+        check_without_links(config)
     if dataset is None or not (_links_have_times if of_links else seeds_have_times)(
         dataset, config
     ):
@@ -61,7 +64,8 @@ def settle_times(run: Run) -> Run:
                 "times are sampled", dataset.path
             )  # fmt: skip
         return run
-    if of_links:  # which have checks of their own
+    if of_links:
+        check_timed_links(config)
         return dataclasses.replace(run, timed=True)
     check_timed(config)
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Dataset folders with links held out, for tests of what is trained on them."""
+"""Dataset folders with links held out, and small runs on them, for tests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import ToUndirected
 
+from gnnsys.config.train import TrainConfig
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
 from gnnsys.dataset.format import EDGE_TYPE, EdgeType
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.dataset.writer import DatasetWriter, cut_rows
+from gnnsys.training.loop import TrainResult, run_training
+
+SMALL: dict[str, Any] = {
+    "task": "link", "epochs": 2, "batch_size": 256, "hidden": 16, "fanouts": (4, 3),
+    "dropout": 0.0, "device": "cpu",
+}  # fmt: skip
 
 USERS, ITEMS, GROUPS = 120, 60, 6
 LIKES = "user", "likes", "item"
@@ -80,3 +87,7 @@ def held_folder(
                 shape, name = ids.shape, f"{part}.{what}"
                 writer.write_edges(name, cut_rows(ids), shape, "int64", edge_type)
         return writer.commit()
+
+
+def train(folder: Path, **options: Any) -> TrainResult:
+    return run_training(TrainConfig(dataset=str(folder), **{**SMALL, **options}))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,6 @@ from gnnsys.commands.cli import main
 from gnnsys.config.file import resumed_config
 from gnnsys.config.resolve import resolve
 from gnnsys.config.train import TrainConfig
-from gnnsys.convert.common import ConvertOptions
-from gnnsys.convert.relbench import convert_relbench
 from gnnsys.loaders import LinkNegatives, degree_weights
 from gnnsys.report.page import about
 from gnnsys.report.reader import read_run
@@ -34,18 +31,11 @@ from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.pipeline_steps import make_steps
-from gnnsys.training.seed_times import settle_times
 
 sys.path.insert(0, str(Path(__file__).parent))
-from link_folders import ITEMS, LIKES, USERS, held_folder, shop, web
-from relational_database import Database
+from link_folders import ITEMS, LIKES, SMALL, USERS, held_folder, shop, train, web
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL: dict[str, Any] = {
-    "task": "link", "epochs": 2, "batch_size": 256, "hidden": 16, "fanouts": (4, 3),
-    "dropout": 0.0, "device": "cpu",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +46,6 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return held_folder(tmp_path_factory.mktemp("plain") / "web", *web())
-
-
-def train(folder: Path, **options: Any) -> TrainResult:
-    return run_training(TrainConfig(dataset=str(folder), **{**SMALL, **options}))
 
 
 def losses(result: TrainResult) -> list[float]:
@@ -214,45 +200,67 @@ def test_the_mrr_is_that_of_the_full_graph_and_beats_chance(
     assert set(result.best_test) == {"mrr", "hits@1", "hits@3", "hits@10"}
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of which ``gnnsys convert`` took the links."""
+    place = tmp_path_factory.mktemp("converted")
+    data = shop()[0]
+    back = data["item", "rev_likes", "user"]  # which has other edges, in spite of its name
+    data["item", "liked_by", "user"].edge_index = back.edge_index
+    back.edge_index = torch.stack([torch.arange(ITEMS), torch.arange(ITEMS)])
+    both = web()[0]  # in which links lead back, too
+    both.edge_index = torch.cat([both.edge_index, both.edge_index.flip(0)], 1).unique(dim=1)
+    for kind, graph, of in (("typed", data, [",".join(LIKES)]), ("plain", both, [])):
+        torch.save(graph, place / f"{kind}.pt")
+        asked = ["convert", str(place / f"{kind}.pt"), str(place / kind), "--hold-out", *of]
+        asked += ["--hold-out-reverses", "item,liked_by,user"] if of else []
+        assert main([*asked, "--hold-out-shares", "0.1,0.1"]) == 0
+    return {kind: place / kind for kind in ("typed", "plain")}
+
+
 @pytest.mark.parametrize("kind", ["typed", "plain"])
 def test_no_link_of_a_batch_and_none_held_out_is_a_message(
-    kind: str, request: pytest.FixtureRequest
+    kind: str, converted: dict[str, Path]
 ) -> None:
-    folder, held = request.getfixturevalue(kind), (shop if kind == "typed" else web)()[1]
-    run = resolve(TrainConfig(dataset=str(folder), model="sage", negatives=2, **SMALL))
+    config = TrainConfig(dataset=str(converted[kind]), model="sage", negatives=2, **SMALL)
+    run = resolve(config)
     dataset = load_run_dataset(run)
     steps = make_steps(run, dataset, make_model(run, dataset), None)
     assert isinstance(dataset.task, LinkTask)
     links = stacked(dataset.task.links("train"))
-    known = {tuple(pair) for pair in links.t().tolist()}
-    hidden = {tuple(pair) for part in held.values() for pair in part.t().tolist()}
+    known = pairs_of(*links)
+    hidden = {
+        pair for part in ("val", "test") for pair in pairs_of(*stacked(dataset.task.links(part)))
+    }
     count = 0
     for batch in steps.batches(0, 0):
         if kind == "typed":
             ids, own = batch[LIKES].input_id, (batch["user"].n_id, batch["item"].n_id)
-            index, back = batch[LIKES].edge_index, batch["item", "rev_likes", "user"].edge_index
-            messages = [(own[0][index[0]], own[1][index[1]]), (own[0][back[1]], own[1][back[0]])]
+            index, back = batch[LIKES].edge_index, batch["item", "liked_by", "user"].edge_index
+            ways = [(own[0][index[0]], own[1][index[1]]), (own[0][back[1]], own[1][back[0]])]
             ends = own[0][batch["user"].src_index], own[1][batch["item"].dst_neg_index]
         else:
-            ids, own, index = batch.input_id, (batch.n_id, batch.n_id), batch.edge_index
-            messages = [(batch.n_id[index[0]], batch.n_id[index[1]])]
-            messages += [messages[0][::-1]]
+            ids, index = batch.input_id, batch.n_id[batch.edge_index]
+            ways = [(index[0], index[1]), (index[1], index[0])]
             ends = batch.n_id[batch.src_index], batch.n_id[batch.dst_neg_index]
-        told = {
-            pair
-            for each in messages
-            for pair in torch.stack(each).t().tolist()
-            for pair in [tuple(pair)]
-        }
-        assert told
-        assert not told & {tuple(pair) for pair in links[:, ids].t().tolist()}
-        if kind == "typed":
+        for way in ways:
+            told = pairs_of(*way)
+            assert told
+            assert not told & pairs_of(*links[:, ids])
             assert not told & hidden
-        negatives = torch.stack([ends[0].repeat_interleave(2), ends[1].flatten()]).t().tolist()
-        assert not known & {tuple(pair) for pair in negatives}
+        assert not known & pairs_of(ends[0].repeat_interleave(2), ends[1].flatten())
         count += len(ids)
     assert count == links.shape[1]
+    assert hidden
     dataset.close()
+
+
+def pairs_of(source: Tensor, target: Tensor) -> set[tuple[int, int]]:
+    return {*zip(source.tolist(), target.tolist(), strict=True)}
+
+
+class Killed(BaseException):
+    """Stands for a signal: no ``except Exception`` handles it."""
 
 
 def test_a_run_that_was_broken_off_goes_on_with_its_hard_negatives(
@@ -265,12 +273,19 @@ def test_a_run_that_was_broken_off_goes_on_with_its_hard_negatives(
     assert losses(whole)[1] != losses(plain)[1]
 
     def interrupt(epoch: int, done: int, total: int) -> None:
-        if (epoch, done) == (2, 2):
+        if (epoch, done) in ((2, 2), (3, 2)):
             os.kill(os.getpid(), signal.SIGINT)
+
+    def kill(epoch: int, done: int, total: int) -> None:
+        if epoch == 3:
+            raise Killed
 
     out = str(tmp_path / "run")
     config = TrainConfig(dataset=str(typed), out=out, **{**SMALL, **options})
     assert run_training(config, on_batch=interrupt).reason == "interrupted"
+    with pytest.raises(Killed):
+        run_training(resumed_config(out), on_batch=kill)
+    assert run_training(resumed_config(out), on_batch=interrupt).reason == "interrupted"
     rest = run_training(resumed_config(out))
     assert losses(rest) == losses(whole)
     assert (rest.best_val, rest.best_test) == (whole.best_val, whole.best_test)
@@ -297,101 +312,6 @@ def test_sampled_embeddings_with_all_neighbours_are_the_exact_ones(
 def exact_links(folder: Path) -> int:
     dataset = gnnsys.open_dataset(folder)
     return dataset.num_edges(LIKES) if dataset.heterogeneous else dataset.num_edges()
-
-
-@pytest.mark.parametrize("of_nodes", [True, False])
-def test_links_with_times_see_nothing_that_is_newer(
-    tmp_path: Path, of_nodes: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, held = shop()
-    draw = torch.Generator().manual_seed(0)
-    ends, back = data[LIKES].edge_index, ("item", "rev_likes", "user")
-    count = ends.shape[1]
-    if of_nodes:
-        data["user"].time = torch.randint(50, (USERS,), generator=draw)
-        data["item"].time = torch.randint(50, (ITEMS,), generator=draw)
-    data[LIKES].time = torch.randint(50, 100, (count,), generator=draw)
-    data[back].time = data[LIKES].time.clone()  # of reverses, in the same order
-    times = {part: torch.full((100,), 100 if part == "val" else 110) for part in held}
-    folder = held_folder(tmp_path / "shop", data, held, LIKES, times)
-    options = TrainConfig(dataset=str(folder), model="rgcn", negatives=2, **SMALL)
-    run = settle_times(resolve(options))
-    dataset = load_run_dataset(run)
-    steps = make_steps(run, dataset, make_model(run, dataset), None)
-    assert isinstance(dataset.task, LinkTask)
-    when = dataset.task.links("train").time
-    assert when is not None
-    known = {
-        pair: time
-        for *pair, time in zip(*ends.tolist(), data[LIKES].time.tolist(), strict=True)
-        for pair in [tuple(pair)]
-    }
-    messages = 0
-    for batch in steps.batches(0, 0):
-        limit = when[batch[LIKES].input_id]
-        tree = {kind: batch[kind].batch % len(limit) for kind in ("user", "item")}
-        source, target = batch[LIKES].edge_index
-        pairs = zip(
-            batch["user"].n_id[source].tolist(), batch["item"].n_id[target].tolist(), strict=True
-        )
-        ages = torch.tensor([known[pair] for pair in pairs])
-        assert (ages <= limit[tree["item"][target]]).all()
-        messages += len(ages)
-    assert messages
-    tables = {"embeddings": str(tmp_path / "tables")}
-    plain, in_files = (
-        train(folder, model="rgcn", epochs=1, negatives=2, **more) for more in ({}, tables)
-    )
-    assert in_files.history == plain.history
-    found = steps.evaluate(["mrr"], "val")
-    assert 0 < found["mrr"] <= 1
-    assert steps.evaluation()["way"] == "sampled"
-    dataset.close()
-    arguments = ["train", str(folder), "--task", "link", "--model", "rgcn"]
-    assert main([*arguments, "--eval", "layerwise"]) == 2
-    assert "have times, but layers take all neighbours" in " ".join(capsys.readouterr().err.split())
-
-
-def test_links_with_times_of_a_graph_without_types(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data, held = web()
-    data.edge_attr = None
-    data.time = torch.randint(100, (USERS,), generator=torch.Generator().manual_seed(0))
-    data.edge_time = torch.arange(data.num_edges)
-    times = {part: torch.full((100,), 10_000) for part in held}
-    folder = held_folder(tmp_path / "web", data, held, times=times)
-    result = train(folder, model="sage", epochs=1)
-    assert result.evaluation["way"] == "sampled"
-    assert result.best_val["mrr"] > 0
-    assert main(["train", str(folder), "--task", "link", "--topology", "read"]) == 2
-    assert "--topology read: the links of" in capsys.readouterr().err
-
-
-def test_a_task_of_a_relational_database_is_trained_at_its_times(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    database = Database()
-    asked = database.tasks["churn"][1]
-    asked["when"] = asked["when"].replace(pd.Timestamp("2020-06-01"), pd.Timestamp("2020-07-01"))
-    skus = database.frames["items"]["sku"].to_numpy()
-    about = {
-        "kind": "forecast", "task_type": "recommendation", "src_entity_table": "users",
-        "src_entity_col": "id", "dst_entity_table": "items", "dst_entity_col": "sku",
-        "time_col": "when", "eval_k": 10, "sql": "SELECT 1", "timedelta": "30 days",
-    }  # fmt: skip
-    lists = [list(skus[: n % 4]) for n in range(len(asked))]
-    database.tasks["buys"] = about, asked[["id", "when"]].assign(sku=lists)
-    folder = convert_relbench(database.write(tmp_path / "source"), tmp_path / "g", ConvertOptions())
-    result = train(folder, task="buys", model="rgcn", epochs=1, metric="recall@10")
-    assert result.evaluation["way"] == "sampled"
-    assert 0 < result.best_test["recall@10"] <= 1
-    for options, says in (
-        (["--full-batch"], "--full-batch: is not for links, but --task buys is of them"),
-        (["--target", "users"], "--target users: --task buys says what its links join"),
-    ):
-        assert main(["train", str(folder), "--task", "buys", "--model", "rgcn", *options]) == 2
-        assert says in " ".join(capsys.readouterr().err.split())
 
 
 class Sums(nn.Module):
@@ -442,6 +362,25 @@ def test_a_source_that_has_all_targets_is_told(
     )
     result = train(folder, model="rgcn", negative_sampling="in-batch", epochs=1)
     assert result.best_val["mrr"] == 1
+    for more in ({}, {"eval_candidates": 5}):  # which are all known
+        result = train(
+            folder, model="rgcn", negative_sampling="in-batch", epochs=1, metric="auc", **more
+        )
+        assert np.isnan(result.best_val["auc"])
+
+
+@pytest.mark.parametrize("kind", ["typed", "plain"])
+def test_training_goes_on_with_scores_of_nan_when_asked(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(kind)
+    options = {"model": "sage", "lr": 1e20, "negatives": 2, "negative_sampling": "hard"}
+    for how in ("layerwise", "sampled"):
+        result = train(folder, eval=how, nan_loss="go-on", **options)
+        assert len(result.history) == 2
+        assert np.isnan(result.history[-1].val)
+    with pytest.raises(gnnsys.errors.DivergedError):
+        train(folder, **options)
 
 
 REFUSED = [

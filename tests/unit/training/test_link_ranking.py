@@ -15,7 +15,7 @@ from sklearn.metrics import ndcg_score, roc_auc_score
 from torch import Tensor
 
 import gnnsys
-from gnnsys.errors import ArgumentError, DTypeError, StorageError
+from gnnsys.errors import ArgumentError, DivergedError, DTypeError, StorageError
 from gnnsys.training import (
     known_answers,
     link_auc,
@@ -148,7 +148,7 @@ def test_the_written_files_are_what_is_returned(tmp_path: Path) -> None:
 def test_nothing_is_left_of_what_could_not_be_written_whole(tmp_path: Path) -> None:
     queries, candidates = tables(4, 23, 19)
     candidates[17, 1] = math.nan
-    with pytest.raises(ArgumentError, match="NaN for query 0 and candidate 17"):
+    with pytest.raises(DivergedError, match="NaN for query 0 and candidate 17"):
         write_top_links(tmp_path / "top", queries, candidates, 3)
     assert [*tmp_path.iterdir()] == []
     (tmp_path / "file").touch()
@@ -310,7 +310,7 @@ def test_the_area_is_scikit_learn_s_also_where_sigmoids_are_equal() -> None:
         (lambda q, c: rank_metrics(torch.tensor([0.5])), ArgumentError, "ranks: 0.5"),
         (lambda q, c: rank_metrics(torch.ones(1), k=[0]), ArgumentError, "k: 0"),
         (lambda q, c: link_auc(q, c[:0]), ArgumentError, "negative: no scores"),
-        (lambda q, c: link_auc(q, c * math.nan), ArgumentError, "negative: a score is NaN"),
+        (lambda q, c: link_auc(q, c * math.nan), DivergedError, "negative: a score is NaN"),
         (
             lambda q, c: retrieval_metrics(torch.ones(2, 3).long(), torch.ones(2, 1).long(), [4]),
             ArgumentError,

@@ -23,7 +23,7 @@ from gnnsys.choices import METRICS
 from gnnsys.commands.predict_links import Shapes, check_link_options, predict_links
 from gnnsys.commands.predict_seeds import read_seeds
 from gnnsys.commands.prediction_table import TABLES, write_table
-from gnnsys.config.checks import check_bytes
+from gnnsys.config.checks import check_bytes, given_options, written
 from gnnsys.config.file import check_place, resumed_config
 from gnnsys.config.predict import PredictConfig
 from gnnsys.config.resolve import Run, resolve
@@ -116,7 +116,8 @@ def predict(
         check_place(options.dataset, config.run, "--dataset")
     options = dataclasses.replace(options, dataset=config.dataset or options.dataset)
     # Links that have times are judged on samples that are no newer.
-    exactly: Literal["auto", "layerwise"] = "auto" if _is_of_links(options) else "layerwise"
+    of_links = _is_of_links(options)
+    exactly: Literal["auto", "layerwise"] = "auto" if of_links else "layerwise"
     options = dataclasses.replace(
         options,
         root=config.root or options.root,
@@ -133,7 +134,8 @@ def predict(
     )
     best = BestRows.of(run, options)
     options.embeddings = "auto" if best is None else str(best.folder)
-    if options.eval == "layerwise" and regards_times(options):
+    if not of_links and regards_times(options):
+        _check_topology(config)
         options = dataclasses.replace(options, eval="sampled")
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(settle_times(resolve(options)), features=features)
@@ -153,6 +155,14 @@ def predict(
         with closing(dataset):
             reads = asked_reads(trained.config) if evaluation is None else evaluation.reads
             return _predict(config, trained, dataset, reads, best, out, progress)
+
+
+def _check_topology(config: PredictConfig) -> None:
+    for name in given_options(config, ("topology", "topology_memory")):
+        raise ArgumentError(
+            f"{written(config, name)}: the seeds of {config.run} have times, by which neighbours "
+            "are sorted in memory or mapped; leave it out"
+        )
 
 
 def _is_of_links(config: TrainConfig) -> bool:

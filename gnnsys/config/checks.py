@@ -19,7 +19,9 @@ __all__ = [
     "check_least",
     "check_numbers",
     "check_seed",
+    "given_options",
     "parse_fanouts",
+    "written",
 ]
 
 _LEAST = -(1 << 63)
@@ -79,6 +81,30 @@ def check_seed(seed: int, most: int = (1 << 64) - 1) -> None:
     """Raises ArgumentError for a seed that random numbers cannot be drawn by."""
     if not 0 <= seed <= most:
         raise ArgumentError(f"--seed {seed}: expected a whole number from 0 to {most}")
+
+
+def given_options(config: Any, names: Iterable[str]) -> list[str]:
+    """Those of the options that are not at their defaults; one rank is as none given.
+
+    >>> from gnnsys.config.train import TrainConfig
+    >>> given_options(TrainConfig(dataset="g", ranks=1, pack=True), ["ranks", "pack", "trace"])
+    ['pack']
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    given = [name for name in names if getattr(config, name) != defaults[name]]
+    return [name for name in given if name != "ranks" or config.ranks != 1]
+
+
+def written(config: Any, name: str) -> str:
+    """An option and its value, as they stand on the command line.
+
+    >>> from types import SimpleNamespace
+    >>> config = SimpleNamespace(ranks=2, full_batch=True)
+    >>> written(config, "ranks"), written(config, "full_batch")
+    ('--ranks 2', '--full-batch')
+    """
+    value = getattr(config, name)
+    return f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
 
 
 def parse_fanouts(words: Iterable[int | str]) -> tuple[int, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+from gnnsys.config.checks import given_options, written
 from gnnsys.config.train import TrainConfig
 from gnnsys.config.user_model import is_user_model
 from gnnsys.errors import ArgumentError, UnsupportedError
@@ -45,15 +44,11 @@ def check_heterogeneous(config: TrainConfig) -> None:
         raise UnsupportedError(
             f"--device simt: does not take heterogeneous graphs ({config.dataset}); give cpu"
         )
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in _REFUSED:
-        value = getattr(config, name)
-        if value != defaults[name] and not (name == "ranks" and value == 1):
-            option = f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
-            raise UnsupportedError(
-                f"{option}: is for homogeneous graphs, but {config.dataset} is "
-                "heterogeneous; leave it out"
-            )
+    for name in given_options(config, _REFUSED):
+        raise UnsupportedError(
+            f"{written(config, name)}: is for homogeneous graphs, but {config.dataset} is "
+            "heterogeneous; leave it out"
+        )
 
 
 def check_homogeneous(config: TrainConfig) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gnnsys.choices import METRICS
-from gnnsys.config.checks import check_least
+from gnnsys.config.checks import check_least, given_options, written
 from gnnsys.config.times import TimeOptions
 from gnnsys.errors import ArgumentError, UnsupportedError
 
@@ -146,12 +146,12 @@ def check_links(config: TrainConfig) -> None:
 
 def check_without_links(config: TrainConfig) -> None:
     """Raises ArgumentError for options about links where none are to be predicted."""
-    for each in _own_fields():
-        value = getattr(config, each.name)
-        if value is not None:
-            raise ArgumentError(
-                f"{_written(each.name, value)}: goes with --task link, or with a task of links"
-            )
+    of_others = {each.name for each in dataclasses.fields(TimeOptions)}
+    own = [each.name for each in dataclasses.fields(LinkOptions) if each.name not in of_others]
+    for name in given_options(config, own):
+        raise ArgumentError(
+            f"{written(config, name)}: goes with --task link, or with a task of links"
+        )
 
 
 def check_link_run(config: TrainConfig) -> None:
@@ -190,14 +190,11 @@ def _check_metric(config: TrainConfig) -> None:
 
 
 def _check_others(config: TrainConfig) -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in _REFUSED:
-        value = getattr(config, name)
-        if value != defaults[name] and not (name == "ranks" and value == 1):
-            raise UnsupportedError(
-                f"{_written(name, value)}: is not for links, but --task {config.task} is of them; "
-                "leave one of them out"
-            )
+    for name in given_options(config, _REFUSED):
+        raise UnsupportedError(
+            f"{written(config, name)}: is not for links, but --task {config.task} is of them; "
+            "leave one of them out"
+        )
     if config.sums != "plain":
         raise UnsupportedError(
             f"--sums {config.sums}: takes the degrees of the graph, but the links of a batch are "
@@ -210,12 +207,3 @@ def _check_others(config: TrainConfig) -> None:
             "--eval neighborhoods: links are ranked among all nodes, which layerwise computes; "
             "give it, or sampled"
         )
-
-
-def _own_fields() -> list[dataclasses.Field[object]]:
-    of_others = {each.name for each in dataclasses.fields(TimeOptions)}
-    return [each for each in dataclasses.fields(LinkOptions) if each.name not in of_others]
-
-
-def _written(name: str, value: object) -> str:
-    return f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"

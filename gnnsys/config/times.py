@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gnnsys.config.checks import check_least
+from gnnsys.config.checks import check_least, given_options, written
 from gnnsys.config.optimisation import OptimisationOptions
 from gnnsys.errors import ArgumentError
 
@@ -17,7 +16,7 @@ __all__ = ["TimeOptions", "check_timed", "check_timed_links", "check_times", "ch
 
 _OF_TIMES = ("temporal", "time_window", "last_n")
 _REFUSED = (
-    "full_batch", "parallel", "ranks", "cooperative", "pack", "trace", "topology",
+    "full_batch", "parallel", "ranks", "cooperative", "static_shapes", "pack", "trace", "topology",
     "topology_memory",
 )  # fmt: skip
 """Options that must be at their defaults where seeds have times."""
@@ -40,7 +39,8 @@ class TimeOptions(OptimisationOptions):
     """Of those neighbours, the newest this many of a node alone may be drawn."""
 
     ignore_times: bool = False
-    """Sample neighbours that are later than their seed, too, where a folder has times."""
+    """Sample neighbours that are later than their seed, too. Changes nothing where a folder has no
+    times."""
 
 
 def check_times(config: TrainConfig) -> None:
@@ -72,14 +72,14 @@ seeds of shop have each their own; give sampled, or --ignore-times
             f"--eval {config.eval}: computes a node once for all times, but the seeds of "
             f"{config.dataset} have each their own; give sampled, or --ignore-times"
         )
-    refused = [name for name in _REFUSED if _is_given(config, name)]
+    refused = given_options(config, _REFUSED)
     if config.sampler == "gpu":
         refused.append("sampler")
     if config.sums == "scaled":  # by degrees that count later neighbours
         refused.append("sums")
-    if refused and (refused, config.ranks) != (["ranks"], 1):
+    if refused:
         raise ArgumentError(
-            f"{_as_option(config, refused[0])}: does not go with the times of the seeds of "
+            f"{written(config, refused[0])}: does not go with the times of the seeds of "
             f"{config.dataset}; leave it out, or give --ignore-times"
         )
 
@@ -94,12 +94,11 @@ def check_timed_links(config: TrainConfig) -> None:
     gnnsys.errors.ArgumentError: --topology read: does not go with the times of the links of \
 shop; leave it out, or give --ignore-times
     """
-    for name in ("trace", "topology", "topology_memory"):
-        if _is_given(config, name):
-            raise ArgumentError(
-                f"{_as_option(config, name)}: does not go with the times of the links of "
-                f"{config.dataset}; leave it out, or give --ignore-times"
-            )
+    for name in given_options(config, ("trace", "topology", "topology_memory")):
+        raise ArgumentError(
+            f"{written(config, name)}: does not go with the times of the links of "
+            f"{config.dataset}; leave it out, or give --ignore-times"
+        )
 
 
 def check_untimed(config: TrainConfig) -> None:
@@ -113,15 +112,5 @@ def check_untimed(config: TrainConfig) -> None:
 
 def _given(config: TrainConfig) -> str:
     """The first option of times that was given; an empty text without one."""
-    given = [name for name in _OF_TIMES if _is_given(config, name)]
-    return _as_option(config, given[0]) if given else ""
-
-
-def _is_given(config: TrainConfig, name: str) -> bool:
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    return bool(getattr(config, name) != defaults[name])
-
-
-def _as_option(config: TrainConfig, name: str) -> str:
-    value = getattr(config, name)
-    return f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
+    given = given_options(config, _OF_TIMES)
+    return written(config, given[0]) if given else ""

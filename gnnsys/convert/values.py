@@ -148,9 +148,10 @@ def to_numbers(
     may_lack = pa.types.is_floating(column.type) or (gaps and pa.types.is_integer(column.type))
     if column.null_count and not may_lack:
         place = row + pa.compute.index(column.is_null(), True).as_py()
+        way_out = "fill them in" if times else "fill them in, or make it a column of floats"
         raise FileFormatError(
-            f"{path}: column {name} has {column.null_count} empty entries, expected numbers; fill "
-            f"them in, or make it a column of floats; the first is in row {place}"
+            f"{path}: column {name} has {column.null_count} empty entries, expected numbers; "
+            f"{way_out}; the first is in row {place}"
         )
     values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
     return values

@@ -8,20 +8,32 @@ the later of the edge's and of its source's, if both have one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnsys.dataset.folder import CscStore, Dataset
 from gnnsys.dataset.format import EdgeType
 from gnnsys.dataset.tables import check_nodes
+from gnnsys.errors import ArgumentError
 from gnnsys.loaders.topology import CSC
+from gnnsys.system.budget import process_budget
 
-__all__ = ["timed_bytes", "timed_types", "with_times"]
+__all__ = ["TIMES", "check_whole_times", "timed_bytes", "timed_types", "with_times"]
 
-_EDGES = 1 << 22  # that are looked at in a step
+TIMES = "times and edges sorted by them"
+"""What samplers hold of times, in the process's budget."""
+
+_EDGES = 1 << 20  # that are looked at, or sorted, in a step
+_SORTING = 64
+"""Bytes of an edge while it is sorted: its time, target and place, with their copies."""
+
+_TimesOf = Callable[[slice], NDArray[Any]]
+"""Since when the edges at some positions are known."""
 
 
 def timed_types(dataset: Dataset) -> list[str | EdgeType]:
@@ -30,20 +42,40 @@ def timed_types(dataset: Dataset) -> list[str | EdgeType]:
     return [*nodes, *(kind for kind in dataset.edge_types if dataset.has("edge_time", kind))]
 
 
+def check_whole_times(dataset: Dataset) -> None:
+    """Raises ArgumentError for times that are no whole numbers, such as a column with gaps has."""
+    for kind in timed_types(dataset):
+        if isinstance(kind, str):
+            what, table = f"nodes {kind}", dataset.node_table("time", kind)
+        else:
+            what, table = f"edges {','.join(kind)}", dataset.edge_table("edge_time", kind)
+        if table.dtype.kind not in "iu":
+            raise ArgumentError(
+                f"{dataset.path}: the times of {what} are {table.dtype}, expected whole numbers; "
+                "convert it again with such, or give --ignore-times"
+            )
+
+
 def timed_bytes(dataset: Dataset) -> int:
-    """What a sampler of ``with_times`` holds in memory: times, and edges that were sorted.
+    """What a sampler of ``with_times`` holds in memory: times, and edges that were sorted; and what
+    sorting takes.
 
     Raises:
         FileFormatError: a source outside the nodes.
     """
-    of_nodes, of_edges = _node_times(dataset), _has_edge_times(dataset)
-    total = sum(each.nbytes for each in of_nodes.values())
+    nodes, of_edges = _node_times(dataset), _has_edge_times(dataset)
+    total = sum(each.nbytes for each in nodes.values())
+    sorting = 0
     for kind in dataset.edge_types:
-        timed = kind[0] in of_nodes or dataset.has("edge_time", kind)
-        if timed and (of_edges or not _ascends(_graph(dataset, kind), of_nodes[kind[0]])):
-            total += dataset.edge_table("indices", kind).nbytes
-            total += 2 * 8 * dataset.num_edges(kind) if of_edges else 0  # in batches, too
-    return total
+        graph = _graph(dataset, kind)
+        times = _edge_times(dataset, kind, graph, nodes)
+        if times is not None and (of_edges or not _ascends(graph, times)):
+            total += graph.indices.nbytes
+            total += 2 * 8 * graph.num_edges if of_edges else 0  # in batches, too
+            ends = graph.indptr.numpy()
+            most = max((ends[last] - ends[first] for first, last in _blocks(ends)), default=0)
+            sorting = max(sorting, _SORTING * int(most))
+    return total + sorting
 
 
 def with_times(dataset: Dataset, source: tuple[Any, Any]) -> tuple[tuple[Any, Any], str]:
@@ -58,17 +90,16 @@ def with_times(dataset: Dataset, source: tuple[Any, Any]) -> tuple[tuple[Any, An
     """
     features, graphs = source
     typed = dataset.heterogeneous
-    times, of_edges = _node_times(dataset), _has_edge_times(dataset)
-    made, changed = CscStore(), of_edges
+    nodes, of_edges = _node_times(dataset), _has_edge_times(dataset)
+    made, changed = CscStore(), False
     for kind in dataset.edge_types:
         graph = _graph(dataset, kind)
-        found = _edge_times(dataset, kind, graph, times) if of_edges else None
-        if of_edges and found is not None:
-            graph, found = _sorted(graph, found)
-            features[kind if typed else None, "edge_time", None] = found
-        elif not of_edges and kind[0] in times and not _ascends(graph, times[kind[0]]):
-            graph, _ = _sorted(graph, torch.from_numpy(times[kind[0]][graph.indices.numpy()]))
+        times = _edge_times(dataset, kind, graph, nodes)
+        if times is not None and (of_edges or not _ascends(graph, times)):
+            graph, found = _sorted(graph, times, of_edges)
             changed = True
+            if found is not None:
+                features[kind if typed else None, "edge_time", None] = found
         made.put_csc(kind if typed else None, graph, dataset.num_nodes(kind[0]))
     return (features, made if changed else graphs), "edge_time" if of_edges else "time"
 
@@ -92,29 +123,57 @@ def _has_edge_times(dataset: Dataset) -> bool:
 
 
 def _edge_times(
-    dataset: Dataset, kind: EdgeType, graph: CSC, node_times: dict[str, Any]
-) -> Tensor | None:
-    """(edges,) since when each is known; None where neither edges nor their sources have times."""
-    found = []
-    if dataset.has("edge_time", kind):
-        found.append(dataset.edge_table("edge_time", kind))
-    if kind[0] in node_times:
-        found.append(node_times[kind[0]][graph.indices.numpy()])
-    return torch.from_numpy(np.maximum.reduce(found).copy()) if found else None
+    dataset: Dataset, kind: EdgeType, graph: CSC, nodes: dict[str, Any]
+) -> _TimesOf | None:
+    """None where neither edges nor their sources have times."""
+    sources, of_sources = graph.indices.numpy(), nodes.get(kind[0])
+    own = dataset.edge_table("edge_time", kind) if dataset.has("edge_time", kind) else None
+    if own is None and of_sources is None:
+        return None
+
+    def times(some: slice) -> NDArray[Any]:
+        of_edges = [] if own is None else [own[some]]
+        return np.maximum.reduce(
+            of_edges if of_sources is None else [*of_edges, of_sources[sources[some]]]
+        )
+
+    return times
 
 
-def _ascends(graph: CSC, time: Any) -> bool:
-    """Whether the in-edges of every node ascend by the times of their sources."""
-    indptr, indices = graph.indptr.numpy(), graph.indices.numpy()
-    for first in range(0, len(indices), _EDGES):
-        some = time[indices[first : first + _EDGES + 1]]  # and the first of the next
+def _ascends(graph: CSC, times: _TimesOf) -> bool:
+    """Whether the in-edges of every node ascend by time."""
+    ends = graph.indptr.numpy()
+    for first in range(0, graph.num_edges, _EDGES):
+        some = times(slice(first, first + _EDGES + 1))  # and the first of the next
         falls = np.flatnonzero(some[1:] < some[:-1]) + first + 1
-        if not np.isin(falls, indptr).all():
+        if not np.array_equal(ends[np.searchsorted(ends, falls)], falls):
             return False
     return True
 
 
-def _sorted(graph: CSC, time: Tensor) -> tuple[CSC, Tensor]:
-    """The same edges and their times, ascending by time for each node."""
-    order = torch.from_numpy(np.lexsort((time.numpy(), graph.targets().numpy())))
-    return CSC(graph.indptr, graph.indices[order], num_sources=graph.num_sources), time[order]
+def _blocks(ends: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """The first target, and that after the last, of each step: of one target, or of few edges."""
+    first = 0
+    while first < len(ends) - 1:
+        last = int(np.searchsorted(ends, ends[first] + _EDGES, side="right")) - 1
+        last = max(first + 1, min(last, first + _EDGES))
+        yield first, last
+        first = last
+
+
+def _sorted(graph: CSC, times: _TimesOf, keep: bool) -> tuple[CSC, Tensor | None]:
+    """The same edges, ascending by time for each node, and their times, if these are kept."""
+    ends, sources = graph.indptr.numpy(), graph.indices.numpy()
+    found = np.empty_like(sources)
+    since = np.empty(len(sources) if keep else 0, np.int64)
+    for first, last in _blocks(ends):
+        some = slice(int(ends[first]), int(ends[last]))
+        target = np.repeat(np.arange(last - first), np.diff(ends[first : last + 1]))
+        time = times(some)
+        order = np.lexsort((time, target))
+        found[some] = sources[some][order]
+        if keep:
+            since[some] = time[order]
+    made = CSC(graph.indptr, torch.from_numpy(found), num_sources=graph.num_sources)
+    process_budget().hold(TIMES, found.nbytes + since.nbytes, made)
+    return made, torch.from_numpy(since) if keep else None

@@ -386,7 +386,7 @@ def _open_folder(
     )
     for graph in found.graphs.values():
         hold_mapped(OFFSETS, graph.indptr)
-        if typed or timed:
+        if graph.file is not None and (typed or timed):  # else it was sorted, in memory
             hold_mapped(NEIGHBOURS, graph.indices)
     return found
 

@@ -93,7 +93,7 @@ def plan_types(
     budget.reserve(OFFSETS, 8 * sum(1 + count for count in targets), mapped=True)
     neighbours = (each.tables["indices"].data_bytes for each in dataset.manifest.edges.values())
     budget.reserve(NEIGHBOURS, sum(neighbours), mapped=True)
-    parts = reserve_seeds(dataset, task, config.task)
+    parts = reserve_seeds(dataset, task, config.task, timed=timed)
     task = _counted(task, dataset, config.task)
     seeds = _train_seeds(config, dataset, task)
     if timed:

@@ -18,7 +18,6 @@ from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
-from gnnsys.dataset.times import timed_bytes
 from gnnsys.features.options import TopologyOptions
 from gnnsys.features.setup import feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS, plan_topology
@@ -32,6 +31,7 @@ from gnnsys.training.hetero_memory import (
     reserve_open_embeddings,
 )
 from gnnsys.training.link_task import LinkTask, link_task
+from gnnsys.training.seed_times import reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
 __all__ = ["LINKS", "plan_links"]
@@ -40,7 +40,6 @@ _Type = TypeVar("_Type", str, EdgeType)
 
 LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
-_TIMES = "times and edges sorted by them"
 _NEGATIVES = "negatives"
 _EMBEDDED = "embeddings of evaluation"
 _RANKED = "what evaluation predicts"
@@ -88,7 +87,7 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         edges = (dataset.manifest.edges[kind].tables["indices"].data_bytes for kind in kinds)
         budget.reserve(NEIGHBOURS, sum(edges), mapped=True)
     if task.timed:
-        budget.reserve(_TIMES, timed_bytes(dataset))
+        reserve_times(dataset)
     _reserve_seeds(config, options, dataset, task, trains)
     tables = feature_tables(dataset)
     is_open = dataset.heterogeneous and reserve_embeddings(config, dataset, trains=trains)

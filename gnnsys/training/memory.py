@@ -190,7 +190,8 @@ def plan_memory(
     seeds = training_seeds(dataset)
     exact = config.eval != "sampled"
     task = dataset.task or Task(node_type=NODE_TYPE, num_classes=0)
-    reserve_seeds(dataset, task, NODE, PARTS if exact else ("train", "val"))  # test last, in parts
+    parts = PARTS if exact else ("train", "val")  # test last, in parts
+    reserve_seeds(dataset, task, NODE, parts, timed=timed)
     if timed:
         reserve_times(dataset)
     if trains:
@@ -208,9 +209,9 @@ def plan_memory(
     columns = math.prod(tables["features"].shape[1:])
     evaluation = None
     if exact:
-        parts = dataset.split("val"), dataset.split("test")
+        judged_by = dataset.split("val"), dataset.split("test")
         gathered = _epoch_bytes(config, batch, columns, len(seeds))
-        evaluation = plan_evaluation(config, graph, *parts, columns, gathered)
+        evaluation = plan_evaluation(config, graph, *judged_by, columns, gathered)
         budget.reserve(SCOPE, sum(ids.nbytes for ids in evaluation.scope.layers or ()))
     training = 0
     if trains or not exact:

@@ -23,6 +23,7 @@ from gnnsys.dataset.seeds import Seeds
 from gnnsys.dataset.times import timed_types
 from gnnsys.errors import ArgumentError
 from gnnsys.features.replay import target_of
+from gnnsys.memory.alloc import view_array
 from gnnsys.system.budget import SPLITS, process_budget
 from gnnsys.training.metrics import Kind, are_known, kind_of
 from gnnsys.training.task import PARTS, NodeTask, Part
@@ -41,7 +42,7 @@ NODE = "node"
 """The task of nodes, with labels of their own."""
 
 _log = logging.getLogger(__name__)
-_LABELS, _ROWS = "labels, mapped", "rows of the task"
+_LABELS, _TIMES, _ROWS = "labels, mapped", "times of the seeds, mapped", "rows of the task"
 _NEVER = torch.iinfo(torch.int64).max
 """The time of a row of a database that has none."""
 
@@ -181,9 +182,9 @@ def open_task(dataset: Dataset, target: str | None, task: str, timed: bool) -> N
     kind = about.node_type
     times = None
     if timed and dataset.has("time", kind):
-        times = torch.from_numpy(dataset.node_table("time", kind).copy())
+        times = view_array(dataset.node_table("time", kind))
     if task != NODE:
-        return _open_rows(dataset, task, about, times if timed else None, timed)
+        return _open_rows(dataset, task, about, times, timed)
     labels = hold_mapped(_LABELS, dataset.labels(kind))
     return NodeTask(
         target=kind,
@@ -194,7 +195,7 @@ def open_task(dataset: Dataset, target: str | None, task: str, timed: bool) -> N
         num_test=dataset.split_size("test", kind),
         open_test=lambda: hold_mapped(SPLITS, dataset.split("test", kind)),
         metric=about.metric,
-        seed_time=times,
+        seed_time=None if times is None else hold_mapped(_TIMES, times),
     )
 
 
@@ -312,7 +313,11 @@ def hold_mapped(name: str, tensor: Tensor) -> Tensor:
 
 
 def reserve_seeds(
-    dataset: Dataset, about: FolderTask, task: str, parts: Iterable[Part] = PARTS
+    dataset: Dataset,
+    about: FolderTask,
+    task: str,
+    parts: Iterable[Part] = PARTS,
+    timed: bool = False,
 ) -> dict[Part, int]:
     """Reserves in the process's budget what ``open_task`` holds, and counts the seeds of each part.
 
@@ -321,12 +326,15 @@ def reserve_seeds(
         about: what ``task_of`` says of it.
         task: node, or a name.
         parts: whose ids of nodes a run reads; the rows of a task are all read.
+        timed: as of ``open_task``.
     """
     budget, kind = process_budget(), about.node_type
     tables = dataset.manifest.nodes[kind].tables
     if task == NODE:
         labels = tables["labels"].data_bytes if "labels" in tables else 0
         budget.reserve(_LABELS, labels, mapped=True)
+        if timed and "time" in tables:
+            budget.reserve(_TIMES, tables["time"].data_bytes, mapped=True)
         sizes = {part: dataset.split_size(part, kind) for part in PARTS}
         budget.reserve(SPLITS, 8 * sum(sizes[part] for part in parts), mapped=True)
         return sizes

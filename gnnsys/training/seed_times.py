@@ -15,7 +15,13 @@ from gnnsys.config.times import check_timed, check_timed_links, check_untimed
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset, open_dataset
 from gnnsys.dataset.format import MANIFEST
-from gnnsys.dataset.times import timed_bytes, timed_types, with_times
+from gnnsys.dataset.times import (
+    TIMES,
+    check_whole_times,
+    timed_bytes,
+    timed_types,
+    with_times,
+)
 from gnnsys.features.options import TopologyOptions
 from gnnsys.system.budget import process_budget
 from gnnsys.system.once import warn_once
@@ -27,7 +33,6 @@ from gnnsys.training.task import Task
 __all__ = ["draw_timed", "facts_at_times", "regards_times", "reserve_times", "settle_times"]
 
 _log = logging.getLogger(__name__)
-_TIMES = "times and edges sorted by them"
 
 
 def regards_times(config: TrainConfig) -> bool:
@@ -47,7 +52,7 @@ def settle_times(run: Run) -> Run:
 
     Raises:
         ArgumentError: options that do not go with times, or that are for them where there are none;
-            a target or a task that the folder does not have.
+            times that are no whole numbers; a target or a task that the folder does not have.
     """
     config = run.config
     dataset = _folder_of(config)
@@ -64,6 +69,7 @@ def settle_times(run: Run) -> Run:
                 "times are sampled", dataset.path
             )  # fmt: skip
         return run
+    check_whole_times(dataset)
     if of_links:
         check_timed_links(config)
         return dataclasses.replace(run, timed=True)
@@ -94,7 +100,7 @@ def facts_at_times(task: Task, test_at_end: bool) -> dict[str, Any]:
 
 def reserve_times(dataset: Dataset) -> None:
     """Reserves in the process's budget what samplers hold of times."""
-    process_budget().reserve(_TIMES, timed_bytes(dataset))
+    process_budget().reserve(TIMES, timed_bytes(dataset))
 
 
 def draw_timed(config: TrainConfig, dataset: Dataset) -> SamplerOutput | HeteroSamplerOutput:

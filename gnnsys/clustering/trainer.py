@@ -36,7 +36,8 @@ from gnnsys.config.cluster import ClusterConfig
 from gnnsys.errors import DivergedError
 from gnnsys.losses import dec_kl, student_t_assign, target_distribution
 from gnnsys.system.progress import Progress
-from gnnsys.training.checkpoint import CHECKPOINT, check_optimizer, fit_weights
+from gnnsys.training.checkpoint import CHECKPOINT, fit_weights
+from gnnsys.training.optimisation import check_optimizer
 
 __all__ = ["ClusterTask", "fit_means", "scale_of_features", "train_seed"]
 
@@ -174,10 +175,11 @@ class _SeedTrainer:
         named = [each for model in models.values() for each in model.named_parameters()]
         self._optimizer = torch.optim.Adam([each for _, each in named], self._config.lr)
         path = Path(CHECKPOINT)
+        if state.optimizer is not None:
+            check_optimizer(self._optimizer, named, state.optimizer, path)
         for name, weights in state.models.items():
             fit_weights(models[name], weights, path)
         if state.optimizer is not None:
-            check_optimizer(named, state.optimizer, path)
             self._optimizer.load_state_dict(state.optimizer)
         if state.torch_rng is not None:
             torch.set_rng_state(state.torch_rng)

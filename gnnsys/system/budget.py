@@ -28,6 +28,7 @@ __all__ = [
     "BLOCKS",
     "CACHE_ROWS",
     "EMBEDDINGS",
+    "EMBEDDINGS_IN_MEMORY",
     "EMBEDDING_READS",
     "PLANNER",
     "PLANS_AHEAD",
@@ -47,6 +48,7 @@ __all__ = [
 
 CACHE_ROWS = "cache rows"
 EMBEDDINGS = "cache of embeddings"
+EMBEDDINGS_IN_MEMORY = "embeddings of nodes"
 EMBEDDING_READS = "reads of embeddings ahead"
 BATCHES = "batches under way"
 AHEAD = "batches sampled ahead"

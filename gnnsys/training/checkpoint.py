@@ -17,6 +17,7 @@ import torch
 
 from gnnsys.errors import ArgumentError, FileFormatError, MissingFileError
 from gnnsys.system.files import check_file, replacing
+from gnnsys.training.optimisation import check_optimizer
 from gnnsys.training.tensor_file import TensorFile, write_safetensors
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "Checkpoint",
     "RunState",
     "best_rows_epoch",
-    "check_optimizer",
     "fit_state",
     "fit_weights",
     "load_checkpoint",
@@ -46,6 +46,10 @@ WEIGHTS = "model.safetensors"
 _MODEL, _BEST, _OPTIMIZER = "model/", "best/", "optimizer/"  # in the files of ranks
 _OF_THE_MODEL = ("model", "hidden", "layers")
 _BEST_ROWS = "epoch of the embeddings"
+_TOO_EARLY = (
+    "start the run again with --out, or remove what a run that was ended before its first "
+    "checkpoint left there"
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -304,10 +308,7 @@ def read_parts(path: Path) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is another")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"{path}: no such file; the run was ended before its first checkpoint, start it again "
-            "with --out"
-        ) from error
+        raise MissingFileError(f"{path}: no such file; {_TOO_EARLY}") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise FileFormatError(f"{path}: not a whole checkpoint ({error})") from error
     version = content.pop("version", None) if isinstance(content, dict) else None
@@ -325,7 +326,10 @@ def best_rows_epoch(run: Path) -> int | None:
     Raises:
         MissingFileError, FileFormatError: it is not there, or damaged.
     """
-    epoch = TensorFile(run / WEIGHTS).about.get(_BEST_ROWS)
+    path = run / WEIGHTS
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file; {_TOO_EARLY}")
+    epoch = TensorFile(path).about.get(_BEST_ROWS)
     return None if epoch is None else int(epoch)
 
 
@@ -344,11 +348,16 @@ def _kind_of(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def fit_state(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+def fit_state(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Checkpoint,
+    path: Path,
+) -> None:
     """Loads the weights of a checkpoint, or says in one error what of its state does not fit."""
+    check_optimizer(optimizer, model.named_parameters(), checkpoint.optimizer, path)
     if checkpoint.best_model is not None:
         _check_weights(model, checkpoint.best_model, path)
-    check_optimizer(model.named_parameters(), checkpoint.optimizer, path)
     fit_weights(model, checkpoint.model, path)
 
 
@@ -370,32 +379,3 @@ def _check_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
                 f"{path}: of another model: {name} is {found.get(name, 'missing')}, expected "
                 f"{wanted.get(name, 'no such tensor')}"
             )
-
-
-def check_optimizer(
-    parameters: Iterable[tuple[str, torch.Tensor]], state: Mapping[str, Any], path: Path
-) -> None:
-    """Raises ArgumentError for the state of an optimizer of other parameters, which torch takes and
-    fails by in the next step.
-
-    Args:
-        parameters: with their names, in the order that the optimizer has them in.
-        state: as of ``torch.optim``; or by the names of parameters, as pipelines have it.
-        path: that it was read from.
-    """
-    named = list(parameters)
-    groups = state.get("param_groups")
-    count = len(named) if groups is None else sum(len(group["params"]) for group in groups)
-    if count != len(named):
-        raise ArgumentError(
-            f"{path}: of another model: its optimizer has {count} parameters, expected {len(named)}"
-        )
-    kept = state.get("state", state)
-    for number, (name, parameter) in enumerate(named):
-        for what, value in kept.get(number, kept.get(name, {})).items():
-            alike = not isinstance(value, torch.Tensor) or value.dim() == 0  # the count of steps
-            if not alike and value.shape != parameter.shape:
-                raise ArgumentError(
-                    f"{path}: of another model: the optimizer's {what} of {name} is "
-                    f"{tuple(value.shape)}, expected {tuple(parameter.shape)}"
-                )

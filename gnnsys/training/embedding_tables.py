@@ -2,14 +2,14 @@
 
 Owns where they lie, what makes them, and the rows of the best epoch. In files each is an
 ``EmbeddingStore``, which a checkpoint goes with; the rows of the best epoch are copied to a file of
-their own, ``TYPE.best-EPOCH.npy``, which stays until a checkpoint names another. Invariant: losses
-do not depend on where the rows lie.
+their own, ``TYPE.best-EPOCH.npy``, which stays until neither a checkpoint nor the run needs it.
+Invariant: losses do not depend on where the rows lie.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.nn import Embedding
 from gnnsys.nn.checkpoint import committing, restore_tables
 from gnnsys.nn.embedding import STATE_OF
-from gnnsys.system.budget import EMBEDDINGS, process_budget
+from gnnsys.system.budget import EMBEDDINGS, EMBEDDINGS_IN_MEMORY, process_budget
 from gnnsys.system.files import as_storage_error, npy_header, replacing
 from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.checkpoint import CHECKPOINT, best_rows_epoch
@@ -57,11 +57,15 @@ _BLOCK_BYTES = 8 << 20  # of rows that are copied at a time
 
 
 def given_place(config: TrainConfig) -> str:
-    """A folder or ram; or auto, where memory decides: of a run that goes on it has decided."""
+    """A folder or ram; or auto, where memory decides: of a run that goes on it has decided.
+
+    Raises:
+        MissingFileError, FileFormatError: the weights of such a run are not there, or damaged.
+    """
     if config.embeddings != "auto" or config.resume is None:
         return config.embeddings
-    place = Path(config.resume) / FOLDER
-    return str(place) if place.is_dir() else "ram"
+    run = Path(config.resume)
+    return "ram" if best_rows_epoch(run) is None else str(run / FOLDER)
 
 
 def record_bytes(config: TrainConfig) -> int:
@@ -106,7 +110,8 @@ def make_embeddings(run: Run, dataset: NodeDataset) -> MakeEmbedding:
     width, place = config.hidden or 0, given_place(config)
     planned = process_budget().planned(EMBEDDINGS)
     if place == "ram" or (place == "auto" and not planned):
-        return embeddings_in_memory(width)
+        make_one = embeddings_in_memory(width)
+        return partial(_hold, make_one) if run.device.type == "cpu" else make_one
     folder = _make_folder(config, place, dataset)
     bare = {kind: count for kind, count in dataset.num_nodes.items() if kind not in dataset.tables}
     of_slots = planned - RowDirectory.bytes_of(sum(bare.values()), 0)
@@ -137,21 +142,29 @@ def make_embeddings(run: Run, dataset: NodeDataset) -> MakeEmbedding:
     return make
 
 
+def _hold(make: MakeEmbedding, kind: str, count: int) -> nn.Module:
+    made = make(kind, count)
+    nbytes = sum(weight.nbytes for weight in made.parameters())
+    process_budget().hold(EMBEDDINGS_IN_MEMORY, nbytes, made)
+    return made
+
+
 def _make_folder(config: TrainConfig, place: str, dataset: NodeDataset) -> Path:
     folder = Path(place) if place not in NO_FOLDERS else Path(config.out or gettempdir())
+    if config.resume:
+        return folder
     with as_storage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not (config.out or config.resume):
+        if not config.out:
             scratch = ScratchFolder("gnnsys-embeddings-", folder)
             dataset.beside.append(scratch.close)
             return scratch.path
-    if config.resume:
-        return folder
     if place not in NO_FOLDERS:
         if any(folder.iterdir()):
             raise ArgumentError(
-                f"--embeddings {folder}: holds files already; give another folder, or go on with "
-                "the run that they are of by --resume"
+                f"--embeddings {folder}: holds files already; give another folder, go on with the "
+                "run that they are of by --resume, or remove what a run that was ended before its "
+                "first checkpoint left there"
             )
         return folder
     folder = folder / FOLDER
@@ -175,11 +188,19 @@ def _best_path(table: Path, epoch: int) -> Path:
     return table.with_name(f"{table.name}.best-{epoch}.npy")
 
 
-def _remove_best(table: Path, but: Path | None = None) -> None:
-    """Removes rows of epochs that were the best, and what a kill left of them."""
+def _remove_best(table: Path, but: Collection[int] = ()) -> None:
+    """Removes rows of epochs that were the best, but some, and what a kill left of them."""
+    kept = {_best_path(table, epoch) for epoch in but}
     for path in table.parent.glob(f"{escape(table.name)}.best-*"):
-        if path != but:
+        if path not in kept:
             path.unlink(missing_ok=True)
+
+
+def _has_rows(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError):  # damaged
+        return False
 
 
 class _FileRows(nn.Module):
@@ -251,6 +272,7 @@ class EmbeddingTables:
         self._modules = {name: each for name, each in found if isinstance(each, Embedding)}
         self._typed = [each for each in model.modules() if isinstance(each, HeteroModel)]
         self._best_epoch = 0
+        self._committed: set[int] = set()  # best epochs that the checkpoint may name
         self.finite = True
         """Whether all gradients that were looked at were finite, and so all rows are."""
 
@@ -274,7 +296,8 @@ class EmbeddingTables:
                 self.finite &= bool(torch.isfinite(torch.sparse.sum(gradient.detach())))
 
     def keep_best(self, epoch: int) -> None:
-        """Copies the rows as they are, as those of the best epoch.
+        """Copies the rows as they are, as those of the best epoch; those before go, but for what a
+        checkpoint names.
 
         Raises:
             StorageError: the disk is full.
@@ -287,6 +310,11 @@ class EmbeddingTables:
                     rows = store.read_range(first, min(first + step, store.shape[0]))
                     file.write(rows.numpy().data)
         self._best_epoch = epoch
+        self._remove_others()
+
+    def _remove_others(self) -> None:
+        for store in self.stores.values():
+            _remove_best(store.folder, but={*self._committed, self._best_epoch})
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -308,10 +336,11 @@ class EmbeddingTables:
     def committing(self, path: Path) -> Iterator[dict[str, Any]]:
         """Saves the tables together with a checkpoint, or neither; see ``nn.checkpoint``. Rows of
         epochs that were the best before go then."""
+        self._committed.add(self._best_epoch)  # an error may come before it is in place, or after
         with committing(self.stores, path) as tables:
             yield tables
-        for store in self.stores.values():
-            _remove_best(store.folder, but=_best_path(store.folder, self._best_epoch))
+        self._committed = {self._best_epoch}
+        self._remove_others()
 
     def restore(self, saved: Mapping[str, Any], best_epoch: int, path: Path) -> None:
         """Goes back to the tables of a checkpoint.
@@ -323,9 +352,21 @@ class EmbeddingTables:
 
         Raises:
             ArgumentError: it is of other tables, or not the last of these.
+            MissingFileError: rows of the best epoch are not there.
         """
+        if best_epoch:
+            self._check_best(best_epoch, path)
         restore_tables(saved, self.stores, path)
-        self._best_epoch = best_epoch
+        self._best_epoch, self._committed = best_epoch, {best_epoch}
+
+    def _check_best(self, epoch: int, path: Path) -> None:
+        for store in self.stores.values():
+            rows, shape = _best_path(store.folder, epoch), tuple(store.shape)
+            if not _has_rows(rows, shape):
+                raise MissingFileError(
+                    f"{path}: epoch {epoch} was the best, but {rows} does not hold its rows "
+                    f"{shape}; bring the file back, or start another run with --out"
+                )
 
     def counters(self) -> Counters:
         """Of the rows that were gathered, of all tables."""

@@ -28,7 +28,14 @@ from gnnsys.features.setup import cache_bytes, feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.nn.embedding import STATE_OF
-from gnnsys.system.budget import BATCHES, EMBEDDING_READS, EMBEDDINGS, SEEDS, process_budget
+from gnnsys.system.budget import (
+    BATCHES,
+    EMBEDDING_READS,
+    EMBEDDINGS,
+    EMBEDDINGS_IN_MEMORY,
+    SEEDS,
+    process_budget,
+)
 from gnnsys.system.extension import core
 from gnnsys.training.batch_memory import (
     SAMPLER,
@@ -45,7 +52,6 @@ from gnnsys.training.step_parts import make_sampler, spread_seeds
 __all__ = ["layer_bytes", "plan_types", "reserve_embeddings", "reserve_open_embeddings"]
 
 _log = logging.getLogger(__name__)
-_EMBEDDINGS = "embeddings of nodes"
 _LOOKED_AT = 2
 """Copies that looking for weights which are not finite makes, about."""
 _IN_MEMORY = 0.75
@@ -148,7 +154,7 @@ def reserve_embeddings(config: TrainConfig, dataset: Dataset, *, trains: bool) -
             f"--embeddings {place}: all node types of {dataset.path} have features; leave it out"
         )
     if place == "ram" or (place == "auto" and not trains):
-        process_budget().reserve(_EMBEDDINGS, in_memory)
+        process_budget().reserve(EMBEDDINGS_IN_MEMORY, in_memory)
         return False
     return trains and in_memory > 0
 
@@ -173,7 +179,7 @@ def reserve_open_embeddings(
     budget, place = process_budget(), given_place(config)
     in_memory = _in_memory(config, dataset, trains=True)
     if place == "auto" and in_memory <= _IN_MEMORY * budget.left():
-        budget.reserve(_EMBEDDINGS, in_memory)
+        budget.reserve(EMBEDDINGS_IN_MEMORY, in_memory)
         return
     _reserve_tables(config, _bare(dataset), drawn, traffic, cache_bytes(dataset, options))
     if place == "auto":

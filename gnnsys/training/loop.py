@@ -413,7 +413,7 @@ class _Trainer:
             )  # fmt: skip
         if self._config.data and self._is_first:
             replace_file(folder / CONFIG, config_to_toml(self._config).encode())
-        fit_state(self._model, checkpoint, folder / CHECKPOINT)
+        fit_state(self._model, self._steps.optimizer, checkpoint, folder / CHECKPOINT)
         self._best_model = own_part(self._steps, checkpoint.best_model)
         self._state = checkpoint.state
         self._steps.padded_sizes = self._state.padded_sizes

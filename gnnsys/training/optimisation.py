@@ -8,7 +8,8 @@ never broken off.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,18 +21,29 @@ from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError
 from gnnsys.nn import Adagrad, SparseAdam
 from gnnsys.nn.stored_weight import StoredWeight
-from gnnsys.training.checkpoint import CHECKPOINT
 
-__all__ = ["LearningRate", "Stepping", "load_optimizer", "make_optimizer", "sparse_weights"]
+__all__ = ["LearningRate", "Stepping", "check_optimizer", "make_optimizer", "sparse_weights"]
 
 _MOMENTUM = 0.9
 _FACTOR, _EVERY, _PATIENCE = 0.1, 30, 10
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+_KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: _MOMENTS,
+    torch.optim.AdamW: _MOMENTS,
+    torch.optim.SparseAdam: _MOMENTS,
+    torch.optim.Adagrad: {"step", "sum"},
+    SparseAdam: {"step"},
+    Adagrad: {"step"},
+}
+"""What an optimizer carries from step to step for a weight that had a gradient."""
 
 
 def sparse_weights(model: nn.Module) -> list[Tensor]:
-    """Weights of embeddings that get sparse gradients, in memory or in files."""
-    parts = (each for each in model.modules() if isinstance(each, nn.Embedding) and each.sparse)
-    return [each.weight for each in parts]
+    """Weights of embeddings that get sparse gradients, in memory or in files; each once."""
+    kinds = nn.Embedding, nn.EmbeddingBag
+    parts = (each for each in model.modules() if isinstance(each, kinds) and each.sparse)
+    return [*{id(each.weight): each.weight for each in parts}.values()]
 
 
 def make_optimizer(
@@ -54,15 +66,14 @@ def make_optimizer(
     found, sparse = [*parameters], [*rows]
     dense = [each for each in found if not any(each is other for other in sparse)]
     lr, decay = config.lr, config.weight_decay
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "sgd":
+    parts: list[torch.optim.Optimizer] = []
+    if config.optimizer == "sgd" and dense:
         momentum = _MOMENTUM if config.momentum is None else config.momentum
-        optimizer = torch.optim.SGD(dense, lr=lr, momentum=momentum, weight_decay=decay)
-    else:
+        parts.append(torch.optim.SGD(dense, lr=lr, momentum=momentum, weight_decay=decay))
+    elif dense:
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-        optimizer = kind(dense, lr=lr, weight_decay=decay)
-    if sparse:
-        optimizer = _Together([optimizer, *_row_optimizers(config, sparse)])
+        parts.append(kind(dense, lr=lr, weight_decay=decay))
+    optimizer = _Together([*parts, *_row_optimizers(config, sparse)]) if sparse else parts[0]
     if (longest := config.clip_norm) is not None:
 
         def clip(*_: Any) -> None:
@@ -94,29 +105,73 @@ def _with_dense_gradient(weight: Tensor) -> Tensor:
     return other
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Goes on from the ``state_dict`` that a checkpoint has.
+def check_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[tuple[str, Tensor]],
+    state: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Raises ArgumentError for a state that torch takes, and fails by in the next step: of another
+    optimizer, or of other weights.
 
-    Raises:
-        ArgumentError: it is of another optimizer, or of weights of other shapes.
+    Args:
+        optimizer: that is to go on from it.
+        parameters: of the whole model, with their names.
+        state: a ``state_dict``; or by the names of parameters, as pipelines have it.
+        path: that it was read from.
     """
-    try:
-        optimizer.load_state_dict(dict(state))
-    except (KeyError, ValueError) as error:
-        raise _does_not_fit(str(error)) from error
-    for part in optimizer.parts if isinstance(optimizer, _Together) else [optimizer]:
-        for weight, kept in part.state.items():
-            for name, value in kept.items():
-                if isinstance(value, Tensor) and value.shape not in ((), weight.shape):
-                    found, wanted = tuple(value.shape), tuple(weight.shape)
-                    raise _does_not_fit(f"{name} of shape {found} for a weight of {wanted}")
+    named = dict(parameters)
+    if state.keys() <= named.keys():
+        for name, kept in state.items():
+            _check_kept(optimizer, name, named[name], kept, path)
+        return
+    names = {id(weight): name for name, weight in named.items()}
+    parts = optimizer.parts if isinstance(optimizer, _Together) else [optimizer]
+    states = state.get("parts", [state])
+    if len(states) != len(parts):
+        raise ArgumentError(
+            f"{path}: of another model: the states of {len(states)} optimizers, expected "
+            f"{len(parts)}"
+        )
+    for part, each in zip(parts, states, strict=True):
+        weights = [weight for group in part.param_groups for weight in group["params"]]
+        _check_part(
+            part, [(names.get(id(weight), "a weight"), weight) for weight in weights], each, path
+        )
 
 
-def _does_not_fit(why: str) -> ArgumentError:
-    return ArgumentError(
-        f"{CHECKPOINT}: the optimizer's state is of another model or optimizer: {why}; mend "
-        "config.toml, or start another run with --out"
-    )
+def _check_part(
+    part: torch.optim.Optimizer,
+    named: Sequence[tuple[str, Tensor]],
+    state: Mapping[str, Any],
+    path: Path,
+) -> None:
+    numbers = [number for group in state.get("param_groups", []) for number in group["params"]]
+    if len(numbers) != len(named):
+        raise ArgumentError(
+            f"{path}: of another model: its optimizer has {len(numbers)} parameters, expected "
+            f"{len(named)}"
+        )
+    for number, (name, weight) in zip(numbers, named, strict=True):
+        _check_kept(part, name, weight, state["state"].get(number, {}), path)
+
+
+def _check_kept(
+    part: torch.optim.Optimizer, name: str, weight: Tensor, kept: Mapping[str, Any], path: Path
+) -> None:
+    wanted = _KEPT[type(part)]
+    if kept and kept.keys() != wanted:  # a weight that had no gradient has none
+        raise ArgumentError(
+            f"{path}: of another optimizer: it has {', '.join(sorted(kept))} of {name}, expected "
+            f"{', '.join(sorted(wanted))}"
+        )
+    for what, value in kept.items():
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if what != "step" and found != tuple(weight.shape):
+            raise ArgumentError(
+                f"{path}: of another model: the optimizer's {what} of {name} is {found}, expected "
+                f"{tuple(weight.shape)}"
+            )
 
 
 class _Together(torch.optim.Optimizer):

@@ -198,7 +198,7 @@ def check_fits(checkpoint: Checkpoint, folder: Path, digest: str, config: TrainC
         config: asked for, filled in.
 
     Raises:
-        ArgumentError: the checkpoint is of another dataset or model.
+        ArgumentError: the checkpoint is of another dataset, model or optimizer.
     """
     path = folder / CHECKPOINT
     if checkpoint.dataset != digest:
@@ -207,12 +207,19 @@ def check_fits(checkpoint: Checkpoint, folder: Path, digest: str, config: TrainC
             "dataset it was trained on, or start another run with --out"
         )
     had, asked = checkpoint.config, describe(config)
-    for name in ("model", "layers", "hidden"):
+    optimizers = [name for name in ("optimizer", "embedding_optimizer") if name in had]
+    for name in ("model", "layers", "hidden", *optimizers):
         if had[name] != asked[name]:
+            kind = "optimizer" if name in optimizers else "model"
             raise ArgumentError(
-                f"{path}: of another model: {name} is {had[name]}, config.toml says "
+                f"{path}: of another {kind}: {name} is {had[name]}, config.toml says "
                 f"{asked[name]}; mend config.toml, or start another run with --out"
             )
+    if checkpoint.tables and config.embeddings == "ram":
+        raise ArgumentError(
+            f"{path}: its embeddings lie in files, config.toml says ram; mend config.toml, or "
+            "start another run with --out"
+        )
     changed = [name for name in CHANGES_LOSSES if name in had]
     if not config.full_batch:  # of a step's gradient
         changed.append("ranks")

@@ -24,7 +24,7 @@ from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.divergence import all_finite
 from gnnsys.training.metrics import make_loss, measure
 from gnnsys.training.models import NodeClassifier
-from gnnsys.training.optimisation import load_optimizer, make_optimizer, sparse_weights
+from gnnsys.training.optimisation import make_optimizer, sparse_weights
 from gnnsys.training.step_parts import make_autocast
 from gnnsys.training.task import Part
 
@@ -165,7 +165,7 @@ class Steps(ABC):
     ) -> None:
         """Goes on from a state, at an epoch from 0."""
         self._model.load_state_dict(model)
-        load_optimizer(self.optimizer, optimizer)
+        self.optimizer.load_state_dict(dict(optimizer))
 
     @abstractmethod
     def forget(self) -> None:

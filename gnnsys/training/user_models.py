@@ -20,6 +20,7 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.hetero_models import HeteroModel, MakeEmbedding
 from gnnsys.training.link_task import LinkTask
+from gnnsys.training.optimisation import sparse_weights
 from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.user_factory import broken, call_factory
 
@@ -299,7 +300,13 @@ def _check_alike(place: str, net: nn.Module, out: Tensor) -> None:
     gradients = torch.autograd.grad(out.sum(), [*parameters.values()], allow_unused=True)
     unused = [name for name, each in zip(parameters, gradients, strict=True) if each is None]
     buffers = [name for name, _ in net.named_buffers()]
-    for names, what in ((unused, "has no part in the outputs"), (buffers, "is a buffer")):
+    rows = {id(each) for each in sparse_weights(net)}
+    sparse = [name for name, each in parameters.items() if id(each) in rows]
+    for names, what in (
+        (unused, "has no part in the outputs"),
+        (buffers, "is a buffer"),
+        (sparse, "gets sparse gradients"),
+    ):
         if names:
             raise UnsupportedError(
                 f"--model {place}: {names[0]} {what}, which several ranks do not keep equal; leave "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -185,7 +187,7 @@ def test_links_have_the_losses_and_ranks_of_embeddings_in_memory(links: Path, pl
     assert in_files.best_val["mrr"] > 0
     names = in_files.memory["names"]
     assert names["cache of embeddings"]["planned"] >= names["cache of embeddings"]["held"] > 0
-    assert "embeddings of nodes" not in names
+    assert names.get("embeddings of nodes", {"planned": 0})["planned"] == 0
     lines = map(json.loads, (place / "auto" / "metrics.jsonl").read_text().splitlines())
     told = [line["embeddings"]["rows"] for line in lines if line["kind"] == "epoch"][-1]
     assert told["file"] > 0
@@ -276,6 +278,14 @@ def _check_spoilt(run: Path, tables: Path) -> None:
     (run / "config.toml").write_text(config.replace("hidden = 8", "hidden = 16"))
     with pytest.raises(ArgumentError, match=r"has rows of shape \(2000, 8\).* expected \(2000, 16"):
         run_training(resumed_config(run))
+    for had, has, told in (
+        ('optimizer = "adam"', 'optimizer = "sgd"', "optimizer: optimizer is adam, config.toml"),
+        (f'embeddings = "{tables}"', 'embeddings = "ram"', "its embeddings lie in files, config"),
+    ):
+        assert had in config
+        (run / "config.toml").write_text(config.replace(had, has))
+        with pytest.raises(ArgumentError, match=told):
+            run_training(resumed_config(run))
     (run / "config.toml").write_text(config)
     shutil.rmtree(tables / "shop")
     with pytest.raises(MissingFileError, match=r"shop: no such table, .* of 'shop' were"):
@@ -310,6 +320,34 @@ def test_nothing_is_left_of_a_run_that_keeps_nothing_or_has_not_begun(
         assert os.listdir(tmp_path) == ["tables"]
     assert os.listdir(place) == []
     assert "--embeddings auto: 385152 bytes in memory, more than 0 % of what is left" in caplog.text
+
+
+def test_a_run_goes_on_where_its_embeddings_were(
+    folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 1, "out": str(place / "ram")}
+    gc.collect()  # the models of other runs
+    held = train(folder, **options).memory["names"]["embeddings of nodes"]["held"]
+    assert held == (GOODS + SHOPS) * 8 * 4
+    shutil.copytree(place / "ram", place / "ram" / "embeddings")  # a folder of the user's
+    assert run_training(replace(resumed_config(place / "ram"), epochs=2)).history[-1].epoch == 2
+    config = place / "ram" / "config.toml"
+    config.write_text(config.read_text().replace('"sparse_adam"', '"adagrad"'))
+    with pytest.raises(ArgumentError, match=r"optimizer is sparse_adam, config\.toml says adagrad"):
+        run_training(resumed_config(place / "ram"))
+    monkeypatch.setattr(hetero_memory, "_IN_MEMORY", 0.0)
+    train(folder, **{**options, "out": str(place / "files")})
+    shutil.rmtree(place / "files" / "embeddings")
+    with pytest.raises(MissingFileError, match=r"files/embeddings/a%2Fb: no such table"):
+        run_training(resumed_config(place / "files"))
+    assert not (place / "files" / "embeddings").exists()
+    for path in (place / "files").glob("*.*t*"):
+        if path.name != "config.toml":
+            path.unlink()
+    with pytest.raises(
+        MissingFileError, match="or remove what a run that was ended before its fir"
+    ):
+        run_training(resumed_config(place / "files"))
 
 
 def test_predictions_before_a_best_epoch_are_refused(

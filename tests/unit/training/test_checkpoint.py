@@ -197,29 +197,41 @@ def test_parts_of_ranks_make_the_checkpoint_of_one_process(tmp_path: Path) -> No
     assert load_state(parts, names[2:]) == {"model": {}, "best_model": None, "optimizer": {}}
 
 
+def moments_of(value: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"step": torch.tensor(1.0), "exp_avg": value, "exp_avg_sq": value}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (
             lambda kept: kept.optimizer["state"][1].update(exp_avg=torch.zeros(3)),
-            r"the optimizer's exp_avg of bias is \(3,\), expected \(2,\)",
+            r"model: the optimizer's exp_avg of bias is \(3,\), expected \(2,\)",
+        ),
+        (
+            lambda kept: kept.optimizer["state"][1].update(exp_avg=torch.tensor(0.0)),
+            r"model: the optimizer's exp_avg of bias is \(\), expected \(2,\)",
+        ),
+        (
+            lambda kept: kept.optimizer["state"][1].pop("exp_avg"),
+            "optimizer: it has exp_avg_sq, step of bias, expected exp_avg, exp_avg_sq, step",
         ),
         (
             lambda kept: kept.optimizer["param_groups"][0]["params"].append(2),
-            "its optimizer has 3 parameters, expected 2",
+            "model: its optimizer has 3 parameters, expected 2",
         ),
         (  # as pipelines have it
-            lambda kept: setattr(kept, "optimizer", {"weight": {"exp_avg": torch.zeros(5)}}),
-            r"the optimizer's exp_avg of weight is \(5,\), expected \(2, 4\)",
+            lambda kept: setattr(kept, "optimizer", {"weight": moments_of(torch.zeros(5))}),
+            r"model: the optimizer's exp_avg of weight is \(5,\), expected \(2, 4\)",
         ),
-        (lambda kept: setattr(kept, "best_model", {}), "bias is missing, expected float32"),
+        (lambda kept: setattr(kept, "best_model", {}), "model: bias is missing, expected float32"),
     ],
 )
 def test_state_of_another_shape_is_refused_and_changes_no_weight(
     change: Callable[[Checkpoint], None], told: str
 ) -> None:
     trained, model = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
-    optimizer = torch.optim.Adam(trained.parameters())
+    optimizer, new = (torch.optim.Adam(each.parameters()) for each in (trained, model))
     trained(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     kept = checkpoint_of(trained.state_dict())
@@ -227,10 +239,10 @@ def test_state_of_another_shape_is_refused_and_changes_no_weight(
     before = model.weight.clone()
     damaged = copy.deepcopy(kept)
     change(damaged)
-    with pytest.raises(ArgumentError, match=rf"c\.pt: of another model: {told}"):
-        fit_state(model, damaged, Path("c.pt"))
+    with pytest.raises(ArgumentError, match=rf"c\.pt: of another {told}"):
+        fit_state(model, new, damaged, Path("c.pt"))
     assert torch.equal(model.weight, before)
-    fit_state(model, kept, Path("c.pt"))
+    fit_state(model, new, kept, Path("c.pt"))
     assert torch.equal(model.weight, trained.weight)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.nn import Embedding, SparseAdam
 from gnnsys.training.embedding_tables import EmbeddingTables
 
@@ -44,15 +45,30 @@ def test_best_rows_are_those_of_their_epoch_until_a_checkpoint_names_others(
     assert not torch.equal(last, kept[2])
     with pytest.raises(ZeroDivisionError), tables.committing(path):
         raise ZeroDivisionError
-    assert len([*tmp_path.glob("a.best-*")]) == 2
     with tables.committing(path) as saved:
         path.write_bytes(b"a checkpoint")
-    assert [each.name for each in tmp_path.glob("a.best-*")] == ["a.best-2.npy"]
-    step(model)
+    for epoch in (3, 4):  # the one that the checkpoint names stays
+        step(model)
+        tables.keep_best(epoch)
+        kept_now = {each.name for each in tmp_path.glob("a.best-*")}
+        assert kept_now == {"a.best-2.npy", f"a.best-{epoch}.npy"}
     tables.restore(saved, 2, path)
     assert torch.equal(trained(ROWS), last)
     with pytest.raises(ArgumentError, match=r"c\.pt: of the embeddings none, but"):
         tables.restore({}, 2, path)
+    for spoil in (lambda file: np.save(file, kept[1][1:]), Path.unlink):
+        spoil(tmp_path / "a.best-2.npy")
+        with pytest.raises(MissingFileError, match=r"epoch 2 was the best, but .*\(20, 3\); bring"):
+            tables.restore(saved, 2, path)
+
+
+def test_of_best_epochs_before_a_checkpoint_the_last_alone_stays(
+    model: torch.nn.ModuleDict, tmp_path: Path
+) -> None:
+    tables = EmbeddingTables(model, threads=1)
+    for epoch in (1, 3, 4):
+        tables.keep_best(epoch)
+        assert [each.name for each in tmp_path.glob("a.best-*")] == [f"a.best-{epoch}.npy"]
 
 
 @pytest.mark.parametrize("scale", [torch.nan, torch.inf])

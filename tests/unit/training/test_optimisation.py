@@ -16,7 +16,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.nn import Embedding
 from gnnsys.training.optimisation import (
     LearningRate,
-    load_optimizer,
+    check_optimizer,
     make_optimizer,
     sparse_weights,
 )
@@ -222,7 +222,8 @@ def test_embeddings_are_stepped_by_an_optimizer_of_their_own_at_the_same_rate(
         head.step(), rows.step()
         state = optimizer.state_dict()
         optimizer = make_optimizer(config, ours.parameters(), sparse_weights(ours))
-        load_optimizer(optimizer, state)
+        check_optimizer(optimizer, ours.named_parameters(), state, Path("c.pt"))
+        optimizer.load_state_dict(state)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
@@ -251,19 +252,38 @@ def test_embeddings_in_files_are_stepped_beside_those_in_memory(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        ({"rows": 8}, r"exp_avg of shape \(8, 2\) for a weight of \(9, 2\)"),
-        ({"optimizer": "sgd", "rows": 0}, "'parts'"),
+        ({"rows": 8}, r"model: the optimizer's exp_avg of rows\.weight is \(8, 2\), .* \(9, 2\)"),
+        ({"embedding_optimizer": "adagrad"}, r"optimizer: it has step, sum of rows\.weight, exp"),
+        ({"optimizer": "sgd"}, r"optimizer: it has momentum_buffer of head\.weight, expected exp"),
+        ({"rows": 0}, "model: the states of 1 optimizers, expected 2"),
     ],
 )
 def test_a_state_of_other_weights_or_of_another_optimizer_is_refused(other: Any, says: str) -> None:
-    rows = other.pop("rows")
-    model, before = model_of(), model_of(rows or 9)
+    model, before = model_of(), model_of(other.pop("rows", 9))
     optimizer = make_optimizer(config_of(), model.parameters(), sparse_weights(model))
-    was = make_optimizer(
-        config_of(**other), before.parameters() if rows else before["head"].parameters(),
-        sparse_weights(before) if rows else (),
-    )  # fmt: skip
-    if rows:
+    if before["rows"].num_embeddings:
+        rows = sparse_weights(before)
+        was = make_optimizer(config_of(**other), before.parameters(), rows)
         step(before, was)
-    with pytest.raises(ArgumentError, match=says):
-        load_optimizer(optimizer, was.state_dict())
+    else:
+        was = make_optimizer(config_of(), before["head"].parameters())
+    with pytest.raises(ArgumentError, match=rf"c\.pt: of another {says}"):
+        check_optimizer(optimizer, model.named_parameters(), was.state_dict(), Path("c.pt"))
+
+
+def test_sparse_weights_are_found_once_and_may_be_all() -> None:
+    """Against torch's optimizer of the one weight."""
+    torch.manual_seed(0)
+    one, bag = torch.nn.Embedding(9, 2, sparse=True), torch.nn.EmbeddingBag(9, 2, sparse=True)
+    bag.weight = one.weight
+    net, other = torch.nn.ModuleList([one, bag]), torch.nn.Embedding(9, 2, sparse=True)
+    other.weight = torch.nn.Parameter(one.weight.detach().clone())
+    assert [*map(id, sparse_weights(net))] == [id(one.weight)]
+    assert sparse_weights(bag) == [bag.weight]
+    theirs = torch.optim.SparseAdam(other.parameters(), lr=LR)
+    ours = make_optimizer(config_of(), net.parameters(), sparse_weights(net))
+    ids = torch.tensor([[1, 7, 1]])
+    (one(ids) + bag(ids)[:, None]).sum().backward()
+    (other(ids) + other(ids).mean(1, keepdim=True)).sum().backward()
+    ours.step(), theirs.step()
+    torch.testing.assert_close(one.weight, other.weight)

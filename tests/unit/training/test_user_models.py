@@ -90,6 +90,13 @@ class Normed(Net):
     def forward(self, x, edge_index):
         return self.conv(self.norm(x), edge_index)
 
+class Rare(Net):
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels)
+        self.rare = torch.nn.Embedding(4, out_channels, sparse=True)
+    def forward(self, x, edge_index):
+        return self.conv(x, edge_index) + self.rare(torch.arange(len(x)) % 4)
+
 class Deep(torch.nn.Module):
     def __init__(self, in_channels, out_channels):
         super().__init__()
@@ -252,7 +259,7 @@ def test_the_check_changes_no_statistics(dataset: NodeDataset) -> None:
         ("my_nets:wants_more", r"wants_more\(in_channels=6, out_channels=3\) raised TypeError"),
         ("my_nets:fails", "raised ValueError: no such thing (.*my_nets.py, line "),
         ("my_nets:number", "gave a int, expected a torch.nn.Module"),
-        ("my_nets:Deep", r"raised RuntimeError: mat1 .*/my_nets.py, line 65\); mend it"),
+        ("my_nets:Deep", r"raised RuntimeError: mat1 .*/my_nets.py, line 72\); mend it"),
         ("my_nets:Picky", "the model, called with x .*, raised TypeError: .*'time'"),
         ("my_nets:wide", r"gave float32 \(\d+, 4\), expected floats \(\d+, 3\): a row for each"),
         ("my_nets:Frozen", "the model gives outputs without a gradient"),
@@ -284,6 +291,8 @@ def test_several_ranks_take_models_that_they_keep_equal(dataset: NodeDataset) ->
         make(dataset, "my_nets:Spare", ranks=2)
     with pytest.raises(UnsupportedError, match=r"norm.running_mean is a buffer"):
         make(dataset, "my_nets:Normed", ranks=2)
+    with pytest.raises(UnsupportedError, match=r"rare.weight gets sparse gradients, which several"):
+        make(dataset, "my_nets:Rare", ranks=2)
 
 
 # Graphs with types -------------------------------------------------------------------------------

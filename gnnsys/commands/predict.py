@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -51,14 +51,15 @@ from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.link_models import LinkModel
-from gnnsys.training.link_task import is_link_task
+from gnnsys.training.link_task import is_link_task, link_task
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
-from gnnsys.training.seed_times import regards_times, settle_times
+from gnnsys.training.seed_tasks import seeds_have_times
+from gnnsys.training.seed_times import settle_times
 from gnnsys.training.task import NodeTask, Part, Task
 
 __all__ = ["predict", "run_command"]
@@ -115,14 +116,12 @@ def predict(
     if config.dataset is None:
         check_place(options.dataset, config.run, "--dataset")
     options = dataclasses.replace(options, dataset=config.dataset or options.dataset)
-    # Links that have times are judged on samples that are no newer.
-    exactly: Literal["auto", "layerwise"] = "auto" if _is_of_links(options) else "layerwise"
     options = dataclasses.replace(
         options,
         root=config.root or options.root,
         device="cpu",
         sampler="auto",
-        eval="sampled" if config.sampled else exactly,
+        eval="sampled" if config.sampled or _goes_by_times(options) else "layerwise",
         eval_store=config.eval_store,
         eval_reads=config.eval_reads,
         topology=config.topology,
@@ -133,8 +132,6 @@ def predict(
     )
     best = BestRows.of(run, options)
     options.embeddings = "auto" if best is None else str(best.folder)
-    if options.eval == "layerwise" and regards_times(options):
-        options = dataclasses.replace(options, eval="sampled")
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(settle_times(resolve(options)), features=features)
     if trained.ranks > 1:
@@ -155,9 +152,16 @@ def predict(
             return _predict(config, trained, dataset, reads, best, out, progress)
 
 
-def _is_of_links(config: TrainConfig) -> bool:
+def _goes_by_times(config: TrainConfig) -> bool:
+    """Whether nodes or links have times: what they see is sampled, and no newer."""
     folder = Path(config.dataset)
-    return (folder / MANIFEST).is_file() and is_link_task(open_dataset(folder), config.task)
+    if not (folder / MANIFEST).is_file():
+        return False
+    dataset = open_dataset(folder)
+    if not is_link_task(dataset, config.task):
+        return seeds_have_times(dataset, config)
+    timed = not config.ignore_times
+    return link_task(dataset, config.task, config.target, 1, timed=timed).timed
 
 
 def _predict(

@@ -27,10 +27,11 @@ from gnnsys.convert.spec import (
     ConvertOptions,
     EdgeListParts,
     EdgeListSpec,
+    HoldOut,
     RelationalParts,
     split_member,
 )
-from gnnsys.dataset.format import MANIFEST
+from gnnsys.dataset.format import EDGE_TYPE, MANIFEST
 from gnnsys.dataset.tables import DatasetTables
 from gnnsys.errors import ArgumentError, MissingFileError
 from gnnsys.pages.tables import pairs_on_terminal
@@ -139,11 +140,27 @@ def _convert_held_out(config: ConvertConfig, options: ConvertOptions) -> Path:
     held = config.links_held_out()
     assert held is not None
     of_edges = _is_edge_list(split_member(Path(config.src))[0], config)
+    if of_edges:
+        _check_held_out_of_list(config, held)
     without = {key: _DEFAULTS[key] for key in _DEFAULTS if key.startswith("hold_out")}
     if not of_edges:
         without["seed"] = _DEFAULTS["seed"]
     before = _made_before(config, options, "--hold-out", without)
-    return convert_held_out(Path(config.dst), options, held, **before)
+    return convert_held_out(Path(config.dst), options, held, called=config.src, **before)
+
+
+def _check_held_out_of_list(config: ConvertConfig, held: HoldOut) -> None:
+    """Raises ArgumentError for what an edge list cannot have, before it is read."""
+    if held.edge_type not in (None, EDGE_TYPE):
+        raise ArgumentError(
+            f"--hold-out {','.join(held.edge_type)}: {config.src} is an edge list, which has no "
+            "types; give --hold-out alone"
+        )
+    if held.by == "time" and config.edge_time is None:
+        raise ArgumentError(
+            f"--hold-out-by time: the edges of {config.src} have no times; name them by "
+            "--edge-time, or give random"
+        )
 
 
 def _made_before(

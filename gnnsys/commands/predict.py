@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -51,14 +51,15 @@ from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.link_models import LinkModel
-from gnnsys.training.link_task import is_link_task
+from gnnsys.training.link_task import is_link_task, link_task
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
-from gnnsys.training.seed_times import regards_times, settle_times
+from gnnsys.training.seed_tasks import seeds_have_times
+from gnnsys.training.seed_times import settle_times
 from gnnsys.training.task import NodeTask, Part, Task
 
 __all__ = ["predict", "run_command"]
@@ -115,15 +116,14 @@ def predict(
     if config.dataset is None:
         check_place(options.dataset, config.run, "--dataset")
     options = dataclasses.replace(options, dataset=config.dataset or options.dataset)
-    # Links that have times are judged on samples that are no newer.
-    of_links = _is_of_links(options)
-    exactly: Literal["auto", "layerwise"] = "auto" if of_links else "layerwise"
+    if timed := _goes_by_times(options):
+        _check_topology(config)
     options = dataclasses.replace(
         options,
         root=config.root or options.root,
         device="cpu",
         sampler="auto",
-        eval="sampled" if config.sampled else exactly,
+        eval="sampled" if config.sampled or timed else "layerwise",
         eval_store=config.eval_store,
         eval_reads=config.eval_reads,
         topology=config.topology,
@@ -134,9 +134,6 @@ def predict(
     )
     best = BestRows.of(run, options)
     options.embeddings = "auto" if best is None else str(best.folder)
-    if not of_links and regards_times(options):
-        _check_topology(config)
-        options = dataclasses.replace(options, eval="sampled")
     features = FeatureOptions(cache=config.cache, storage=config.storage)
     trained = dataclasses.replace(settle_times(resolve(options)), features=features)
     if trained.ranks > 1:
@@ -160,14 +157,21 @@ def predict(
 def _check_topology(config: PredictConfig) -> None:
     for name in given_options(config, ("topology", "topology_memory")):
         raise ArgumentError(
-            f"{written(config, name)}: the seeds of {config.run} have times, by which neighbours "
-            "are sorted in memory or mapped; leave it out"
+            f"{written(config, name)}: what {config.run} was trained on has times, by which "
+            "neighbours are sorted in memory or mapped; leave it out"
         )
 
 
-def _is_of_links(config: TrainConfig) -> bool:
+def _goes_by_times(config: TrainConfig) -> bool:
+    """Whether nodes or links have times: what they see is sampled, and no newer."""
     folder = Path(config.dataset)
-    return (folder / MANIFEST).is_file() and is_link_task(open_dataset(folder), config.task)
+    if not (folder / MANIFEST).is_file():
+        return False
+    dataset = open_dataset(folder)
+    if not is_link_task(dataset, config.task):
+        return seeds_have_times(dataset, config)
+    timed = not config.ignore_times
+    return link_task(dataset, config.task, config.target, 1, timed=timed).timed
 
 
 def _predict(

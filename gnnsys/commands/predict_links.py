@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ from gnnsys.config.resolve import Run
 from gnnsys.dataset.folder import open_dataset
 from gnnsys.dataset.format import node_folder
 from gnnsys.errors import ArgumentError
+from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
 from gnnsys.system.progress import Progress
 from gnnsys.training.datasets import NodeDataset
@@ -27,9 +28,15 @@ from gnnsys.training.link_steps import LinkMiniBatch
 from gnnsys.training.link_task import LinkTask
 from gnnsys.training.task import Part
 
-__all__ = ["check_link_options", "predict_links"]
+__all__ = ["check_link_options", "plan_best", "predict_links"]
 
 _ROWS = 1 << 16  # of embeddings, or sources, that are in memory at a time
+_BEST = "best targets of sources"
+_BEST_BYTES = 64 << 20
+"""Of a block of sources with their best targets, where fewer than ``_SOURCES`` have more."""
+_SOURCES = 256
+"""Of a block at least, as ``top_links`` ranks at a time."""
+_TILE = 4096  # targets that it ranks them among at a time
 _PARTS: tuple[Part, ...] = ("val", "test")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -79,6 +86,10 @@ def predict_links(
     steps.progress = progress
     task = dataset.task
     assert isinstance(task, LinkTask)
+    step = 0
+    if config.top is not None:
+        targets = dataset.num_nodes[task.edge_type[2]]
+        step = plan_best(config.top, len(nodes), targets, task.width)
     metric = task.metric if trained.config.metric == "auto" else trained.config.metric
     metrics: dict[str, dict[str, float]] = {
         part: steps.evaluate(task.reported(metric), part) for part in _PARTS if task.num_seeds(part)
@@ -88,7 +99,7 @@ def predict_links(
     folder = place.parent if table else place
     files: Shapes = {} if table else _write_embeddings(folder, rows, model)
     if config.top is not None:
-        blocks = _best(config, steps, model, task, rows, nodes, progress)
+        blocks = _best(config, steps, model, task, rows, nodes.split(step), progress)
         found = _write_rows(folder, blocks, (len(nodes), config.top))
         _save(folder / "nodes.npy", nodes.numpy())
         files |= {"nodes.npy": (len(nodes),), **found}
@@ -96,6 +107,37 @@ def predict_links(
         files = {"": _write_table(table, trained, task, nodes, folder)}
     steps.forget()
     return files, metrics
+
+
+def plan_best(top: int, sources: int, targets: int, width: int) -> int:
+    """Reserves what ranking takes in the budget of this process.
+
+    Args:
+        top: ``--top``.
+        sources: how many have their targets ranked.
+        targets: how many are ranked.
+        width: of the embeddings.
+
+    Returns:
+        How many sources to rank at a time.
+
+    Raises:
+        ArgumentError: more than there are targets.
+        TooLargeError: it does not fit.
+
+    >>> plan_best(1000, 10**6, 10**6, 16) < plan_best(10, 10**6, 10**6, 16)
+    True
+    """
+    if top > targets:
+        raise ArgumentError(f"--top {top}: there are {targets} targets; give at most as many")
+    budget = process_budget()
+    each = 2 * (8 + 4) * top + 2 * 4 * width  # ids and scores while they are joined, both rows
+    step = max(_SOURCES, min(_BEST_BYTES, budget.left() // 2) // each)
+    step = max(1, min(step, _ROWS, sources))
+    ranked = min(step, _SOURCES) * (top + min(_TILE, targets)) * 2 * (8 + 4)  # sorted, and before
+    budget.reserve(_BEST, step * each + ranked)
+    budget.check("give a smaller --top, or more memory")
+    return step
 
 
 def _write_embeddings(folder: Path, rows: dict[str, Tensor], model: LinkModel) -> Shapes:
@@ -123,21 +165,21 @@ def _best(
     model: LinkModel,
     task: LinkTask,
     rows: dict[str, Tensor],
-    nodes: Tensor,
+    parts: Sequence[Tensor],
     progress: Progress,
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """The best targets of one block of sources after another, and their scores."""
     source, target = rows[task.edge_type[0]], rows[task.edge_type[2]]
     assert config.top is not None
-    done = 0
-    for some in nodes.split(_ROWS):
+    done, count = 0, sum(map(len, parts))
+    for some in parts:
         known = None if config.keep_known else steps.known(some)
         with torch.no_grad():
             queries = model.queries(source[some])
         scores, ids = top_links(queries, target, config.top, known=known)
         yield {"ids.npy": ids.numpy(), "scores.npy": scores.float().numpy()}
         done += len(some)
-        progress("rank: sources", done, len(nodes))
+        progress("rank: sources", done, count)
 
 
 def _write_rows(

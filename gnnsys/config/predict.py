@@ -44,7 +44,8 @@ class PredictConfig:
     """With --top: propose links that are known, too."""
 
     dataset: Annotated[str, "DATASET"] | None = None
-    """Dataset to classify, with the same features. Default: that of the run."""
+    """Dataset to classify, with the same features; of links one that has some held out, too.
+    Default: that of the run."""
 
     root: Folder | None = None
     """Folder of named datasets. Default: that of the run."""

@@ -290,8 +290,14 @@ class Conversion(DatasetWriter):
         *,
         stored: str | None = None,
     ) -> None:
-        """Writes another table with a row for each node; ``stored`` as in ``write_edge_rows``."""
+        """Writes another table with a row for each node; ``stored`` as in ``write_edge_rows``.
+
+        Raises:
+            FileFormatError: another number of rows than nodes, or several times of one.
+        """
         self._check_rows(label, len(rows), node_type, "rows")
+        if name == "time":
+            rows = _one_time_each(rows, label, "node")
         dtype = stored or rows.dtype.name
         self.write_nodes(name, MatrixRows(rows).blocks, rows.shape, dtype, node_type)
 
@@ -355,8 +361,11 @@ class Conversion(DatasetWriter):
             shared: edges, one after another, that have a row together.
 
         Raises:
-            FileFormatError: another number of rows than edges, or no numbers.
+            FileFormatError: another number of rows than edges, no numbers, or several times of an
+                edge.
         """
+        if name == "edge_time":
+            rows = _one_time_each(rows, label, "edge")
         dtype = stored or rows.dtype.name
         if stored is None and dtype == "float64" and name in _FLOATS:
             dtype = "float32"
@@ -374,6 +383,18 @@ class Conversion(DatasetWriter):
             return
         read = permute_rows(rows, order, shared, dtype)
         self.write_edges(name, read, shape, dtype, edge_type)
+
+
+def _one_time_each(times: NDArray[Any], label: str, of: str) -> NDArray[Any]:
+    """(n,) of these, or of (n, 1)."""
+    if times.ndim == 2 and times.shape[1] == 1:
+        return times[:, 0]
+    if times.ndim != 1:
+        raise FileFormatError(
+            f"{label}: {times.shape} are times, expected one for each {of}, ({len(times)},); give "
+            "them another name, or leave them out"
+        )
+    return times
 
 
 def _size_of(file: Path) -> tuple[str, int, int]:

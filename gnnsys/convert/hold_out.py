@@ -45,6 +45,7 @@ def convert_held_out(
     name: str,
     files: Iterable[Path],
     prepare: Callable[[Path], Path],
+    called: str | None = None,
     **more: Any,
 ) -> Path:
     """Makes a dataset folder of another one, without links that are held out and their reverses.
@@ -61,6 +62,7 @@ def convert_held_out(
         name: of the dataset.
         files: that the other folder is made of; as for ``Conversion``.
         prepare: given a path to make it at, returns the other folder.
+        called: what messages call that; None for its path.
         more: other options that change it.
 
     Raises:
@@ -84,17 +86,19 @@ def convert_held_out(
     more |= {HELD_OUT: repr(links)}
     with Conversion(path, options, name=name, kind="held out", files=files, **more) as writer:
         found = DatasetTables(prepare(writer.scratch / "source"))
-        return _HoldingOut(writer, found, links).write()
+        return _HoldingOut(writer, found, links, called or str(found.path)).write()
 
 
 class _HoldingOut:
     """Writes one folder from another."""
 
-    def __init__(self, writer: Conversion, found: DatasetTables, links: HoldOut) -> None:
-        self._writer, self._found, self._links = writer, found, links
-        self._kind = _find_type(found, links.edge_type)
-        self._reverses = _find_reverses(found, self._kind, links.reverses)
-        _refuse_again(found, self._kind)
+    def __init__(
+        self, writer: Conversion, found: DatasetTables, links: HoldOut, called: str
+    ) -> None:
+        self._writer, self._found, self._links, self._called = writer, found, links, called
+        self._kind = _find_type(found, links.edge_type, called)
+        self._reverses = _find_reverses(found, self._kind, links.reverses, called)
+        _refuse_again(found, self._kind, called)
 
     def write(self) -> Path:
         writer, found = self._writer, self._found
@@ -155,12 +159,20 @@ class _HoldingOut:
         found, kind = self._found, self._kind
         if not found.has("edge_time", kind):
             raise ArgumentError(
-                f"--hold-out-by time: the edges of {','.join(kind)} in {found.path} have no times "
-                "(edge_time); convert them with --edge-time, or give random"
+                f"--hold-out-by time: the edges of {','.join(kind)} in {self._called} have no "
+                "times (edge_time); give random, or a source whose edges have some (of an edge "
+                "list: --edge-time)"
+            )
+        times = found.edge_table("edge_time", kind)
+        dtype = found.manifest.edges[kind].tables["edge_time"].encoding.dtype
+        if times.ndim != 1 or "int" not in dtype:
+            raise ArgumentError(
+                f"--hold-out-by time: the times of {','.join(kind)} in {self._called} are "
+                f"{dtype} {times.shape}, expected one whole number for each edge; give random, or "
+                "scale and round the times, for instance to milliseconds"
             )
         newest = ScratchRows(self._writer.scratch / "newest", np.uint64)
-        times, label = found.edge_table("edge_time", kind), f"{found.path}: edge_time of {kind}"
-        find_newest(edges, times, newest, self._writer.options.memory, label)
+        find_newest(edges, times, newest, self._writer.options.memory)
         return newest
 
     def _mark(self, edge_type: EdgeType, parts: ScratchRows) -> tuple[ScratchRows, int]:
@@ -226,18 +238,18 @@ class _HoldingOut:
             writer.write_edges(link_table(part, "time"), read, shape, table.encoding, kind)
 
 
-def _find_type(found: DatasetTables, edge_type: EdgeType | None) -> EdgeType:
+def _find_type(found: DatasetTables, edge_type: EdgeType | None, called: str) -> EdgeType:
     if edge_type is None and len(found.edge_types) == 1:
         return found.edge_types[0]
     if edge_type not in found.edge_types:
         known = ", ".join(",".join(each) for each in found.edge_types)
         given = "" if edge_type is None else f" {','.join(edge_type)}"
-        raise ArgumentError(f"--hold-out{given}: {found.path} has {known}; name one of them")
+        raise ArgumentError(f"--hold-out{given}: {called} has {known}; name one of them")
     return edge_type
 
 
 def _find_reverses(
-    found: DatasetTables, kind: EdgeType, given: tuple[EdgeType, ...] | None
+    found: DatasetTables, kind: EdgeType, given: tuple[EdgeType, ...] | None, called: str
 ) -> list[EdgeType]:
     """The other edge types that hold the reverses of a type's edges."""
     back = [each for each in found.edge_types if (each[0], each[2]) == (kind[2], kind[0])]
@@ -247,7 +259,7 @@ def _find_reverses(
             if each not in back:
                 raise ArgumentError(
                     f"--hold-out-reverses {','.join(each)}: does not lead from {kind[2]!r} to "
-                    f"{kind[0]!r} in {found.path}, where {known} does"
+                    f"{kind[0]!r} in {called}, where {known} does"
                 )
         return [each for each in dict.fromkeys(given) if each != kind]
     if back in ([], [kind]):
@@ -258,14 +270,14 @@ def _find_reverses(
     others = [each for each in inferred if each != kind]
     if others and len(inferred) > 1:
         raise ArgumentError(
-            f"--hold-out {','.join(kind)}: which edge type of {found.path} has the reverses cannot "
+            f"--hold-out {','.join(kind)}: which edge type of {called} has the reverses cannot "
             f"be told, {known} lead back; name those that do by --hold-out-reverses, or give it "
             "without any if none does"
         )
     return others
 
 
-def _refuse_again(found: DatasetTables, kind: EdgeType) -> None:
+def _refuse_again(found: DatasetTables, kind: EdgeType, called: str) -> None:
     """Raises ArgumentError where links of the type, or their reverses, are held out already."""
     for about in found.manifest.source.get(HELD_OUT, []):
         held = about["edge_type"]
@@ -273,7 +285,7 @@ def _refuse_again(found: DatasetTables, kind: EdgeType) -> None:
         if list(kind) in (held, *reverses):
             raise ArgumentError(
                 f"--hold-out {','.join(kind)}: links of {','.join(held)} are held out of "
-                f"{found.path} already; convert what it was made of"
+                f"{called} already; convert what it was made of"
             )
 
 

@@ -107,24 +107,18 @@ class EdgeBlocks:
         self._tell(self.count, self.count)
 
 
-def find_newest(
-    edges: EdgeBlocks, times: NDArray[Any], out: ScratchRows, memory: int, label: str
-) -> None:
+def find_newest(edges: EdgeBlocks, times: NDArray[Any], out: ScratchRows, memory: int) -> None:
     """The newest time of the pair of each edge, as a uint64 that is the less, the newer it is.
 
     Args:
         edges: of the type.
-        times: (edges,) numbers, in their order.
+        times: (edges,) whole numbers, in their order.
         out: is filled.
         memory: bytes for pairs that are looked up at a time; where both ends are of one type, the
             edges are read once more for each part of them that it holds.
-        label: what to call the times in messages.
-
-    Raises:
-        FileFormatError: a time that is NaN.
     """
     for begin, source, target in edges:
-        own = _newer_first(np.asarray(times[begin : begin + len(source)]), label, begin)
+        own = _newer_first(np.asarray(times[begin : begin + len(source)]))
         starts = np.flatnonzero(
             np.append(True, (source[1:] != source[:-1]) | (target[1:] != target[:-1]))
         )
@@ -263,21 +257,9 @@ def _pairs_in_parts(edges: EdgeBlocks, parts: ScratchRows | None, memory: int) -
         yield _Pairs(first, blocks, edges.num_sources)
 
 
-def _newer_first(times: NDArray[Any], label: str, begin: int) -> Words:
-    """Numbers to words that are the less, the greater the numbers."""
-    if times.dtype.kind == "f":
-        wrong = np.isnan(times)
-        if wrong.any():
-            raise FileFormatError(
-                f"{label}: edge {begin + int(np.argmax(wrong))} has no time (NaN), by which links "
-                "are held out; mend the source, or draw them with --hold-out-by random"
-            )
-        # Bits of floats ascend with them from 0 up, and descend below.
-        bits = (times.astype(np.float64) + 0.0).view(np.int64)
-        whole = np.where(bits < 0, ~bits ^ np.int64(-(1 << 63)), bits)
-    else:
-        whole = times.astype(np.int64)
-    return ~(whole.view(np.uint64) ^ np.uint64(1 << 63))
+def _newer_first(times: NDArray[Any]) -> Words:
+    """Whole numbers to words that are the less, the greater the numbers."""
+    return ~(times.astype(np.int64).view(np.uint64) ^ np.uint64(1 << 63))
 
 
 def _select(read: Callable[[], Iterable[Words]], rank: int) -> tuple[np.uint64, int]:

@@ -30,15 +30,9 @@ from gnnsys.training.seed_tasks import open_task, seeds_have_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 from gnnsys.training.task import Task
 
-__all__ = ["draw_timed", "facts_at_times", "regards_times", "reserve_times", "settle_times"]
+__all__ = ["draw_timed", "facts_at_times", "reserve_times", "settle_times"]
 
 _log = logging.getLogger(__name__)
-
-
-def regards_times(config: TrainConfig) -> bool:
-    """Whether a run's seeds have times; see ``seeds_have_times``."""
-    dataset = _folder_of(config)
-    return dataset is not None and seeds_have_times(dataset, config)
 
 
 def _folder_of(config: TrainConfig) -> Dataset | None:

@@ -133,14 +133,11 @@ def test_links_and_their_reverses_leave_the_graph_and_nothing_else_does(
     assert edges_of(none, BACK) == edges_of(whole, BACK)
 
 
-@pytest.mark.parametrize("times", [np.int64, np.float64])
-def test_the_newest_links_are_held_out_with_those_that_lead_back(
-    times: Any, tmp_path: Path
-) -> None:
+def test_the_newest_links_are_held_out_with_those_that_lead_back(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     ends = draw.integers(0, 30, (EDGES, 2))
     ends[::3] = ends[1::3, ::-1]  # links that lead back, at other times
-    time = draw.integers(-40, 40, EDGES).astype(times) / times(2)
+    time = draw.integers(-40, 40, EDGES)
     frame = pd.DataFrame({"source": ends[:, 0], "target": ends[:, 1], "t": time})
     frame.to_csv(tmp_path / "e.csv", index=False)
     for name, memory in (("one", 1 << 30), ("several", 48 * 150)):
@@ -238,6 +235,10 @@ def test_what_cannot_be_held_out_is_refused(
     with pytest.raises(ArgumentError, match=told):
         main(arguments)
     assert not list(tmp_path.iterdir())
+    source = whole_shop.parent / "shop.pt"  # which messages name, not what is made of it on the way
+    if "name one of them" in told:
+        with pytest.raises(ArgumentError, match=rf"{source} {told}"):
+            main(["convert", str(source), *arguments[2:]])
 
 
 def test_what_is_held_out_or_damaged_is_refused(tmp_path: Path, whole_shop: Path) -> None:
@@ -261,11 +262,39 @@ def test_what_is_held_out_or_damaged_is_refused(tmp_path: Path, whole_shop: Path
         read_links(open_dataset(first), LIKES, "val")
     with pytest.raises(FileFormatError, match="position 4 is below the one before it"):
         held(tmp_path / "w", tmp_path / "made")
+
+
+def test_times_are_one_whole_number_for_each_edge(tmp_path: Path, whole_shop: Path) -> None:
     data = torch.load(whole_shop.parent / "shop.pt", weights_only=False)
-    data[LIKES].time = data[LIKES].time.float().where(torch.arange(EDGES) > 0, torch.nan)
-    torch.save(data, tmp_path / "nan.pt")
-    with pytest.raises(FileFormatError, match=r"edge \d+ has no time \(NaN\)"):
-        held(tmp_path / "nan.pt", tmp_path / "made", hold_out_by="time")
+    times, expected = data[LIKES].time, held(whole_shop, tmp_path / "one", hold_out_by="time")
+    data[LIKES].time, data["user"].time = times[:, None], torch.arange(USERS)[:, None]
+    torch.save(data, tmp_path / "column.pt")
+    found = held(tmp_path / "column.pt", tmp_path / "column", hold_out_by="time")
+    assert edges_of(found, LIKES) == edges_of(expected, LIKES)
+    assert found.edge_table("edge_time", LIKES).ndim == found.node_table("time", "user").ndim == 1
+    for name, owner, wrong in (("two", LIKES, times), ("users", "user", torch.arange(USERS))):
+        other = data.clone()
+        other[owner].time = torch.stack([wrong, wrong], 1)
+        torch.save(other, tmp_path / f"{name}.pt")
+        with pytest.raises(FileFormatError, match=rf"\({len(wrong)}, 2\) are times, expected one"):
+            held(tmp_path / f"{name}.pt", tmp_path / "made")
+    for wrong in (times.float(), times > 9):
+        data[LIKES].time = wrong
+        torch.save(data, tmp_path / "wrong.pt")
+        told = rf"{tmp_path}/wrong.pt are (float32|bool) \({EDGES},\), expected one whole number"
+        with pytest.raises(ArgumentError, match=told):
+            held(tmp_path / "wrong.pt", tmp_path / "made", hold_out_by="time")
+
+
+def test_an_edge_list_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("no edges\n")
+    for given, told in (
+        ({}, "is an edge list, which has no types; give --hold-out alone"),
+        ({"hold_out": (), "hold_out_by": "time"}, "have no times; name them by --edge-time, or"),
+    ):
+        with pytest.raises(ArgumentError, match=told):
+            held(tmp_path / "e.csv", tmp_path / "made", **given)
+    assert [each.name for each in tmp_path.iterdir()] == ["e.csv"]
 
 
 def test_links_of_a_task_are_one_for_each_answer(tmp_path: Path) -> None:

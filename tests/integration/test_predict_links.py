@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,25 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 import gnnsys
+from gnnsys.commands import predict_links
 from gnnsys.commands.cli import main
 from gnnsys.config.file import resumed_config
 from gnnsys.config.resolve import resolve
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
+from gnnsys.errors import TooLargeError
 from gnnsys.generate import generate_community
+from gnnsys.system.budget import process_budget
 from gnnsys.training.checkpoint import load_weights
 from gnnsys.training.datasets import load_run_dataset
+from gnnsys.training.link_embeddings import sampled_embeddings
 from gnnsys.training.link_models import LinkModel
+from gnnsys.training.link_ranking import top_links
 from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.models import make_model
+from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.task import PARTS
 from tests.integration.link_folders import ITEMS, LIKES, USERS, held_folder, shop, web
 
@@ -201,6 +208,64 @@ def test_sampled_embeddings_are_those_of_evaluation(
         assert told["files"]["embeddings.item.npy"] == [ITEMS, 16]
 
 
+def test_runs_of_own_models_are_exact_too_and_sampled_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"model": "torch_geometric.nn:GraphSAGE", "fanouts": (2, 2), "eval": "layerwise"}
+    run = tmp_path / "run"
+    result = trained(held_out(tmp_path, web()[0]), run, **given)
+    rows, made = by_brute_force(run)[0]["node"], {}
+    for way, best in (("exact", result.best_test), ("sampled", None)):
+        options = ["--sampled"] if way == "sampled" else []
+        told = predict(capsys, run, "--out", str(tmp_path / way), *options)
+        assert best is None or told["metrics"]["test"] == pytest.approx(best, abs=1e-6)
+        made[way] = torch.tensor(np.load(tmp_path / way / "embeddings.node.npy"))
+    torch.testing.assert_close(made["exact"].double(), rows, atol=1e-5, rtol=1e-5)
+    assert ((made["sampled"] - rows).abs().amax(1) > 1e-3).float().mean() > 0.5
+    config = resolve(resumed_config(run)).config
+    with closing(load_run_dataset(resolve(config))) as dataset:
+        model = make_model(resolve(config), dataset)
+        assert isinstance(model, LinkModel)
+        load_weights(run, model)
+        model.eval()
+
+        def embed(batch: Any) -> Tensor:
+            out: Tensor = model(batch.x, batch.edge_index)
+            return out[: batch.batch_size]
+
+        sampler = make_sampler(config, dataset.graph, device="cpu")
+        expected = sampled_embeddings(config, dataset, "node", sampler, embed)
+    torch.testing.assert_close(made["sampled"], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_of_sources_fit_in_memory(
+    plain: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, seen = ["--top", str(K), "--out"], []
+    predict(capsys, plain[0], *chosen, str(tmp_path / "one"))
+
+    def top(queries: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        seen.append(len(queries))
+        return top_links(queries, *args, **options)
+
+    monkeypatch.setattr(predict_links, "top_links", top)
+    monkeypatch.setattr(predict_links, "_SOURCES", 50)
+    monkeypatch.setattr(predict_links, "_BEST_BYTES", 1)
+    predict(capsys, plain[0], *chosen, str(tmp_path / "several"))
+    assert seen == [50, 50, 20]
+    for name in ("ids", "scores"):
+        one, several = (np.load(tmp_path / way / f"{name}.npy") for way in ("one", "several"))
+        np.testing.assert_allclose(several, one, rtol=1e-6)
+
+
+def test_more_best_targets_than_memory_holds_are_refused() -> None:
+    with process_budget().run(2 << 30) as budget:
+        assert predict_links.plan_best(10, 1 << 20, 1 << 20, 8) == 1 << 16
+        assert budget.planned("best targets of sources") < 64 << 20
+        with pytest.raises(TooLargeError, match="give a smaller --top, or more memory"):
+            predict_links.plan_best(1 << 20, 1 << 20, 1 << 20, 8)
+
+
 def test_options_that_do_not_fit_are_told(
     typed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +275,7 @@ def test_options_that_do_not_fit_are_told(
     for run, options, says in (
         (tmp_path / "nodes", ["--top", "3"], "--top 3: goes with a run on links"),
         (typed[0], ["--top", "0"], "--top 0: expected at least 1"),
+        (typed[0], ["--top", "999999999999"], f"there are {ITEMS} targets; give at most as many"),
         (typed[0], ["--keep-known"], "--keep-known: goes with --top"),
         (typed[0], ["--nodes", str(tmp_path / "n.npy")], "best targets are asked for; give --top"),
         (typed[0], ["--out", str(tmp_path / "t.csv")], "a table is of the best targets; give --to"),

@@ -12,15 +12,18 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch_geometric.sampler import EdgeSamplerInput
 
 from gnnsys.config.links import HARD_TARGETS, LinkTraining, evaluates_exactly, link_training
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
+from gnnsys.dataset.times import with_times
 from gnnsys.features.options import TopologyOptions
 from gnnsys.features.setup import feature_tables, reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS, plan_topology
+from gnnsys.loaders import LinkNegatives
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import SEEDS, process_budget
 from gnnsys.system.extension import core
@@ -34,21 +37,23 @@ from gnnsys.training.link_task import LinkTask, link_task
 from gnnsys.training.seed_times import reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["LINKS", "plan_links"]
+__all__ = ["EMBEDDED", "HARD_BLOCK_BYTES", "LINKS", "plan_links"]
 
 _Type = TypeVar("_Type", str, EdgeType)
 
 LINKS = "links"
 _LINKS_MAPPED = "links, mapped"
 _NEGATIVES = "negatives"
-_EMBEDDED = "embeddings of evaluation"
+EMBEDDED = "embeddings of evaluation"
 _RANKED = "what evaluation predicts"
 _OF_A_LINK = 16
 """Bytes: two ids."""
 _OF_A_KNOWN = 24
 """Of a link that no negative is: its ends and their number, by which it is found."""
-_OF_A_HIDDEN = 32
-"""Of a link that is left out of the top, sorted by where its score is."""
+_OF_A_HIDDEN = 64
+"""Of a link that is left out of the top, while they are sorted by where its score is."""
+HARD_BLOCK_BYTES = 64 << 20
+"""Of sources whose top is found at a time, at most; of two blocks there is some at a time."""
 _SORTING = 6 * 8
 """Of a known answer, while it is found by sorting."""
 _RANKED_BYTES = 256 << 20
@@ -95,7 +100,8 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     exact = evaluates_exactly(config, task.timed)
     if not task.sizes["train"] or not task.sizes["val"]:
         return exact
-    drawn, sampled = _draw(config, options, dataset, task)
+    draw = _draw_timed if task.timed else _draw
+    drawn, sampled = draw(config, options, dataset, task)
     nodes = sum(drawn.values())
     maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
     budget.reserve(SAMPLER, sum(maps))
@@ -125,7 +131,7 @@ def _reserve_seeds(
     """Links, and what their negatives are drawn from."""
     budget, train = process_budget(), task.sizes["train"]
     # As they are trained on, and as edges that they are read from.
-    budget.reserve(LINKS, 2 * _OF_A_LINK * train)
+    budget.reserve(LINKS, (2 * _OF_A_LINK + (8 if task.timed else 0)) * train)
     held = task.sizes["val"] + task.sizes["test"]
     budget.reserve(_LINKS_MAPPED, _OF_A_LINK * held, mapped=True)
     if not trains:
@@ -134,7 +140,10 @@ def _reserve_seeds(
     sources, targets = (dataset.num_nodes(task.edge_type[end]) for end in (0, 2))
     hard = 0
     if options.sampling == "hard":
-        hard = 4 * sources * min(HARD_TARGETS, targets) + _OF_A_HIDDEN * train
+        most = min(HARD_TARGETS, targets)
+        block = min(HARD_BLOCK_BYTES, sources * (4 * (config.hidden or 0) + 12 * most))
+        # The table before is there until the next one is found.
+        hard = 2 * (4 * sources * most + block) + _OF_A_HIDDEN * train
     weights = 8 * 2 * targets if options.sampling == "degree" else 0
     known = _OF_A_KNOWN * train if options.negatives else 0
     budget.reserve(_NEGATIVES, known + weights + hard)
@@ -144,9 +153,8 @@ def _reserve_ranks(
     config: TrainConfig, options: LinkTraining, dataset: Dataset, task: LinkTask, exact: bool
 ) -> None:
     budget, width = process_budget(), 4 * (config.hidden or 0)
-    ends = dict.fromkeys((task.edge_type[0], task.edge_type[2]))
     if not exact:
-        budget.reserve(_EMBEDDED, width * sum(map(dataset.num_nodes, ends)))
+        budget.reserve(EMBEDDED, width * sum(map(dataset.num_nodes, task.ends)))
     held = max(task.sizes["val"], task.sizes["test"])
     # Sources that are asked for have as many known answers as others.
     share = min(1.0, held / max(1, dataset.num_nodes(task.edge_type[0])))
@@ -175,6 +183,31 @@ def _draw(
     kind = dataset.edge_types[0]
     single = make_sampler(config, dataset.graph(), device="cpu").sample(found[target], 0)
     return {target: len(single.node)}, {kind: len(single.row)}
+
+
+def _draw_timed(
+    config: TrainConfig, options: LinkTraining, dataset: Dataset, task: LinkTask
+) -> tuple[dict[str, int], dict[EdgeType, int]]:
+    """The same around links to train on, at their times: each end and each negative has a tree of
+    its own."""
+    links, typed = task.links("train"), dataset.heterogeneous
+    chosen = spread_seeds(torch.arange(len(links)), config.batch_size)
+    assert links.time is not None
+    inputs = EdgeSamplerInput(
+        input_id=None,
+        row=links.source[chosen].long(),
+        col=links.target[chosen].long(),
+        time=links.time[chosen],
+        input_type=task.edge_type if typed else None,
+    )
+    negatives = LinkNegatives("triplet", options.negatives) if options.negatives else None
+    stores = dataset.stores(edge_features=False, device="cpu", storage="mmap")
+    source, name = with_times(dataset, stores)
+    sampler = make_sampler(config, source, time_attr=name)
+    out = sampler.sample_from_edges(inputs, negatives, group=0, epoch=0)
+    if typed:
+        return _lengths(out.node), _lengths(out.row)
+    return {dataset.node_types[0]: len(out.node)}, {dataset.edge_types[0]: len(out.row)}
 
 
 def _lengths(parts: Mapping[_Type, Tensor]) -> dict[_Type, int]:

@@ -27,7 +27,7 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.whole import check_whole
 from gnnsys.unified_tensor import UnifiedTensor
 
-__all__ = ["Score", "rank_links", "read_rows", "top_links", "write_top_links"]
+__all__ = ["Score", "fill_top_ids", "rank_links", "read_rows", "top_links", "write_top_links"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(q, d) rows of queries and (c, e) of candidates to (q, c) scores, in new memory."""
@@ -145,6 +145,39 @@ def top_links(
         return torch.empty(0, k), torch.empty(0, k, dtype=torch.int64)
     scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
     return scores, ids
+
+
+def fill_top_ids(
+    out: Tensor,
+    queries: Tensor,
+    candidates: Tensor,
+    *,
+    known: Tensor | None = None,
+    score: Score = _dot,
+    block_bytes: int = _BLOCK_BYTES,
+) -> Tensor:
+    """The ids of ``top_links`` into a table, block by block, so that no scores are kept.
+
+    Args:
+        out: (n, k) of any integer type that has the ids, on the CPU.
+
+    The other arguments are those of ``top_links``.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ArgumentError, DTypeError: shapes, ids or options that do not fit; NaN scores.
+
+    >>> fill_top_ids(torch.empty(2, 1, dtype=torch.int32), torch.eye(2), torch.eye(2)).tolist()
+    [[0], [1]]
+    """
+    first = 0
+    blocks = _top_blocks(queries, candidates, out.shape[1], known, score, block_bytes)
+    for last, _, ids in blocks:
+        out[first:last] = ids
+        first = last
+    return out
 
 
 def write_top_links(

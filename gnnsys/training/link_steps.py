@@ -30,9 +30,9 @@ from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_steps import bad_inputs, typed_inputs
 from gnnsys.training.link_embeddings import exact_embeddings, sampled_embeddings
 from gnnsys.training.link_evaluation import LinkJudge
-from gnnsys.training.link_memory import LINKS
+from gnnsys.training.link_memory import EMBEDDED, HARD_BLOCK_BYTES, LINKS
 from gnnsys.training.link_models import LinkModel
-from gnnsys.training.link_ranking import top_links
+from gnnsys.training.link_ranking import fill_top_ids
 from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.memory import reclaim_activations
 from gnnsys.training.metrics import Loss
@@ -59,8 +59,11 @@ class LinkMiniBatch(TableMiniBatch):
         assert isinstance(task, LinkTask)
         self._task, self._options = task, link_training(run.config)
         self._source, self._target = task.edge_type[0], task.edge_type[2]
-        self._links = stacked(task.links("train"))
-        process_budget().hold(LINKS, 2 * self._links.nbytes, self._links)  # and those of the task
+        links = task.links("train")
+        self._links = stacked(links)
+        held = 2 * self._links.nbytes  # with those of the task
+        held += 0 if links.time is None else links.time.nbytes
+        process_budget().hold(LINKS, held, self._links)
         self._log_q: Tensor | None = None
         if self._options.sampling == "in-batch":
             weight = degree_weights(self._links[1], dataset.num_nodes[self._target], power=1)
@@ -104,6 +107,8 @@ class LinkMiniBatch(TableMiniBatch):
         config, task = self._config, self._task
         self._negatives = self._make_negatives()
         time = task.links("train").time
+        if self._time_attr is not None and task.is_edge:
+            _warn_of_few(task, config.dataset)
         return LinkNeighborLoader(
             self._dataset.source,
             self._sampler.num_neighbors,
@@ -187,9 +192,16 @@ class LinkMiniBatch(TableMiniBatch):
     def _find_hard(self, epoch: int) -> None:
         found = self.embeddings("val")
         source, target = found[self._source], found[self._target]
-        most = min(HARD_TARGETS, len(target))
-        top = top_links(source, target, most, known=self._links, score=self._score)[1]
-        self._set_hard(top.int(), epoch)
+        top = torch.empty(len(source), min(HARD_TARGETS, len(target)), dtype=torch.int32)
+        fill_top_ids(
+            top,
+            source,
+            target,
+            known=self._links,
+            score=self._score,
+            block_bytes=HARD_BLOCK_BYTES,
+        )
+        self._set_hard(top, epoch)
 
     def _score(self, sources: Tensor, targets: Tensor) -> Tensor:
         """(q, c) of rows of both."""
@@ -293,6 +305,7 @@ class LinkMiniBatch(TableMiniBatch):
         sees them, or as the last one of all does."""
         time = self._time_of(part)
         if time not in self._embedded:
+            self.forget()  # those of another time
             tell = self.progress or (lambda what, done, total: None)
             if self._all_neighbours:
                 found, folder = exact_embeddings(
@@ -307,8 +320,10 @@ class LinkMiniBatch(TableMiniBatch):
                         self._config, self._dataset, kind, sampler,
                         partial(self._embed_seeds, kind), time, tell, self._announced,
                     )
-                    for kind in dict.fromkeys((self._source, self._target))
+                    for kind in self._task.ends
                 }  # fmt: skip
+                for rows in found.values():
+                    process_budget().hold(EMBEDDED, rows.nbytes, rows)
             self._embedded[time] = found
         return self._embedded[time]
 
@@ -334,8 +349,7 @@ class LinkMiniBatch(TableMiniBatch):
     def evaluation(self) -> dict[str, Any]:
         """See ``Steps.evaluation``."""
         links = self._task.num_seeds("val") + self._task.num_seeds("test")
-        kinds = dict.fromkeys((self._source, self._target))
-        nodes = sum(self._dataset.num_nodes[kind] for kind in kinds)
+        nodes = sum(self._dataset.num_nodes[kind] for kind in self._task.ends)
         among = self._options.candidates or self._dataset.num_nodes[self._target]
         way = "layerwise" if self._all_neighbours else "sampled"
         return {
@@ -344,3 +358,19 @@ class LinkMiniBatch(TableMiniBatch):
             "test_at_end": False,
             "why": f"{way}, {links:,} links ranked among {among:,} targets each",
         }
+
+
+def _warn_of_few(task: LinkTask, name: str) -> None:
+    """Warns where most links to train on are newer than what embeddings are judged at."""
+    train = task.links("train").time
+    judged = [task.links(part).time for part in ("val", "test") if task.num_seeds(part)]
+    times = [time.min() for time in judged if time is not None]
+    if train is None or not times:
+        return
+    known = int((train <= min(times)).sum())
+    if 2 * known < len(train):
+        warn_once(
+            _log, "%s: links held out are judged as the first of them sees the graph, with %d of "
+            "%d links to train on; gnnsys convert --hold-out-by time, or --ignore-times, shows "
+            "more", name, known, len(train)
+        )  # fmt: skip

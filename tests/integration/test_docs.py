@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gnnsys.commands.cli import main
@@ -85,6 +86,15 @@ def test_every_command_about_types_runs_in_an_empty_folder(
     # Another page has models of one's own for the same folder.
     assert run_blocks("models.md") == ["python", "bash"] * 2
     assert len(np.load(tmp_path / "run2" / "predictions" / "predictions.npy")) == 400
+
+
+def test_every_command_about_links_runs_in_an_empty_folder(
+    tmp_path: Path, run_blocks: RunBlocks
+) -> None:
+    assert run_blocks("links.md") == ["python", "bash", "python", "bash"]
+    # By chance it is the mean of 1 / rank over 80 targets, 0.062.
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_mrr"] > 0.15
+    assert len(pd.read_parquet(tmp_path / "best.parquet")) == 200 * 10
 
 
 @pytest.mark.slow

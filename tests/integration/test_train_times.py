@@ -387,7 +387,7 @@ def test_predictions_are_written_for_each_row_of_val_and_test(
     assert "expected .npy of (n, 2) nodes and times" in capsys.readouterr().err
     assert main(["predict", str(run), "--out", str(tmp_path / "no"), "--topology", "read"]) == 2
     err = capsys.readouterr().err
-    assert "--topology read: the seeds of" in err
+    assert "--topology read: what" in err
     assert "--ignore-times" not in err  # which predict has not
 
 

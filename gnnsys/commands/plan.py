@@ -16,6 +16,7 @@ from gnnsys.choices import DATASET_NAMES
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.heterogeneous import check_heterogeneous
 from gnnsys.config.plan import DEFAULT_BUDGETS, PlanConfig
+from gnnsys.config.resolve import resolve
 from gnnsys.config.times import check_timed
 from gnnsys.config.train import TrainConfig
 from gnnsys.convert.pyg import convert_pyg_name
@@ -28,7 +29,7 @@ from gnnsys.features.importance import importance_for_cache
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.setup import feature_tables, plan_features
 from gnnsys.generate import generate_community
-from gnnsys.plan.batches import open_traces, workload_of
+from gnnsys.plan.batches import open_traces, planned_batches, workload_of
 from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.plan.facts import case_facts, total_facts
 from gnnsys.plan.hardware import Hardware, measure_hardware, read_hardware
@@ -43,9 +44,10 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.system.sizes import parse_bytes
 from gnnsys.system.threads import num_threads
 from gnnsys.training.datasets import DEMO_NODES, check_one_type
-from gnnsys.training.memory import plan_memory, plan_memory_of_types, planned_names
-from gnnsys.training.planned_seeds import check_planned, planned_seeds
+from gnnsys.training.link_task import is_link_task
+from gnnsys.training.memory import plan_memory, plan_memory_of_types, plan_run, planned_names
 from gnnsys.training.seed_tasks import NODE, seeds_have_times, task_of
+from gnnsys.training.seed_times import settle_times
 
 __all__ = ["make_plan", "run_command"]
 
@@ -113,12 +115,13 @@ def make_plan(
 
 
 def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    target, seeds, seeds_are = planned_seeds(dataset, config.target, config.task)
+    planned = planned_batches(config, _run(config), dataset)
+    target, seeds = planned.target, planned.seeds
     memory, evaluation = _memory(config, dataset, target)
     threads = num_threads(config.threads)
     victim_bytes = parse_bytes(config.victim_buffer, "--victim-buffer")
     hardware = _hardware(config, dataset)
-    with open_traces(config, dataset, target, seeds, progress) as traces:
+    with open_traces(config, dataset, planned, progress) as traces:
         batches = len(next(iter(traces.values())))
         kind, importance = importance_for_cache(
             dataset,
@@ -132,7 +135,7 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
             threads=config.threads,
             progress=progress,
         )
-        epoch_batches = -(-len(seeds) // config.batch_size)
+        epoch_batches = -(-planned.count // config.batch_size)
         epoch = epoch_batches if config.trace is None else None
         workloads = [
             workload_of(config, dataset, of, trace, epoch, importance[of] if importance else None)
@@ -154,7 +157,7 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
         "dataset": config.dataset if config.dataset in DATASET_NAMES else str(dataset.path),
         **sizes,
         "trace": config.trace,
-        "seeds": seeds_are,
+        "seeds": planned.told,
         "fanouts": None if config.trace else list(config.fanouts),
         "batch_size": config.batch_size,
         "batches": batches,
@@ -182,8 +185,8 @@ def _make_plan(config: PlanConfig, dataset: Dataset, progress: Progress) -> dict
             each["cases"]["belady"], sizes["feature_bytes"], hardware, epoch_batches, step_seconds
         )
     plan["notes"] = notes_on(plan)
-    planned = [budget.text for budget in budgets]
-    if skipped := [text for text in config.budget if text.strip() not in planned]:
+    taken = [budget.text for budget in budgets]
+    if skipped := [text for text in config.budget if text.strip() not in taken]:
         plan["notes"].append(
             f"Left out, for less than a row of each table of features: {', '.join(skipped)}."
         )
@@ -233,6 +236,8 @@ def _memory(
     ranks, topology = config.ranks or 1, TopologyOptions.of(config)
     features = FeatureOptions(score="auto" if config.score == "none" else config.score)
     evaluation = None
+    if is_link_task(dataset, config.task):
+        return _memory_of_links(config, dataset, features), None
     is_known = config.task != NODE or dataset.has("labels", target)
     run = dataclasses.replace(_run(config), target=target)
     timed = is_known and seeds_have_times(dataset, run)
@@ -253,6 +258,18 @@ def _memory(
         return {"names": planned_names(), "total": budget.total, "ranks": ranks}, facts
 
 
+def _memory_of_links(
+    config: PlanConfig, dataset: Dataset, features: FeatureOptions
+) -> dict[str, Any]:
+    run = settle_times(resolve(_run(config)))
+    with process_budget().run(check_bytes("memory", config.memory)) as budget:
+        plan_run(run)
+        plan_features(dataset, features, 1)
+        if config.memory is not None:
+            budget.check("give more --memory")
+        return {"names": planned_names(), "total": budget.total, "ranks": 1}
+
+
 def _run(config: PlanConfig) -> TrainConfig:
     """The training run that is planned."""
     return TrainConfig(
@@ -260,6 +277,7 @@ def _run(config: PlanConfig) -> TrainConfig:
         task=config.task,
         target=config.target,
         ignore_times=config.ignore_times,
+        negatives=config.negatives,
         layers=len(config.fanouts),
         fanouts=config.fanouts,
         hidden=config.hidden,
@@ -293,7 +311,7 @@ def _opened(config: PlanConfig) -> Iterator[Dataset]:
 
 def _open(folder: Path, config: PlanConfig) -> Dataset:
     dataset = open_dataset(folder)
-    check_planned(dataset, config.task)
+    _check_links(config, dataset)
     if dataset.heterogeneous:
         check_heterogeneous(_run(config))
     if not (tables := feature_tables(dataset)):
@@ -307,6 +325,24 @@ def _open(folder: Path, config: PlanConfig) -> Dataset:
             _log, "%s: its batches are planned as gnnsys train --ignore-times draws them", folder
         )
     return dataset
+
+
+def _check_links(config: PlanConfig, dataset: Dataset) -> None:
+    """Raises ArgumentError for options that do not fit a task of links, or of nodes."""
+    if not is_link_task(dataset, config.task):
+        if config.negatives is not None:
+            raise ArgumentError(f"--negatives {config.negatives}: goes with a task of links")
+        return
+    for name in ("trace", "ranks"):
+        if getattr(config, name) not in (None, 1):
+            raise ArgumentError(
+                f"--{name} {getattr(config, name)}: does not go with --task {config.task}, whose "
+                "batches are sampled for one process; leave it out"
+            )
+    if config.score == "presample":
+        raise ArgumentError(
+            "--score presample: samples around training nodes, not links; give degree"
+        )
 
 
 def _hardware(config: PlanConfig, dataset: Dataset) -> Hardware:

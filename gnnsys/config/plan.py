@@ -59,13 +59,17 @@ class PlanConfig:
     """A dataset folder; or cora, citeseer, pubmed, actor, tolokers, minesweeper or demo, planned as
     if its features were in a file."""
 
-    task: Annotated[str, "node|NAME"] = "node"
-    """What is trained for. node: the classes, or numbers, of nodes; else the name of one of the
-    folder's tasks, see docs/relational.md. Not of links."""
+    task: Annotated[str, "node|link|NAME"] = "node"
+    """What is trained for. node: the classes, or numbers, of nodes; link: links of the edge type
+    --target; else the name of one of the folder's tasks, see docs/relational.md."""
 
-    target: Annotated[str, "TYPE"] | None = None
+    target: Annotated[str, "TYPE|SRC,REL,DST"] | None = None
     """Node type that is trained on, of a heterogeneous dataset folder: batches are drawn around it.
-    Default: the one that the folder, or --task, names."""
+    Default: the one that the folder, or --task, names. With --task link the edge type whose links
+    are to be predicted. Default: the one that has links held out."""
+
+    negatives: int | None = None
+    """Other targets that are drawn for each link, uniformly, with a task of links. Default: 1."""
 
     ignore_times: bool = False
     """Plan the memory of gnnsys train --ignore-times, where a folder has times."""
@@ -192,6 +196,7 @@ class PlanConfig:
             "batch_size",
             "seed_block",
             "batches",
+            "negatives",
             "layers",
             "hidden",
             "ranks",

@@ -19,8 +19,8 @@ from torch import Tensor
 from gnnsys.config.links import HARD_TARGETS, evaluates_exactly, link_training
 from gnnsys.config.resolve import Run
 from gnnsys.config.train import TrainConfig
-from gnnsys.errors import ArgumentError, DivergedError
-from gnnsys.loaders import LinkNegatives, LinkNeighborLoader, NeighborSampler, degree_weights
+from gnnsys.errors import DivergedError
+from gnnsys.loaders import LinkNeighborLoader, NeighborSampler, degree_weights
 from gnnsys.losses import in_batch_loss, link_bce_loss, link_bpr_loss, link_info_nce_loss
 from gnnsys.system.budget import process_budget
 from gnnsys.system.once import warn_once
@@ -28,6 +28,7 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.datasets import NodeDataset
 from gnnsys.training.evaluation import Evaluation
 from gnnsys.training.hetero_steps import bad_inputs, typed_inputs
+from gnnsys.training.link_batches import link_negatives, link_sampler
 from gnnsys.training.link_embeddings import exact_embeddings, sampled_embeddings
 from gnnsys.training.link_evaluation import LinkJudge
 from gnnsys.training.link_memory import EMBEDDED, HARD_BLOCK_BYTES, LINKS
@@ -37,7 +38,6 @@ from gnnsys.training.link_task import LinkTask, stacked
 from gnnsys.training.memory import reclaim_activations
 from gnnsys.training.metrics import Loss
 from gnnsys.training.mini_batch import note_served
-from gnnsys.training.step_parts import make_sampler
 from gnnsys.training.table_steps import TableMiniBatch
 from gnnsys.training.task import PARTS, Part
 
@@ -94,18 +94,15 @@ class LinkMiniBatch(TableMiniBatch):
     def _sampler_of(self, hide_links: bool) -> NeighborSampler:
         dataset = self._dataset
         plain = not dataset.heterogeneous and self._time_attr is None
-        return make_sampler(
-            self._config,
-            dataset.graph if plain else dataset.source,
-            device="cpu",
-            hide_links=hide_links,
-            reverse_types=self._task.reverse_types if hide_links else None,
-            time_attr=self._time_attr,
+        source = dataset.graph if plain else dataset.source
+        return link_sampler(
+            self._config, self._task, source, self._time_attr, hide_links=hide_links
         )
 
     def _make_train_loader(self) -> LinkNeighborLoader:
         config, task = self._config, self._task
-        self._negatives = self._make_negatives()
+        dataset = self._dataset
+        self._negatives = link_negatives(config, task, self._links, dataset.num_nodes, dataset.name)
         time = task.links("train").time
         if self._time_attr is not None and task.is_edge:
             _warn_of_few(task, config.dataset)
@@ -125,41 +122,6 @@ class LinkMiniBatch(TableMiniBatch):
             transform=partial(note_served, self._dataset),
             filter_per_worker=True,
         )
-
-    def _make_negatives(self) -> LinkNegatives | None:
-        options = self._options
-        if options.sampling == "in-batch":
-            return None
-        weight = hard = None
-        if options.sampling == "degree":
-            weight = degree_weights(self._links[1], self._dataset.num_nodes[self._target])
-        targets = self._dataset.num_nodes[self._target]
-        self._check_drawable(targets if weight is None else int((weight > 0).sum()))
-        if options.sampling == "hard":  # none before the first epoch
-            hard = torch.full((self._dataset.num_nodes[self._source], 1), -1, dtype=torch.int32)
-        return LinkNegatives(
-            "triplet",
-            options.negatives,
-            dst_weight=weight,
-            known=self._links,
-            hard=hard,
-            num_hard=None if hard is None else -(-options.negatives // 2),
-        )
-
-    def _check_drawable(self, targets: int) -> None:
-        """Raises ArgumentError for a source that has all of so many targets."""
-        if int(torch.bincount(self._links[0]).max()) < targets:
-            return
-        count = self._dataset.num_nodes[self._target]
-        pairs = (self._links[0] * count + self._links[1]).unique()  # parallel links count once
-        full = (torch.bincount(pairs // count) >= targets).nonzero()[:, 0]
-        if len(full):
-            raise ArgumentError(
-                f"--task link: node {int(full[0])} of type {self._source!r} of "
-                f"{self._dataset.name} has links to all {targets} nodes of type {self._target!r} "
-                "that can be drawn, so that none is a negative; give --negative-sampling in-batch, "
-                "or leave such links out of the graph"
-            )
 
     def _make_evaluation(self) -> Evaluation | None:
         return None

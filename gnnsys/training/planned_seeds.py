@@ -14,18 +14,9 @@ from gnnsys.system.once import warn_once
 from gnnsys.training.link_task import is_link_task
 from gnnsys.training.seed_tasks import NODE, open_task
 
-__all__ = ["check_planned", "planned_seeds"]
+__all__ = ["planned_seeds"]
 
 _log = logging.getLogger(__name__)
-
-
-def check_planned(dataset: Dataset, task: str) -> None:
-    """Raises UnsupportedError for a task of links, around which no batches are drawn here."""
-    if is_link_task(dataset, task):
-        raise UnsupportedError(
-            f"--task {task}: is of links, and only batches around nodes are planned or sampled; "
-            "leave it out, and name the type of their ends by --target"
-        )
 
 
 def planned_seeds(
@@ -48,7 +39,11 @@ def planned_seeds(
         ArgumentError: no such type or task, or one without rows; see ``target_of``, ``open_task``.
         UnsupportedError: a task of links.
     """
-    check_planned(dataset, task)
+    if is_link_task(dataset, task):
+        raise UnsupportedError(
+            f"--task {task}: is of links, and only batches around nodes are sampled here; leave it "
+            "out, and name the type of their ends by --target"
+        )
     if task != NODE:
         rows = open_task(dataset, target, task, timed=False)
         return rows.target, rows.node_ids(rows.train), f"train rows of task {task}"

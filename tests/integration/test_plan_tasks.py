@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from gnnsys.errors import UnsupportedError
 from gnnsys.system.budget import process_budget
 from gnnsys.training.datasets import load_run_dataset
 from gnnsys.training.memory import plan_run, planned_names
+from gnnsys.training.models import make_model
+from gnnsys.training.pipeline_steps import make_steps
 from gnnsys.training.seed_times import settle_times
 
 sys.path.insert(0, str(Path(__file__).parent))
-from link_folders import LIKES, held_folder, shop
+from link_folders import LIKES, held_folder, shop, web
 from relational_database import Database
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,7 +138,6 @@ def test_what_is_not_asked_for_is_told(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "link"], "--task link: is of links, and only batches around nodes"),
         (["--task", "sales"], "--task sales: "),
         (["--task", "churn", "--target", "items"], "task churn is of nodes of type users"),
         ([], "give --task, one of churn, or --target, one of items, orders, users"),
@@ -155,6 +157,9 @@ def test_tasks_that_there_are_not_are_refused(
         (["plan", "demo", "--task", "churn"], "--task churn: demo has no tasks"),
         (["plan", "g", "--task", "churn", "--parallel", "all"], "does not go with --parallel"),
         (["score", "g", "--task", "churn", "--score", "degree"], "goes with --score presample"),
+        (["score", "FOLDER", "--task", "link"], "is of links, and only batches around nodes"),
+        (["plan", "FOLDER", "--task", "link"], "has no links held out"),
+        (["plan", "FOLDER", *OPTIONS, "--negatives", "2"], "--negatives 2: goes with a task of"),
         (["plan", "FOLDER", *OPTIONS, "--eval", "layerwise"], "or --ignore-times"),
     ],
 )
@@ -164,6 +169,41 @@ def test_options_that_do_not_go_with_a_task_are_refused(
     arguments = [str(folder) if each == "FOLDER" else each for each in arguments]
     assert main(arguments) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("is_typed", [True, False])
+def test_batches_of_links_and_their_memory_are_those_of_training(
+    is_typed: bool, machine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, held = shop() if is_typed else web()
+    links = held_folder(tmp_path / "links", data, held, *([LIKES] if is_typed else []))
+    capsys.readouterr()
+    batches = ["--fanouts", "3,2", "--batch-size", "64", "--seed", "4", "--negatives", "2"]
+    count = 15  # over two epochs
+    more = ["--batches", str(count), "--budget", "50%", *machine, "--json"]
+    assert main(["plan", str(links), "--task", "link", *batches, *more]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    model = "rgcn" if is_typed else "sage"
+    run = resolve(
+        TrainConfig(
+            dataset=str(links), task="link", model=model, fanouts=(3, 2), batch_size=64, seed=4,
+            negatives=2, device="cpu",
+        )
+    )  # fmt: skip
+    with process_budget().run(None):
+        plan_run(run)
+        trained = planned_names()
+    for name in ("links", "negatives", "order of the seeds", "what evaluation predicts"):
+        assert plan["memory"]["names"][name]["planned"] == trained[name]["planned"] > 0
+    with closing(load_run_dataset(run)) as dataset:
+        steps = make_steps(run, dataset, make_model(run, dataset), None)
+        drawn = [batch for epoch in range(2) for batch in steps.batches(epoch, 0)][:count]
+        assert plan["epoch_batches"] == steps.num_batches() < count
+    tables = plan["tables"] if is_typed else {None: plan}
+    for kind, table in tables.items():
+        ids = [(batch if kind is None else batch[kind]).n_id.numpy() for batch in drawn]
+        assert table["ids"] == sum(map(len, ids))
+        assert table["rows_touched"] == len(np.unique(np.concatenate(ids)))
 
 
 def test_links_take_a_stored_importance_of_any_kind(

@@ -354,16 +354,16 @@ def test_an_interrupted_run_ends_after_the_batch_and_goes_on_inside_the_epoch(
 def test_waiting_for_batches_is_told_by_epoch_and_goes_on_adding_up_after_a_resume(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gnnsys.training import steps
+    from gnnsys.training import mini_batch
 
     loading, training = 0.05, 0.02
-    joined = steps.note_served
+    joined = mini_batch.note_served
 
     def join_slowly(dataset: Any, batch: Any) -> Any:
         time.sleep(loading)
         return joined(dataset, batch)
 
-    monkeypatch.setattr(steps, "note_served", join_slowly)
+    monkeypatch.setattr(mini_batch, "note_served", join_slowly)
 
     def train_slowly(epoch: int, done: int, total: int) -> None:
         time.sleep(training)

@@ -34,7 +34,7 @@ from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
 from gnnsys.errors import ArgumentError, MissingFileError, TooLargeError
 from gnnsys.features.setup import setup_features
-from gnnsys.system.budget import EMBEDDINGS, process_budget
+from gnnsys.system.budget import EMBEDDINGS, process_budget, resident_memory
 from gnnsys.training import hetero_memory
 from gnnsys.training.loop import TrainResult, run_training
 from gnnsys.training.memory import plan_run
@@ -378,19 +378,20 @@ def test_memory_decides_where_embeddings_lie_and_refuses_what_does_not_fit(
             names = ("embeddings of nodes", EMBEDDINGS)
             return {name: process_budget().planned(name) for name in names}
 
-    nodes, most = GOODS + SHOPS, 1 << 50
+    nodes, most, now = GOODS + SHOPS, 1 << 50, resident_memory()
+    there = now.anonymous + now.file
     in_memory = nodes * 4 * 6 << 16
     assert plan(most) == {"embeddings of nodes": in_memory, EMBEDDINGS: 0}
     assert plan(most, embedding_optimizer="adagrad")["embeddings of nodes"] == in_memory // 6 * 5
     whole = nodes * ((4 * 3 << 16) + 14)
     assert plan(most, embeddings=str(tmp_path)) == {"embeddings of nodes": 0, EMBEDDINGS: whole}
     with pytest.raises(TooLargeError, match=r"embeddings of nodes +2\.9\d+ GiB"):
-        plan(3 << 30, embeddings="ram")
-    found = plan(3 << 30)
+        plan(there + (2 << 30), embeddings="ram")
+    found = plan(there + (2 << 30))
     assert found["embeddings of nodes"] == 0
     assert 4 * nodes < found[EMBEDDINGS] < whole
     with pytest.raises(TooLargeError, match="cache of embeddings"):
-        plan(1 << 30, embeddings=str(tmp_path))
+        plan(there + (1 << 28), embeddings=str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -58,13 +58,6 @@ def test_examples_of_the_loaders_page_run(capsys: pytest.CaptureFixture[str]) ->
         gnnsys.check_leakage(names["batch"], names["data"], "time", known_at={"y": "y_time"})
 
 
-def test_the_example_of_the_page_on_links_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs" / "links.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(example, "links.md", "exec"), {})
-    assert float(capsys.readouterr().out) > 0.4  # a guess finds 10 of 80
-
-
 def test_the_example_of_the_feature_caches_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

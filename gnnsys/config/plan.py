@@ -64,9 +64,9 @@ class PlanConfig:
     --target; else the name of one of the folder's tasks, see docs/relational.md."""
 
     target: Annotated[str, "TYPE|SRC,REL,DST"] | None = None
-    """Node type that is trained on, of a heterogeneous dataset folder: batches are drawn around it.
-    Default: the one that the folder, or --task, names. With --task link the edge type whose links
-    are to be predicted. Default: the one that has links held out."""
+    """Node type that is trained on, of a heterogeneous dataset folder: batches are drawn around it;
+    with --task link the edge type whose links are to be predicted. Default: the one that the
+    folder, or --task, names, or that has links held out."""
 
     negatives: int | None = None
     """Other targets that are drawn for each link, uniformly, with a task of links. Default: 1."""

@@ -236,16 +236,17 @@ def _memory(
     ranks, topology = config.ranks or 1, TopologyOptions.of(config)
     features = FeatureOptions(score="auto" if config.score == "none" else config.score)
     evaluation = None
-    if is_link_task(dataset, config.task):
-        return _memory_of_links(config, dataset, features), None
+    of_links = is_link_task(dataset, config.task)
     is_known = config.task != NODE or dataset.has("labels", target)
-    run = dataclasses.replace(_run(config), target=target)
-    timed = is_known and seeds_have_times(dataset, run)
+    run = _run(config) if of_links else dataclasses.replace(_run(config), target=target)
+    timed = is_known and not of_links and seeds_have_times(dataset, run)
     if timed:
         check_timed(run)
         run, topology = dataclasses.replace(run, eval="sampled"), TopologyOptions(topology="mmap")
     with process_budget().run(check_bytes("memory", config.memory), ranks) as budget:
-        if dataset.heterogeneous:
+        if of_links:
+            plan_run(settle_times(resolve(run)))
+        elif dataset.heterogeneous:
             unlabelled = Task(node_type=target, num_classes=0)
             task = task_of(dataset, target, config.task) if is_known else unlabelled
             plan_memory_of_types(run, dataset, task, features, timed=timed)
@@ -256,18 +257,6 @@ def _memory(
             budget.check("give more --memory")
         facts = evaluation.facts() if evaluation is not None and evaluation.nodes else None
         return {"names": planned_names(), "total": budget.total, "ranks": ranks}, facts
-
-
-def _memory_of_links(
-    config: PlanConfig, dataset: Dataset, features: FeatureOptions
-) -> dict[str, Any]:
-    run = settle_times(resolve(_run(config)))
-    with process_budget().run(check_bytes("memory", config.memory)) as budget:
-        plan_run(run)
-        plan_features(dataset, features, 1)
-        if config.memory is not None:
-            budget.check("give more --memory")
-        return {"names": planned_names(), "total": budget.total, "ranks": 1}
 
 
 def _run(config: PlanConfig) -> TrainConfig:

@@ -8,10 +8,10 @@ import dataclasses
 import json
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.choices import METRICS
-from gnnsys.commands.predict_links import Shapes, check_link_options, predict_links
+from gnnsys.commands.predict_links import Shapes, check_link_options, predict_links, write_rows
 from gnnsys.commands.predict_seeds import read_seeds
 from gnnsys.commands.prediction_table import TABLES, write_table
 from gnnsys.config.checks import check_bytes, given_options, written
@@ -37,7 +37,7 @@ from gnnsys.features.options import FeatureOptions
 from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pipeline import DeepModel
 from gnnsys.system.budget import process_budget
-from gnnsys.system.files import as_storage_error, npy_header
+from gnnsys.system.files import as_storage_error
 from gnnsys.system.progress import Progress, work_progress
 from gnnsys.system.records import json_text
 from gnnsys.system.scratch import ScratchFolder
@@ -51,15 +51,13 @@ from gnnsys.training.hetero_models import HeteroClassifier, HeteroModel
 from gnnsys.training.hetero_steps import HeteroMiniBatch
 from gnnsys.training.layer_reads import LayerReads, asked_reads
 from gnnsys.training.link_models import LinkModel
-from gnnsys.training.link_task import is_link_task, link_task
 from gnnsys.training.memory import activation_folder, plan_run
 from gnnsys.training.metrics import Kind, kind_of, measure
 from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.model_layers import model_layers
 from gnnsys.training.models import NodeClassifier, make_model
 from gnnsys.training.run_folder import check_eval_store
-from gnnsys.training.seed_tasks import seeds_have_times
-from gnnsys.training.seed_times import settle_times
+from gnnsys.training.seed_times import goes_by_times, settle_times
 from gnnsys.training.task import NodeTask, Part, Task
 
 __all__ = ["predict", "run_command"]
@@ -116,7 +114,7 @@ def predict(
     if config.dataset is None:
         check_place(options.dataset, config.run, "--dataset")
     options = dataclasses.replace(options, dataset=config.dataset or options.dataset)
-    if timed := _goes_by_times(options):
+    if timed := goes_by_times(options):
         _check_topology(config)
     options = dataclasses.replace(
         options,
@@ -160,18 +158,6 @@ def _check_topology(config: PredictConfig) -> None:
             f"{written(config, name)}: what {config.run} was trained on has times, by which "
             "neighbours are sorted in memory or mapped; leave it out"
         )
-
-
-def _goes_by_times(config: TrainConfig) -> bool:
-    """Whether nodes or links have times: what they see is sampled, and no newer."""
-    folder = Path(config.dataset)
-    if not (folder / MANIFEST).is_file():
-        return False
-    dataset = open_dataset(folder)
-    if not is_link_task(dataset, config.task):
-        return seeds_have_times(dataset, config)
-    timed = not config.ignore_times
-    return link_task(dataset, config.task, config.target, 1, timed=timed).timed
 
 
 def _predict(
@@ -381,25 +367,16 @@ def _exact_rows(
 
 def _write_blocks(
     folder: Path, blocks: Iterator[tuple[Tensor | None, Tensor]], count: int, kind: Kind
-) -> dict[str, tuple[int, ...]]:
+) -> Shapes:
     """Writes embeddings, where they are known, scores and predictions; returns their shapes."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    with ExitStack() as held:
-        files: dict[str, BinaryIO] = {}
+
+    def arrays() -> Iterator[dict[str, NDArray[Any]]]:
         for read, logits in blocks:
-            made = {"embeddings": read, "scores": logits, "predictions": _answers(logits, kind)}
-            for name, rows in made.items():
-                if rows is None:
-                    continue
-                path = folder / f"{name}.npy"
-                with as_storage_error(path):
-                    block = np.ascontiguousarray(rows.numpy())
-                    if name not in files:
-                        files[name] = held.enter_context(open(path, "wb"))
-                        shapes[path.name] = (count, *block.shape[1:])
-                        files[name].write(npy_header(shapes[path.name], block.dtype))
-                    files[name].write(block.data)
-    return shapes
+            known = {} if read is None else {"embeddings.npy": read}
+            made = {**known, "scores.npy": logits, "predictions.npy": _answers(logits, kind)}
+            yield {name: rows.numpy() for name, rows in made.items()}
+
+    return write_rows(folder, arrays(), count)
 
 
 def _answers(logits: Tensor, kind: Kind) -> Tensor:
@@ -436,7 +413,7 @@ def _judge(
 ) -> Metrics:
     """Of the parts whose nodes were all classified."""
     task = dataset.node_task
-    metric = task.metric if config.metric == "auto" else config.metric
+    reported = task.reported(task.chosen(config.metric))
     ids, order = nodes.sort()
     found: Metrics = {}
     for part in _PARTS:
@@ -448,7 +425,7 @@ def _judge(
             continue
         places = order[places].sort().values  # the file is read from its beginning to its end
         blocks = (torch.from_numpy(scores[some.numpy()]) for some in _split(places))
-        found[part] = measure(task.reported(metric), blocks, task.labels, nodes[places])
+        found[part] = measure(reported, blocks, task.labels, nodes[places])
     return found
 
 

@@ -28,7 +28,7 @@ from gnnsys.training.link_steps import LinkMiniBatch
 from gnnsys.training.link_task import LinkTask
 from gnnsys.training.task import Part
 
-__all__ = ["check_link_options", "plan_best", "predict_links"]
+__all__ = ["check_link_options", "plan_best", "predict_links", "write_rows"]
 
 _ROWS = 1 << 16  # of embeddings, or sources, that are in memory at a time
 _BEST = "best targets of sources"
@@ -90,9 +90,9 @@ def predict_links(
     if config.top is not None:
         targets = dataset.num_nodes[task.edge_type[2]]
         step = plan_best(config.top, len(nodes), targets, task.width)
-    metric = task.metric if trained.config.metric == "auto" else trained.config.metric
+    reported = task.reported(task.chosen(trained.config.metric))
     metrics: dict[str, dict[str, float]] = {
-        part: steps.evaluate(task.reported(metric), part) for part in _PARTS if task.num_seeds(part)
+        part: steps.evaluate(reported, part) for part in _PARTS if task.num_seeds(part)
     }
     rows = steps.embeddings()
     table = place if place.suffix in TABLES else None
@@ -100,7 +100,7 @@ def predict_links(
     files: Shapes = {} if table else _write_embeddings(folder, rows, model)
     if config.top is not None:
         blocks = _best(config, steps, model, task, rows, nodes.split(step), progress)
-        found = _write_rows(folder, blocks, (len(nodes), config.top))
+        found = write_rows(folder, blocks, len(nodes))
         _save(folder / "nodes.npy", nodes.numpy())
         files |= {"nodes.npy": (len(nodes),), **found}
     if table:
@@ -144,13 +144,13 @@ def _write_embeddings(folder: Path, rows: dict[str, Tensor], model: LinkModel) -
     files: Shapes = {}
     for kind, found in rows.items():
         name = f"embeddings.{Path(node_folder(True, kind)).name}.npy"
-        files |= _write_rows(
+        files |= write_rows(
             folder,
             (
                 {name: read_rows(found, first, min(first + _ROWS, len(found))).numpy()}
                 for first in range(0, len(found), _ROWS)
             ),
-            tuple(found.shape),
+            len(found),
         )
     if model.relation is not None:
         relation = model.relation.detach().numpy()
@@ -182,10 +182,9 @@ def _best(
         progress("rank: sources", done, count)
 
 
-def _write_rows(
-    folder: Path, blocks: Iterator[dict[str, NDArray[Any]]], shape: tuple[int, ...]
-) -> Shapes:
-    """Writes blocks of rows of some files, each of the shape."""
+def write_rows(folder: Path, blocks: Iterator[dict[str, NDArray[Any]]], count: int) -> Shapes:
+    """Writes blocks of rows of some files, of so many rows each; returns their shapes."""
+    shapes: Shapes = {}
     with ExitStack() as held:
         files: dict[str, BinaryIO] = {}
         for block in blocks:
@@ -193,9 +192,10 @@ def _write_rows(
                 with as_storage_error(folder / name):
                     if name not in files:
                         files[name] = held.enter_context(open(folder / name, "wb"))
-                        files[name].write(npy_header(shape, rows.dtype))
+                        shapes[name] = (count, *rows.shape[1:])
+                        files[name].write(npy_header(shapes[name], rows.dtype))
                     files[name].write(np.ascontiguousarray(rows).data)
-    return dict.fromkeys(files, shape)
+    return shapes
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

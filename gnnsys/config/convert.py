@@ -9,7 +9,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from gnnsys.choices import Folder, GapPolicy, Overflow, RowOrder, Scale, Size, StoredType
-from gnnsys.config.checks import check_least, check_seed
+from gnnsys.config.checks import check_least, check_seed, given_options
 from gnnsys.config.links import parse_edge_type
 from gnnsys.convert.spec import EdgeListParts, HoldOut, RelationalParts
 from gnnsys.errors import ArgumentError
@@ -168,11 +168,11 @@ class ConvertConfig(RelationalParts, EdgeListParts):
                 where none are held out.
         """
         if self.hold_out is None:
-            for name in ("hold_out_shares", "hold_out_by", "hold_out_reverses"):
-                if getattr(self, name) != getattr(ConvertConfig, name):
-                    raise ArgumentError(
-                        f"--{name.replace('_', '-')}: goes with --hold-out, which is not given"
-                    )
+            names = ("hold_out_shares", "hold_out_by", "hold_out_reverses")
+            for name in given_options(self, names):
+                raise ArgumentError(
+                    f"--{name.replace('_', '-')}: goes with --hold-out, which is not given"
+                )
             return None
         if len(self.hold_out) > 1:
             raise ArgumentError(

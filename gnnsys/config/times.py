@@ -77,11 +77,7 @@ seeds of shop have each their own; give sampled, or --ignore-times
         refused.append("sampler")
     if config.sums == "scaled":  # by degrees that count later neighbours
         refused.append("sums")
-    if refused:
-        raise ArgumentError(
-            f"{written(config, refused[0])}: does not go with the times of the seeds of "
-            f"{config.dataset}; leave it out, or give --ignore-times"
-        )
+    _refuse(config, refused, "seeds")
 
 
 def check_timed_links(config: TrainConfig) -> None:
@@ -94,9 +90,13 @@ def check_timed_links(config: TrainConfig) -> None:
     gnnsys.errors.ArgumentError: --topology read: does not go with the times of the links of \
 shop; leave it out, or give --ignore-times
     """
-    for name in given_options(config, ("trace", "topology", "topology_memory")):
+    _refuse(config, given_options(config, ("trace", "topology", "topology_memory")), "links")
+
+
+def _refuse(config: TrainConfig, names: list[str], whose: str) -> None:
+    for name in names:
         raise ArgumentError(
-            f"{written(config, name)}: does not go with the times of the links of "
+            f"{written(config, name)}: does not go with the times of the {whose} of "
             f"{config.dataset}; leave it out, or give --ignore-times"
         )
 

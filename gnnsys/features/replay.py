@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch_geometric.sampler import HeteroSamplerOutput, SamplerOutput
 
 from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import NODE_TYPE
@@ -24,6 +25,8 @@ from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
 
 __all__ = [
     "epoch_ids",
+    "first_batches",
+    "nodes_by_type",
     "sampled_ids",
     "sampled_ids_of_types",
     "source_to_sample",
@@ -117,15 +120,33 @@ def sampled_ids_of_types(
             "least 1, 0 and 1"
         )
     sampler = NeighborSampler(source, list(fanouts), seed=seed, threads=threads)
-    per_epoch = -(-len(seeds) // batch_size)
+    shuffled = ShuffledSeeds(len(seeds), Epochs(), seed, seed_block, seeds)
+    for epoch, group, positions in first_batches(shuffled, batch_size, batches):
+        part = seeds[positions]
+        out = sampler.sample({target: part} if sampler.is_hetero else part, group, epoch)
+        yield nodes_by_type(out)
+
+
+def first_batches(
+    shuffled: ShuffledSeeds, batch_size: int, batches: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The epoch, the number in it, and the positions of the seeds, of the first batches of a run.
+
+    >>> [*first_batches(ShuffledSeeds(3, Epochs(), seed=0), 2, 3)]
+    [(0, 0, tensor([1, 2])), (0, 1, tensor([0])), (1, 0, tensor([2, 1]))]
+    """
+    count = len(shuffled)
+    per_epoch = -(-count // batch_size)
     for epoch in range(-(-batches // per_epoch)):
-        most = min(len(seeds), (batches - epoch * per_epoch) * batch_size)
-        order = _order(seeds, epoch, seed, seed_block, most)
-        for group, positions in enumerate(order.split(batch_size)):
-            part = seeds[positions]
-            out = sampler.sample({target: part} if sampler.is_hetero else part, group, epoch).node
-            nodes = out if isinstance(out, dict) else {NODE_TYPE: out}
-            yield {kind: ids.cpu().numpy() for kind, ids in nodes.items()}
+        most = min(count, (batches - epoch * per_epoch) * batch_size)
+        for group, positions in enumerate(shuffled.order(epoch, most).split(batch_size)):
+            yield epoch, group, positions
+
+
+def nodes_by_type(out: SamplerOutput | HeteroSamplerOutput) -> dict[str, NDArray[np.int64]]:
+    """The ids of each node type that were sampled; ``NODE_TYPE`` of a graph without types."""
+    nodes = out.node if isinstance(out, HeteroSamplerOutput) else {NODE_TYPE: out.node}
+    return {kind: ids.cpu().numpy() for kind, ids in nodes.items()}
 
 
 def epoch_ids(
@@ -150,20 +171,13 @@ def epoch_ids(
     Yields:
         (m,) distinct ids of each batch, the seeds first.
     """
-    order = _order(seeds, epoch, seed, seed_block)
+    order = ShuffledSeeds(len(seeds), Epochs(), seed, seed_block, seeds).order(epoch)
     for group, positions in enumerate(order.split(batch_size)):
         yield sampler.sample(seeds[positions], group, epoch).node.cpu().numpy()
 
 
-def _order(
-    seeds: Tensor, epoch: int, seed: int, seed_block: int, most: int | None = None
-) -> Tensor:
-    """(n,) positions of the seeds in the order of an epoch, at most so many."""
-    return ShuffledSeeds(len(seeds), Epochs(), seed, seed_block, seeds).order(epoch, most)
-
-
 def source_to_sample(dataset: Dataset) -> Any:
-    """The graph of a heterogeneous dataset as ``NeighborSampler`` takes it; no feature is read."""
+    """The stores of a dataset as ``NeighborSampler`` takes them; no feature is read."""
     return dataset.stores(edge_features=False, device="cpu", storage="mmap")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -49,7 +50,13 @@ from gnnsys.training.seed_tasks import NODE, reserve_seeds
 from gnnsys.training.seed_times import draw_timed, reserve_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 
-__all__ = ["layer_bytes", "plan_types", "reserve_embeddings", "reserve_open_embeddings"]
+__all__ = [
+    "layer_bytes",
+    "plan_types",
+    "reserve_embeddings",
+    "reserve_open_embeddings",
+    "reserve_sampler",
+]
 
 _log = logging.getLogger(__name__)
 _LOOKED_AT = 2
@@ -100,13 +107,12 @@ def plan_types(
     neighbours = (each.tables["indices"].data_bytes for each in dataset.manifest.edges.values())
     budget.reserve(NEIGHBOURS, sum(neighbours), mapped=True)
     parts = reserve_seeds(dataset, task, config.task, timed=timed)
-    task = _counted(task, dataset, config.task)
+    task = _counted(task, dataset)
     seeds = _train_seeds(config, dataset, task)
     if timed:
         reserve_times(dataset)
     if trains:
         budget.reserve(SEEDS, ShuffledSeeds.most_bytes(len(seeds), config.seed_block))
-    tables = feature_tables(dataset)
     is_open = reserve_embeddings(config, dataset, trains=trains)
     budget.check(_TOO_SMALL)
     if len(seeds) == 0:
@@ -114,16 +120,8 @@ def plan_types(
     batch = draw_timed(config, dataset) if timed else _draw(config, dataset, task, seeds)
     assert isinstance(batch, HeteroSamplerOutput)
     drawn = {kind: len(ids) for kind, ids in batch.node.items()}
-    maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
-    budget.reserve(SAMPLER, sum(maps))
     edges = {kind: len(ids) for kind, ids in batch.row.items()}
-    rows = [(drawn.get(kind, 0), table) for kind, table in tables.items()]
-    size = BatchSize(
-        nodes=sum(drawn.values()),
-        sampled_bytes=8 * (sum(drawn.values()) + 3 * sum(edges.values())),
-        row_bytes=sum(4 * count * math.prod(table.shape[1:]) for count, table in rows),
-        stored_bytes=sum(count * table.encoding.row_stride for count, table in rows),
-    )
+    size = reserve_sampler(dataset, drawn, sum(edges.values()))
     step = size.row_bytes + layer_bytes(config, size.nodes, drawn, edges)
     reserve_batches(config, options, size, step, trains=trains)
     judged = max(parts["val"], parts["test"]) * answer_bytes(config, task)
@@ -132,6 +130,26 @@ def plan_types(
         reserve_open_embeddings(config, dataset, options, drawn, size.stored_bytes)
     reserve_ranking(dataset, options)
     return task.num_classes
+
+
+def reserve_sampler(dataset: Dataset, drawn: Mapping[str, int], edges: int) -> BatchSize:
+    """Reserves the places of nodes in a batch, and says what that has.
+
+    Args:
+        dataset: that it is of.
+        drawn: nodes of each type in it.
+        edges: of all types in it.
+    """
+    maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
+    process_budget().reserve(SAMPLER, sum(maps))
+    rows = [(drawn.get(kind, 0), table) for kind, table in feature_tables(dataset).items()]
+    nodes = sum(drawn.values())
+    return BatchSize(
+        nodes=nodes,
+        sampled_bytes=8 * (nodes + 3 * edges),
+        row_bytes=sum(4 * count * math.prod(table.shape[1:]) for count, table in rows),
+        stored_bytes=sum(count * table.encoding.row_stride for count, table in rows),
+    )
 
 
 def reserve_embeddings(config: TrainConfig, dataset: Dataset, *, trains: bool) -> bool:
@@ -237,7 +255,7 @@ def _reserve_tables(
     budget.check(_TOO_SMALL)
 
 
-def _counted(task: Task, dataset: Dataset, name: str) -> Task:
+def _counted(task: Task, dataset: Dataset) -> Task:
     """With the number of labels of a node, where it has several."""
     if not task.multi_label or task.num_classes:
         return task

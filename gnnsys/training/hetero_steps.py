@@ -77,10 +77,8 @@ class HeteroMiniBatch(TableMiniBatch):
 
 def typed_inputs(batch: HeteroData) -> tuple[dict[Any, Any], ...]:
     """What a ``HeteroModel`` takes of a batch."""
-    nodes, edges = (
-        batch.node_items(),
-        [item for item in batch.edge_items() if "edge_index" in item[1]],
-    )
+    nodes = batch.node_items()
+    edges = [(kind, store) for kind, store in batch.edge_items() if "edge_index" in store]
     return (
         {kind: store.x for kind, store in nodes if "x" in store},
         {kind: store.edge_index for kind, store in edges},

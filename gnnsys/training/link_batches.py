@@ -14,9 +14,8 @@ from torch_geometric.sampler import EdgeSamplerInput
 from gnnsys.config.links import link_training
 from gnnsys.config.train import TrainConfig
 from gnnsys.dataset.folder import Dataset
-from gnnsys.dataset.format import NODE_TYPE
 from gnnsys.errors import ArgumentError
-from gnnsys.features.replay import source_to_sample
+from gnnsys.features.replay import first_batches, nodes_by_type, source_to_sample
 from gnnsys.loaders import LinkNegatives, NeighborSampler, degree_weights
 from gnnsys.loaders.seed_batches import Epochs, ShuffledSeeds
 from gnnsys.training.link_task import LinkTask, stacked
@@ -31,7 +30,7 @@ def link_sampler(
     source: Any,
     time_attr: str | None = None,
     *,
-    hide_links: bool | None = None,
+    hide_links: bool,
 ) -> NeighborSampler:
     """What draws the neighbourhoods of both ends.
 
@@ -40,16 +39,14 @@ def link_sampler(
         task: whose links are predicted.
         source: a graph as ``NeighborSampler`` takes it.
         time_attr: name of the times in it; None to sample all.
-        hide_links: whether no edge joins the ends of a link of the batch; None for what the task
-            wants.
+        hide_links: whether no edge joins the ends of a link of the batch.
     """
-    hides = task.is_edge if hide_links is None else hide_links
     return make_sampler(
         config,
         source,
         device="cpu",
-        hide_links=hides,
-        reverse_types=task.reverse_types if hides else None,
+        hide_links=hide_links,
+        reverse_types=task.reverse_types if hide_links else None,
         time_attr=time_attr,
     )
 
@@ -125,22 +122,18 @@ def link_ids(
     Raises:
         ArgumentError: see ``link_negatives``.
     """
-    pairs, size = stacked(task.links("train")), config.batch_size
+    pairs = stacked(task.links("train"))
     source = source_to_sample(dataset) if dataset.heterogeneous else dataset.graph()
-    sampler = link_sampler(config, task, source)
+    sampler = link_sampler(config, task, source, hide_links=task.is_edge)
     num_nodes = {kind: dataset.num_nodes(kind) for kind in task.ends}
     negatives = link_negatives(config, task, pairs, num_nodes, dataset.name)
     shuffled = ShuffledSeeds(pairs.shape[1], Epochs(), config.seed, config.seed_block)
-    per_epoch = -(-pairs.shape[1] // size)
-    for epoch in range(-(-batches // per_epoch)):
-        most = min(pairs.shape[1], (batches - epoch * per_epoch) * size)
-        for group, some in enumerate(shuffled.order(epoch, most).split(size)):
-            inputs = EdgeSamplerInput(
-                input_id=some,
-                row=pairs[0, some],
-                col=pairs[1, some],
-                input_type=task.edge_type if dataset.heterogeneous else None,
-            )
-            out = sampler.sample_from_edges(inputs, negatives, group=group, epoch=epoch).node
-            nodes = out if isinstance(out, dict) else {NODE_TYPE: out}
-            yield {kind: ids.numpy() for kind, ids in nodes.items()}
+    for epoch, group, some in first_batches(shuffled, config.batch_size, batches):
+        inputs = EdgeSamplerInput(
+            input_id=some,
+            row=pairs[0, some],
+            col=pairs[1, some],
+            input_type=task.edge_type if dataset.heterogeneous else None,
+        )
+        out = sampler.sample_from_edges(inputs, negatives, group=group, epoch=epoch)
+        yield nodes_by_type(out)

@@ -6,7 +6,6 @@ with types and without. Nothing is trained; a batch is sampled.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -21,17 +20,18 @@ from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EdgeType
 from gnnsys.dataset.times import with_times
 from gnnsys.features.options import TopologyOptions
-from gnnsys.features.setup import feature_tables, reserve_ranking
+from gnnsys.features.replay import source_to_sample
+from gnnsys.features.setup import reserve_ranking
 from gnnsys.features.topology import NEIGHBOURS, OFFSETS, plan_topology
 from gnnsys.loaders import LinkNegatives
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import SEEDS, process_budget
-from gnnsys.system.extension import core
-from gnnsys.training.batch_memory import SAMPLER, BatchSize, reserve_batches, reserve_libraries
+from gnnsys.training.batch_memory import reserve_batches, reserve_libraries
 from gnnsys.training.hetero_memory import (
     layer_bytes,
     reserve_embeddings,
     reserve_open_embeddings,
+    reserve_sampler,
 )
 from gnnsys.training.link_task import LinkTask, link_task
 from gnnsys.training.seed_times import reserve_times
@@ -94,7 +94,6 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
     if task.timed:
         reserve_times(dataset)
     _reserve_seeds(config, options, dataset, task, trains)
-    tables = feature_tables(dataset)
     is_open = dataset.heterogeneous and reserve_embeddings(config, dataset, trains=trains)
     budget.check(_TOO_SMALL)
     exact = evaluates_exactly(config, task.timed)
@@ -102,18 +101,9 @@ def plan_links(run: Run, dataset: Dataset, *, trains: bool = True) -> bool:
         return exact
     draw = _draw_timed if task.timed else _draw
     drawn, sampled = draw(config, options, dataset, task)
-    nodes = sum(drawn.values())
-    maps = (core.Sampler.map_bytes(dataset.num_nodes(kind), count) for kind, count in drawn.items())
-    budget.reserve(SAMPLER, sum(maps))
-    rows = [(drawn.get(kind, 0), table) for kind, table in tables.items()]
-    size = BatchSize(
-        nodes=nodes,
-        sampled_bytes=8 * (nodes + 3 * sum(sampled.values())),
-        row_bytes=sum(4 * count * math.prod(table.shape[1:]) for count, table in rows),
-        stored_bytes=sum(count * table.encoding.row_stride for count, table in rows),
-    )
+    size = reserve_sampler(dataset, drawn, sum(sampled.values()))
     scored = 4 * (config.hidden or 0) * config.batch_size * (2 + options.negatives)
-    step = size.row_bytes + layer_bytes(config, nodes, drawn, sampled) + 3 * scored
+    step = size.row_bytes + layer_bytes(config, size.nodes, drawn, sampled) + 3 * scored
     reserve_batches(config, run.features, size, step, trains=trains)
     _reserve_ranks(config, options, dataset, task, exact)
     if is_open:
@@ -177,8 +167,7 @@ def _draw(
         [found.get(target, others[:0]), spread_seeds(others, wanted)]
     ).unique()
     if dataset.heterogeneous:
-        stores = dataset.stores(edge_features=False, device="cpu", storage="mmap")
-        out = make_sampler(config, stores, device="cpu").sample(found, 0)
+        out = make_sampler(config, source_to_sample(dataset), device="cpu").sample(found, 0)
         return _lengths(out.node), _lengths(out.row)
     kind = dataset.edge_types[0]
     single = make_sampler(config, dataset.graph(), device="cpu").sample(found[target], 0)
@@ -201,8 +190,7 @@ def _draw_timed(
         input_type=task.edge_type if typed else None,
     )
     negatives = LinkNegatives("triplet", options.negatives) if options.negatives else None
-    stores = dataset.stores(edge_features=False, device="cpu", storage="mmap")
-    source, name = with_times(dataset, stores)
+    source, name = with_times(dataset, source_to_sample(dataset))
     sampler = make_sampler(config, source, time_attr=name)
     out = sampler.sample_from_edges(inputs, negatives, group=0, epoch=0)
     if typed:

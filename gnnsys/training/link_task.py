@@ -23,7 +23,7 @@ from gnnsys.dataset.times import timed_types
 from gnnsys.errors import ArgumentError
 from gnnsys.training.task import PARTS, Part, Task
 
-__all__ = ["LinkTask", "is_link_task", "link_task", "stacked"]
+__all__ = ["LinkTask", "is_link_task", "link_task", "links_have_times", "stacked"]
 
 _REPORTED = ("mrr", "hits@1", "hits@3", "hits@10")
 """By the ranks that all but some metrics need."""
@@ -127,6 +127,14 @@ def is_link_task(dataset: Dataset, task: str) -> bool:
     return task == "link" or bool(tasks.get(task, {}).get("target_type"))
 
 
+def links_have_times(dataset: Dataset, task: str, target: str | None) -> bool:
+    """Whether messages of links can be kept from being newer than these; as of ``link_task``."""
+    if task == "link":
+        return dataset.has("edge_time", _link_type(dataset, target))
+    node_type = str(dataset.manifest.source["tasks"][task]["node_type"])
+    return dataset.has(f"train.{task}.time", node_type) and bool(timed_types(dataset))
+
+
 def _link_type(dataset: Dataset, target: str | None) -> EdgeType:
     """The edge type whose links are to be predicted.
 
@@ -166,12 +174,14 @@ def link_task(dataset: Dataset, task: str, target: str | None, width: int, timed
     Args:
         dataset: that is open.
         task: "link", or the name of a task of links.
-        target: ``--target``, see ``--target``.
+        target: edge type, as ``--target`` names it; None for the only one that links are held out
+            of.
         width: of the embeddings.
-        timed: whether times are regarded where links and nodes have some.
+        timed: whether times are regarded where links have some.
 
     Raises:
-        ArgumentError: see ``--target``; a ``target`` beside a task's name.
+        ArgumentError: no such edge type, or none that links are held out of; a ``target`` beside a
+            task's name.
     """
     if task != "link":
         return _named_task(dataset, task, target, width, timed)
@@ -187,7 +197,7 @@ def link_task(dataset: Dataset, task: str, target: str | None, width: int, timed
         edge_type=kind,
         is_edge=True,
         reverse_types=_reverse_types(dataset, kind),
-        timed=timed and dataset.has("edge_time", kind),
+        timed=timed and links_have_times(dataset, task, target),
         width=width,
         sizes=sizes,
         open_links=lambda part: (
@@ -231,10 +241,7 @@ def _named_task(
         metric="mrr",
         edge_type=(about["node_type"], task, about["target_type"]),
         is_edge=False,
-        timed=timed
-        and "train" in parts
-        and parts["train"].time is not None
-        and bool(timed_types(dataset)),
+        timed=timed and links_have_times(dataset, task, target),
         width=width,
         sizes={part: len(parts[part]) if part in parts else 0 for part in PARTS},
         open_links=parts.__getitem__,

@@ -143,7 +143,7 @@ class _Trainer:
         config = run.config
         self._config, self._dataset, self._device = config, dataset, run.device
         self._folder = folder
-        self._metric = dataset.task.metric if config.metric == "auto" else config.metric
+        self._metric = dataset.task.chosen(config.metric)
         dataset.task.check_metric(self._metric, dataset.name)
         self._reported = dataset.task.reported(self._metric)
         self._num_train = dataset.task.num_seeds("train")

@@ -23,14 +23,15 @@ from gnnsys.dataset.times import (
     with_times,
 )
 from gnnsys.features.options import TopologyOptions
+from gnnsys.features.replay import source_to_sample
 from gnnsys.system.budget import process_budget
 from gnnsys.system.once import warn_once
-from gnnsys.training.link_task import is_link_task, link_task
+from gnnsys.training.link_task import is_link_task, links_have_times
 from gnnsys.training.seed_tasks import open_task, seeds_have_times
 from gnnsys.training.step_parts import make_sampler, spread_seeds
 from gnnsys.training.task import Task
 
-__all__ = ["draw_timed", "facts_at_times", "reserve_times", "settle_times"]
+__all__ = ["draw_timed", "facts_at_times", "goes_by_times", "reserve_times", "settle_times"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,23 @@ _log = logging.getLogger(__name__)
 def _folder_of(config: TrainConfig) -> Dataset | None:
     folder = Path(config.dataset)
     return open_dataset(folder) if (folder / MANIFEST).is_file() else None
+
+
+def goes_by_times(config: TrainConfig) -> bool:
+    """Whether the seeds of a run, nodes or links, have times, and what they see is no newer.
+
+    Raises:
+        ArgumentError: a target or a task that the folder does not have.
+    """
+    dataset = _folder_of(config)
+    return dataset is not None and _have_times(dataset, config)
+
+
+def _have_times(dataset: Dataset, config: TrainConfig) -> bool:
+    if is_link_task(dataset, config.task):
+        have_times = links_have_times(dataset, config.task, config.target)
+        return have_times and not config.ignore_times
+    return seeds_have_times(dataset, config)
 
 
 def settle_times(run: Run) -> Run:
@@ -53,9 +71,7 @@ def settle_times(run: Run) -> Run:
     of_links = dataset is not None and is_link_task(dataset, config.task)
     if not of_links:
         check_without_links(config)
-    if dataset is None or not (_links_have_times if of_links else seeds_have_times)(
-        dataset, config
-    ):
+    if dataset is None or not _have_times(dataset, config):
         check_untimed(config)
         if dataset is not None and timed_types(dataset) and not config.ignore_times:
             warn_once(
@@ -74,11 +90,6 @@ def settle_times(run: Run) -> Run:
         topology=TopologyOptions(topology="mmap"),
         timed=True,
     )
-
-
-def _links_have_times(dataset: Dataset, config: TrainConfig) -> bool:
-    task = link_task(dataset, config.task, config.target, 1, timed=not config.ignore_times)
-    return task.timed
 
 
 def facts_at_times(task: Task, test_at_end: bool) -> dict[str, Any]:
@@ -105,8 +116,7 @@ def draw_timed(config: TrainConfig, dataset: Dataset) -> SamplerOutput | HeteroS
         dataset: whose seeds have times.
     """
     task = open_task(dataset, config.target, config.task, timed=True)
-    stores = dataset.stores(edge_features=False, device="cpu", storage="mmap")
-    source, name = with_times(dataset, stores)
+    source, name = with_times(dataset, source_to_sample(dataset))
     seeds = spread_seeds(task.train, config.batch_size)
     inputs = NodeSamplerInput(
         input_id=None,

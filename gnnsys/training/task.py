@@ -42,6 +42,10 @@ class Task(ABC):
         """As ``--target`` names it."""
         return self.target
 
+    def chosen(self, metric: str) -> str:
+        """What ``--metric`` comes to: its own for auto."""
+        return self.metric if metric == "auto" else metric
+
     @property
     @abstractmethod
     def outputs(self) -> int:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from gnnsys.system.budget import process_budget
 from gnnsys.training.datasets import load_dataset
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.loop import TrainResult, run_training
+
+sys.path.insert(0, str(Path(__file__).parent))
+from typed_graphs import graph_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,20 +80,6 @@ def train(folder: Path, **options: Any) -> TrainResult:
 
 def losses(result: TrainResult) -> list[float]:
     return [record.loss for record in result.history]
-
-
-def graph_of(folder: Path) -> HeteroData:
-    """A folder's graph in memory."""
-    data, dataset = HeteroData(), gnnsys.open_dataset(folder)
-    for kind in dataset.node_types:
-        data[kind].num_nodes = dataset.num_nodes(kind)
-        if dataset.has("features", kind):
-            data[kind].x = torch.from_numpy(dataset.node_table("features", kind).copy())
-    data["author"].y = dataset.labels("author")
-    for kind in dataset.edge_types:
-        data[kind].edge_index = dataset.edge_index(kind)
-    data["author"].train_idx = dataset.split("train")
-    return data
 
 
 def plain_model(

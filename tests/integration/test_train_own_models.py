@@ -34,6 +34,7 @@ from gnnsys.training.user_factory import load_factory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from link_folders import held_folder, web
+from typed_graphs import graph_of
 
 pytestmark = pytest.mark.usefixtures("one_thread", "nets")
 
@@ -260,19 +261,11 @@ def test_numbers_of_a_type_are_learnt(tmp_path: Path) -> None:
 
 def plain_loop(folder: Path, make: Any, epochs: int, lr: float, decay: float) -> list[float]:
     """Losses of PyG's layers over the graph in memory."""
-    data, dataset = HeteroData(), gnnsys.open_dataset(folder)
-    for kind in dataset.node_types:
-        data[kind].num_nodes = dataset.num_nodes(kind)
-        if dataset.has("features", kind):
-            data[kind].x = torch.from_numpy(dataset.node_table("features", kind).copy())
-    data["author"].y = dataset.labels("author")
-    for kind in dataset.edge_types:
-        data[kind].edge_index = dataset.edge_index(kind)
+    data = graph_of(folder)
     torch.manual_seed(0)
     emb, net = nn.Embedding(AGENCIES, 16, sparse=True), make(data)
-    loader = gnnsys.NeighborLoader(
-        data, [3, 3], ("author", dataset.split("train")), batch_size=32, shuffle=True, seed=0
-    )
+    seeds = "author", data["author"].train_idx
+    loader = gnnsys.NeighborLoader(data, [3, 3], seeds, batch_size=32, shuffle=True, seed=0)
 
     def call(batch: HeteroData) -> Tensor:
         out = net({**batch.x_dict, "agency": emb(batch["agency"].n_id)}, batch.edge_index_dict)

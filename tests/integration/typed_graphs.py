@@ -18,6 +18,20 @@ from gnnsys.convert.pyg import convert_pyg
 AUTHORS, PAPERS, VENUES = 150, 100, 4
 
 
+def graph_of(folder: Path) -> HeteroData:
+    """The graph in memory of a folder whose authors are trained on."""
+    data, dataset = HeteroData(), gnnsys.open_dataset(folder)
+    for kind in dataset.node_types:
+        data[kind].num_nodes = dataset.num_nodes(kind)
+        if dataset.has("features", kind):
+            data[kind].x = torch.from_numpy(dataset.node_table("features", kind).copy())
+    data["author"].y = dataset.labels("author")
+    for kind in dataset.edge_types:
+        data[kind].edge_index = dataset.edge_index(kind)
+    data["author"].train_idx = dataset.split("train")
+    return data
+
+
 def make_typed() -> HeteroData:
     """Authors, of whom some are trained on, write papers, which cite each other and are shown at
     venues without features; nobody reviews yet."""

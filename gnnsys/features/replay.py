@@ -133,7 +133,7 @@ def first_batches(
     """The epoch, the number in it, and the positions of the seeds, of the first batches of a run.
 
     >>> [*first_batches(ShuffledSeeds(3, Epochs(), seed=0), 2, 3)]
-    [(0, 0, tensor([1, 2])), (0, 1, tensor([0])), (1, 0, tensor([2, 1]))]
+    [(0, 0, tensor([0, 1])), (0, 1, tensor([2])), (1, 0, tensor([1, 2]))]
     """
     count = len(shuffled)
     per_epoch = -(-count // batch_size)

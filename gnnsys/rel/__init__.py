@@ -1,0 +1,8 @@
+"""Layers over graphs with several edge types, from which work is removed before anything runs.
+
+Owns the programs of such layers (values on nodes, edges and pairs of a node and an edge type), the
+passes over them, what a graph must know for them, and their layers: drop-ins for those of PyG.
+Imports ``message_passing``, ``system``, ``compat``, ``errors``, torch and PyG. After Hector (Wu et
+al., ASPLOS 2024). Invariants: every combination of passes and backends gives the same results up to
+the rounding of sums; a graph's edges are grouped once, however many layers read them.
+"""

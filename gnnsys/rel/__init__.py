@@ -6,3 +6,7 @@ Imports ``message_passing``, ``system``, ``compat``, ``errors``, torch and PyG. 
 al., ASPLOS 2024). Invariants: every combination of passes and backends gives the same results up to
 the rounding of sums; a graph's edges are grouped once, however many layers read them.
 """
+
+from gnnsys.rel.program import Builder, Counts, Domain, Program
+
+__all__ = ["Builder", "Counts", "Domain", "Program"]

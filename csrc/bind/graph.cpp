@@ -60,6 +60,14 @@ void bind_group_edges(nb::module_& m) {
         "Groups edges by key, stably; returns -1 or the first edge whose key or value is outside.");
 }
 
+template <class Id>
+void bind_add_loops(nb::module_& m) {
+  m.def("add_loops", &add_loops<Id>, "indptr"_a, "source"_a, "order"_a.none(), "num_nodes"_a,
+        "keep"_a, "indptr_out"_a, "source_out"_a, "target_out"_a, "number_out"_a, Freely(),
+        "Puts a loop of each node behind the other edges of its target; returns the edges written "
+        "and the greatest source and target of them.");
+}
+
 class Aggregator {
  public:
   Aggregator(ThreadPool threads, const std::string& isa)
@@ -195,6 +203,8 @@ void bind_graph(nb::module_& m) {
   bind_group_edges<int32_t, int32_t>(m);
   bind_group_edges<int32_t, int64_t>(m);
   bind_group_edges<int64_t, int64_t>(m);
+  bind_add_loops<int32_t>(m);
+  bind_add_loops<int64_t>(m);
   m.def("find_indptr_fault", &find_indptr_fault, "indptr"_a, "num_edges"_a, Freely(),
         "The first entry that descends or leaves [0, num_edges], or -1.");
   m.def("scan_edges", &scan_edges, "source"_a, "target"_a, Freely(),

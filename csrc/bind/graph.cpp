@@ -237,10 +237,9 @@ void bind_graph(nb::module_& m) {
   bind_fold<double, int32_t>(a);
   bind_fold<double, int64_t>(a);
   nb::class_<EdgeLogits>(m, "EdgeLogits", "The terms of each edge's logits.")
-      .def(
-          nb::init<std::string, int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, bool, double>(),
-          "dtype"_a, "heads"_a, "edge"_a, "source"_a, "num_sources"_a, "target"_a, "leaky"_a,
-          "slope"_a);
+      .def(nb::init<std::string, int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, bool, double>(),
+           "dtype"_a, "heads"_a, "edge"_a, "source"_a, "num_sources"_a, "target"_a, "leaky"_a,
+           "slope"_a);
   nb::class_<EdgeSoftmax>(m, "EdgeSoftmax",
                           "Softmax over the edges of each target, on threads of the process.")
       .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")

@@ -50,7 +50,7 @@ struct Exponential;
 template <>
 struct Exponential<float> {
   using Bits = uint32_t;
-  static constexpr float kLeast = -87.0f;  // below, the result is 0
+  static constexpr float kLeast = -87.0f;       // below, the result is 0
   static constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kHigh = 0.693359375f, kLow = -2.12194440e-4f;  // ln 2 in two parts
   static constexpr int kMantissa = 23, kDegree = 7;

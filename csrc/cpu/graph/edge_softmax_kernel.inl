@@ -28,9 +28,9 @@ template <class Value, class Id>
 GNNSYS_TARGET inline void prefetch_logits(const Job<Value, Id>& job, int64_t edge, int64_t last) {
   if (edge >= last || !job.source) return;
   const int64_t row_bytes = job.heads * static_cast<int64_t>(sizeof(Value));
-  __builtin_prefetch(reinterpret_cast<const void*>(
-      reinterpret_cast<uintptr_t>(job.source) +
-      static_cast<uint64_t>(job.source_of[edge]) * static_cast<uint64_t>(row_bytes)));
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(job.source) +
+                                                   static_cast<uint64_t>(job.source_of[edge]) *
+                                                       static_cast<uint64_t>(row_bytes)));
 }
 
 template <class Value>

@@ -111,6 +111,7 @@ class RelationalGraph:
         self.edge_ptr = torch.zeros(num_relations + 1, dtype=torch.int64)
         self.edge_ptr[1:] = counts.cumsum(0)
         self.source, self.target = self.edge_index
+        self.kept: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return self.edge_index.size(1)

@@ -81,7 +81,7 @@ Importance = Literal["presample", "degree", "pagerank"]
 ImportanceChoice = Literal["auto", "none", "degree", "pagerank", "presample"]
 """The importance that a cache goes by: one kind of it, what is stored with the dataset, or none."""
 
-MODELS = ("sage", "gcn", "gat", "gin", "rgcn", "hgt", "gcnii", "resgcn")
+MODELS = ("sage", "gcn", "gat", "gin", "rgcn", "rgat", "hgt", "gcnii", "resgcn")
 """Models that ``gnnsys train`` has itself."""
 
 Metric = Literal[

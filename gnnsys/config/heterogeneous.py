@@ -9,9 +9,9 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 
 __all__ = ["HETERO_MODELS", "check_heterogeneous", "check_homogeneous"]
 
-HETERO_MODELS = ("rgcn", "hgt", "sage", "gat")
+HETERO_MODELS = ("rgcn", "rgat", "hgt", "sage", "gat")
 """Models of heterogeneous graphs, beside those of users."""
-_OF_TYPES = ("rgcn", "hgt")
+_OF_TYPES = ("rgcn", "rgat", "hgt")
 """Those among them that have no meaning without types."""
 _REFUSED = (
     "full_batch", "parallel", "ranks", "cooperative", "sampler", "eval_reads", "static_shapes",
@@ -28,7 +28,7 @@ def check_heterogeneous(config: TrainConfig) -> None:
     >>> check_heterogeneous(TrainConfig(dataset="g", model="gin"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    gnnsys.errors.ArgumentError: --model gin: g is heterogeneous; expected rgcn, hgt, ...
+    gnnsys.errors.ArgumentError: --model gin: g is heterogeneous; expected rgcn, rgat, ...
     """
     if config.model not in HETERO_MODELS and not is_user_model(config.model):
         raise ArgumentError(

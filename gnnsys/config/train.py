@@ -121,8 +121,8 @@ class TrainConfig(LinkOptions):
     out."""
 
     model: Annotated[str, MODELS, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
-    """Kind of graph convolution. Heterogeneous folders take rgcn, hgt, sage and gat; rgcn and hgt
-    are for them alone. gcnii and resgcn are deep: a linear encoder, --layers graph layers of the
+    """Kind of graph convolution. Heterogeneous folders take rgcn, rgat, hgt, sage and gat; the first
+    three are for them alone. gcnii and resgcn are deep: a linear encoder, --layers graph layers of the
     width --hidden, a linear decoder; for --full-batch. So are gcn and sage with --parallel. Or a
     model of your own: PACKAGE.MODULE:FACTORY, see docs/models.md."""
 

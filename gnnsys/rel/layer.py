@@ -139,6 +139,8 @@ class RelationalLayer:
         if is_transformed():
             return "torch transforms the call (torch.func, forward-mode derivatives or tracing)"
         for each in edges:
+            if isinstance(each, RelationalGraph):
+                continue
             if not _is_plain(each) or each.dtype != torch.int64:
                 return f"edges are {_kind_of(each)}, not a plain tensor of int64"
         for each in rows:
@@ -161,9 +163,11 @@ class RelationalLayer:
 
 
 def typed_graph(
-    edge_index: Tensor, edge_type: Any, num_relations: int, *rows: int, one: bool
+    edge_index: Any, edge_type: Any, num_relations: int, *rows: int, one: bool
 ) -> RelationalGraph:
     """The graph of a call with these numbers of sources and targets, or of one set of nodes."""
+    if isinstance(edge_index, RelationalGraph):
+        return _check_graph(edge_index, edge_type, num_relations, *rows)
     if edge_type is None:
         raise ArgumentError("edge_type: missing, expected (edges,) int64, a type for each edge")
     return RelationalGraph.of(
@@ -173,6 +177,21 @@ def typed_graph(
         num_sources=rows[0],
         num_targets=None if one else rows[1],
     )
+
+
+def _check_graph(
+    graph: RelationalGraph, edge_type: Any, num_relations: int, *rows: int
+) -> RelationalGraph:
+    if edge_type is not None:
+        raise ArgumentError("edge_type: given with a RelationalGraph, which has its types")
+    expected = (num_relations, *rows)
+    found = (graph.num_relations, graph.num_sources, graph.num_targets)
+    if found != expected:
+        raise ArgumentError(
+            f"edge_index: a graph of {found[0]} relations, {found[1]} sources and {found[2]} "
+            f"targets, expected {expected[0]}, {expected[1]} and {expected[2]}"
+        )
+    return graph
 
 
 @functools.cache

@@ -285,6 +285,6 @@ def layer_bytes(
     """Of what autograd keeps and makes for a batch behind its inputs."""
     width = 4 * (config.hidden or 0)
     sources = sum(drawn.get(kind[0], 0) for kind in edges)  # once for each edge type
-    attends = config.model in ("hgt", "gat") or is_user_model(config.model)
+    attends = config.model in ("rgat", "hgt", "gat") or is_user_model(config.model)
     messages = sum(edges.values()) * (3 if attends else 1)
     return width * (2 * nodes + config.layers * (8 * nodes + 2 * sources + messages))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import HeteroConv, HGTConv, SAGEConv, to_hetero
+from torch_geometric.nn import to_hetero
 from torch_geometric.nn.models import GAT, GraphSAGE
 from torch_geometric.nn.module_dict import ModuleDict
 from torch_geometric.utils import trim_to_layer
@@ -17,6 +16,8 @@ from torch_geometric.utils import trim_to_layer
 from gnnsys.config.heterogeneous import HETERO_MODELS
 from gnnsys.dataset.format import EdgeType
 from gnnsys.errors import ArgumentError
+from gnnsys.rel import HGTConv
+from gnnsys.training.typed_convs import RelationAttention, RelationMeans
 
 __all__ = [
     "HeteroClassifier",
@@ -37,12 +38,14 @@ class RelationalConv(nn.Module):
     """The layer of an RGCN (Schlichtkrull et al., ESWC 2018, eq. 2, without its nonlinearity).
 
     ``x_i' = W_0 x_i + sum over relations r of the mean over r's neighbours j of i of W_r x_j``,
-    where an edge type is a relation, and each node type has a ``W_0``.
+    where an edge type is a relation, and each node type has a ``W_0``. With attention, the layer of
+    an RGAT: the neighbours' ``W_r x_j`` are weighted by attention in the place of means.
 
     Args:
         channels: of inputs and outputs.
         node_types: names.
         edge_types: source, relation and target of each.
+        heads: of attention, which divide the channels; 0 for means.
 
     >>> import torch
     >>> conv = RelationalConv(4, ["a", "b"], [("a", "to", "b")])
@@ -53,17 +56,19 @@ class RelationalConv(nn.Module):
     """
 
     def __init__(
-        self, channels: int, node_types: Sequence[str], edge_types: Sequence[EdgeType]
+        self,
+        channels: int,
+        node_types: Sequence[str],
+        edge_types: Sequence[EdgeType],
+        heads: int = 0,
     ) -> None:
         super().__init__()
         self.root = ModuleDict({kind: nn.Linear(channels, channels) for kind in node_types})
-        sizes = channels, channels
-        means = {
-            kind: SAGEConv(sizes, channels, root_weight=False, bias=False) for kind in edge_types
-        }
-        with warnings.catch_warnings():  # of types that get no messages, which have their root
-            warnings.simplefilter("ignore", UserWarning)
-            self.relations = HeteroConv(means)
+        self.relations = (
+            RelationAttention(channels, edge_types, heads)
+            if heads
+            else RelationMeans(channels, edge_types)
+        )
 
     def forward(
         self, x: dict[str, Tensor], edge_index: dict[EdgeType, Tensor]
@@ -128,12 +133,13 @@ class HeteroEncoder(HeteroModel):
     The features of each node type go through a linear layer of its own; a type without features has
     an embedding for each node, which gets sparse gradients. Graph convolutions of one width follow.
 
-    rgcn: ``RelationalConv``. hgt: PyG's ``HGTConv`` (Hu et al., WWW 2020; 8 heads where they divide
-    the width, else 1), where a type that gets no messages keeps its rows. sage, gat: PyG's
-    ``GraphSAGE`` and ``GAT`` by ``to_hetero``, whose results of several edge types are summed.
+    rgcn: ``RelationalConv``; rgat: the same with attention. hgt: ``gnnsys.rel.HGTConv`` (Hu et al.,
+    WWW 2020), where a type that gets no messages keeps its rows. sage, gat: PyG's
+    ``GraphSAGE`` and ``GAT`` by ``to_hetero``, whose results of several edge types are summed. All
+    attention has 8 heads where they divide the width, else 1.
 
     Args:
-        model: rgcn, hgt, sage or gat.
+        model: rgcn, rgat, hgt, sage or gat.
         in_channels: features of a node, of each node type that has some.
         num_nodes: of each node type.
         edge_types: source, relation and target of each.
@@ -174,9 +180,9 @@ class HeteroEncoder(HeteroModel):
         )
         types = [*num_nodes], [*edge_types]
         self.gnn: nn.Module
-        if model != "rgcn":
+        if model not in ("rgcn", "rgat"):
             _check_types(model, *types)
-        if model in ("rgcn", "hgt"):
+        if model in ("rgcn", "rgat", "hgt"):
             self.gnn = _Layers(model, types, hidden, layers, dropout)
         else:
             self.gnn = _to_hetero(model, types, hidden, layers, dropout)
@@ -203,7 +209,7 @@ class HeteroEncoder(HeteroModel):
                 are in ``x``.
             num_sampled_nodes: per hop, that of the seeds first, of each node type.
             num_sampled_edges: per hop, in the order of the edges, of each edge type. With both,
-                layers of rgcn and hgt compute only what later ones need; the seeds' rows are the
+                layers of rgcn, rgat and hgt compute only what later ones need; the seeds' rows are the
                 same.
         """
         rows = {}
@@ -225,7 +231,7 @@ class HeteroClassifier(HeteroEncoder):
     """Classifies the nodes of one type of a heterogeneous graph: a linear layer on its rows.
 
     Args:
-        model: rgcn, hgt, sage or gat.
+        model: rgcn, rgat, hgt, sage or gat.
         target: node type to classify.
         out_channels: classes.
         **shape: the other arguments of ``HeteroEncoder``.
@@ -286,15 +292,16 @@ _Types = tuple[list[str], list[EdgeType]]
 
 
 class _Layers(nn.Module):
-    """Graph convolutions of rgcn or hgt, one after the other."""
+    """Graph convolutions of rgcn, rgat or hgt, one after the other."""
 
     def __init__(self, model: str, types: _Types, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.dropout, self.is_relational = dropout, model == "rgcn"
+        self.dropout, self.is_relational = dropout, model != "hgt"
+        heads = _heads(hidden)
         self.convs = nn.ModuleList(
-            RelationalConv(hidden, *types)
+            RelationalConv(hidden, *types, heads=heads if model == "rgat" else 0)
             if self.is_relational
-            else HGTConv(hidden, hidden, types, heads=_heads(hidden))
+            else HGTConv(hidden, hidden, types, heads=heads)
             for _ in range(layers)
         )
 
@@ -326,10 +333,10 @@ def _heads(hidden: int) -> int:
 
 def _check_types(model: str, node_types: Sequence[str], edge_types: Sequence[EdgeType]) -> None:
     """Raises ArgumentError for types that PyG's HGTConv, or its to_hetero, cannot take."""
-    part, way_out = "HGTConv", "give --model rgcn"
+    part, way_out = "HGTConv", "give --model rgcn or rgat"
     names = [*node_types]
     if model != "hgt":
-        part, way_out = "to_hetero", "give --model rgcn or hgt"
+        part, way_out = "to_hetero", "give --model rgcn, rgat or hgt"
         names += [relation for _, relation, _ in edge_types]
         silent = [kind for kind in node_types if all(kind != target for *_, target in edge_types)]
         if silent:

@@ -21,7 +21,6 @@ from torch_geometric.nn import (
     GCNConv,
     GINConv,
     GraphConv,
-    HGTConv,
     MessagePassing,
     PNAConv,
     ResGatedGraphConv,
@@ -42,7 +41,9 @@ from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EDGE_TYPE
 from gnnsys.errors import UnsupportedError
 from gnnsys.loaders import CSC
+from gnnsys.rel import HGTConv
 from gnnsys.training.models import NodeClassifier
+from gnnsys.training.typed_convs import TYPED_CONVS
 
 __all__ = [
     "BIPARTITE",
@@ -73,7 +74,7 @@ BIPARTITE = (
 _LAYERS = (*BIPARTITE, GCNConv, PNAConv)
 """These and those that take all nodes of a block as both."""
 
-TYPED_LAYERS = (*_LAYERS, HGTConv)
+TYPED_LAYERS = (*_LAYERS, HGTConv, *TYPED_CONVS)
 """These and those that take rows and edges of several types."""
 
 _METHODS = ("forward", "message", "aggregate", "update", "edge_update", "message_and_aggregate")

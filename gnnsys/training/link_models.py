@@ -19,7 +19,7 @@ class HeteroEmbedder(HeteroEncoder):
     """Embeddings of some node types of a heterogeneous graph: a linear layer on the rows of each.
 
     Args:
-        model: rgcn, hgt, sage or gat.
+        model: rgcn, rgat, hgt, sage or gat.
         kinds: the node types.
         **shape: the other arguments of ``HeteroEncoder``.
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import HGTConv
 from torch_geometric.typing import NodeType
 
 from gnnsys.dataset.folder import Dataset
@@ -34,6 +33,7 @@ from gnnsys.system.scratch import ScratchFolder
 from gnnsys.training.divided_layers import as_rows, create_store
 from gnnsys.training.layer_blocks import as_unified, cut_blocks, device_of, read_rows, row_bytes
 from gnnsys.training.layer_checks import in_evaluation, unwrap
+from gnnsys.training.typed_convs import ATTENDING
 from gnnsys.training.typed_layers import Step, TypedLayers, trace_model
 from gnnsys.unified_tensor import UnifiedTensor
 
@@ -42,7 +42,7 @@ __all__ = ["hetero_inference"]
 _BLOCK_BYTES = 64 << 20
 _ATTRIBUTE = "x"
 _OF_ATTENTION = 4
-"""Times the bytes of its inputs that an HGTConv has at a time: keys, queries and values of each
+"""Times the bytes of its inputs that attention has at a time: keys, queries and values of each
 edge."""
 
 
@@ -286,7 +286,7 @@ class _Run:
         for kind in step.relations:
             costs += self._layers.sampler.graphs[kind].indptr * nbytes[kind[0]]
         calls = (traced.convolutions.get(value) for value in step.values)
-        attends = any(call is not None and isinstance(call.conv, HGTConv) for call in calls)
+        attends = any(call is not None and isinstance(call.conv, ATTENDING) for call in calls)
         return costs * _OF_ATTENTION if attends else costs
 
     def _read(self, value: Node, ids: Tensor, in_order: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch_geometric.data import HeteroData
-from torch_geometric.nn import GCNConv, HGTConv
+from torch_geometric.nn import GCNConv
 from torch_geometric.sampler.base import NumNeighbors
 from torch_geometric.typing import EdgeType, NodeType
 
@@ -23,6 +23,7 @@ from gnnsys.errors import ArgumentError, UnsupportedError
 from gnnsys.loaders import NeighborSampler
 from gnnsys.training.layer_checks import check_hooks, same_rows
 from gnnsys.training.model_layers import Block, degree_scale, make_convolution
+from gnnsys.training.typed_convs import TYPED_CONVS
 from gnnsys.training.typed_trace import TracedModel, TypedConvolution
 
 __all__ = ["Step", "TypedLayers", "plan_steps", "trace_model"]
@@ -152,7 +153,7 @@ class TypedLayers:
         targets: int,
     ) -> Tensor:
         call = self.traced.convolutions[value]
-        if isinstance(call.conv, HGTConv):
+        if isinstance(call.conv, TYPED_CONVS):
             return _convolve_by_type(call, rows, edges)[:targets]
         (kind,) = call.relations
         source = rows[call.sources[kind[0]]]

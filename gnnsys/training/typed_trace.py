@@ -19,7 +19,7 @@ import torch
 import torch.fx
 from torch.fx import Node, Proxy
 from torch.fx.node import map_arg
-from torch_geometric.nn import GCNConv, HeteroDictLinear, HGTConv, MessagePassing
+from torch_geometric.nn import GCNConv, HeteroDictLinear, MessagePassing
 from torch_geometric.nn.conv.hetero_conv import group
 from torch_geometric.typing import EdgeType, NodeType
 
@@ -32,6 +32,7 @@ from gnnsys.training.layer_checks import (
     told,
 )
 from gnnsys.training.model_layers import QUANTILES
+from gnnsys.training.typed_convs import TYPED_CONVS
 
 __all__ = ["TracedModel", "TypedConvolution"]
 
@@ -199,9 +200,9 @@ class TracedModel:
         target = node.meta.get(_TARGET, edges[0][-1] if edges else None)
         if not edges:
             raise self._refusal(node, f"has no edge type in the data that leads to {target!r}")
-        if not isinstance(conv, HGTConv) and edges[0][0] != target and type(rows) is not tuple:
+        if not isinstance(conv, TYPED_CONVS) and edges[0][0] != target and type(rows) is not tuple:
             raise self._refusal(node, f"takes one tensor for {edges[0]}, expected one of each end")
-        if isinstance(conv, HGTConv):
+        if isinstance(conv, TYPED_CONVS):
             sources = {kind: each for kind, each in rows.items() if kind in {e[0] for e in edges}}
             own = rows[target]
         else:
@@ -212,7 +213,7 @@ class TracedModel:
                 raise self._refusal(
                     node, f"takes what is not made of the rows of {kind!r} in x_dict as such rows"
                 )
-        pair = sources.get(target) is not own and not isinstance(conv, HGTConv)
+        pair = sources.get(target) is not own and not isinstance(conv, TYPED_CONVS)
         kinds = {type(each) for each in aggregations_of(conv.aggr_module)}
         if pair and (kinds & {*QUANTILES} or not isinstance(conv, BIPARTITE)):
             raise self._refusal(
@@ -228,7 +229,7 @@ class TracedModel:
     def _arguments(self, node: Node, conv: MessagePassing) -> tuple[Any, list[EdgeType]]:
         """What a graph layer takes rows from, as it is given them, and its edge types."""
         given = dict(inspect.signature(conv.forward).bind(*node.args, **node.kwargs).arguments)
-        if isinstance(conv, HGTConv):
+        if isinstance(conv, TYPED_CONVS):
             edges = given["edge_index_dict"]
             for kind, each in edges.items():
                 if self._edges.get(each) != kind:
@@ -301,7 +302,7 @@ class _Tracer(torch.fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """See ``torch.fx.Tracer``."""
-        if isinstance(m, HGTConv):
+        if isinstance(m, TYPED_CONVS):
             return self._call_by_type(m, *args, **kwargs)
         if isinstance(m, HeteroDictLinear):  # which may multiply the rows of all types at once
             (rows,) = (*args, *kwargs.values())
@@ -314,7 +315,7 @@ class _Tracer(torch.fx.Tracer):
         return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
     def _call_by_type(
-        self, conv: HGTConv, x_dict: dict[str, Any], edge_index_dict: dict[EdgeType, Any]
+        self, conv: Any, x_dict: dict[str, Any], edge_index_dict: dict[EdgeType, Any]
     ) -> dict[str, Any]:
         """A call for each type of nodes that get messages, with the edges that lead to it."""
         outputs = {}

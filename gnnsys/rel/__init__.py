@@ -7,6 +7,9 @@ al., ASPLOS 2024). Invariants: every combination of passes and backends gives th
 the rounding of sums; a graph's edges are grouped once, however many layers read them.
 """
 
+from gnnsys.rel.hgt_conv import HGTConv
 from gnnsys.rel.program import Builder, Counts, Domain, Program
+from gnnsys.rel.rgat_conv import RGATConv
+from gnnsys.rel.rgcn_conv import RGCNConv
 
-__all__ = ["Builder", "Counts", "Domain", "Program"]
+__all__ = ["Builder", "Counts", "Domain", "HGTConv", "Program", "RGATConv", "RGCNConv"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 import torch_geometric.nn
 from torch import Tensor
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
+from torch_geometric.typing import OptTensor
 
 from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.message_passing import sum_neighbors
@@ -57,6 +58,9 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
     """
 
     _pyg = torch_geometric.nn.RGCNConv
+
+    propagate_type: ClassVar = {"x": Tensor, "edge_type_ptr": OptTensor}
+    """As PyG's own forward calls ``propagate``, which PyG reads in the source of the class else."""
 
     def forward(self, x: Any, edge_index: Any, edge_type: Tensor | None = None) -> Tensor:
         """See ``torch_geometric.nn.RGCNConv.forward``."""

@@ -131,6 +131,8 @@ class RelationalGraph:
         """(T + 1,) int64 on the CPU: edges of type t are edge_ptr[t] … edge_ptr[t + 1] - 1."""
         self.node_ptr = node_ptr
         """(node types + 1,) int64 on the CPU."""
+        self.kept: dict[str, Tensor] = {}
+        """What executors have worked out of it."""
 
     def __len__(self) -> int:
         return self._rows.size(1)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from gnnsys.errors import ArgumentError
 
@@ -83,8 +83,12 @@ class Instruction:
     op: str
     """``nodes sources targets edges weight`` read what is given, the others compute:
     ``at_source at_target linear inner add mul scale leaky_relu relu exp dropout reshape concat
-    slice reciprocal_degree softmax sum``; passes also write ``sum_pairs fold transpose
-    edge_softmax``."""
+    slice reciprocal_degree softmax sum``; passes also write
+
+    - ``transpose W``: (..., K, N) to (..., N, K);
+    - ``fold_inner W, a``: a weight v so that inner(x W, a) is x v; ``fold_linear W, q``: W q;
+    - ``sum_pairs``: of pairs of a target and a type, over the pairs of each target;
+    - ``edge_softmax``: the softmax of the sum of its inputs (of its leaky_relu, with a slope)."""
 
     inputs: tuple[int, ...]
     domain: Domain
@@ -114,9 +118,9 @@ class Instruction:
         return made + (" (fused)" if self.fused else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
-    """A layer; immutable, made by ``Builder.build``, changed by passes into other programs."""
+    """A layer: immutable, told apart by object; ``Builder.build`` makes it, passes make others."""
 
     instructions: tuple[Instruction, ...]
     result: int
@@ -127,6 +131,9 @@ class Program:
 
     frees: tuple[tuple[int, ...], ...] | None = None
     """For each instruction the values that nothing reads after it, once known."""
+
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """What executors have worked out of it."""
 
     def __str__(self) -> str:
         lines = [each.text(number) for number, each in enumerate(self.instructions)]
@@ -226,6 +233,10 @@ class Builder:
 
     def linear(self, x: Value, weight: Value) -> Value:
         """x (K,) times (K, N), or in blocks: (B, K) times (B, K, N), for the type of each row."""
+        if weight.domain not in _BY.values():
+            raise ArgumentError(
+                f"linear: the weight lives on {weight.domain.value}, expected one of weight(...)"
+            )
         read, wide = x.shape, weight.shape
         if len(wide) not in (2, 3) or read != wide[:-1]:
             raise ArgumentError(

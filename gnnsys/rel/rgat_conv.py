@@ -82,7 +82,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
         options = self._options(values)
         if not isinstance(return_attention_weights, bool) and self.mod != "f-additive":
             return self._finish(self._run(Call(_program(options), graph, values)), graph)
-        alpha = graph.to_given(self._run(Call(_program(options, "attention"), graph, values)))
+        alpha = self._run(Call(_program(options, "attention"), graph, values))
         values["alpha"] = alpha
         if self.mod == "f-additive":
             values["alpha"] = torch.where(alpha > 0, alpha + 1, alpha)

@@ -1,3 +1,4 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
@@ -16,6 +17,7 @@
 #include "gnnsys/graph/fold_rows.hpp"
 #include "gnnsys/graph/pair_sums.hpp"
 #include "gnnsys/graph/rmat.hpp"
+#include "gnnsys/graph/typed_pairs.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -209,6 +211,12 @@ void bind_graph(nb::module_& m) {
         "The first entry that descends or leaves [0, num_edges], or -1.");
   m.def("scan_edges", &scan_edges, "source"_a, "target"_a, Freely(),
         "Whether targets ascend; the least and the greatest source; those of the targets.");
+  m.def("sort_by_type", &sort_by_type, "source"_a, "target"_a, "type"_a, "num_sources"_a,
+        "num_targets"_a, "type_ptr"_a, "source_out"_a, "target_out"_a, "order_out"_a, Freely(),
+        "Sorts edges by type, stably; whether they were, or None where an id is out of range.");
+  m.def("number_pairs", &number_pairs, "node"_a, "type_ptr"_a, "num_nodes"_a, "pair_of_edge"_a,
+        "node_of_pair"_a, "pair_ptr"_a, Freely(),
+        "Numbers the distinct (node, type) of edges sorted by type; returns how many there are.");
   m.def("count_sorted", &count_sorted, "target"_a, "indptr"_a, Freely(),
         "Fills indptr for targets that ascend.");
   m.def("permute_ids", &permute_ids, "key"_a, "num_ids"_a, "inverse"_a, "ids"_a.noconvert(),

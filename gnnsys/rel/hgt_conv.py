@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,9 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
     """
 
     _pyg = torch_geometric.nn.HGTConv
+
+    propagate_type: ClassVar = {"k": Tensor, "q": Tensor, "v": Tensor, "edge_attr": Tensor}
+    """As PyG's own forward calls ``propagate``, which PyG reads in the source of the class else."""
 
     def forward(
         self, x_dict: Mapping[str, Tensor], edge_index_dict: Mapping[Any, Any]

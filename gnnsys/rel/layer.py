@@ -219,9 +219,11 @@ def _as_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
-@functools.lru_cache(maxsize=256)
 def _optimised(program: Program, counts: Counts, passes: tuple[str, ...]) -> Program:
-    return optimise(program, counts, passes)
+    made: Program | None = program.kept.get((counts, passes))
+    if made is None:
+        made = program.kept[counts, passes] = optimise(program, counts, passes)
+    return made
 
 
 def _rough(counts: Counts) -> Counts:

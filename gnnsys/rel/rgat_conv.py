@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch_geometric.nn
 from torch import Tensor
 from torch_geometric.nn.aggr import SumAggregation
+from torch_geometric.typing import OptTensor
 
 from gnnsys.errors import ArgumentError
 from gnnsys.rel.graph import RelationalGraph
@@ -55,6 +56,9 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
     """
 
     _pyg = torch_geometric.nn.RGATConv
+
+    propagate_type: ClassVar = {"x": Tensor, "edge_type": OptTensor, "edge_attr": OptTensor}
+    """As PyG's own forward calls ``propagate``, which PyG reads in the source of the class else."""
 
     def forward(
         self,
@@ -221,7 +225,7 @@ class _Options:
 
 @functools.cache
 def _program(options: _Options, part: Literal["all", "attention", "sums"] = "all") -> Program:
-    """(L * H) attention of each edge, (H, L * C) sums of messages by "alpha" that is given, or both."""
+    """(L * H) attention of each edge, (H, L * C) sums of messages by a given "alpha", or both."""
     build = Builder()
     weight = build.weight(
         "weight", *_blocks(options, options.width, options.heads * options.channels)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 import torch_geometric.nn
 from torch import Tensor
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
+from torch_geometric.typing import OptTensor
 
 from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.message_passing import sum_neighbors
@@ -17,6 +18,7 @@ from gnnsys.message_passing.known import KnownOf
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.layer import Call, RelationalLayer, typed_graph
 from gnnsys.rel.program import Builder, Program, Value
+from gnnsys.rel.rows import reciprocal_degrees
 
 __all__ = ["RGCNConv"]
 
@@ -57,6 +59,9 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
     """
 
     _pyg = torch_geometric.nn.RGCNConv
+
+    propagate_type: ClassVar = {"x": Tensor, "edge_type_ptr": OptTensor}
+    """As PyG's own forward calls ``propagate``, which PyG reads in the source of the class else."""
 
     def forward(self, x: Any, edge_index: Any, edge_type: Tensor | None = None) -> Tensor:
         """See ``torch_geometric.nn.RGCNConv.forward``."""
@@ -153,10 +158,10 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
         """Sums of rows of the weights, as if ``x`` were rows of an identity matrix."""
         edges = _edges_of_ids(graph, ids, self.in_channels_l)
         weight: Tensor = self.weight
-        scale = torch.ones(len(graph), 1, dtype=weight.dtype, device=weight.device)
         if self._is_mean():
-            pairs = graph.targets_of_types.of_edge
-            scale = graph.degree_of_pairs.to(weight.dtype).reciprocal()[pairs].unsqueeze(1)
+            scale = reciprocal_degrees(graph, weight)[graph.targets_of_types.of_edge].unsqueeze(1)
+        else:
+            scale = torch.ones(len(graph), 1, dtype=weight.dtype, device=weight.device)
         if self.num_bases is None or self.num_relations * self.in_channels_l < len(graph):
             rows = (weight if self.num_bases is None else self._composed()).flatten(0, 1)
             return sum_neighbors(rows, edges.of_types, scale, num_nodes=graph.num_targets)
@@ -227,25 +232,29 @@ class _Edges:
     of_types: Tensor
 
 
-_known: KnownOf[tuple[Any, _Edges]] = KnownOf()
+_known: KnownOf[tuple[RelationalGraph, int, _Edges]] = KnownOf()
+"""Of a tensor of ids: the edges that it was last read along."""
 
 
 def _edges_of_ids(graph: RelationalGraph, ids: Tensor | None, num_ids: int) -> _Edges:
-    """Remembered with the ids while they live, or with the graph where they are all ids."""
-    key, owner = (num_ids, None if ids is None else graph), graph.edge_index if ids is None else ids
-    found = _known.of(owner)
-    if found is not None and found[0] == key:
-        return found[1]
-    source, target = graph.edge_index
-    if ids is not None:
+    if ids is None:
+        name = f"rows of {num_ids} ids"
+        if name not in graph.kept:
+            graph.kept[name] = _make_edges(graph, graph.source, num_ids).of_types
+        return _Edges(graph.edge_index, graph.kept[name])
+    found = _known.of(ids)
+    if found is None or found[0] is not graph or found[1] != num_ids:
         outside = ((ids < 0) | (ids >= num_ids)).nonzero()
         if len(outside):
             raise RowIndexError(
                 f"x: {int(ids[outside[0]])} at position {int(outside[0])}, expected ids from 0 to "
                 f"{num_ids - 1}: in_channels is {num_ids}"
             )
-        source = ids[source]
+        found = (graph, num_ids, _make_edges(graph, ids[graph.source], num_ids))
+        _known.remember(ids, found)
+    return found[2]
+
+
+def _make_edges(graph: RelationalGraph, source: Tensor, num_ids: int) -> _Edges:
     rows = graph.edge_type * num_ids + source
-    edges = _Edges(torch.stack([source, target]), torch.stack([rows, target]))
-    _known.remember(owner, (key, edges))
-    return edges
+    return _Edges(torch.stack([source, graph.target]), torch.stack([rows, graph.target]))

@@ -65,7 +65,8 @@ def reciprocal_degrees(graph: RelationalGraph, like: Tensor) -> Tensor:
 def _kept(graph: RelationalGraph, name: str, make: Callable[[], Tensor]) -> Tensor:
     found = graph.kept.get(name)
     if found is None:
-        found = graph.kept[name] = make()
+        with torch.inference_mode(False):  # the graph outlives a block of inference mode
+            found = graph.kept[name] = make()
     return found
 
 

@@ -112,7 +112,7 @@ def test_rgcn_of_ids_equals_pyg(options: dict[str, Any]) -> None:
 
 
 def test_rgcn_takes_bases_before_sums_or_matrices_of_relations_whichever_is_less() -> None:
-    for relations in (2, 4000):
+    for relations in (2, 300):
         theirs = pyg.RGCNConv(WIDTH, 4, relations, num_bases=2)
         edge_index, _ = random_edges()
         kinds = torch.randint(min(relations, 30), (EDGES,))
@@ -120,7 +120,7 @@ def test_rgcn_takes_bases_before_sums_or_matrices_of_relations_whichever_is_less
         x = torch.randn(NODES, WIDTH)
         assert_as_pyg(theirs, ours, x, edge_index, kinds)
         call = ours._call(x, edge_index, kinds)
-        assert ("comp" in call.values) == (relations == 4000)
+        assert ("comp" in call.values) == (relations == 300)
 
 
 RGAT_OPTIONS: list[dict[str, Any]] = [
@@ -312,7 +312,7 @@ def test_autocast_computes_in_its_element_type(kind: str) -> None:
 @each_layer
 def test_compiled_layers_give_the_same(kind: str) -> None:
     conv, inputs = LAYERS[kind](), inputs_of(kind)
-    compiled = torch.compile(Scaled(conv), backend="aot_eager")
+    compiled = torch.compile(Scaled(conv), backend="eager")
     assert_as_pyg(Scaled(conv), compiled, *inputs)
 
 
@@ -403,22 +403,25 @@ def test_pyg_computes_what_programs_do_not_and_says_why(caplog: pytest.LogCaptur
     for options, words in (({"aggr": "max"}, "neither mean nor add"),
                            ({"flow": "target_to_source"}, "source_to_target")):  # fmt: skip
         theirs = pyg.RGCNConv(WIDTH, 4, RELATIONS, **options)
-        ours = RGCNConv.from_pyg(theirs)
+        ours = RGCNConv(WIDTH, 4, RELATIONS, **options)
+        ours.load_state_dict(theirs.state_dict())
         assert_as_pyg(theirs, ours, x, edge_index, edge_type)
         ours(x, edge_index, edge_type)
         assert [words in record.getMessage() for record in caplog.records] == [True]
         caplog.clear()
         with pytest.raises(ArgumentError, match=words):
             ours.explain_program(x, edge_index, edge_type)
-    seen: list[Any] = []
-    hooked = LAYERS["rgat"]()
-    hooked.register_message_forward_hook(lambda *arguments: seen.append(arguments))
-    hooked(x, edge_index, edge_type)
-    assert seen
-    assert "single messages" in caplog.text
-    narrow = edge_index.int()
     with pytest.raises(ArgumentError, match=r"torch\.int32, on cpu, not a plain tensor of int64"):
-        hooked.explain_program(x, narrow, edge_type)
+        LAYERS["rgat"]().explain_program(x, edge_index.int(), edge_type)
+
+
+@each_layer
+def test_hooks_see_the_messages_of_pyg(kind: str) -> None:
+    conv, inputs = LAYERS[kind](), inputs_of(kind)
+    hooked, seen = copy.deepcopy(conv), []
+    hooked.register_message_forward_hook(lambda *arguments: seen.append(arguments))
+    assert_as_pyg(hooked, conv, *inputs)
+    assert seen
 
 
 def test_layers_with_messages_of_their_own_are_pygs(caplog: pytest.LogCaptureFixture) -> None:
@@ -453,8 +456,8 @@ def test_what_cannot_be_is_told_in_one_line() -> None:
     late = {kind: each + HGT_SIZES[kind[0]] for kind, each in edges.items()}
     calls: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (lambda: conv(x, edge_index), ArgumentError, "edge_type: missing, expected"),
-        (lambda: conv(x, edge_index, edge_type + 1), RowIndexError, "edge_type: 5 at position"),
-        (lambda: conv(x, edge_index - 1, edge_type), RowIndexError, r"edge_index\[0\]: -1 at"),
+        (lambda: conv(x, edge_index, edge_type + 1), RowIndexError, "edge_type 5 at position"),
+        (lambda: conv(x, edge_index - 1, edge_type), RowIndexError, "source -1 at position"),
         (lambda: conv(x[:5], edge_index, edge_type), RowIndexError, "there are 5 sources"),
         (lambda: conv(x[:, :3], edge_index, edge_type), ArgumentError, r"expected .*\(rows, 6\)"),
         (lambda: conv(x.float(), edge_index, edge_type), DTypeError, "x: torch.float32, but"),

@@ -122,6 +122,10 @@ def test_every_command_about_planning_runs_in_an_empty_folder(
     assert (tmp_path / "demo-graph" / "static_score.npy").is_file()
 
 
+def test_what_is_told_of_relational_layers_runs(run_blocks: RunBlocks) -> None:
+    assert run_blocks("relational-layers.md") == ["python"]
+
+
 @pytest.mark.slow
 def test_every_command_about_ranks_runs_in_an_empty_folder(
     tmp_path: Path, run_blocks: RunBlocks

@@ -19,7 +19,7 @@ def test_orders_of_rows_and_seeds_are_compared(
     row_order = importlib.import_module("row_order")
     folder = generate_community(tmp_path / "g", nodes=4000, classes=20, features=64)
     assert main(["convert", str(folder), str(tmp_path / "c"), "--order", "community"]) == 0
-    sizes = ["--batch", "8", "--warm", "3", "--batches", "6", "--rounds", "1"]
+    sizes = ["--batch", "8", "--warm", "3", "--batches", "120", "--rounds", "1"]
     options = ["--storage", "pread", "--cache", "100KB", "--seed-blocks", "1,8"]
     report = tmp_path / "report.json"
     folders = [str(folder), str(tmp_path / "c")]

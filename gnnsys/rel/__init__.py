@@ -7,6 +7,8 @@ al., ASPLOS 2024). Invariants: every combination of passes and backends gives th
 the rounding of sums; a graph's edges are grouped once, however many layers read them.
 """
 
+from gnnsys.rel.explain import explain
+from gnnsys.rel.passes import optimise
 from gnnsys.rel.program import Builder, Counts, Domain, Program
 
-__all__ = ["Builder", "Counts", "Domain", "Program"]
+__all__ = ["Builder", "Counts", "Domain", "Program", "explain", "optimise"]

@@ -60,7 +60,7 @@ def run(
         training: whether dropout drops.
 
     Returns:
-        (rows, *shape) of the result's domain.
+        (rows, *shape) of the result's domain; those of edges in the order of the edges given.
 
     Raises:
         ArgumentError: a value that is missing or has another shape; a program over one set of nodes
@@ -87,7 +87,8 @@ def run(
         for each in frees:
             made[each] = None
     result: Tensor = made[program.result]
-    return result
+    of_edges = program.instructions[program.result].domain is Domain.EDGE
+    return graph.to_given(result) if of_edges else result
 
 
 def _steps(program: Program) -> list[tuple[_Step, tuple[int, ...]]]:
@@ -238,9 +239,9 @@ def _reshape_rows(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _unary(program: Program, made: Instruction) -> _Step:
-    (x,) = made.inputs
+    x = _read(program, made.inputs[0], made.domain)
     function = _UNARY[made.op](*made.numbers)
-    return lambda run: function(run.values[x])
+    return lambda run: function(x(run))
 
 
 _UNARY: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
@@ -254,15 +255,15 @@ _UNARY: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
 
 
 def _dropout(program: Program, made: Instruction) -> _Step:
-    (x,), (p,) = made.inputs, made.numbers
-    return lambda run: F.dropout(run.values[x], p, run.training)
+    x, (p,) = _read(program, made.inputs[0], made.domain), made.numbers
+    return lambda run: F.dropout(x(run), p, run.training)
 
 
 def _reshape(program: Program, made: Instruction) -> _Step:
-    (x,), shape = made.inputs, made.shape
+    x, shape = _read(program, made.inputs[0], made.domain), made.shape
     if made.domain is Domain.ONE:
-        return lambda run: run.values[x].reshape(shape)
-    return lambda run: _reshape_rows(run.values[x], shape)
+        return lambda run: x(run).reshape(shape)
+    return lambda run: _reshape_rows(x(run), shape)
 
 
 def _concat(program: Program, made: Instruction) -> _Step:

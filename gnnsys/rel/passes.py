@@ -118,7 +118,7 @@ def compact(program: Program, force: Mapping[int, Domain] | None = None) -> Prog
     """Computes what one end and the type of an edge fix once for each such pair.
 
     A value of each edge moves to the pairs of source and type (or target and type) iff its
-    dependences are among these, and to the nodes if they are one end alone.
+    dependences are among these, and to the nodes if they are one end alone. The result stays.
 
     Args:
         program: with dependences; without, nothing is known of it, and nothing moves.
@@ -135,7 +135,7 @@ def compact(program: Program, force: Mapping[int, Domain] | None = None) -> Prog
     out = Rewriter(program)
     for number, instruction in enumerate(program.instructions):
         domain = Domain.EDGE
-        if instruction.domain is Domain.EDGE:
+        if instruction.domain is Domain.EDGE and number != program.result:
             domain = next((to for to, fixed in _FIXED_BY.items() if known[number] <= fixed), domain)
         if domain is Domain.EDGE:
             out.copy(number)

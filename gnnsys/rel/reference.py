@@ -84,24 +84,26 @@ class _Machine:
         self.rows: list[Rows] = []
 
     def run(self, instruction: Instruction) -> None:
-        over_edges = {"softmax": self._softmax, "sum": self._sum}.get(instruction.op)
+        op, domain = instruction.op, instruction.domain
+        over_edges = {"softmax": self._softmax, "sum": self._sum}.get(op)
         if over_edges is not None:
             rows = over_edges(instruction)
         elif instruction.name:
             rows = self._given(instruction)
-        elif instruction.op == "reciprocal_degree":
+        elif op == "reciprocal_degree":
             rows = self._reciprocal_degrees()
-        elif instruction.op in ("at_source", "at_target"):
-            end = 0 if instruction.op == "at_source" else 1
+        elif op in ("at_source", "at_target") and domain is Domain.EDGE:
             x = self.rows[instruction.inputs[0]]
+            end = 0 if op == "at_source" else 1
             rows = {edge: x[ends[end]] for edge, ends in self.edges.items()}
-        elif instruction.op in _OF_ROWS:
-            rows = {key: self._of_row(instruction, key) for key in self.keys[instruction.domain]}
+        elif op in _OF_ROWS:
+            rows = {key: self._of_row(instruction, key) for key in self.keys[domain]}
         else:
             raise ArgumentError(
-                f"program: has {instruction.op!r}, which passes write; give the one that was built"
+                f"program: has {op!r} on {domain.value}, as passes write it; give the one that was "
+                "built"
             )
-        self.domains.append(instruction.domain)
+        self.domains.append(domain)
         self.rows.append(rows)
 
     def _given(self, instruction: Instruction) -> Rows:

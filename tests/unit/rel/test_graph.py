@@ -50,7 +50,7 @@ def check_pairs(pairs: Pairs, node: Tensor, edge_type: Tensor, relations: int) -
     assert pairs.ratio == len(pairs) / max(len(node), 1)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.integers(1, 6).flatmap(
         lambda relations: st.tuples(

@@ -248,7 +248,9 @@ def test_one_graph_of_several_types_is_that_of_pyg() -> None:
     for kind in KINDS:
         data[kind].edge_index = edges.get(kind, NO_ROWS)
     expected = data.to_homogeneous()
-    graph = RelationalGraph.from_hetero(edges, NODES, KINDS)
+    with torch.device("meta"):  # where tensors without a device would be
+        graph = RelationalGraph.from_hetero(edges, NODES, KINDS)
+        assert graph_of().pair_nodes.device.type == "cpu"
     assert torch.equal(graph.edge_index, expected.edge_index)
     assert torch.equal(graph.edge_type, expected.edge_type)
     assert graph.node_ptr.tolist() == [0, 3, 7, 7]

@@ -20,7 +20,14 @@ from gnnsys.message_passing.softmax import edge_softmax
 from gnnsys.message_passing.sums import dot_neighbors, sum_neighbors
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.program import Domain, Instruction, Program
-from gnnsys.rel.rows import Find, edges_between, reciprocal_degrees, row_map, rows_of
+from gnnsys.rel.rows import (
+    Find,
+    edges_between,
+    reciprocal_degrees,
+    reciprocal_degrees_of_edges,
+    row_map,
+    rows_of,
+)
 from gnnsys.rel.segments import segment_matmul
 
 __all__ = ["run"]
@@ -105,7 +112,14 @@ def _read(program: Program, number: int, domain: Domain) -> _Step:
     made = program.instructions[number]
     if made.domain is Domain.ONE and domain is not Domain.ONE:
         return lambda run: run.values[number].expand(rows_of(run.graph, domain), *made.shape)
+    if made.op == "reciprocal_degree" and domain is Domain.EDGE:
+        return lambda run: reciprocal_degrees_of_edges(run.graph, _like(run))
     return _mapped(number, made.domain, domain)
+
+
+def _like(run: _Run) -> Tensor:
+    """A value that was given; all have one dtype."""
+    return next(iter(run.given.values()))
 
 
 def _mapped(number: int, read: Domain, domain: Domain) -> _Step:
@@ -137,7 +151,7 @@ def _given(program: Program, made: Instruction) -> _Step:
 
 
 def _reciprocal_degree(program: Program, made: Instruction) -> _Step:
-    return lambda run: reciprocal_degrees(run.graph, next(iter(run.given.values())))
+    return lambda run: reciprocal_degrees(run.graph, _like(run))
 
 
 # Of each row --------------------------------------------------------------------------------------

@@ -120,7 +120,8 @@ def choose_sides(program: Program, counts: Counts) -> Program:
       row for each pair of a target and a type, which are then summed into targets;
     - inner(y, x W) is inner(y W^T, x): one row for each pair of y's end and a type.
 
-    Without types, the same for each target. Both only if nothing else needs x W.
+    Without types, the same for each target. Both only if nothing else needs x W, and unless x is so
+    much wider than x W that edges would multiply more than the linear saves.
     """
     readers = _readers(program)
     out = Rewriter(program)
@@ -157,7 +158,11 @@ def _move_of(program: Program, number: int, counts: Counts) -> _Move | None:
     if move is None:
         return None
     linear = program.instructions[move.linear]
-    return move if counts.rows(move.domain) < counts.rows(linear.domain) else None
+    wide = math.prod(program.instructions[linear.inputs[1]].shape)
+    read = math.prod(program.instructions[linear.inputs[0]].shape)
+    fewer = counts.rows(linear.domain) - counts.rows(move.domain)
+    is_less = fewer > 0 and counts.edges * (read - math.prod(linear.shape)) < fewer * wide
+    return move if is_less else None
 
 
 def _move_of_sum(program: Program, number: int) -> _Move | None:

@@ -11,7 +11,14 @@ from gnnsys.errors import ArgumentError
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.program import Domain
 
-__all__ = ["Find", "edges_between", "reciprocal_degrees", "row_map", "rows_of"]
+__all__ = [
+    "Find",
+    "edges_between",
+    "reciprocal_degrees",
+    "reciprocal_degrees_of_edges",
+    "row_map",
+    "rows_of",
+]
 
 # E edges, T types, M rows of a domain.
 
@@ -59,6 +66,15 @@ def reciprocal_degrees(graph: RelationalGraph, like: Tensor) -> Tensor:
             .reciprocal()
             .to(like.dtype)
         ),
+    )
+
+
+def reciprocal_degrees_of_edges(graph: RelationalGraph, like: Tensor) -> Tensor:
+    """(E,) of the dtype of ``like``: those of each edge's target and type."""
+    return _kept(
+        graph,
+        f"reciprocal degrees of edges of {like.dtype}",
+        lambda: reciprocal_degrees(graph, like)[graph.targets_of_types.of_edge],
     )
 
 

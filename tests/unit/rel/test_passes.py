@@ -129,13 +129,13 @@ def test_a_linear_that_messages_need_is_not_computed_a_second_time() -> None:
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        (COUNTS, ["%3 : (src, etype) x 2 = linear %1, %2", "%5 : dst x 2 = sum %3, %4"]),
+        (COUNTS, ["%3 : (src, etype) x 8 = linear %1, %2", "%5 : dst x 8 = sum %3, %4"]),
         (
             replace(COUNTS, target_pairs=1000),
             [
                 "%4 : (dst, etype) x 8 = sum %1, %3",
-                "%5 : (dst, etype) x 2 = linear %4, %2",
-                "%6 : dst x 2 = sum_pairs %5",
+                "%5 : (dst, etype) x 8 = linear %4, %2",
+                "%6 : dst x 8 = sum_pairs %5",
             ],
         ),
     ],
@@ -143,7 +143,7 @@ def test_a_linear_that_messages_need_is_not_computed_a_second_time() -> None:
 )
 def test_linears_move_to_the_side_of_fewest_rows(counts: Counts, expected: list[str]) -> None:
     layer = Builder()
-    message = layer.linear(layer.at_source(layer.nodes("x", 8)), layer.weight("w", 8, 2))
+    message = layer.linear(layer.at_source(layer.nodes("x", 8)), layer.weight("w", 8, 8))
     program = layer.build(layer.sum(message, layer.reciprocal_degree()))
     made = merge_equal(optimise(program, counts, ["infer", "compact", "side"]))
     assert [line for line in lines(made) if "linear" in line or "sum" in line] == expected
@@ -151,11 +151,23 @@ def test_linears_move_to_the_side_of_fewest_rows(counts: Counts, expected: list[
 
 def test_linears_of_edges_move_to_targets_unless_those_are_as_many() -> None:
     layer = Builder()
-    message = layer.linear(layer.edges("x", 8), layer.weight("w", 8, 2))
+    message = layer.linear(layer.edges("x", 8), layer.weight("w", 8, 8))
     program = layer.build(layer.sum(message, layer.edges("c")))
     for target_pairs, domain in ((4999, Domain.DST_ETYPE), (5000, Domain.EDGE)):
         made = optimise(program, replace(COUNTS, target_pairs=target_pairs))
         assert [each.domain for each in made_by(made, "linear")] == [domain]
+
+
+@pytest.mark.parametrize(("target_pairs", "moves"), [(1394, True), (1395, False)])
+def test_a_linear_that_narrows_much_stays_before_the_sum(target_pairs: int, moves: bool) -> None:
+    # 5000 edges read 256 - 8 columns more, 2000 - M rows of 256 * 8 products are saved: M < 1394.5.
+    layer = Builder()
+    message = layer.linear(layer.at_source(layer.nodes("x", 256)), layer.weight("w", 256, 8))
+    counts = replace(COUNTS, target_pairs=target_pairs)
+    made = optimise(layer.build(layer.sum(message)), counts)
+    assert [each.domain for each in made_by(made, "linear")] == [
+        Domain.DST_ETYPE if moves else Domain.SRC_ETYPE
+    ]
 
 
 def test_a_linear_moves_only_if_nothing_else_needs_its_result() -> None:

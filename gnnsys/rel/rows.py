@@ -18,6 +18,7 @@ __all__ = [
     "reciprocal_degrees_of_edges",
     "row_map",
     "rows_of",
+    "types_of_nodes",
 ]
 
 # E edges, T types, M rows of a domain.
@@ -53,6 +54,15 @@ def edges_between(read: Domain, to: Domain) -> Find:
     first, second = (row_map(each, Domain.EDGE) or _numbers for each in (read, to))
     return lambda graph: _kept(
         graph, f"{read.value} to {to.value}", lambda: torch.stack([first(graph), second(graph)])
+    )
+
+
+def types_of_nodes(pairs: Domain) -> Find:
+    """Finds the (2, M) int64 edges from the type to the node of each pair."""
+    end = Domain.SRC if pairs is Domain.SRC_ETYPE else Domain.DST
+    types, nodes = _MAPS[Domain.ETYPE, pairs], _MAPS[end, pairs]
+    return lambda graph: _kept(
+        graph, f"types of {pairs.value}", lambda: torch.stack([types(graph), nodes(graph)])
     )
 
 

@@ -15,5 +15,6 @@ int main() {
   gnnsys::test::test_segment_matmul();
   gnnsys::test::test_file_reader();
   gnnsys::test::test_sampler();
+  gnnsys::test::test_typed_pairs();
   std::puts("all checks hold");
 }

@@ -14,5 +14,6 @@ void test_pair_sums();
 void test_sampler();
 void test_segment_matmul();
 void test_thread_pool();
+void test_typed_pairs();
 
 }  // namespace gnnsys::test

@@ -6,6 +6,7 @@ each other, so that they can be differentiated any number of times; torch.compil
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from gnnsys.errors import ArgumentError, DTypeError, RowIndexError, UnsupportedE
 from gnnsys.message_passing import sum_neighbors
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
+from gnnsys.system.gpu import Device
+from gnnsys.system.gpu.placement import device_of, device_of_cpu_tensors, kernels_of_cpu_tensors
+from gnnsys.system.gpu.segment_kernels import SegmentLaunches
 
 __all__ = ["BACKENDS", "available_backends", "segment_matmul"]
 
@@ -187,13 +191,15 @@ def _set_up_matmul(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, ptr, index)
     ctx.num_rows = x.size(0)
+    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate_matmul(ctx: Any, grad: Tensor) -> Any:
     x, weight, ptr, index = ctx.saved_tensors
     needs_x, needs_weight = ctx.needs_input_grad[:2]
-    by_x = _by_rows(grad, weight, ptr, index, ctx) if needs_x else None
-    by_weight = _outer(x, grad, ptr, index, ctx.backend) if needs_weight else None
+    with kernels_of_cpu_tensors(ctx.device):
+        by_x = _by_rows(grad, weight, ptr, index, ctx) if needs_x else None
+        by_weight = _outer(x, grad, ptr, index, ctx.backend) if needs_weight else None
     return by_x, by_weight, None, None, None
 
 
@@ -202,13 +208,15 @@ def _set_up_outer(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_x, needs_grad = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_grad else None, grad if needs_x else None, ptr, index)
     ctx.num_rows = x.size(0)
+    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate_outer(ctx: Any, by_outer: Tensor) -> Any:
     x, grad, ptr, index = ctx.saved_tensors
     needs_x, needs_grad = ctx.needs_input_grad[:2]
-    by_x = _by_rows(grad, by_outer, ptr, index, ctx) if needs_x else None
-    by_grad = _matmul(x, by_outer, ptr, index, ctx.backend) if needs_grad else None
+    with kernels_of_cpu_tensors(ctx.device):
+        by_x = _by_rows(grad, by_outer, ptr, index, ctx) if needs_x else None
+        by_grad = _matmul(x, by_outer, ptr, index, ctx.backend) if needs_grad else None
     return by_x, by_grad, None, None, None
 
 
@@ -246,6 +254,9 @@ class _Code:
 def _code_of(backend: str, x: Tensor) -> _Code:
     if backend not in available_backends():
         raise UnsupportedError(f"backend: {backend!r} is not installed; use 'auto'")
+    device = device_of(x) if backend in ("auto", "native") else None
+    if device is not None:
+        return _code_of_kernels(device)
     if backend in ("auto", "native") and x.device.type != "cpu":
         raise UnsupportedError(f"x: there is no native code for {x.device}; move it to the CPU")
     if backend == "grouped_mm" and x.dtype == torch.float64:
@@ -284,3 +295,40 @@ def _outer_by_loop(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None) -
 
 
 _CODE = {name: _Code(_matmul_by_loop, _outer_by_loop) for name in BACKENDS}
+
+
+@functools.cache
+def _code_of_kernels(device: Device) -> _Code:
+    return _Code(
+        functools.partial(_matmul_by_kernels, device), functools.partial(_outer_by_kernels, device)
+    )
+
+
+def _matmul_by_kernels(
+    device: Device, x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None
+) -> Tensor:
+    rows = len(x) if index is None else len(index)
+    out = x.new_empty(rows, x.size(1), weight.size(3))
+    index = None if index is None else index.contiguous()
+    _launches_of(ptr, device, x).multiply(x.contiguous(), weight.contiguous(), index, out)
+    return out
+
+
+def _outer_by_kernels(
+    device: Device, x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None
+) -> Tensor:
+    out = x.new_empty(len(ptr) - 1, *x.shape[1:], grad.size(2))
+    index = None if index is None else index.contiguous()
+    _launches_of(ptr, device, x).sum_outer(x.contiguous(), grad.contiguous(), index, out)
+    return out
+
+
+_launches: KnownOf[SegmentLaunches] = KnownOf()
+
+
+def _launches_of(ptr: Tensor, device: Device, x: Tensor) -> SegmentLaunches:
+    made = _launches.of(ptr)
+    if made is None or made.device is not device or made.where != x.device:
+        made = SegmentLaunches(device, ptr, x.device)
+        _launches.remember(ptr, made)
+    return made

@@ -158,6 +158,9 @@ def _fold(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
 _edges: KnownOf[Tensor] = KnownOf()
 """Of an index: edges from its positions to its rows, which know how they are grouped."""
 
+_ends: KnownOf[tuple[int, int]] = KnownOf()
+"""The least and the greatest of an index: a GPU is waited for once."""
+
 
 def _check_rows(x: Tensor, ptr: Tensor, index: Tensor | None) -> None:
     rows = len(x) if index is None else len(index)
@@ -165,7 +168,11 @@ def _check_rows(x: Tensor, ptr: Tensor, index: Tensor | None) -> None:
         raise ArgumentError(f"ptr: expected to ascend from 0 to {rows}, the rows of the result")
     if index is None or rows == 0:
         return
-    least, most = (int(end) for end in index.aminmax())
+    ends = _ends.of(index)
+    if ends is None:
+        ends = int(index.min()), int(index.max())
+        _ends.remember(index, ends)
+    least, most = ends
     if least < 0 or most >= len(x):
         raise RowIndexError(f"index: from {least} to {most}, expected from 0 to {len(x) - 1}")
 
@@ -297,7 +304,6 @@ def _outer_by_loop(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None) -
 _CODE = {name: _Code(_matmul_by_loop, _outer_by_loop) for name in BACKENDS}
 
 
-@functools.cache
 def _code_of_kernels(device: Device) -> _Code:
     return _Code(
         functools.partial(_matmul_by_kernels, device), functools.partial(_outer_by_kernels, device)

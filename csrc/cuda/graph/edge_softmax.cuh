@@ -69,12 +69,12 @@ struct Scores {
 // kThreads, with kThreads values of shared memory.
 template <class Sum, int kThreads>
 struct Team {
-  i64 of;           // the target; -1: none
-  int lanes;        // of a warp that have the same target
-  int heads;        // at a time, divides `lanes`
-  i64 all_heads;    // H
+  i64 of;         // the target; -1: none
+  int lanes;      // of a warp that have the same target
+  int heads;      // at a time, divides `lanes`
+  i64 all_heads;  // H
   Sum* shared;
-  i64 head = 0;     // may be none
+  i64 head = 0;  // may be none
   int slot = 0, slots = 1;
 
   __device__ bool is_there() const { return of >= 0 && head < all_heads; }
@@ -133,14 +133,13 @@ struct Softmax {
     const auto term = [&](Sum z) { return exponential(add(scores.leaky_relu(z), -most)); };
     scores.each(edges, team, fault, [&](i64, Sum z) { sum = add(sum, term(z)); });
     sum = team.add_up(sum);
-    scores.each(edges, team, fault, [&](i64 place, Sum z) {
-      out[place] = Cast<Value, Sum>::of(divide(term(z), sum));
-    });
+    scores.each(edges, team, fault,
+                [&](i64 place, Sum z) { out[place] = Cast<Value, Sum>::of(divide(term(z), sum)); });
   }
 };
 
-// The same: the derivatives of sum(grad * softmax) by logits (E, H), which lie as weights do, and by
-// target (T, H), which are the sums of those over edges.
+// The same: the derivatives of sum(grad * softmax) by logits (E, H), which lie as weights do, and
+// by target (T, H), which are the sums of those over edges.
 //
 //   Bytes of an edge and head: twice 1 value of softmax and grad, 1 of each of logits and source, 1
 //   written; of an edge: twice its 2 ids; of a target: 16, H values of target, H written.
@@ -192,7 +191,8 @@ __global__ void softmax_targets(Edges<Id> edges, Scores<Value> scores, i64 lanes
   }
 }
 
-// The targets of find_hubs (sum_neighbors.cuh): a block of kThreads threads, more than 32, for each.
+// The targets of find_hubs (sum_neighbors.cuh): a block of kThreads threads, more than 32, for
+// each.
 template <class Value, class Id, int kThreads, class Work>
 __global__ void softmax_hubs(Edges<Id> edges, Scores<Value> scores, i64 heads,
                              const i64* __restrict__ hubs, const u32* __restrict__ count, Work work,

@@ -274,7 +274,8 @@ class EdgeLaunches:
         if by_target is not None:
             shape = len(self._indptr) - 1, softmax.size(1)
             check_array("by_target", by_target, shape, softmax.dtype, self._source.device)
-            by_target.zero_()  # where no edge is, nothing may be launched
+            if softmax.numel() == 0:
+                by_target.zero_()
         work = _SoftmaxDerivative(
             softmax.data_ptr(), grad.data_ptr(), by_logits.data_ptr(), _address(by_target)
         )

@@ -151,7 +151,8 @@ class SegmentLaunches:
             first = self._ptr[kind] + most * (torch.arange(len(kind)) - indptr[kind])
             last = torch.minimum(first + most, self._ptr[kind + 1])
             bounds = torch.stack([kind, first, last], 1).to(self.where)
-            of_types = EdgeLaunches(self.device, indptr.to(self.where), kind.to(self.where))
+            types = kind.to(self.where, torch.int32)
+            of_types = EdgeLaunches(self.device, indptr.to(self.where), types)
             self._stretches[most] = made = _Stretches(bounds, of_types)
         return made
 

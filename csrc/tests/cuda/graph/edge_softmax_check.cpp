@@ -90,8 +90,7 @@ void check_case(simt::Random& random, const Case& c) {
     const Sum sum = sum_of(term);
     const auto at = [&](i64 e) { return edges.place_of(e) * heads + h; };
     for (i64 e = from; e < to; ++e) narrow(term(e) / sum, expected[at(e)]);
-    const Sum mean =
-        sum_of([&](i64 e) { return widen(expected[at(e)]) * widen(grad[at(e)]); });
+    const Sum mean = sum_of([&](i64 e) { return widen(expected[at(e)]) * widen(grad[at(e)]); });
     const auto by = [&](i64 e) {
       const Sum unscaled = widen(expected[at(e)]) * (widen(grad[at(e)]) - mean);
       return raw(e) > 0 ? unscaled : slope * unscaled;

@@ -160,16 +160,16 @@ def _sum_outer_by_kernels(
 def _checked(index: Tensor | None, x: Tensor) -> Tensor | None:
     if index is None or len(index) == 0:
         return index
-    ends = _ends_of.of(index)
+    ends = _bounds.of(index)
     if ends is None:
         ends = torch.stack(index.aminmax()).cpu()
-        _ends_of.remember(index, ends)
+        _bounds.remember(index, ends)
     for end in ends:
         _check_row(end, x)
     return index.contiguous()
 
 
-_ends_of: KnownOf[Tensor] = KnownOf()
+_bounds: KnownOf[Tensor] = KnownOf()
 """The least and the greatest of an index: for each a GPU is waited for once."""
 
 

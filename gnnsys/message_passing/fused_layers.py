@@ -117,8 +117,8 @@ def fuse(model: _Model) -> _Model:
     averaged over each target: SAGEConv, GINConv, GraphConv, GCNConv, GATConv, GATv2Conv and
     others of PyG, and layers of your own whose ``message`` says so literally. A GCNConv adds self
     loops and normalises once for all layers that are given the same tensors of edges. Leaves all
-    other layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the same
-    up to the rounding of sums. Works on any ``edge_index`` on the CPU or a CUDA device and
+    other layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the
+    same up to the rounding of sums. Works on any ``edge_index`` on the CPU or a CUDA device and
     under torch.compile; finds what a loader of gnnsys knows of the edges of its batches.
 
     Args:

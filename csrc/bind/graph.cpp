@@ -66,7 +66,7 @@ void bind_group_edges(nb::module_& m) {
 template <class Id>
 void bind_add_loops(nb::module_& m) {
   m.def("add_loops", &add_loops<Id>, "indptr"_a, "source"_a, "order"_a.none(), "num_nodes"_a,
-        "keep"_a, "indptr_out"_a, "source_out"_a, "target_out"_a, "number_out"_a, Freely(),
+        "indptr_out"_a, "source_out"_a, "target_out"_a, "number_out"_a, Freely(),
         "Puts a loop of each node behind the other edges of its target; returns the edges written "
         "and the greatest source and target of them.");
 }

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
+from gnnsys.message_passing.sums import DEVICES
 from gnnsys.system.extension import core
 
 __all__ = ["additive_logits"]
 
 # E edges, H heads, C channels of a head; S rows of sources, T of targets.
 
-_DEVICES = ("cpu", "cuda")
 _Grads = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -59,7 +59,7 @@ def additive_logits(
     return result
 
 
-@torch.library.custom_op("gnnsys::additive_logits", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::additive_logits", mutates_args=(), device_types=DEVICES)
 def _logits(
     source: Tensor,
     target: Tensor,
@@ -79,7 +79,7 @@ def _logits(
     return out
 
 
-@torch.library.custom_op("gnnsys::additive_logits_backward", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::additive_logits_backward", mutates_args=(), device_types=DEVICES)
 def _derive(
     grad: Tensor,
     source: Tensor,

@@ -30,7 +30,7 @@ from gnnsys.message_passing.self_loops import LoopedEdges, with_self_loops
 from gnnsys.message_passing.softmax import edge_softmax
 from gnnsys.message_passing.sums import SUMMED_DTYPES, can_sum, dot_neighbors, sum_neighbors
 
-__all__ = ["attention_forward"]
+__all__ = ["attention_forward", "can_attend"]
 
 # S sources, T targets, E edges, E' of them with their loops, H heads, C channels of a head.
 
@@ -50,6 +50,12 @@ def attention_forward(kind: Any) -> Callable[..., Any] | None:
         ):
             return _forward(kind, attend)
     return None
+
+
+def can_attend(layer: Any) -> bool:
+    """Whether ``attention_forward`` is for calls of this layer."""
+    adds_features = isinstance(layer, TransformerConv) and layer.lin_edge is not None
+    return attention_forward(type(layer)) is not None and not adds_features
 
 
 def _forward(kind: Any, attend: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,8 +138,7 @@ def _edges_of(
 
 def _is_plain(x: Any) -> bool:
     """Whether this is a matrix that is computed with here."""
-    plain = type(x) in (Tensor, Parameter) and x.layout == torch.strided and x.dim() == 2
-    return plain and x.dtype in SUMMED_DTYPES and can_sum(x)
+    return can_sum(x) and x.dim() == 2 and x.dtype in SUMMED_DTYPES
 
 
 def _pair(x: Any) -> tuple[Any, Any] | None:

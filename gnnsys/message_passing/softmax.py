@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
-from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
+from gnnsys.message_passing.sums import DEVICES, SUMMED_DTYPES, sum_neighbors
 from gnnsys.system.extension import core
 from gnnsys.system.gpu.graph_kernels import AttentionScores
 from gnnsys.system.gpu.placement import device_of, device_of_cpu_tensors, kernels_of_cpu_tensors
@@ -24,8 +24,6 @@ __all__ = ["edge_softmax"]
 
 # E edges, H heads. Of the two ends of an edge `to` is that whose node's edges share 1: its target.
 # S rows of the nodes at the other end, T of the targets.
-
-_DEVICES = ("cpu", "cuda")
 
 
 def edge_softmax(
@@ -98,7 +96,7 @@ def _check_terms(edge_index: Tensor, num_targets: int, to: int, **terms: Tensor 
             )
 
 
-@torch.library.custom_op("gnnsys::edge_softmax", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::edge_softmax", mutates_args=(), device_types=DEVICES)
 def _softmax(
     logits: Tensor | None,
     source: Tensor | None,
@@ -124,7 +122,7 @@ def _softmax(
     return out
 
 
-@torch.library.custom_op("gnnsys::edge_softmax_backward", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::edge_softmax_backward", mutates_args=(), device_types=DEVICES)
 def _derive(
     alpha: Tensor,
     grad: Tensor,

@@ -39,7 +39,7 @@ import gnnsys
 from gnnsys._core import count_until_zeros
 from gnnsys.errors import DTypeError
 from gnnsys.loaders import CSC, NeighborSampler
-from gnnsys.message_passing import fused_layers, linear
+from gnnsys.message_passing import fused_layers, gcn_layers, linear
 from gnnsys.message_passing.messages import Message, read_message
 
 NODES, EDGES, CHANNELS = 40, 240, 8
@@ -63,7 +63,8 @@ def native(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(kwargs)
         return sum_neighbors(*args, **kwargs)
 
-    monkeypatch.setattr(fused_layers, "sum_neighbors", note)
+    for module in (fused_layers, gcn_layers):
+        monkeypatch.setattr(module, "sum_neighbors", note)
     return calls
 
 

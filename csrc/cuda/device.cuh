@@ -41,6 +41,7 @@ enum Fault : u32 {
   kPlanCell = 9,
   kPlanStaged = 10,
   kPlanPeer = 11,
+  kIndexOutOfRange = 12,  // of the row of a result with this number
 };
 
 // The first fault stays: [0] what, [1] and [2] the halves of the id or value.

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
-from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
+from gnnsys.message_passing.sums import DEVICES, SUMMED_DTYPES, sum_neighbors
 from gnnsys.system.extension import core
+from gnnsys.system.gpu.graph_kernels import AttentionScores
+from gnnsys.system.gpu.placement import device_of, device_of_cpu_tensors, kernels_of_cpu_tensors
 
 __all__ = ["edge_softmax"]
 
 # E edges, H heads. Of the two ends of an edge `to` is that whose node's edges share 1: its target.
 # S rows of the nodes at the other end, T of the targets.
-
-_DEVICES = ("cpu", "cuda")
 
 
 def edge_softmax(
@@ -96,7 +96,7 @@ def _check_terms(edge_index: Tensor, num_targets: int, to: int, **terms: Tensor 
             )
 
 
-@torch.library.custom_op("gnnsys::edge_softmax", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::edge_softmax", mutates_args=(), device_types=DEVICES)
 def _softmax(
     logits: Tensor | None,
     source: Tensor | None,
@@ -108,17 +108,21 @@ def _softmax(
 ) -> Tensor:
     neighbors = neighbors_of(edge_index)
     _check_rows(neighbors, to, num_targets, source)
-    if edge_index.device.type != "cpu":
+    device = device_of(edge_index)
+    if device is None and edge_index.device.type != "cpu":
         return _by_torch(_sum_of_terms(logits, source, target, edge_index, to), edge_index, slope,
                          to, num_targets)  # fmt: skip
     terms = _Terms(logits, source, target, slope)
     out = terms.like.new_empty(len(neighbors), terms.like.size(1))
+    if device is not None:
+        neighbors.launches(to, device).softmax(terms.scores(neighbors.counts[to]), out)
+        return out
     arrays = neighbors.groups(to).arrays()
     _check(_softmaxer(torch.get_num_threads()).softmax(arrays, terms.arrays(), out.data_ptr()))
     return out
 
 
-@torch.library.custom_op("gnnsys::edge_softmax_backward", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::edge_softmax_backward", mutates_args=(), device_types=DEVICES)
 def _derive(
     alpha: Tensor,
     grad: Tensor,
@@ -136,7 +140,8 @@ def _derive(
 
     The terms give the signs that a slope asks for; without one they need not be there.
     """
-    if edge_index.device.type != "cpu":
+    device = device_of(edge_index)
+    if device is None and edge_index.device.type != "cpu":
         return _derive_by_torch(alpha, grad, logits, source, target, edge_index, slope, to,
                                 num_sources, num_targets)  # fmt: skip
     neighbors = neighbors_of(edge_index)
@@ -146,6 +151,17 @@ def _derive(
     of_targets = alpha.new_empty(num_targets, heads)
     of_targets[neighbors.counts[to] :].zero_()
     terms = _Terms(logits, source, target, slope, like=alpha)
+    of_sources = alpha.new_empty(num_sources, heads)
+    of_sources[neighbors.counts[1 - to] :].zero_()
+    if device is not None:
+        count, by_target = neighbors.counts[to], of_targets if num_targets else None
+        neighbors.launches(to, device).differentiate_softmax(
+            terms.scores(count), alpha, grad, out, None if by_target is None else by_target[:count]
+        )
+        if num_sources:
+            found = of_sources[: neighbors.counts[1 - to]]
+            neighbors.launches(1 - to, device).sum_segments(out, found)
+        return out, of_sources, of_targets
     softmaxer = _softmaxer(torch.get_num_threads())
     bad = softmaxer.derive(
         neighbors.groups(to).arrays(),
@@ -156,9 +172,7 @@ def _derive(
         of_targets.data_ptr() if num_targets else 0,
     )
     _check(bad)
-    of_sources = alpha.new_empty(num_sources, heads)
     if num_sources:
-        of_sources[neighbors.counts[1 - to] :].zero_()
         arrays = neighbors.groups(1 - to).arrays()
         softmaxer.sum(arrays, terms.dtype, heads, out.data_ptr(), of_sources.data_ptr())
     return out, of_sources, of_targets
@@ -186,6 +200,12 @@ class _Terms:
         leaky, slope = self._slope is not None, self._slope or 0.0
         heads = self.like.size(1)
         return core.EdgeLogits(self.dtype, heads, edge, source, sources, target, leaky, slope)
+
+    def scores(self, targets: int) -> AttentionScores:
+        """What kernels read, of so many targets."""
+        logits, source, target = self._rows
+        target = None if target is None else target[:targets]
+        return AttentionScores(logits, source, target, 1.0 if self._slope is None else self._slope)
 
 
 def _check_rows(neighbors: Neighbors, to: int, num_targets: int, source: Tensor | None) -> None:
@@ -299,6 +319,7 @@ def _set_up(ctx: Any, inputs: Any, output: Tensor) -> None:
     ctx.num_sources = 0 if source is None else source.size(0)
     terms = (None, None, None) if ctx.slope is None else (logits, source, target)
     ctx.save_for_backward(edge_index, output, *terms)
+    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> Any:
@@ -307,9 +328,10 @@ def _differentiate(ctx: Any, grad: Tensor) -> Any:
     num_sources = ctx.num_sources if needs_source else 0
     num_targets = ctx.num_targets if needs_target else 0
     derive: Any = _derive_by_torch if torch.is_grad_enabled() else _derive
-    out, of_sources, of_targets = derive(
-        alpha, grad, *terms, edge_index, ctx.slope, ctx.to, num_sources, num_targets
-    )
+    with kernels_of_cpu_tensors(ctx.device):
+        out, of_sources, of_targets = derive(
+            alpha, grad, *terms, edge_index, ctx.slope, ctx.to, num_sources, num_targets
+        )
     grads = (
         out if needs_logits else None,
         of_sources if needs_source else None,

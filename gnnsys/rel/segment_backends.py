@@ -14,7 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnnsys.errors import RowIndexError, UnsupportedError
+from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
+from gnnsys.system.gpu import Device
+from gnnsys.system.gpu.placement import device_of
+from gnnsys.system.gpu.segment_kernels import SegmentLaunches
 
 __all__ = ["BACKENDS", "SegmentCode", "available_backends", "code_of"]
 
@@ -56,6 +60,9 @@ def code_of(backend: str, x: Tensor) -> SegmentCode:
     """
     if backend not in available_backends():
         raise UnsupportedError(f"backend: {backend!r} is not installed; use 'auto'")
+    device = device_of(x) if backend in ("auto", "native") else None
+    if device is not None:
+        return _code_of_kernels(device)
     if backend in ("auto", "native") and x.device.type != "cpu":
         raise UnsupportedError(f"x: there is no native code for {x.device}; move it to the CPU")
     if backend == "grouped_mm" and x.dtype == torch.float64:
@@ -120,6 +127,61 @@ def _rows(x: Tensor, columns: int) -> core.SegmentRows:
 @functools.lru_cache
 def _products(threads: int) -> core.SegmentProducts:
     return core.SegmentProducts(threads)
+
+
+# kernels --------------------------------------------------------------------------------------
+
+
+def _code_of_kernels(device: Device) -> SegmentCode:
+    return SegmentCode(
+        functools.partial(_multiply_by_kernels, device),
+        functools.partial(_sum_outer_by_kernels, device),
+    )
+
+
+def _multiply_by_kernels(
+    device: Device, x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None
+) -> Tensor:
+    index = _checked(index, x)
+    out = x.new_empty(len(x) if index is None else len(index), x.size(1), weight.size(3))
+    _launches_of(ptr, device, x).multiply(x.contiguous(), weight.contiguous(), index, out)
+    return out
+
+
+def _sum_outer_by_kernels(
+    device: Device, x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None
+) -> Tensor:
+    index = _checked(index, x)
+    out = x.new_empty(len(ptr) - 1, x.size(1), x.size(2), grad.size(2))
+    _launches_of(ptr, device, x).sum_outer(x.contiguous(), grad.contiguous(), index, out)
+    return out
+
+
+def _checked(index: Tensor | None, x: Tensor) -> Tensor | None:
+    if index is None or len(index) == 0:
+        return index
+    ends = _bounds.of(index)
+    if ends is None:
+        ends = torch.stack(index.aminmax()).cpu()
+        _bounds.remember(index, ends)
+    for end in ends:
+        _check_row(end, x)
+    return index.contiguous()
+
+
+_bounds: KnownOf[Tensor] = KnownOf()
+"""The least and the greatest of an index: for each a GPU is waited for once."""
+
+
+def _launches_of(ptr: Tensor, device: Device, x: Tensor) -> SegmentLaunches:
+    made = _launches.of(ptr)
+    if made is None or made.device is not device or made.where != x.device:
+        made = SegmentLaunches(device, ptr, x.device)
+        _launches.remember(ptr, made)
+    return made
+
+
+_launches: KnownOf[SegmentLaunches] = KnownOf()
 
 
 # torch and pyg_lib ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from gnnsys.message_passing import sum_neighbors
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.rel.segment_backends import BACKENDS, available_backends, code_of
 from gnnsys.system.extension import core
+from gnnsys.system.gpu.placement import device_of_cpu_tensors, kernels_of_cpu_tensors
 
 __all__ = ["BACKENDS", "available_backends", "segment_matmul"]
 
@@ -170,13 +171,15 @@ def _set_up_matmul(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, ptr, index)
     ctx.num_rows = x.size(0)
+    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate_matmul(ctx: Any, grad: Tensor) -> Any:
     x, weight, ptr, index = ctx.saved_tensors
     needs_x, needs_weight = ctx.needs_input_grad[:2]
-    by_x = _by_rows(grad, weight, ptr, index, ctx) if needs_x else None
-    by_weight = _outer(x, grad, ptr, index, ctx.backend) if needs_weight else None
+    with kernels_of_cpu_tensors(ctx.device):
+        by_x = _by_rows(grad, weight, ptr, index, ctx) if needs_x else None
+        by_weight = _outer(x, grad, ptr, index, ctx.backend) if needs_weight else None
     return by_x, by_weight, None, None, None
 
 
@@ -185,13 +188,15 @@ def _set_up_outer(ctx: Any, inputs: Any, output: Tensor) -> None:
     needs_x, needs_grad = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_grad else None, grad if needs_x else None, ptr, index)
     ctx.num_rows = x.size(0)
+    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate_outer(ctx: Any, by_outer: Tensor) -> Any:
     x, grad, ptr, index = ctx.saved_tensors
     needs_x, needs_grad = ctx.needs_input_grad[:2]
-    by_x = _by_rows(grad, by_outer, ptr, index, ctx) if needs_x else None
-    by_grad = _matmul(x, by_outer, ptr, index, ctx.backend) if needs_grad else None
+    with kernels_of_cpu_tensors(ctx.device):
+        by_x = _by_rows(grad, by_outer, ptr, index, ctx) if needs_x else None
+        by_grad = _matmul(x, by_outer, ptr, index, ctx.backend) if needs_grad else None
     return by_x, by_grad, None, None, None
 
 

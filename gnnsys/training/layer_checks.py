@@ -41,6 +41,7 @@ from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EDGE_TYPE
 from gnnsys.errors import UnsupportedError
 from gnnsys.loaders import CSC
+from gnnsys.message_passing.derived import class_before
 from gnnsys.rel import HGTConv
 from gnnsys.training.models import NodeClassifier
 from gnnsys.training.typed_convs import TYPED_CONVS
@@ -130,9 +131,13 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _keeps(part: torch.nn.Module, kind: type, methods: Sequence[str]) -> bool:
-    """Whether an object of a class derived from ``kind`` has none of these in another form."""
+    """Whether an object of a class derived from ``kind`` has none of these in another form.
+
+    Those of ``gnnsys.fuse`` compute what the others do.
+    """
+    own = class_before(part)
     return all(
-        method not in part.__dict__ and getattr(type(part), method) is getattr(kind, method)
+        method not in part.__dict__ and getattr(own, method) is getattr(kind, method)
         for method in methods
     )
 

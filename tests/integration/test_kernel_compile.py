@@ -18,6 +18,8 @@ SOURCES = sorted(CSRC.glob("tests/cuda/*/*.cu"))
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 COPIES = re.compile(r"(gather_rows|move_\w+_slots)I5uint4Li\d+ENS0_4Copy")
 """Mangled names of kernels that copy words of 16 bytes."""
+PRODUCTS = re.compile(r"(segment_matmul|sum_outer_products)I(fxLi4|NS0_6BFloatEiLi8)E")
+"""Those of kernels that multiply such words."""
 LOADS_IN_FLIGHT = 4
 
 Once = Callable[[str, Callable[[Path], None]], Path]
@@ -146,6 +148,21 @@ def test_copies_are_16_bytes_wide_and_several_at_a_time(
             assert "STG" in wide, name
             assert wide[: wide.index("STG")].count("LDG") >= LOADS_IN_FLIGHT, name
     assert seen >= 8
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_are_of_16_bytes_and_their_sums_lie_in_registers(
+    architecture: str, cubins: dict[tuple[str, str], Path]
+) -> None:
+    kernels = dict(kernels_of(cubins["relational", architecture]))
+    names = [name for name in kernels if PRODUCTS.search(name)]
+    assert len(names) == 4
+    for name in names:
+        words = [line.split()[0] for line in kernels[name]]
+        assert any(re.match(r"LDG\.E\.(\w+\.)*128", word) for word in words), name
+        # 16 terms at a time, each of 4 rows and 4 columns.
+        assert words.count("LDS.128") >= 2 * 16, name
+        assert words.count("FFMA") >= 16 * 16, name
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

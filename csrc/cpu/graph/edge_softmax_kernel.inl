@@ -39,6 +39,16 @@ GNNSYS_TARGET inline void add_row(Wide<Value>* __restrict sum, const Value* __re
   for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
 }
 
+template <class Float>
+GNNSYS_TARGET inline void keep_most(Float* __restrict most, const Float* __restrict z, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) most[i] = z[i] > most[i] ? z[i] : most[i];
+}
+
+template <class Float>
+GNNSYS_TARGET inline void subtract(Float* __restrict z, const Float* __restrict most, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) z[i] -= most[i];
+}
+
 // The sums of an edge's logits before the slope; returns false for a source that is no row.
 template <class Value, class Id>
 GNNSYS_TARGET inline bool add_logits(const Job<Value, Id>& job, int64_t edge, int64_t target,
@@ -54,6 +64,12 @@ GNNSYS_TARGET inline bool add_logits(const Job<Value, Id>& job, int64_t edge, in
   return true;
 }
 
+// z (heads) of an edge whose logits are finite is all that its target has: 1, else NaN.
+template <class Float, class Value>
+GNNSYS_TARGET inline void take_all(const Float* z, int64_t heads, Value* out) {
+  for (int64_t h = 0; h < heads; ++h) narrow(Float(1) + (z[h] - z[h]), out[h]);
+}
+
 template <class Value, class Id>
 GNNSYS_TARGET int64_t softmax_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
   using Float = Wide<Value>;
@@ -67,23 +83,21 @@ GNNSYS_TARGET int64_t softmax_targets(const Job<Value, Id>& job, int64_t begin, 
     Float* const z = buffer.data();  // (count, heads)
     for (int64_t e = 0; e < count; ++e) {
       prefetch_logits(job, from + e + kPrefetchEdges, last);
-      Float* const row = z + e * heads;
-      if (!add_logits(job, from + e, target, row)) return from + e;
-      if (job.leaky) {
-        for (int64_t h = 0; h < heads; ++h) row[h] = row[h] > 0 ? row[h] : row[h] * job.slope;
-      }
-      for (int64_t h = 0; h < heads; ++h) {
-        most[h] = e == 0 || row[h] > most[h] ? row[h] : most[h];
-      }
+      if (!add_logits(job, from + e, target, z + e * heads)) return from + e;
     }
-    for (int64_t e = 0; e < count; ++e) {
-      for (int64_t h = 0; h < heads; ++h) z[e * heads + h] -= most[h];
+    if (count == 1) {
+      take_all(z, heads, job.out + job.place(from));
+      continue;
     }
+    if (job.leaky) {
+      for (int64_t i = 0; i < count * heads; ++i) z[i] *= z[i] > 0 ? Float(1) : job.slope;
+    }
+    std::copy(z, z + heads, most.begin());
+    for (int64_t e = 1; e < count; ++e) keep_most(most.data(), z + e * heads, heads);
+    for (int64_t e = 0; e < count; ++e) subtract(z + e * heads, most.data(), heads);
     exponentiate(z, count * heads);
     std::fill(total.begin(), total.end(), Float(0));
-    for (int64_t e = 0; e < count; ++e) {
-      for (int64_t h = 0; h < heads; ++h) total[h] += z[e * heads + h];
-    }
+    for (int64_t e = 0; e < count; ++e) add_row(total.data(), z + e * heads, heads);
     for (int64_t e = 0; e < count; ++e) {
       Value* const out = job.out + job.place(from + e);
       for (int64_t h = 0; h < heads; ++h) narrow(z[e * heads + h] / total[h], out[h]);
@@ -106,18 +120,20 @@ GNNSYS_TARGET int64_t derive_targets(const Job<Value, Id>& job, int64_t begin, i
       const Value* const grad = job.grad + job.place(edge);
       for (int64_t h = 0; h < heads; ++h) mean[h] += widen(alpha[h]) * widen(grad[h]);
     }
+    const bool leaky = job.leaky && to > from + 1;  // the derivative of a share of 1 is 0
     for (int64_t edge = from; edge < to; ++edge) {
-      if (job.leaky) {
+      if (leaky) {
         prefetch_logits(job, edge + kPrefetchEdges, last);
         if (!add_logits(job, edge, target, z.data())) return edge;
       }
-      const int64_t place = job.place(edge);
+      const Value* const alpha = job.alpha + job.place(edge);
+      const Value* const grad = job.grad + job.place(edge);
+      Value* const out = job.out + job.place(edge);
       for (int64_t h = 0; h < heads; ++h) {
-        const Float alpha = widen(job.alpha[place + h]);
-        Float slope = alpha * (widen(job.grad[place + h]) - mean[h]);
-        if (job.leaky) slope *= z[h] > 0 ? Float(1) : job.slope;
+        Float slope = widen(alpha[h]) * (widen(grad[h]) - mean[h]);
+        if (leaky) slope *= z[h] > 0 ? Float(1) : job.slope;
         total[h] += slope;
-        narrow(slope, job.out[place + h]);
+        narrow(slope, out[h]);
       }
     }
     if (!job.of_targets) continue;

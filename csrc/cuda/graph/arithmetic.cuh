@@ -3,8 +3,8 @@
 #include "../rows/elements.cuh"
 
 // What is computed with values of rows, rounded as csrc/cpu rounds: every product and sum by
-// itself, never two in one fused operation. Not for --use_fast_math, which flushes small numbers to
-// 0.
+// itself, never two in one fused operation but for `multiply_add`. Not for --use_fast_math, which
+// flushes small numbers to 0.
 namespace gnnsys::cuda {
 
 // What sums of values are held in.
@@ -28,6 +28,13 @@ __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b);
 __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
 __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double multiply(double a, double b) { return __dmul_rn(a, b); }
+// a b + c, rounded once.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+__device__ __forceinline__ double multiply_add(double a, double b, double c) {
+  return __fma_rn(a, b, c);
+}
 __device__ __forceinline__ float divide(float a, float b) { return __fdiv_rn(a, b); }
 __device__ __forceinline__ double divide(double a, double b) { return __ddiv_rn(a, b); }
 

@@ -70,6 +70,7 @@ _FAULTS: dict[int, tuple[type[Exception], str]] = {
     9: (ArgumentError, "plan: no cell {}"),
     10: (ArgumentError, "plan: no staging row {}"),
     11: (ArgumentError, "plan: no peer {}"),
+    12: (RowIndexError, "index: that of row {} changed: there is no such row of x any more"),
 }
 """By the numbers of ``Fault`` in ``device.cuh``."""
 

@@ -32,6 +32,7 @@ __all__ = [
     "default_store",
     "forget_attributes",
     "group_of",
+    "has_hooks",
     "has_own_propagate",
     "is_explained",
     "is_of_library",
@@ -98,6 +99,16 @@ def uncompiled(model: torch.nn.Module) -> torch.nn.Module | None:
     """The model that ``torch.compile`` was given; None for one that is not its result."""
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, torch.nn.Module) else None
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether hooks see or change what goes into the module or comes out, or its derivatives."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )
 
 
 def default_store() -> Any:

@@ -249,6 +249,22 @@ def test_explaining_and_decomposing_are_noticed() -> None:
     assert compat.shows_messages(aggregated)
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+    ],
+)
+def test_hooks_on_modules_are_noticed(register: str) -> None:
+    module = torch.nn.Linear(1, 1)
+    assert not compat.has_hooks(module)
+    getattr(module, register)(lambda *args: None)
+    assert compat.has_hooks(module)
+
+
 def test_sizes_are_checked_as_pyg_does() -> None:
     layer, edges = SAGEConv(2, 2), torch.tensor([[0, 1], [1, 0]])
     sizes = compat.sizes_of(layer, edges, None)

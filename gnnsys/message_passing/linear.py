@@ -38,8 +38,9 @@ def skip_zero_rows(layer: Module) -> None:
 
 
 def is_matrix_product(linear: Any) -> bool:
-    """Whether a linear layer of a fused layer multiplies by its weight, which nobody looks on."""
-    return isinstance(linear, _Skipping) and linear.bias is None and not has_hooks(linear)
+    """Whether a fused layer's linear layer only multiplies by its weight, and no hook looks on."""
+    is_ours = issubclass(type(linear), _Skipping)
+    return is_ours and linear.bias is None and not has_hooks(linear)
 
 
 class _Skipping(Derived):

@@ -299,11 +299,11 @@ def test_backward_multiplies_no_more_rows_than_have_gradients(
         lambda grad: rows.append((count(grad), len(grad))) or rows[-1][0],
     )
     layer(x, edges)[:10].sum().backward()
-    assert {number for number, _ in rows} == {slice(10)}
+    assert [number for number, _ in rows] == [slice(10)] * 2
     assert sorted(number for _, number in rows) == [int(batch.col.max()) + 1, len(x)]
 
 
-@pytest.mark.parametrize("seeds", [[], [3], [5, 37], [*range(20), 30]])
+@pytest.mark.parametrize("seeds", [[3], [5, 37], [*range(20), 30]])
 def test_backward_leaves_out_rows_between_few_with_gradients(seeds: list[int]) -> None:
     torch.manual_seed(17)
     x = torch.randn(NODES, CHANNELS, requires_grad=True)
@@ -311,8 +311,9 @@ def test_backward_leaves_out_rows_between_few_with_gradients(seeds: list[int]) -
     assert_same(layer, lambda layer: layer(x, random_edges())[seeds], [x])
     grad = torch.zeros(NODES, 5)
     grad[seeds] = 1
-    rows = torch.arange(NODES)[linear._rows_with_gradients(grad)].tolist()
-    assert rows == (seeds if len(seeds) < 3 else [*range(31)])
+    with torch.no_grad():
+        rows = torch.arange(NODES)[linear._rows_with_gradients(grad)]
+    assert rows.tolist() == (seeds if len(seeds) < 3 else [*range(31)])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

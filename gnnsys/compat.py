@@ -43,6 +43,7 @@ __all__ = [
     "schema_of",
     "set_group_timeout",
     "set_size",
+    "shows_edge_updates",
     "shows_messages",
     "sizes_of",
     "sparse_adam",
@@ -102,12 +103,13 @@ def uncompiled(model: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def has_hooks(module: torch.nn.Module) -> bool:
-    """Whether hooks see or change what goes into the module or comes out, or its derivatives."""
+    """Whether anything is called besides a module's forward when it is called."""
     return bool(
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
         or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch.nn.modules.module._has_any_global_hook()
     )
 
 
@@ -169,6 +171,11 @@ def shows_messages(layer: Any) -> bool:
         or layer.aggr_module._forward_pre_hooks
         or layer.aggr_module._forward_hooks
     )
+
+
+def shows_edge_updates(layer: Any) -> bool:
+    """Whether a hook sees or changes what ``edge_update`` gives."""
+    return bool(layer._edge_update_forward_pre_hooks or layer._edge_update_forward_hooks)
 
 
 def propagate_by_messages(kind: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:

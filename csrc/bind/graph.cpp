@@ -8,8 +8,10 @@
 
 #include "bind.hpp"
 #include "gnnsys/errors.hpp"
+#include "gnnsys/graph/additive_logits.hpp"
 #include "gnnsys/graph/aggregate.hpp"
 #include "gnnsys/graph/communities.hpp"
+#include "gnnsys/graph/edge_softmax.hpp"
 #include "gnnsys/graph/edge_sort.hpp"
 #include "gnnsys/graph/edges.hpp"
 #include "gnnsys/graph/fold_rows.hpp"
@@ -111,6 +113,39 @@ void bind_fold(nb::class_<Aggregator>& c) {
         "-1 or an edge whose row should have come before.");
 }
 
+class EdgeSoftmax {
+ public:
+  EdgeSoftmax(ThreadPool threads, const std::string& isa)
+      : threads_(threads), isa_(parse_isa(isa)) {}
+
+  int64_t softmax(const EdgeArrays& edges, const EdgeLogits& logits, uintptr_t out) {
+    return edge_softmax(edges, logits, out, threads_, isa_);
+  }
+
+  int64_t derive(const EdgeArrays& edges, const EdgeLogits& logits, uintptr_t alpha, uintptr_t grad,
+                 uintptr_t out, uintptr_t of_targets) {
+    return edge_softmax_backward(edges, logits, alpha, grad, out, of_targets, threads_, isa_);
+  }
+
+  int64_t additive(const EdgeArrays& edges, const AdditiveRows& rows, uintptr_t out) {
+    return additive_logits(edges, rows, out, threads_, isa_);
+  }
+
+  int64_t derive_additive(const EdgeArrays& edges, const AdditiveRows& rows, uintptr_t grad,
+                          uintptr_t out, uintptr_t of_edges, uintptr_t of_att) {
+    return additive_logits_backward(edges, rows, grad, out, of_edges, of_att, threads_, isa_);
+  }
+
+  void sum(const EdgeArrays& edges, const std::string& dtype, int64_t heads, uintptr_t values,
+           uintptr_t out) {
+    sum_edges(edges, dtype, heads, values, out, threads_, isa_);
+  }
+
+ private:
+  const ThreadPool threads_;
+  const Isa isa_;
+};
+
 // Sums on threads of the process.
 class PairSums {
  public:
@@ -211,6 +246,32 @@ void bind_graph(nb::module_& m) {
   bind_fold<float, int64_t>(a);
   bind_fold<double, int32_t>(a);
   bind_fold<double, int64_t>(a);
+  nb::class_<EdgeLogits>(m, "EdgeLogits", "The terms of each edge's logits.")
+      .def(nb::init<std::string, int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, bool, double>(),
+           "dtype"_a, "heads"_a, "edge"_a, "source"_a, "num_sources"_a, "target"_a, "leaky"_a,
+           "slope"_a);
+  nb::class_<AdditiveRows>(m, "AdditiveRows", "The rows of additive attention.")
+      .def(nb::init<std::string, int64_t, int64_t, uintptr_t, int64_t, uintptr_t, uintptr_t,
+                    uintptr_t, double>(),
+           "dtype"_a, "heads"_a, "channels"_a, "x"_a, "num_rows"_a, "y"_a, "edge"_a, "att"_a,
+           "slope"_a);
+  nb::class_<EdgeSoftmax>(m, "EdgeSoftmax",
+                          "Logits of edges and their softmax over the edges of each target, on "
+                          "threads of the process.")
+      .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
+      .def("softmax", &EdgeSoftmax::softmax, "edges"_a, "logits"_a, "out"_a, Freely(),
+           "Writes each edge's share; returns -1 or an edge whose source is no row.")
+      .def("derive", &EdgeSoftmax::derive, "edges"_a, "logits"_a, "alpha"_a, "grad"_a, "out"_a,
+           "of_targets"_a, Freely(),
+           "Writes the derivative by each edge's logits, and its sum for each target; returns as "
+           "softmax.")
+      .def("additive", &EdgeSoftmax::additive, "edges"_a, "rows"_a, "out"_a, Freely(),
+           "Writes the logits of additive attention; returns as softmax.")
+      .def("derive_additive", &EdgeSoftmax::derive_additive, "edges"_a, "rows"_a, "grad"_a, "out"_a,
+           "of_edges"_a, "of_att"_a, Freely(),
+           "Writes the derivatives by the rows of groups, of edges and by att; returns as softmax.")
+      .def("sum", &EdgeSoftmax::sum, "edges"_a, "dtype"_a, "heads"_a, "values"_a, "out"_a, Freely(),
+           "Sums values of edges for each target.");
   nb::class_<PairSums> c(m, "PairSums", "Sums of exponentials of cosines over pairs of rows.");
   c.def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto");
   bind_pair_sums<float, int32_t>(c);

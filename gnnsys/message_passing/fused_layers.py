@@ -29,6 +29,7 @@ from gnnsys.compat import (
     sizes_of,
 )
 from gnnsys.errors import DTypeError, RowIndexError
+from gnnsys.message_passing.attention_layers import attention_forward
 from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.gcn_layers import GCNForward, is_gcn
 from gnnsys.message_passing.linear import skip_zero_rows, zero_rows
@@ -170,7 +171,7 @@ def _reason(layer: MessagePassing) -> str:
             return f"has its own {name}"
     if has_own_propagate(layer):
         return "has its own propagate"
-    if _message_of(kind) is None:
+    if _message_of(kind) is None and attention_forward(kind) is None:
         return "its message is not literally x_j, or a weight times x_j"
     return ""
 
@@ -184,24 +185,26 @@ def _message_of(kind: Any) -> Message | None:
 
 
 class _Fused(Derived):
-    _message: Message
+    _message: Message | None
 
     @classmethod
     def _members(cls, kind: Any) -> dict[str, Any]:
         # In the class itself, lest PyG writes one from its template when a layer is unpickled.
         # Under the other name PyG looks for it when it stops explaining a layer.
         propagate = cls.propagate
-        members = {
+        forward = GCNForward.forward if is_gcn(kind) else attention_forward(kind)
+        return {
             "_message": _message_of(kind),
             "propagate": propagate,
             TEMPLATE_PROPAGATE: propagate,
+            **({} if forward is None else {"forward": forward}),
         }
-        return members | ({"forward": GCNForward.forward} if is_gcn(kind) else {})
 
     def propagate(self: Any, edge_index: Any, *args: Any, **kwargs: Any) -> Tensor:
         """See ``MessagePassing.propagate``."""
-        if not args and type(edge_index) is Tensor and not shows_messages(self):
-            found = _propagate(self, self._message, edge_index, **kwargs)
+        message = self._message
+        if message and not args and type(edge_index) is Tensor and not shows_messages(self):
+            found = _propagate(self, message, edge_index, **kwargs)
             if found is not None:
                 return found
         result: Tensor = propagate_by_messages(self._base, self, edge_index, *args, **kwargs)

@@ -17,7 +17,7 @@ from torch_geometric.nn.aggr import SumAggregation
 from gnnsys.compat import cached_edges, is_transformed, shows_messages
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.known import KnownOf
-from gnnsys.message_passing.linear import is_matrix_product
+from gnnsys.message_passing.linear import is_product
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
 from gnnsys.message_passing.self_loops import with_self_loops
 from gnnsys.message_passing.sums import DEVICES, SUMMED_DTYPES, can_sum, sum_neighbors
@@ -126,7 +126,7 @@ def _sums_first(linear: Any, x: Tensor) -> bool:
     That is less work where it makes rows wider. So it is for features without a derivative: then
     nothing is summed backward, and only rows with a gradient are multiplied.
     """
-    if not is_matrix_product(linear) or torch.is_autocast_enabled(x.device.type):
+    if not is_product(linear):
         return False
     after, before = linear.weight.shape
     if torch.is_grad_enabled() and linear.weight.requires_grad and not x.requires_grad:

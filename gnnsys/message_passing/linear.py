@@ -22,7 +22,7 @@ from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
 
-__all__ = ["is_matrix_product", "skip_zero_rows", "zero_rows"]
+__all__ = ["can_fold", "is_product", "product", "skip_zero_rows", "zero_rows"]
 
 _LINEAR: tuple[type[Module], ...] = (torch.nn.Linear, Linear)
 
@@ -37,10 +37,28 @@ def skip_zero_rows(layer: Module) -> None:
             derive(child, _Skipping)
 
 
-def is_matrix_product(linear: Any) -> bool:
-    """Whether a fused layer's linear layer only multiplies by its weight, and no hook looks on."""
-    is_ours = issubclass(type(linear), _Skipping)
-    return is_ours and linear.bias is None and not has_hooks(linear)
+def is_product(layer: Any) -> bool:
+    """Whether a layer multiplies by its weight, in the precision of both, and does nothing else."""
+    is_ours = issubclass(type(layer), _Skipping)
+    plain = is_ours and layer.bias is None and not has_hooks(layer)
+    return plain and not torch.is_autocast_enabled(layer.weight.device.type)
+
+
+def can_fold(layer: Any) -> bool:
+    """Whether a layer is a product, so that what follows may be multiplied into the weight, and
+    makes no more columns of a row by far than it reads."""
+    if not is_product(layer):
+        return False
+    rows, columns = layer.weight.shape
+    return bool(columns <= 2 * rows)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.t()``, as by a layer that skips rows without gradients."""
+    result: Tensor = (
+        _Product.apply(x, weight, None) if _can_skip(x, weight) else F.linear(x, weight)
+    )
+    return result
 
 
 class _Skipping(Derived):

@@ -32,7 +32,6 @@ from torch_geometric.nn import (
     SAGEConv,
     SGConv,
     TAGConv,
-    TransformerConv,
     to_hetero,
 )
 
@@ -123,7 +122,6 @@ LEFT_ALONE: dict[str, tuple[Callable[[], MessagePassing], str]] = {
     "sage median": (lambda: SAGEConv(CHANNELS, 5, aggr="median"), "aggregates by median"),
     "sage lstm": (lambda: SAGEConv(CHANNELS, 5, aggr="lstm"), "aggregates by lstm"),
     "sage many": (lambda: SAGEConv(CHANNELS, 5, aggr=["mean", "sum"]), "aggregates by"),
-    "transformer": (lambda: TransformerConv(CHANNELS, 3, heads=2), "not literally x_j"),
     "gine": (lambda: GINEConv(mlp(), edge_dim=CHANNELS), "not literally x_j"),
 }
 

@@ -269,8 +269,8 @@ void bind_graph(nb::module_& m) {
         "Fills indptr for targets that ascend.");
   m.def("permute_ids", &permute_ids, "key"_a, "num_ids"_a, "inverse"_a, "ids"_a.noconvert(),
         Freely(), "Maps ids in place by the bijection of [0, num_ids) that `key` gives.");
-  m.def("count_until_zeros", &count_until_zeros, "rows"_a, "num_rows"_a, "row_bytes"_a, Freely(),
-        "Rows at an address up to the last that is not all zero bits.");
+  m.def("find_nonzero_rows", &find_nonzero_rows, "rows"_a, "row_bytes"_a, "found"_a, Freely(),
+        "Writes the numbers of rows at an address that are not all zero bits; returns how many.");
   nb::class_<EdgeArrays>(m, "EdgeArrays", "Edges grouped by target.")
       .def(nb::init<uintptr_t, int64_t, uintptr_t, uintptr_t, int>(), "indptr"_a, "num_targets"_a,
            "source"_a, "order"_a, "id_bytes"_a);

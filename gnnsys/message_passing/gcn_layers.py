@@ -17,6 +17,7 @@ from torch_geometric.nn.aggr import SumAggregation
 from gnnsys.compat import cached_edges, is_transformed, shows_messages
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.known import KnownOf
+from gnnsys.message_passing.linear import is_product
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
 from gnnsys.message_passing.self_loops import with_self_loops
 from gnnsys.message_passing.sums import DEVICES, SUMMED_DTYPES, can_sum, sum_neighbors
@@ -105,16 +106,32 @@ def _fits(edge_index: Tensor, num_nodes: int) -> bool:
 def _convolve(layer: Any, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Tensor:
     loops = (2.0 if layer.improved else 1.0) if layer.add_self_loops else 0.0
     end = 1 if layer.flow == "source_to_target" else 0
-    rows = layer.lin(x)
     dtype = x.dtype if edge_weight is None else edge_weight.dtype
-    rows = rows.to(torch.promote_types(rows.dtype, dtype))
-    if _is_learnt(edge_weight):
+
+    def sum_rows(rows: Tensor) -> Tensor:
+        rows = rows.to(torch.promote_types(rows.dtype, dtype))
+        if not _is_learnt(edge_weight):
+            return _sum(rows, edge_index, edge_weight, loops, end, end)
         edges, weight = _normalise(edge_index, edge_weight, len(x), loops, end, dtype)
-        weight = weight.to(rows.dtype)
-        out = sum_neighbors(rows, edges, weight, num_nodes=len(x), to=end)
-    else:
-        out = _sum(rows, edge_index, edge_weight, loops, end, end)
+        return sum_neighbors(rows, edges, weight.to(rows.dtype), num_nodes=len(x), to=end)
+
+    sums_first = dtype == x.dtype and _sums_first(layer.lin, x)
+    out: Tensor = layer.lin(sum_rows(x)) if sums_first else sum_rows(layer.lin(x))
     return out if layer.bias is None else out + layer.bias
+
+
+def _sums_first(linear: Any, x: Tensor) -> bool:
+    """Whether to sum before the matrix product, which changes no more than roundings.
+
+    That is less work where it makes rows wider. So it is for features without a derivative: then
+    nothing is summed backward, and only rows with a gradient are multiplied.
+    """
+    if not is_product(linear):
+        return False
+    after, before = linear.weight.shape
+    if torch.is_grad_enabled() and linear.weight.requires_grad and not x.requires_grad:
+        return bool(before <= 2 * after)  # which would be summed backward, too
+    return bool(before < after)
 
 
 @torch.library.custom_op("gnnsys::sum_normalized", mutates_args=(), device_types=DEVICES)

@@ -2,7 +2,8 @@
 
 In a batch of sampled neighbours the nodes of the last hop, more than half of all, have no edges:
 their sums are zero, and a linear layer makes its bias of them. Backward, nodes that lie further
-from the seeds than there are layers left have no gradient.
+from the seeds than there are layers left have no gradient; of a graph that is trained in one batch
+by few seeds these are most.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
 
-__all__ = ["can_fold", "product", "skip_zero_rows", "zero_rows"]
+__all__ = ["can_fold", "is_product", "product", "skip_zero_rows", "zero_rows"]
 
 _LINEAR: tuple[type[Module], ...] = (torch.nn.Linear, Linear)
 
@@ -36,14 +37,20 @@ def skip_zero_rows(layer: Module) -> None:
             derive(child, _Skipping)
 
 
+def is_product(layer: Any) -> bool:
+    """Whether a layer multiplies by its weight, in the precision of both, and does nothing else."""
+    is_ours = issubclass(type(layer), _Skipping)
+    plain = is_ours and layer.bias is None and not has_hooks(layer)
+    return plain and not torch.is_autocast_enabled(layer.weight.device.type)
+
+
 def can_fold(layer: Any) -> bool:
-    """Whether a layer multiplies by its weight and does nothing else, so that what follows may be
-    multiplied into the weight, and makes no more columns of a row by far than it reads."""
-    module: Any = layer
-    if not isinstance(layer, _Skipping) or has_hooks(module) or module.bias is not None:
+    """Whether a layer is a product, so that what follows may be multiplied into the weight, and
+    makes no more columns of a row by far than it reads."""
+    if not is_product(layer):
         return False
-    rows, columns = module.weight.shape
-    return columns <= 2 * rows and not torch.is_autocast_enabled("cpu")
+    rows, columns = layer.weight.shape
+    return bool(columns <= 2 * rows)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -80,10 +87,10 @@ def _can_skip(x: Any, weight: Any) -> bool:
 
 
 class _Product(Function):
-    """``x @ weight.t() + bias``, whose derivatives leave out the last rows where they are zero.
+    """``x @ weight.t() + bias``, whose derivatives leave out rows where they are zero.
 
-    In a batch of sampled neighbours the loss depends on the seeds alone, so that fewer and fewer
-    nodes have a gradient the nearer a layer is to the output.
+    The loss depends on the seeds alone, so that fewer and fewer nodes have a gradient the nearer a
+    layer is to the output.
     """
 
     @staticmethod
@@ -97,19 +104,27 @@ class _Product(Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = _rows_with_gradients(grad)
-        top = grad[:rows]
-        grad_x = top @ weight if needs_x else None
-        if grad_x is not None and rows < len(grad):
-            grad_x = F.pad(grad_x, (0, 0, 0, len(grad) - rows))
-        grad_weight = top.t() @ x[:rows] if needs_weight else None
-        return grad_x, grad_weight, top.sum(0) if needs_bias else None
+        some = grad[rows]
+        grad_x = _put(some @ weight, rows, len(grad)) if needs_x else None
+        grad_weight = some.t() @ x[rows] if needs_weight else None
+        return grad_x, grad_weight, some.sum(0) if needs_bias else None
 
 
-def _rows_with_gradients(grad: Tensor) -> int:
+def _rows_with_gradients(grad: Tensor) -> slice | Tensor:
+    """The first rows, or, where few of these have a gradient, the numbers of those that have."""
     if torch.is_grad_enabled():  # of a zero, too, there may be derivatives
-        return len(grad)
+        return slice(len(grad))
     if not grad.is_contiguous() or type(grad) is not Tensor or grad.is_neg():
-        return len(grad)
+        return slice(len(grad))
+    rows = torch.empty(len(grad), dtype=torch.int64)
     row_bytes = grad.size(1) * grad.element_size()
-    found: int = core.count_until_zeros(grad.data_ptr(), len(grad), row_bytes)
-    return found
+    count = core.find_nonzero_rows(grad.data_ptr(), row_bytes, rows.numpy())
+    end = int(rows[count - 1]) + 1 if count > 0 else 0
+    return rows[:count] if 2 * count < end else slice(end)
+
+
+def _put(some: Tensor, rows: slice | Tensor, num_rows: int) -> Tensor:
+    """(num_rows, C) with these rows, and zeros elsewhere."""
+    if isinstance(rows, slice):
+        return F.pad(some, (0, 0, 0, num_rows - len(some))) if len(some) < num_rows else some
+    return some.new_zeros(num_rows, some.size(1)).index_copy_(0, rows, some)

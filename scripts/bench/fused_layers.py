@@ -53,11 +53,12 @@ _RATES = (
 )
 _BASE = "PyG"
 _EXAMPLES = f"""
-Two layers with ReLU between them, {_CLASSES} classes where the data has none of its own, cross entropy
-and Adam; of attention, --heads heads in the first layer. A step is forward, backward and optimizer.
+Two layers with ReLU between them, {_CLASSES} classes where the data has none of its own, cross
+entropy and Adam; of attention, --heads heads in the first layer. A step is forward, backward and
+optimizer.
 
-  rmat      batches of gnnsys.NeighborLoader on an R-MAT graph with {_DIM} features, sampled before the
-            clock starts; in each round other tensors, so that nothing is known of their edges
+  rmat      batches of gnnsys.NeighborLoader on an R-MAT graph with {_DIM} features, sampled before
+            the clock starts; in each round other tensors, so that nothing is known of their edges
   pubmed, tolokers, …   epochs of full-batch training; edges are the same tensors each time
 
 "difference" is the largest one of the models' outputs, relative to the largest output.
@@ -258,7 +259,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="of datasets, as PyG lays them out; default ../shared/data",
     )
-    add("--hidden", type=positive, default=64, help="columns between the layers; default 64")
+    add("--hidden", type=positive, default=128, help="columns between the layers; default 128")
     add("--heads", type=positive, default=8, help="of attention, first layer; default 8")
     add("--threads", type=positive_list, default=[1, 2], metavar="N,…", help="default 1,2")
     options = parser.parse_args(arguments)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <span>
 #include <stdexcept>
 
 #include "share_rows.hpp"
@@ -93,19 +94,25 @@ int64_t dot_neighbors(const EdgeArrays& edges, const RowArrays& rows, uintptr_t 
   return dispatch(edges, rows, true, y, out, threads, isa);
 }
 
-int64_t count_until_zeros(uintptr_t rows, int64_t num_rows, int64_t row_bytes) {
-  const char* const first = at<const char>(rows);
-  int64_t left = num_rows * row_bytes;  // bytes that are not known to be zeros
+int64_t find_nonzero_rows(uintptr_t rows, int64_t row_bytes, std::span<int64_t> found) {
+  const char* row = at<const char>(rows);
   constexpr int64_t kWords = 8;
   uint64_t words[kWords];
   constexpr int64_t kStep = sizeof(words);
-  for (uint64_t any = 0; left >= kStep; left -= kStep) {
-    std::memcpy(words, first + left - kStep, kStep);
-    for (uint64_t word : words) any |= word;
-    if (any != 0) break;
+  const auto is_nonzero = [&] {
+    int64_t done = 0;
+    for (uint64_t any = 0; row_bytes - done >= kStep; done += kStep) {
+      std::memcpy(words, row + done, kStep);
+      for (uint64_t word : words) any |= word;
+      if (any != 0) return true;
+    }
+    return std::any_of(row + done, row + row_bytes, [](char byte) { return byte != 0; });
+  };
+  int64_t count = 0;
+  for (int64_t number = 0; number < std::ssize(found); ++number, row += row_bytes) {
+    if (is_nonzero()) found[count++] = number;
   }
-  while (left > 0 && first[left - 1] == 0) --left;
-  return row_bytes > 0 ? (left + row_bytes - 1) / row_bytes : 0;
+  return count;
 }
 
 }  // namespace gnnsys

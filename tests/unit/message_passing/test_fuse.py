@@ -36,7 +36,7 @@ from torch_geometric.nn import (
 )
 
 import gnnsys
-from gnnsys._core import count_until_zeros
+from gnnsys._core import find_nonzero_rows
 from gnnsys.errors import DTypeError
 from gnnsys.loaders import CSC, NeighborSampler
 from gnnsys.message_passing import fused_layers, gcn_layers, linear
@@ -201,7 +201,7 @@ def test_bipartite_calls_give_the_same(name: str, sized: bool, native: list[Any]
 
 
 def test_sums_of_fused_layers_equal_scattered_ones_bit_for_bit() -> None:
-    x, edges = torch.randn(NODES, CHANNELS), random_edges()
+    x, edges = torch.randn(NODES, CHANNELS, requires_grad=True), random_edges()
     for layer in (SAGEConv(CHANNELS, 5), GINConv(mlp()), GCNConv(CHANNELS, 5)):
         expected = layer(x, torch.cat([edges, torch.tensor([[0], [NODES - 1]])], 1))
         fused = gnnsys.fuse(layer)
@@ -297,21 +297,35 @@ def test_backward_multiplies_no_more_rows_than_have_gradients(
         lambda grad: rows.append((count(grad), len(grad))) or rows[-1][0],
     )
     layer(x, edges)[:10].sum().backward()
-    assert sorted(rows) == [(10, int(batch.col.max()) + 1), (10, len(x))]
+    assert [number for number, _ in rows] == [slice(10)] * 2
+    assert sorted(number for _, number in rows) == [int(batch.col.max()) + 1, len(x)]
+
+
+@pytest.mark.parametrize("seeds", [[3], [5, 37], [*range(20), 30]])
+def test_backward_leaves_out_rows_between_few_with_gradients(seeds: list[int]) -> None:
+    torch.manual_seed(17)
+    x = torch.randn(NODES, CHANNELS, requires_grad=True)
+    layer = SAGEConv(CHANNELS, 5)
+    assert_same(layer, lambda layer: layer(x, random_edges())[seeds], [x])
+    grad = torch.zeros(NODES, 5)
+    grad[seeds] = 1
+    with torch.no_grad():
+        rows = torch.arange(NODES)[linear._rows_with_gradients(grad)]
+    assert rows.tolist() == (seeds if len(seeds) < 3 else [*range(31)])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rows_up_to_the_last_that_is_not_zero_are_counted(dtype: Any) -> None:
+def test_rows_that_are_not_zero_are_found(dtype: Any) -> None:
     draw = np.random.default_rng(0)
     for _ in range(200):
-        rows, width = draw.integers(0, 30), draw.integers(1, 40)
+        rows, width = draw.integers(0, 30), draw.integers(0, 40)
         values = np.zeros((rows, width), dtype)
-        last = draw.integers(-1, rows) if rows else -1
-        if last >= 0:
-            values[last, draw.integers(width)] = draw.choice([1.0, -0.0, np.nan, 5e-324])
-        bits = values.view(np.uint8).any(1)
-        expected = int(np.flatnonzero(bits).max(initial=-1)) + 1
-        assert count_until_zeros(values.ctypes.data, rows, values.strides[0]) == expected
+        for row in draw.integers(rows, size=min(rows * width, 5)):
+            values[row, draw.integers(width)] = draw.choice([1.0, 0.0, -0.0, np.nan, 5e-324])
+        found = np.empty(rows, np.int64)
+        count = find_nonzero_rows(values.ctypes.data, values.strides[0] if width else 0, found)
+        bits = values.view(np.uint8).any(1) if width else np.zeros(rows, bool)
+        assert found[:count].tolist() == np.flatnonzero(bits).tolist()
 
 
 def test_bfloat16_autocast_agrees_to_its_rounding(native: list[Any]) -> None:

@@ -100,10 +100,35 @@ def test_weights_are_those_of_gcn_norm(weighted: bool, end: int) -> None:
     torch.testing.assert_close(ours[order, 0], expected[1], rtol=1e-14, atol=0)
 
 
-def test_sums_are_those_of_pyg_bit_for_bit() -> None:
+def test_sums_of_products_are_those_of_pyg_bit_for_bit() -> None:
     torch.manual_seed(1)
-    layer, x = GCNConv(CHANNELS, 4), torch.randn(NODES, CHANNELS)
+    layer, x = GCNConv(CHANNELS, 4), torch.randn(NODES, CHANNELS, requires_grad=True)
     assert torch.equal(layer(x, random_edges()), fused(layer)(x, random_edges()))
+
+
+@pytest.mark.parametrize(
+    ("out_channels", "differentiated", "summed"),
+    [(2, False, 2), (3, False, 6), (12, False, 6), (6, True, 6), (7, True, 6), (5, True, 5)],
+)
+def test_the_side_of_the_product_is_summed_that_is_less_work(
+    out_channels: int, differentiated: bool, summed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths = []
+    sum_neighbors = gcn_layers.sum_neighbors
+
+    def note(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        widths.append(x.size(1))
+        return sum_neighbors(x, *args, **kwargs)
+
+    monkeypatch.setattr(gcn_layers, "sum_neighbors", note)
+    layer = gnnsys.fuse(GCNConv(CHANNELS, out_channels))
+    x, edges = torch.randn(NODES, CHANNELS, requires_grad=differentiated), random_edges()
+    layer(x, edges).sum().backward()
+    assert widths == [summed] * (2 if differentiated or summed == out_channels else 1)
+    seen: list[Tensor] = []
+    layer.lin.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
+    layer(x, edges)
+    assert torch.equal(seen[0], x)
 
 
 def test_all_layers_of_a_batch_share_one_normalisation(normalised: list[Any]) -> None:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "gnnsys/isa.hpp"
@@ -48,7 +49,8 @@ int64_t sum_neighbors(const EdgeArrays& edges, const RowArrays& rows, uintptr_t 
 int64_t dot_neighbors(const EdgeArrays& edges, const RowArrays& rows, uintptr_t y, uintptr_t out,
                       const ThreadPool& threads, Isa isa);
 
-// Rows at an address up to the last one that has a bit set: behind it all are zeros.
-int64_t count_until_zeros(uintptr_t rows, int64_t num_rows, int64_t row_bytes);
+// Writes the numbers of those rows at an address that have a bit set; `found` has room for all
+// rows. Returns how many these are.
+int64_t find_nonzero_rows(uintptr_t rows, int64_t row_bytes, std::span<int64_t> found);
 
 }  // namespace gnnsys

@@ -363,7 +363,7 @@ def test_nan_among_features_is_told_with_its_type(
     [
         (["--target", "editor"], "no such node type; expected one of author, paper, venue"),
         (["--target", "venue"], "has no labels of these nodes, those of author have some"),
-        (["--model", "gin"], "heterogeneous; expected rgcn, hgt, sage, gat"),
+        (["--model", "gin"], "heterogeneous; expected rgcn, rgat, hgt, sage, gat"),
         (["--model", "hgt", "--eval", "neighborhoods"], "give layerwise or sampled"),
         (["--full-batch"], "--full-batch: is for homogeneous graphs"),
         (["--cache", "100"], "rows of which type?"),

@@ -411,7 +411,7 @@ REFUSED = [
         "has no such edge type; expected one of user,likes,item item,rev_likes,user",
     ),
     (["--target", "item,rev_likes,user"], "no val links of item,rev_likes,user"),
-    (["--model", "gin"], "is heterogeneous; expected rgcn, hgt, sage, gat"),
+    (["--model", "gin"], "is heterogeneous; expected rgcn, rgat, hgt, sage, gat"),
 ]
 
 

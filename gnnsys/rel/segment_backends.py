@@ -54,6 +54,7 @@ _edges: KnownOf[Tensor] = KnownOf()
 """Of an index: edges from its positions to its rows, which know how they are grouped."""
 
 
+@functools.cache
 def available_backends() -> tuple[str, ...]:
     """Those of ``BACKENDS`` that this installation has.
 

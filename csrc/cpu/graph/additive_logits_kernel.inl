@@ -86,6 +86,7 @@ GNNSYS_TARGET int64_t derive_groups(const Job<Value, Id>& job, int64_t begin, in
   using Float = Wide<Value>;
   const int64_t heads = job.heads, channels = job.channels, width = job.width();
   const int64_t last = job.indptr[end];
+  const Float negative = job.slope;
   std::vector<Float> u(width), sum(width);
   for (int64_t group = begin; group < end; ++group) {
     const Value* const y = job.y + group * width;
@@ -99,12 +100,12 @@ GNNSYS_TARGET int64_t derive_groups(const Job<Value, Id>& job, int64_t begin, in
       for (int64_t h = 0; h < heads; ++h) {
         const int64_t first = h * channels;
         const Float grad = widen(job.grad[place * heads + h]);
-        add_slopes(u.data() + first, grad, job.slope, channels, sum.data() + first,
+        add_slopes(u.data() + first, grad, negative, channels, sum.data() + first,
                    of_att ? of_att + first : nullptr);
         if (!job.of_edges) continue;
         Value* const out = job.of_edges + place * width + first;
         for (int64_t c = 0; c < channels; ++c) {
-          const Float slope = u[first + c] > 0 ? Float(1) : job.slope;
+          const Float slope = u[first + c] > 0 ? Float(1) : negative;
           narrow(grad * slope * widen(job.att[first + c]), out[c]);
         }
       }

@@ -44,6 +44,12 @@ GNNSYS_TARGET inline void keep_most(Float* __restrict most, const Float* __restr
   for (int64_t i = 0; i < n; ++i) most[i] = z[i] > most[i] ? z[i] : most[i];
 }
 
+// The slope is a value of its own: a branch on each sign would cost more than all else.
+template <class Float>
+GNNSYS_TARGET inline void leak(Float* __restrict z, Float slope, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) z[i] = z[i] * (z[i] > 0 ? Float(1) : slope);
+}
+
 template <class Float>
 GNNSYS_TARGET inline void subtract(Float* __restrict z, const Float* __restrict most, int64_t n) {
   for (int64_t i = 0; i < n; ++i) z[i] -= most[i];
@@ -89,9 +95,7 @@ GNNSYS_TARGET int64_t softmax_heads(const Job<Value, Id>& job, int64_t begin, in
       take_all(z, heads, job.out + job.place(from));
       continue;
     }
-    if (job.leaky) {
-      for (int64_t i = 0; i < count * heads; ++i) z[i] *= z[i] > 0 ? Float(1) : job.slope;
-    }
+    if (job.leaky) leak(z, job.slope, count * heads);
     std::copy(z, z + heads, most.data());
     for (int64_t e = 1; e < count; ++e) keep_most(most.data(), z + e * heads, heads);
     for (int64_t e = 0; e < count; ++e) subtract(z + e * heads, most.data(), heads);
@@ -110,6 +114,7 @@ template <int64_t kHeads, class Value, class Id>
 GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int64_t end) {
   using Float = Wide<Value>;
   const int64_t heads = kHeads > 0 ? kHeads : job.heads, last = job.indptr[end];
+  const Float negative = job.slope;
   Row<Float, kHeads> mean(heads), total(heads), z(heads);
   for (int64_t target = begin; target < end; ++target) {
     const int64_t from = job.indptr[target], to = job.indptr[target + 1];
@@ -131,7 +136,7 @@ GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int
       Value* const out = job.out + job.place(edge);
       for (int64_t h = 0; h < heads; ++h) {
         Float slope = widen(alpha[h]) * (widen(grad[h]) - mean[h]);
-        if (leaky) slope *= z[h] > 0 ? Float(1) : job.slope;
+        if (leaky) slope *= z[h] > 0 ? Float(1) : negative;
         total[h] += slope;
         narrow(slope, out[h]);
       }
@@ -142,40 +147,13 @@ GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int
   return -1;
 }
 
-template <class Value, class Id>
-GNNSYS_TARGET int64_t softmax_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
-  switch (job.heads) {
-    case 1:
-      return softmax_heads<1>(job, begin, end);
-    case 4:
-      return softmax_heads<4>(job, begin, end);
-    case 8:
-      return softmax_heads<8>(job, begin, end);
-    default:
-      return softmax_heads<0>(job, begin, end);
-  }
-}
-
-template <class Value, class Id>
-GNNSYS_TARGET int64_t derive_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
-  switch (job.heads) {
-    case 1:
-      return derive_heads<1>(job, begin, end);
-    case 4:
-      return derive_heads<4>(job, begin, end);
-    case 8:
-      return derive_heads<8>(job, begin, end);
-    default:
-      return derive_heads<0>(job, begin, end);
-  }
-}
-
-template <class Value, class Id>
-GNNSYS_TARGET int64_t sum_of_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
-  const int64_t heads = job.heads, last = job.indptr[end];
-  std::vector<Wide<Value>> total(heads);
+template <int64_t kHeads, class Value, class Id>
+GNNSYS_TARGET int64_t sum_heads(const Job<Value, Id>& job, int64_t begin, int64_t end) {
+  using Float = Wide<Value>;
+  const int64_t heads = kHeads > 0 ? kHeads : job.heads, last = job.indptr[end];
+  Row<Float, kHeads> total(heads);
   for (int64_t target = begin; target < end; ++target) {
-    std::fill(total.begin(), total.end(), Wide<Value>(0));
+    std::fill(total.data(), total.data() + heads, Float(0));
     for (int64_t edge = job.indptr[target]; edge < job.indptr[target + 1]; ++edge) {
       const int64_t later = edge + kPrefetchEdges;
       if (later < last) __builtin_prefetch(job.edge + job.place(later));
@@ -185,5 +163,24 @@ GNNSYS_TARGET int64_t sum_of_targets(const Job<Value, Id>& job, int64_t begin, i
   }
   return -1;
 }
+
+#define GNNSYS_BY_HEADS(NAME, KERNEL)                                                 \
+  template <class Value, class Id>                                                    \
+  GNNSYS_TARGET int64_t NAME(const Job<Value, Id>& job, int64_t begin, int64_t end) { \
+    switch (job.heads) {                                                              \
+      case 1:                                                                         \
+        return KERNEL<1>(job, begin, end);                                            \
+      case 4:                                                                         \
+        return KERNEL<4>(job, begin, end);                                            \
+      case 8:                                                                         \
+        return KERNEL<8>(job, begin, end);                                            \
+      default:                                                                        \
+        return KERNEL<0>(job, begin, end);                                            \
+    }                                                                                 \
+  }
+GNNSYS_BY_HEADS(softmax_targets, softmax_heads)
+GNNSYS_BY_HEADS(derive_targets, derive_heads)
+GNNSYS_BY_HEADS(sum_of_targets, sum_heads)
+#undef GNNSYS_BY_HEADS
 
 }  // namespace GNNSYS_NAMESPACE

@@ -61,7 +61,8 @@ optimizer.
             the clock starts; in each round other tensors, so that nothing is known of their edges
   pubmed, tolokers, …   epochs of full-batch training; edges are the same tensors each time
 
-"difference" is the largest one of the models' outputs, relative to the largest output.
+"difference" is the largest one of the models' outputs before training, relative to the largest
+output.
 
 examples:
   python scripts/bench/fused_layers.py --root data --json fused_layers.json
@@ -118,9 +119,8 @@ class Training:
     def difference(self) -> float:
         """The largest one of outputs, relative to the largest output."""
         batch = self._known[0]
-        with torch.no_grad():
-            plain = self._make()(batch.x, batch.edge_index)
-            fused = gnnsys.fuse(self._make())(batch.x, batch.edge_index)
+        plain = self._make()(batch.x, batch.edge_index).detach()
+        fused = gnnsys.fuse(self._make())(batch.x, batch.edge_index).detach()
         return float((fused - plain).abs().max() / plain.abs().max())
 
     def check(self) -> None:

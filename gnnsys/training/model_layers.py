@@ -12,6 +12,7 @@ from torch_geometric.nn import GCNConv, MessagePassing, aggr
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from gnnsys.loaders import CSC
+from gnnsys.message_passing.self_loops import with_self_loops
 from gnnsys.training.layer_checks import (
     BIPARTITE,
     aggregations_of,
@@ -170,15 +171,11 @@ def _make_gcn(conv: GCNConv, scale: Tensor) -> Layer:
 
     def run(block: Block) -> Tensor:
         ends = scale[block.nodes.cpu()].to(block.inputs)
-        source, target = block.edge_index
-        weights = [ends[source] * ends[target]]
+        edges = block.edge_index
         if conv.add_self_loops:
-            kept = source != target
-            own = torch.arange(block.targets, device=source.device)
-            source, target = torch.cat([source[kept], own]), torch.cat([target[kept], own])
-            weights = [weights[0][kept], ends[: block.targets].square()]
-        edge_index = orient(conv, torch.stack([source, target]))
-        out: Tensor = weighted(block.inputs, edge_index, torch.cat(weights))[: block.targets]
+            edges = with_self_loops(edges, block.targets).edge_index
+        weight = ends[edges[0]] * ends[edges[1]]
+        out: Tensor = weighted(block.inputs, orient(conv, edges), weight)[: block.targets]
         return out
 
     return run

@@ -61,10 +61,11 @@ optimizer.
             the clock starts; in each round other tensors, so that nothing is known of their edges
   pubmed, tolokers, …   epochs of full-batch training; edges are the same tensors each time
 
-"difference" is the largest one of the models' outputs, relative to the largest output.
+"difference" is the largest one of the models' outputs before training, relative to the largest
+output.
 
 examples:
-  python scripts/bench/fused_layers.py --root data --json fused_layers.json
+  python scripts/bench/fused_layers.py --root data --keep-freed-memory --json fused_layers.json
   python scripts/bench/fused_layers.py --inputs tolokers --models gcn gat --root data --threads 1
   python scripts/bench/fused_layers.py --quick --inputs rmat --scale 12 --batches 2
 """
@@ -118,9 +119,8 @@ class Training:
     def difference(self) -> float:
         """The largest one of outputs, relative to the largest output."""
         batch = self._known[0]
-        with torch.no_grad():
-            plain = self._make()(batch.x, batch.edge_index)
-            fused = gnnsys.fuse(self._make())(batch.x, batch.edge_index)
+        plain = self._make()(batch.x, batch.edge_index).detach()
+        fused = gnnsys.fuse(self._make())(batch.x, batch.edge_index).detach()
         return float((fused - plain).abs().max() / plain.abs().max())
 
     def check(self) -> None:
@@ -208,6 +208,8 @@ def make_inputs(
 
 def run(options: argparse.Namespace) -> None:
     """Measures what the options say."""
+    if options.keep_freed_memory:
+        gnnsys.keep_freed_memory()
 
     def make_cases(scratch: Path) -> Iterator[Case]:
         for labels, batches in make_inputs(options, scratch):
@@ -262,6 +264,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--hidden", type=positive, default=128, help="columns between the layers; default 128")
     add("--heads", type=positive, default=8, help="of attention, first layer; default 8")
     add("--threads", type=positive_list, default=[1, 2], metavar="N,…", help="default 1,2")
+    add(
+        "--keep-freed-memory",
+        action="store_true",
+        help="keep freed memory, as gnnsys train does; without it, what PyG's large tensors cost "
+        "depends on what the process has freed before",
+    )
     options = parser.parse_args(arguments)
     check_workload_options(options)
     if options.hidden % options.heads:

@@ -79,7 +79,13 @@ def check_report() -> Callable[..., dict]:
         assert found["rounds"] == rounds
         environment = found["environment"]
         assert environment["cpu"]["usable_cores"] >= 1
-        assert environment["versions"].keys() == {"python", "torch", "numpy", "gnnsys"}
+        assert environment["versions"].keys() == {
+            "python",
+            "torch",
+            "torch_geometric",
+            "numpy",
+            "gnnsys",
+        }
         assert all(environment["versions"].values())
         for case in found["cases"]:
             assert len(case["order"]) == rounds

@@ -34,9 +34,9 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
 
     ``edge_index`` may also be a ``RelationalGraph``, without ``edge_type``. Results have the
     element type of the rows and parameters: float32, float64 or bfloat16. Under torch.compile the
-    layer runs uncompiled, between two graphs. ``aggr`` other than "add", ``flow="target_to_source"``,
-    sparse matrices of edges, hooks on messages and explainers get PyG's own forward, which a
-    warning says once.
+    layer runs uncompiled, between two graphs. Another ``aggr`` than "add",
+    ``flow="target_to_source"``, sparse matrices of edges, hooks on messages and explainers get
+    PyG's own forward, which a warning says once.
 
     Args:
         args, kwargs: those of ``torch_geometric.nn.RGATConv``.

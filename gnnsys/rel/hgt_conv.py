@@ -13,8 +13,9 @@ import torch_geometric.nn
 from torch import Tensor
 from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
+from gnnsys.errors import ArgumentError
 from gnnsys.rel.graph import RelationalGraph
-from gnnsys.rel.layer import Call, RelationalLayer
+from gnnsys.rel.layer import Call, RelationalLayer, check_graph
 from gnnsys.rel.program import Builder, Program
 
 __all__ = ["HGTConv"]
@@ -30,11 +31,12 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
     for all nodes that the type might start from; the factor ``p_rel / sqrt(C)`` of the logits is
     multiplied into the keys' matrices. The softmax goes over the edges of all types into a target.
 
-    Results have the element type of the rows and parameters: float32, float64 or bfloat16. Under
-    torch.compile the layer runs uncompiled, between two graphs. ``flow="target_to_source"``,
-    sparse matrices of edges, hooks on messages and explainers get PyG's own forward, which a
-    warning says once. The order of ``edge_index_dict`` does not matter (PyG's takes the matrices of
-    other types where it is not that of ``metadata``).
+    ``edge_index_dict`` may also be a ``RelationalGraph`` with the node and edge types in the order
+    of ``metadata``; the order of a dict does not matter (PyG's takes the matrices of other types
+    where it is not that of ``metadata``). Results have the element type of the rows and parameters:
+    float32, float64 or bfloat16. Under torch.compile the layer runs uncompiled, between two graphs.
+    ``flow="target_to_source"``, sparse matrices of edges, hooks on messages and explainers get
+    PyG's own forward, which a warning says once.
 
     Args:
         args, kwargs: those of ``torch_geometric.nn.HGTConv``.
@@ -61,25 +63,26 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
     """As PyG's own forward calls ``propagate``, which PyG reads in the source of the class else."""
 
     def forward(
-        self, x_dict: Mapping[str, Tensor], edge_index_dict: Mapping[Any, Any]
+        self, x_dict: Mapping[str, Tensor], edge_index_dict: Any
     ) -> dict[str, Tensor | None]:
         """See ``torch_geometric.nn.HGTConv.forward``."""
         if torch.compiler.is_compiling():
             return _forward_uncompiled(self, x_dict, edge_index_dict)
         call = self._call(x_dict, edge_index_dict)
         if isinstance(call, str):
-            self._say(call)
+            self._say(call, edge_index_dict)
             result: dict[str, Tensor | None] = super().forward(x_dict, edge_index_dict)
             return result
         return self._finish(self._run(call), x_dict, call.graph)
 
     def _call(self, x_dict: Mapping[str, Tensor], edge_index_dict: Mapping[Any, Any]) -> Call | str:
-        reason = self._why_not_these([*x_dict.values()], [*edge_index_dict.values()])
+        made = isinstance(edge_index_dict, RelationalGraph)
+        edges = [edge_index_dict] if made else [*edge_index_dict.values()]
+        reason = self._why_not_these([*x_dict.values()], edges)
         if reason:
             return reason
         x_dict = self._of_known_types(x_dict)
-        num_nodes = {name: rows.size(0) for name, rows in x_dict.items()}
-        graph = RelationalGraph.from_hetero(edge_index_dict, num_nodes, self.edge_types)
+        graph = self._graph(x_dict, edge_index_dict)
         parts = [rows.tensor_split(3, 1) for rows in self.kqv_lin(x_dict).values()]
         k, q, v = (
             torch.cat(rows).unflatten(1, (self.heads, -1)) for rows in zip(*parts, strict=True)
@@ -88,6 +91,17 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
         k_rel = self._by_type(self.k_rel.weight) * (scale / math.sqrt(k.size(2)))[:, :, None, None]
         values = {"k": k, "q": q, "v": v, "k_rel": k_rel, "v_rel": self._by_type(self.v_rel.weight)}
         return Call(_program(self.heads, k.size(2)), graph, values)
+
+    def _graph(self, x_dict: Mapping[str, Tensor], edge_index_dict: Any) -> RelationalGraph:
+        num_nodes = {name: rows.size(0) for name, rows in x_dict.items()}
+        if not isinstance(edge_index_dict, RelationalGraph):
+            return RelationalGraph.from_hetero(edge_index_dict, num_nodes, self.edge_types)
+        sizes = edge_index_dict.node_ptr.diff().tolist()
+        if sizes != [*num_nodes.values()]:
+            raise ArgumentError(
+                f"edge_index_dict: a RelationalGraph of {sizes} nodes by type, expected {num_nodes}"
+            )
+        return check_graph(edge_index_dict, len(self.edge_types), sum(sizes), sum(sizes))
 
     def _of_known_types(self, x_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """In the order of the layer's node types; lazy parameters get their widths."""

@@ -24,7 +24,7 @@ from gnnsys.rel.program import Counts, Program
 from gnnsys.rel.segments import BACKENDS
 from gnnsys.system.once import warn_once
 
-__all__ = ["Call", "RelationalLayer", "typed_graph"]
+__all__ = ["Call", "RelationalLayer", "check_graph", "typed_graph"]
 
 _Layer = TypeVar("_Layer", bound="RelationalLayer")
 
@@ -127,7 +127,9 @@ class RelationalLayer:
         training: bool = self.training
         return run(program, call.graph, values, backend=self.backend, training=training)
 
-    def _say(self, reason: str) -> None:
+    def _say(self, reason: str, edges: Any) -> None:
+        if isinstance(edges, RelationalGraph):
+            raise ArgumentError(f"a RelationalGraph in a call for PyG's own forward: {reason}")
         warn_once(_log, "%s: computed by PyG's own forward: %s", type(self).__name__, reason)
 
     def _why_not_these(self: Any, rows: Sequence[Any], edges: Sequence[Any]) -> str:
@@ -171,7 +173,7 @@ def typed_graph(
 ) -> RelationalGraph:
     """The graph of a call with these numbers of sources and targets, or of one set of nodes."""
     if isinstance(edge_index, RelationalGraph):
-        return _check_graph(edge_index, edge_type, num_relations, *rows)
+        return check_graph(edge_index, num_relations, *rows)
     if edge_type is None:
         raise ArgumentError("edge_type: missing, expected (edges,) int64, a type for each edge")
     return RelationalGraph.of(
@@ -183,17 +185,13 @@ def typed_graph(
     )
 
 
-def _check_graph(
-    graph: RelationalGraph, edge_type: Any, num_relations: int, *rows: int
-) -> RelationalGraph:
-    if edge_type is not None:
-        raise ArgumentError("edge_type: given with a RelationalGraph, which has its types")
-    expected = (num_relations, *rows)
+def check_graph(graph: RelationalGraph, *sizes: int) -> RelationalGraph:
+    """A graph that was given, which must have these relations, sources and targets."""
     found = (graph.num_relations, graph.num_sources, graph.num_targets)
-    if found != expected:
+    if found != sizes:
         raise ArgumentError(
-            f"edge_index: a graph of {found[0]} relations, {found[1]} sources and {found[2]} "
-            f"targets, expected {expected[0]}, {expected[1]} and {expected[2]}"
+            f"edge_index: a RelationalGraph of {found} relations, sources and targets, expected "
+            f"{sizes}"
         )
     return graph
 
@@ -225,6 +223,8 @@ def _as_autocast(x: Tensor) -> Tensor:
 
 def _optimised(program: Program, graph: RelationalGraph, passes: tuple[str, ...]) -> Program:
     """Decided by about how many rows there are, so that similar mini-batches share a program."""
+    if not passes:
+        return program
     counts = graph.counts()
     rough = Counts(*(_rounded(getattr(counts, name)) for name in Counts.__slots__))
     known: dict[Any, Program] = program.kept.setdefault("optimised", {})

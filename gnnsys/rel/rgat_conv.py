@@ -32,8 +32,9 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
     of an edge and on its relation, so that the passes compute it once for each distinct pair of
     them, queries and keys by ``weight[r] @ q`` and ``weight[r] @ k``.
 
-    Results have the element type of the rows and parameters: float32, float64 or bfloat16. Under
-    torch.compile the layer runs uncompiled, between two graphs. ``aggr`` other than "add",
+    ``edge_index`` may also be a ``RelationalGraph``, without ``edge_type``. Results have the
+    element type of the rows and parameters: float32, float64 or bfloat16. Under torch.compile the
+    layer runs uncompiled, between two graphs. Another ``aggr`` than "add",
     ``flow="target_to_source"``, sparse matrices of edges, hooks on messages and explainers get
     PyG's own forward, which a warning says once.
 
@@ -75,7 +76,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
             return _forward_uncompiled(self, *given, return_attention_weights)
         reason = self._why_not(x, edge_index, edge_type, edge_attr)
         if reason:
-            self._say(reason)
+            self._say(reason, edge_index)
             return super().forward(*given, return_attention_weights)
         graph = self._graph(x, edge_index, edge_type, size)
         values = self._values(x, edge_attr)

@@ -24,8 +24,8 @@ __all__ = ["RGCNConv"]
 
 # S sources, D targets, E edges, T relations; K columns of x, C of the result; B blocks or bases.
 
-_READ = 16
-"""Multiplications of a matrix product that take as long as an element that is read and summed."""
+_READ = 8
+"""Multiplications of a matrix product that take as long as an element that is read or written."""
 
 
 class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
@@ -36,10 +36,11 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
     Convolutional Networks", ESWC 2018). The passes decide by the graph whether rows are multiplied
     once for each distinct (source, r) or, after the sum, once for each distinct (target, r).
 
-    Results have the element type of the rows and parameters: float32, float64 or bfloat16. Under
-    torch.compile the layer runs uncompiled, between two graphs. Other aggregations than "mean" and
-    "add", ``flow="target_to_source"``, sparse matrices of edges, hooks on messages and explainers
-    get PyG's own forward, which a warning says once.
+    ``edge_index`` may also be a ``RelationalGraph``, without ``edge_type``. Results have the
+    element type of the rows and parameters: float32, float64 or bfloat16. Under torch.compile the
+    layer runs uncompiled, between two graphs. Other aggregations than "mean" and "add",
+    ``flow="target_to_source"``, sparse matrices of edges, hooks on messages and explainers get
+    PyG's own forward, which a warning says once.
 
     Args:
         args, kwargs: those of ``torch_geometric.nn.RGCNConv``.
@@ -69,7 +70,7 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
             return _forward_uncompiled(self, x, edge_index, edge_type)
         reason = self._why_not(x, edge_index, edge_type)
         if reason:
-            self._say(reason)
+            self._say(reason, edge_index)
             result: Tensor = super().forward(x, edge_index, edge_type)
             return result
         source, target = self._ends(x)
@@ -150,7 +151,8 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
         """Whether matrices of relations are less work than sums of the products with all bases."""
         counts = graph.counts()
         pairs = min(counts.source_pairs, counts.target_pairs)
-        by_matrices = (counts.edge_types * self.num_bases + pairs) * self.in_channels_l
+        of_type = self.num_bases + _READ
+        by_matrices = (counts.edge_types * of_type + pairs) * self.in_channels_l
         by_bases = (counts.sources * self.in_channels_l + _READ * counts.edges) * self.num_bases
         return bool(by_matrices <= by_bases)
 

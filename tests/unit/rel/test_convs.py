@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
-from gnnsys.rel import HGTConv, RGATConv, RGCNConv
+from gnnsys.rel import HGTConv, RelationalGraph, RGATConv, RGCNConv
 from gnnsys.rel.passes import PASSES
 from gnnsys.system.once import warn_once
 
@@ -96,6 +96,8 @@ def test_rgcn_equals_pyg(options: dict[str, Any]) -> None:
     theirs = pyg.RGCNConv(WIDTH, 2 * WIDTH, RELATIONS, **options)
     ours = RGCNConv.from_pyg(theirs)
     assert_as_pyg(theirs, ours, torch.randn(NODES, WIDTH), *random_edges())
+    fast = pyg.FastRGCNConv(WIDTH, 2 * WIDTH, RELATIONS, **options)
+    assert_as_pyg(fast, RGCNConv.from_pyg(fast), torch.randn(NODES, WIDTH), *random_edges())
     pair = pyg.RGCNConv((WIDTH, 4), 2 * WIDTH, RELATIONS, **options)
     x = (torch.randn(9, WIDTH), torch.randn(NODES, 4))
     assert_as_pyg(pair, RGCNConv.from_pyg(pair), x, *random_edges(sources=9))
@@ -246,6 +248,23 @@ def test_results_do_not_depend_on_passes_and_backend(kind: str) -> None:
         other = LAYERS[kind](passes=passes, backend=backend)
         other.load_state_dict(conv.state_dict())
         assert_as_pyg(conv, other, *inputs)
+
+
+@each_layer
+def test_graphs_made_beforehand_stand_for_edges(kind: str) -> None:
+    conv, (x, *edges) = LAYERS[kind](), inputs_of(kind)
+    if kind == "hgt":
+        graph = RelationalGraph.from_hetero(*edges, HGT_SIZES, METADATA[1])
+    else:
+        graph = RelationalGraph(*edges, num_relations=RELATIONS, num_sources=NODES)
+    assert_close(conv(x, graph), conv(x, *edges))
+    one = torch.zeros(2, 1, dtype=torch.long)
+    small = RelationalGraph(one, one[0], num_relations=1, num_sources=1)
+    with pytest.raises(ArgumentError, match="a RelationalGraph of"):
+        conv(x, small)
+    conv.register_message_forward_hook(lambda *arguments: None)
+    with pytest.raises(ArgumentError, match="for PyG's own forward: a hook"):
+        conv(x, graph)
 
 
 @each_layer

@@ -208,6 +208,11 @@ class SegmentProducts {
     return segment_matmul(segments, rows, weight, strides, out, threads_, isa_);
   }
 
+  int64_t matmul_sum(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t weight,
+                     const std::array<int64_t, 4>& strides, int64_t num_sums, uintptr_t out) {
+    return segment_matmul_sum(segments, rows, weight, strides, num_sums, out, threads_, isa_);
+  }
+
   int64_t outer(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t grad,
                 uintptr_t out) {
     return segment_outer(segments, rows, grad, out, threads_, isa_);
@@ -229,6 +234,10 @@ void bind_segment_products(nb::module_& m) {
       .def("matmul", &SegmentProducts::matmul, "segments"_a, "rows"_a, "weight"_a, "strides"_a,
            "out"_a, Freely(),
            "Multiplies each row with its type's matrix; returns -1 or a row whose index is none.")
+      .def("matmul_sum", &SegmentProducts::matmul_sum, "segments"_a, "rows"_a, "weight"_a,
+           "strides"_a, "num_sums"_a, "out"_a, Freely(),
+           "Adds each row's product to the row of its index; returns -1 or the first row whose "
+           "index does not ascend within its type.")
       .def("outer", &SegmentProducts::outer, "segments"_a, "rows"_a, "grad"_a, "out"_a, Freely(),
            "Sums each type's outer products; returns as matmul.");
 }

@@ -110,12 +110,27 @@ GNNSYS_TARGET int64_t softmax_heads(const Job<Value, Id>& job, int64_t begin, in
   return -1;
 }
 
+// Writes the derivative by the logits of an edge and adds it to the total.
+template <class Value>
+GNNSYS_TARGET inline void add_derivative(const Value* __restrict alpha,
+                                         const Value* __restrict grad,
+                                         const Wide<Value>* __restrict mean,
+                                         const Wide<Value>* __restrict slope, int64_t n,
+                                         Wide<Value>* __restrict total, Value* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Wide<Value> derivative = widen(alpha[i]) * (widen(grad[i]) - mean[i]) * slope[i];
+    total[i] += derivative;
+    narrow(derivative, out[i]);
+  }
+}
+
 template <int64_t kHeads, class Value, class Id>
 GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int64_t end) {
   using Float = Wide<Value>;
   const int64_t heads = kHeads > 0 ? kHeads : job.heads, last = job.indptr[end];
-  const Float negative = job.slope;
+  const Float negative = job.leaky ? job.slope : Float(1);
   Row<Float, kHeads> mean(heads), total(heads), z(heads);
+  std::fill(z.data(), z.data() + heads, Float(1));
   for (int64_t target = begin; target < end; ++target) {
     const int64_t from = job.indptr[target], to = job.indptr[target + 1];
     std::fill(mean.data(), mean.data() + heads, Float(0));
@@ -134,12 +149,8 @@ GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int
       const Value* const alpha = job.alpha + job.place(edge);
       const Value* const grad = job.grad + job.place(edge);
       Value* const out = job.out + job.place(edge);
-      for (int64_t h = 0; h < heads; ++h) {
-        Float slope = widen(alpha[h]) * (widen(grad[h]) - mean[h]);
-        if (leaky) slope *= z[h] > 0 ? Float(1) : negative;
-        total[h] += slope;
-        narrow(slope, out[h]);
-      }
+      for (int64_t h = 0; h < heads; ++h) z[h] = z[h] > 0 ? Float(1) : negative;
+      add_derivative(alpha, grad, mean.data(), z.data(), heads, total.data(), out);
     }
     if (!job.of_targets) continue;
     for (int64_t h = 0; h < heads; ++h) narrow(total[h], job.of_targets[target * heads + h]);

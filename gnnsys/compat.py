@@ -32,6 +32,7 @@ __all__ = [
     "default_store",
     "forget_attributes",
     "group_of",
+    "has_hooks",
     "has_own_propagate",
     "is_explained",
     "is_of_library",
@@ -42,6 +43,7 @@ __all__ = [
     "schema_of",
     "set_group_timeout",
     "set_size",
+    "shows_edge_updates",
     "shows_messages",
     "sizes_of",
     "sparse_adam",
@@ -98,6 +100,17 @@ def uncompiled(model: torch.nn.Module) -> torch.nn.Module | None:
     """The model that ``torch.compile`` was given; None for one that is not its result."""
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, torch.nn.Module) else None
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether anything is called besides a module's forward when it is called."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch.nn.modules.module._has_any_global_hook()
+    )
 
 
 def default_store() -> Any:
@@ -158,6 +171,11 @@ def shows_messages(layer: Any) -> bool:
         or layer.aggr_module._forward_pre_hooks
         or layer.aggr_module._forward_hooks
     )
+
+
+def shows_edge_updates(layer: Any) -> bool:
+    """Whether a hook sees or changes what ``edge_update`` gives."""
+    return bool(layer._edge_update_forward_pre_hooks or layer._edge_update_forward_hooks)
 
 
 def propagate_by_messages(kind: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:

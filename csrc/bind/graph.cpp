@@ -10,6 +10,7 @@
 
 #include "bind.hpp"
 #include "gnnsys/errors.hpp"
+#include "gnnsys/graph/additive_logits.hpp"
 #include "gnnsys/graph/aggregate.hpp"
 #include "gnnsys/graph/communities.hpp"
 #include "gnnsys/graph/edge_softmax.hpp"
@@ -67,7 +68,7 @@ void bind_group_edges(nb::module_& m) {
 template <class Id>
 void bind_add_loops(nb::module_& m) {
   m.def("add_loops", &add_loops<Id>, "indptr"_a, "source"_a, "order"_a.none(), "num_nodes"_a,
-        "keep"_a, "indptr_out"_a, "source_out"_a, "target_out"_a, "number_out"_a, Freely(),
+        "indptr_out"_a, "source_out"_a, "target_out"_a, "number_out"_a, Freely(),
         "Puts a loop of each node behind the other edges of its target; returns the edges written "
         "and the greatest source and target of them.");
 }
@@ -128,6 +129,15 @@ class EdgeSoftmax {
   int64_t derive(const EdgeArrays& edges, const EdgeLogits& logits, uintptr_t alpha, uintptr_t grad,
                  uintptr_t out, uintptr_t of_targets) {
     return edge_softmax_backward(edges, logits, alpha, grad, out, of_targets, threads_, isa_);
+  }
+
+  int64_t additive(const EdgeArrays& edges, const AdditiveRows& rows, uintptr_t out) {
+    return additive_logits(edges, rows, out, threads_, isa_);
+  }
+
+  int64_t derive_additive(const EdgeArrays& edges, const AdditiveRows& rows, uintptr_t grad,
+                          uintptr_t out, uintptr_t of_edges, uintptr_t of_att) {
+    return additive_logits_backward(edges, rows, grad, out, of_edges, of_att, threads_, isa_);
   }
 
   void sum(const EdgeArrays& edges, const std::string& dtype, int64_t heads, uintptr_t values,
@@ -208,6 +218,11 @@ class SegmentProducts {
     return segment_matmul(segments, rows, weight, strides, out, threads_, isa_);
   }
 
+  int64_t matmul_sum(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t weight,
+                     const std::array<int64_t, 4>& strides, int64_t num_sums, uintptr_t out) {
+    return segment_matmul_sum(segments, rows, weight, strides, num_sums, out, threads_, isa_);
+  }
+
   int64_t outer(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t grad,
                 uintptr_t out) {
     return segment_outer(segments, rows, grad, out, threads_, isa_);
@@ -229,6 +244,10 @@ void bind_segment_products(nb::module_& m) {
       .def("matmul", &SegmentProducts::matmul, "segments"_a, "rows"_a, "weight"_a, "strides"_a,
            "out"_a, Freely(),
            "Multiplies each row with its type's matrix; returns -1 or a row whose index is none.")
+      .def("matmul_sum", &SegmentProducts::matmul_sum, "segments"_a, "rows"_a, "weight"_a,
+           "strides"_a, "num_sums"_a, "out"_a, Freely(),
+           "Adds each row's product to the row of its index; returns -1 or the first row whose "
+           "index does not ascend within its type.")
       .def("outer", &SegmentProducts::outer, "segments"_a, "rows"_a, "grad"_a, "out"_a, Freely(),
            "Sums each type's outer products; returns as matmul.");
 }
@@ -286,8 +305,14 @@ void bind_graph(nb::module_& m) {
       .def(nb::init<std::string, int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, bool, double>(),
            "dtype"_a, "heads"_a, "edge"_a, "source"_a, "num_sources"_a, "target"_a, "leaky"_a,
            "slope"_a);
+  nb::class_<AdditiveRows>(m, "AdditiveRows", "The rows of additive attention.")
+      .def(nb::init<std::string, int64_t, int64_t, uintptr_t, int64_t, uintptr_t, uintptr_t,
+                    uintptr_t, double>(),
+           "dtype"_a, "heads"_a, "channels"_a, "x"_a, "num_rows"_a, "y"_a, "edge"_a, "att"_a,
+           "slope"_a);
   nb::class_<EdgeSoftmax>(m, "EdgeSoftmax",
-                          "Softmax over the edges of each target, on threads of the process.")
+                          "Logits of edges and their softmax over the edges of each target, on "
+                          "threads of the process.")
       .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
       .def("softmax", &EdgeSoftmax::softmax, "edges"_a, "logits"_a, "out"_a, Freely(),
            "Writes each edge's share; returns -1 or an edge whose source is no row.")
@@ -295,6 +320,11 @@ void bind_graph(nb::module_& m) {
            "of_targets"_a, Freely(),
            "Writes the derivative by each edge's logits, and its sum for each target; returns as "
            "softmax.")
+      .def("additive", &EdgeSoftmax::additive, "edges"_a, "rows"_a, "out"_a, Freely(),
+           "Writes the logits of additive attention; returns as softmax.")
+      .def("derive_additive", &EdgeSoftmax::derive_additive, "edges"_a, "rows"_a, "grad"_a, "out"_a,
+           "of_edges"_a, "of_att"_a, Freely(),
+           "Writes the derivatives by the rows of groups, of edges and by att; returns as softmax.")
       .def("sum", &EdgeSoftmax::sum, "edges"_a, "dtype"_a, "heads"_a, "values"_a, "out"_a, Freely(),
            "Sums values of edges for each target.");
   nb::class_<PairSums> c(m, "PairSums", "Sums of exponentials of cosines over pairs of rows.");

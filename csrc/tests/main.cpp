@@ -4,6 +4,7 @@
 #include "tests.hpp"
 
 int main() {
+  gnnsys::test::test_attention();
   gnnsys::test::test_buffer_pool();
   gnnsys::test::test_cache_planner();
   gnnsys::test::test_draws();

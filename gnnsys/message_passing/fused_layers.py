@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
@@ -29,7 +29,9 @@ from gnnsys.compat import (
     sizes_of,
 )
 from gnnsys.errors import DTypeError, RowIndexError
+from gnnsys.message_passing.attention_layers import attention_forward, can_attend
 from gnnsys.message_passing.derived import Derived, derive
+from gnnsys.message_passing.gcn_layers import GCNForward, is_gcn
 from gnnsys.message_passing.linear import skip_zero_rows, zero_rows
 from gnnsys.message_passing.messages import Message, read_message
 from gnnsys.message_passing.neighbors import neighbors_of
@@ -114,10 +116,14 @@ def fuse(model: _Model) -> _Model:
 
     Knows layers whose message is the source's row or a weight of the edge times it, summed or
     averaged over each target: SAGEConv, GINConv, GraphConv, GCNConv, GATConv, GATv2Conv and
-    others of PyG, and layers of your own whose ``message`` says so literally. Leaves all other
-    layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the same
-    up to the rounding of sums. Works on any ``edge_index`` on the CPU or a CUDA device and
-    under torch.compile; finds what a loader of gnnsys knows of the edges of its batches.
+    others of PyG, and layers of your own whose ``message`` says so literally. A GCNConv adds self
+    loops and normalises once for all layers that are given the same tensors of edges. GATConv,
+    GATv2Conv and TransformerConv (without features of edges) write no rows for their attention,
+    either; under torch.compile the first two sum natively alone, and the last is PyG's. Leaves all
+    other layers alone; ``gnnsys.fuse.report(model)`` tells which. Outputs and gradients stay the
+    same up to the rounding of sums; what is dropped of attention is drawn for edges in another
+    order. Works on any ``edge_index`` on the CPU or a CUDA device and under torch.compile; finds
+    what a loader of gnnsys knows of the edges of its batches.
 
     Args:
         model: with layers of ``torch_geometric.nn.MessagePassing`` in it, or one itself.
@@ -168,7 +174,7 @@ def _reason(layer: MessagePassing) -> str:
             return f"has its own {name}"
     if has_own_propagate(layer):
         return "has its own propagate"
-    if _message_of(kind) is None:
+    if _message_of(kind) is None and not can_attend(layer):
         return "its message is not literally x_j, or a weight times x_j"
     return ""
 
@@ -182,23 +188,26 @@ def _message_of(kind: Any) -> Message | None:
 
 
 class _Fused(Derived):
-    _message: Message
+    _message: Message | None
 
     @classmethod
     def _members(cls, kind: Any) -> dict[str, Any]:
         # In the class itself, lest PyG writes one from its template when a layer is unpickled.
         # Under the other name PyG looks for it when it stops explaining a layer.
         propagate = cls.propagate
-        return {
+        members = {
             "_message": _message_of(kind),
             "propagate": propagate,
             TEMPLATE_PROPAGATE: propagate,
         }
+        forward = GCNForward.forward if is_gcn(kind) else attention_forward(kind)
+        return members if forward is None else members | {"forward": forward}
 
     def propagate(self: Any, edge_index: Any, *args: Any, **kwargs: Any) -> Tensor:
         """See ``MessagePassing.propagate``."""
-        if not args and type(edge_index) is Tensor and not shows_messages(self):
-            found = _propagate(self, self._message, edge_index, **kwargs)
+        message = self._message
+        if message and not args and type(edge_index) is Tensor and not shows_messages(self):
+            found = _propagate(self, message, edge_index, **kwargs)
             if found is not None:
                 return found
         result: Tensor = propagate_by_messages(self._base, self, edge_index, *args, **kwargs)
@@ -218,7 +227,7 @@ def _propagate(
         if isinstance(x[1], Tensor):
             set_size(layer, sizes, 1, x[1])
         x = x[0]
-    if not _is_plain(x) or edge_index.dtype != torch.int64 or edge_index.device != x.device:
+    if not can_sum(x) or edge_index.dtype != torch.int64 or edge_index.device != x.device:
         return None
     if x.dim() not in (2, 3) or layer.node_dim not in (0, -x.dim()):
         return None
@@ -249,13 +258,9 @@ def _propagate(
     return sums
 
 
-def _is_plain(x: Any) -> bool:
-    return type(x) in (Tensor, Parameter) and x.layout == torch.strided and can_sum(x)
-
-
 def _as_weight(message: Message, weight: Any, x: Tensor, edges: int) -> Tensor | None:
     """(E, 1) or (E, H), or None where weights multiply rows in another way than by their heads."""
-    if not _is_plain(weight) or weight.device != x.device:
+    if not can_sum(weight) or weight.device != x.device:
         return None
     factor = message.factor(weight)
     if factor.dim() != x.dim() or factor.size(0) != edges or factor.size(-1) != 1:

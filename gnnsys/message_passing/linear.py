@@ -16,12 +16,12 @@ from torch.autograd import Function
 from torch.nn import Module, Parameter
 from torch_geometric.nn import Linear
 
-from gnnsys.compat import is_transformed
+from gnnsys.compat import has_hooks, is_transformed
 from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
 
-__all__ = ["skip_zero_rows", "zero_rows"]
+__all__ = ["can_fold", "product", "skip_zero_rows", "zero_rows"]
 
 _LINEAR: tuple[type[Module], ...] = (torch.nn.Linear, Linear)
 
@@ -34,6 +34,24 @@ def skip_zero_rows(layer: Module) -> None:
     for child in layer.children():
         if type(child) in _LINEAR:
             derive(child, _Skipping)
+
+
+def can_fold(layer: Any) -> bool:
+    """Whether a layer multiplies by its weight and does nothing else, so that what follows may be
+    multiplied into the weight, and makes no more columns of a row by far than it reads."""
+    module: Any = layer
+    if not isinstance(layer, _Skipping) or has_hooks(module) or module.bias is not None:
+        return False
+    rows, columns = module.weight.shape
+    return columns <= 2 * rows and not torch.is_autocast_enabled("cpu")
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.t()``, as by a layer that skips rows without gradients."""
+    result: Tensor = (
+        _Product.apply(x, weight, None) if _can_skip(x, weight) else F.linear(x, weight)
+    )
+    return result
 
 
 class _Skipping(Derived):

@@ -30,7 +30,7 @@ class LoopedEdges:
         """(2, E') int64; its ``neighbors_of`` are known."""
 
         self.number = number
-        """(E',) int64: the place of each edge among those given; -1 for a loop that was added."""
+        """(E',) int64: the place of each edge among those given; -1 for a loop."""
 
     @functools.cached_property
     def given_order(self) -> Tensor:
@@ -38,16 +38,15 @@ class LoopedEdges:
 
         First those that are no loops, as they were given, then the loops by their nodes.
         """
-        source, target = self.edge_index
-        behind = 1 + self.number.max() if len(self.number) else 0
-        with torch.inference_mode(False):
-            return torch.where(source == target, behind + target, self.number).argsort()
+        is_loop = self.number < 0
+        others, loops = (~is_loop).nonzero()[:, 0], is_loop.nonzero()[:, 0]
+        return torch.cat([others[self.number[others].argsort()], loops])
 
 
-_known: KnownOf[dict[tuple[int, bool], LoopedEdges]] = KnownOf()
+_known: KnownOf[dict[int, LoopedEdges]] = KnownOf()
 
 
-def with_self_loops(edge_index: Tensor, num_nodes: int, *, keep: bool = False) -> LoopedEdges:
+def with_self_loops(edge_index: Tensor, num_nodes: int) -> LoopedEdges:
     """The edges with one loop at each node, sorted by target: computed once for a tensor of edges.
 
     Targets' other edges remain in their order, so that sums over them are those that PyG makes,
@@ -56,8 +55,6 @@ def with_self_loops(edge_index: Tensor, num_nodes: int, *, keep: bool = False) -
     Args:
         edge_index: (2, E) int64, sources above targets; need not be sorted. Its loops are dropped.
         num_nodes: the nodes below this one receive a loop.
-        keep: lets a given loop stand: the one at its node has its number, the last one's where
-            there are several, as in PyG's ``add_remaining_self_loops``.
 
     Raises:
         RowIndexError: a negative node.
@@ -75,18 +72,18 @@ def with_self_loops(edge_index: Tensor, num_nodes: int, *, keep: bool = False) -
     if made is None:
         made = {}
         _known.remember(edge_index, made)
-    looped = made.get((num_nodes, keep))
+    looped = made.get(num_nodes)
     if looped is None:
         with torch.inference_mode(False):  # whose tensors are not remembered
-            looped = _add_loops(edge_index, num_nodes, keep)
-        made[num_nodes, keep] = looped
+            looped = _add_loops(edge_index, num_nodes)
+        made[num_nodes] = looped
     return looped
 
 
-def _add_loops(edge_index: Tensor, num_nodes: int, keep: bool) -> LoopedEdges:
+def _add_loops(edge_index: Tensor, num_nodes: int) -> LoopedEdges:
     given = neighbors_of(edge_index)
     if edge_index.device.type != "cpu":
-        return LoopedEdges(*add_loops(edge_index, num_nodes, keep))
+        return LoopedEdges(*add_loops(edge_index, num_nodes))
     groups = given.groups(1)
     room = len(given) + num_nodes
     indptr = torch.empty(max(len(groups), num_nodes) + 1, dtype=torch.int64)
@@ -98,7 +95,6 @@ def _add_loops(edge_index: Tensor, num_nodes: int, keep: bool) -> LoopedEdges:
         groups.other.numpy(),
         order,
         num_nodes,
-        keep,
         indptr.numpy(),
         ends[0].numpy(),
         ends[1].numpy(),

@@ -15,15 +15,13 @@ from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
-from gnnsys.message_passing.sums import SUMMED_DTYPES, sum_neighbors
+from gnnsys.message_passing.sums import DEVICES, SUMMED_DTYPES, sum_neighbors
 from gnnsys.system.extension import core
 
 __all__ = ["edge_softmax"]
 
 # E edges, H heads. Of the two ends of an edge `to` is that whose node's edges share 1: its target.
 # S rows of the nodes at the other end, T of the targets.
-
-_DEVICES = ("cpu", "cuda")
 
 
 def edge_softmax(
@@ -96,7 +94,7 @@ def _check_terms(edge_index: Tensor, num_targets: int, to: int, **terms: Tensor 
             )
 
 
-@torch.library.custom_op("gnnsys::edge_softmax", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::edge_softmax", mutates_args=(), device_types=DEVICES)
 def _softmax(
     logits: Tensor | None,
     source: Tensor | None,
@@ -118,7 +116,7 @@ def _softmax(
     return out
 
 
-@torch.library.custom_op("gnnsys::edge_softmax_backward", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::edge_softmax_backward", mutates_args=(), device_types=DEVICES)
 def _derive(
     alpha: Tensor,
     grad: Tensor,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gnnsys.errors import ArgumentError, RowIndexError, UnsupportedError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
@@ -19,7 +20,7 @@ from gnnsys.system.gpu import Device
 from gnnsys.system.gpu.graph_kernels import WeightedRows
 from gnnsys.system.gpu.placement import device_of, device_of_cpu_tensors, kernels_of_cpu_tensors
 
-__all__ = ["SUMMED_DTYPES", "can_sum", "dot_neighbors", "sum_neighbors"]
+__all__ = ["DEVICES", "SUMMED_DTYPES", "can_sum", "dot_neighbors", "sum_neighbors"]
 
 # E edges, H heads, C channels of a head. Of the two ends of an edge (0: its source, 1: its target)
 # `to` is the one whose node receives the sum; the row of the other one's node is added. R rows of
@@ -31,7 +32,8 @@ SUMMED_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
 NO_END = -1
 """For ``over``: sums, not means."""
 
-_DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda")
+"""Types of devices that operators are for."""
 
 
 def sum_neighbors(
@@ -101,12 +103,14 @@ def dot_neighbors(x: Tensor, y: Tensor, edge_index: Tensor, heads: int = 1) -> T
     return result
 
 
-def can_sum(x: Tensor) -> bool:
-    """Whether there is code that sums rows where ``x`` lies."""
+def can_sum(x: Any) -> bool:
+    """Whether this is a plain tensor, and there is code that sums rows where it lies."""
+    if type(x) not in (Tensor, Parameter) or x.layout != torch.strided:
+        return False
     return x.device.type == "cpu" or device_of(x) is not None
 
 
-@torch.library.custom_op("gnnsys::sum_neighbors", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::sum_neighbors", mutates_args=(), device_types=DEVICES)
 def _sum(
     x: Tensor, edge_index: Tensor, weight: Tensor | None, to: int, over: int, num_nodes: int
 ) -> Tensor:
@@ -127,7 +131,7 @@ def _sum(
     return out
 
 
-@torch.library.custom_op("gnnsys::dot_neighbors", mutates_args=(), device_types=_DEVICES)
+@torch.library.custom_op("gnnsys::dot_neighbors", mutates_args=(), device_types=DEVICES)
 def _dot(x: Tensor, y: Tensor, edge_index: Tensor, to: int, over: int, heads: int) -> Tensor:
     """(E, H) of each edge and head the dot product of its rows, divided as the sums are.
 

@@ -14,6 +14,9 @@ _WEIGHTS = {Domain.ETYPE, Domain.NTYPE, Domain.ONE}
 _PAIRS_OF = {Domain.SRC: Domain.SRC_ETYPE, Domain.DST: Domain.DST_ETYPE}
 _VIEWS = ("reshape", "at_source", "at_target")
 
+_PRODUCTS_PER_SUMMAND = 8
+"""How many products of a linear take as long as reading and adding one number: measured."""
+
 
 # (x W) w = x (W w) --------------------------------------------------------------------------------
 
@@ -122,7 +125,7 @@ def choose_sides(program: Program, counts: Counts) -> Program:
     - inner(y, x W) is inner(y W^T, x): one row for each pair of y's end and a type.
 
     Without types, the same for each target. Both only if nothing else needs x W, and unless sums
-    then take more than the linear saves: over edges if x is wider than x W, and over pairs.
+    then take longer than the linear saves: over edges if x is wider than x W, and over pairs.
     """
     readers = _readers(program)
     out = Rewriter(program)
@@ -164,7 +167,7 @@ def _move_of(program: Program, number: int, counts: Counts) -> _Move | None:
     saved = (counts.rows(linear.domain) - rows) * wide
     in_pairs = op == "sum" and move.domain is Domain.DST_ETYPE
     more = counts.edges * (read - made) + (rows * made if in_pairs else 0)
-    return move if saved > max(more, 0) else None
+    return move if saved > _PRODUCTS_PER_SUMMAND * max(more, 0) else None
 
 
 def _move_of_sum(program: Program, number: int) -> _Move | None:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnnsys.errors import RowIndexError, UnsupportedError
+from gnnsys.message_passing import sum_neighbors
+from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
 
 __all__ = ["BACKENDS", "SegmentCode", "available_backends", "code_of"]
@@ -25,13 +27,31 @@ BACKENDS = ("auto", "native", "grouped_mm", "pyg_lib", "ref")
 
 @dataclass(frozen=True, slots=True)
 class SegmentCode:
-    """Two functions of x (R, B, K), another tensor, ptr (T + 1,) and index (M,) or None."""
+    """Functions of x (R, B, K), another tensor, ptr (T + 1,) and index (M,) or None."""
 
     matmul: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     """With weight (T, B, K, N), in any strides: (M, B, N)."""
 
     outer: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     """With grad (M, B, N): of each type the sum of outer products, (T, B, K, N)."""
+
+    def matmul_sum(
+        self, x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor, num_rows: int
+    ) -> Tensor:
+        """The products of x (M, B, K), summed by index: (num_rows, B, N)."""
+        if self is _NATIVE:
+            sums = _sum_natively(x, weight, ptr, index, num_rows)
+            if sums is not None:
+                return sums
+        edges = _edges.of(index)
+        if edges is None:
+            edges = torch.stack([torch.arange(len(index), device=index.device), index])
+            _edges.remember(index, edges)
+        return sum_neighbors(self.matmul(x, weight, ptr, None), edges, num_nodes=num_rows)
+
+
+_edges: KnownOf[Tensor] = KnownOf()
+"""Of an index: edges from its positions to its rows, which know how they are grouped."""
 
 
 def available_backends() -> tuple[str, ...]:
@@ -95,6 +115,22 @@ def _sum_outer_natively(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | No
     products, rows = _products(torch.get_num_threads()), _rows(x, grad.size(2))
     segments.check(products.outer(segments.arrays, rows, grad.data_ptr(), out.data_ptr()), x)
     return out
+
+
+def _sum_natively(
+    x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor, num_rows: int
+) -> Tensor | None:
+    """None where products have to be held before they are summed: of bfloat16, to sum in float32,
+    and where the index does not ascend within each type."""
+    if x.dtype == torch.bfloat16:
+        return None
+    x, segments = x.contiguous(), _Segments(ptr, index)
+    weight = weight.contiguous()  # threads that read it in part would each copy all of it
+    out = x.new_empty(num_rows, x.size(1), weight.size(3))
+    products, rows = _products(torch.get_num_threads()), _rows(x, weight.size(3))
+    address, strides = weight.data_ptr(), weight.stride()
+    bad = products.matmul_sum(segments.arrays, rows, address, strides, num_rows, out.data_ptr())
+    return out if bad < 0 else None
 
 
 class _Segments:

@@ -1,6 +1,6 @@
 """Products of rows with the matrix of their type, as operators of torch.
 
-``gnnsys::segment_matmul``, ``segment_outer`` and ``fold_rows`` have derivatives that are made of
+``gnnsys::segment_matmul``, ``segment_matmul_sum`` and ``segment_outer`` have derivatives made of
 each other, so that they can be differentiated any number of times; torch.compile traces them.
 """
 
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError
-from gnnsys.message_passing import sum_neighbors
-from gnnsys.message_passing.known import KnownOf
 from gnnsys.rel.segment_backends import BACKENDS, available_backends, code_of
 from gnnsys.system.extension import core
 
@@ -42,7 +40,7 @@ def segment_matmul(
         weight: (T, K, N) or (T, B, K, N) of the dtype of ``x``; need not be contiguous.
         ptr: (T + 1,) int64 on the CPU: where the rows of each type begin in the result, and M.
         index: (M,) int64: the row of ``x`` of each row of the result; None for all in their order.
-            What the derivative by ``x`` needs of it is remembered while the tensor lives.
+            The derivative by ``x`` takes no memory for M rows where it ascends within each type.
         backend: one of ``available_backends()``: "native" reads rows where they lie, "grouped_mm"
             (``torch.nn.functional.grouped_mm``; no float64) and "pyg_lib" gather them first, "ref"
             multiplies type by type in float64; "auto" takes the first of them.
@@ -129,18 +127,14 @@ def _outer(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None, backend: 
     return code.outer(x, grad, ptr, index)
 
 
-@torch.library.custom_op("gnnsys::fold_rows", mutates_args=(), device_types=_DEVICES)
-def _fold(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
-    """(num_rows, B, K): of each row the sum of the (M, B, K) rows that have its index."""
-    edges = _edges.of(index)
-    if edges is None:
-        edges = torch.stack([torch.arange(len(index), device=index.device), index])
-        _edges.remember(index, edges)
-    return sum_neighbors(rows, edges, num_nodes=num_rows)
-
-
-_edges: KnownOf[Tensor] = KnownOf()
-"""Of an index: edges from its positions to its rows, which know how they are grouped."""
+@torch.library.custom_op("gnnsys::segment_matmul_sum", mutates_args=(), device_types=_DEVICES)
+def _matmul_sum(
+    x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor, num_rows: int, backend: str
+) -> Tensor:
+    """(num_rows, B, N): the products of the rows of x (M, B, K), summed by index."""
+    code = code_of(backend, x)
+    _check_ptr(x, ptr, None)
+    return code.matmul_sum(x, weight, ptr, index, num_rows)
 
 
 def _check_ptr(x: Tensor, ptr: Tensor, index: Tensor | None) -> None:
@@ -160,9 +154,9 @@ def _(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None, backend: str) 
     return x.new_empty(ptr.size(0) - 1, x.size(1), x.size(2), grad.size(2))
 
 
-@_fold.register_fake
-def _(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
-    return rows.new_empty(num_rows, *rows.shape[1:])
+@_matmul_sum.register_fake
+def _(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor, num_rows: int, backend: str) -> Tensor:
+    return x.new_empty(num_rows, x.size(1), weight.size(3))
 
 
 def _set_up_matmul(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -197,19 +191,29 @@ def _differentiate_outer(ctx: Any, by_outer: Tensor) -> Any:
 
 def _by_rows(grad: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None, ctx: Any) -> Tensor:
     """The derivative by x, of which a row may have been read more than once."""
-    rows: Tensor = _matmul(grad, weight.transpose(2, 3), ptr, None, ctx.backend)
-    return rows if index is None else _fold(rows, index, ctx.num_rows)
+    turned = weight.transpose(2, 3)
+    if index is None:
+        return _matmul(grad, turned, ptr, None, ctx.backend)
+    return _matmul_sum(grad, turned, ptr, index, ctx.num_rows, ctx.backend)
 
 
-def _set_up_fold(ctx: Any, inputs: Any, output: Tensor) -> None:
-    _, index, _ = inputs
-    ctx.save_for_backward(index)
+def _set_up_matmul_sum(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, weight, ptr, index, _, ctx.backend = inputs
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, ptr, index)
 
 
-def _differentiate_fold(ctx: Any, grad: Tensor) -> Any:
-    return grad.index_select(0, ctx.saved_tensors[0]), None, None
+def _differentiate_matmul_sum(ctx: Any, grad: Tensor) -> Any:
+    x, weight, ptr, index = ctx.saved_tensors
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    by_x = by_weight = None
+    if needs_x:
+        by_x = _matmul(grad, weight.transpose(2, 3), ptr, index, ctx.backend)
+    if needs_weight:
+        by_weight = _outer(grad, x, ptr, index, ctx.backend).transpose(2, 3)
+    return by_x, by_weight, None, None, None, None
 
 
 _matmul.register_autograd(_differentiate_matmul, setup_context=_set_up_matmul)
+_matmul_sum.register_autograd(_differentiate_matmul_sum, setup_context=_set_up_matmul_sum)
 _outer.register_autograd(_differentiate_outer, setup_context=_set_up_outer)
-_fold.register_autograd(_differentiate_fold, setup_context=_set_up_fold)

@@ -17,7 +17,7 @@ __all__ = ["describe_environment", "huge_bytes", "last_level_cache_bytes"]
 _ROOT = Path(__file__).resolve().parents[2]
 _CPU = Path("/sys/devices/system/cpu")
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-_PACKAGES = ("torch", "numpy", "gnnsys")
+_PACKAGES = ("torch", "torch_geometric", "numpy", "gnnsys")
 _GUESSED_CACHE_BYTES = 64 << 20
 
 

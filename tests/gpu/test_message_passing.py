@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.nn import GATConv, SAGEConv
+from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 import gnnsys
 from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.losses.pairs import PositivePairs, positive_sums, unit_rows
-from gnnsys.message_passing import Neighbors, fused_layers, sum_neighbors
+from gnnsys.message_passing import Neighbors, fused_layers, gcn_layers, sum_neighbors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -107,7 +107,7 @@ def test_sums_over_pairs_are_those_of_the_cpu() -> None:
     torch.testing.assert_close(device.grad.cpu(), host.grad, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("layer", [SAGEConv(12, 8), GATConv(12, 8, heads=2)])
+@pytest.mark.parametrize("layer", [SAGEConv(12, 8), GATConv(12, 8, heads=2), GCNConv(12, 8)])
 def test_layers_of_pyg_are_fused_there(
     layer: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +117,8 @@ def test_layers_of_pyg_are_fused_there(
         calls.append(args)
         return sum_neighbors(*args, **kwargs)
 
-    monkeypatch.setattr(fused_layers, "sum_neighbors", note)
+    for module in (fused_layers, gcn_layers):
+        monkeypatch.setattr(module, "sum_neighbors", note)
     x, edge_index = random(NODES, 12, seed=8).cuda(), edges(9).cuda()
     expected = layer.cuda()(x, edge_index)
     found = gnnsys.fuse(layer)(x, edge_index)

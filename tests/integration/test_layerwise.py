@@ -127,6 +127,15 @@ def test_outputs_equal_the_model_on_the_whole_graph(
     assert_equals_the_whole(model.double().eval(), small)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [(GraphSAGE, {}), (GCN, {}), (GAT, {"heads": 2}), (GAT, {"v2": True})]
+)
+def test_fused_models_are_taken_apart_like_others(kind: Any, options: Any, small: Data) -> None:
+    torch.manual_seed(1)
+    model = gnnsys.fuse(kind(12, 8, num_layers=2, out_channels=5, **options))
+    assert_equals_the_whole(model.double().eval(), small)
+
+
 @pytest.mark.parametrize("flow", FLOWS)
 @pytest.mark.parametrize("kind", [GraphSAGE, GAT])
 def test_other_weights_for_sources_and_targets_have_the_roles_that_pyg_gives_them(

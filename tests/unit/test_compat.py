@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.storage import BaseStorage
-from torch_geometric.nn import GCNConv, MessagePassing, SAGEConv
+from torch_geometric.nn import GATConv, GCNConv, MessagePassing, SAGEConv
 
 import gnnsys
 from gnnsys import compat
@@ -235,6 +235,25 @@ def _layer_with(hook: str) -> Any:
 def test_hooks_on_messages_are_noticed(hook: str) -> None:
     assert not compat.shows_messages(SAGEConv(2, 2))
     assert compat.shows_messages(_layer_with(hook)), gone(torch_geometric, hook, "hooks moved")
+
+
+@pytest.mark.parametrize("pre", ["_pre", ""])
+def test_hooks_on_updates_of_edges_are_noticed(pre: str) -> None:
+    layer = GATConv(2, 2)
+    assert not compat.shows_edge_updates(layer)
+    getattr(layer, f"register_edge_update_forward{pre}_hook")(lambda *args: None)
+    assert compat.shows_edge_updates(layer), gone(torch_geometric, "edge_update", "hooks moved")
+
+
+@pytest.mark.parametrize("hook", ["forward_pre", "forward", "full_backward", "full_backward_pre"])
+def test_hooks_on_modules_are_noticed(hook: str) -> None:
+    module = torch.nn.Linear(2, 2)
+    assert not compat.has_hooks(module)
+    getattr(module, f"register_{hook}_hook")(lambda *args: None)
+    assert compat.has_hooks(module), gone(torch, hook, "hooks moved")
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *args: None)
+    assert compat.has_hooks(torch.nn.Linear(2, 2))
+    handle.remove()
 
 
 def test_explaining_and_decomposing_are_noticed() -> None:

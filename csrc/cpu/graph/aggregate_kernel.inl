@@ -17,6 +17,19 @@ GNNSYS_TARGET inline void prefetch_row(const Job<Value, Id>& job, int64_t edge, 
   }
 }
 
+// Numbers of channels so small that a loop over them would cost more than they do.
+#define GNNSYS_FEW_CHANNELS(CASE) \
+  CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(16) CASE(32)
+
+template <int64_t Channels, class Value>
+GNNSYS_TARGET inline void add_heads(const Value* row, const Value* weights, Wide<Value> scale,
+                                    int64_t heads, Wide<Value>* sum) {
+  for (int64_t head = 0; head < heads; ++head) {
+    const int64_t at = head * Channels;
+    add_multiple(sum + at, row + at, scale * widen(weights[head]), Channels);
+  }
+}
+
 // Adds columns [first, first + n) of one edge's row.
 template <class Value, class Id>
 GNNSYS_TARGET inline void add_edge(const Job<Value, Id>& job, int64_t edge, int64_t source,
@@ -29,6 +42,15 @@ GNNSYS_TARGET inline void add_edge(const Job<Value, Id>& job, int64_t edge, int6
   }
   const int64_t place = job.order ? static_cast<int64_t>(job.order[edge]) : edge;
   const Value* const weights = job.weight + place * job.heads;
+  if (n == job.width() && job.heads > 1) {
+    switch (job.channels) {
+#define GNNSYS_CASE(CHANNELS) \
+  case CHANNELS:              \
+    return add_heads<CHANNELS>(row, weights, scale, job.heads, sum);
+      GNNSYS_FEW_CHANNELS(GNNSYS_CASE)
+#undef GNNSYS_CASE
+    }
+  }
   for (int64_t head = first / job.channels, at = 0; at < n; ++head) {
     const int64_t stop = std::min(n, (head + 1) * job.channels - first);
     add_multiple(sum + at, row + at, scale * widen(weights[head]), stop - at);
@@ -67,7 +89,6 @@ GNNSYS_TARGET int64_t sum_targets(const Job<Value, Id>& job, int64_t begin, int6
   return -1;
 }
 
-// For numbers of channels so small that a loop over them would cost more than they do.
 template <int64_t Channels, class Value>
 GNNSYS_TARGET inline void dot_heads(const Value* x, const Value* y, Wide<Value> factor,
                                     int64_t heads, Value* out) {
@@ -94,15 +115,12 @@ GNNSYS_TARGET int64_t dot_targets(const Job<Value, Id>& job, int64_t begin, int6
       const Value* const x = job.x + source * job.width();
       Value* const out = job.out + place * heads;
       switch (channels) {
-        case 8:
-          dot_heads<8>(x, y, factor, heads, out);
-          break;
-        case 16:
-          dot_heads<16>(x, y, factor, heads, out);
-          break;
-        case 32:
-          dot_heads<32>(x, y, factor, heads, out);
-          break;
+#define GNNSYS_CASE(CHANNELS)                      \
+  case CHANNELS:                                   \
+    dot_heads<CHANNELS>(x, y, factor, heads, out); \
+    break;
+        GNNSYS_FEW_CHANNELS(GNNSYS_CASE)
+#undef GNNSYS_CASE
         default:
           for (int64_t head = 0, at = 0; head < heads; ++head, at += channels) {
             narrow(factor * dot(x + at, y + at, channels), out[head]);
@@ -112,5 +130,7 @@ GNNSYS_TARGET int64_t dot_targets(const Job<Value, Id>& job, int64_t begin, int6
   }
   return -1;
 }
+
+#undef GNNSYS_FEW_CHANNELS
 
 }  // namespace GNNSYS_NAMESPACE

@@ -80,6 +80,20 @@ struct Taylor {
   }
 };
 
+// A value for each head; kHeads is their number, or 0 where the compiler does not know it.
+template <class Float, int64_t kHeads>
+struct Row {
+  Float of[kHeads];
+  explicit Row(int64_t) {}
+  Float* data() { return of; }
+  Float& operator[](int64_t head) { return of[head]; }
+};
+
+template <class Float>
+struct Row<Float, 0> : std::vector<Float> {
+  explicit Row(int64_t heads) : std::vector<Float>(heads) {}
+};
+
 #define GNNSYS_KERNEL "graph/edge_softmax_kernel.inl"
 #include "each_isa.inl"
 

@@ -39,27 +39,43 @@ GNNSYS_TARGET inline void add_row(Wide<Value>* __restrict sum, const Value* __re
   for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
 }
 
+template <class Float>
+GNNSYS_TARGET inline void keep_most(Float* __restrict most, const Float* __restrict z, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) most[i] = z[i] > most[i] ? z[i] : most[i];
+}
+
+template <class Float>
+GNNSYS_TARGET inline void subtract(Float* __restrict z, const Float* __restrict most, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) z[i] -= most[i];
+}
+
 // The sums of an edge's logits before the slope; returns false for a source that is no row.
 template <class Value, class Id>
-GNNSYS_TARGET inline bool add_logits(const Job<Value, Id>& job, int64_t edge, int64_t target,
-                                     Wide<Value>* __restrict z) {
-  std::fill(z, z + job.heads, Wide<Value>(0));
-  if (job.edge) add_row(z, job.edge + job.place(edge), job.heads);
+GNNSYS_TARGET inline bool add_logits(const Job<Value, Id>& job, int64_t heads, int64_t edge,
+                                     int64_t target, Wide<Value>* __restrict z) {
+  std::fill(z, z + heads, Wide<Value>(0));
+  if (job.edge) add_row(z, job.edge + job.place(edge), heads);
   if (job.source) {
     const int64_t source = static_cast<int64_t>(job.source_of[edge]);
     if (static_cast<uint64_t>(source) >= static_cast<uint64_t>(job.num_sources)) return false;
-    add_row(z, job.source + source * job.heads, job.heads);
+    add_row(z, job.source + source * heads, heads);
   }
-  if (job.target) add_row(z, job.target + target * job.heads, job.heads);
+  if (job.target) add_row(z, job.target + target * heads, heads);
   return true;
 }
 
-template <class Value, class Id>
-GNNSYS_TARGET int64_t softmax_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
+// z (heads) of an edge whose logits are finite is all that its target has: 1, else NaN.
+template <class Float, class Value>
+GNNSYS_TARGET inline void take_all(const Float* z, int64_t heads, Value* out) {
+  for (int64_t h = 0; h < heads; ++h) narrow(Float(1) + (z[h] - z[h]), out[h]);
+}
+
+template <int64_t kHeads, class Value, class Id>
+GNNSYS_TARGET int64_t softmax_heads(const Job<Value, Id>& job, int64_t begin, int64_t end) {
   using Float = Wide<Value>;
-  const int64_t heads = job.heads, last = job.indptr[end];
+  const int64_t heads = kHeads > 0 ? kHeads : job.heads, last = job.indptr[end];
   std::vector<Float> buffer;
-  std::vector<Float> most(heads), total(heads);
+  Row<Float, kHeads> most(heads), total(heads);
   for (int64_t target = begin; target < end; ++target) {
     const int64_t from = job.indptr[target], count = job.indptr[target + 1] - from;
     if (count == 0) continue;
@@ -67,23 +83,21 @@ GNNSYS_TARGET int64_t softmax_targets(const Job<Value, Id>& job, int64_t begin, 
     Float* const z = buffer.data();  // (count, heads)
     for (int64_t e = 0; e < count; ++e) {
       prefetch_logits(job, from + e + kPrefetchEdges, last);
-      Float* const row = z + e * heads;
-      if (!add_logits(job, from + e, target, row)) return from + e;
-      if (job.leaky) {
-        for (int64_t h = 0; h < heads; ++h) row[h] = row[h] > 0 ? row[h] : row[h] * job.slope;
-      }
-      for (int64_t h = 0; h < heads; ++h) {
-        most[h] = e == 0 || row[h] > most[h] ? row[h] : most[h];
-      }
+      if (!add_logits(job, heads, from + e, target, z + e * heads)) return from + e;
     }
-    for (int64_t e = 0; e < count; ++e) {
-      for (int64_t h = 0; h < heads; ++h) z[e * heads + h] -= most[h];
+    if (count == 1) {
+      take_all(z, heads, job.out + job.place(from));
+      continue;
     }
+    if (job.leaky) {
+      for (int64_t i = 0; i < count * heads; ++i) z[i] *= z[i] > 0 ? Float(1) : job.slope;
+    }
+    std::copy(z, z + heads, most.data());
+    for (int64_t e = 1; e < count; ++e) keep_most(most.data(), z + e * heads, heads);
+    for (int64_t e = 0; e < count; ++e) subtract(z + e * heads, most.data(), heads);
     exponentiate(z, count * heads);
-    std::fill(total.begin(), total.end(), Float(0));
-    for (int64_t e = 0; e < count; ++e) {
-      for (int64_t h = 0; h < heads; ++h) total[h] += z[e * heads + h];
-    }
+    std::fill(total.data(), total.data() + heads, Float(0));
+    for (int64_t e = 0; e < count; ++e) add_row(total.data(), z + e * heads, heads);
     for (int64_t e = 0; e < count; ++e) {
       Value* const out = job.out + job.place(from + e);
       for (int64_t h = 0; h < heads; ++h) narrow(z[e * heads + h] / total[h], out[h]);
@@ -92,38 +106,68 @@ GNNSYS_TARGET int64_t softmax_targets(const Job<Value, Id>& job, int64_t begin, 
   return -1;
 }
 
-template <class Value, class Id>
-GNNSYS_TARGET int64_t derive_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
+template <int64_t kHeads, class Value, class Id>
+GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int64_t end) {
   using Float = Wide<Value>;
-  const int64_t heads = job.heads, last = job.indptr[end];
-  std::vector<Float> mean(heads), total(heads), z(heads);
+  const int64_t heads = kHeads > 0 ? kHeads : job.heads, last = job.indptr[end];
+  Row<Float, kHeads> mean(heads), total(heads), z(heads);
   for (int64_t target = begin; target < end; ++target) {
     const int64_t from = job.indptr[target], to = job.indptr[target + 1];
-    std::fill(mean.begin(), mean.end(), Float(0));
-    std::fill(total.begin(), total.end(), Float(0));
+    std::fill(mean.data(), mean.data() + heads, Float(0));
+    std::fill(total.data(), total.data() + heads, Float(0));
     for (int64_t edge = from; edge < to; ++edge) {
       const Value* const alpha = job.alpha + job.place(edge);
       const Value* const grad = job.grad + job.place(edge);
       for (int64_t h = 0; h < heads; ++h) mean[h] += widen(alpha[h]) * widen(grad[h]);
     }
+    const bool leaky = job.leaky && to > from + 1;  // the derivative of a share of 1 is 0
     for (int64_t edge = from; edge < to; ++edge) {
-      if (job.leaky) {
+      if (leaky) {
         prefetch_logits(job, edge + kPrefetchEdges, last);
-        if (!add_logits(job, edge, target, z.data())) return edge;
+        if (!add_logits(job, heads, edge, target, z.data())) return edge;
       }
-      const int64_t place = job.place(edge);
+      const Value* const alpha = job.alpha + job.place(edge);
+      const Value* const grad = job.grad + job.place(edge);
+      Value* const out = job.out + job.place(edge);
       for (int64_t h = 0; h < heads; ++h) {
-        const Float alpha = widen(job.alpha[place + h]);
-        Float slope = alpha * (widen(job.grad[place + h]) - mean[h]);
-        if (job.leaky) slope *= z[h] > 0 ? Float(1) : job.slope;
+        Float slope = widen(alpha[h]) * (widen(grad[h]) - mean[h]);
+        if (leaky) slope *= z[h] > 0 ? Float(1) : job.slope;
         total[h] += slope;
-        narrow(slope, job.out[place + h]);
+        narrow(slope, out[h]);
       }
     }
     if (!job.of_targets) continue;
     for (int64_t h = 0; h < heads; ++h) narrow(total[h], job.of_targets[target * heads + h]);
   }
   return -1;
+}
+
+template <class Value, class Id>
+GNNSYS_TARGET int64_t softmax_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
+  switch (job.heads) {
+    case 1:
+      return softmax_heads<1>(job, begin, end);
+    case 4:
+      return softmax_heads<4>(job, begin, end);
+    case 8:
+      return softmax_heads<8>(job, begin, end);
+    default:
+      return softmax_heads<0>(job, begin, end);
+  }
+}
+
+template <class Value, class Id>
+GNNSYS_TARGET int64_t derive_targets(const Job<Value, Id>& job, int64_t begin, int64_t end) {
+  switch (job.heads) {
+    case 1:
+      return derive_heads<1>(job, begin, end);
+    case 4:
+      return derive_heads<4>(job, begin, end);
+    case 8:
+      return derive_heads<8>(job, begin, end);
+    default:
+      return derive_heads<0>(job, begin, end);
+  }
 }
 
 template <class Value, class Id>

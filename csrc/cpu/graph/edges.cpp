@@ -65,9 +65,9 @@ int64_t group_edges(std::span<const int64_t> key, std::span<const int64_t> value
 
 template <class Id>
 LoopedSize add_loops(std::span<const int64_t> indptr, std::span<const Id> source,
-                     std::span<const Id> order, int64_t num_nodes, bool keep,
-                     std::span<int64_t> indptr_out, std::span<int64_t> source_out,
-                     std::span<int64_t> target_out, std::span<int64_t> number_out) {
+                     std::span<const Id> order, int64_t num_nodes, std::span<int64_t> indptr_out,
+                     std::span<int64_t> source_out, std::span<int64_t> target_out,
+                     std::span<int64_t> number_out) {
   const auto num_targets = static_cast<int64_t>(indptr.size()) - 1;
   const auto num_edges = static_cast<int64_t>(source.size());
   const auto num_out = static_cast<int64_t>(indptr_out.size()) - 1;
@@ -87,17 +87,11 @@ LoopedSize add_loops(std::span<const int64_t> indptr, std::span<const Id> source
   };
   for (int64_t t = 0; t < num_out; ++t) {
     indptr_out[t] = at;
-    int64_t loop = -1;
     const int64_t end = t < num_targets ? indptr[t + 1] : 0;
     for (int64_t e = t < num_targets ? indptr[t] : 0; e < end; ++e) {
-      const int64_t number = order.empty() ? e : static_cast<int64_t>(order[e]);
-      if (source[e] == t) {
-        loop = number;
-      } else {
-        write(source[e], t, number);
-      }
+      if (source[e] != t) write(source[e], t, order.empty() ? e : static_cast<int64_t>(order[e]));
     }
-    if (t < num_nodes) write(t, t, keep ? loop : -1);
+    if (t < num_nodes) write(t, t, -1);
   }
   indptr_out[num_out] = at;
   return {at, max_source, max_target};
@@ -115,9 +109,9 @@ int64_t find_indptr_fault(std::span<const int64_t> indptr, int64_t num_edges) {
   template int64_t group_edges<Id, Order>(std::span<const int64_t>, std::span<const int64_t>, \
                                           int64_t, std::span<int64_t>, std::span<Id>,         \
                                           std::span<Order>);
-#define GNNSYS_INSTANTIATE_LOOPS(Id)                                                        \
-  template LoopedSize add_loops<Id>(std::span<const int64_t>, std::span<const Id>,          \
-                                    std::span<const Id>, int64_t, bool, std::span<int64_t>, \
+#define GNNSYS_INSTANTIATE_LOOPS(Id)                                                  \
+  template LoopedSize add_loops<Id>(std::span<const int64_t>, std::span<const Id>,    \
+                                    std::span<const Id>, int64_t, std::span<int64_t>, \
                                     std::span<int64_t>, std::span<int64_t>, std::span<int64_t>);
 GNNSYS_INSTANTIATE_LOOPS(int32_t)
 GNNSYS_INSTANTIATE_LOOPS(int64_t)

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "share_rows.hpp"
@@ -37,8 +38,10 @@ struct Job {
   std::array<int64_t, 4> strides;
   const Value* grad;
   Value* out;
+  const int64_t* target;  // the row of `out` to which each product is added; null: its own
 
   int64_t row_width() const { return blocks * width; }
+  Value* out_row(int64_t p) const { return out + (target ? target[p] : p) * blocks * columns; }
   int64_t row_of(int64_t p) const { return index ? index[p] : p; }
   bool has_row(int64_t row) const {
     return static_cast<uint64_t>(row) < static_cast<uint64_t>(num_rows);
@@ -100,6 +103,33 @@ int64_t multiply(const Job<Value>& job, const ThreadPool& threads, [[maybe_unuse
   return bad.load();
 }
 
+// The first row whose index is not in [0, num_sums), or less than that of the row before; or -1.
+template <class Value>
+int64_t find_descent(const Job<Value>& job, int64_t num_sums) {
+  for (int64_t type = 0; type < job.num_types; ++type) {
+    int64_t least = 0;
+    for (int64_t p = job.ptr[type]; p < job.ptr[type + 1]; ++p) {
+      if (job.target[p] < least || job.target[p] >= num_sums) return p;
+      least = job.target[p];
+    }
+  }
+  return -1;
+}
+
+template <class Value>
+int64_t multiply_and_sum(Job<Value> job, int64_t num_sums, const ThreadPool& threads,
+                         [[maybe_unused]] Isa isa) {
+  job.target = std::exchange(job.index, nullptr);
+  const int64_t bad = find_descent(job, num_sums);
+  if (bad >= 0) return bad;
+  // Each thread has rows of its own, to which it adds in the order of the types.
+  const auto kernel = GNNSYS_CHOOSE(isa, sum_rows<Value>);
+  const int64_t shares = threads.size() > 1 ? kSharesPerThread * threads.size() : 1;
+  parallel_for(threads, num_sums, std::max<int64_t>((num_sums + shares - 1) / shares, 1),
+               [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+  return -1;
+}
+
 template <class Value>
 int64_t sum_outer(const Job<Value>& job, const ThreadPool& threads, [[maybe_unused]] Isa isa) {
   const auto kernel = GNNSYS_CHOOSE(isa, sum_outer_products<Value>);
@@ -140,7 +170,7 @@ int64_t dispatch(const SegmentArrays& segments, const SegmentRows& rows, uintptr
     return run(Job<Value>{at<const int64_t>(segments.ptr), segments.num_types,
                           at<const int64_t>(segments.index), at<const Value>(rows.x), rows.num_rows,
                           rows.blocks, rows.width, rows.columns, at<const Value>(weight), strides,
-                          at<const Value>(grad), at<Value>(out)});
+                          at<const Value>(grad), at<Value>(out), nullptr});
   };
   if (rows.dtype == "float32") return with(float{});
   if (rows.dtype == "float64") return with(double{});
@@ -155,6 +185,13 @@ int64_t segment_matmul(const SegmentArrays& segments, const SegmentRows& rows, u
                        const ThreadPool& threads, Isa isa) {
   return dispatch(segments, rows, weight, strides, 0, out,
                   [&](const auto& job) { return multiply(job, threads, isa); });
+}
+
+int64_t segment_matmul_sum(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t weight,
+                           const std::array<int64_t, 4>& strides, int64_t num_sums, uintptr_t out,
+                           const ThreadPool& threads, Isa isa) {
+  return dispatch(segments, rows, weight, strides, 0, out,
+                  [&](const auto& job) { return multiply_and_sum(job, num_sums, threads, isa); });
 }
 
 int64_t segment_outer(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t grad,

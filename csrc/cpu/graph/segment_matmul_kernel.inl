@@ -36,24 +36,21 @@ struct Factors {
   int64_t stride, steps;
 };
 
-// Where the sums go: row i from `to` + i * stride on, `columns` of them; added to what is there,
-// which takes all columns of the tile.
+// Where the sums go: those of row i from rows[i] + first on, `columns` of them.
 template <class Value>
 struct Place {
-  Value* to;
-  int64_t stride, columns;
-  bool add;
+  Value* const* rows;
+  int64_t first, columns;
+  bool add;  // to what is there
 };
 
-template <int64_t Width, class Value>
+template <class Value>
 GNNSYS_TARGET [[gnu::always_inline]] inline void write_row(const Wide<Value>* sums, Value* to,
-                                                           const Place<Value>& place) {
-  if (place.columns < Width) {
-    for (int64_t c = 0; c < place.columns; ++c) narrow(sums[c], to[c]);
-  } else if (place.add) {
-    for (int64_t c = 0; c < Width; ++c) narrow(widen(to[c]) + sums[c], to[c]);
+                                                           int64_t columns, bool add) {
+  if (add) {
+    for (int64_t c = 0; c < columns; ++c) narrow(widen(to[c]) + sums[c], to[c]);
   } else {
-    for (int64_t c = 0; c < Width; ++c) narrow(sums[c], to[c]);
+    for (int64_t c = 0; c < columns; ++c) narrow(sums[c], to[c]);
   }
 }
 
@@ -90,7 +87,12 @@ GNNSYS_TARGET void multiply_tile(const Factors<Number>& factors, const Place<Val
   for (int i = 0; i < Rows; ++i) {
     Number sums[Width];
     std::memcpy(sums, sum[i], sizeof sums);
-    write_row<Width>(sums, place.to + i * place.stride, place);
+    Value* const to = place.rows[i] + place.first;
+    if (place.columns == Width) {
+      write_row(sums, to, Width, place.add);
+    } else {
+      write_row(sums, to, place.columns, place.add);
+    }
   }
 }
 
@@ -200,21 +202,24 @@ GNNSYS_TARGET int64_t multiply_segment(const Job<Value>& job, int64_t type, int6
                         scratch.matrix.data() + block * size));
   }
   scratch.rows.resize(static_cast<size_t>(kRows * job.row_width()));
-  const int64_t stride = job.blocks * job.columns;
   const Number* rows[kRows];
+  Value* out[kRows];
   for (int64_t p = begin; p < end; p += kRows) {
     const int64_t n = std::min<int64_t>(kRows, end - p);
     const int64_t bad = find_rows(job, p, n, kRows, 0, job.row_width(), scratch, rows);
     if (bad >= 0) return bad;
-    Value* out = job.out + p * stride;
-    for (int64_t block = 0; block < job.blocks; ++block, out += job.columns) {
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = job.out_row(p + i);
+      if (job.target && p + i + kRows < end) __builtin_prefetch(job.out_row(p + i + kRows), 1, 3);
+    }
+    for (int64_t block = 0; block < job.blocks; ++block) {
       const Panels<Number>& right = scratch.panels[static_cast<size_t>(block)];
       const Number* of_panel = right.first;
       for (int64_t c = 0; c < job.columns; c += panel, of_panel += right.panel) {
-        const int64_t columns = std::min(panel, job.columns - c);
         multiply_some<false>(
             n, Factors<Number>{rows, block * job.width, of_panel, right.row, job.width},
-            Place<Value>{out + c, stride, columns, false});
+            Place<Value>{out, block * job.columns + c, std::min(panel, job.columns - c),
+                         job.target != nullptr});
       }
     }
   }
@@ -232,6 +237,23 @@ GNNSYS_TARGET int64_t multiply_rows(const Job<Value>& job, int64_t begin, int64_
     const int64_t bad = multiply_segment(job, type, begin, stop, scratch);
     if (bad >= 0) return bad;
     begin = stop;
+  }
+  return -1;
+}
+
+// Rows [begin, end) of sums: those of their types' rows, which lie together.
+template <class Value>
+GNNSYS_TARGET int64_t sum_rows(const Job<Value>& job, int64_t begin, int64_t end) {
+  Scratch<Value> scratch;
+  const int64_t width = job.blocks * job.columns;
+  std::memset(static_cast<void*>(job.out + begin * width), 0,
+              static_cast<size_t>((end - begin) * width) * sizeof(Value));
+  for (int64_t type = 0; type < job.num_types; ++type) {
+    const int64_t* const first = job.target + job.ptr[type];
+    const int64_t* const last = job.target + job.ptr[type + 1];
+    const int64_t from = std::lower_bound(first, last, begin) - job.target;
+    const int64_t to = std::lower_bound(job.target + from, last, end) - job.target;
+    if (from < to) multiply_segment(job, type, from, to, scratch);
   }
   return -1;
 }
@@ -266,10 +288,12 @@ GNNSYS_TARGET int64_t sum_chunks(const Job<Value>& job, const OuterUnit& unit,
       for (int64_t c = 0; c < job.columns; c += panel, right.first += right.panel) {
         const int64_t columns = std::min(panel, stride - c);
         for (int64_t k = begin; k < end; k += kRows) {
-          multiply_some<true>(
-              std::min<int64_t>(kRows, end - k),
-              Factors<Number>{rows, k - unit.begin, right.first, right.row, n},
-              Place<Number>{out + (k - unit.begin) * stride + c, stride, columns, p > from});
+          const int64_t n_rows = std::min<int64_t>(kRows, end - k);
+          Number* to[kRows];
+          for (int64_t i = 0; i < n_rows; ++i) to[i] = out + (k - unit.begin + i) * stride;
+          multiply_some<true>(n_rows,
+                              Factors<Number>{rows, k - unit.begin, right.first, right.row, n},
+                              Place<Number>{to, c, columns, p > from});
         }
       }
       begin = end;

@@ -1,5 +1,6 @@
 #include "gnnsys/graph/segment_matmul.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -36,12 +37,19 @@ void products_are_those_of_their_rows(std::mt19937_64& random, const char* dtype
     for (int64_t rows = type % 3 == 1 ? 0 : random() % 150; rows > 0; --rows) {
       index.push_back(static_cast<int64_t>(random() % num_rows));
     }
+    std::sort(index.begin() + ptr.back(), index.end());
     ptr.push_back(static_cast<int64_t>(index.size()));
   }
   const int64_t count = ptr.back(), size = width * columns;
   const std::vector<Value> x = fill(num_rows * blocks * width),
                            weight = fill(types * blocks * size),
                            grad = fill(count * blocks * columns);
+  const int64_t row_size = blocks * columns;
+  std::vector<Value> read;  // the rows of x, by index
+  for (const int64_t row : index) {
+    const auto first = x.begin() + row * blocks * width;
+    read.insert(read.end(), first, first + blocks * width);
+  }
   // Of matrices that lie row by row, and column by column.
   for (const bool turned : {false, true}) {
     const std::array<int64_t, 4> strides{blocks * size, size, turned ? 1 : columns,
@@ -65,6 +73,7 @@ void products_are_those_of_their_rows(std::mt19937_64& random, const char* dtype
     }
     const SegmentArrays segments{address(ptr), types, address(index)};
     const SegmentRows rows{dtype, address(x), num_rows, blocks, width, columns};
+    const SegmentRows of_index{dtype, address(read), count, blocks, width, columns};
     const long double tolerance = sizeof(Value) == 4 ? 1e-5L : 1e-13L;
     for (const Isa isa : supported_isas()) {
       std::vector<Value> first_out, first_outer;
@@ -80,6 +89,14 @@ void products_are_those_of_their_rows(std::mt19937_64& random, const char* dtype
         for (size_t i = 0; i < outer.size(); ++i) {
           CHECK(std::abs(outer[i] - sums[i]) <= tolerance * 10);
         }
+        // The same products, added to the row of their index.
+        std::vector<Value> added(num_rows * row_size), expected(num_rows * row_size);
+        CHECK(segment_matmul_sum(segments, of_index, address(weight), strides, num_rows,
+                                 address(added), pool, isa) == -1);
+        for (int64_t i = 0; i < count * row_size; ++i) {
+          expected[index[i / row_size] * row_size + i % row_size] += out[i];
+        }
+        CHECK(added == expected);
         if (threads == 1) {
           first_out = out;
           first_outer = outer;
@@ -102,6 +119,11 @@ void a_row_that_is_none_is_told() {
     CHECK(segment_matmul(segments, rows, address(weight), {1, 1, 1, 1}, address(out), pool, isa) ==
           1);
     CHECK(segment_outer(segments, rows, address(grad), address(out), pool, isa) == 1);
+    CHECK(segment_matmul_sum(segments, rows, address(weight), {1, 1, 1, 1}, 2, address(out), pool,
+                             isa) == 1);
+    const std::vector<int64_t> descends{1, 0};
+    CHECK(segment_matmul_sum({address(ptr), 1, address(descends)}, rows, address(weight),
+                             {1, 1, 1, 1}, 2, address(out), pool, isa) == 1);
   }
 }
 

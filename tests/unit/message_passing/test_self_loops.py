@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
+from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.message_passing import Neighbors, neighbors_of
@@ -46,21 +46,11 @@ def test_loops_replace_those_given(edge_index: Tensor, num_nodes: int) -> None:
     assert torch.equal(looped.number, number[by_target])
 
 
-@pytest.mark.parametrize("edge_index", CASES)
-def test_kept_loops_have_the_numbers_of_those_that_pyg_keeps(edge_index: Tensor) -> None:
-    looped = with_self_loops(edge_index, NODES, keep=True)
-    places = torch.arange(edge_index.size(1))
-    expected, number = add_remaining_self_loops(edge_index, places, -1, NODES)
-    assert torch.equal(looped.edge_index[:, looped.given_order], expected)
-    assert torch.equal(looped.number[looped.given_order], number)
-
-
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("num_nodes", [0, 5, NODES + 3])
 @pytest.mark.parametrize("edge_index", CASES)
-def test_torch_adds_loops_as_the_core_does(edge_index: Tensor, num_nodes: int, keep: bool) -> None:
-    looped = with_self_loops(edge_index, num_nodes, keep=keep)
-    edges, number = add_loops(edge_index, num_nodes, keep)
+def test_torch_adds_loops_as_the_core_does(edge_index: Tensor, num_nodes: int) -> None:
+    looped = with_self_loops(edge_index, num_nodes)
+    edges, number = add_loops(edge_index, num_nodes)
     assert torch.equal(looped.edge_index, edges)
     assert torch.equal(looped.number, number)
 
@@ -89,7 +79,7 @@ def test_loops_are_added_once_until_the_edges_change(mode: type) -> None:
         looped = with_self_loops(edge_index, NODES)
         assert with_self_loops(edge_index, NODES) is looped
         assert neighbors_of(looped.edge_index) is neighbors_of(looped.edge_index)
-    assert with_self_loops(edge_index, NODES, keep=True) is not looped
+    assert with_self_loops(edge_index, NODES + 1) is not looped
     edge_index[0, 0] += 1
     assert with_self_loops(edge_index, NODES) is not looped
 

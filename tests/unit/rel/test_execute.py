@@ -58,18 +58,18 @@ def draw(**shapes: tuple[int, ...]) -> Values:
 def rgcn_like() -> Layer:
     """A mean for each relation with weights of edges, a root and what relations add."""
     layer = Builder()
-    x = layer.nodes("x", 5)
-    message = layer.linear(layer.at_source(x), layer.weight("w", 5, WIDTH))
+    x = layer.nodes("x", WIDTH)
+    message = layer.linear(layer.at_source(x), layer.weight("w", WIDTH, WIDTH))
     weight = layer.mul(layer.edges("c"), layer.reciprocal_degree())
-    root = layer.linear(x, layer.weight("root", 5, WIDTH, by=None))
-    plain = layer.linear(layer.at_source(x), layer.weight("v", 5, WIDTH))
+    root = layer.linear(x, layer.weight("root", WIDTH, WIDTH, by=None))
+    plain = layer.linear(layer.at_source(x), layer.weight("v", WIDTH, WIDTH))
     means = layer.add(layer.sum(message, weight), layer.sum(plain, layer.reciprocal_degree()))
     values = draw(
-        x=(NODES, 5),
-        w=(RELATIONS, 5, WIDTH),
-        v=(RELATIONS, 5, WIDTH),
+        x=(NODES, WIDTH),
+        w=(RELATIONS, WIDTH, WIDTH),
+        v=(RELATIONS, WIDTH, WIDTH),
         c=(EDGES,),
-        root=(5, WIDTH),
+        root=(WIDTH, WIDTH),
     )
     return Layer(layer.build(layer.relu(layer.add(means, root))), values, rgcn_by_loop)
 
@@ -85,8 +85,8 @@ def rgcn_by_loop(edge_index: Tensor, edge_type: Tensor, v: Values) -> Tensor:
 def rgat_like(within: str, heads: int, q_of_types: bool) -> Layer:
     """Additive attention; also of edges, and with what a node adds to each of its edges."""
     layer = Builder()
-    x = layer.nodes("x", 5)
-    w = layer.weight("w", 5, heads * WIDTH)
+    x = layer.nodes("x", WIDTH)
+    w = layer.weight("w", WIDTH, heads * WIDTH)
     by = "etype" if q_of_types else None
     ends = [
         layer.reshape(layer.linear(at(x), w), heads, WIDTH)
@@ -102,8 +102,8 @@ def rgat_like(within: str, heads: int, q_of_types: bool) -> Layer:
     out = layer.add(layer.sum(ends[0], share), layer.sum(own))
     types = (RELATIONS,) if q_of_types else ()
     values = draw(
-        x=(NODES, 5),
-        w=(RELATIONS, 5, heads * WIDTH),
+        x=(NODES, WIDTH),
+        w=(RELATIONS, WIDTH, heads * WIDTH),
         a=(*types, heads, WIDTH),
         b=(*types, heads, WIDTH),
         e=(EDGES, heads),
@@ -386,7 +386,7 @@ def test_values_that_do_not_fit_are_refused() -> None:
     graph = graph_of(*random_edges())
     with pytest.raises(ArgumentError, match="'c' is missing"):
         run(layer.program, graph, {k: v for k, v in layer.values.items() if k != "c"})
-    with pytest.raises(ArgumentError, match=r"'w' has shape \(3, 5, 3\), expected \(4, 5, 3\)"):
+    with pytest.raises(ArgumentError, match=r"'w' has shape \(3, 3, 3\), expected \(4, 3, 3\)"):
         run(layer.program, graph, {**layer.values, "w": layer.values["w"][:3]})
     with pytest.raises(ArgumentError, match="from 8 sources to 5 targets"):
         run(layer.program, between_two_sets()[1], layer.values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,11 @@ def random_case(
     return x, weight, ptr, (rows * torch.rand(sum(sizes)) ** 2).long()
 
 
+def ascending(index: Tensor, ptr: Tensor) -> Tensor:
+    """Within each type."""
+    return torch.cat([index[a:b].sort()[0] for a, b in itertools.pairwise(ptr.tolist())])
+
+
 def with_gradients(
     f: Callable[..., Tensor], x: Tensor, weight: Tensor, grad: Tensor
 ) -> list[Tensor]:
@@ -63,10 +69,15 @@ CASES: dict[str, tuple[tuple[int, ...], list[int], int]] = {
 }
 
 
+@pytest.mark.parametrize("ascends", [False, True])
 @pytest.mark.parametrize("backend", available_backends())
 @pytest.mark.parametrize("case", CASES)
-def test_products_and_derivatives_are_those_of_each_row(case: str, backend: str) -> None:
+def test_products_and_derivatives_are_those_of_each_row(
+    case: str, backend: str, ascends: bool
+) -> None:
     x, weight, ptr, index = random_case(*CASES[case])
+    if ascends:
+        index = ascending(index, ptr)
     grad = torch.randn(len(index), *x.shape[1:-1], weight.size(-1), dtype=torch.float64)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         if backend == "grouped_mm" and dtype == torch.float64:
@@ -98,12 +109,14 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(
 ) -> None:
     x, weight, ptr, index = random_case(shape, [3, 0, 4], 2, rows=4)
     inputs = (x.requires_grad_(), weight.requires_grad_())
+    for order in (index, ascending(index, ptr), None):
+        ptr = torch.tensor([0, 3, 3, 4 if order is None else 7])
 
-    def f(x: Tensor, weight: Tensor) -> Tensor:
-        return segment_matmul(x, weight, ptr, index)
+        def f(x: Tensor, weight: Tensor, ptr: Tensor = ptr, order: Tensor | None = order) -> Tensor:
+            return segment_matmul(x, weight, ptr, order)
 
-    assert torch.autograd.gradcheck(f, inputs)
-    assert torch.autograd.gradgradcheck(f, inputs)
+        assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", ["native", "grouped_mm"])
@@ -137,9 +150,11 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> N
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(
-            with_gradients(lambda x, w: segment_matmul(x, w, ptr, index), x, weight, grad)
-        )
+        results.append([])
+        for order in (index, ascending(index, ptr)):
+            results[-1] += with_gradients(
+                lambda x, w, order=order: segment_matmul(x, w, ptr, order), x, weight, grad
+            )
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)

@@ -39,6 +39,13 @@ int64_t segment_matmul(const SegmentArrays& segments, const SegmentRows& rows, u
                        const std::array<int64_t, 4>& strides, uintptr_t out,
                        const ThreadPool& threads, Isa isa);
 
+// out (S, B, N): of each of `num_sums` rows the sum of x[p, b] @ weight[t, b] over the rows p whose
+// index it is, in their order, rounded after each; x (M, B, K). For an index that ascends among the
+// rows of a type: returns -1, or the first row that it does not, or where it is not below S.
+int64_t segment_matmul_sum(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t weight,
+                           const std::array<int64_t, 4>& strides, int64_t num_sums, uintptr_t out,
+                           const ThreadPool& threads, Isa isa);
+
 // out (T, B, K, N): of each type and block the sum of the outer products of x[index[p], b] and
 // grad[p, b], for grad (M, B, N): zero where a type has no rows. Otherwise as segment_matmul.
 int64_t segment_outer(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t grad,

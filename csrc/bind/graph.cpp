@@ -1,3 +1,4 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
@@ -10,11 +11,13 @@
 #include "gnnsys/errors.hpp"
 #include "gnnsys/graph/aggregate.hpp"
 #include "gnnsys/graph/communities.hpp"
+#include "gnnsys/graph/edge_softmax.hpp"
 #include "gnnsys/graph/edge_sort.hpp"
 #include "gnnsys/graph/edges.hpp"
 #include "gnnsys/graph/fold_rows.hpp"
 #include "gnnsys/graph/pair_sums.hpp"
 #include "gnnsys/graph/rmat.hpp"
+#include "gnnsys/graph/typed_pairs.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -57,6 +60,14 @@ void bind_group_edges(nb::module_& m) {
   m.def("group_edges", &group_edges<Id, Order>, "key"_a, "value"_a, "num_values"_a, "indptr"_a,
         "value_out"_a, "order_out"_a, Freely(),
         "Groups edges by key, stably; returns -1 or the first edge whose key or value is outside.");
+}
+
+template <class Id>
+void bind_add_loops(nb::module_& m) {
+  m.def("add_loops", &add_loops<Id>, "indptr"_a, "source"_a, "order"_a.none(), "num_nodes"_a,
+        "keep"_a, "indptr_out"_a, "source_out"_a, "target_out"_a, "number_out"_a, Freely(),
+        "Puts a loop of each node behind the other edges of its target; returns the edges written "
+        "and the greatest source and target of them.");
 }
 
 class Aggregator {
@@ -102,6 +113,30 @@ void bind_fold(nb::class_<Aggregator>& c) {
         "Folds the rows from number `first` on into the targets that have edges from them; returns "
         "-1 or an edge whose row should have come before.");
 }
+
+class EdgeSoftmax {
+ public:
+  EdgeSoftmax(ThreadPool threads, const std::string& isa)
+      : threads_(threads), isa_(parse_isa(isa)) {}
+
+  int64_t softmax(const EdgeArrays& edges, const EdgeLogits& logits, uintptr_t out) {
+    return edge_softmax(edges, logits, out, threads_, isa_);
+  }
+
+  int64_t derive(const EdgeArrays& edges, const EdgeLogits& logits, uintptr_t alpha, uintptr_t grad,
+                 uintptr_t out, uintptr_t of_targets) {
+    return edge_softmax_backward(edges, logits, alpha, grad, out, of_targets, threads_, isa_);
+  }
+
+  void sum(const EdgeArrays& edges, const std::string& dtype, int64_t heads, uintptr_t values,
+           uintptr_t out) {
+    sum_edges(edges, dtype, heads, values, out, threads_, isa_);
+  }
+
+ private:
+  const ThreadPool threads_;
+  const Isa isa_;
+};
 
 // Sums on threads of the process.
 class PairSums {
@@ -170,10 +205,18 @@ void bind_graph(nb::module_& m) {
   bind_group_edges<int32_t, int32_t>(m);
   bind_group_edges<int32_t, int64_t>(m);
   bind_group_edges<int64_t, int64_t>(m);
+  bind_add_loops<int32_t>(m);
+  bind_add_loops<int64_t>(m);
   m.def("find_indptr_fault", &find_indptr_fault, "indptr"_a, "num_edges"_a, Freely(),
         "The first entry that descends or leaves [0, num_edges], or -1.");
   m.def("scan_edges", &scan_edges, "source"_a, "target"_a, Freely(),
         "Whether targets ascend; the least and the greatest source; those of the targets.");
+  m.def("sort_by_type", &sort_by_type, "source"_a, "target"_a, "type"_a, "num_sources"_a,
+        "num_targets"_a, "type_ptr"_a, "source_out"_a, "target_out"_a, "order_out"_a, Freely(),
+        "Sorts edges by type, stably; whether they were, or None where an id is out of range.");
+  m.def("number_pairs", &number_pairs, "node"_a, "type_ptr"_a, "num_nodes"_a, "pair_of_edge"_a,
+        "node_of_pair"_a, "pair_ptr"_a, Freely(),
+        "Numbers the distinct (node, type) of edges sorted by type; returns how many there are.");
   m.def("count_sorted", &count_sorted, "target"_a, "indptr"_a, Freely(),
         "Fills indptr for targets that ascend.");
   m.def("permute_ids", &permute_ids, "key"_a, "num_ids"_a, "inverse"_a, "ids"_a.noconvert(),
@@ -201,6 +244,21 @@ void bind_graph(nb::module_& m) {
   bind_fold<float, int64_t>(a);
   bind_fold<double, int32_t>(a);
   bind_fold<double, int64_t>(a);
+  nb::class_<EdgeLogits>(m, "EdgeLogits", "The terms of each edge's logits.")
+      .def(nb::init<std::string, int64_t, uintptr_t, uintptr_t, int64_t, uintptr_t, bool, double>(),
+           "dtype"_a, "heads"_a, "edge"_a, "source"_a, "num_sources"_a, "target"_a, "leaky"_a,
+           "slope"_a);
+  nb::class_<EdgeSoftmax>(m, "EdgeSoftmax",
+                          "Softmax over the edges of each target, on threads of the process.")
+      .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
+      .def("softmax", &EdgeSoftmax::softmax, "edges"_a, "logits"_a, "out"_a, Freely(),
+           "Writes each edge's share; returns -1 or an edge whose source is no row.")
+      .def("derive", &EdgeSoftmax::derive, "edges"_a, "logits"_a, "alpha"_a, "grad"_a, "out"_a,
+           "of_targets"_a, Freely(),
+           "Writes the derivative by each edge's logits, and its sum for each target; returns as "
+           "softmax.")
+      .def("sum", &EdgeSoftmax::sum, "edges"_a, "dtype"_a, "heads"_a, "values"_a, "out"_a, Freely(),
+           "Sums values of edges for each target.");
   nb::class_<PairSums> c(m, "PairSums", "Sums of exponentials of cosines over pairs of rows.");
   c.def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto");
   bind_pair_sums<float, int32_t>(c);

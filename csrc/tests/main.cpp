@@ -14,5 +14,6 @@ int main() {
   gnnsys::test::test_pair_sums();
   gnnsys::test::test_file_reader();
   gnnsys::test::test_sampler();
+  gnnsys::test::test_typed_pairs();
   std::puts("all checks hold");
 }

@@ -13,5 +13,6 @@ void test_keyed_dropout();
 void test_pair_sums();
 void test_sampler();
 void test_thread_pool();
+void test_typed_pairs();
 
 }  // namespace gnnsys::test

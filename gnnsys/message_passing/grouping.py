@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["count_sorted", "group", "scan"]
+__all__ = ["add_loops", "count_sorted", "group", "scan"]
 
 
 def scan(source: Tensor, target: Tensor) -> tuple[bool, int, int, int, int]:
@@ -48,3 +48,27 @@ def group(
     """
     ascending, order = key.sort(stable=True)
     return count_sorted(ascending, num_keys), value[order].to(kind), order.to(kind)
+
+
+def add_loops(edge_index: Tensor, num_nodes: int, keep: bool) -> tuple[Tensor, Tensor]:
+    """What ``core.add_loops`` writes: (2, E') edges with loops, by target, and their numbers.
+
+    Args:
+        edge_index: (2, E) int64.
+        num_nodes: the nodes below this one receive a loop.
+        keep: lets a given loop's number stand for the one at its node.
+
+    >>> add_loops(torch.tensor([[1, 0], [0, 0]]), 2, True)
+    (tensor([[1, 0, 1],
+            [0, 0, 1]]), tensor([ 0,  1, -1]))
+    """
+    source, target = edge_index
+    nodes = torch.arange(num_nodes, device=edge_index.device)
+    loops = torch.full_like(nodes, -1)
+    if keep:
+        given = ((source == target) & (target < num_nodes)).nonzero()[:, 0]
+        loops.scatter_reduce_(0, target[given], given, "amax")
+    others = (source != target).nonzero()[:, 0]
+    ascending, order = torch.cat([target[others], nodes]).sort(stable=True)
+    ends = torch.stack([torch.cat([source[others], nodes])[order], ascending])
+    return ends, torch.cat([others, loops])[order]

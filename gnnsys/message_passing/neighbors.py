@@ -14,7 +14,7 @@ from gnnsys.system.extension import core
 from gnnsys.system.gpu import Device
 from gnnsys.system.gpu.graph_kernels import EdgeLaunches
 
-__all__ = ["Neighbors", "neighbors_of"]
+__all__ = ["Neighbors", "neighbors_of", "remember_neighbors"]
 
 # E edges, S sources, T targets.
 
@@ -37,21 +37,39 @@ class Neighbors:
     """
 
     def __init__(self, edge_index: Tensor) -> None:
-        # Aliases that no autograd graph ties to the tensor given: they must not keep it alive.
-        self._ends = tuple(_alias(edge_index[end]).contiguous() for end in (0, 1))
-        self.is_sorted, least_source, most_source, least_target, most_target = _scan(*self._ends)
+        ends = _ends_of(edge_index)
+        self.is_sorted, least_source, most_source, least_target, most_target = _scan(*ends)
         if min(least_source, least_target) < 0:
             raise RowIndexError(
                 f"edge_index: the least source is {least_source}, the least target {least_target}; "
                 "expected none below 0"
             )
-        self.counts = (most_source + 1, most_target + 1)
+        counts = (most_source + 1, most_target + 1)
+        self._set_up(ends, counts, _count_sorted(ends[1], counts[1]) if self.is_sorted else None)
+
+    def _set_up(
+        self, ends: tuple[Tensor, Tensor], counts: tuple[int, int], indptr: Tensor | None
+    ) -> None:
+        self._ends = ends
+        self.counts = counts
         """Up to the last node that an edge comes from, and that one leads to."""
-        self._groups: list[Groups | None] = [None, None]
+        by_target = None if indptr is None else Groups(indptr, ends[0], None)
+        self._groups: list[Groups | None] = [None, by_target]
         self._launches: list[EdgeLaunches | None] = [None, None]
-        if self.is_sorted:
-            indptr = _count_sorted(self._ends[1], self.counts[1])
-            self._groups[1] = Groups(indptr, self._ends[0], None)
+
+    @classmethod
+    def sorted_by_target(cls, edge_index: Tensor, indptr: Tensor, num_sources: int) -> Neighbors:
+        """Of edges of which it is known where those of each target begin; nothing is checked.
+
+        Args:
+            edge_index: (2, E) int64, sorted by target.
+            indptr: (targets + 1,) int64, up to the last target that has an edge.
+            num_sources: up to the last that has one.
+        """
+        made = cls.__new__(cls)
+        made.is_sorted = True
+        made._set_up(_ends_of(edge_index), (num_sources, len(indptr) - 1), indptr)
+        return made
 
     def __len__(self) -> int:
         return len(self._ends[0])
@@ -105,6 +123,11 @@ class Groups:
         )
 
 
+def _ends_of(edge_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Aliases that no autograd graph ties to the tensor given: they must not keep it alive."""
+    return _alias(edge_index[0]).contiguous(), _alias(edge_index[1]).contiguous()
+
+
 def _alias(x: Tensor) -> Tensor:
     alias = torch.empty(0, dtype=x.dtype, device=x.device)
     return alias.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
@@ -139,6 +162,9 @@ def _group(key: Tensor, value: Tensor, num_keys: int, num_values: int) -> Groups
 
 
 _known: KnownOf[Neighbors] = KnownOf()
+
+remember_neighbors = _known.remember
+"""Takes note of a tensor's neighbours, which ``neighbors_of`` gives from now on."""
 
 
 def neighbors_of(edge_index: Tensor) -> Neighbors:

@@ -19,7 +19,7 @@ from gnnsys.system.gpu import Device
 from gnnsys.system.gpu.graph_kernels import WeightedRows
 from gnnsys.system.gpu.placement import device_of, device_of_cpu_tensors, kernels_of_cpu_tensors
 
-__all__ = ["SUMMED_DTYPES", "can_sum", "sum_neighbors"]
+__all__ = ["SUMMED_DTYPES", "can_sum", "dot_neighbors", "sum_neighbors"]
 
 # E edges, H heads, C channels of a head. Of the two ends of an edge (0: its source, 1: its target)
 # `to` is the one whose node receives the sum; the row of the other one's node is added. R rows of
@@ -72,6 +72,32 @@ def sum_neighbors(
     [[5.0], [0.0], [2.0]]
     """
     result: Tensor = _sum(x, edge_index, weight, to, to if mean else NO_END, num_nodes)
+    return result
+
+
+def dot_neighbors(x: Tensor, y: Tensor, edge_index: Tensor, heads: int = 1) -> Tensor:
+    """For each edge and head the dot product of its source's row and its target's.
+
+    Can be differentiated any number of times by ``x`` and ``y``.
+
+    Args:
+        x: of the sources, (S, C) or (S, H, C), as for ``sum_neighbors``.
+        y: of the targets, (T, C) or (T, H, C), of its dtype.
+        edge_index: (2, E) int64 there, too, sources above targets.
+        heads: H, among which rows (S, C) are divided evenly.
+
+    Returns:
+        (E, H), in the order of the edges.
+
+    Raises:
+        RowIndexError: a node outside these rows.
+        ArgumentError: rows or edges that lie elsewhere than ``x``.
+
+    >>> x, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 10.0]])
+    >>> dot_neighbors(x, y, torch.tensor([[1, 0], [0, 0]])).tolist()
+    [[43.0], [21.0]]
+    """
+    result: Tensor = _dot(x, y, edge_index, 1, NO_END, heads)
     return result
 
 

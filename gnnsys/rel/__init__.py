@@ -6,3 +6,26 @@ Imports ``message_passing``, ``system``, ``compat``, ``errors``, torch and PyG. 
 al., ASPLOS 2024). Invariants: every combination of passes and backends gives the same results up to
 the rounding of sums; a graph's edges are grouped once, however many layers read them.
 """
+
+from gnnsys.rel.explain import explain
+from gnnsys.rel.graph import RelationalGraph
+from gnnsys.rel.hgt_conv import HGTConv
+from gnnsys.rel.passes import optimise
+from gnnsys.rel.program import Builder, Counts, Domain, Program
+from gnnsys.rel.rgat_conv import RGATConv
+from gnnsys.rel.rgcn_conv import RGCNConv
+from gnnsys.rel.segments import segment_matmul
+
+__all__ = [
+    "Builder",
+    "Counts",
+    "Domain",
+    "HGTConv",
+    "Program",
+    "RGATConv",
+    "RGCNConv",
+    "RelationalGraph",
+    "explain",
+    "optimise",
+    "segment_matmul",
+]

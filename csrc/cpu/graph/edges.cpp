@@ -63,6 +63,46 @@ int64_t group_edges(std::span<const int64_t> key, std::span<const int64_t> value
   return -1;
 }
 
+template <class Id>
+LoopedSize add_loops(std::span<const int64_t> indptr, std::span<const Id> source,
+                     std::span<const Id> order, int64_t num_nodes, bool keep,
+                     std::span<int64_t> indptr_out, std::span<int64_t> source_out,
+                     std::span<int64_t> target_out, std::span<int64_t> number_out) {
+  const auto num_targets = static_cast<int64_t>(indptr.size()) - 1;
+  const auto num_edges = static_cast<int64_t>(source.size());
+  const auto num_out = static_cast<int64_t>(indptr_out.size()) - 1;
+  const auto room = static_cast<std::size_t>(num_edges + num_nodes);
+  require(num_targets >= 0 && num_nodes >= 0 && num_out == std::max(num_targets, num_nodes) &&
+              (order.empty() || order.size() == source.size()) && source_out.size() == room &&
+              target_out.size() == room && number_out.size() == room &&
+              find_indptr_fault(indptr, num_edges) == -1,
+          "add_loops: arrays that do not fit each other");
+  int64_t at = 0, max_source = -1, max_target = -1;
+  const auto write = [&](int64_t s, int64_t t, int64_t number) {
+    source_out[at] = s;
+    target_out[at] = t;
+    number_out[at++] = number;
+    max_source = std::max(max_source, s);
+    max_target = t;
+  };
+  for (int64_t t = 0; t < num_out; ++t) {
+    indptr_out[t] = at;
+    int64_t loop = -1;
+    const int64_t end = t < num_targets ? indptr[t + 1] : 0;
+    for (int64_t e = t < num_targets ? indptr[t] : 0; e < end; ++e) {
+      const int64_t number = order.empty() ? e : static_cast<int64_t>(order[e]);
+      if (source[e] == t) {
+        loop = number;
+      } else {
+        write(source[e], t, number);
+      }
+    }
+    if (t < num_nodes) write(t, t, keep ? loop : -1);
+  }
+  indptr_out[num_out] = at;
+  return {at, max_source, max_target};
+}
+
 int64_t find_indptr_fault(std::span<const int64_t> indptr, int64_t num_edges) {
   if (indptr.empty() || indptr[0] != 0) return 0;
   for (std::size_t v = 1; v < indptr.size(); ++v) {
@@ -75,6 +115,13 @@ int64_t find_indptr_fault(std::span<const int64_t> indptr, int64_t num_edges) {
   template int64_t group_edges<Id, Order>(std::span<const int64_t>, std::span<const int64_t>, \
                                           int64_t, std::span<int64_t>, std::span<Id>,         \
                                           std::span<Order>);
+#define GNNSYS_INSTANTIATE_LOOPS(Id)                                                        \
+  template LoopedSize add_loops<Id>(std::span<const int64_t>, std::span<const Id>,          \
+                                    std::span<const Id>, int64_t, bool, std::span<int64_t>, \
+                                    std::span<int64_t>, std::span<int64_t>, std::span<int64_t>);
+GNNSYS_INSTANTIATE_LOOPS(int32_t)
+GNNSYS_INSTANTIATE_LOOPS(int64_t)
+#undef GNNSYS_INSTANTIATE_LOOPS
 GNNSYS_INSTANTIATE(int32_t, int32_t)
 GNNSYS_INSTANTIATE(int32_t, int64_t)
 GNNSYS_INSTANTIATE(int64_t, int64_t)

@@ -85,6 +85,23 @@ void edges_are_grouped_stably(std::mt19937_64& random) {
   CHECK(group() == 7);
 }
 
+void loops_stand_behind_the_edges_of_their_target() {
+  // Grouped by target 0 | 1 | 2: sources 2 0, none, 2 1 2.
+  const std::vector<int64_t> indptr{0, 2, 2, 5};
+  const std::vector<int32_t> sources{2, 0, 2, 1, 2}, numbers{1, 4, 0, 2, 3};
+  std::vector<int64_t> starts(5), source(9), target(9), number(9);
+  const auto [count, max_source, max_target] =
+      add_loops<int32_t>(indptr, sources, numbers, 4, true, starts, source, target, number);
+  CHECK(count == 6 && max_source == 3 && max_target == 3);
+  const auto starts_with = [](std::vector<int64_t> all, std::initializer_list<int64_t> expected) {
+    return std::equal(expected.begin(), expected.end(), all.begin());
+  };
+  CHECK(starts_with(starts, {0, 2, 3, 5, 6}));
+  CHECK(starts_with(source, {2, 0, 1, 1, 2, 3}));
+  CHECK(starts_with(target, {0, 0, 1, 2, 2, 3}));
+  CHECK(starts_with(number, {1, 4, -1, 2, 3, -1}));
+}
+
 }  // namespace
 
 void test_edges() {
@@ -92,6 +109,7 @@ void test_edges() {
   ThreadPool pool(2);
   edge_sorting_is_a_stable_sort(random, pool);
   edges_are_grouped_stably(random);
+  loops_stand_behind_the_edges_of_their_target();
 }
 
 }  // namespace gnnsys::test

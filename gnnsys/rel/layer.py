@@ -1,0 +1,217 @@
+"""What the drop-in layers share: whether a call is theirs, how its program is run, what is said."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gnnsys.compat import is_of_library, is_transformed, shows_messages
+from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.message_passing.sums import SUMMED_DTYPES, can_sum
+from gnnsys.rel.execute import run
+from gnnsys.rel.explain import Explanation, explain
+from gnnsys.rel.graph import RelationalGraph
+from gnnsys.rel.passes import PASSES, optimise
+from gnnsys.rel.program import Counts, Program
+from gnnsys.rel.segments import BACKENDS
+from gnnsys.system.once import warn_once
+
+__all__ = ["Call", "RelationalLayer", "typed_graph"]
+
+_Layer = TypeVar("_Layer", bound="RelationalLayer")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a layer is to compute: a program without passes, of this graph and these values."""
+
+    program: Program
+    graph: RelationalGraph
+    values: Mapping[str, Tensor]
+
+
+class RelationalLayer:
+    """Stands before a layer of PyG, whose forward becomes a program.
+
+    Args:
+        args, kwargs: those of PyG's layer.
+        passes: of ``gnnsys.rel.passes.PASSES``, those by which programs are made cheaper.
+        backend: of ``gnnsys.rel.segments.BACKENDS``, what multiplies by the weights of types.
+
+    Raises:
+        ArgumentError: a pass or a backend that there is not.
+    """
+
+    _pyg: Any
+    """PyG's class."""
+
+    def __init__(
+        self, *args: Any, passes: Sequence[str] = PASSES, backend: str = "auto", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._choose(passes, backend)
+
+    def _choose(self, passes: Sequence[str], backend: str) -> None:
+        unknown = [name for name in passes if name not in PASSES]
+        if unknown:
+            raise ArgumentError(f"passes: {unknown[0]!r}, expected of {', '.join(PASSES)}")
+        if backend not in BACKENDS:
+            raise ArgumentError(f"backend: {backend!r}, expected one of {', '.join(BACKENDS)}")
+        self.passes = tuple(passes)
+        self.backend = backend
+
+    @classmethod
+    def from_pyg(
+        cls: type[_Layer], conv: Any, *, passes: Sequence[str] = PASSES, backend: str = "auto"
+    ) -> _Layer:
+        """A layer that shares the parameters of one of PyG: what trains one trains both.
+
+        Args:
+            conv: the layer of PyG; stays as it is.
+            passes, backend: as of the class.
+
+        Raises:
+            DTypeError: a layer of another class, or of one that is derived from it.
+            ArgumentError: a pass or a backend that there is not.
+        """
+        if not isinstance(conv, cls._pyg) or not is_of_library(type(conv)):
+            raise DTypeError(
+                f"conv: a {type(conv).__module__}.{type(conv).__name__}, expected a "
+                f"torch_geometric.nn.{cls._pyg.__name__}"
+            )
+        made = cls.__new__(cls)
+        # Dictionaries (of parameters, modules, hooks) are copied, what is in them is shared.
+        made.__dict__ = {
+            name: copy.copy(value) if isinstance(value, dict) else value
+            for name, value in conv.__dict__.items()
+        }
+        made._choose(passes, backend)
+        return made
+
+    def explain_program(self, *args: Any, **kwargs: Any) -> Explanation:
+        """Rows, FLOPs and bytes of the layer's program before and after each of its passes.
+
+        (PyG's ``explain`` says whether an explainer looks at the layer.)
+
+        Args:
+            args, kwargs: those of a call.
+
+        Raises:
+            ArgumentError: a call that goes to PyG's own forward, or one that ``forward`` refuses.
+        """
+        call = self._call(*args, **kwargs)
+        if isinstance(call, str):
+            raise ArgumentError(f"this call has no program, but PyG's own forward: {call}")
+        return explain(call.program, call.graph.counts(), self.passes)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Call | str:
+        """What a call of the layer computes; why PyG's own forward takes it where it does."""
+        raise NotImplementedError
+
+    def _run(self: Any, call: Call) -> Tensor:
+        program = _optimised(call.program, _rough(call.graph.counts()), self.passes)
+        values = {name: _as_autocast(call.values[name]) for name in call.program.given()}
+        training: bool = self.training
+        return run(program, call.graph, values, backend=self.backend, training=training)
+
+    def _say(self, reason: str) -> None:
+        warn_once(_log, "%s: computed by PyG's own forward: %s", type(self).__name__, reason)
+
+    def _why_not_these(self: Any, rows: Sequence[Any], edges: Sequence[Any]) -> str:
+        """Why PyG's own forward takes these; "" where a program does."""
+        own = _own_methods(type(self), self._pyg)
+        if own:
+            return f"the class has its own {own}"
+        if shows_messages(self):
+            return "a hook, an explanation or decomposed_layers looks at single messages"
+        if self.flow != "source_to_target":
+            return f"flow={self.flow!r} is not source_to_target"
+        if is_transformed():
+            return "torch transforms the call (torch.func, forward-mode derivatives or tracing)"
+        for each in edges:
+            if not _is_plain(each) or each.dtype != torch.int64:
+                return f"edges are {_kind_of(each)}, not a plain tensor of int64"
+        for each in rows:
+            if not _is_plain(each) or not can_sum(each):
+                return f"rows are {_kind_of(each)}, not a plain tensor on the CPU or a CUDA device"
+            if each.dtype not in SUMMED_DTYPES and each.dtype != torch.int64:
+                return f"rows are {_kind_of(each)}, not of float32, float64 or bfloat16"
+        return ""
+
+    def _check_rows(self: Any, name: str, x: Tensor, width: int) -> None:
+        if x.dim() != 2 or x.size(1) != width or not x.is_floating_point():
+            raise ArgumentError(
+                f"{name}: {x.dtype} of shape {tuple(x.shape)}, expected floats of (rows, {width})"
+            )
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise DTypeError(
+                f"{name}: {x.dtype}, but the layer's parameters are {dtype}; convert either"
+            )
+
+
+def typed_graph(
+    edge_index: Tensor, edge_type: Any, num_relations: int, *rows: int, one: bool
+) -> RelationalGraph:
+    """The graph of a call with these numbers of sources and targets, or of one set of nodes."""
+    if edge_type is None:
+        raise ArgumentError("edge_type: missing, expected (edges,) int64, a type for each edge")
+    return RelationalGraph.of(
+        edge_index,
+        edge_type,
+        num_relations=num_relations,
+        num_sources=rows[0],
+        num_targets=None if one else rows[1],
+    )
+
+
+@functools.cache
+def _own_methods(kind: Any, pyg: Any) -> str:
+    """Methods of messages that a class derived from a drop-in overrides."""
+    names = ("message", "aggregate", "update", "message_and_aggregate", "edge_update")
+    return " and ".join(name for name in names if getattr(kind, name) is not getattr(pyg, name))
+
+
+def _is_plain(x: Any) -> bool:
+    return type(x) in (Tensor, Parameter) and x.layout == torch.strided
+
+
+def _kind_of(x: Any) -> str:
+    if not isinstance(x, Tensor):
+        return f"a {type(x).__name__}"
+    return f"a {type(x).__name__} of {x.layout}, {x.dtype}, on {x.device}"
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """Under torch.autocast in its element type, as what goes into a product of matrices."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def _optimised(program: Program, counts: Counts, passes: tuple[str, ...]) -> Program:
+    made: Program | None = program.kept.get((counts, passes))
+    if made is None:
+        made = program.kept[counts, passes] = optimise(program, counts, passes)
+    return made
+
+
+def _rough(counts: Counts) -> Counts:
+    """To three binary digits, so that mini-batches of about one size share a program."""
+    return Counts(*(_rounded(count) for count in astuple(counts)))
+
+
+def _rounded(count: int) -> int:
+    digits = max(0, count.bit_length() - 3)
+    return count >> digits << digits

@@ -1,0 +1,286 @@
+"""Products of rows with the matrix of their type, as operators of torch.
+
+``gnnsys::segment_matmul``, ``segment_outer`` and ``fold_rows`` have derivatives that are made of
+each other, so that they can be differentiated any number of times; torch.compile traces them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnnsys.errors import ArgumentError, DTypeError, RowIndexError, UnsupportedError
+from gnnsys.message_passing import sum_neighbors
+from gnnsys.message_passing.known import KnownOf
+from gnnsys.system.extension import core
+
+__all__ = ["BACKENDS", "available_backends", "segment_matmul"]
+
+# R rows of x, M rows of the result, T types, B blocks; K columns of x, N of the result. Inside, all
+# is in blocks: x (R, B, K), weight (T, B, K, N), grad (M, B, N).
+
+BACKENDS = ("auto", "native", "grouped_mm", "pyg_lib", "ref")
+
+_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
+
+_DEVICES = ("cpu", "cuda")
+
+
+def segment_matmul(
+    x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """Multiplies rows that lie in the order of their types with the matrix of their type.
+
+    ``result[p] = x[index[p]] @ weight[t]`` for ``ptr[t] <= p < ptr[t + 1]``. Can be differentiated
+    any number of times by ``x`` and ``weight``; results do not depend on the number of threads
+    (that of torch). bfloat16 is summed in float32. Under torch.autocast it computes as
+    ``torch.nn.functional.linear`` does, in autocast's element type.
+
+    Args:
+        x: (R, K), or (R, B, K) for matrices of B blocks; float32, float64 or bfloat16.
+        weight: (T, K, N) or (T, B, K, N) of the dtype of ``x``; need not be contiguous.
+        ptr: (T + 1,) int64 on the CPU: where the rows of each type begin in the result, and M.
+        index: (M,) int64: the row of ``x`` of each row of the result; None for all in their order.
+            What the derivative by ``x`` needs of it is remembered while the tensor lives.
+        backend: one of ``available_backends()``: "native" reads rows where they lie, "grouped_mm"
+            (``torch.nn.functional.grouped_mm``; no float64) and "pyg_lib" gather them first, "ref"
+            multiplies type by type in float64; "auto" takes the first of them.
+
+    Returns:
+        (M, N) or (M, B, N).
+
+    Raises:
+        ArgumentError: shapes that do not fit each other, a ``ptr`` that does not ascend from 0 to
+            M, an unknown backend.
+        DTypeError: other element types.
+        RowIndexError: an index of a row that is not there.
+        UnsupportedError: a backend that is not there, or not for this element type or device.
+
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> weight = torch.stack([torch.eye(2), 10 * torch.eye(2)])
+    >>> index = torch.tensor([1, 0, 1])
+    >>> segment_matmul(x, weight, torch.tensor([0, 1, 3]), index).tolist()
+    [[3.0, 4.0], [10.0, 20.0], [30.0, 40.0]]
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        kind = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(kind), weight.to(kind)
+    _check_arguments(x, weight, ptr, index)
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend: {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if x.dim() == 3:
+        return _matmul(x, weight, ptr, index, backend)
+    return _matmul(x.unsqueeze(1), weight.unsqueeze(1), ptr, index, backend).squeeze(1)
+
+
+def available_backends() -> tuple[str, ...]:
+    """Those of ``BACKENDS`` that this installation has.
+
+    >>> {"auto", "native", "ref"} <= set(available_backends())
+    True
+    """
+    missing = set()
+    if not hasattr(F, "grouped_mm"):
+        missing.add("grouped_mm")
+    if importlib.util.find_spec("pyg_lib") is None:
+        missing.add("pyg_lib")
+    return tuple(name for name in BACKENDS if name not in missing)
+
+
+def _check_arguments(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None) -> None:
+    fits = x.dim() in (2, 3) and weight.dim() == x.dim() + 1 and weight.shape[1:-2] == x.shape[1:-1]
+    if not fits or weight.size(-2) != x.size(-1):
+        raise ArgumentError(
+            f"x of {tuple(x.shape)} and weight of {tuple(weight.shape)}, expected (R, K) and "
+            "(T, K, N), or (R, B, K) and (T, B, K, N)"
+        )
+    if x.dtype != weight.dtype or x.dtype not in _DTYPES:
+        raise DTypeError(
+            f"x of {x.dtype} and weight of {weight.dtype}, expected both of float32, float64 or "
+            "bfloat16"
+        )
+    if x.device != weight.device or (index is not None and index.device != x.device):
+        where = "" if index is None else f" and index on {index.device}"
+        raise ArgumentError(
+            f"x on {x.device}, weight on {weight.device}{where}, expected one device"
+        )
+    if ptr.device.type != "cpu":
+        raise ArgumentError(f"ptr: on {ptr.device}, expected on the CPU; use ptr.cpu()")
+    for name, ids in (("ptr", ptr), ("index", index)):
+        if ids is not None and (ids.dtype != torch.int64 or ids.dim() != 1):
+            raise DTypeError(
+                f"{name}: {ids.dtype} of {tuple(ids.shape)}, expected int64 in one dimension"
+            )
+    if len(ptr) != len(weight) + 1:
+        raise ArgumentError(f"ptr: of {len(ptr)}, expected {len(weight) + 1}, one more than types")
+
+
+# Operators ------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("gnnsys::segment_matmul", mutates_args=(), device_types=_DEVICES)
+def _matmul(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None, backend: str) -> Tensor:
+    """(M, B, N)."""
+    code = _code_of(backend, x)
+    _check_rows(x, ptr, index)
+    return code.matmul(x, weight, ptr, index)
+
+
+@torch.library.custom_op("gnnsys::segment_outer", mutates_args=(), device_types=_DEVICES)
+def _outer(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None, backend: str) -> Tensor:
+    """(T, B, K, N): of each type the sum of the outer products of its rows of x and of grad."""
+    code = _code_of(backend, x)
+    _check_rows(x, ptr, index)
+    return code.outer(x, grad, ptr, index)
+
+
+@torch.library.custom_op("gnnsys::fold_rows", mutates_args=(), device_types=_DEVICES)
+def _fold(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
+    """(num_rows, B, K): of each row the sum of the (M, B, K) rows that have its index."""
+    edges = _edges.of(index)
+    if edges is None:
+        edges = torch.stack([torch.arange(len(index), device=index.device), index])
+        _edges.remember(index, edges)
+    return sum_neighbors(rows, edges, num_nodes=num_rows)
+
+
+_edges: KnownOf[Tensor] = KnownOf()
+"""Of an index: edges from its positions to its rows, which know how they are grouped."""
+
+
+def _check_rows(x: Tensor, ptr: Tensor, index: Tensor | None) -> None:
+    rows = len(x) if index is None else len(index)
+    if core.find_indptr_fault(ptr.numpy(), rows) >= 0 or ptr[0] != 0 or ptr[-1] != rows:
+        raise ArgumentError(f"ptr: expected to ascend from 0 to {rows}, the rows of the result")
+    if index is None or rows == 0:
+        return
+    least, most = (int(end) for end in index.aminmax())
+    if least < 0 or most >= len(x):
+        raise RowIndexError(f"index: from {least} to {most}, expected from 0 to {len(x) - 1}")
+
+
+@_matmul.register_fake
+def _(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None, backend: str) -> Tensor:
+    rows = x.size(0) if index is None else index.size(0)
+    return x.new_empty(rows, x.size(1), weight.size(3))
+
+
+@_outer.register_fake
+def _(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None, backend: str) -> Tensor:
+    return x.new_empty(ptr.size(0) - 1, x.size(1), x.size(2), grad.size(2))
+
+
+@_fold.register_fake
+def _(rows: Tensor, index: Tensor, num_rows: int) -> Tensor:
+    return rows.new_empty(num_rows, *rows.shape[1:])
+
+
+def _set_up_matmul(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, weight, ptr, index, ctx.backend = inputs
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, ptr, index)
+    ctx.num_rows = x.size(0)
+
+
+def _differentiate_matmul(ctx: Any, grad: Tensor) -> Any:
+    x, weight, ptr, index = ctx.saved_tensors
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    by_x = _by_rows(grad, weight, ptr, index, ctx) if needs_x else None
+    by_weight = _outer(x, grad, ptr, index, ctx.backend) if needs_weight else None
+    return by_x, by_weight, None, None, None
+
+
+def _set_up_outer(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, grad, ptr, index, ctx.backend = inputs
+    needs_x, needs_grad = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_grad else None, grad if needs_x else None, ptr, index)
+    ctx.num_rows = x.size(0)
+
+
+def _differentiate_outer(ctx: Any, by_outer: Tensor) -> Any:
+    x, grad, ptr, index = ctx.saved_tensors
+    needs_x, needs_grad = ctx.needs_input_grad[:2]
+    by_x = _by_rows(grad, by_outer, ptr, index, ctx) if needs_x else None
+    by_grad = _matmul(x, by_outer, ptr, index, ctx.backend) if needs_grad else None
+    return by_x, by_grad, None, None, None
+
+
+def _by_rows(grad: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None, ctx: Any) -> Tensor:
+    """The derivative by x, of which a row may have been read more than once."""
+    rows: Tensor = _matmul(grad, weight.transpose(2, 3), ptr, None, ctx.backend)
+    return rows if index is None else _fold(rows, index, ctx.num_rows)
+
+
+def _set_up_fold(ctx: Any, inputs: Any, output: Tensor) -> None:
+    _, index, _ = inputs
+    ctx.save_for_backward(index)
+
+
+def _differentiate_fold(ctx: Any, grad: Tensor) -> Any:
+    return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+_matmul.register_autograd(_differentiate_matmul, setup_context=_set_up_matmul)
+_outer.register_autograd(_differentiate_outer, setup_context=_set_up_outer)
+_fold.register_autograd(_differentiate_fold, setup_context=_set_up_fold)
+
+
+# Backends -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """What computes both products."""
+
+    matmul: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    outer: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _code_of(backend: str, x: Tensor) -> _Code:
+    if backend not in available_backends():
+        raise UnsupportedError(f"backend: {backend!r} is not installed; use 'auto'")
+    if backend in ("auto", "native") and x.device.type != "cpu":
+        raise UnsupportedError(f"x: there is no native code for {x.device}; move it to the CPU")
+    if backend == "grouped_mm" and x.dtype == torch.float64:
+        raise UnsupportedError("backend: 'grouped_mm' has no float64; use 'auto'")
+    return _CODE[backend]
+
+
+def _gathered(x: Tensor, index: Tensor | None) -> Tensor:
+    return x if index is None else x.index_select(0, index)
+
+
+def _segments(ptr: Tensor) -> Iterator[tuple[int, slice]]:
+    """The types that have rows, and which."""
+    starts = ptr.tolist()
+    for kind, (first, last) in enumerate(itertools.pairwise(starts)):
+        if first < last:
+            yield kind, slice(first, last)
+
+
+def _matmul_by_loop(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None) -> Tensor:
+    rows = _gathered(x, index)
+    out = rows.new_empty(*rows.shape[:2], weight.size(3))
+    for kind, of_kind in _segments(ptr):
+        product = torch.einsum("mbk,bkn->mbn", rows[of_kind].double(), weight[kind].double())
+        out[of_kind] = product.to(x.dtype)
+    return out
+
+
+def _outer_by_loop(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None) -> Tensor:
+    rows = _gathered(x, index)
+    out = x.new_zeros(len(ptr) - 1, *x.shape[1:], grad.size(2))
+    for kind, of_kind in _segments(ptr):
+        product = torch.einsum("mbk,mbn->bkn", rows[of_kind].double(), grad[of_kind].double())
+        out[kind] = product.to(x.dtype)
+    return out
+
+
+_CODE = {name: _Code(_matmul_by_loop, _outer_by_loop) for name in BACKENDS}

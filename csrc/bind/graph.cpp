@@ -1,3 +1,4 @@
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -17,6 +18,7 @@
 #include "gnnsys/graph/fold_rows.hpp"
 #include "gnnsys/graph/pair_sums.hpp"
 #include "gnnsys/graph/rmat.hpp"
+#include "gnnsys/graph/segment_matmul.hpp"
 #include "gnnsys/graph/typed_pairs.hpp"
 
 namespace nb = nanobind;
@@ -195,6 +197,42 @@ void bind_pair_sums(nb::class_<PairSums>& c) {
         "out"_a.noconvert(), "Writes the derivative of sum(grad * sums) by u.");
 }
 
+// Products of rows with the matrices of their types on threads of the process.
+class SegmentProducts {
+ public:
+  SegmentProducts(ThreadPool threads, const std::string& isa)
+      : threads_(threads), isa_(parse_isa(isa)) {}
+
+  int64_t matmul(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t weight,
+                 const std::array<int64_t, 4>& strides, uintptr_t out) {
+    return segment_matmul(segments, rows, weight, strides, out, threads_, isa_);
+  }
+
+  int64_t outer(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t grad,
+                uintptr_t out) {
+    return segment_outer(segments, rows, grad, out, threads_, isa_);
+  }
+
+ private:
+  const ThreadPool threads_;
+  const Isa isa_;
+};
+
+void bind_segment_products(nb::module_& m) {
+  nb::class_<SegmentArrays>(m, "SegmentArrays", "Rows of a result in the order of their types.")
+      .def(nb::init<uintptr_t, int64_t, uintptr_t>(), "ptr"_a, "num_types"_a, "index"_a);
+  nb::class_<SegmentRows>(m, "SegmentRows", "Rows that are multiplied, and how wide they become.")
+      .def(nb::init<std::string, uintptr_t, int64_t, int64_t, int64_t, int64_t>(), "dtype"_a, "x"_a,
+           "num_rows"_a, "blocks"_a, "width"_a, "columns"_a);
+  nb::class_<SegmentProducts>(m, "SegmentProducts", "Products of rows with their type's matrix.")
+      .def(nb::init<ThreadPool, const std::string&>(), "threads"_a, "isa"_a = "auto")
+      .def("matmul", &SegmentProducts::matmul, "segments"_a, "rows"_a, "weight"_a, "strides"_a,
+           "out"_a, Freely(),
+           "Multiplies each row with its type's matrix; returns -1 or a row whose index is none.")
+      .def("outer", &SegmentProducts::outer, "segments"_a, "rows"_a, "grad"_a, "out"_a, Freely(),
+           "Sums each type's outer products; returns as matmul.");
+}
+
 }  // namespace
 
 void bind_graph(nb::module_& m) {
@@ -265,6 +303,7 @@ void bind_graph(nb::module_& m) {
   bind_pair_sums<float, int64_t>(c);
   bind_pair_sums<double, int32_t>(c);
   bind_pair_sums<double, int64_t>(c);
+  bind_segment_products(m);
 }
 
 }  // namespace gnnsys

@@ -9,7 +9,7 @@
 #undef GNNSYS_TARGET
 
 #define GNNSYS_NAMESPACE avx2
-#define GNNSYS_TARGET [[gnu::target("avx2,bmi,bmi2")]]
+#define GNNSYS_TARGET [[gnu::target("avx2,fma,bmi,bmi2")]]
 #include GNNSYS_KERNEL
 #undef GNNSYS_NAMESPACE
 #undef GNNSYS_TARGET

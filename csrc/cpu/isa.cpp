@@ -9,7 +9,9 @@ const std::vector<Isa>& supported_isas() {
     std::vector<Isa> found{Isa::generic};
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2")) found.push_back(Isa::avx2);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      found.push_back(Isa::avx2);
+    }
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
       found.push_back(Isa::avx512);

@@ -12,6 +12,7 @@ int main() {
   gnnsys::test::test_thread_pool();
   gnnsys::test::test_keyed_dropout();
   gnnsys::test::test_pair_sums();
+  gnnsys::test::test_segment_matmul();
   gnnsys::test::test_file_reader();
   gnnsys::test::test_sampler();
   gnnsys::test::test_typed_pairs();

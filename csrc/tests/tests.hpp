@@ -12,6 +12,7 @@ void test_gather();
 void test_keyed_dropout();
 void test_pair_sums();
 void test_sampler();
+void test_segment_matmul();
 void test_thread_pool();
 void test_typed_pairs();
 

@@ -6,27 +6,21 @@ each other, so that they can be differentiated any number of times; torch.compil
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gnnsys.errors import ArgumentError, DTypeError, RowIndexError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.message_passing import sum_neighbors
 from gnnsys.message_passing.known import KnownOf
+from gnnsys.rel.segment_backends import BACKENDS, available_backends, code_of
 from gnnsys.system.extension import core
 
 __all__ = ["BACKENDS", "available_backends", "segment_matmul"]
 
 # R rows of x, M rows of the result, T types, B blocks; K columns of x, N of the result. Inside, all
 # is in blocks: x (R, B, K), weight (T, B, K, N), grad (M, B, N).
-
-BACKENDS = ("auto", "native", "grouped_mm", "pyg_lib", "ref")
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
 
@@ -69,10 +63,14 @@ def segment_matmul(
     >>> segment_matmul(x, weight, torch.tensor([0, 1, 3]), index).tolist()
     [[3.0, 4.0], [10.0, 20.0], [30.0, 40.0]]
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        kind = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(kind), weight.to(kind)
-    _check_arguments(x, weight, ptr, index)
+    _check_shapes(x, weight, ptr, index)
+    _check_places(x, weight, ptr, index)
+    x, weight = _cast(x), _cast(weight)
+    if x.dtype != weight.dtype or x.dtype not in _DTYPES:
+        raise DTypeError(
+            f"x of {x.dtype} and weight of {weight.dtype}, expected both of float32, float64 or "
+            "bfloat16"
+        )
     if backend not in BACKENDS:
         raise ArgumentError(f"backend: {backend!r}, expected one of {', '.join(BACKENDS)}")
     if x.dim() == 3:
@@ -80,39 +78,13 @@ def segment_matmul(
     return _matmul(x.unsqueeze(1), weight.unsqueeze(1), ptr, index, backend).squeeze(1)
 
 
-def available_backends() -> tuple[str, ...]:
-    """Those of ``BACKENDS`` that this installation has.
-
-    >>> {"auto", "native", "ref"} <= set(available_backends())
-    True
-    """
-    missing = set()
-    if not hasattr(F, "grouped_mm"):
-        missing.add("grouped_mm")
-    if importlib.util.find_spec("pyg_lib") is None:
-        missing.add("pyg_lib")
-    return tuple(name for name in BACKENDS if name not in missing)
-
-
-def _check_arguments(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None) -> None:
+def _check_shapes(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None) -> None:
     fits = x.dim() in (2, 3) and weight.dim() == x.dim() + 1 and weight.shape[1:-2] == x.shape[1:-1]
     if not fits or weight.size(-2) != x.size(-1):
         raise ArgumentError(
             f"x of {tuple(x.shape)} and weight of {tuple(weight.shape)}, expected (R, K) and "
             "(T, K, N), or (R, B, K) and (T, B, K, N)"
         )
-    if x.dtype != weight.dtype or x.dtype not in _DTYPES:
-        raise DTypeError(
-            f"x of {x.dtype} and weight of {weight.dtype}, expected both of float32, float64 or "
-            "bfloat16"
-        )
-    if x.device != weight.device or (index is not None and index.device != x.device):
-        where = "" if index is None else f" and index on {index.device}"
-        raise ArgumentError(
-            f"x on {x.device}, weight on {weight.device}{where}, expected one device"
-        )
-    if ptr.device.type != "cpu":
-        raise ArgumentError(f"ptr: on {ptr.device}, expected on the CPU; use ptr.cpu()")
     for name, ids in (("ptr", ptr), ("index", index)):
         if ids is not None and (ids.dtype != torch.int64 or ids.dim() != 1):
             raise DTypeError(
@@ -122,22 +94,38 @@ def _check_arguments(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | Non
         raise ArgumentError(f"ptr: of {len(ptr)}, expected {len(weight) + 1}, one more than types")
 
 
+def _check_places(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None) -> None:
+    for name, other in (("weight", weight), ("index", index)):
+        if other is not None and other.device != x.device:
+            raise ArgumentError(f"{name}: is on {other.device}, but x is on {x.device}")
+    if ptr.device.type != "cpu":
+        raise ArgumentError(f"ptr: on {ptr.device}, expected on the CPU; use ptr.cpu()")
+
+
+def _cast(x: Tensor) -> Tensor:
+    """As autocast would."""
+    device = x.device.type
+    if x.dtype == torch.float64 or device not in _DEVICES or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
 # Operators ------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("gnnsys::segment_matmul", mutates_args=(), device_types=_DEVICES)
 def _matmul(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None, backend: str) -> Tensor:
     """(M, B, N)."""
-    code = _code_of(backend, x)
-    _check_rows(x, ptr, index)
+    code = code_of(backend, x)
+    _check_ptr(x, ptr, index)
     return code.matmul(x, weight, ptr, index)
 
 
 @torch.library.custom_op("gnnsys::segment_outer", mutates_args=(), device_types=_DEVICES)
 def _outer(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None, backend: str) -> Tensor:
     """(T, B, K, N): of each type the sum of the outer products of its rows of x and of grad."""
-    code = _code_of(backend, x)
-    _check_rows(x, ptr, index)
+    code = code_of(backend, x)
+    _check_ptr(x, ptr, index)
     return code.outer(x, grad, ptr, index)
 
 
@@ -155,15 +143,10 @@ _edges: KnownOf[Tensor] = KnownOf()
 """Of an index: edges from its positions to its rows, which know how they are grouped."""
 
 
-def _check_rows(x: Tensor, ptr: Tensor, index: Tensor | None) -> None:
+def _check_ptr(x: Tensor, ptr: Tensor, index: Tensor | None) -> None:
     rows = len(x) if index is None else len(index)
     if core.find_indptr_fault(ptr.numpy(), rows) >= 0 or ptr[0] != 0 or ptr[-1] != rows:
         raise ArgumentError(f"ptr: expected to ascend from 0 to {rows}, the rows of the result")
-    if index is None or rows == 0:
-        return
-    least, most = (int(end) for end in index.aminmax())
-    if least < 0 or most >= len(x):
-        raise RowIndexError(f"index: from {least} to {most}, expected from 0 to {len(x) - 1}")
 
 
 @_matmul.register_fake
@@ -230,57 +213,3 @@ def _differentiate_fold(ctx: Any, grad: Tensor) -> Any:
 _matmul.register_autograd(_differentiate_matmul, setup_context=_set_up_matmul)
 _outer.register_autograd(_differentiate_outer, setup_context=_set_up_outer)
 _fold.register_autograd(_differentiate_fold, setup_context=_set_up_fold)
-
-
-# Backends -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Code:
-    """What computes both products."""
-
-    matmul: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    outer: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-def _code_of(backend: str, x: Tensor) -> _Code:
-    if backend not in available_backends():
-        raise UnsupportedError(f"backend: {backend!r} is not installed; use 'auto'")
-    if backend in ("auto", "native") and x.device.type != "cpu":
-        raise UnsupportedError(f"x: there is no native code for {x.device}; move it to the CPU")
-    if backend == "grouped_mm" and x.dtype == torch.float64:
-        raise UnsupportedError("backend: 'grouped_mm' has no float64; use 'auto'")
-    return _CODE[backend]
-
-
-def _gathered(x: Tensor, index: Tensor | None) -> Tensor:
-    return x if index is None else x.index_select(0, index)
-
-
-def _segments(ptr: Tensor) -> Iterator[tuple[int, slice]]:
-    """The types that have rows, and which."""
-    starts = ptr.tolist()
-    for kind, (first, last) in enumerate(itertools.pairwise(starts)):
-        if first < last:
-            yield kind, slice(first, last)
-
-
-def _matmul_by_loop(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None) -> Tensor:
-    rows = _gathered(x, index)
-    out = rows.new_empty(*rows.shape[:2], weight.size(3))
-    for kind, of_kind in _segments(ptr):
-        product = torch.einsum("mbk,bkn->mbn", rows[of_kind].double(), weight[kind].double())
-        out[of_kind] = product.to(x.dtype)
-    return out
-
-
-def _outer_by_loop(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None) -> Tensor:
-    rows = _gathered(x, index)
-    out = x.new_zeros(len(ptr) - 1, *x.shape[1:], grad.size(2))
-    for kind, of_kind in _segments(ptr):
-        product = torch.einsum("mbk,mbn->bkn", rows[of_kind].double(), grad[of_kind].double())
-        out[kind] = product.to(x.dtype)
-    return out
-
-
-_CODE = {name: _Code(_matmul_by_loop, _outer_by_loop) for name in BACKENDS}

@@ -95,7 +95,8 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
         for name, rows in known.items():
             linear = self.kqv_lin.lins[name]
             if not is_uninitialized_parameter(linear.weight):
-                self._check_rows(f"x_dict[{name!r}]", rows, linear.in_channels)
+                width, dtype = linear.in_channels, linear.weight.dtype
+                self._check_rows(f"x_dict[{name!r}]", rows, width, dtype)
         return known
 
     def _by_type(self, weight: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
         return made
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward_uncompiled(layer: HGTConv, *args: Any) -> dict[str, Tensor | None]:
     result: dict[str, Tensor | None] = layer.forward(*args)
     return result

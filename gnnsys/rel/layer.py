@@ -6,7 +6,7 @@ import copy
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +29,9 @@ __all__ = ["Call", "RelationalLayer", "typed_graph"]
 _Layer = TypeVar("_Layer", bound="RelationalLayer")
 
 _log = logging.getLogger(__name__)
+
+_MOST_PROGRAMS = 256
+"""Kept of one layer's options, for graphs of different sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class RelationalLayer:
         raise NotImplementedError
 
     def _run(self: Any, call: Call) -> Tensor:
-        program = _optimised(call.program, _rough(call.graph.counts()), self.passes)
+        program = _optimised(call.program, call.graph, self.passes)
         values = {name: _as_autocast(call.values[name]) for name in call.program.given()}
         training: bool = self.training
         return run(program, call.graph, values, backend=self.backend, training=training)
@@ -129,7 +132,8 @@ class RelationalLayer:
 
     def _why_not_these(self: Any, rows: Sequence[Any], edges: Sequence[Any]) -> str:
         """Why PyG's own forward takes these; "" where a program does."""
-        own = _own_methods(type(self), self._pyg)
+        kind: Any = type(self)
+        own = _own_methods(kind, self._pyg)
         if own:
             return f"the class has its own {own}"
         if shows_messages(self):
@@ -148,12 +152,12 @@ class RelationalLayer:
                 return f"rows are {_kind_of(each)}, not of float32, float64 or bfloat16"
         return ""
 
-    def _check_rows(self: Any, name: str, x: Tensor, width: int) -> None:
+    @staticmethod
+    def _check_rows(name: str, x: Tensor, width: int, dtype: torch.dtype) -> None:
         if x.dim() != 2 or x.size(1) != width or not x.is_floating_point():
             raise ArgumentError(
                 f"{name}: {x.dtype} of shape {tuple(x.shape)}, expected floats of (rows, {width})"
             )
-        dtype = next(self.parameters()).dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise DTypeError(
                 f"{name}: {x.dtype}, but the layer's parameters are {dtype}; convert either"
@@ -200,18 +204,20 @@ def _as_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
-def _optimised(program: Program, counts: Counts, passes: tuple[str, ...]) -> Program:
-    made: Program | None = program.kept.get((counts, passes))
+def _optimised(program: Program, graph: RelationalGraph, passes: tuple[str, ...]) -> Program:
+    """Decided by about how many rows there are, so that similar mini-batches share a program."""
+    counts = graph.counts()
+    rough = Counts(*(_rounded(getattr(counts, name)) for name in Counts.__slots__))
+    known: dict[Any, Program] = program.kept.setdefault("optimised", {})
+    made = known.get((rough, passes))
     if made is None:
-        made = program.kept[counts, passes] = optimise(program, counts, passes)
+        if len(known) >= _MOST_PROGRAMS:
+            known.clear()
+        made = known[rough, passes] = optimise(program, rough, passes)
     return made
 
 
-def _rough(counts: Counts) -> Counts:
-    """To three binary digits, so that mini-batches of about one size share a program."""
-    return Counts(*(_rounded(count) for count in astuple(counts)))
-
-
 def _rounded(count: int) -> int:
+    """To three binary digits."""
     digits = max(0, count.bit_length() - 3)
     return count >> digits << digits

@@ -117,8 +117,8 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
 
     def _graph(self, x: Any, edge_index: Tensor, edge_type: Any, size: Any) -> RelationalGraph:
         source, target = x if isinstance(x, tuple) else (x, x)
-        self._check_rows("x", source, self.in_channels)
-        self._check_rows("x", target, self.in_channels)
+        self._check_rows("x", source, self.in_channels, self.q.dtype)
+        self._check_rows("x", target, self.in_channels, self.q.dtype)
         rows = (source.size(0), target.size(0))
         if size is not None and any(a not in (None, b) for a, b in zip(size, rows, strict=True)):
             raise ArgumentError(f"size: {tuple(size)}, expected {rows}, the rows of x")
@@ -155,7 +155,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
             raise ArgumentError("edge_attr: given to a layer without edge_dim; give it edge_dim=…")
         if edge_attr.dim() == 1:
             edge_attr = edge_attr.unsqueeze(1)
-        self._check_rows("edge_attr", edge_attr, self.edge_dim)
+        self._check_rows("edge_attr", edge_attr, self.edge_dim, self.q.dtype)
         return edge_attr @ (self.lin_edge.weight.t() @ self._by_dimension(self.e))
 
     def _by_dimension(self, columns: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
 _MODS = ("additive", "scaled", "f-additive", "f-scaled")
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward_uncompiled(layer: RGATConv, *args: Any) -> Any:
     return layer.forward(*args)
 

@@ -107,9 +107,9 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
         if _are_rows(source) != _are_rows(target):
             raise ArgumentError("x: rows of one end of the edges and ids of the other")
         if _are_rows(source):
-            self._check_rows("x", source, self.in_channels_l)
+            self._check_rows("x", source, self.in_channels_l, self.weight.dtype)
             if self.root is not None:
-                self._check_rows("x", target, self.root.size(0))
+                self._check_rows("x", target, self.root.size(0), self.weight.dtype)
         elif self.num_blocks is not None:
             raise ArgumentError("x: ids of rows, expected rows: num_blocks are of rows alone")
         return source, target
@@ -178,7 +178,7 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
         return out if self.bias is None else out + self.bias
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward_uncompiled(layer: RGCNConv, *args: Any) -> Tensor:
     return layer.forward(*args)
 

@@ -20,7 +20,15 @@ from gnnsys.message_passing.softmax import edge_softmax
 from gnnsys.message_passing.sums import dot_neighbors, sum_neighbors
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.program import Domain, Instruction, Program
-from gnnsys.rel.rows import Find, edges_between, reciprocal_degrees, row_map, rows_of
+from gnnsys.rel.rows import (
+    Find,
+    edges_between,
+    reciprocal_degrees,
+    reciprocal_degrees_of_edges,
+    row_map,
+    rows_of,
+    types_of_nodes,
+)
 from gnnsys.rel.segments import segment_matmul
 
 __all__ = ["run"]
@@ -105,7 +113,14 @@ def _read(program: Program, number: int, domain: Domain) -> _Step:
     made = program.instructions[number]
     if made.domain is Domain.ONE and domain is not Domain.ONE:
         return lambda run: run.values[number].expand(rows_of(run.graph, domain), *made.shape)
+    if made.op == "reciprocal_degree" and domain is Domain.EDGE:
+        return lambda run: reciprocal_degrees_of_edges(run.graph, _like(run))
     return _mapped(number, made.domain, domain)
+
+
+def _like(run: _Run) -> Tensor:
+    """A value that was given; all have one dtype."""
+    return next(iter(run.given.values()))
 
 
 def _mapped(number: int, read: Domain, domain: Domain) -> _Step:
@@ -137,7 +152,7 @@ def _given(program: Program, made: Instruction) -> _Step:
 
 
 def _reciprocal_degree(program: Program, made: Instruction) -> _Step:
-    return lambda run: reciprocal_degrees(run.graph, next(iter(run.given.values())))
+    return lambda run: reciprocal_degrees(run.graph, _like(run))
 
 
 # Of each row --------------------------------------------------------------------------------------
@@ -158,14 +173,38 @@ def _linear(program: Program, made: Instruction) -> _Step:
         return lambda run: torch.matmul(rows(run).unsqueeze(-2), run.values[weight]).squeeze(-2)
     ptr = _PTR[made.domain]
     find = row_map(read, made.domain)
-    if made.fused and find is not None:
+    if not made.fused or find is None:
+        rows = _mapped(x, read, made.domain)
         return lambda run: segment_matmul(
+            rows(run), run.values[weight], ptr(run.graph), backend=run.backend
+        )
+
+    def gathered(run: _Run) -> Tensor:
+        return segment_matmul(
             run.values[x], run.values[weight], ptr(run.graph), find(run.graph), backend=run.backend
         )
-    rows = _mapped(x, read, made.domain)
-    return lambda run: segment_matmul(
-        rows(run), run.values[weight], ptr(run.graph), backend=run.backend
-    )
+
+    narrow = len(made.shape) == 1 and made.shape[0] <= _NARROW and read in (Domain.SRC, Domain.DST)
+    if not narrow or made.domain is Domain.EDGE:
+        return gathered
+    products = _products_with_types(x, weight, types_of_nodes(made.domain))
+    return lambda run: products(run) if run.backend == "auto" else gathered(run)
+
+
+_NARROW = 4
+"""Columns up to which the product with a pair's type is a dot product for each of them."""
+
+
+def _products_with_types(x: int, weight: int, types_of: Find) -> _Step:
+    """Each node's row meets the types of its edges: neither it nor its derivative is copied."""
+
+    def step(run: _Run) -> Tensor:
+        edges = types_of(run.graph)
+        columns = run.values[weight].unbind(-1)
+        products = [dot_neighbors(each, run.values[x], edges) for each in columns]
+        return products[0] if len(products) == 1 else torch.cat(products, 1)
+
+    return step
 
 
 def _linear_of_one_type(rows: _Step, weight: int, dimensions: int) -> _Step:

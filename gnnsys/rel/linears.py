@@ -31,7 +31,8 @@ def reorder_linears(program: Program, counts: Counts, *, sides: bool = True) -> 
     """(x W) w becomes x (W w) where that is less: R K N + M K < M K N.
 
     For W (R, K, N) and M rows of x W; with several columns of w, for as many. Where something else
-    needs x W as well, M K N is not saved, but only what the product with w costs.
+    needs x W as well, M K N is not saved, but what the product with w costs: M N, and as much to
+    add up the derivatives of x W.
 
     Args:
         sides: ``choose_sides`` comes next, and so a sum that it will move does not need x W.
@@ -96,7 +97,7 @@ def _is_less(
     rows = counts.rows(program.instructions[product.linear].domain)
     columns = weight[-1] if product.fold.op == "fold_linear" else 1
     fold = counts.rows(product.fold.domain) * math.prod(first) * columns
-    saved = math.prod(weight) if stays else math.prod(first)
+    saved = 2 * math.prod(weight) if stays else math.prod(first)
     return fold + rows * math.prod(product.fold.shape) < rows * saved
 
 
@@ -120,7 +121,8 @@ def choose_sides(program: Program, counts: Counts) -> Program:
       row for each pair of a target and a type, which are then summed into targets;
     - inner(y, x W) is inner(y W^T, x): one row for each pair of y's end and a type.
 
-    Without types, the same for each target. Both only if nothing else needs x W.
+    Without types, the same for each target. Both only if nothing else needs x W, and unless sums
+    then take more than the linear saves: over edges if x is wider than x W, and over pairs.
     """
     readers = _readers(program)
     out = Rewriter(program)
@@ -157,7 +159,12 @@ def _move_of(program: Program, number: int, counts: Counts) -> _Move | None:
     if move is None:
         return None
     linear = program.instructions[move.linear]
-    return move if counts.rows(move.domain) < counts.rows(linear.domain) else None
+    read, wide = (math.prod(program.instructions[each].shape) for each in linear.inputs)
+    made, rows = math.prod(linear.shape), counts.rows(move.domain)
+    saved = (counts.rows(linear.domain) - rows) * wide
+    in_pairs = op == "sum" and move.domain is Domain.DST_ETYPE
+    more = counts.edges * (read - made) + (rows * made if in_pairs else 0)
+    return move if saved > max(more, 0) else None
 
 
 def _move_of_sum(program: Program, number: int) -> _Move | None:

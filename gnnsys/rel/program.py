@@ -132,7 +132,7 @@ class Program:
     frees: tuple[tuple[int, ...], ...] | None = None
     """For each instruction the values that nothing reads after it, once known."""
 
-    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     """What executors have worked out of it."""
 
     def __str__(self) -> str:

@@ -11,7 +11,15 @@ from gnnsys.errors import ArgumentError
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.program import Domain
 
-__all__ = ["Find", "edges_between", "reciprocal_degrees", "row_map", "rows_of"]
+__all__ = [
+    "Find",
+    "edges_between",
+    "reciprocal_degrees",
+    "reciprocal_degrees_of_edges",
+    "row_map",
+    "rows_of",
+    "types_of_nodes",
+]
 
 # E edges, T types, M rows of a domain.
 
@@ -49,6 +57,15 @@ def edges_between(read: Domain, to: Domain) -> Find:
     )
 
 
+def types_of_nodes(pairs: Domain) -> Find:
+    """Finds the (2, M) int64 edges from the type to the node of each pair."""
+    end = Domain.SRC if pairs is Domain.SRC_ETYPE else Domain.DST
+    types, nodes = _MAPS[Domain.ETYPE, pairs], _MAPS[end, pairs]
+    return lambda graph: _kept(
+        graph, f"types of {pairs.value}", lambda: torch.stack([types(graph), nodes(graph)])
+    )
+
+
 def reciprocal_degrees(graph: RelationalGraph, like: Tensor) -> Tensor:
     """(M,) of the dtype of ``like``: 1 / the edges of each target of one type."""
     return _kept(
@@ -59,6 +76,15 @@ def reciprocal_degrees(graph: RelationalGraph, like: Tensor) -> Tensor:
             .reciprocal()
             .to(like.dtype)
         ),
+    )
+
+
+def reciprocal_degrees_of_edges(graph: RelationalGraph, like: Tensor) -> Tensor:
+    """(E,) of the dtype of ``like``: those of each edge's target and type."""
+    return _kept(
+        graph,
+        f"reciprocal degrees of edges of {like.dtype}",
+        lambda: reciprocal_degrees(graph, like)[graph.targets_of_types.of_edge],
     )
 
 

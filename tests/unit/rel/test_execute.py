@@ -358,6 +358,29 @@ def test_dropout_draws_for_each_edge_and_only_while_training() -> None:
     assert 800 < drawn.count_nonzero() < 1200
 
 
+@pytest.mark.parametrize("name", ["rgat", "hgt"])
+def test_bfloat16_is_summed_in_float32(name: str) -> None:
+    layer = LAYERS[name]()
+    graph = graph_of(*random_edges())
+    program = optimise(layer.program, FEW_TARGETS)
+    values = {key: value.bfloat16() for key, value in layer.values.items()}
+    found = run(program, graph, values)
+    assert found.dtype == torch.bfloat16
+    exact = run(program, graph, {key: value.double() for key, value in values.items()})
+    torch.testing.assert_close(
+        found.double(), exact, rtol=0.02, atol=0.02 * float(exact.abs().max())
+    )
+
+
+def test_programs_are_compiled_without_breaks_once_their_graph_is_grouped() -> None:
+    layer = LAYERS["rgat of relations"]()
+    graph = graph_of(*random_edges())
+    program = optimise(layer.program, FEW_SOURCES)
+    expected = run(program, graph, layer.values)
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    assert_close([compiled(program, graph, layer.values)], [expected])
+
+
 def test_values_that_do_not_fit_are_refused() -> None:
     layer = LAYERS["rgcn"]()
     graph = graph_of(*random_edges())

@@ -129,13 +129,13 @@ def test_a_linear_that_messages_need_is_not_computed_a_second_time() -> None:
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        (COUNTS, ["%3 : (src, etype) x 2 = linear %1, %2", "%5 : dst x 2 = sum %3, %4"]),
+        (COUNTS, ["%3 : (src, etype) x 8 = linear %1, %2", "%5 : dst x 8 = sum %3, %4"]),
         (
             replace(COUNTS, target_pairs=1000),
             [
                 "%4 : (dst, etype) x 8 = sum %1, %3",
-                "%5 : (dst, etype) x 2 = linear %4, %2",
-                "%6 : dst x 2 = sum_pairs %5",
+                "%5 : (dst, etype) x 8 = linear %4, %2",
+                "%6 : dst x 8 = sum_pairs %5",
             ],
         ),
     ],
@@ -143,19 +143,34 @@ def test_a_linear_that_messages_need_is_not_computed_a_second_time() -> None:
 )
 def test_linears_move_to_the_side_of_fewest_rows(counts: Counts, expected: list[str]) -> None:
     layer = Builder()
-    message = layer.linear(layer.at_source(layer.nodes("x", 8)), layer.weight("w", 8, 2))
+    message = layer.linear(layer.at_source(layer.nodes("x", 8)), layer.weight("w", 8, 8))
     program = layer.build(layer.sum(message, layer.reciprocal_degree()))
     made = merge_equal(optimise(program, counts, ["infer", "compact", "side"]))
     assert [line for line in lines(made) if "linear" in line or "sum" in line] == expected
 
 
-def test_linears_of_edges_move_to_targets_unless_those_are_as_many() -> None:
+@pytest.mark.parametrize(("target_pairs", "moves"), [(4444, True), (4445, False)])
+def test_linears_of_edges_move_to_targets_if_that_is_less(target_pairs: int, moves: bool) -> None:
+    # 5000 - M rows of 8 * 8 products are saved, M pairs add 8 columns.
     layer = Builder()
-    message = layer.linear(layer.edges("x", 8), layer.weight("w", 8, 2))
+    message = layer.linear(layer.edges("x", 8), layer.weight("w", 8, 8))
     program = layer.build(layer.sum(message, layer.edges("c")))
-    for target_pairs, domain in ((4999, Domain.DST_ETYPE), (5000, Domain.EDGE)):
-        made = optimise(program, replace(COUNTS, target_pairs=target_pairs))
-        assert [each.domain for each in made_by(made, "linear")] == [domain]
+    made = optimise(program, replace(COUNTS, target_pairs=target_pairs))
+    assert [each.domain for each in made_by(made, "linear")] == [
+        Domain.DST_ETYPE if moves else Domain.EDGE
+    ]
+
+
+@pytest.mark.parametrize(("target_pairs", "moves"), [(1389, True), (1390, False)])
+def test_a_linear_that_narrows_much_stays_before_the_sum(target_pairs: int, moves: bool) -> None:
+    # 5000 edges add 256 - 8 columns more, M pairs 8; 2000 - M rows of 256 * 8 products are saved.
+    layer = Builder()
+    message = layer.linear(layer.at_source(layer.nodes("x", 256)), layer.weight("w", 256, 8))
+    counts = replace(COUNTS, target_pairs=target_pairs)
+    made = optimise(layer.build(layer.sum(message)), counts)
+    assert [each.domain for each in made_by(made, "linear")] == [
+        Domain.DST_ETYPE if moves else Domain.SRC_ETYPE
+    ]
 
 
 def test_a_linear_moves_only_if_nothing_else_needs_its_result() -> None:
@@ -184,6 +199,20 @@ def test_queries_are_transformed_where_they_are_fewer_than_keys() -> None:
     made = optimise(program, replace(COUNTS, target_pairs=10))
     assert [str(each.shape) for each in made_by(made, "transpose")] == ["(2, 4, 8)"]
     assert [each.domain for each in made_by(made, "linear")] == [Domain.DST_ETYPE]
+
+
+@pytest.mark.parametrize(("rows", "moves"), [(640, False), (641, True)])
+def test_a_product_that_costs_more_than_its_fold_is_reordered_even_so(
+    rows: int, moves: bool
+) -> None:
+    # R d_in d_out + M d_in < 2 M d_out, 10 * 64 * 64 + 64 M < 128 M, holds from M = 641 on.
+    layer = Builder()
+    message = layer.linear(layer.at_source(layer.nodes("x", 64)), layer.weight("w", 64, 64))
+    share = layer.softmax(layer.inner(message, layer.weight("a", 64)))
+    program = layer.build(layer.sum(message, share))
+    made = optimise(program, replace(COUNTS, source_pairs=rows))
+    assert len(made_by(made, "fold_inner")) == moves
+    assert len(made_by(made, "linear")) == 1 + moves
 
 
 def test_equal_values_are_computed_once_and_dropouts_are_not_equal() -> None:

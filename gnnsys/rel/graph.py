@@ -97,10 +97,10 @@ class RelationalGraph:
         _check_edge_type(edge_type, edge_index)
         _check_counts(num_relations=num_relations, num_sources=num_sources, num_targets=num_targets)
         if node_ptr is None:
-            node_ptr = torch.tensor([0, num_sources])
+            node_ptr = _starts([num_sources])
         else:
             _check_node_ptr(node_ptr, num_sources, num_targets)
-        ptr = torch.empty(num_relations + 1, dtype=torch.int64)
+        ptr = torch.empty(num_relations + 1, dtype=torch.int64, device="cpu")
         rows, order = edge_index.new_empty(4, len(edge_type)), torch.empty_like(edge_type)
         sizes = (num_sources, num_targets)
         is_sorted = sort_by_type(edge_index, edge_type, sizes, ptr, (rows[0], rows[2], order))
@@ -290,7 +290,7 @@ class RelationalGraph:
 
 
 def _starts(sizes: Sequence[int]) -> Tensor:
-    return torch.tensor([0, *sizes]).cumsum(0)
+    return torch.tensor([0, *sizes], device="cpu").cumsum(0)
 
 
 # Checks ------------------------------------------------------------------------------------------

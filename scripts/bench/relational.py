@@ -357,7 +357,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--layers", nargs="+", choices=_KINDS, default=list(_KINDS), help="default all")
     add(
         "--sides",
-        nargs="+",
+        nargs="*",
         choices=_SIDES,
         default=list(_SIDES),
         help="beside gnnsys; default all",

@@ -137,15 +137,14 @@ def test_worker_runs_and_leaves_the_weights(layers, graph, tmp_path, monkeypatch
 def test_entry_runs_without_dgl(tmp_path, run_entry, check_report, graphs):
     report = tmp_path / "relational.json"
     small = ["--graphs", "zipf:300:5:40", "--layers", "rgcn", "--width", "8", "--threads", "1"]
-    small += ["--sides", "PyG"]
+    small += ["--sides"]  # none beside gnnsys: that all compute the same is tested above
     more = ["--least-seconds", "0.01", "--limit-mib", "0", "--json", str(report)]
     done = run_entry("relational.py", "--quick", *small, *more)
     assert done.returncode == 0, done.stderr
     step, forward = check_report(report, "relational")["cases"]
     names = [each["name"] for each in step["implementations"]]
-    assert names == ["gnnsys", "PyG"]
+    assert names == ["gnnsys"]
     assert forward["labels"]["job"] == "forward"
     for each in json.loads(report.read_text())["notes"]["figures"]:
         assert each["peak_bytes"] >= each["before_bytes"] > 0
-        assert each["difference"] <= 1e-5
         assert len(each["cpu_seconds"]) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-__all__ = ["Derived", "derive"]
+__all__ = ["Derived", "class_before", "derive"]
 
 
 class Derived:
@@ -32,6 +32,14 @@ def derive(module: Any, mixin: Any) -> None:
     """Gives a module the class of ``mixin`` before its own."""
     kind: Any = type(module)
     module.__class__ = _class_of(mixin, kind)
+
+
+def class_before(module: Any) -> Any:
+    """The class of a module, or the one that it had before others stood before it."""
+    kind: Any = type(module)
+    while issubclass(kind, Derived):
+        kind = kind._base
+    return kind
 
 
 @functools.cache

@@ -42,6 +42,7 @@ from gnnsys.dataset.folder import Dataset
 from gnnsys.dataset.format import EDGE_TYPE
 from gnnsys.errors import UnsupportedError
 from gnnsys.loaders import CSC
+from gnnsys.message_passing.derived import class_before
 from gnnsys.training.models import NodeClassifier
 
 __all__ = [
@@ -129,9 +130,13 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _keeps(part: torch.nn.Module, kind: type, methods: Sequence[str]) -> bool:
-    """Whether an object of a class derived from ``kind`` has none of these in another form."""
+    """Whether an object of a class derived from ``kind`` has none of these in another form.
+
+    What ``fuse`` gave it computes the same.
+    """
+    own = class_before(part)
     return all(
-        method not in part.__dict__ and getattr(type(part), method) is getattr(kind, method)
+        method not in part.__dict__ and getattr(own, method) is getattr(kind, method)
         for method in methods
     )
 

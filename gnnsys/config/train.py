@@ -121,10 +121,10 @@ class TrainConfig(LinkOptions):
     out."""
 
     model: Annotated[str, MODELS, f"{{{','.join(MODELS)}}}|MODULE:FACTORY"] = "sage"
-    """Kind of graph convolution. Heterogeneous folders take rgcn, rgat, hgt, sage and gat; the first
-    three are for them alone. gcnii and resgcn are deep: a linear encoder, --layers graph layers of the
-    width --hidden, a linear decoder; for --full-batch. So are gcn and sage with --parallel. Or a
-    model of your own: PACKAGE.MODULE:FACTORY, see docs/models.md."""
+    """Kind of graph convolution. Heterogeneous folders take rgcn, rgat, hgt, sage and gat; the
+    first three are for them alone. gcnii and resgcn are deep: a linear encoder, --layers graph
+    layers of the width --hidden, a linear decoder; for --full-batch. So are gcn and sage with
+    --parallel. Or a model of your own: PACKAGE.MODULE:FACTORY, see docs/models.md."""
 
     hidden: int | None = None
     """Width of the hidden layers. Default: 16 for full-batch gcn, else 64."""

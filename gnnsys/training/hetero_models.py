@@ -209,8 +209,8 @@ class HeteroEncoder(HeteroModel):
                 are in ``x``.
             num_sampled_nodes: per hop, that of the seeds first, of each node type.
             num_sampled_edges: per hop, in the order of the edges, of each edge type. With both,
-                layers of rgcn, rgat and hgt compute only what later ones need; the seeds' rows are the
-                same.
+                layers of rgcn, rgat and hgt compute only what later ones need; the seeds' rows are
+                the same.
         """
         rows = {}
         for kind, layer in self.inputs.items():

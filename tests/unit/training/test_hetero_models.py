@@ -98,7 +98,7 @@ def test_hgt_keeps_the_rows_of_types_that_get_no_messages(data: HeteroData) -> N
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model": "transformer"}, "model 'transformer': expected one of rgcn, rgat, hgt, sage, gat"),
+        ({"model": "transformer"}, "'transformer': expected one of rgcn, rgat, hgt, sage, gat"),
         ({"model": "sage"}, "nodes of type tag are the target of no edges"),
         (
             {"model": "gat", "edge_types": [*EDGES, ("item", "has-a", "tag")]},

@@ -44,7 +44,7 @@ class _OverTypes:
         return {kind: rows for kind, rows in parts if kind in self.dst_node_types}
 
 
-class RelationMeans(_OverTypes, RGCNConv):
+class RelationMeans(_OverTypes, RGCNConv):  # type: ignore[misc]
     """The sum over relations r of the mean over r's neighbours j of each node of ``W_r x_j``
     (Schlichtkrull et al., ESWC 2018).
 
@@ -63,7 +63,7 @@ class RelationMeans(_OverTypes, RGCNConv):
         self._take_types(edge_types)
 
 
-class RelationAttention(_OverTypes, RGATConv):
+class RelationAttention(_OverTypes, RGATConv):  # type: ignore[misc]
     """The sum over neighbours j by all relations r of ``W_r x_j``, weighted by attention across
     relations (Busbridge et al., "Relational Graph Attention Networks", 2019, ARGAT, additive).
 

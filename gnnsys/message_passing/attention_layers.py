@@ -24,7 +24,7 @@ from torch_geometric.utils import add_self_loops, remove_self_loops
 from gnnsys.compat import has_hooks, is_transformed, shows_edge_updates, shows_messages
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.additive import additive_logits
-from gnnsys.message_passing.linear import can_fold, product
+from gnnsys.message_passing.linear import can_fold, gives_summed_rows, product
 from gnnsys.message_passing.neighbors import neighbors_of
 from gnnsys.message_passing.self_loops import LoopedEdges, with_self_loops
 from gnnsys.message_passing.softmax import edge_softmax
@@ -138,7 +138,7 @@ def _edges_of(
 
 def _is_plain(x: Any) -> bool:
     """Whether this is a matrix that is computed with here."""
-    return can_sum(x) and x.dim() == 2 and x.dtype in SUMMED_DTYPES
+    return can_sum(x) and x.dim() == 2 and x.dtype in SUMMED_DTYPES and gives_summed_rows(x)
 
 
 def _pair(x: Any) -> tuple[Any, Any] | None:

@@ -17,7 +17,7 @@ from torch_geometric.nn.aggr import SumAggregation
 from gnnsys.compat import cached_edges, is_transformed, shows_messages
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.known import KnownOf
-from gnnsys.message_passing.linear import is_product
+from gnnsys.message_passing.linear import gives_summed_rows, is_product
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
 from gnnsys.message_passing.self_loops import with_self_loops
 from gnnsys.message_passing.sums import DEVICES, SUMMED_DTYPES, can_sum, sum_neighbors
@@ -80,7 +80,8 @@ def _normalises(layer: Any) -> bool:
 
 
 def _is_matrix(layer: Any, x: Any) -> bool:
-    return can_sum(x) and x.dim() == 2 and x.dtype in SUMMED_DTYPES and layer.node_dim in (0, -2)
+    is_summed = can_sum(x) and x.dtype in SUMMED_DTYPES and gives_summed_rows(x)
+    return is_summed and x.dim() == 2 and layer.node_dim in (0, -2)
 
 
 def _weighs(edge_weight: Any, edge_index: Tensor) -> bool:

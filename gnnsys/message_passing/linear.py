@@ -20,9 +20,17 @@ from torch_geometric.nn import Linear
 from gnnsys.compat import has_hooks, is_transformed
 from gnnsys.message_passing.derived import Derived, derive
 from gnnsys.message_passing.known import KnownOf
+from gnnsys.message_passing.sums import SUMMED_DTYPES
 from gnnsys.system.extension import core
 
-__all__ = ["can_fold", "is_product", "product", "skip_zero_rows", "zero_rows"]
+__all__ = [
+    "can_fold",
+    "gives_summed_rows",
+    "is_product",
+    "product",
+    "skip_zero_rows",
+    "zero_rows",
+]
 
 _LINEAR: tuple[type[Module], ...] = (torch.nn.Linear, Linear)
 
@@ -42,6 +50,14 @@ def is_product(layer: Any) -> bool:
     is_ours = issubclass(type(layer), _Skipping)
     plain = is_ours and layer.bias is None and not has_hooks(layer)
     return plain and not torch.is_autocast_enabled(layer.weight.device.type)
+
+
+def gives_summed_rows(x: Tensor) -> bool:
+    """Whether what linear layers make of x can be summed: not under torch.autocast to float16."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x.dtype in SUMMED_DTYPES
+    return torch.get_autocast_dtype(device) in SUMMED_DTYPES
 
 
 def can_fold(layer: Any) -> bool:

@@ -190,6 +190,18 @@ def test_bfloat16_and_autocast_agree_to_their_rounding(kind: Any, attended: list
 
 
 @pytest.mark.parametrize("kind", [GATConv, GATv2Conv, TransformerConv])
+def test_autocast_to_half_precision_goes_the_way_of_pyg(kind: Any, attended: list[Any]) -> None:
+    torch.manual_seed(6)
+    layer = kind(CHANNELS, 4, heads=2)
+    x, edges = torch.randn(NODES, CHANNELS), random_edges()
+    with torch.autocast("cpu", torch.float16):
+        expected, found = layer(x, edges), gnnsys.fuse(copy.deepcopy(layer))(x, edges)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+    assert not attended
+
+
+@pytest.mark.parametrize("kind", [GATConv, GATv2Conv, TransformerConv])
 def test_hooks_and_transforms_go_the_way_of_pyg(kind: Any, attended: list[Any]) -> None:
     torch.manual_seed(7)
     x, edges = torch.randn(NODES, CHANNELS), random_edges()

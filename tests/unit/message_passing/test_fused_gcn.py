@@ -278,6 +278,10 @@ def test_bfloat16_is_as_exact_as_its_rounding(normalised: list[Any]) -> None:
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=0.03, atol=0.03)
     assert len(normalised) == 2
+    with torch.autocast("cpu", torch.float16):
+        half = fused(layer := GCNConv(CHANNELS, 4))
+        assert torch.equal(half(x, random_edges()), layer(x, random_edges()))
+    assert len(normalised) == 2
 
 
 def test_gradients_of_gradients_are_right() -> None:

@@ -1,4 +1,8 @@
-"""The logits of additive attention as an operator of torch, which writes no rows edge by edge."""
+"""The logits of additive attention as an operator of torch.
+
+On the CPU no rows are written edge by edge. There is no kernel for a GPU: operations of torch
+write (E, H, C) there.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnnsys.errors import RowIndexError
+from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
-from gnnsys.message_passing.sums import DEVICES
+from gnnsys.message_passing.softmax import sum_over_edges
+from gnnsys.message_passing.sums import DEVICES, SUMMED_DTYPES
 from gnnsys.system.extension import core
 
 __all__ = ["additive_logits"]
@@ -48,6 +53,8 @@ def additive_logits(
         (E, H), in the order of the edges.
 
     Raises:
+        ArgumentError: shapes or devices that do not fit each other.
+        DTypeError: other types of numbers, or several.
         RowIndexError: a node outside these rows.
 
     >>> source, target = torch.tensor([[[1.0, -3.0]]]), torch.tensor([[[1.0, 1.0]]])
@@ -55,8 +62,32 @@ def additive_logits(
     >>> additive_logits(source, target, torch.ones(1, 2), edge_index, negative_slope=0.5).tolist()
     [[1.0]]
     """
+    _check_terms(edge_index, att, source=source, target=target, edge=edge)
     result: Tensor = _logits(source, target, edge, att, edge_index, negative_slope)
     return result
+
+
+def _check_terms(edge_index: Tensor, att: Tensor, **terms: Tensor | None) -> None:
+    if att.dim() != 2:
+        raise ArgumentError(f"att: of shape {tuple(att.shape)}, expected (heads, channels)")
+    for name, term in (("att", att), *terms.items()):
+        if term is None:
+            continue
+        if term.dtype not in SUMMED_DTYPES or term.dtype != att.dtype:
+            raise DTypeError(
+                f"{name}: {term.dtype}, expected float32, float64 or bfloat16, that of att"
+            )
+        if term.device != edge_index.device:
+            raise ArgumentError(
+                f"{name}: is on {term.device}, but edge_index is on {edge_index.device}"
+            )
+        rows = edge_index.shape[-1:] if name == "edge" else term.shape[:1]
+        if name != "att" and term.shape != (*rows, *att.shape):
+            raise ArgumentError(
+                f"{name}: of shape {tuple(term.shape)}, expected (rows, heads, channels) of "
+                f"{rows.numel() if name == 'edge' else 'all'} rows, "
+                f"{att.size(0)} heads and {att.size(1)} channels, those of att"
+            )
 
 
 @torch.library.custom_op("gnnsys::additive_logits", mutates_args=(), device_types=DEVICES)
@@ -194,7 +225,7 @@ def _derive_by_torch(
     slopes = grad.unsqueeze(-1) * torch.where(u > 0, 1.0, slope).to(u.dtype)
     of_rows = slopes * att
     of_ends = [
-        torch.zeros_like(x).index_add(0, edge_index[end], of_rows)
+        sum_over_edges(of_rows.flatten(1), edge_index, end, len(x)).view(x.shape)
         for end, x in enumerate((source, target))
     ]
     of_edges = of_rows[:0] if edge is None else of_rows

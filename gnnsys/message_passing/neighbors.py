@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnnsys.errors import RowIndexError
+from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.message_passing.grouping import count_sorted, group, scan
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.system.extension import core
@@ -30,6 +30,7 @@ class Neighbors:
         edge_index: (2, E) int64, sources above targets; need not be sorted.
 
     Raises:
+        ArgumentError: edges of another shape or element type.
         RowIndexError: a negative node.
 
     >>> Neighbors(torch.tensor([[2, 0, 1], [0, 0, 2]])).groups(1).indptr.tolist()
@@ -37,6 +38,11 @@ class Neighbors:
     """
 
     def __init__(self, edge_index: Tensor) -> None:
+        if edge_index.dtype != torch.int64 or edge_index.dim() != 2 or len(edge_index) != 2:
+            raise ArgumentError(
+                f"edge_index: {edge_index.dtype} of shape {tuple(edge_index.shape)}, expected "
+                "torch.int64 of (2, E), sources above targets"
+            )
         ends = _ends_of(edge_index)
         self.is_sorted, least_source, most_source, least_target, most_target = _scan(*ends)
         if min(least_source, least_target) < 0:
@@ -174,6 +180,7 @@ def neighbors_of(edge_index: Tensor) -> Neighbors:
         edge_index: (2, E) int64.
 
     Raises:
+        ArgumentError: edges of another shape or element type.
         RowIndexError: a negative node.
     """
     neighbors = _known.of(edge_index)

@@ -20,7 +20,7 @@ from gnnsys.system.extension import core
 from gnnsys.system.gpu.graph_kernels import AttentionScores
 from gnnsys.system.gpu.placement import device_of, device_of_cpu_tensors, kernels_of_cpu_tensors
 
-__all__ = ["edge_softmax"]
+__all__ = ["edge_softmax", "sum_over_edges"]
 
 # E edges, H heads. Of the two ends of an edge `to` is that whose node's edges share 1: its target.
 # S rows of the nodes at the other end, T of the targets.
@@ -57,7 +57,7 @@ def edge_softmax(
         (E, H), in the order of the edges.
 
     Raises:
-        ArgumentError: none of the three, or shapes or devices that do not fit each other.
+        ArgumentError: none of the three, or edges, shapes or devices that do not fit each other.
         DTypeError: other types of numbers, or several.
         RowIndexError: a node outside these rows.
 
@@ -78,7 +78,7 @@ def _check_terms(edge_index: Tensor, num_targets: int, to: int, **terms: Tensor 
     if to not in (0, 1):
         raise ArgumentError(f"to: {to}, expected 1 for targets or 0 for sources")
     first = next(iter(given.values()))
-    rows = {"logits": edge_index.size(1), "target": num_targets}
+    rows = {"logits": edge_index.shape[-1:].numel(), "target": num_targets}
     for name, term in given.items():
         if term.dtype not in SUMMED_DTYPES or term.dtype != first.dtype:
             raise DTypeError(
@@ -88,7 +88,7 @@ def _check_terms(edge_index: Tensor, num_targets: int, to: int, **terms: Tensor 
             raise ArgumentError(
                 f"{name}: is on {term.device}, but edge_index is on {edge_index.device}"
             )
-        expected = (rows.get(name, term.size(0)) if term.dim() == 2 else 0, first.shape[-1])
+        expected = (rows.get(name, term.size(0)) if term.dim() == 2 else 0, *first.shape[-1:])
         if term.shape != expected:
             raise ArgumentError(
                 f"{name}: of shape {tuple(term.shape)}, expected (rows, heads) of "
@@ -256,7 +256,7 @@ def _by_torch(
     most = z.new_full((num_targets, z.size(1)), -torch.inf)
     most = most.scatter_reduce(0, index.unsqueeze(-1).expand_as(z), z, "amax")
     exponential = (z - most.index_select(0, index)).exp()
-    total = _sum_over_edges(exponential, edge_index, to, num_targets)
+    total = sum_over_edges(exponential, edge_index, to, num_targets)
     return exponential / total.index_select(0, index)
 
 
@@ -273,19 +273,19 @@ def _derive_by_torch(
     num_targets: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``_derive`` gives, by operations that can be differentiated."""
-    mean = _sum_over_edges(alpha * grad, edge_index, to, num_targets or None)
+    mean = sum_over_edges(alpha * grad, edge_index, to, num_targets or None)
     out = alpha * (grad - mean.index_select(0, edge_index[to]))
     if slope is not None:
         z = _sum_of_terms(logits, source, target, edge_index, to)
         out = torch.where(z > 0, out, out * slope)
     of_sources, of_targets = (
-        _sum_over_edges(out, edge_index, end, nodes) if nodes else out.new_empty(0, out.size(1))
+        sum_over_edges(out, edge_index, end, nodes) if nodes else out.new_empty(0, out.size(1))
         for end, nodes in ((1 - to, num_sources), (to, num_targets))
     )
     return out, of_sources, of_targets
 
 
-def _sum_over_edges(x: Tensor, edge_index: Tensor, end: int, num_nodes: int | None) -> Tensor:
+def sum_over_edges(x: Tensor, edge_index: Tensor, end: int, num_nodes: int | None) -> Tensor:
     """(num_nodes, H) of each node at an end the sum of (E, H) over its edges."""
     counts = neighbors_of(edge_index).counts
     ones = x.new_ones(counts[1 - end], x.size(1), 1)

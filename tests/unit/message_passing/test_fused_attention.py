@@ -13,7 +13,7 @@ from torch_geometric.nn import GATConv, GATv2Conv, MessagePassing, TransformerCo
 
 import gnnsys
 from gnnsys._core import AdditiveRows, EdgeSoftmax, isas
-from gnnsys.errors import RowIndexError
+from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.message_passing import attention_layers
 from gnnsys.message_passing.additive import additive_logits
 from gnnsys.message_passing.neighbors import neighbors_of
@@ -330,6 +330,28 @@ def test_derivatives_of_additive_logits_are_those_of_finite_differences() -> Non
     assert torch.autograd.gradgradcheck(f, inputs)
     source, target, att, edge = (x.detach().requires_grad_() for x in inputs)
     torch.library.opcheck(torch.ops.gnnsys.additive_logits, (source, target, edge, att, edges, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"att": torch.ones(1, 1, 2)}, ArgumentError, r"att: of shape \(1, 1, 2\), expected \(h"),
+        ({"source": torch.ones(3, 1, 3)}, ArgumentError, r"source: .*\(3, 1, 3\), .* 2 channels"),
+        ({"target": torch.ones(3, 2)}, ArgumentError, r"target: of shape \(3, 2\), expected"),
+        ({"edge": torch.ones(3, 1, 2)}, ArgumentError, r"edge: of shape \(3, 1, 2\), .* of 2 rows"),
+        ({"target": torch.ones(3, 1, 2).double()}, DTypeError, r"target: torch\.float64, expected"),
+        ({"att": torch.ones(1, 2).half()}, DTypeError, r"att: torch\.float16, expected"),
+        ({"source": torch.ones(3, 1, 2, device="meta")}, ArgumentError, "source: is on meta"),
+        ({"edge_index": torch.zeros(2, dtype=torch.int64)}, ArgumentError, r"of shape \(2,\), exp"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    x, edge_index = torch.ones(3, 1, 2), torch.tensor([[0, 1], [2, 0]])
+    arguments = {"source": x, "target": x, "att": torch.ones(1, 2), "edge_index": edge_index}
+    with pytest.raises(error, match=message):
+        additive_logits(**(arguments | given), negative_slope=0.2)
 
 
 def test_nodes_without_rows_are_refused() -> None:

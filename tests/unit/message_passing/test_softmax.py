@@ -14,6 +14,7 @@ from gnnsys._core import EdgeLogits, EdgeSoftmax, isas
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.message_passing.neighbors import neighbors_of
 from gnnsys.message_passing.softmax import edge_softmax
+from gnnsys.message_passing.sums import dot_neighbors, sum_neighbors
 
 SOURCES, TARGETS, EDGES = 30, 20, 300
 
@@ -176,6 +177,7 @@ def test_terms_and_gradients_that_do_not_lie_densely_are_read_as_they_are() -> N
         ({}, ArgumentError, "give logits, source or target"),
         ({"logits": torch.ones(2, 1)}, ArgumentError, r"logits: of shape \(2, 1\), expected"),
         ({"logits": torch.ones(3)}, ArgumentError, r"logits: of shape \(3,\), expected"),
+        ({"logits": torch.ones(())}, ArgumentError, r"logits: of shape \(\), expected"),
         ({"target": torch.ones(2, 1)}, ArgumentError, "of 4 rows"),
         ({"logits": torch.ones(3, 1), "source": torch.ones(3, 2)}, ArgumentError, "as many heads"),
         ({"logits": torch.ones(3, 1).half()}, DTypeError, "logits: torch.float16, expected"),
@@ -196,6 +198,26 @@ def test_terms_that_do_not_fit_are_refused(
     edge_index = torch.tensor([[0, 1, 2], [0, 0, 3]])
     with pytest.raises(error, match=message):
         edge_softmax(edge_index, **{"num_targets": 4, **given})
+
+
+@pytest.mark.parametrize(
+    ("edge_index", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.int32), r"torch\.int32 of shape \(2, 3\), expected"),
+        (torch.zeros(2, 3), r"torch\.float32 of shape \(2, 3\), expected"),
+        (torch.zeros(3, 3, dtype=torch.int64), r"of shape \(3, 3\), expected .* \(2, E\)"),
+        (torch.zeros(3, dtype=torch.int64), r"of shape \(3,\), expected"),
+    ],
+)
+def test_edges_of_another_shape_or_type_are_refused(edge_index: Tensor, message: str) -> None:
+    x = torch.ones(3, 1)
+    for call in (
+        lambda: edge_softmax(edge_index, num_targets=3, logits=x),
+        lambda: sum_neighbors(x, edge_index, num_nodes=3),
+        lambda: dot_neighbors(x, x, edge_index),
+    ):
+        with pytest.raises(ArgumentError, match="edge_index: .*" + message):
+            call()
 
 
 def test_an_edge_that_changes_unseen_is_refused_not_followed() -> None:

@@ -133,5 +133,5 @@ def test_what_does_not_fit_is_refused() -> None:
     x, weight, ptr = torch.ones(3, 4).cuda(), torch.ones(1, 4, 4).cuda(), torch.tensor([0, 2])
     with pytest.raises(RowIndexError, match="index"):
         segment_matmul(x, weight, ptr, torch.tensor([0, 3]).cuda())
-    with pytest.raises(ArgumentError, match="expected one device"):
+    with pytest.raises(ArgumentError, match="index: is on cpu, but x is on cuda"):
         segment_matmul(x, weight, ptr, torch.tensor([0, 1]))

@@ -130,7 +130,6 @@ GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int
   const int64_t heads = kHeads > 0 ? kHeads : job.heads, last = job.indptr[end];
   const Float negative = job.leaky ? job.slope : Float(1);
   Row<Float, kHeads> mean(heads), total(heads), z(heads);
-  std::fill(z.data(), z.data() + heads, Float(1));
   for (int64_t target = begin; target < end; ++target) {
     const int64_t from = job.indptr[target], to = job.indptr[target + 1];
     std::fill(mean.data(), mean.data() + heads, Float(0));
@@ -141,6 +140,7 @@ GNNSYS_TARGET int64_t derive_heads(const Job<Value, Id>& job, int64_t begin, int
       for (int64_t h = 0; h < heads; ++h) mean[h] += widen(alpha[h]) * widen(grad[h]);
     }
     const bool leaky = job.leaky && to > from + 1;  // the derivative of a share of 1 is 0
+    if (!leaky) std::fill(z.data(), z.data() + heads, Float(1));
     for (int64_t edge = from; edge < to; ++edge) {
       if (leaky) {
         prefetch_logits(job, edge + kPrefetchEdges, last);
@@ -181,8 +181,14 @@ GNNSYS_TARGET int64_t sum_heads(const Job<Value, Id>& job, int64_t begin, int64_
     switch (job.heads) {                                                              \
       case 1:                                                                         \
         return KERNEL<1>(job, begin, end);                                            \
+      case 2:                                                                         \
+        return KERNEL<2>(job, begin, end);                                            \
+      case 3:                                                                         \
+        return KERNEL<3>(job, begin, end);                                            \
       case 4:                                                                         \
         return KERNEL<4>(job, begin, end);                                            \
+      case 6:                                                                         \
+        return KERNEL<6>(job, begin, end);                                            \
       case 8:                                                                         \
         return KERNEL<8>(job, begin, end);                                            \
       default:                                                                        \

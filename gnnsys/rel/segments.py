@@ -125,6 +125,7 @@ def _outer(x: Tensor, grad: Tensor, ptr: Tensor, index: Tensor | None, backend: 
     """(T, B, K, N): of each type the sum of the outer products of its rows of x and of grad."""
     code = code_of(backend, x)
     _check_ptr(x, ptr, index)
+    _check_rows("grad", grad, x if index is None else index)
     return code.outer(x, grad, ptr, index)
 
 
@@ -135,6 +136,7 @@ def _matmul_sum(
     """(num_rows, B, N): the products of the rows of x (M, B, K), summed by index."""
     code = code_of(backend, x)
     _check_ptr(x, ptr, None)
+    _check_rows("index", index, x)
     return code.matmul_sum(x, weight, ptr, index, num_rows)
 
 
@@ -142,6 +144,11 @@ def _check_ptr(x: Tensor, ptr: Tensor, index: Tensor | None) -> None:
     rows = len(x) if index is None else len(index)
     if core.find_indptr_fault(ptr.numpy(), rows) >= 0 or ptr[0] != 0 or ptr[-1] != rows:
         raise ArgumentError(f"ptr: expected to ascend from 0 to {rows}, the rows of the result")
+
+
+def _check_rows(name: str, given: Tensor, other: Tensor) -> None:
+    if len(given) != len(other):
+        raise ArgumentError(f"{name}: {len(given)} rows, expected {len(other)}, one a product")
 
 
 @_matmul.register_fake
@@ -206,16 +213,18 @@ def _set_up_matmul_sum(ctx: Any, inputs: Any, output: Tensor) -> None:
     x, weight, ptr, index, _, ctx.backend = inputs
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, ptr, index)
+    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate_matmul_sum(ctx: Any, grad: Tensor) -> Any:
     x, weight, ptr, index = ctx.saved_tensors
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     by_x = by_weight = None
-    if needs_x:
-        by_x = _matmul(grad, weight.transpose(2, 3), ptr, index, ctx.backend)
-    if needs_weight:
-        by_weight = _outer(grad, x, ptr, index, ctx.backend).transpose(2, 3)
+    with kernels_of_cpu_tensors(ctx.device):
+        if needs_x:
+            by_x = _matmul(grad, weight.transpose(2, 3), ptr, index, ctx.backend)
+        if needs_weight:
+            by_weight = _outer(grad, x, ptr, index, ctx.backend).transpose(2, 3)
     return by_x, by_weight, None, None, None, None
 
 

@@ -14,8 +14,7 @@ from gnnsys._core import SegmentArrays, SegmentProducts, SegmentRows, isas
 from gnnsys.errors import ArgumentError, DTypeError, RowIndexError, UnsupportedError
 from gnnsys.rel.segments import available_backends, segment_matmul
 
-EPS = {torch.float64: 1e-15, torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
-"""Of the sum of magnitudes, what rounding may change."""
+ROUNDED = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +46,16 @@ def random_case(
 def ascending(index: Tensor, ptr: Tensor) -> Tensor:
     """Within each type."""
     return torch.cat([index[a:b].sort()[0] for a, b in itertools.pairwise(ptr.tolist())])
+
+
+def check_rounding(found: Tensor, exact: Tensor, most: Tensor, by_x: bool = False) -> None:
+    """That sums of up to 200 products were rounded to the type once, after they were made.
+
+    ``most`` is their sum of magnitudes. A derivative by x is rounded before it is folded, too.
+    """
+    in_sums = ROUNDED[torch.promote_types(found.dtype, torch.float32)]
+    bound = ROUNDED[found.dtype] * (exact.abs() + by_x * most) + 200 * in_sums * most
+    assert ((found.double() - exact.double()).abs() <= bound).all()
 
 
 def with_gradients(
@@ -88,12 +97,14 @@ def test_products_and_derivatives_are_those_of_each_row(
             return segment_matmul(x, weight, ptr, index, backend=backend)
 
         found = with_gradients(ours, x, weight, grad)
-        expected = with_gradients(lambda x, w: one_by_one(x, w, ptr, index), x, weight, grad)
-        for name, a, b in zip(("result", "by x", "by weight"), found, expected, strict=True):
+        given = [each.double() for each in (x, weight, grad)]
+        exact, most = (
+            with_gradients(lambda x, w: one_by_one(x, w, ptr, index), *inputs)
+            for inputs in (given, [each.abs() for each in given])
+        )
+        for name, a, b, c in zip(("result", "by x", "by weight"), found, exact, most, strict=True):
             assert a.dtype == dtype, (dtype, name)
-            # A derivative by x is rounded before it is folded, too.
-            error = EPS[dtype] * 10 * max(1.0, float(b.abs().max())) if b.numel() else 0
-            torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=error)
+            check_rounding(a, b, c, by_x=name == "by x")
 
 
 def test_rows_are_read_in_their_order_without_an_index() -> None:
@@ -163,12 +174,18 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> N
 @pytest.mark.parametrize("isa", isas())
 def test_every_instruction_set_gives_the_same_but_for_rounding(isa: str) -> None:
     x, weight, ptr, index = random_case((2, 19), [70, 2, 129], 53)
-    out = torch.empty(201, 2, 53, dtype=torch.float64)
     segments = SegmentArrays(ptr.data_ptr(), 3, index.data_ptr())
-    rows = SegmentRows("float64", x.data_ptr(), len(x), 2, 19, 53)
-    address, strides = weight.data_ptr(), weight.stride()
-    assert SegmentProducts(1, isa).matmul(segments, rows, address, strides, out.data_ptr()) == -1
-    torch.testing.assert_close(out, one_by_one(x, weight, ptr, index), rtol=0, atol=1e-12)
+    for dtype, name in ((torch.float64, "float64"), (torch.bfloat16, "bfloat16")):
+        x, weight, out = x.to(dtype), weight.to(dtype), torch.empty(201, 2, 53, dtype=dtype)
+        rows = SegmentRows(name, x.data_ptr(), len(x), 2, 19, 53)
+        address, strides = weight.data_ptr(), weight.stride()
+        products = SegmentProducts(1, isa)
+        assert products.matmul(segments, rows, address, strides, out.data_ptr()) == -1
+        exact, most = (
+            one_by_one(x, weight, ptr, index),
+            one_by_one(x.abs(), weight.abs(), ptr, index),
+        )
+        check_rounding(out, exact, most)
 
 
 def test_many_types_of_few_rows_each() -> None:
@@ -244,6 +261,18 @@ def test_bad_arguments_are_named(
         arguments[name] = torch.as_tensor(arguments[name])
     with pytest.raises(error, match=message):
         segment_matmul(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["native", "ref"])
+def test_operators_that_derivatives_call_refuse_rows_that_do_not_fit(backend: str) -> None:
+    x, weight, index = X.unsqueeze(1), WEIGHT.unsqueeze(1), torch.tensor(INDEX)
+    with pytest.raises(ArgumentError, match="index: 2 rows, expected 3"):
+        torch.ops.gnnsys.segment_matmul_sum(x[:3], weight, PTR, index[:2], 4, backend)
+    for given in (index, None):
+        with pytest.raises(ArgumentError, match="grad: 2 rows, expected 3"):
+            torch.ops.gnnsys.segment_outer(
+                x if given is not None else x[:3], torch.ones(2, 1, 5), PTR, given, backend
+            )
 
 
 def test_a_backend_that_cannot_says_so() -> None:

@@ -38,9 +38,12 @@ Sum add_up(std::vector<Sum> sums, i64 in_warp) {
 template <class Value>
 bool agree(simt::Exact<Device<Value>>& found, const std::vector<Value>& expected) {
   if (!simt::kOnGpu) return same_bits<Value>(found, expected);
-  constexpr double most = sizeof(Value) == 8 ? 1e-13 : 1e-5;
+  constexpr double most = sizeof(Value) == 8 ? 1e-13 : sizeof(Value) == 4 ? 1e-5 : 1e-2;
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    if (!(std::abs(found[i] - expected[i]) <= most)) return false;
+    Value value;
+    std::memcpy(static_cast<void*>(&value), &found[i], sizeof value);
+    const double error = std::abs(widen(value) - widen(expected[i]));
+    if (!(error <= most * std::max(1.0, std::abs(double{widen(expected[i])})))) return false;
   }
   return true;
 }
@@ -164,4 +167,9 @@ void check_all(simt::Random& random, bool tiny) {
 
 }  // namespace
 
-void simt::check(Random& random, bool tiny) { check_all<float, i32>(random, tiny); }
+void simt::check(Random& random, bool tiny) {
+  check_all<float, i32>(random, tiny);
+  if (tiny) return;
+  check_all<double, i64>(random, tiny);
+  check_all<BFloat16, i32>(random, tiny);
+}

@@ -63,7 +63,8 @@ def test_shares_and_their_derivatives_are_those_of_pyg(
     names: list[str], is_sorted: bool, to: int
 ) -> None:
     torch.manual_seed(0)
-    for heads, edges, slope in ((1, EDGES, None), (3, EDGES, 0.2), (8, 0, 0.2), (17, 1, -0.5)):
+    cases = [(1, EDGES, None), (3, EDGES, 0.2), (8, 0, 0.2), (17, 1, -0.5)]
+    for heads, edges, slope in [*cases, (2, EDGES, 0.2), (4, EDGES, -0.5), (6, EDGES, 0.2)]:
         edge_index = random_edges(edges, is_sorted, to)
         terms = {name: x for name, x in random_terms(heads, edges).items() if name in names}
         found = edge_softmax(edge_index, num_targets=TARGETS, negative_slope=slope, to=to, **terms)
@@ -159,6 +160,16 @@ def test_neither_threads_nor_the_instruction_set_change_a_bit(threads: int) -> N
         arrays = neighbors_of(edge_index).groups(1).arrays()
         assert EdgeSoftmax(threads, isa).softmax(arrays, logits, out.data_ptr()) == -1
         assert torch.equal(out, shares)
+
+
+def test_a_share_of_all_has_a_derivative_of_zero_whatever_came_before() -> None:
+    logits = torch.tensor([[-1.0], [-2.0], [-3.0]], requires_grad=True)
+    shares = edge_softmax(
+        torch.tensor([[0, 0, 0], [0, 0, 1]]), num_targets=2, logits=logits, negative_slope=-0.5
+    )
+    (grad,) = torch.autograd.grad(shares, logits, torch.tensor([[1.0], [2.0], [3.0]]))
+    assert grad[2] == 0
+    assert not grad[2].signbit()  # of the slope of the edges before
 
 
 def test_terms_and_gradients_that_do_not_lie_densely_are_read_as_they_are() -> None:

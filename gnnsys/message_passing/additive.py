@@ -222,7 +222,8 @@ def _derive_by_torch(
 ) -> _Grads:
     """What ``_derive`` gives, by operations that can be differentiated."""
     u = _sum_of_rows(source, target, edge, edge_index)
-    slopes = grad.unsqueeze(-1) * torch.where(u > 0, 1.0, slope).to(u.dtype)
+    grad = grad.unsqueeze(-1)
+    slopes = torch.where(u > 0, grad, grad * slope)
     of_rows = slopes * att
     of_ends = [
         sum_over_edges(of_rows.flatten(1), edge_index, end, len(x)).view(x.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from gnnsys.rel.program import Counts, Program
 from gnnsys.rel.segments import BACKENDS
 from gnnsys.system.once import warn_once
 
-__all__ = ["Call", "RelationalLayer", "check_graph", "typed_graph"]
+__all__ = ["Call", "RelationalLayer", "check_graph", "run_uncompiled", "typed_graph"]
 
 _Layer = TypeVar("_Layer", bound="RelationalLayer")
 
@@ -166,6 +166,12 @@ class RelationalLayer:
             raise DTypeError(
                 f"{name}: {x.dtype}, but the layer's parameters are {dtype}; convert either"
             )
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def run_uncompiled(forward: Callable[..., Any], *args: Any) -> Any:
+    """The result of a class's own forward, which torch.compile does not look into."""
+    return forward(*args)
 
 
 def typed_graph(

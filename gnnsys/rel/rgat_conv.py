@@ -14,7 +14,7 @@ from torch_geometric.typing import OptTensor
 
 from gnnsys.errors import ArgumentError
 from gnnsys.rel.graph import RelationalGraph
-from gnnsys.rel.layer import Call, RelationalLayer, typed_graph
+from gnnsys.rel.layer import Call, RelationalLayer, run_uncompiled, typed_graph
 from gnnsys.rel.program import Builder, Program, Value
 
 __all__ = ["RGATConv"]
@@ -73,7 +73,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
         """See ``torch_geometric.nn.RGATConv.forward``."""
         given = (x, edge_index, edge_type, edge_attr, size)
         if torch.compiler.is_compiling():
-            return _forward_uncompiled(self, *given, return_attention_weights)
+            return run_uncompiled(RGATConv.forward, self, *given, return_attention_weights)
         reason = self._why_not(x, edge_index, edge_type, edge_attr)
         if reason:
             self._say(reason, edge_index)
@@ -195,11 +195,6 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
 
 
 _MODS = ("additive", "scaled", "f-additive", "f-scaled")
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _forward_uncompiled(layer: RGATConv, *args: Any) -> Any:
-    return layer.forward(*args)
 
 
 # Programs ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.message_passing import sum_neighbors
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.rel.graph import RelationalGraph
-from gnnsys.rel.layer import Call, RelationalLayer, typed_graph
+from gnnsys.rel.layer import Call, RelationalLayer, run_uncompiled, typed_graph
 from gnnsys.rel.program import Builder, Program, Value
 from gnnsys.rel.rows import reciprocal_degrees
 
@@ -67,7 +67,8 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
     def forward(self, x: Any, edge_index: Any, edge_type: Tensor | None = None) -> Tensor:
         """See ``torch_geometric.nn.RGCNConv.forward``."""
         if torch.compiler.is_compiling():
-            return _forward_uncompiled(self, x, edge_index, edge_type)
+            compiled: Tensor = run_uncompiled(RGCNConv.forward, self, x, edge_index, edge_type)
+            return compiled
         reason = self._why_not(x, edge_index, edge_type)
         if reason:
             self._say(reason, edge_index)
@@ -178,11 +179,6 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
             else:
                 out = out + (self.root if target is None else self.root[target])
         return out if self.bias is None else out + self.bias
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _forward_uncompiled(layer: RGCNConv, *args: Any) -> Tensor:
-    return layer.forward(*args)
 
 
 def _are_rows(x: Tensor | None) -> TypeGuard[Tensor]:

@@ -11,6 +11,7 @@ from torch_geometric.nn import HGTConv
 
 from gnnsys.dataset.format import EdgeType
 from gnnsys.rel import RelationalGraph, RGATConv, RGCNConv
+from gnnsys.rel.layer import run_uncompiled
 
 __all__ = ["ATTENDING", "TYPED_CONVS", "RelationAttention", "RelationMeans"]
 
@@ -36,6 +37,11 @@ class _OverTypes:
             x_dict: (nodes, channels) of each node type.
             edge_index_dict: (2, edges) of edge types.
         """
+        if torch.compiler.is_compiling():
+            compiled: dict[str, Tensor] = run_uncompiled(
+                _OverTypes.forward, self, x_dict, edge_index_dict
+            )
+            return compiled
         num_nodes = {kind: len(rows) for kind, rows in x_dict.items()}
         graph = RelationalGraph.from_hetero(edge_index_dict, num_nodes, self.edge_types)
         layer: Any = super()

@@ -1,0 +1,77 @@
+"""Ways in which relational layers are called or changed beside a plain call of a plain layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch import Tensor
+
+from gnnsys.rel import HGTConv, RGATConv, RGCNConv
+from gnnsys.training.hetero_models import HeteroClassifier
+
+NODES, EDGES, RELATIONS, WIDTH = 13, 60, 5, 6
+KINDS = [("a", "to", "b"), ("b", "to", "a")]
+METADATA = (["a", "b"], KINDS)
+
+
+def inputs_of(kind: str, width: int = WIDTH) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    if kind == "hgt":
+        x = {"a": torch.randn(4, width), "b": torch.randn(5, width)}
+        edges = (torch.tensor([[0, 1, 2], [2, 2, 3]]), torch.tensor([[0, 1, 4], [2, 3, 3]]))
+        return x, dict(zip(KINDS, edges, strict=True))
+    edge_index = torch.randint(NODES - 2, (2, EDGES))
+    return torch.randn(NODES, width), edge_index, torch.randint(RELATIONS, (EDGES,))
+
+
+def test_autocast_adds_the_inputs_of_hgt_as_pyg() -> None:
+    theirs = pyg.HGTConv(WIDTH, WIDTH, METADATA)
+    inputs = inputs_of("hgt")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = theirs(*inputs), HGTConv.from_pyg(theirs)(*inputs)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+class TwiceRGCN(RGCNConv):
+    def forward(self, *inputs: Any) -> Tensor:
+        return 2 * super().forward(*inputs)
+
+
+class TwiceRGAT(RGATConv):
+    def forward(self, *inputs: Any) -> Any:
+        return 2 * super().forward(*inputs)
+
+
+class TwiceHGT(HGTConv):
+    def forward(self, *inputs: Any) -> dict[str, Any]:
+        return {kind: 2 * rows for kind, rows in super().forward(*inputs).items()}
+
+
+def test_layers_with_a_forward_of_their_own_compile() -> None:
+    layers = {
+        "rgcn": TwiceRGCN(WIDTH, 4, RELATIONS),
+        "rgat": TwiceRGAT(WIDTH, 4, RELATIONS),
+        "hgt": TwiceHGT(WIDTH, 4, METADATA),
+    }
+    for kind, layer in layers.items():
+        inputs = inputs_of(kind)
+        found = torch.compile(layer, backend="eager")(*inputs)
+        torch.testing.assert_close(found, layer(*inputs))
+
+
+@pytest.mark.parametrize("model", ["rgcn", "rgat", "hgt"])
+def test_models_over_types_compile_and_cast(model: str) -> None:
+    x, edges = inputs_of("hgt", 8)
+    net = HeteroClassifier(
+        model, target="a", in_channels={"a": 8, "b": 8}, num_nodes={"a": 4, "b": 5},
+        edge_types=KINDS, hidden=8, out_channels=3, layers=1, dropout=0.0,
+    )  # fmt: skip
+    expected = net(x, edges)
+    torch.testing.assert_close(torch.compile(net, backend="eager")(x, edges), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net(x, edges)
+    found.float().sum().backward()
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)

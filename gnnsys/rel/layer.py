@@ -179,6 +179,10 @@ def typed_graph(
 ) -> RelationalGraph:
     """The graph of a call with these numbers of sources and targets, or of one set of nodes."""
     if isinstance(edge_index, RelationalGraph):
+        if edge_type is not None:
+            raise ArgumentError(
+                "edge_type: given beside a RelationalGraph, which has types; omit it"
+            )
         return check_graph(edge_index, num_relations, *rows)
     if edge_type is None:
         raise ArgumentError("edge_type: missing, expected (edges,) int64, a type for each edge")

@@ -114,6 +114,8 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
                 self._check_rows("x", target, self.root.size(0), self.weight.dtype)
         elif self.num_blocks is not None:
             raise ArgumentError("x: ids of rows, expected rows: num_blocks are of rows alone")
+        elif target is not None and target is not source and self.root is not None:
+            _check_ids(target, self.root.size(0))
         return source, target
 
     def _graph(
@@ -238,21 +240,27 @@ def _edges_of_ids(graph: RelationalGraph, ids: Tensor | None, num_ids: int) -> _
     if ids is None:
         name = f"rows of {num_ids} ids"
         if name not in graph.kept:
-            graph.kept[name] = _make_edges(graph, graph.source, num_ids).of_types
+            graph.kept[name] = _make_edges(graph, None, num_ids).of_types
         return _Edges(graph.edge_index, graph.kept[name])
     found = _known.of(ids)
     if found is None or found[0] is not graph or found[1] != num_ids:
-        outside = ((ids < 0) | (ids >= num_ids)).nonzero()
-        if len(outside):
-            raise RowIndexError(
-                f"x: {int(ids[outside[0]])} at position {int(outside[0])}, expected ids from 0 to "
-                f"{num_ids - 1}: in_channels is {num_ids}"
-            )
-        found = (graph, num_ids, _make_edges(graph, ids[graph.source], num_ids))
+        _check_ids(ids, num_ids)
+        found = (graph, num_ids, _make_edges(graph, ids, num_ids))
         _known.remember(ids, found)
     return found[2]
 
 
-def _make_edges(graph: RelationalGraph, source: Tensor, num_ids: int) -> _Edges:
+@torch.inference_mode(False)  # what is remembered outlives a block of inference mode
+def _make_edges(graph: RelationalGraph, ids: Tensor | None, num_ids: int) -> _Edges:
+    source = graph.source if ids is None else ids[graph.source]
     rows = graph.edge_type * num_ids + source
     return _Edges(torch.stack([source, graph.target]), torch.stack([rows, graph.target]))
+
+
+def _check_ids(ids: Tensor, num_ids: int) -> None:
+    outside = ((ids < 0) | (ids >= num_ids)).nonzero()
+    if len(outside):
+        raise RowIndexError(
+            f"x: {int(ids[outside[0]])} at position {int(outside[0])}, expected ids from 0 to "
+            f"{num_ids - 1}: in_channels is {num_ids}"
+        )

@@ -9,7 +9,8 @@ import torch
 import torch_geometric.nn as pyg
 from torch import Tensor
 
-from gnnsys.rel import HGTConv, RGATConv, RGCNConv
+from gnnsys.errors import ArgumentError, RowIndexError
+from gnnsys.rel import HGTConv, RelationalGraph, RGATConv, RGCNConv
 from gnnsys.training.hetero_models import HeteroClassifier
 
 NODES, EDGES, RELATIONS, WIDTH = 13, 60, 5, 6
@@ -75,3 +76,29 @@ def test_models_over_types_compile_and_cast(model: str) -> None:
         found = net(x, edges)
     found.float().sum().backward()
     torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_bases": 2}], ids=str)
+def test_ids_first_read_in_inference_mode_can_train(options: dict[str, Any]) -> None:
+    theirs = pyg.RGCNConv(NODES, 4, RELATIONS, **options)
+    ours = RGCNConv.from_pyg(theirs)
+    for ids in (None, torch.randperm(NODES)):
+        _, *edges = inputs_of("rgcn")
+        with torch.inference_mode():
+            ours(ids, *edges)
+        grads = [
+            torch.autograd.grad(conv(ids, *edges).square().sum(), list(conv.parameters()))
+            for conv in (theirs, ours)
+        ]
+        torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4)
+
+
+def test_ids_of_targets_and_types_beside_a_graph_are_checked() -> None:
+    conv, ids = RGCNConv(NODES, 4, RELATIONS), torch.arange(NODES)
+    _, edge_index, edge_type = inputs_of("rgcn")
+    for shift, words in ((-3, "x: -3 at position 0, expected ids from 0 to 12"), (1, "x: 13 at")):
+        with pytest.raises(RowIndexError, match=words):
+            conv((ids, ids + shift), edge_index, edge_type)
+    graph = RelationalGraph(edge_index, edge_type, num_relations=RELATIONS, num_sources=NODES)
+    with pytest.raises(ArgumentError, match="edge_type: given beside a RelationalGraph"):
+        conv(None, graph, edge_type)

@@ -82,6 +82,7 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
         made = isinstance(edge_index_dict, RelationalGraph)
         edges = [edge_index_dict] if made else [*edge_index_dict.values()]
         reason = self._why_not_these([*x_dict.values()], edges)
+        reason = reason or self._why_not_read(k_rel=self.k_rel, v_rel=self.v_rel)
         if reason:
             return reason
         x_dict = self._of_known_types(x_dict)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gnnsys.compat import is_of_library, is_transformed, shows_messages
+from gnnsys.compat import (
+    has_hooks,
+    has_own_propagate,
+    is_of_library,
+    is_transformed,
+    shows_messages,
+)
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.message_passing.sums import SUMMED_DTYPES, can_sum
 from gnnsys.rel.execute import run
@@ -29,6 +35,8 @@ __all__ = ["Call", "RelationalLayer", "check_graph", "run_uncompiled", "typed_gr
 _Layer = TypeVar("_Layer", bound="RelationalLayer")
 
 _log = logging.getLogger(__name__)
+
+_METHODS = ("message", "aggregate", "update", "message_and_aggregate", "edge_update")
 
 _MOST_PROGRAMS = 256
 """Kept of one layer's options, for graphs of different sizes."""
@@ -138,6 +146,10 @@ class RelationalLayer:
         own = _own_methods(kind, self._pyg)
         if own:
             return f"the class has its own {own}"
+        if not self.__dict__.keys().isdisjoint(_METHODS):
+            return "methods of messages are set on the layer"
+        if has_own_propagate(self):
+            return "the layer has its own propagate"
         if shows_messages(self):
             return "a hook, an explanation or decomposed_layers looks at single messages"
         if self.flow != "source_to_target":
@@ -154,6 +166,16 @@ class RelationalLayer:
                 return f"rows are {_kind_of(each)}, not a plain tensor on the CPU or a CUDA device"
             if each.dtype not in SUMMED_DTYPES and each.dtype != torch.int64:
                 return f"rows are {_kind_of(each)}, not of float32, float64 or bfloat16"
+        return ""
+
+    @staticmethod
+    def _why_not_read(**linears: Any) -> str:
+        """Why PyG's own forward calls these, whose weights a program reads; "" where none does."""
+        for name, linear in linears.items():
+            if not is_of_library(type(linear)) or "forward" in linear.__dict__:
+                return f"{name} is no layer of PyG"
+            if has_hooks(linear):
+                return f"a hook looks at {name}"
         return ""
 
     @staticmethod
@@ -209,8 +231,7 @@ def check_graph(graph: RelationalGraph, *sizes: int) -> RelationalGraph:
 @functools.cache
 def _own_methods(kind: Any, pyg: Any) -> str:
     """Methods of messages that a class derived from a drop-in overrides."""
-    names = ("message", "aggregate", "update", "message_and_aggregate", "edge_update")
-    return " and ".join(name for name in names if getattr(kind, name) is not getattr(pyg, name))
+    return " and ".join(name for name in _METHODS if getattr(kind, name) is not getattr(pyg, name))
 
 
 def _is_plain(x: Any) -> bool:

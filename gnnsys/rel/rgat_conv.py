@@ -114,7 +114,11 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
         if type(self.aggr_module) is not SumAggregation:
             return f"aggr={self.aggr!r} is not add"
         rows = [*(x if isinstance(x, tuple) else (x,)), *([] if edge_attr is None else [edge_attr])]
-        return self._why_not_these(rows, [edge_index, *([] if edge_type is None else [edge_type])])
+        edges = (edge_index,) if edge_type is None else (edge_index, edge_type)
+        reason = self._why_not_these(rows, edges)
+        if reason or edge_attr is None or self.lin_edge is None:
+            return reason
+        return self._why_not_read(lin_edge=self.lin_edge)
 
     def _graph(self, x: Any, edge_index: Tensor, edge_type: Any, size: Any) -> RelationalGraph:
         source, target = x if isinstance(x, tuple) else (x, x)

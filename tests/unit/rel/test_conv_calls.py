@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -102,3 +103,40 @@ def test_ids_of_targets_and_types_beside_a_graph_are_checked() -> None:
     graph = RelationalGraph(edge_index, edge_type, num_relations=RELATIONS, num_sources=NODES)
     with pytest.raises(ArgumentError, match="edge_type: given beside a RelationalGraph"):
         conv(None, graph, edge_type)
+
+
+def test_what_is_done_to_inner_layers_is_seen() -> None:
+    """Programs read the weights of these, and do not call them."""
+    typed = (*inputs_of("rgat"), torch.randn(EDGES, 3))
+    calls: list[tuple[Any, list[str], tuple[Any, ...]]] = [
+        (RGATConv(WIDTH, 4, RELATIONS, edge_dim=3), ["lin_edge"], typed),
+        (HGTConv(WIDTH, 4, METADATA), ["k_rel", "v_rel"], inputs_of("hgt")),
+    ]  # fmt: skip
+    for conv, names, inputs in calls:
+        for name in names:
+            hooked = copy.deepcopy(conv)
+            hooked.get_submodule(name).register_forward_hook(lambda layer, given, out: 3 * out)
+            scaled = copy.deepcopy(conv)
+            scaled.get_submodule(name).weight.data *= 3
+            torch.testing.assert_close(hooked(*inputs), scaled(*inputs), rtol=1e-4, atol=1e-4)
+            with pytest.raises(ArgumentError, match=f"a hook looks at {name}"):
+                hooked.explain_program(*inputs)
+            scaled.get_submodule(name).forward = lambda *given: None
+            with pytest.raises(ArgumentError, match=f"{name} is no layer of PyG"):
+                scaled.explain_program(*inputs)
+
+
+def test_methods_that_a_layer_or_its_class_overrides_are_called() -> None:
+    class Tripled(RGCNConv):
+        def propagate(self, *args: Any, **kwargs: Any) -> Any:
+            return 3 * super().propagate(*args, **kwargs)
+
+    inputs = inputs_of("rgcn")
+    conv = Tripled(WIDTH, 4, RELATIONS, bias=False, root_weight=False)
+    plain = RGCNConv(WIDTH, 4, RELATIONS, bias=False, root_weight=False)
+    plain.load_state_dict(conv.state_dict())
+    changed = copy.deepcopy(plain)
+    changed.message = lambda x_j, edge_type_ptr: 3 * x_j
+    assert not plain._why_not(*inputs)
+    for other in (conv, changed):
+        torch.testing.assert_close(other(*inputs), 3 * plain(*inputs))

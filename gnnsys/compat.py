@@ -18,6 +18,7 @@ from torch.optim._functional import sparse_adam
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.weak import WeakIdKeyDictionary
+from torch_geometric.nn.conv import MessagePassing
 
 __all__ = [
     "NORM_WITH_STATISTICS",
@@ -52,6 +53,7 @@ __all__ = [
     "tree_unflatten",
     "uncompiled",
     "version_of",
+    "write_own_propagate",
 ]
 
 TRIED = {"torch": "2.13.0", "torch_geometric": "2.8.1"}
@@ -217,10 +219,20 @@ def has_own_propagate(layer: Any) -> bool:
     return not _propagates_as_pyg(type(layer))
 
 
+def write_own_propagate(kind: Any) -> None:
+    """Has PyG write ``propagate`` for a class as for those that derive from none of its layers.
+
+    It would keep what it wrote for the class above, which shows no single messages, as what shows
+    them.
+    """
+    if "propagate" not in kind.__dict__ and _propagates_as_pyg(kind):
+        kind.propagate = MessagePassing.propagate
+
+
 def _propagates_as_pyg(kind: Any) -> bool:
     return all(
         "propagate" not in base.__dict__
-        or base.__module__ == "torch_geometric.nn.conv.message_passing"
+        or base.propagate.__module__ == "torch_geometric.nn.conv.message_passing"
         or base.propagate.__module__.startswith("gnnsys.")
         # PyG writes one for a class from a template, into a module of its own.
         or base.propagate.__module__.startswith(f"{base.__module__}_{base.__name__}_propagate")

@@ -19,6 +19,7 @@ from gnnsys.compat import (
     is_of_library,
     is_transformed,
     shows_messages,
+    write_own_propagate,
 )
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.message_passing.sums import SUMMED_DTYPES, can_sum
@@ -65,6 +66,10 @@ class RelationalLayer:
 
     _pyg: Any
     """PyG's class."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        write_own_propagate(cls)
 
     def __init__(
         self, *args: Any, passes: Sequence[str] = PASSES, backend: str = "auto", **kwargs: Any

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch import Tensor
+from torch_geometric.explain import Explainer, GNNExplainer, ModelConfig
 
 from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.rel import HGTConv, RelationalGraph, RGATConv, RGCNConv
@@ -43,8 +44,8 @@ class TwiceRGCN(RGCNConv):
 
 
 class TwiceRGAT(RGATConv):
-    def forward(self, *inputs: Any) -> Any:
-        return 2 * super().forward(*inputs)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return 2 * super().forward(*inputs, **options)
 
 
 class TwiceHGT(HGTConv):
@@ -140,3 +141,23 @@ def test_methods_that_a_layer_or_its_class_overrides_are_called() -> None:
     assert not plain._why_not(*inputs)
     for other in (conv, changed):
         torch.testing.assert_close(other(*inputs), 3 * plain(*inputs))
+
+
+@pytest.mark.parametrize("layer", [RGATConv, TwiceRGAT])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_explainers_see_messages(layer: Any, is_shared: bool) -> None:
+    """Also where PyG has written ``propagate`` for the class above before."""
+    inputs = inputs_of("rgat")
+    theirs = layer._pyg(WIDTH, 4, RELATIONS)
+    ours = layer.from_pyg(theirs) if is_shared else layer(WIDTH, 4, RELATIONS)
+    expected = ours(*inputs)
+    explainer = Explainer(
+        ours, GNNExplainer(epochs=1), explanation_type="model", edge_mask_type="object",
+        model_config=ModelConfig("regression", "node", "raw"),
+    )  # fmt: skip
+    x, edge_index, edge_type = inputs
+    mask = torch.full((EDGES,), 0.5)
+    half = explainer.get_masked_prediction(x, edge_index, None, mask, edge_type=edge_type)
+    torch.testing.assert_close(half, expected / 2)
+    explainer(x, edge_index, edge_type=edge_type)
+    torch.testing.assert_close(ours(*inputs), expected)

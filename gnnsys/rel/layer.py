@@ -139,7 +139,10 @@ class RelationalLayer:
         if own:
             return f"the class has its own {own}"
         if shows_messages(self):
-            return "a hook, an explanation or decomposed_layers looks at single messages"
+            return (
+                "a hook, an explanation, decomposed_layers or a function that is set on the layer "
+                "looks at single messages"
+            )
         if self.flow != "source_to_target":
             return f"flow={self.flow!r} is not source_to_target"
         if is_transformed():

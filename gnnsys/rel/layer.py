@@ -37,8 +37,6 @@ _Layer = TypeVar("_Layer", bound="RelationalLayer")
 
 _log = logging.getLogger(__name__)
 
-_METHODS = ("message", "aggregate", "update", "message_and_aggregate", "edge_update")
-
 _MOST_PROGRAMS = 256
 """Kept of one layer's options, for graphs of different sizes."""
 
@@ -151,12 +149,13 @@ class RelationalLayer:
         own = _own_methods(kind, self._pyg)
         if own:
             return f"the class has its own {own}"
-        if not self.__dict__.keys().isdisjoint(_METHODS):
-            return "methods of messages are set on the layer"
         if has_own_propagate(self):
             return "the layer has its own propagate"
         if shows_messages(self):
-            return "a hook, an explanation or decomposed_layers looks at single messages"
+            return (
+                "a hook, an explanation, decomposed_layers or a function that is set on the layer "
+                "looks at single messages"
+            )
         if self.flow != "source_to_target":
             return f"flow={self.flow!r} is not source_to_target"
         if is_transformed():
@@ -177,10 +176,10 @@ class RelationalLayer:
     def _why_not_read(**linears: Any) -> str:
         """Why PyG's own forward calls these, whose weights a program reads; "" where none does."""
         for name, linear in linears.items():
-            if not is_of_library(type(linear)) or "forward" in linear.__dict__:
+            if not is_of_library(type(linear)):
                 return f"{name} is no layer of PyG"
             if has_hooks(linear):
-                return f"a hook looks at {name}"
+                return f"a hook or a forward of its own is in {name}"
         return ""
 
     @staticmethod
@@ -236,7 +235,8 @@ def check_graph(graph: RelationalGraph, *sizes: int) -> RelationalGraph:
 @functools.cache
 def _own_methods(kind: Any, pyg: Any) -> str:
     """Methods of messages that a class derived from a drop-in overrides."""
-    return " and ".join(name for name in _METHODS if getattr(kind, name) is not getattr(pyg, name))
+    names = ("message", "aggregate", "update", "message_and_aggregate", "edge_update")
+    return " and ".join(name for name in names if getattr(kind, name) is not getattr(pyg, name))
 
 
 def _is_plain(x: Any) -> bool:

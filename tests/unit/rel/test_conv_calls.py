@@ -120,10 +120,10 @@ def test_what_is_done_to_inner_layers_is_seen() -> None:
             scaled = copy.deepcopy(conv)
             scaled.get_submodule(name).weight.data *= 3
             torch.testing.assert_close(hooked(*inputs), scaled(*inputs), rtol=1e-4, atol=1e-4)
-            with pytest.raises(ArgumentError, match=f"a hook looks at {name}"):
+            with pytest.raises(ArgumentError, match=f"a hook .* in {name}"):
                 hooked.explain_program(*inputs)
             scaled.get_submodule(name).forward = lambda *given: None
-            with pytest.raises(ArgumentError, match=f"{name} is no layer of PyG"):
+            with pytest.raises(ArgumentError, match=f"forward of its own is in {name}"):
                 scaled.explain_program(*inputs)
 
 

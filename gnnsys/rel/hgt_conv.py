@@ -99,7 +99,10 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
     def _graph(self, x_dict: Mapping[str, Tensor], edge_index_dict: Any) -> RelationalGraph:
         num_nodes = {name: rows.size(0) for name, rows in x_dict.items()}
         if not isinstance(edge_index_dict, RelationalGraph):
-            return RelationalGraph.from_hetero(edge_index_dict, num_nodes, self.edge_types)
+            device = next((rows.device for rows in x_dict.values()), None)
+            return RelationalGraph.from_hetero(
+                edge_index_dict, num_nodes, self.edge_types, device=device
+            )
         sizes = edge_index_dict.node_ptr.diff().tolist()
         if sizes != [*num_nodes.values()]:
             raise ArgumentError(

@@ -161,7 +161,7 @@ class RelationalLayer:
         if is_transformed():
             return "torch transforms the call (torch.func, forward-mode derivatives or tracing)"
         for each in edges:
-            if isinstance(each, RelationalGraph):
+            if each is None or isinstance(each, RelationalGraph):
                 continue
             if not _is_plain(each) or each.dtype != torch.int64:
                 return f"edges are {_kind_of(each)}, not a plain tensor of int64"

@@ -74,7 +74,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
         given = (x, edge_index, edge_type, edge_attr, size)
         if torch.compiler.is_compiling():
             return run_uncompiled(RGATConv.forward, self, *given, return_attention_weights)
-        reason = self._why_not(x, edge_index, edge_type, edge_attr)
+        reason = self._why_not(x, edge_index, edge_type, edge_attr=edge_attr)
         if reason:
             self._say(reason, edge_index)
             return super().forward(*given, return_attention_weights)
@@ -101,7 +101,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
         size: Any = None,
         return_attention_weights: Any = None,
     ) -> Call | str:
-        reason = self._why_not(x, edge_index, edge_type, edge_attr)
+        reason = self._why_not(x, edge_index, edge_type, edge_attr=edge_attr)
         if reason:
             return reason
         values = self._values(x, edge_attr)
@@ -110,11 +110,10 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
 
     # What is given --------------------------------------------------------------------------------
 
-    def _why_not(self, x: Any, edge_index: Any, edge_type: Any, edge_attr: Any) -> str:
+    def _why_not(self, x: Any, *edges: Any, edge_attr: Any = None) -> str:
         if type(self.aggr_module) is not SumAggregation:
             return f"aggr={self.aggr!r} is not add"
         rows = [*(x if isinstance(x, tuple) else (x,)), *([] if edge_attr is None else [edge_attr])]
-        edges = (edge_index,) if edge_type is None else (edge_index, edge_type)
         reason = self._why_not_these(rows, edges)
         if reason or edge_attr is None or self.lin_edge is None:
             return reason

@@ -96,11 +96,10 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
 
     # What is given --------------------------------------------------------------------------------
 
-    def _why_not(self, x: Any, edge_index: Any, edge_type: Any) -> str:
+    def _why_not(self, x: Any, *edges: Any) -> str:
         if type(self.aggr_module) not in (MeanAggregation, SumAggregation):
             return f"aggr={self.aggr!r} is neither mean nor add"
         ends = x if isinstance(x, tuple) else (x,)
-        edges = (edge_index,) if edge_type is None else (edge_index, edge_type)
         return self._why_not_these([each for each in ends if each is not None], edges)
 
     def _ends(self, x: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -14,6 +14,7 @@ from torch_geometric.explain import Explainer, GNNExplainer, ModelConfig
 from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.rel import HGTConv, RelationalGraph, RGATConv, RGCNConv
 from gnnsys.training.hetero_models import HeteroClassifier
+from gnnsys.training.typed_convs import RelationAttention, RelationMeans
 
 NODES, EDGES, RELATIONS, WIDTH = 13, 60, 5, 6
 KINDS = [("a", "to", "b"), ("b", "to", "a")]
@@ -161,3 +162,33 @@ def test_explainers_see_messages(layer: Any, is_shared: bool) -> None:
     torch.testing.assert_close(half, expected / 2)
     explainer(x, edge_index, edge_type=edge_type)
     torch.testing.assert_close(ours(*inputs), expected)
+
+
+def test_layers_over_types_leave_to_pyg_what_programs_do_not() -> None:
+    x, edges = inputs_of("hgt", 8)
+    ints = {kind: each.int() for kind, each in edges.items()}
+    for conv in (RelationMeans(8, KINDS), RelationAttention(8, KINDS, 2)):
+        expected = conv(x, edges)
+        calls = [conv(x, ints), torch.func.functional_call(conv, {}, (x, ints))]
+        seen: list[Any] = []
+        conv.register_message_forward_hook(lambda *given, seen=seen: seen.append(given))
+        calls += [conv(x, edges), conv(x, {KINDS[0]: edges[KINDS[0]]})]
+        for found in calls[:3]:
+            torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(calls[3]["b"], expected["b"])
+        assert seen
+        assert not conv(x, {})["a"].any()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_layers_over_types_can_be_traced() -> None:
+    x, edges = inputs_of("hgt", 8)
+    conv = RelationMeans(8, KINDS).requires_grad_(False)
+
+    def call(rows: Tensor, forth: Tensor, back: Tensor) -> Tensor:
+        result: Tensor = conv({**x, "a": rows}, dict(zip(KINDS, (forth, back), strict=True)))["b"]
+        return result
+
+    traced = torch.jit.trace(call, (x["a"], *edges.values()), check_trace=False)
+    others = torch.tensor([[3, 2, 1], [0, 1, 1]]), edges[KINDS[1]]
+    torch.testing.assert_close(traced(x["a"], *others), call(x["a"], *others))

@@ -90,12 +90,15 @@ class RelationalLayer:
     ) -> _Layer:
         """A layer that shares the parameters of one of PyG: what trains one trains both.
 
+        Inner layers, and with them what is done to these later, are shared as well; hooks of the
+        layer itself are copied, as is whether it trains.
+
         Args:
-            conv: the layer of PyG; stays as it is.
+            conv: the layer of PyG, or of this class; stays as it is.
             passes, backend: as of the class.
 
         Raises:
-            DTypeError: a layer of another class, or of one that is derived from it.
+            DTypeError: a layer of another class, or of a user's class that is derived from it.
             ArgumentError: a pass or a backend that there is not.
         """
         if not isinstance(conv, cls._pyg) or not is_of_library(type(conv)):

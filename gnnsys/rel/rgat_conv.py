@@ -38,6 +38,9 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
     ``flow="target_to_source"``, sparse matrices of edges, hooks on messages and explainers get
     PyG's own forward, which a warning says once.
 
+    ``mod="f-additive"`` adds each message once more, unless its attention is zero. Attention that
+    is so little that it is zero by rounding (about 1e-38 in float32) may be so here and not in PyG.
+
     Args:
         args, kwargs: those of ``torch_geometric.nn.RGATConv``.
         passes: of ``gnnsys.rel.passes.PASSES``, those by which the program is made cheaper.

@@ -18,9 +18,11 @@ from torch.optim._functional import sparse_adam
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.weak import WeakIdKeyDictionary
+from torch_geometric.nn.conv import MessagePassing
 
 __all__ = [
     "NORM_WITH_STATISTICS",
+    "STEPS",
     "TEMPLATE_PROPAGATE",
     "TO_COPY",
     "TRIED",
@@ -37,10 +39,12 @@ __all__ = [
     "is_explained",
     "is_of_library",
     "is_transformed",
+    "is_written_by_pyg",
     "make_wrapper",
     "pin_memory",
     "propagate_by_messages",
     "schema_of",
+    "set_by_hand",
     "set_group_timeout",
     "set_size",
     "shows_edge_updates",
@@ -52,6 +56,7 @@ __all__ = [
     "tree_unflatten",
     "uncompiled",
     "version_of",
+    "write_own_propagate",
 ]
 
 TRIED = {"torch": "2.13.0", "torch_geometric": "2.8.1"}
@@ -103,9 +108,10 @@ def uncompiled(model: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def has_hooks(module: torch.nn.Module) -> bool:
-    """Whether anything is called besides a module's forward when it is called."""
+    """Whether anything but the forward of a module's class is called when it is called."""
     return bool(
-        module._forward_hooks
+        "forward" in module.__dict__
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
@@ -148,6 +154,9 @@ def canonical_edge_type(data: Any, kind: tuple[str, ...]) -> Any:
 
 # PyG: message passing ----------------------------------------------------------------------------
 
+STEPS = ("propagate", "message", "aggregate", "update", "edge_updater", "edge_update")
+"""The functions of which message passing consists."""
+
 TEMPLATE_PROPAGATE = "_jinja_propagate"
 """The attribute of a class under which PyG finds ``propagate`` again when explaining ends."""
 
@@ -158,9 +167,13 @@ def is_explained(layer: Any) -> bool:
 
 
 def shows_messages(layer: Any) -> bool:
-    """Whether someone sees or changes single messages: a hook, an explanation, a decomposition."""
+    """Whether someone sees or changes single messages.
+
+    A hook, an explanation, a decomposition, a function that is set on the layer itself.
+    """
     return bool(
         layer._explain
+        or set_by_hand(layer)
         or layer._decomposed_layers != 1
         or layer._propagate_forward_pre_hooks
         or layer._propagate_forward_hooks
@@ -171,6 +184,18 @@ def shows_messages(layer: Any) -> bool:
         or layer.aggr_module._forward_pre_hooks
         or layer.aggr_module._forward_hooks
     )
+
+
+def set_by_hand(layer: Any) -> str:
+    """The name of a step of message passing that a user set on a layer, not its class; "" if none.
+
+    When an explanation ends, PyG itself sets ``propagate``.
+    """
+    for name in STEPS:
+        found = layer.__dict__.get(name)
+        if found is not None and not (name == "propagate" and is_of_library(found)):
+            return name
+    return ""
 
 
 def shows_edge_updates(layer: Any) -> bool:
@@ -214,15 +239,26 @@ def has_own_propagate(layer: Any) -> bool:
     set_on_it = layer.__dict__.get("propagate")
     if set_on_it is not None and not is_of_library(set_on_it):
         return True
-    return not _propagates_as_pyg(type(layer))
+    return not is_written_by_pyg(type(layer), "propagate")
 
 
-def _propagates_as_pyg(kind: Any) -> bool:
+def write_own_propagate(kind: Any) -> None:
+    """Has PyG write ``propagate`` for a class as for those that derive from none of its layers.
+
+    It would keep what it wrote for the class above, which shows no single messages, as what shows
+    them.
+    """
+    if "propagate" not in kind.__dict__ and is_written_by_pyg(kind, "propagate"):
+        kind.propagate = MessagePassing.propagate
+
+
+def is_written_by_pyg(kind: Any, name: str) -> bool:
+    """Whether ``propagate`` or ``edge_updater`` of a class is PyG's, or of ``gnnsys.fuse``."""
     return all(
-        "propagate" not in base.__dict__
-        or base.__module__ == "torch_geometric.nn.conv.message_passing"
-        or base.propagate.__module__.startswith("gnnsys.")
+        name not in base.__dict__
+        or base.__dict__[name].__module__ == "torch_geometric.nn.conv.message_passing"
+        or base.__dict__[name].__module__.startswith("gnnsys.")
         # PyG writes one for a class from a template, into a module of its own.
-        or base.propagate.__module__.startswith(f"{base.__module__}_{base.__name__}_propagate")
+        or base.__dict__[name].__module__.startswith(f"{base.__module__}_{base.__name__}_{name}")
         for base in kind.__mro__
     )

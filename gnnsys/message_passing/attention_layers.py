@@ -21,7 +21,13 @@ from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from gnnsys.compat import has_hooks, is_transformed, shows_edge_updates, shows_messages
+from gnnsys.compat import (
+    has_hooks,
+    is_transformed,
+    is_written_by_pyg,
+    shows_edge_updates,
+    shows_messages,
+)
 from gnnsys.errors import RowIndexError
 from gnnsys.message_passing.additive import additive_logits
 from gnnsys.message_passing.linear import can_fold, gives_summed_rows, product
@@ -45,8 +51,10 @@ def attention_forward(kind: Any) -> Callable[..., Any] | None:
     in another order, since loops stand elsewhere; returned coefficients are in the order of PyG.
     """
     for base, (attend, functions) in _ATTEND.items():
-        if issubclass(kind, base) and all(
-            getattr(kind, name) is getattr(base, name) for name in functions
+        if (
+            issubclass(kind, base)
+            and all(getattr(kind, name) is getattr(base, name) for name in functions)
+            and is_written_by_pyg(kind, "edge_updater")
         ):
             return _forward(kind, attend)
     return None

@@ -20,10 +20,12 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
 
 from gnnsys.compat import (
+    STEPS,
     TEMPLATE_PROPAGATE,
     has_own_propagate,
     is_transformed,
     propagate_by_messages,
+    set_by_hand,
     set_size,
     shows_messages,
     sizes_of,
@@ -156,7 +158,14 @@ def _layers(model: Module) -> Iterator[tuple[str, MessagePassing]]:
 
 
 def _standing(layer: MessagePassing) -> str:
-    return "" if isinstance(layer, _Fused) else _reason(layer) or "not asked for yet"
+    if isinstance(layer, _Fused):
+        name = set_by_hand(layer)
+        return _told_of(name) if name else ""
+    return _reason(layer) or "not asked for yet"
+
+
+def _told_of(name: str) -> str:
+    return f"its {name} is set on the layer itself, not on its class"
 
 
 def _reason(layer: MessagePassing) -> str:
@@ -166,9 +175,9 @@ def _reason(layer: MessagePassing) -> str:
     kind: Any = type(layer)
     if type(layer.aggr_module) not in (SumAggregation, MeanAggregation):
         return f"aggregates by {layer.aggr}, neither sum nor mean"
-    for name in ("propagate", "message", "aggregate", "update"):
+    for name in STEPS:
         if name in layer.__dict__:
-            return f"has a {name} of its own, not of its class"
+            return _told_of(name)
     for name in ("aggregate", "update"):
         if getattr(kind, name) is not getattr(MessagePassing, name):
             return f"has its own {name}"

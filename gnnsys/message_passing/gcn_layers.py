@@ -74,7 +74,6 @@ def _normalises(layer: Any) -> bool:
         and not layer.cached
         and cached_edges(layer) is None
         and type(layer.aggr_module) is SumAggregation
-        and "propagate" not in layer.__dict__
         and not shows_messages(layer)
     )
 

@@ -108,7 +108,7 @@ class RelationalGraph:
             _check_ids("edge_type", edge_type, num_relations, "relations")
             _check_ids("edge_index: source", edge_index[0], num_sources, "sources")
             _check_ids("edge_index: target", edge_index[1], num_targets, "targets")
-        self._keep(rows, ptr, node_ptr.cpu(), sizes, None if is_sorted else order)
+        self._keep(rows, ptr, node_ptr.to("cpu", copy=True), sizes, None if is_sorted else order)
 
     def _keep(
         self,
@@ -163,6 +163,8 @@ class RelationalGraph:
         edge_index_dict: Mapping[EdgeType, Tensor],
         num_nodes: Mapping[str, int],
         edge_types: Sequence[EdgeType],
+        *,
+        device: torch.device | None = None,
     ) -> RelationalGraph:
         """One graph out of PyG's dict of edges, made once while its tensors live and do not change.
 
@@ -170,6 +172,7 @@ class RelationalGraph:
             edge_index_dict: of each edge type (2, edges) int64; a type may be absent.
             num_nodes: of each node type, whose nodes stand one type after the other.
             edge_types: in their order, which numbers the relations.
+            device: of a graph for which no edges are given at all; None for the CPU.
 
         Raises:
             ArgumentError: edges of a type that is none of ``edge_types``, or between nodes of a
@@ -190,7 +193,7 @@ class RelationalGraph:
         return _remembered(
             tuple(edge_index_dict[each] for each in present),
             (present, [*num_nodes.items()], [*edge_types]),
-            lambda: cls._joined(edge_index_dict, num_nodes, edge_types),
+            lambda: cls._joined(edge_index_dict, num_nodes, edge_types, device),
         )
 
     @classmethod
@@ -200,13 +203,14 @@ class RelationalGraph:
         edge_index_dict: Mapping[EdgeType, Tensor],
         num_nodes: Mapping[str, int],
         edge_types: Sequence[EdgeType],
+        device: torch.device | None,
     ) -> RelationalGraph:
         _check_hetero(edge_index_dict, num_nodes)
         node_ptr = _starts([*num_nodes.values()])
         first = dict(zip(num_nodes, node_ptr.tolist(), strict=False))
         given = [edge_index_dict.get(each) for each in edge_types]
         edge_ptr = _starts([0 if each is None else each.size(1) for each in given])
-        like = next((each for each in given if each is not None), edge_ptr)
+        like = next((each for each in given if each is not None), edge_ptr.to(device or "cpu"))
         rows = like.new_empty(4, int(edge_ptr[-1]))
         borders = edge_ptr.tolist()
         for t, edge_index in enumerate(given):

@@ -15,7 +15,7 @@ from torch_geometric.nn.dense.linear import is_uninitialized_parameter
 
 from gnnsys.errors import ArgumentError
 from gnnsys.rel.graph import RelationalGraph
-from gnnsys.rel.layer import Call, RelationalLayer, check_graph
+from gnnsys.rel.layer import Call, RelationalLayer, check_graph, run_uncompiled
 from gnnsys.rel.program import Builder, Program
 
 __all__ = ["HGTConv"]
@@ -67,7 +67,10 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
     ) -> dict[str, Tensor | None]:
         """See ``torch_geometric.nn.HGTConv.forward``."""
         if torch.compiler.is_compiling():
-            return _forward_uncompiled(self, x_dict, edge_index_dict)
+            compiled: dict[str, Tensor | None] = run_uncompiled(
+                HGTConv.forward, self, x_dict, edge_index_dict
+            )
+            return compiled
         call = self._call(x_dict, edge_index_dict)
         if isinstance(call, str):
             self._say(call, edge_index_dict)
@@ -79,6 +82,7 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
         made = isinstance(edge_index_dict, RelationalGraph)
         edges = [edge_index_dict] if made else [*edge_index_dict.values()]
         reason = self._why_not_these([*x_dict.values()], edges)
+        reason = reason or self._why_not_read(k_rel=self.k_rel, v_rel=self.v_rel)
         if reason:
             return reason
         x_dict = self._of_known_types(x_dict)
@@ -95,7 +99,10 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
     def _graph(self, x_dict: Mapping[str, Tensor], edge_index_dict: Any) -> RelationalGraph:
         num_nodes = {name: rows.size(0) for name, rows in x_dict.items()}
         if not isinstance(edge_index_dict, RelationalGraph):
-            return RelationalGraph.from_hetero(edge_index_dict, num_nodes, self.edge_types)
+            device = next((rows.device for rows in x_dict.values()), None)
+            return RelationalGraph.from_hetero(
+                edge_index_dict, num_nodes, self.edge_types, device=device
+            )
         sizes = edge_index_dict.node_ptr.diff().tolist()
         if sizes != [*num_nodes.values()]:
             raise ArgumentError(
@@ -128,15 +135,11 @@ class HGTConv(RelationalLayer, torch_geometric.nn.HGTConv):
         made: dict[str, Tensor | None] = {}
         for name, rows in self.out_lin(sums).items():
             x = x_dict[name]
-            same = rows.size(1) == x.size(1)
-            made[name] = torch.lerp(x, rows, self.skip[name].sigmoid()) if same else rows
+            if rows.size(1) == x.size(1):
+                alpha = self.skip[name].sigmoid()
+                rows = alpha * rows + (1 - alpha) * x
+            made[name] = rows
         return made
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _forward_uncompiled(layer: HGTConv, *args: Any) -> dict[str, Tensor | None]:
-    result: dict[str, Tensor | None] = layer.forward(*args)
-    return result
 
 
 @functools.cache

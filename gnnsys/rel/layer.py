@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gnnsys.compat import is_of_library, is_transformed, shows_messages
+from gnnsys.compat import (
+    has_hooks,
+    has_own_propagate,
+    is_of_library,
+    is_transformed,
+    shows_messages,
+    write_own_propagate,
+)
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.message_passing.sums import SUMMED_DTYPES, can_sum
 from gnnsys.rel.execute import run
@@ -24,7 +31,7 @@ from gnnsys.rel.program import Counts, Program
 from gnnsys.rel.segments import BACKENDS
 from gnnsys.system.once import warn_once
 
-__all__ = ["Call", "RelationalLayer", "check_graph", "typed_graph"]
+__all__ = ["Call", "RelationalLayer", "check_graph", "run_uncompiled", "typed_graph"]
 
 _Layer = TypeVar("_Layer", bound="RelationalLayer")
 
@@ -58,6 +65,10 @@ class RelationalLayer:
     _pyg: Any
     """PyG's class."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        write_own_propagate(cls)
+
     def __init__(
         self, *args: Any, passes: Sequence[str] = PASSES, backend: str = "auto", **kwargs: Any
     ) -> None:
@@ -79,12 +90,15 @@ class RelationalLayer:
     ) -> _Layer:
         """A layer that shares the parameters of one of PyG: what trains one trains both.
 
+        Inner layers, and with them what is done to these later, are shared as well; hooks of the
+        layer itself are copied, as is whether it trains.
+
         Args:
-            conv: the layer of PyG; stays as it is.
+            conv: the layer of PyG, or of this class; stays as it is.
             passes, backend: as of the class.
 
         Raises:
-            DTypeError: a layer of another class, or of one that is derived from it.
+            DTypeError: a layer of another class, or of a user's class that is derived from it.
             ArgumentError: a pass or a backend that there is not.
         """
         if not isinstance(conv, cls._pyg) or not is_of_library(type(conv)):
@@ -138,14 +152,19 @@ class RelationalLayer:
         own = _own_methods(kind, self._pyg)
         if own:
             return f"the class has its own {own}"
+        if has_own_propagate(self):
+            return "the layer has its own propagate"
         if shows_messages(self):
-            return "a hook, an explanation or decomposed_layers looks at single messages"
+            return (
+                "a hook, an explanation, decomposed_layers or a function that is set on the layer "
+                "looks at single messages"
+            )
         if self.flow != "source_to_target":
             return f"flow={self.flow!r} is not source_to_target"
         if is_transformed():
             return "torch transforms the call (torch.func, forward-mode derivatives or tracing)"
         for each in edges:
-            if isinstance(each, RelationalGraph):
+            if each is None or isinstance(each, RelationalGraph):
                 continue
             if not _is_plain(each) or each.dtype != torch.int64:
                 return f"edges are {_kind_of(each)}, not a plain tensor of int64"
@@ -154,6 +173,16 @@ class RelationalLayer:
                 return f"rows are {_kind_of(each)}, not a plain tensor on the CPU or a CUDA device"
             if each.dtype not in SUMMED_DTYPES and each.dtype != torch.int64:
                 return f"rows are {_kind_of(each)}, not of float32, float64 or bfloat16"
+        return ""
+
+    @staticmethod
+    def _why_not_read(**linears: Any) -> str:
+        """Why PyG's own forward calls these, whose weights a program reads; "" where none does."""
+        for name, linear in linears.items():
+            if not is_of_library(type(linear)):
+                return f"{name} is no layer of PyG"
+            if has_hooks(linear):
+                return f"a hook or a forward of its own is in {name}"
         return ""
 
     @staticmethod
@@ -168,11 +197,21 @@ class RelationalLayer:
             )
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def run_uncompiled(forward: Callable[..., Any], *args: Any) -> Any:
+    """The result of a class's own forward, which torch.compile does not look into."""
+    return forward(*args)
+
+
 def typed_graph(
     edge_index: Any, edge_type: Any, num_relations: int, *rows: int, one: bool
 ) -> RelationalGraph:
     """The graph of a call with these numbers of sources and targets, or of one set of nodes."""
     if isinstance(edge_index, RelationalGraph):
+        if edge_type is not None:
+            raise ArgumentError(
+                "edge_type: given beside a RelationalGraph, which has types; omit it"
+            )
         return check_graph(edge_index, num_relations, *rows)
     if edge_type is None:
         raise ArgumentError("edge_type: missing, expected (edges,) int64, a type for each edge")

@@ -14,7 +14,7 @@ from torch_geometric.typing import OptTensor
 
 from gnnsys.errors import ArgumentError
 from gnnsys.rel.graph import RelationalGraph
-from gnnsys.rel.layer import Call, RelationalLayer, typed_graph
+from gnnsys.rel.layer import Call, RelationalLayer, run_uncompiled, typed_graph
 from gnnsys.rel.program import Builder, Program, Value
 
 __all__ = ["RGATConv"]
@@ -37,6 +37,9 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
     layer runs uncompiled, between two graphs. Another ``aggr`` than "add",
     ``flow="target_to_source"``, sparse matrices of edges, hooks on messages and explainers get
     PyG's own forward, which a warning says once.
+
+    ``mod="f-additive"`` adds each message once more, unless its attention is zero. Attention that
+    is so little that it is zero by rounding (about 1e-38 in float32) may be so here and not in PyG.
 
     Args:
         args, kwargs: those of ``torch_geometric.nn.RGATConv``.
@@ -73,8 +76,8 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
         """See ``torch_geometric.nn.RGATConv.forward``."""
         given = (x, edge_index, edge_type, edge_attr, size)
         if torch.compiler.is_compiling():
-            return _forward_uncompiled(self, *given, return_attention_weights)
-        reason = self._why_not(x, edge_index, edge_type, edge_attr)
+            return run_uncompiled(RGATConv.forward, self, *given, return_attention_weights)
+        reason = self._why_not(x, edge_index, edge_type, edge_attr=edge_attr)
         if reason:
             self._say(reason, edge_index)
             return super().forward(*given, return_attention_weights)
@@ -101,7 +104,7 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
         size: Any = None,
         return_attention_weights: Any = None,
     ) -> Call | str:
-        reason = self._why_not(x, edge_index, edge_type, edge_attr)
+        reason = self._why_not(x, edge_index, edge_type, edge_attr=edge_attr)
         if reason:
             return reason
         values = self._values(x, edge_attr)
@@ -110,11 +113,14 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
 
     # What is given --------------------------------------------------------------------------------
 
-    def _why_not(self, x: Any, edge_index: Any, edge_type: Any, edge_attr: Any) -> str:
+    def _why_not(self, x: Any, *edges: Any, edge_attr: Any = None) -> str:
         if type(self.aggr_module) is not SumAggregation:
             return f"aggr={self.aggr!r} is not add"
         rows = [*(x if isinstance(x, tuple) else (x,)), *([] if edge_attr is None else [edge_attr])]
-        return self._why_not_these(rows, [edge_index, *([] if edge_type is None else [edge_type])])
+        reason = self._why_not_these(rows, edges)
+        if reason or edge_attr is None or self.lin_edge is None:
+            return reason
+        return self._why_not_read(lin_edge=self.lin_edge)
 
     def _graph(self, x: Any, edge_index: Tensor, edge_type: Any, size: Any) -> RelationalGraph:
         source, target = x if isinstance(x, tuple) else (x, x)
@@ -195,11 +201,6 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
 
 
 _MODS = ("additive", "scaled", "f-additive", "f-scaled")
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _forward_uncompiled(layer: RGATConv, *args: Any) -> Any:
-    return layer.forward(*args)
 
 
 # Programs ---------------------------------------------------------------------------------------

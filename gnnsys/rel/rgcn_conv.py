@@ -16,7 +16,7 @@ from gnnsys.errors import ArgumentError, RowIndexError
 from gnnsys.message_passing import sum_neighbors
 from gnnsys.message_passing.known import KnownOf
 from gnnsys.rel.graph import RelationalGraph
-from gnnsys.rel.layer import Call, RelationalLayer, typed_graph
+from gnnsys.rel.layer import Call, RelationalLayer, run_uncompiled, typed_graph
 from gnnsys.rel.program import Builder, Program, Value
 from gnnsys.rel.rows import reciprocal_degrees
 
@@ -67,7 +67,8 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
     def forward(self, x: Any, edge_index: Any, edge_type: Tensor | None = None) -> Tensor:
         """See ``torch_geometric.nn.RGCNConv.forward``."""
         if torch.compiler.is_compiling():
-            return _forward_uncompiled(self, x, edge_index, edge_type)
+            compiled: Tensor = run_uncompiled(RGCNConv.forward, self, x, edge_index, edge_type)
+            return compiled
         reason = self._why_not(x, edge_index, edge_type)
         if reason:
             self._say(reason, edge_index)
@@ -95,11 +96,10 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
 
     # What is given --------------------------------------------------------------------------------
 
-    def _why_not(self, x: Any, edge_index: Any, edge_type: Any) -> str:
+    def _why_not(self, x: Any, *edges: Any) -> str:
         if type(self.aggr_module) not in (MeanAggregation, SumAggregation):
             return f"aggr={self.aggr!r} is neither mean nor add"
         ends = x if isinstance(x, tuple) else (x,)
-        edges = (edge_index,) if edge_type is None else (edge_index, edge_type)
         return self._why_not_these([each for each in ends if each is not None], edges)
 
     def _ends(self, x: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -113,6 +113,8 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
                 self._check_rows("x", target, self.root.size(0), self.weight.dtype)
         elif self.num_blocks is not None:
             raise ArgumentError("x: ids of rows, expected rows: num_blocks are of rows alone")
+        elif target is not None and target is not source and self.root is not None:
+            _check_ids(target, self.root.size(0))
         return source, target
 
     def _graph(
@@ -180,11 +182,6 @@ class RGCNConv(RelationalLayer, torch_geometric.nn.RGCNConv):
         return out if self.bias is None else out + self.bias
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _forward_uncompiled(layer: RGCNConv, *args: Any) -> Tensor:
-    return layer.forward(*args)
-
-
 def _are_rows(x: Tensor | None) -> TypeGuard[Tensor]:
     return x is not None and x.is_floating_point()
 
@@ -242,21 +239,27 @@ def _edges_of_ids(graph: RelationalGraph, ids: Tensor | None, num_ids: int) -> _
     if ids is None:
         name = f"rows of {num_ids} ids"
         if name not in graph.kept:
-            graph.kept[name] = _make_edges(graph, graph.source, num_ids).of_types
+            graph.kept[name] = _make_edges(graph, None, num_ids).of_types
         return _Edges(graph.edge_index, graph.kept[name])
     found = _known.of(ids)
     if found is None or found[0] is not graph or found[1] != num_ids:
-        outside = ((ids < 0) | (ids >= num_ids)).nonzero()
-        if len(outside):
-            raise RowIndexError(
-                f"x: {int(ids[outside[0]])} at position {int(outside[0])}, expected ids from 0 to "
-                f"{num_ids - 1}: in_channels is {num_ids}"
-            )
-        found = (graph, num_ids, _make_edges(graph, ids[graph.source], num_ids))
+        _check_ids(ids, num_ids)
+        found = (graph, num_ids, _make_edges(graph, ids, num_ids))
         _known.remember(ids, found)
     return found[2]
 
 
-def _make_edges(graph: RelationalGraph, source: Tensor, num_ids: int) -> _Edges:
+@torch.inference_mode(False)  # what is remembered outlives a block of inference mode
+def _make_edges(graph: RelationalGraph, ids: Tensor | None, num_ids: int) -> _Edges:
+    source = graph.source if ids is None else ids[graph.source]
     rows = graph.edge_type * num_ids + source
     return _Edges(torch.stack([source, graph.target]), torch.stack([rows, graph.target]))
+
+
+def _check_ids(ids: Tensor, num_ids: int) -> None:
+    outside = ((ids < 0) | (ids >= num_ids)).nonzero()
+    if len(outside):
+        raise RowIndexError(
+            f"x: {int(ids[outside[0]])} at position {int(outside[0])}, expected ids from 0 to "
+            f"{num_ids - 1}: in_channels is {num_ids}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch_geometric.nn import HGTConv
 
 from gnnsys.dataset.format import EdgeType
 from gnnsys.rel import RelationalGraph, RGATConv, RGCNConv
+from gnnsys.rel.layer import run_uncompiled
 
 __all__ = ["ATTENDING", "TYPED_CONVS", "RelationAttention", "RelationMeans"]
 
@@ -36,12 +38,46 @@ class _OverTypes:
             x_dict: (nodes, channels) of each node type.
             edge_index_dict: (2, edges) of edge types.
         """
-        num_nodes = {kind: len(rows) for kind, rows in x_dict.items()}
-        graph = RelationalGraph.from_hetero(edge_index_dict, num_nodes, self.edge_types)
+        if torch.compiler.is_compiling():
+            compiled: dict[str, Tensor] = run_uncompiled(
+                _OverTypes.forward, self, x_dict, edge_index_dict
+            )
+            return compiled
+        num_nodes = {kind: rows.size(0) for kind, rows in x_dict.items()}
+        x = torch.cat([*x_dict.values()])
+        this: Any = self
+        edges: tuple[Any, ...]
+        if this._why_not(x, *edge_index_dict.values()):
+            edges = _joined(edge_index_dict, num_nodes, self.edge_types, x.device)
+        else:
+            edges = (
+                RelationalGraph.from_hetero(
+                    edge_index_dict, num_nodes, self.edge_types, device=x.device
+                ),
+            )
         layer: Any = super()
-        out: Tensor = layer.forward(torch.cat([*x_dict.values()]), graph)
+        out: Tensor = layer.forward(x, *edges)
         parts = zip(x_dict, out.split([*num_nodes.values()]), strict=True)
         return {kind: rows for kind, rows in parts if kind in self.dst_node_types}
+
+
+def _joined(
+    edge_index_dict: Mapping[EdgeType, Tensor],
+    num_nodes: Mapping[str, int],
+    edge_types: Sequence[EdgeType],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """(2, edges) and (edges,) types of all edges, by operations that torch can transform."""
+    first = dict(zip(num_nodes, accumulate(num_nodes.values(), initial=0), strict=False))
+    none = torch.empty(3, 0, dtype=torch.int64, device=device)
+    ends, types = [none[:2]], [none[2]]
+    for number, kind in enumerate(edge_types):
+        if kind in edge_index_dict:
+            edge_index = edge_index_dict[kind]
+            rows = edge_index[0] + first[kind[0]], edge_index[1] + first[kind[2]]
+            ends.append(torch.stack(rows))
+            types.append(torch.full_like(rows[0], number))
+    return torch.cat(ends, 1), torch.cat(types)
 
 
 class RelationMeans(_OverTypes, RGCNConv):  # type: ignore[misc]

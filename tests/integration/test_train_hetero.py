@@ -99,7 +99,7 @@ def plain_model(
     return net, [torch.optim.Adam(dense, lr=lr, weight_decay=decay), rows]
 
 
-@pytest.mark.parametrize("model", ["rgcn", "hgt", "sage", "gat"])
+@pytest.mark.parametrize("model", ["rgcn", "rgat", "hgt", "sage", "gat"])
 def test_losses_are_those_of_a_plain_loop_of_pyg(folder: Path, model: Any) -> None:
     """Over the graph in memory: types, embeddings, labels and edges are the folder's."""
     result = train(folder, model=model, dropout=0.0)
@@ -410,7 +410,7 @@ def test_exact_predictions_are_those_with_all_neighbours(
     assert os.listdir(tmp_path / "folder") == []
 
 
-@pytest.mark.parametrize("model", ["rgcn", "hgt"])
+@pytest.mark.parametrize("model", ["rgcn", "rgat", "hgt"])
 def test_layerwise_scores_are_those_with_all_neighbours(folder: Path, model: Any) -> None:
     results = [
         train(folder, model=model, epochs=2, fanouts=(-1, -1), eval=how)

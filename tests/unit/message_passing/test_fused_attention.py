@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -243,20 +244,72 @@ def test_a_layer_that_computes_anything_else_keeps_its_forward(attended: list[An
         def message(self, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
             return super().message(*args, **kwargs) + 1
 
+    class Even(GATConv):
+        def edge_updater(self, edge_index: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
+            return torch.ones(edge_index.size(1), self.heads)
+
     class Named(GATv2Conv):
         pass
 
-    found = [attention_layers.attention_forward(kind) for kind in (Sharper, Shifted, Named)]
-    assert found[:2] == [None, None]
-    assert found[2] is not None
+    kinds = (Sharper, Shifted, Even, Named)
+    for kind in kinds:
+        kind(CHANNELS, 2)  # PyG writes functions into classes when it makes the first layer
+    found = [attention_layers.attention_forward(kind) for kind in kinds]
+    assert found[:3] == [None] * 3
+    assert found[3] is not None
     (told,) = gnnsys.fuse.report(gnnsys.fuse(Shifted(CHANNELS, 2))).layers
     assert "not literally x_j" in told.reason
 
 
-def test_a_linear_layer_with_a_hook_is_not_folded_into_what_follows(attended: list[Any]) -> None:
+def double(layer: Any, name: str) -> None:
+    """Sets a function on a layer itself, whose results are twice those of its class's."""
+    function = getattr(layer, name)
+
+    @functools.wraps(function)
+    def doubled(*args: Any, **kwargs: Any) -> Tensor:
+        return 2 * function(*args, **kwargs)
+
+    doubled.__module__ = __name__
+    setattr(layer, name, doubled)
+
+
+@pytest.mark.parametrize("kind", [GATConv, GATv2Conv, TransformerConv])
+@pytest.mark.parametrize("first", [False, True])
+def test_changes_by_hand_count(kind: Any, first: bool, attended: list[Any]) -> None:
+    x, edges = torch.randn(NODES, CHANNELS, dtype=DOUBLE), random_edges()
+    for name in ("propagate", "message", "aggregate", "update", "edge_updater", "edge_update"):
+        if kind is TransformerConv and name.startswith("edge_"):
+            continue  # it has none
+        layer, other = (kind(CHANNELS, 4, heads=2).double() for _ in range(2))
+        other.load_state_dict(layer.state_dict())
+        if first:
+            double(other, name)
+        gnnsys.fuse(other)
+        if not first:
+            double(other, name)
+        double(layer, name)
+        torch.testing.assert_close(other(x, edges), layer(x, edges))
+        (told,) = gnnsys.fuse.report(other).layers
+        assert told.reason == f"its {name} is set on the layer itself, not on its class"
+    assert not attended
+
+
+def put_hook(layer: torch.nn.Module) -> None:
+    layer.register_forward_hook(lambda module, inputs, out: out.sin())
+
+
+def set_forward(layer: torch.nn.Module) -> None:
+    forward = layer.forward
+    layer.forward = lambda x: forward(x).sin()  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [put_hook, set_forward])
+def test_a_linear_layer_that_does_more_is_not_folded_into_what_follows(
+    change: Callable[[torch.nn.Module], None], attended: list[Any]
+) -> None:
     torch.manual_seed(8)
     layer = GATConv(CHANNELS, 4, heads=2).double()
-    layer.lin.register_forward_hook(lambda module, inputs, out: out.sin())
+    change(layer.lin)
     x = torch.randn(NODES, CHANNELS, dtype=DOUBLE, requires_grad=True)
     edges = random_edges()
     agree(layer, lambda layer: layer(x, edges), [x], 1e-12)

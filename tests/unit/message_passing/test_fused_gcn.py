@@ -209,7 +209,11 @@ def replace_propagate(layer: Any) -> None:
     layer.propagate = lambda edge_index, x, edge_weight: x * edge_weight.sum()
 
 
-@pytest.mark.parametrize("change", [show, replace_propagate])
+def replace_message(layer: Any) -> None:
+    layer.message = lambda x_j, edge_weight: x_j * 2
+
+
+@pytest.mark.parametrize("change", [show, replace_propagate, replace_message])
 def test_changes_by_hand_count(change: Callable[[Any], None], normalised: list[Any]) -> None:
     torch.manual_seed(3)
     layer = GCNConv(CHANNELS, 4)
@@ -218,6 +222,15 @@ def test_changes_by_hand_count(change: Callable[[Any], None], normalised: list[A
         change(one)
     agree(layer, other, torch.randn(NODES, CHANNELS), random_edges(), torch.rand(EDGES))
     assert not normalised
+
+
+def test_rows_are_not_summed_before_a_linear_layer_that_has_its_own_forward() -> None:
+    layer = GCNConv(CHANNELS, 2 * CHANNELS).double()
+    forward = layer.lin.forward
+    layer.lin.forward = lambda x: forward(x).sin()
+    x, edges = torch.randn(NODES, CHANNELS).double(), random_edges()
+    expected = layer(x, edges)
+    torch.testing.assert_close(gnnsys.fuse(layer)(x, edges), expected)
 
 
 @pytest.mark.parametrize(

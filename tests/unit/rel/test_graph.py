@@ -290,3 +290,13 @@ def test_bad_dicts_of_edges_are_told_apart(
     change(edges, nodes)
     with pytest.raises(error, match=message):
         RelationalGraph.from_hetero(edges, nodes, KINDS)
+
+
+def test_graphs_keep_borders_of_their_own_and_lie_where_they_are_asked_to() -> None:
+    edges, borders = torch.tensor([[0], [2]]), torch.tensor([0, 1, 3])
+    graph = RelationalGraph(edges, edges[0], num_relations=1, num_sources=3, node_ptr=borders)
+    borders[1] = 2
+    assert graph.node_ptr.tolist() == [0, 1, 3]
+    none = RelationalGraph.from_hetero({}, {"a": 2}, [], device=torch.device("meta"))
+    assert none.edge_index.device.type == "meta"
+    assert RelationalGraph.from_hetero({}, {"a": 2}, []).edge_index.device.type == "cpu"

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric.nn
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.nn import HeteroConv, SAGEConv
 
 from gnnsys.errors import ArgumentError
 from gnnsys.loaders import NeighborLoader
@@ -79,6 +81,24 @@ def test_the_seeds_logits_are_those_of_the_whole_graph(model: str, data: HeteroD
         sizes = batch.num_sampled_nodes_dict, batch.num_sampled_edges_dict
         found = net(batch.x_dict, batch.edge_index_dict, nodes, *sizes)[: len(seeds)]
         torch.testing.assert_close(found, whole[seeds], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", ["rgcn", "hgt"])
+def test_models_of_pygs_own_layers_give_the_same(model: str, data: HeteroData) -> None:
+    net, edges = make(model), data.edge_index_dict
+    expected = net(data.x_dict, edges, ids(data))
+    for conv in net.gnn.convs:
+        if model == "hgt":
+            conv.__class__ = torch_geometric.nn.HGTConv
+        else:
+            conv.relations = HeteroConv({kind: mean_of(conv, kind) for kind in EDGES})
+    torch.testing.assert_close(net(data.x_dict, edges, ids(data)), expected, rtol=1e-10, atol=1e-10)
+
+
+def mean_of(conv: Any, kind: tuple[str, str, str]) -> SAGEConv:
+    mean = SAGEConv((8, 8), 8, root_weight=False, bias=False).double()
+    mean.lin_l.weight.data = conv.relations.weight[EDGES.index(kind)].detach().t()
+    return mean
 
 
 def test_hgt_keeps_the_rows_of_types_that_get_no_messages(data: HeteroData) -> None:

@@ -33,6 +33,7 @@ import gnnsys
 from gnnsys.convert.common import ConvertOptions
 from gnnsys.convert.pyg import convert_pyg
 from gnnsys.errors import ArgumentError, StorageError, UnsupportedError
+from gnnsys.training.typed_convs import RelationAttention, RelationMeans
 
 CITES, WRITES, BY = ("paper", "cites", "paper"), ("author", "writes", "paper"), (
     "paper", "by", "author",
@@ -93,6 +94,14 @@ class Transformers(nn.Module):
         return {kind: self.lin(x[kind]) for kind in ("author", "venue")}
 
 
+class Relations(Transformers):
+    """The same with layers of relations, over all types at once."""
+
+    def __init__(self, data: HeteroData, make: Callable[[Any], nn.Module]) -> None:
+        super().__init__(data)
+        self.convs = nn.ModuleList(make(data.edge_types) for _ in range(2))
+
+
 class Skips(nn.Module):
     """Values of all depths meet: features, a gated layer, several paths; one layer twice."""
 
@@ -133,6 +142,10 @@ MODELS: dict[str, Callable[[HeteroData], nn.Module]] = {
     ),
     "lazy": lambda data: Stack(lambda width, kind: GraphConv((-1, -1), 8, aggr="max")),
     "hgt": Transformers,
+    "means": lambda data: Relations(data, lambda kinds: RelationMeans(8, kinds)),
+    "attention over types": lambda data: Relations(
+        data, lambda kinds: RelationAttention(8, kinds, heads=2)
+    ),
     "skips": lambda data: Skips(),
     "sage": lambda data: pyg(GraphSAGE((-1, -1), 8, 2, 3, dropout=0.3), data, aggr="mean"),
     "jumping": lambda data: pyg(

@@ -112,9 +112,7 @@ class _Edges:
             kept, edge_attr, fill_value=self._fill_value, num_nodes=self._num_loops
         )
         assert filled is not None
-        place = torch.empty_like(self.looped.given_order)
-        place[self.looped.given_order] = torch.arange(len(place), device=place.device)
-        return filled[place]
+        return filled[self.looped.place]
 
 
 def _edges_of(

@@ -282,6 +282,22 @@ def test_changes_by_hand_count(kind: Any, first: bool, attended: list[Any]) -> N
     assert not attended
 
 
+@pytest.mark.parametrize("kind", [GATConv, GATv2Conv])
+def test_a_call_in_inference_mode_leaves_nothing_that_training_trips_over(kind: Any) -> None:
+    torch.manual_seed(8)
+    layer = kind(CHANNELS, 4, heads=2, edge_dim=FEATURES).double()
+    x = torch.randn(NODES, CHANNELS, dtype=DOUBLE, requires_grad=True)
+    edges, attr = random_edges(), torch.randn(EDGES, FEATURES, dtype=DOUBLE, requires_grad=True)
+
+    def run(layer: Any) -> Any:
+        out, (edge_index, alpha) = layer(x, edges, attr, return_attention_weights=True)
+        return out.sum() + alpha.square().sum(), (edge_index, alpha)
+
+    with torch.inference_mode():
+        run(gnnsys.fuse(copy.deepcopy(layer)))
+    agree(layer, run, [x, attr], 1e-12)
+
+
 def put_hook(layer: torch.nn.Module) -> None:
     layer.register_forward_hook(lambda module, inputs, out: out.sin())
 

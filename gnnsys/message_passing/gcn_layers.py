@@ -6,6 +6,7 @@ are remembered with the edges, inside the operator that sums: torch.compile sees
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,6 +43,7 @@ def is_gcn(kind: Any) -> bool:
 class GCNForward:
     """Has the ``forward`` of fused classes of ``GCNConv``."""
 
+    @functools.wraps(GCNConv.forward)
     def forward(self: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Tensor:
         """See ``GCNConv.forward``."""
         result: Tensor

@@ -275,6 +275,7 @@ def test_other_inputs_go_the_way_of_pyg(
 @pytest.mark.parametrize(
     "arguments",
     [
+        (torch.ones(3, CHANNELS),),
         (torch.ones(3, CHANNELS), torch.tensor([[0, 3], [1, 1]])),
         (torch.ones(3, CHANNELS), torch.tensor([[0, -1], [1, 1]])),
         (torch.ones(3, CHANNELS), torch.tensor([[0, 1], [1, 1]]), torch.ones(3)),
@@ -284,7 +285,7 @@ def test_other_inputs_go_the_way_of_pyg(
 )
 def test_what_pyg_refuses_raises_what_it_raises(arguments: Any) -> None:
     layer = GCNConv(CHANNELS, 4)
-    with pytest.raises((IndexError, ValueError, RuntimeError)) as expected:
+    with pytest.raises((IndexError, TypeError, ValueError, RuntimeError)) as expected:
         layer(*arguments)
     with pytest.raises(type(expected.value)) as found:
         fused(layer)(*arguments)
@@ -323,4 +324,5 @@ def test_gradients_of_gradients_are_right() -> None:
     x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: layer(x, edges), (x,))
-    assert torch.autograd.gradgradcheck(lambda x, w: layer(x, edges, w), (x, weight))
+    given = (x, weight, *layer.parameters())
+    assert torch.autograd.gradgradcheck(lambda x, w, *p: layer(x, edges, w), given)

@@ -6,6 +6,7 @@ are remembered with the edges, inside the operator that sums: torch.compile sees
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,6 +43,7 @@ def is_gcn(kind: Any) -> bool:
 class GCNForward:
     """Has the ``forward`` of fused classes of ``GCNConv``."""
 
+    @functools.wraps(GCNConv.forward)
     def forward(self: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Tensor:
         """See ``GCNConv.forward``."""
         result: Tensor
@@ -93,7 +95,8 @@ def _weighs(edge_weight: Any, edge_index: Tensor) -> bool:
 
 
 def _is_learnt(edge_weight: Tensor | None) -> bool:
-    return edge_weight is not None and edge_weight.requires_grad and torch.is_grad_enabled()
+    # Without gradients, too: fused optimisers change weights where no counter tells.
+    return edge_weight is not None and edge_weight.requires_grad
 
 
 def _fits(edge_index: Tensor, num_nodes: int) -> bool:
@@ -110,9 +113,12 @@ def _convolve(layer: Any, x: Tensor, edge_index: Tensor, edge_weight: Tensor | N
 
     def sum_rows(rows: Tensor) -> Tensor:
         rows = rows.to(torch.promote_types(rows.dtype, dtype))
-        if not _is_learnt(edge_weight):
+        if torch.compiler.is_compiling():
             return _sum(rows, edge_index, edge_weight, loops, end, end)
-        edges, weight = _normalise(edge_index, edge_weight, len(x), loops, end, dtype)
+        if _is_learnt(edge_weight):
+            edges, weight = _normalise(edge_index, edge_weight, len(x), loops, end, dtype)
+        else:
+            edges, weight = _remember(rows, edge_index, edge_weight, loops, end)
         return sum_neighbors(rows, edges, weight.to(rows.dtype), num_nodes=len(x), to=end)
 
     sums_first = dtype == x.dtype and _sums_first(layer.lin, x)

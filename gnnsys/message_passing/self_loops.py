@@ -38,9 +38,18 @@ class LoopedEdges:
 
         First those that are no loops, as they were given, then the loops by their nodes.
         """
-        is_loop = self.number < 0
-        others, loops = (~is_loop).nonzero()[:, 0], is_loop.nonzero()[:, 0]
-        return torch.cat([others[self.number[others].argsort()], loops])
+        with torch.inference_mode(False):  # whose tensors no later call could differentiate by
+            is_loop = self.number < 0
+            others, loops = (~is_loop).nonzero()[:, 0], is_loop.nonzero()[:, 0]
+            return torch.cat([others[self.number[others].argsort()], loops])
+
+    @functools.cached_property
+    def place(self) -> Tensor:
+        """(E',) int64: of each edge, where ``given_order`` has it."""
+        with torch.inference_mode(False):
+            place = torch.empty_like(self.given_order)
+            place[self.given_order] = torch.arange(len(place), device=place.device)
+            return place
 
 
 _known: KnownOf[dict[int, LoopedEdges]] = KnownOf()

@@ -157,8 +157,14 @@ def test_second_derivatives_are_those_of_finite_differences(kind: Any) -> None:
     layer = gnnsys.fuse(kind(2, 2, heads=2).double())
     x = torch.randn(4, 2, dtype=DOUBLE, requires_grad=True)
     edges = torch.tensor([[0, 1, 3, 3, 0], [2, 2, 0, 1, 1]])
-    assert torch.autograd.gradcheck(lambda x: layer(x, edges), (x,))
-    assert torch.autograd.gradgradcheck(lambda x: layer(x, edges), (x,))
+    parameters = dict(layer.named_parameters())
+
+    def run(x: Tensor, *values: Tensor) -> Any:
+        given = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(layer, given, (x, edges))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters.values()))
+    assert torch.autograd.gradgradcheck(run, (x, *parameters.values()))
 
 
 @pytest.mark.parametrize("kind", [GATConv, GATv2Conv, TransformerConv])
@@ -294,6 +300,22 @@ def test_changes_by_hand_count(kind: Any, first: bool, attended: list[Any]) -> N
     assert not attended
 
 
+@pytest.mark.parametrize("kind", [GATConv, GATv2Conv])
+def test_a_call_in_inference_mode_leaves_nothing_that_training_trips_over(kind: Any) -> None:
+    torch.manual_seed(8)
+    layer = kind(CHANNELS, 4, heads=2, edge_dim=FEATURES).double()
+    x = torch.randn(NODES, CHANNELS, dtype=DOUBLE, requires_grad=True)
+    edges, attr = random_edges(), torch.randn(EDGES, FEATURES, dtype=DOUBLE, requires_grad=True)
+
+    def run(layer: Any) -> Any:
+        out, (edge_index, alpha) = layer(x, edges, attr, return_attention_weights=True)
+        return out.sum() + alpha.square().sum(), (edge_index, alpha)
+
+    with torch.inference_mode():
+        run(gnnsys.fuse(copy.deepcopy(layer)))
+    agree(layer, run, [x, attr], 1e-12)
+
+
 def put_hook(layer: torch.nn.Module) -> None:
     layer.register_forward_hook(lambda module, inputs, out: out.sin())
 
@@ -314,6 +336,17 @@ def test_a_linear_layer_that_does_more_is_not_folded_into_what_follows(
     edges = random_edges()
     agree(layer, lambda layer: layer(x, edges), [x], 1e-12)
     assert attended
+
+
+@pytest.mark.parametrize("kind", [GATConv, GATv2Conv, TransformerConv])
+@pytest.mark.parametrize("more", [(), (torch.tensor([[0, 1], [1, 2]]), torch.ones(3, 2))])
+def test_arguments_that_pyg_refuses_raise_what_it_raises(kind: Any, more: Any) -> None:
+    layer, x = kind(CHANNELS, 2), torch.randn(3, CHANNELS)
+    with pytest.raises((AssertionError, IndexError, TypeError, RuntimeError)) as expected:
+        layer(x, *more)
+    with pytest.raises(type(expected.value)) as found:
+        gnnsys.fuse(layer)(x, *more)
+    assert str(found.value) == str(expected.value)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.profiler import profile
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import GCN, GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
@@ -111,19 +112,14 @@ def test_sums_of_products_are_those_of_pyg_bit_for_bit() -> None:
     [(2, False, 2), (3, False, 6), (12, False, 6), (6, True, 6), (7, True, 6), (5, True, 5)],
 )
 def test_the_side_of_the_product_is_summed_that_is_less_work(
-    out_channels: int, differentiated: bool, summed: int, monkeypatch: pytest.MonkeyPatch
+    out_channels: int, differentiated: bool, summed: int
 ) -> None:
-    widths = []
-    sum_neighbors = gcn_layers.sum_neighbors
-
-    def note(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        widths.append(x.size(1))
-        return sum_neighbors(x, *args, **kwargs)
-
-    monkeypatch.setattr(gcn_layers, "sum_neighbors", note)
     layer = gnnsys.fuse(GCNConv(CHANNELS, out_channels))
     x, edges = torch.randn(NODES, CHANNELS, requires_grad=differentiated), random_edges()
-    layer(x, edges).sum().backward()
+    with profile(record_shapes=True) as run:
+        layer(x, edges).sum().backward()
+    calls = [call for call in run.function_events or () if call.name == "gnnsys::sum_neighbors"]
+    widths = [call.input_shapes[0][1] for call in calls]
     assert widths == [summed] * (2 if differentiated or summed == out_channels else 1)
     seen: list[Tensor] = []
     layer.lin.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
@@ -153,6 +149,33 @@ def test_all_layers_of_a_batch_share_one_normalisation(normalised: list[Any]) ->
         normalised.clear()
         model(x, edges)
     assert len(normalised) == 1
+
+
+@pytest.mark.parametrize("optimiser", [{"fused": True}, {}])
+def test_weights_that_an_optimiser_moved_are_normalised_anew(optimiser: dict[str, bool]) -> None:
+    weight = torch.nn.Parameter(torch.rand(EDGES) + 1)
+    layer, x, edges = GCNConv(CHANNELS, 4), torch.randn(NODES, CHANNELS), random_edges()
+    other, adam = fused(layer), torch.optim.Adam([weight], lr=0.1, **optimiser)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(other(x, edges, weight), layer(x, edges, weight))
+        weight.grad = torch.rand(EDGES)
+        adam.step()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tensors_may_be_of_inference_mode_or_change_before_the_backward(weighted: bool) -> None:
+    layer, x = GCNConv(CHANNELS, 4), torch.randn(NODES, CHANNELS, requires_grad=True)
+    with torch.inference_mode():
+        inputs = [x.detach().clone(), random_edges(), *([torch.rand(EDGES)] * weighted)]
+        fused(layer)(*inputs)
+    agree(layer, fused(layer), x, *inputs[1:])
+    inputs = [t.clone() for t in inputs[1:]]
+    expected = torch.autograd.grad(layer(x, *inputs).sum(), x)
+    out = fused(layer)(x, *inputs)
+    for t in inputs:
+        t.zero_()
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x), expected)
 
 
 def test_what_is_remembered_goes_with_the_edges(normalised: list[Any]) -> None:
@@ -252,6 +275,7 @@ def test_other_inputs_go_the_way_of_pyg(
 @pytest.mark.parametrize(
     "arguments",
     [
+        (torch.ones(3, CHANNELS),),
         (torch.ones(3, CHANNELS), torch.tensor([[0, 3], [1, 1]])),
         (torch.ones(3, CHANNELS), torch.tensor([[0, -1], [1, 1]])),
         (torch.ones(3, CHANNELS), torch.tensor([[0, 1], [1, 1]]), torch.ones(3)),
@@ -261,7 +285,7 @@ def test_other_inputs_go_the_way_of_pyg(
 )
 def test_what_pyg_refuses_raises_what_it_raises(arguments: Any) -> None:
     layer = GCNConv(CHANNELS, 4)
-    with pytest.raises((IndexError, ValueError, RuntimeError)) as expected:
+    with pytest.raises((IndexError, TypeError, ValueError, RuntimeError)) as expected:
         layer(*arguments)
     with pytest.raises(type(expected.value)) as found:
         fused(layer)(*arguments)
@@ -304,4 +328,5 @@ def test_gradients_of_gradients_are_right() -> None:
     x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: layer(x, edges), (x,))
-    assert torch.autograd.gradgradcheck(lambda x, w: layer(x, edges, w), (x, weight))
+    given = (x, weight, *layer.parameters())
+    assert torch.autograd.gradgradcheck(lambda x, w, *p: layer(x, edges, w), given)

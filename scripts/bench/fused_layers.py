@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, TransformerConv
 
 import gnnsys
-from gnnsys.dataset.named import NAMED, load_raw
+from gnnsys.dataset.named import NAMED, find_folder, load_raw
+from gnnsys.errors import MissingFileError
 
 _DIM = 128
 _CLASSES = 16
@@ -257,9 +258,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--root",
         type=Path,
-        default=Path("../shared/data"),
+        default=Path("data"),
         metavar="DIR",
-        help="of datasets, as PyG lays them out; default ../shared/data",
+        help="of datasets, as PyG lays them out; default data",
     )
     add("--hidden", type=positive, default=128, help="columns between the layers; default 128")
     add("--heads", type=positive, default=8, help="of attention, first layer; default 8")
@@ -274,6 +275,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     check_workload_options(options)
     if options.hidden % options.heads:
         raise BenchError(f"--hidden {options.hidden}: not a multiple of --heads {options.heads}")
+    for name in options.inputs:
+        if name != "rmat":
+            try:
+                find_folder(name, NAMED[name], options.root)
+            except MissingFileError as error:
+                raise BenchError(f"--inputs {name}: {error}") from error
     return options
 
 

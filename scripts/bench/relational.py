@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import statistics
 import sys
@@ -24,6 +25,7 @@ import torch
 import torch_geometric
 from harness import (
     WARM_UP,
+    BenchError,
     Case,
     CheckError,
     Implementation,
@@ -39,7 +41,7 @@ from minibatch import interpreter
 from numpy.typing import NDArray
 from options import make_parser, positive
 from peers import Peer, PeerError
-from relational_graphs import NAMES, make_graph
+from relational_graphs import NAMES, check_graph, make_graph
 from workers.relational_graph import RelationGraph
 from workers.relational_layers import CLASSES, make_layers
 
@@ -379,7 +381,23 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add_options(parser)
     options = parser.parse_args(arguments)
     check_options(options)
+    _check_choice(options)
     return options
+
+
+def _check_choice(options: argparse.Namespace) -> None:
+    if options.width % options.heads:
+        raise BenchError(f"--width {options.width}: not a multiple of --heads {options.heads}")
+    if options.limit_mib < 0:
+        raise BenchError(f"--limit-mib {options.limit_mib}: expected MiB, or 0 for no limit")
+    if not 0 <= options.least_seconds < math.inf:
+        raise BenchError(f"--least-seconds {options.least_seconds}: expected seconds, at least 0")
+    for name in ("graphs", "layers", "sides"):
+        given = getattr(options, name)
+        if len(set(given)) < len(given):
+            raise BenchError(f"--{name} {' '.join(given)}: names one twice")
+    for name in options.graphs:
+        check_graph(name, options.root)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, SAGEConv, TransformerConv
 
 import gnnsys
-from gnnsys.dataset.named import NAMED, load_raw
+from gnnsys.dataset.named import NAMED, find_folder, load_raw
+from gnnsys.errors import MissingFileError
 
 _DIM = 128
 _CLASSES = 16
@@ -61,8 +62,8 @@ optimizer.
             the clock starts; in each round other tensors, so that nothing is known of their edges
   pubmed, tolokers, …   epochs of full-batch training; edges are the same tensors each time
 
-"difference" is the largest one of the models' outputs before training, relative to the largest
-output.
+"difference" is the largest one of the models' outputs before training, and of the gradients of
+their parameters, relative to the largest output and the largest gradient.
 
 examples:
   python scripts/bench/fused_layers.py --root data --keep-freed-memory --json fused_layers.json
@@ -116,20 +117,30 @@ class Training:
         self._batches = [batch.with_new_edges() for batch in self._known]
 
     @cached_property
-    def difference(self) -> float:
-        """The largest one of outputs, relative to the largest output."""
+    def differences(self) -> dict[str, float]:
+        """The largest ones of outputs and of gradients, relative to the largest of each."""
+        plain, fused = (self._compute(model) for model in (self._make(), gnnsys.fuse(self._make())))
+        return {
+            name: float((fused[name] - value).abs().max() / value.abs().max())
+            for name, value in plain.items()
+        }
+
+    def _compute(self, model: nn.Module) -> dict[str, Tensor]:
+        """Outputs on the first batch, and the gradients of all parameters by its loss."""
         batch = self._known[0]
-        plain = self._make()(batch.x, batch.edge_index).detach()
-        fused = gnnsys.fuse(self._make())(batch.x, batch.edge_index).detach()
-        return float((fused - plain).abs().max() / plain.abs().max())
+        out = model(batch.x, batch.edge_index)
+        F.cross_entropy(out[batch.seeds], batch.y).backward()
+        gradients = [each.grad.flatten() for each in model.parameters()]
+        return {"outputs": out.detach(), "gradients": torch.cat(gradients)}
 
     def check(self) -> None:
-        """Raises CheckError where outputs differ by more than rounding."""
-        if not self.difference <= _TOLERANCE:
-            raise CheckError(
-                f"wrong model: outputs differ by {self.difference:.2g} of the largest, "
-                f"{_TOLERANCE:g} is allowed"
-            )
+        """Raises CheckError where outputs or gradients differ by more than rounding."""
+        for name, difference in self.differences.items():
+            if not difference <= _TOLERANCE:
+                raise CheckError(
+                    f"wrong model: {name} differ by {difference:.2g} of the largest, "
+                    f"{_TOLERANCE:g} is allowed"
+                )
 
     def implement(self, name: str, model: nn.Module) -> Implementation:
         """Steps of a model, which goes on learning from round to round."""
@@ -160,7 +171,7 @@ def make_case(
     training = Training(lambda: Net(kind, *shape), batches, options.batches)
     is_full = labels["input"] != "rmat"
     return Case(
-        labels={"model": kind, **labels, "difference": f"{training.difference:.1e}"},
+        labels={"model": kind, **labels, "difference": f"{max(training.differences.values()):.1e}"},
         rates=_RATES,
         bases=(_BASE,),
         implementations=[
@@ -257,9 +268,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--root",
         type=Path,
-        default=Path("../shared/data"),
+        default=Path("data"),
         metavar="DIR",
-        help="of datasets, as PyG lays them out; default ../shared/data",
+        help="of datasets, as PyG lays them out; default data",
     )
     add("--hidden", type=positive, default=128, help="columns between the layers; default 128")
     add("--heads", type=positive, default=8, help="of attention, first layer; default 8")
@@ -274,6 +285,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     check_workload_options(options)
     if options.hidden % options.heads:
         raise BenchError(f"--hidden {options.hidden}: not a multiple of --heads {options.heads}")
+    for name in options.inputs:
+        if name != "rmat":
+            try:
+                find_folder(name, NAMED[name], options.root)
+            except MissingFileError as error:
+                raise BenchError(f"--inputs {name}: {error}") from error
     return options
 
 

@@ -88,6 +88,8 @@ class Implementation:
     """Does the job of that round."""
     is_peer: bool = False
     """A peer's failure is reported and the others go on; one of our own ends the benchmark."""
+    reported: tuple[type[BenchError], ...] = ()
+    """Failures that are only reported although the implementation is our own."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -222,7 +224,7 @@ def _attempt(
     try:
         return action(*args)
     except BenchError as error:
-        if not implementation.is_peer:
+        if not implementation.is_peer and not isinstance(error, implementation.reported):
             where = ", ".join(f"{key} {value}" for key, value in measured.case.labels.items())
             raise type(error)(f"{name} ({where}): {error}") from error
         measured.errors[name] = str(error)
@@ -296,33 +298,27 @@ def run_benchmark(
 ) -> None:
     """Measures cases one after the other, prints each and writes the JSON file.
 
+    The file holds the cases that were done, and the error, where one ended the benchmark.
+
     Args:
         name: of the benchmark.
         cases: made one at a time, so that a case's memory is free before the next.
         options: parsed, with those of ``add_options``.
         cache_state: cold or warm, and how that is brought about.
-        notes: what else the figures depend on; read when all cases are done.
+        notes: what else the figures depend on; read in the end.
         peers: for each peer its versions, or why it is missing.
 
     Raises:
         CheckError: an implementation of our own is wrong.
     """
     environment = describe_environment()
-    started = _now()
     print_head(name, options.rounds, options.quick, cache_state, environment)
     print_peers(peers or {})
-    results = []
-    for case in cases:
-        measured = measure(case, options.rounds)
-        print_case(measured)
-        results.append(measured.as_dict())
-    if options.json is None:
-        return
+    results: list[dict[str, Any]] = []
     described = {
         "format": FORMAT,
         "benchmark": name,
-        "started": started,
-        "finished": _now(),
+        "started": _now(),
         "options": {key: _plain(value) for key, value in vars(options).items()},
         "rounds": options.rounds,
         "warm_up_rounds": 1,
@@ -333,7 +329,17 @@ def run_benchmark(
         "notes": notes,
         "cases": results,
     }
-    write_json(options.json, described)
+    try:
+        for case in cases:
+            measured = measure(case, options.rounds)
+            print_case(measured)
+            results.append(measured.as_dict())
+    except BaseException as error:
+        described["error"] = repr(error)
+        raise
+    finally:
+        if results and options.json is not None:
+            write_json(options.json, {**described, "finished": _now()})
 
 
 def _now() -> str:

@@ -62,6 +62,22 @@ class Facts:
         )
 
 
+def find_facts(folder: Path) -> list[Path]:
+    """The three files.
+
+    Raises:
+        BenchError: one is not there.
+    """
+    paths = []
+    for part in _PARTS:
+        found = [folder / f"{part}.txt{end}" for end in ("", ".gz")]
+        path = next((path for path in found if path.exists()), None)
+        if path is None:
+            raise BenchError(f"{found[0]}: no such file; name the folder raw of a dataset")
+        paths.append(path)
+    return paths
+
+
 def read_facts(folder: Path) -> Facts:
     """Reads the three files.
 
@@ -69,11 +85,7 @@ def read_facts(folder: Path) -> Facts:
         BenchError: one is not there, or does not have three words a line.
     """
     words = []
-    for part in _PARTS:
-        found = [folder / f"{part}.txt{end}" for end in ("", ".gz")]
-        path = next((path for path in found if path.exists()), None)
-        if path is None:
-            raise BenchError(f"{found[0]}: no such file; name the folder raw of a dataset")
+    for path in find_facts(folder):
         table = np.loadtxt(path, dtype=str, ndmin=2, comments=None)
         if table.shape[1] != 3:
             raise BenchError(f"{path}: {table.shape[1]} words a line, expected 3")

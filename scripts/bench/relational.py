@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import statistics
 import sys
@@ -24,6 +25,7 @@ import torch
 import torch_geometric
 from harness import (
     WARM_UP,
+    BenchError,
     Case,
     CheckError,
     Implementation,
@@ -39,7 +41,7 @@ from minibatch import interpreter
 from numpy.typing import NDArray
 from options import make_parser, positive
 from peers import Peer, PeerError
-from relational_graphs import NAMES, make_graph
+from relational_graphs import NAMES, check_graph, make_graph
 from workers.relational_graph import RelationGraph
 from workers.relational_layers import CLASSES, make_layers
 
@@ -84,7 +86,7 @@ class Figures:
     first_seconds: float = 0.0
     difference: float | None = None
     """Largest difference of an output to that of gnnsys, over the largest output; None where the
-    side does not compute the same."""
+    side does not compute the same, or gnnsys had no memory for it."""
     seconds: list[float] = field(default_factory=list)
     """Of a run, in each round."""
     cpu_seconds: list[float] = field(default_factory=list)
@@ -147,6 +149,7 @@ class Contestant:
             check=partial(self._check, what),
             run=partial(self._run, what),
             is_peer=self.side not in (_OURS, _RENEWED),
+            reported=(PeerError,),
         )
 
     def close(self) -> None:
@@ -195,28 +198,32 @@ class Contestant:
 
     def _check(self, what: str) -> None:
         """Compares outputs on a part of the graph, then measures memory on the whole one."""
-        if self._peer is None:
-            self._open(what, "part")
+        try:
+            if self._peer is None:
+                self._open(what, "part")
+                if self._is_comparable():
+                    self._compare(what, "part", self._reference)
+                self._ask("peak", what)  # what libraries take when they are first used
+            self._open(what, "whole")  # for each job: nothing is kept for the graph yet
+            for name, value in self._ask("peak", what).items():
+                setattr(self.figures[what], name, value)
             if self._is_comparable():
-                self._compare(what, "part", self._reference)
-            self._ask("peak", what)  # what libraries take when they are first used
-            self._open(what, "whole")
-        found = self._ask("peak", what)
-        for name, value in found.items():
-            setattr(self.figures[what], name, value)
-        if self._is_comparable():
-            self.figures[what].difference = self._compare_whole(what)
+                self.figures[what].difference = self._compare_whole(what)
+        except CheckError as error:
+            self.close()  # the next job begins with the part again
+            self.figures[what].error = str(error)
+            raise
 
     def _is_comparable(self) -> bool:
         return (self.side, self._setting.kind) != ("DGL", "hgt")
 
-    def _compare_whole(self, what: str) -> float:
+    def _compare_whole(self, what: str) -> float | None:
         ours = self._setting.folder / "ours.npy"
         if self.side == _OURS:
             if not ours.exists():
                 self._ask("export", what, file=str(ours))
             return 0.0
-        return self._compare(what, "whole graph", np.load(ours))
+        return self._compare(what, "whole graph", np.load(ours)) if ours.exists() else None
 
     def _compare(self, what: str, name: str, wanted: NDArray[Any]) -> float:
         """Raises CheckError for other outputs than ``wanted``."""
@@ -302,13 +309,11 @@ def print_summary(figures: list[Figures]) -> None:
         if each.error or not each.seconds:
             print(f"{start} {each.error or 'failed'}")
             continue
-        mine, theirs = _medians(each), _medians(base)
-        ratios = [a / b if b else float("nan") for a, b in zip(mine, theirs, strict=True)]
-        told = "other function" if each.difference is None else f"{each.difference:.1g}"
-        print(
-            f"{start}{mine[0]:10.1f}{mine[1]:10.1f}{mine[2]:10.1f}  "
-            f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}; {told}"
-        )
+        mine = _medians(each)
+        theirs = (0.0, 0.0, 0.0) if base.error or not base.seconds else _medians(base)
+        times = [f"{a / b:.2f}" if b else "-" for a, b in zip(mine, theirs, strict=True)]
+        told = "not compared" if each.difference is None else f"{each.difference:.1g}"
+        print(f"{start}{mine[0]:10.1f}{mine[1]:10.1f}{mine[2]:10.1f}  {', '.join(times)}; {told}")
 
 
 def _medians(figures: Figures) -> tuple[float, float, float]:
@@ -334,18 +339,21 @@ def run(options: argparse.Namespace) -> None:
     notes: dict[str, Any] = {"figures": []}
 
     def note() -> Iterator[Case]:
-        yield from make_cases(options.graphs, options, figures)
-        notes["figures"] = [asdict(each) for each in figures]
+        for case in make_cases(options.graphs, options, figures):
+            yield case
+            notes["figures"] = [asdict(each) for each in figures]
 
-    run_benchmark(
-        "relational",
-        note(),
-        options,
-        cache_state="warm: the same graph, inputs and weights in all runs",
-        notes=notes,
-        peers=peers,
-    )
-    print_summary(figures)
+    try:
+        run_benchmark(
+            "relational",
+            note(),
+            options,
+            cache_state="warm: the same graph, inputs and weights in all runs",
+            notes=notes,
+            peers=peers,
+        )
+    finally:
+        print_summary(figures)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -373,7 +381,23 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add_options(parser)
     options = parser.parse_args(arguments)
     check_options(options)
+    _check_choice(options)
     return options
+
+
+def _check_choice(options: argparse.Namespace) -> None:
+    if options.width % options.heads:
+        raise BenchError(f"--width {options.width}: not a multiple of --heads {options.heads}")
+    if options.limit_mib < 0:
+        raise BenchError(f"--limit-mib {options.limit_mib}: expected MiB, or 0 for no limit")
+    if not 0 <= options.least_seconds < math.inf:
+        raise BenchError(f"--least-seconds {options.least_seconds}: expected seconds, at least 0")
+    for name in ("graphs", "layers", "sides"):
+        given = getattr(options, name)
+        if len(set(given)) < len(given):
+            raise BenchError(f"--{name} {' '.join(given)}: names one twice")
+    for name in options.graphs:
+        check_graph(name, options.root)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,18 +10,32 @@ import numpy as np
 import scipy.sparse
 import torch
 from harness import BenchError
-from knowledge_graph import read_facts
+from knowledge_graph import find_facts, read_facts
 from rmat import draw_edges
 from workers.relational_graph import RelationGraph
 
-__all__ = ["NAMES", "make_graph"]
+__all__ = ["NAMES", "check_graph", "make_graph"]
 
 _ENTITIES = {"aifb": "Entities/aifb", "mutag": "Entities/mutag"}
 _FACTS = {"fb15k-237": "KG/FB15k_237", "wn18rr": "KG/WN18RR"}
+_DBLP = ("adjM.npz", "node_types.npy")
 _BGS = (916_199, 103, 333_845)  # triples, relations, nodes
 
 NAMES = (*_ENTITIES, "bgs-like", *_FACTS, "dblp")
 """Of graphs, beside "zipf:EDGES:RELATIONS:NODES"."""
+
+
+def check_graph(name: str, root: Path) -> None:
+    """Raises BenchError for a graph that ``make_graph`` does not know or has no files for."""
+    if name in _ENTITIES:
+        _check(_entities_file(name, root))
+    elif name in _FACTS:
+        find_facts(root / _FACTS[name] / "raw")
+    elif name == "dblp":
+        for file in _DBLP:
+            _check(root / "DBLP_hetero" / "raw" / file)
+    elif name not in NAMES:
+        _read_sizes(name)
 
 
 def make_graph(name: str, root: Path, seed: int) -> RelationGraph:
@@ -35,8 +49,9 @@ def make_graph(name: str, root: Path, seed: int) -> RelationGraph:
     Raises:
         BenchError: there is no such graph, or its file is missing.
     """
+    check_graph(name, root)
     if name in _ENTITIES:
-        return _read_entities(root / _ENTITIES[name] / "raw" / f"{name}_stripped.nt.gz")
+        return _read_entities(_entities_file(name, root))
     if name in _FACTS:
         facts = read_facts(root / _FACTS[name] / "raw")
         head, relation, tail = facts.parts["train"]
@@ -45,13 +60,22 @@ def make_graph(name: str, root: Path, seed: int) -> RelationGraph:
         return _read_dblp(root / "DBLP_hetero" / "raw")
     if name == "bgs-like":
         return _with_inverses(_generate(*_BGS, seed))
+    return _generate(*_read_sizes(name), seed)
+
+
+def _entities_file(name: str, root: Path) -> Path:
+    return root / _ENTITIES[name] / "raw" / f"{name}_stripped.nt.gz"
+
+
+def _read_sizes(name: str) -> tuple[int, int, int]:
+    """Edges, relations and nodes of a generated graph."""
     kind, *numbers = name.split(":")
     if kind != "zipf" or len(numbers) != 3 or not all(n.isdecimal() and int(n) for n in numbers):
         raise BenchError(
             f"--graphs {name}: expected {', '.join(NAMES)} or zipf:EDGES:RELATIONS:NODES"
         )
     edges, relations, nodes = map(int, numbers)
-    return _generate(edges, relations, nodes, seed)
+    return edges, relations, nodes
 
 
 def _generate(edges: int, relations: int, nodes: int, seed: int) -> RelationGraph:
@@ -71,7 +95,6 @@ def _generate(edges: int, relations: int, nodes: int, seed: int) -> RelationGrap
 def _read_entities(path: Path) -> RelationGraph:
     """RDF triples, in both directions and sorted by source and target, as PyG's Entities has them;
     the inverses of a relation are one too."""
-    _check(path)
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         triples = sorted(
             {tuple(line.rstrip(" .\n").split(" ", 2)) for line in lines if line.strip()}
@@ -90,10 +113,8 @@ def _read_entities(path: Path) -> RelationGraph:
 
 def _read_dblp(folder: Path) -> RelationGraph:
     """Four types of nodes, and a relation for each two that have edges between them."""
-    for name in ("adjM.npz", "node_types.npy"):
-        _check(folder / name)
-    matrix = scipy.sparse.load_npz(folder / "adjM.npz").tocoo()
-    types = torch.from_numpy(np.load(folder / "node_types.npy")).long()
+    matrix = scipy.sparse.load_npz(folder / _DBLP[0]).tocoo()
+    types = torch.from_numpy(np.load(folder / _DBLP[1])).long()
     edge_index = torch.from_numpy(np.stack([matrix.row, matrix.col])).long()
     ends, edge_type = types[edge_index].unique(dim=1, return_inverse=True)
     node_ptr = torch.searchsorted(types, torch.arange(int(types[-1]) + 2))

@@ -27,18 +27,22 @@ def test_layers_take_turns_on_batches_and_a_full_graph(
         assert [one["name"] for one in case["implementations"]] == ["PyG", "gnnsys.fuse"]
 
 
-def test_a_wrong_layer_is_found(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["outputs", "gradients"])
+def test_a_wrong_layer_is_found(bench, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     fused_layers = importlib.import_module("fused_layers")
 
     def damage(model: torch.nn.Module) -> torch.nn.Module:
-        with torch.no_grad():
-            model.last.bias.add_(1e-3)
+        if what == "outputs":
+            with torch.no_grad():
+                model.last.bias.add_(1e-3)
+        else:
+            model.last.bias.register_hook(lambda gradient: gradient * 1.001)
         return model
 
     monkeypatch.setattr(fused_layers.gnnsys, "fuse", damage)
     edges, x = torch.tensor([[0, 1], [1, 2]]), torch.ones(3, 4)
     batch = fused_layers.Batch(x, edges, torch.zeros(1).long(), slice(1))
     training = fused_layers.Training(lambda: fused_layers.Net("gcn", 4, 8, 8, 2), [batch], 1)
-    with pytest.raises(bench.harness.CheckError, match="outputs differ by"):
+    with pytest.raises(bench.harness.CheckError, match=f"{what} differ by"):
         training.check()

@@ -133,18 +133,90 @@ def test_worker_runs_and_leaves_the_weights(layers, graph, tmp_path, monkeypatch
     assert np.array_equal(before, after)
 
 
+SMALL = [
+    *("--quick", "--graphs", "zipf:1200:5:200", "--layers", "rgcn", "--width", "8"),
+    *("--threads", "1", "--least-seconds", "0.01", "--limit-mib", "0"),
+]
+
+
 @pytest.mark.slow
 def test_entry_runs_without_dgl(tmp_path, run_entry, check_report, graphs):
     report = tmp_path / "relational.json"
-    small = ["--graphs", "zipf:300:5:40", "--layers", "rgcn", "--width", "8", "--threads", "1"]
-    small += ["--sides"]  # none beside gnnsys: that all compute the same is tested above
-    more = ["--least-seconds", "0.01", "--limit-mib", "0", "--json", str(report)]
-    done = run_entry("relational.py", "--quick", *small, *more)
+    done = run_entry("relational.py", *SMALL, "--sides", "--json", str(report))
     assert done.returncode == 0, done.stderr
     step, forward = check_report(report, "relational")["cases"]
     names = [each["name"] for each in step["implementations"]]
-    assert names == ["gnnsys"]
+    assert names == ["gnnsys"]  # the others are tested below
     assert forward["labels"]["job"] == "forward"
     for each in json.loads(report.read_text())["notes"]["figures"]:
         assert each["peak_bytes"] >= each["before_bytes"] > 0
         assert len(each["cpu_seconds"]) == 2
+        assert each["difference"] == 0
+
+
+class Here:
+    """A side's worker without a process."""
+
+    def __init__(self, job, fault):
+        self.job, self.fault = job, fault
+
+    def ask(self, request):
+        if self.fault is not None:
+            raise self.fault
+        return getattr(self.job, request["job"])(request)
+
+
+@pytest.fixture
+def run_here(bench, layers, graphs, tmp_path, monkeypatch, capsys):
+    """Runs the entry with workers in this process; sides may give wrong outputs or be killed."""
+    monkeypatch.syspath_prepend(str(layers.__file__).rpartition("/")[0])
+    job, entry = importlib.import_module("relational_job"), importlib.import_module("relational")
+
+    def start(self, wrong, killed):
+        def make(graph, request, weights):
+            sizes = {name: request[name] for name in ("width", "heads", "depth", "renew")}
+            model = layers.make_layers(request["kind"], request["side"], graph, **sizes)
+            model.load_state_dict(weights)
+            if self.side == wrong:
+                torch.nn.init.ones_(model.convs[0].bias)
+            return model
+
+        fault = bench.peers.PeerError("died, exit status -9") if self.side == killed else None
+        return Here(job.ModelJob(make), fault)
+
+    def run(wrong=None, killed=None):
+        monkeypatch.setattr(entry.Contestant, "_start", lambda self: start(self, wrong, killed))
+        report, threads = tmp_path / "relational.json", torch.get_num_threads()
+        sides = ["--sides", "PyG", "gnnsys new graph"]
+        status = entry.main([*SMALL, *sides, "--json", str(report)])
+        torch.set_num_threads(threads)
+        return status, json.loads(report.read_text()) if report.exists() else None, capsys
+
+    return run
+
+
+def test_sides_take_turns_and_agree(run_here):
+    status, told, _ = run_here()
+    assert status == 0
+    assert [each["side"] for each in told["notes"]["figures"]] == [
+        "gnnsys", "PyG", "gnnsys new graph"] * 2  # fmt: skip
+    assert all(each["difference"] < 1e-5 for each in told["notes"]["figures"])
+    assert all(len(each["seconds"]) == 2 for each in told["notes"]["figures"])
+
+
+def test_a_peer_that_is_wrong_and_gnnsys_without_memory_are_reported(run_here):
+    status, told, capsys = run_here(wrong="PyG", killed="gnnsys")
+    assert status == 0
+    for case in told["cases"]:
+        errors = {each["name"]: each["error"] for each in case["implementations"]}
+        assert errors.pop("gnnsys") == "out of memory (limit none)"
+        assert errors.pop("PyG").startswith("outputs on part differ by")
+        assert errors == {"gnnsys new graph": None}
+    assert len(told["cases"]) == 2
+    assert capsys.readouterr().out.count("-, -, -; not compared") == 2
+
+
+def test_gnnsys_that_is_wrong_ends_the_run(run_here):
+    status, told, capsys = run_here(wrong="gnnsys new graph")
+    assert (status, told) == (2, None)  # no case was done
+    assert "outputs on part differ by" in capsys.readouterr().err

@@ -31,6 +31,7 @@ class ModelJob:
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Makes the model for a graph, with inputs, and gradients of its outputs."""
         torch.set_num_threads(request["threads"])
+        vars(self).pop("_model", None)  # what it keeps must not lie beside the next one
         graph = RelationGraph.load(Path(request["graph"]))
         with np.load(request["weights"]) as arrays:
             weights = {name: torch.from_numpy(arrays[name]) for name in arrays}

@@ -186,9 +186,11 @@ def merge_equal(program: Program) -> Program:
     made: dict[Instruction, int] = {}
     for number, instruction in enumerate(program.instructions):
         inputs = tuple(out.number[each] for each in instruction.inputs)
-        if instruction.op == "reshape" and instruction.shape == out.instructions[inputs[0]].shape:
-            out.number[number] = inputs[0]
-            continue
+        if instruction.op == "reshape":
+            read = out.instructions[inputs[0]]
+            if (read.domain, read.shape) == (instruction.domain, instruction.shape):
+                out.number[number] = inputs[0]
+                continue
         commutes = instruction.op in ("add", "mul", "inner")
         key = replace(instruction, inputs=tuple(sorted(inputs)) if commutes else inputs)
         if instruction.op == "dropout" or key not in made:  # two dropouts draw differently

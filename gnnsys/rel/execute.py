@@ -19,6 +19,7 @@ from gnnsys.errors import ArgumentError
 from gnnsys.message_passing.softmax import edge_softmax
 from gnnsys.message_passing.sums import dot_neighbors, sum_neighbors
 from gnnsys.rel.dtypes import of_one_dtype
+from gnnsys.rel.fusing import ends_of_inner, terms_of_softmax
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.program import Domain, Instruction, Program
 from gnnsys.rel.rows import (
@@ -106,9 +107,7 @@ def run(
     return graph.to_given(result) if of_edges else result
 
 
-def _take_steps(
-    steps: list[tuple[_Step, tuple[int, ...]]], state: _Run, result: int
-) -> Tensor:
+def _take_steps(steps: list[tuple[_Step, tuple[int, ...]]], state: _Run, result: int) -> Tensor:
     made = state.values
     for step, frees in steps:
         made.append(step(state))
@@ -248,18 +247,14 @@ _PTR: dict[Domain, Callable[[RelationalGraph], Tensor]] = {
 
 
 def _inner(program: Program, made: Instruction) -> _Step:
-    for first, second in (made.inputs, made.inputs[::-1]):
-        a, b = program.instructions[first], program.instructions[second]
-        if made.fused and a.domain in _SOURCES and b.domain in _TARGETS:
-            return _dot(made, first, second, edges_between(a.domain, b.domain))
-        if made.fused and a.domain is made.domain and b.domain is Domain.ETYPE is not a.domain:
-            return _inner_of_types(made, first, second)
+    ends = ends_of_inner(program, made) if made.fused else None
+    if ends is not None:
+        a, b = (program.instructions[each].domain for each in ends)
+        if b is Domain.ETYPE:
+            return _inner_of_types(made, *ends)
+        return _dot(made, *ends, edges_between(a, b))
     a_rows, b_rows = (_read(program, each, made.domain) for each in made.inputs)
     return lambda run: (a_rows(run) * b_rows(run)).sum(-1)
-
-
-_SOURCES = (Domain.SRC, Domain.SRC_ETYPE)
-_TARGETS = (Domain.DST, Domain.DST_ETYPE)
 
 
 def _dot(made: Instruction, source: int, target: int, edges: Find) -> _Step:
@@ -382,13 +377,11 @@ def _softmax(program: Program, made: Instruction) -> _Step:
 
 def _edge_softmax(program: Program, made: Instruction) -> _Step:
     within = made.within or Domain.DST
-    left = list(made.inputs)
-    source = _take(program, left, _SOURCES)
-    target = _take(program, left, _TARGETS if within is Domain.DST_ETYPE else (Domain.DST,))
+    source, target, rest = terms_of_softmax(program, made)
     from_ = Domain.SRC if source is None else program.instructions[source].domain
     edges = edges_between(from_, within)
     of_target = None if target is None else _read(program, target, within)
-    others = [_read(program, each, Domain.EDGE) for each in left]
+    others = [_read(program, each, Domain.EDGE) for each in rest]
     slope = made.numbers[0] if made.numbers else None
     heads = (math.prod(made.shape),)
 
@@ -405,15 +398,6 @@ def _edge_softmax(program: Program, made: Instruction) -> _Step:
         return _reshape_rows(shares, made.shape)
 
     return step
-
-
-def _take(program: Program, numbers: list[int], domains: tuple[Domain, ...]) -> int | None:
-    """Removes the first value of these domains."""
-    for each in numbers:
-        if program.instructions[each].domain in domains:
-            numbers.remove(each)
-            return each
-    return None
 
 
 def _sum(program: Program, made: Instruction) -> _Step:

@@ -154,8 +154,7 @@ class RelationalLayer:
                 return f"rows are {_kind_of(each)}, not a plain tensor on the CPU or a CUDA device"
             if each.dtype not in SUMMED_DTYPES and each.dtype != torch.int64:
                 return f"rows are {_kind_of(each)}, not of float32, float64 or bfloat16"
-        kinds = [each.device.type for each in [*rows, *self.parameters()]]
-        return next(filter(None, map(why_not_autocast, dict.fromkeys(kinds))), "")
+        return why_not_autocast(next(self.parameters()).device.type)
 
     @staticmethod
     def _check_rows(name: str, x: Tensor, width: int, dtype: torch.dtype) -> None:

@@ -366,6 +366,13 @@ class Builder:
             raise ArgumentError(
                 f"{op}: {name}: a program reads either nodes, or sources and targets"
             )
+        ops = {op, *(each.op for each in self._instructions)}
+        domains = {domain, *(each.domain for each in self._instructions)}
+        if Domain.NTYPE in domains and ops & {"sources", "targets"}:
+            raise ArgumentError(
+                f"{op}: {name}: weights by ntype are of one set of nodes, but the program reads "
+                "sources or targets; read nodes(...), or give weights by=None"
+            )
         return self._write(op, (), domain, tuple(shape), name=name)
 
     def _at(self, op: str, x: Value, end: Domain) -> Value:

@@ -88,6 +88,15 @@ def test_big_sizes_are_printed_digit_by_digit() -> None:
     assert "= slice %0, 0, 1234567" in str(layer.build(part))
 
 
+def test_types_of_nodes_are_of_one_set_of_nodes() -> None:
+    for first, second in (("weight", "targets"), ("sources", "weight")):
+        layer = Builder()
+        by: dict[str, Any] = {"weight": {"by": "ntype"}}
+        getattr(layer, first)("a", 4, **by.get(first, {}))
+        with pytest.raises(ArgumentError, match="by ntype are of one set of nodes"):
+            getattr(layer, second)("b", 4, **by.get(second, {}))
+
+
 def test_a_self_term_is_not_added_edge_by_edge() -> None:
     layer = Builder()
     x = layer.nodes("x", 4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gnnsys.errors import ArgumentError, RowIndexError, UnsupportedError
+from gnnsys.errors import ArgumentError, DTypeError, RowIndexError, UnsupportedError
 from gnnsys.message_passing.neighbors import Neighbors, neighbors_of
 from gnnsys.system.extension import core
 from gnnsys.system.gpu import Device
@@ -67,6 +67,7 @@ def sum_neighbors(
     Raises:
         RowIndexError: a node outside these rows.
         ArgumentError: edges or weights that lie elsewhere than ``x``.
+        DTypeError: weights of another element type.
         UnsupportedError: a device for which there are no kernels.
 
     >>> edge_index = torch.tensor([[2, 0, 1], [0, 0, 2]])
@@ -94,6 +95,7 @@ def dot_neighbors(x: Tensor, y: Tensor, edge_index: Tensor, heads: int = 1) -> T
     Raises:
         RowIndexError: a node outside these rows.
         ArgumentError: rows or edges that lie elsewhere than ``x``.
+        DTypeError: rows of two element types.
 
     >>> x, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 10.0]])
     >>> dot_neighbors(x, y, torch.tensor([[1, 0], [0, 0]])).tolist()
@@ -115,6 +117,7 @@ def _sum(
     x: Tensor, edge_index: Tensor, weight: Tensor | None, to: int, over: int, num_nodes: int
 ) -> Tensor:
     """Divided by the number of edges that the node at the end ``over`` has, if that is an end."""
+    _check_dtype(x, weight=weight)
     device = _device_for(x, edge_index=edge_index, weight=weight)
     neighbors = neighbors_of(edge_index)
     _check_rows(neighbors, to, num_nodes, x.size(0))
@@ -137,6 +140,7 @@ def _dot(x: Tensor, y: Tensor, edge_index: Tensor, to: int, over: int, heads: in
 
     ``y``, (N, …), has the rows of the end ``to``, ``x``, (R, …), those of the other.
     """
+    _check_dtype(x, y=y)
     device = _device_for(x, edge_index=edge_index, y=y)
     neighbors = neighbors_of(edge_index)
     _check_rows(neighbors, to, y.size(0), x.size(0))
@@ -150,6 +154,12 @@ def _dot(x: Tensor, y: Tensor, edge_index: Tensor, to: int, over: int, heads: in
         aggregator = _aggregator(torch.get_num_threads())
         _check(aggregator.dot(arrays, _arrays(rows), y.data_ptr(), out.data_ptr()))
     return out
+
+
+def _check_dtype(x: Tensor, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.dtype != x.dtype:
+            raise DTypeError(f"{name}: {other.dtype}, but x is {x.dtype}; convert either")
 
 
 def _device_for(x: Tensor, **others: Tensor | None) -> Device | None:

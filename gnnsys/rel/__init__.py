@@ -7,6 +7,7 @@ al., ASPLOS 2024). Invariants: every combination of passes and backends gives th
 the rounding of sums; a graph's edges are grouped once, however many layers read them.
 """
 
+from gnnsys.rel.execute import run
 from gnnsys.rel.explain import explain
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.hgt_conv import HGTConv
@@ -27,5 +28,6 @@ __all__ = [
     "RelationalGraph",
     "explain",
     "optimise",
+    "run",
     "segment_matmul",
 ]

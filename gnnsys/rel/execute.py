@@ -18,6 +18,8 @@ from torch import Tensor
 from gnnsys.errors import ArgumentError
 from gnnsys.message_passing.softmax import edge_softmax
 from gnnsys.message_passing.sums import dot_neighbors, sum_neighbors
+from gnnsys.rel.dtypes import of_one_dtype
+from gnnsys.rel.fusing import ends_of_inner, terms_of_softmax
 from gnnsys.rel.graph import RelationalGraph
 from gnnsys.rel.program import Domain, Instruction, Program
 from gnnsys.rel.rows import (
@@ -29,7 +31,7 @@ from gnnsys.rel.rows import (
     rows_of,
     types_of_nodes,
 )
-from gnnsys.rel.segments import segment_matmul
+from gnnsys.rel.segments import BACKENDS, segment_matmul
 
 __all__ = ["run"]
 
@@ -63,16 +65,19 @@ def run(
         program: of a builder, or as ``optimise`` made it.
         graph: whose edges the program is run over.
         values: by the names that the program gives them: inputs (rows, *shape), those of edges in
-            the order of the edges given, and weights.
+            the order of the edges given, and weights. Floats are of one element type; under
+            torch.autocast all but float64 are cast to its.
         backend: of ``segment_matmul``.
         training: whether dropout drops.
 
     Returns:
-        (rows, *shape) of the result's domain; those of edges in the order of the edges given.
+        (rows, *shape) of the result's domain; those of edges in the order of the edges given, those
+        of pairs in that of ``graph.sources_of_types`` and ``graph.targets_of_types``.
 
     Raises:
         ArgumentError: a value that is missing or has another shape; a program over one set of nodes
-            for a graph that has two.
+            for a graph that has two; an unknown backend.
+        DTypeError: floats of several element types, or of one that is not summed.
 
     >>> from gnnsys.rel.program import Builder
     >>> layer = Builder()
@@ -88,15 +93,28 @@ def run(
     steps: list[tuple[_Step, tuple[int, ...]]] | None = program.kept.get("steps")
     if steps is None:
         steps = program.kept["steps"] = _steps(program)
-    state = _Run(graph, values, backend, training, [])
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend: {backend!r}, expected one of {', '.join(BACKENDS)}")
+    given = of_one_dtype({key: values[key] for key in program.given() if key in values})
+    state = _Run(graph, given, backend, training, [])
+    kind = graph.source.device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):  # given is cast; all else is of its dtype
+            result = _take_steps(steps, state, program.result)
+    else:
+        result = _take_steps(steps, state, program.result)
+    of_edges = program.instructions[program.result].domain is Domain.EDGE
+    return graph.to_given(result) if of_edges else result
+
+
+def _take_steps(steps: list[tuple[_Step, tuple[int, ...]]], state: _Run, result: int) -> Tensor:
     made = state.values
     for step, frees in steps:
         made.append(step(state))
         for each in frees:
             made[each] = None
-    result: Tensor = made[program.result]
-    of_edges = program.instructions[program.result].domain is Domain.EDGE
-    return graph.to_given(result) if of_edges else result
+    found: Tensor = made[result]
+    return found
 
 
 def _steps(program: Program) -> list[tuple[_Step, tuple[int, ...]]]:
@@ -119,8 +137,14 @@ def _read(program: Program, number: int, domain: Domain) -> _Step:
 
 
 def _like(run: _Run) -> Tensor:
-    """A value that was given; all have one dtype."""
-    return next(iter(run.given.values()))
+    """A value that was given, of the dtype that all floats have."""
+    for each in run.given.values():
+        if each.is_floating_point():
+            return each
+    raise ArgumentError(
+        "values: the program reads no floats, whose element type reciprocal degrees would have; "
+        "multiply them with a weight"
+    )
 
 
 def _mapped(number: int, read: Domain, domain: Domain) -> _Step:
@@ -146,7 +170,7 @@ def _given(program: Program, made: Instruction) -> _Step:
                 f"values: {name!r} has shape {tuple(value.shape)}, expected {expected}: a row for "
                 f"each {domain.value}"
             )
-        return value.index_select(0, run.graph.order) if domain is Domain.EDGE else value
+        return run.graph.from_given(value) if domain is Domain.EDGE else value
 
     return step
 
@@ -184,8 +208,8 @@ def _linear(program: Program, made: Instruction) -> _Step:
             run.values[x], run.values[weight], ptr(run.graph), find(run.graph), backend=run.backend
         )
 
-    narrow = len(made.shape) == 1 and made.shape[0] <= _NARROW and read in (Domain.SRC, Domain.DST)
-    if not narrow or made.domain is Domain.EDGE:
+    narrow = len(made.shape) == 1 and 0 < made.shape[0] <= _NARROW
+    if not narrow or read not in (Domain.SRC, Domain.DST) or made.domain is Domain.EDGE:
         return gathered
     products = _products_with_types(x, weight, types_of_nodes(made.domain))
     return lambda run: products(run) if run.backend == "auto" else gathered(run)
@@ -223,18 +247,14 @@ _PTR: dict[Domain, Callable[[RelationalGraph], Tensor]] = {
 
 
 def _inner(program: Program, made: Instruction) -> _Step:
-    for first, second in (made.inputs, made.inputs[::-1]):
-        a, b = program.instructions[first], program.instructions[second]
-        if made.fused and a.domain in _SOURCES and b.domain in _TARGETS:
-            return _dot(made, first, second, edges_between(a.domain, b.domain))
-        if made.fused and a.domain is made.domain and b.domain is Domain.ETYPE is not a.domain:
-            return _inner_of_types(made, first, second)
+    ends = ends_of_inner(program, made) if made.fused else None
+    if ends is not None:
+        a, b = (program.instructions[each].domain for each in ends)
+        if b is Domain.ETYPE:
+            return _inner_of_types(made, *ends)
+        return _dot(made, *ends, edges_between(a, b))
     a_rows, b_rows = (_read(program, each, made.domain) for each in made.inputs)
     return lambda run: (a_rows(run) * b_rows(run)).sum(-1)
-
-
-_SOURCES = (Domain.SRC, Domain.SRC_ETYPE)
-_TARGETS = (Domain.DST, Domain.DST_ETYPE)
 
 
 def _dot(made: Instruction, source: int, target: int, edges: Find) -> _Step:
@@ -268,7 +288,7 @@ def _read_to_broadcast(program: Program, number: int, to: Instruction) -> _Step:
     made = program.instructions[number]
     if made.domain is Domain.ONE:  # has no dimension of rows
         return lambda run: run.values[number]
-    step = _mapped(number, made.domain, to.domain)
+    step = _read(program, number, to.domain)
     padded = (1,) * (len(to.shape) - len(made.shape)) + made.shape
     return step if padded == made.shape else lambda run: _reshape_rows(step(run), padded)
 
@@ -357,13 +377,11 @@ def _softmax(program: Program, made: Instruction) -> _Step:
 
 def _edge_softmax(program: Program, made: Instruction) -> _Step:
     within = made.within or Domain.DST
-    left = list(made.inputs)
-    source = _take(program, left, _SOURCES)
-    target = _take(program, left, _TARGETS if within is Domain.DST_ETYPE else (Domain.DST,))
+    source, target, rest = terms_of_softmax(program, made)
     from_ = Domain.SRC if source is None else program.instructions[source].domain
     edges = edges_between(from_, within)
     of_target = None if target is None else _read(program, target, within)
-    others = [_read(program, each, Domain.EDGE) for each in left]
+    others = [_read(program, each, Domain.EDGE) for each in rest]
     slope = made.numbers[0] if made.numbers else None
     heads = (math.prod(made.shape),)
 
@@ -380,15 +398,6 @@ def _edge_softmax(program: Program, made: Instruction) -> _Step:
         return _reshape_rows(shares, made.shape)
 
     return step
-
-
-def _take(program: Program, numbers: list[int], domains: tuple[Domain, ...]) -> int | None:
-    """Removes the first value of these domains."""
-    for each in numbers:
-        if program.instructions[each].domain in domains:
-            numbers.remove(each)
-            return each
-    return None
 
 
 def _sum(program: Program, made: Instruction) -> _Step:

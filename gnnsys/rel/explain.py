@@ -7,19 +7,24 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gnnsys.rel.fusing import terms_of_softmax
 from gnnsys.rel.passes import PASSES, optimise
 from gnnsys.rel.program import Counts, Domain, Instruction, Program
 
 __all__ = ["Cost", "Explanation", "cost_of", "explain"]
 
 _GIVEN = ("nodes", "sources", "targets", "edges", "weight")
+_KEPT = (*_GIVEN, "reciprocal_degree")
 _VIEWS = ("reshape", "slice", "transpose")
 _OVER_EDGES = ("sum", "softmax", "edge_softmax")
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one run of a program, forward; what is given to it is not counted."""
+    """Of one run of a program, forward.
+
+    What is given to it is not counted, nor what the graph keeps: indices and reciprocal degrees.
+    """
 
     rows: int
     """Of all values that are computed."""
@@ -104,7 +109,7 @@ def cost_of(program: Program, counts: Counts, element_size: int = 4) -> Cost:
     rows = flops = 0
     written, copied = [], []
     for each in program.instructions:
-        new = each.op not in _GIVEN and not _is_view(each)
+        new = each.op not in _KEPT and not _is_view(each)
         rows += counts.rows(each.domain) if new else 0
         flops += _flops(program, each, counts)
         size = counts.rows(each.domain) * math.prod(each.shape) if new else 0
@@ -148,18 +153,36 @@ def _copied(program: Program, made: Instruction, counts: Counts) -> int:
     if made.op in ("at_source", "at_target", "sum_pairs"):
         return 0  # whose rows are what they write, or are read in place
     on = Domain.EDGE if made.op in _OVER_EDGES else made.domain
-    inputs = made.inputs
-    if made.fused:
-        inputs = inputs[1:] if made.op == "sum" else ()
     total = 0
-    for operand in (program.instructions[each] for each in inputs):
-        as_weight = made.op == "linear" and operand is program.instructions[inputs[1]]
+    for operand in (program.instructions[each] for each in _read_row_by_row(program, made)):
         in_place = {operand.domain, on} <= {Domain.NODE, Domain.SRC, Domain.DST}
-        if operand.domain not in (on, Domain.ONE) and not (as_weight or in_place):
+        kept = operand.op == "reciprocal_degree" and on is Domain.EDGE
+        if operand.domain not in (on, Domain.ONE) and not (in_place or kept):
             total += counts.rows(on) * math.prod(operand.shape)
-    if made.op == "sum" and not made.fused and len(made.inputs) == 2:
-        total += counts.edges * math.prod(made.shape)
-    return total
+    return total + _products(program, made, counts)
+
+
+def _read_row_by_row(program: Program, made: Instruction) -> tuple[int, ...]:
+    """The inputs that are copied, unless they have the rows at hand."""
+    if made.op == "edge_softmax":
+        return tuple(terms_of_softmax(program, made)[2])
+    if made.fused:
+        return made.inputs[1:] if made.op == "sum" else ()
+    return made.inputs[:1] if made.op == "linear" else made.inputs
+
+
+def _products(program: Program, made: Instruction, counts: Counts) -> int:
+    """Elements of what is written out before it is summed."""
+    match made.op:
+        case "sum" if not made.fused and len(made.inputs) == 2:
+            return counts.edges * math.prod(made.shape)
+        case "inner" if not made.fused:
+            width = math.prod(program.instructions[made.inputs[0]].shape)
+            return counts.rows(made.domain) * width
+        case "edge_softmax":
+            sums = len(terms_of_softmax(program, made)[2]) - 1
+            return max(sums, 0) * counts.edges * math.prod(made.shape)
+    return 0
 
 
 def _peak(program: Program, written: list[int], copied: list[int]) -> int:

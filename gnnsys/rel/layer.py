@@ -23,6 +23,7 @@ from gnnsys.compat import (
 )
 from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.message_passing.sums import SUMMED_DTYPES, can_sum
+from gnnsys.rel.dtypes import why_not_autocast
 from gnnsys.rel.execute import run
 from gnnsys.rel.explain import Explanation, explain
 from gnnsys.rel.graph import RelationalGraph
@@ -137,9 +138,8 @@ class RelationalLayer:
 
     def _run(self: Any, call: Call) -> Tensor:
         program = _optimised(call.program, call.graph, self.passes)
-        values = {name: _as_autocast(call.values[name]) for name in call.program.given()}
         training: bool = self.training
-        return run(program, call.graph, values, backend=self.backend, training=training)
+        return run(program, call.graph, call.values, backend=self.backend, training=training)
 
     def _say(self, reason: str, edges: Any) -> None:
         if isinstance(edges, RelationalGraph):
@@ -173,7 +173,7 @@ class RelationalLayer:
                 return f"rows are {_kind_of(each)}, not a plain tensor on the CPU or a CUDA device"
             if each.dtype not in SUMMED_DTYPES and each.dtype != torch.int64:
                 return f"rows are {_kind_of(each)}, not of float32, float64 or bfloat16"
-        return ""
+        return why_not_autocast(next(self.parameters()).device.type)
 
     @staticmethod
     def _why_not_read(**linears: Any) -> str:
@@ -250,14 +250,6 @@ def _kind_of(x: Any) -> str:
     if not isinstance(x, Tensor):
         return f"a {type(x).__name__}"
     return f"a {type(x).__name__} of {x.layout}, {x.dtype}, on {x.device}"
-
-
-def _as_autocast(x: Tensor) -> Tensor:
-    """Under torch.autocast in its element type, as what goes into a product of matrices."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
 
 
 def _optimised(program: Program, graph: RelationalGraph, passes: tuple[str, ...]) -> Program:

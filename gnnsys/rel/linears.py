@@ -150,7 +150,8 @@ class _Move:
 
 
 def _will_move(program: Program, number: int, counts: Counts) -> bool:
-    return _move_of(program, number, counts) is not None
+    read = number < len(program.instructions)  # not the caller of the program
+    return read and _move_of(program, number, counts) is not None
 
 
 def _move_of(program: Program, number: int, counts: Counts) -> _Move | None:

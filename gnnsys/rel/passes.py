@@ -5,18 +5,19 @@ After Hector (Wu et al., ASPLOS 2024): compaction, linear reordering, and what m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from gnnsys.errors import ArgumentError
+from gnnsys.rel.fusing import fuse_groups
 from gnnsys.rel.linears import choose_sides, reorder_linears
 from gnnsys.rel.program import Counts, Domain, Instruction, Program
 from gnnsys.rel.rewriting import Rewriter, last_uses, pruned
 
 __all__ = [
     "PASSES",
+    "check_compaction",
     "compact",
-    "fuse_groups",
     "infer_dependences",
     "merge_equal",
     "optimise",
@@ -114,7 +115,7 @@ def _dependences(instruction: Instruction, inherited: frozenset[str]) -> frozens
     return inherited
 
 
-def compact(program: Program, force: Mapping[int, Domain] | None = None) -> Program:
+def compact(program: Program) -> Program:
     """Computes what one end and the type of an edge fix once for each such pair.
 
     A value of each edge moves to the pairs of source and type (or target and type) iff its
@@ -122,14 +123,8 @@ def compact(program: Program, force: Mapping[int, Domain] | None = None) -> Prog
 
     Args:
         program: with dependences; without, nothing is known of it, and nothing moves.
-        force: values, by their numbers, that must move to these domains.
-
-    Raises:
-        ArgumentError: a forced compaction that is illegal, as its value depends on more.
     """
     known = program.dependences
-    for number, domain in (force or {}).items():
-        _check_legal(program, number, domain)
     if known is None:
         return program
     out = Rewriter(program)
@@ -146,13 +141,23 @@ def compact(program: Program, force: Mapping[int, Domain] | None = None) -> Prog
     return infer_dependences(pruned(out.program()))
 
 
-def _check_legal(program: Program, number: int, domain: Domain) -> None:
+def check_compaction(program: Program, number: int, domain: Domain) -> None:
+    """Checks that a value of each edge could be computed once for each row of this domain.
+
+    Args:
+        program: with dependences or without.
+        number: of the value.
+        domain: of nodes, or of their pairs with an edge type.
+
+    Raises:
+        ArgumentError: the value depends on more, or there is no such value or domain.
+    """
     known = program.dependences or infer_dependences(program).dependences
     assert known is not None
     if not 0 <= number < len(known) or domain not in _FIXED_BY:
         raise ArgumentError(
-            f"force: %{number} onto {domain.value}: expected the number of a value, and a domain "
-            "of nodes or of their pairs with an edge type"
+            f"compaction of %{number} to {domain.value}: expected the number of a value, and a "
+            "domain of nodes or of their pairs with an edge type"
         )
     more = known[number] - _FIXED_BY[domain]
     if program.instructions[number].domain is Domain.EDGE and more:
@@ -186,60 +191,14 @@ def merge_equal(program: Program) -> Program:
     made: dict[Instruction, int] = {}
     for number, instruction in enumerate(program.instructions):
         inputs = tuple(out.number[each] for each in instruction.inputs)
-        if instruction.op == "reshape" and instruction.shape == out.instructions[inputs[0]].shape:
-            out.number[number] = inputs[0]
-            continue
+        if instruction.op == "reshape":
+            read = out.instructions[inputs[0]]
+            if (read.domain, read.shape) == (instruction.domain, instruction.shape):
+                out.number[number] = inputs[0]
+                continue
         commutes = instruction.op in ("add", "mul", "inner")
         key = replace(instruction, inputs=tuple(sorted(inputs)) if commutes else inputs)
         if instruction.op == "dropout" or key not in made:  # two dropouts draw differently
             made[key] = out.copy(number)
         out.number[number] = made[key]
     return pruned(out.program())
-
-
-# Fusion groups ------------------------------------------------------------------------------------
-
-
-def fuse_groups(program: Program) -> Program:
-    """Marks what is computed without written-out copies of the rows that it reads.
-
-    - linear: gathers rows as it multiplies; sum and inner read rows of nodes and of pairs in place;
-    - add + leaky_relu + softmax become one ``edge_softmax``.
-    """
-    uses = program.uses()
-    out = Rewriter(program)
-    for number, instruction in enumerate(program.instructions):
-        if instruction.op == "softmax":
-            terms, slope = _terms(program, uses, instruction)
-            inputs = tuple(out.number[each] for each in terms)
-            fused = replace(instruction, op="edge_softmax", inputs=inputs, numbers=slope)
-            out.number[number] = out.write(replace(fused, fused=True))
-        else:
-            out.copy(number, fused=instruction.op in ("linear", "sum", "inner"))
-    return pruned(out.program())
-
-
-def _terms(
-    program: Program, uses: list[list[int]], softmax: Instruction
-) -> tuple[list[int], tuple[float, ...]]:
-    """What the logits are the sum of, and the slope through which they go."""
-
-    def only_read_here(number: int, op: str) -> bool:
-        made = program.instructions[number]
-        return made.op == op and made.domain is Domain.EDGE and len(uses[number]) == 1
-
-    (logits,) = softmax.inputs
-    slope: tuple[float, ...] = ()
-    if only_read_here(logits, "leaky_relu"):
-        slope = program.instructions[logits].numbers
-        (logits,) = program.instructions[logits].inputs
-    terms, left = [], [logits]
-    while left:
-        number = left.pop()
-        parts = program.instructions[number].inputs
-        shapes = {program.instructions[each].shape for each in parts}
-        if only_read_here(number, "add") and shapes == {softmax.shape} and len(set(parts)) == 2:
-            left += reversed(parts)
-        else:
-            terms.append(number)
-    return terms, slope

@@ -109,13 +109,17 @@ class Instruction:
     def text(self, number: int) -> str:
         """``%3 : (src, etype) x 64 = linear %1, %2``."""
         where = " x ".join([self.domain.value, *map(str, self.shape)])
-        words = [*(f"%{each}" for each in self.inputs), *(f"{each:g}" for each in self.numbers)]
+        words = [*(f"%{each}" for each in self.inputs), *map(_in_short, self.numbers)]
         if self.name:
             words.insert(0, self.name)
         if self.within is not None:
             words.append(f"within {self.within.value}")
         made = f"%{number} : {where} = {self.op} {', '.join(words)}".rstrip()
         return made + (" (fused)" if self.fused else "")
+
+
+def _in_short(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,9 +251,9 @@ class Builder:
 
     def inner(self, a: Value, b: Value) -> Value:
         """(H, C) and (H, C) to (H,): the sums over the last dimension of their products."""
-        if a.shape != b.shape or not a.shape:
+        if a.shape != b.shape or len(a.shape) not in (1, 2):
             raise ArgumentError(
-                f"inner: rows of {a.shape} and {b.shape}; expected two of the same (H, C)"
+                f"inner: rows of {a.shape} and {b.shape}; expected two of the same (H, C) or (C,)"
             )
         return self._write_rows("inner", (a, b), a.shape[:-1])
 
@@ -361,6 +365,13 @@ class Builder:
         if domain in _OF_NODES and (domain is not Domain.NODE) in one_set:
             raise ArgumentError(
                 f"{op}: {name}: a program reads either nodes, or sources and targets"
+            )
+        ops = {op, *(each.op for each in self._instructions)}
+        domains = {domain, *(each.domain for each in self._instructions)}
+        if Domain.NTYPE in domains and ops & {"sources", "targets"}:
+            raise ArgumentError(
+                f"{op}: {name}: weights by ntype are of one set of nodes, but the program reads "
+                "sources or targets; read nodes(...), or give weights by=None"
             )
         return self._write(op, (), domain, tuple(shape), name=name)
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gnnsys.errors import ArgumentError, DTypeError
+from gnnsys.message_passing.sums import SUMMED_DTYPES
+from gnnsys.rel.dtypes import as_autocast
 from gnnsys.rel.segment_backends import BACKENDS, available_backends, code_of
 from gnnsys.system.extension import core
 from gnnsys.system.gpu.placement import device_of_cpu_tensors, kernels_of_cpu_tensors
@@ -20,8 +22,6 @@ __all__ = ["BACKENDS", "available_backends", "segment_matmul"]
 
 # R rows of x, M rows of the result, T types, B blocks; K columns of x, N of the result. Inside, all
 # is in blocks: x (R, B, K), weight (T, B, K, N), grad (M, B, N).
-
-_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
 
 _DEVICES = ("cpu", "cuda")
 
@@ -52,7 +52,7 @@ def segment_matmul(
     Raises:
         ArgumentError: shapes that do not fit each other, a ``ptr`` that does not ascend from 0 to
             M, an unknown backend.
-        DTypeError: other element types.
+        DTypeError: other element types, that of autocast among them.
         RowIndexError: an index of a row that is not there.
         UnsupportedError: a backend that is not there, or not for this element type or device.
 
@@ -64,8 +64,8 @@ def segment_matmul(
     """
     _check_shapes(x, weight, ptr, index)
     _check_places(x, weight, ptr, index)
-    x, weight = _cast(x), _cast(weight)
-    if x.dtype != weight.dtype or x.dtype not in _DTYPES:
+    x, weight = as_autocast(x), as_autocast(weight)
+    if x.dtype != weight.dtype or x.dtype not in SUMMED_DTYPES:
         raise DTypeError(
             f"x of {x.dtype} and weight of {weight.dtype}, expected both of float32, float64 or "
             "bfloat16"
@@ -99,14 +99,6 @@ def _check_places(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor | None) 
             raise ArgumentError(f"{name}: is on {other.device}, but x is on {x.device}")
     if ptr.device.type != "cpu":
         raise ArgumentError(f"ptr: on {ptr.device}, expected on the CPU; use ptr.cpu()")
-
-
-def _cast(x: Tensor) -> Tensor:
-    """As autocast would."""
-    device = x.device.type
-    if x.dtype == torch.float64 or device not in _DEVICES or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
 
 
 # Operators ------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_every_command_about_planning_runs_in_an_empty_folder(
 
 
 def test_what_is_told_of_relational_layers_runs(run_blocks: RunBlocks) -> None:
-    assert run_blocks("relational-layers.md") == ["python"]
+    assert run_blocks("relational-layers.md") == ["python", "python"]
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, multiprocessing
 
 from gnnsys._core import Aggregator, RowArrays, group_edges, isas
-from gnnsys.errors import RowIndexError
+from gnnsys.errors import DTypeError, RowIndexError
 from gnnsys.message_passing import Neighbors, neighbors, neighbors_of, sum_neighbors
+from gnnsys.message_passing.sums import dot_neighbors
 
 ISAS = isas()
 
@@ -245,6 +246,14 @@ def test_nodes_without_a_row_are_refused(
 ) -> None:
     with pytest.raises(RowIndexError, match=message):
         sum_neighbors(torch.ones(3, 1), torch.tensor([source, target]), num_nodes=2)
+
+
+def test_rows_and_weights_of_two_element_types_are_refused() -> None:
+    edge_index, x = torch.tensor([[0, 1], [1, 0]]), torch.ones(2, 4)
+    with pytest.raises(DTypeError, match=r"weight: torch\.float64, but x is torch\.float32"):
+        sum_neighbors(x, edge_index, torch.ones(2, 1).double(), num_nodes=2)
+    with pytest.raises(DTypeError, match=r"y: torch\.bfloat16, but x is torch\.float32"):
+        dot_neighbors(x, x.bfloat16(), edge_index)
 
 
 def test_an_edge_that_changes_unseen_is_refused_not_followed() -> None:

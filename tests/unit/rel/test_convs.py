@@ -329,6 +329,27 @@ def test_autocast_computes_in_its_element_type(kind: str) -> None:
 
 
 @each_layer
+def test_autocast_to_what_is_not_summed_is_left_to_pyg(kind: str) -> None:
+    conv, inputs = LAYERS[kind]().float(), inputs_of(kind)
+    inputs = (*_map(lambda x: x.float(), inputs[:1]), *inputs[1:])
+    exact = conv(*inputs)
+    with torch.autocast("cpu", torch.float16):
+        with pytest.raises(ArgumentError, match=r"PyG's own forward: .*autocast is of .*float16"):
+            conv.explain_program(*inputs)
+        found = conv(*inputs)
+    torch.testing.assert_close(found, exact, rtol=0.02, atol=0.02, check_dtype=False)
+
+
+def test_autocast_casts_no_float64() -> None:
+    conv, x, edges = LAYERS["rgat"]().float(), torch.randn(NODES, WIDTH), random_edges()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(DTypeError, match="expected one element type"),
+    ):
+        conv((x, x.double()), *edges)
+
+
+@each_layer
 def test_compiled_layers_give_the_same(kind: str) -> None:
     conv, inputs = LAYERS[kind](), inputs_of(kind)
     compiled = torch.compile(Scaled(conv), backend="eager")

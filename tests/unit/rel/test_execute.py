@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnnsys.errors import ArgumentError
+from gnnsys.errors import ArgumentError, DTypeError
 from gnnsys.rel.execute import run
 from gnnsys.rel.graph import RelationalGraph
-from gnnsys.rel.passes import PASSES, optimise
+from gnnsys.rel.passes import PASSES, infer_dependences, optimise
 from gnnsys.rel.program import Builder, Counts, Domain, Program
+from gnnsys.rel.reference import run_reference
 
 NODES, EDGES, RELATIONS, KINDS, HEADS, WIDTH = 9, 40, 4, 2, 2, 3
 NODE_PTR = torch.tensor([0, 4, NODES])
@@ -297,6 +298,29 @@ def test_a_result_of_each_edge_stays_on_the_edges() -> None:
     torch.testing.assert_close(run(program, graph, values), expected)
 
 
+def test_a_result_that_is_reshaped_to_its_shape_stays_on_the_edges() -> None:
+    layer = Builder()
+    w = layer.weight("w", 5, 2)
+    message = layer.reshape(layer.linear(layer.at_source(layer.sources("x", 5)), w), 2)
+    _, graph = between_two_sets()
+    values = draw(x=(8, 5), w=(3, 5, 2))
+    program = layer.build(message)
+    expected = run_reference(program, graph, values)
+    found = run(optimise(program, graph.counts()), graph, values)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_product_that_is_no_result_of_use_and_one_of_no_columns() -> None:
+    layer = Builder()
+    x, graph = layer.at_source(layer.nodes("x", 5)), graph_of(*random_edges())
+    message = layer.linear(x, layer.weight("w", 5, 6))
+    layer.inner(message, layer.weight("unread", 6))
+    assert len(optimise(layer.build(message), FEW_TARGETS).instructions) == 4
+    none = layer.build(layer.sum(layer.linear(x, layer.weight("none", 5, 0))))
+    values = draw(x=(NODES, 5), none=(RELATIONS, 5, 0))
+    assert run(optimise(none, FEW_SOURCES), graph, values).shape == (NODES, 0)
+
+
 def test_linears_run_on_one_row_for_each_distinct_pair() -> None:
     edge_index, edge_type = random_edges()
     graph = graph_of(edge_index, edge_type)
@@ -348,9 +372,15 @@ def test_operations_of_each_row_equal_those_of_torch() -> None:
 def test_dropout_draws_for_each_edge_and_only_while_training() -> None:
     layer = Builder()
     x = layer.dropout(layer.at_source(layer.sources("x")), 0.5)
-    program = optimise(layer.build(x), FEW_SOURCES)
-    edge_index = torch.stack([torch.zeros(2000, dtype=torch.int64)] * 2)
-    graph = RelationalGraph(edge_index, edge_index[0], num_relations=1, num_sources=1)
+    built = layer.build(layer.sum(x))
+    known = infer_dependences(built).dependences
+    assert known is not None
+    assert known[x.number] == {"source", "edge"}
+    program = optimise(built, FEW_SOURCES)
+    edge_index = torch.stack([torch.zeros(2000, dtype=torch.int64), torch.arange(2000)])
+    graph = RelationalGraph(
+        edge_index, edge_index[0], num_relations=1, num_sources=1, num_targets=2000
+    )
     values = {"x": torch.ones(1)}
     assert run(program, graph, values).eq(1).all()
     drawn = run(program, graph, values, training=True)
@@ -390,3 +420,32 @@ def test_values_that_do_not_fit_are_refused() -> None:
         run(layer.program, graph, {**layer.values, "w": layer.values["w"][:3]})
     with pytest.raises(ArgumentError, match="from 8 sources to 5 targets"):
         run(layer.program, between_two_sets()[1], layer.values)
+    with pytest.raises(ArgumentError, match="backend: 'quick', expected one of auto"):
+        run(layer.program, graph, layer.values, backend="quick")
+    with pytest.raises(DTypeError, match=r"'c' of torch\.float32, .*; expected one element type"):
+        run(layer.program, graph, {**layer.values, "c": layer.values["c"].float()})
+    with pytest.raises(DTypeError, match=r"'x' of torch\.float16, expected float32"):
+        run(layer.program, graph, {name: each.half() for name, each in layer.values.items()})
+
+
+@pytest.mark.parametrize("passes", [(), PASSES])
+def test_programs_compute_in_the_element_type_of_autocast(passes: tuple[str, ...]) -> None:
+    layer, graph = LAYERS["rgcn"](), graph_of(*random_edges())
+    program = optimise(layer.program, FEW_TARGETS, passes)
+    single = {name: each.float() for name, each in layer.values.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(program, graph, single)
+    cast = {name: each.bfloat16() for name, each in single.items()}
+    assert torch.equal(found, run(program, graph, cast))
+
+
+def test_reciprocal_degrees_are_of_the_element_type_that_is_read() -> None:
+    layer, graph = Builder(), graph_of(*random_edges())
+    mean = layer.build(layer.sum(layer.at_source(layer.nodes("x")), layer.reciprocal_degree()))
+    values = {"x": torch.ones(NODES)}
+    found = run(mean, graph, {"ids": torch.arange(3), **values})
+    torch.testing.assert_close(found, run_reference(mean, graph, values).float())
+    other = Builder()
+    alone = other.build(other.sum(other.reciprocal_degree()))
+    with pytest.raises(ArgumentError, match="the program reads no floats"):
+        run(alone, graph, {})

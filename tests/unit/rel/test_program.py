@@ -52,6 +52,9 @@ WRONG: dict[str, Callable[[Builder, Value, Value], Any]] = {
         layer.sum(seen), layer.reshape(seen, 2, 2)
     ),
     "inner: rows of": lambda layer, x, _: layer.inner(x, layer.weight("w", 5, by=None)),
+    r"inner: rows of \(1, 2, 2\) and": lambda layer, x, _: layer.inner(
+        *[layer.reshape(x, 1, 2, 2)] * 2
+    ),
     "cannot be broadcast": lambda layer, _, seen: layer.mul(seen, layer.weight("w", 3)),
     "do not have the elements": lambda layer, x, _: layer.reshape(x, 3),
     "differ before": lambda layer, x, _: layer.concat(x, layer.reshape(x, 2, 2)),
@@ -77,6 +80,21 @@ def test_what_does_not_go_together_is_refused(message: str) -> None:
     x = layer.nodes("x", 4)
     with pytest.raises(ArgumentError, match=message):
         WRONG[message](layer, x, layer.at_source(x))
+
+
+def test_big_sizes_are_printed_digit_by_digit() -> None:
+    layer = Builder()
+    part, _ = layer.split(layer.nodes("x", 2_345_678), [1_234_567, 1_111_111])
+    assert "= slice %0, 0, 1234567" in str(layer.build(part))
+
+
+def test_types_of_nodes_are_of_one_set_of_nodes() -> None:
+    for first, second in (("weight", "targets"), ("sources", "weight")):
+        layer = Builder()
+        by: dict[str, Any] = {"weight": {"by": "ntype"}}
+        getattr(layer, first)("a", 4, **by.get(first, {}))
+        with pytest.raises(ArgumentError, match="by ntype are of one set of nodes"):
+            getattr(layer, second)("b", 4, **by.get(second, {}))
 
 
 def test_a_self_term_is_not_added_edge_by_edge() -> None:

@@ -228,6 +228,11 @@ def test_computes_in_the_element_type_of_autocast() -> None:
         found = segment_matmul(x.float(), weight.float(), ptr, index)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, segment_matmul(x.bfloat16(), weight.bfloat16(), ptr, index))
+    with (
+        torch.autocast("cpu", torch.float16),
+        pytest.raises(DTypeError, match=r"torch\.autocast is of torch\.float16, not of"),
+    ):
+        segment_matmul(x.float(), weight.float(), ptr, index)
 
 
 X, WEIGHT, PTR, INDEX = torch.zeros(4, 3), torch.zeros(2, 3, 5), torch.tensor([0, 1, 3]), [0, 3, 1]

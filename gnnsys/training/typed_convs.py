@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -25,6 +25,9 @@ class _OverTypes:
     dst_node_types: set[str]
     """Types that get messages, as of PyG's HGTConv."""
 
+    _why_not: Callable[..., str]
+    """Of the layer: why PyG's own forward takes rows and edges."""
+
     def _take_types(self, edge_types: Sequence[EdgeType]) -> None:
         self.edge_types = [*edge_types]
         self.dst_node_types = {target for *_, target in edge_types}
@@ -45,9 +48,8 @@ class _OverTypes:
             return compiled
         num_nodes = {kind: rows.size(0) for kind, rows in x_dict.items()}
         x = torch.cat([*x_dict.values()])
-        this: Any = self
         edges: tuple[Any, ...]
-        if this._why_not(x, *edge_index_dict.values()):
+        if self._why_not(x, *edge_index_dict.values()):
             edges = _joined(edge_index_dict, num_nodes, self.edge_types, x.device)
         else:
             edges = (

@@ -331,11 +331,11 @@ def test_a_queue_carries_edges_without_what_is_known() -> None:
 
 def test_the_operators_pass_the_checks_of_torch() -> None:
     edge_index = random_edges(np.random.default_rng(3), 6, 5, 20)
-    for dtype in (torch.float32, torch.float64):
+    for dtype, orders in ((torch.float32, (-1, 0, 1)), (torch.float64, (0,))):
         x = torch.randn(6, 2, 3, dtype=dtype, requires_grad=True)
         y = torch.randn(5, 2, 3, dtype=dtype, requires_grad=True)
         weight = torch.rand(20, 2, dtype=dtype, requires_grad=True)
-        for over in (-1, 0, 1):
+        for over in orders:
             torch.library.opcheck(
                 torch.ops.gnnsys.sum_neighbors, (x, edge_index, weight, 1, over, 5)
             )

@@ -413,7 +413,7 @@ def test_test_rows_without_labels_have_no_score(
     assert test.labels is None
     assert len(values) == len(val.nodes) + len(test.nodes)
     expected = mean_absolute_error(val.labels, values[: len(val.nodes)])
-    assert result.best_val["mae"] == pytest.approx(expected, abs=1e-6)
+    assert result.best_val["mae"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(

@@ -104,7 +104,7 @@ int64_t additive_logits_backward(const EdgeArrays& edges, const AdditiveRows& ro
     job.of_edges = at<Value>(of_edges);
     const auto kernel = GNNSYS_CHOOSE(isa, derive_groups<Value, Id>);
     const int64_t blocks = (edges.num_targets + kBlock - 1) / kBlock, width = job.width();
-    std::vector<Wide<Value>> parts(of_att ? blocks * width : 0);  // (blocks, H, C)
+    std::vector<double> parts(of_att ? blocks * width : 0);  // (blocks, H, C)
     std::atomic<int64_t> bad{-1};
     parallel_for(threads, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
@@ -115,9 +115,11 @@ int64_t additive_logits_backward(const EdgeArrays& edges, const AdditiveRows& ro
       }
     });
     if (of_att) {
-      std::vector<Wide<Value>> sum(width);
+      std::vector<double> sum(width);
       for (int64_t i = 0; i < blocks * width; ++i) sum[i % width] += parts[i];
-      for (int64_t i = 0; i < width; ++i) narrow(sum[i], at<Value>(of_att)[i]);
+      for (int64_t i = 0; i < width; ++i) {
+        narrow(static_cast<Wide<Value>>(sum[i]), at<Value>(of_att)[i]);
+      }
     }
     return bad.load();
   });

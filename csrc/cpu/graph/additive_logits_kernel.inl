@@ -82,15 +82,18 @@ GNNSYS_TARGET inline void add_slopes(const Float* __restrict u, Float grad, Floa
 
 template <class Value, class Id>
 GNNSYS_TARGET int64_t derive_groups(const Job<Value, Id>& job, int64_t begin, int64_t end,
-                                    Wide<Value>* of_att) {
+                                    double* of_att) {
   using Float = Wide<Value>;
   const int64_t heads = job.heads, channels = job.channels, width = job.width();
   const int64_t last = job.indptr[end];
   const Float negative = job.slope;
-  std::vector<Float> u(width), sum(width);
+  // The derivative by att is a sum over all edges: of a group in the values' own precision, of
+  // groups in double.
+  std::vector<Float> u(width), sum(width), part(of_att ? width : 0);
   for (int64_t group = begin; group < end; ++group) {
     const Value* const y = job.y + group * width;
     std::fill(sum.begin(), sum.end(), Float(0));
+    std::fill(part.begin(), part.end(), Float(0));
     for (int64_t p = job.indptr[group]; p < job.indptr[group + 1]; ++p) {
       prefetch_row(job, p + kPrefetchEdges, last);
       const int64_t other = static_cast<int64_t>(job.other[p]), place = job.place(p);
@@ -101,7 +104,7 @@ GNNSYS_TARGET int64_t derive_groups(const Job<Value, Id>& job, int64_t begin, in
         const int64_t first = h * channels;
         const Float grad = widen(job.grad[place * heads + h]);
         add_slopes(u.data() + first, grad, negative, channels, sum.data() + first,
-                   of_att ? of_att + first : nullptr);
+                   of_att ? part.data() + first : nullptr);
         if (!job.of_edges) continue;
         Value* const out = job.of_edges + place * width + first;
         for (int64_t c = 0; c < channels; ++c) {
@@ -112,6 +115,8 @@ GNNSYS_TARGET int64_t derive_groups(const Job<Value, Id>& job, int64_t begin, in
     }
     for (int64_t i = 0; i < width; ++i)
       narrow(sum[i] * widen(job.att[i]), job.out[group * width + i]);
+    if (!of_att) continue;
+    for (int64_t i = 0; i < width; ++i) of_att[i] += part[i];
   }
   return -1;
 }

@@ -166,6 +166,10 @@ class RelationalLayer:
         for each in edges:
             if each is None or isinstance(each, RelationalGraph):
                 continue
+            if _is_plain(each) and each.is_floating_point():
+                raise DTypeError(
+                    f"edge_index or edge_type: {each.dtype}, expected torch.int64; call .long()"
+                )
             if not _is_plain(each) or each.dtype != torch.int64:
                 return f"edges are {_kind_of(each)}, not a plain tensor of int64"
         for each in rows:

@@ -74,7 +74,7 @@ def test_compiled_convolution_gives_the_same(batches: dict[str, Pair], name: str
         run = functools.partial(call, layer)
         for batch in (ours, plain):
             assert_same(outcome(run, batch, layer), expected, ROUNDING)
-        # A GCN leaves weights that are learnt to PyG's forward: a call more to break off and resume.
+        # A GCN leaves learnt weights to PyG's forward: a call more to break off and resume.
         assert fused.frame_count <= frames + (name == "GCNConv")
 
 

@@ -11,7 +11,7 @@ import torch_geometric.nn as pyg
 from torch import Tensor
 from torch_geometric.explain import Explainer, GNNExplainer, ModelConfig
 
-from gnnsys.errors import ArgumentError, RowIndexError
+from gnnsys.errors import ArgumentError, DTypeError, RowIndexError
 from gnnsys.rel import HGTConv, RelationalGraph, RGATConv, RGCNConv
 from gnnsys.training.hetero_models import HeteroClassifier
 from gnnsys.training.typed_convs import RelationAttention, RelationMeans
@@ -29,6 +29,13 @@ def inputs_of(kind: str, width: int = WIDTH) -> tuple[Any, ...]:
         return x, dict(zip(KINDS, edges, strict=True))
     edge_index = torch.randint(NODES - 2, (2, EDGES))
     return torch.randn(NODES, width), edge_index, torch.randint(RELATIONS, (EDGES,))
+
+
+@pytest.mark.parametrize("layer", [RGCNConv, RGATConv])
+def test_types_that_are_no_integers_are_one_error(layer: Any) -> None:
+    x, edge_index, edge_type = inputs_of("rgcn")
+    with pytest.raises(DTypeError, match=r"edge_type: torch\.float32, expected torch\.int64; call"):
+        layer(WIDTH, 4, RELATIONS)(x, edge_index, edge_type.float())
 
 
 def test_autocast_adds_the_inputs_of_hgt_as_pyg() -> None:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <ranges>
 
@@ -31,6 +32,18 @@ void share_rows(const ThreadPool& pool, const int64_t* indptr, int64_t rows, int
   };
   parallel_for(pool, shares, 1,
                [&](int64_t begin, int64_t end) { work(border(begin), border(end)); });
+}
+
+// Shares rows out to work that returns -1, or what is wrong. Returns one of the latter, or -1.
+template <class Work>
+int64_t find_in_shares(const ThreadPool& pool, const int64_t* indptr, int64_t rows,
+                       int64_t edge_bytes, const Work& work) {
+  std::atomic<int64_t> bad{-1};
+  share_rows(pool, indptr, rows, edge_bytes, [&](int64_t begin, int64_t end) {
+    const int64_t found = work(begin, end);
+    if (found >= 0) bad.store(found, std::memory_order_relaxed);
+  });
+  return bad.load();
 }
 
 }  // namespace gnnsys

@@ -159,10 +159,11 @@ def _(x: Tensor, weight: Tensor, ptr: Tensor, index: Tensor, num_rows: int, back
     return x.new_empty(num_rows, x.size(1), weight.size(3))
 
 
-def _set_up_matmul(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, weight, ptr, index, ctx.backend = inputs
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, ptr, index)
+def _set_up(ctx: Any, inputs: Any, output: Tensor) -> None:
+    """Of a product of x by weights, or of outer products of x and a gradient."""
+    x, other, ptr, index, ctx.backend = inputs
+    needs_x, needs_other = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_other else None, other if needs_x else None, ptr, index)
     ctx.num_rows = x.size(0)
     ctx.device = device_of_cpu_tensors()
 
@@ -174,14 +175,6 @@ def _differentiate_matmul(ctx: Any, grad: Tensor) -> Any:
         by_x = _by_rows(grad, weight, ptr, index, ctx) if needs_x else None
         by_weight = _outer(x, grad, ptr, index, ctx.backend) if needs_weight else None
     return by_x, by_weight, None, None, None
-
-
-def _set_up_outer(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, grad, ptr, index, ctx.backend = inputs
-    needs_x, needs_grad = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(x if needs_grad else None, grad if needs_x else None, ptr, index)
-    ctx.num_rows = x.size(0)
-    ctx.device = device_of_cpu_tensors()
 
 
 def _differentiate_outer(ctx: Any, by_outer: Tensor) -> Any:
@@ -220,6 +213,6 @@ def _differentiate_matmul_sum(ctx: Any, grad: Tensor) -> Any:
     return by_x, by_weight, None, None, None, None
 
 
-_matmul.register_autograd(_differentiate_matmul, setup_context=_set_up_matmul)
+_matmul.register_autograd(_differentiate_matmul, setup_context=_set_up)
 _matmul_sum.register_autograd(_differentiate_matmul_sum, setup_context=_set_up_matmul_sum)
-_outer.register_autograd(_differentiate_outer, setup_context=_set_up_outer)
+_outer.register_autograd(_differentiate_outer, setup_context=_set_up)

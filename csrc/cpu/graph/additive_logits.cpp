@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <stdexcept>
 #include <vector>
 
+#include "element_types.hpp"
 #include "share_rows.hpp"
 #include "wide_values.hpp"
 
@@ -16,11 +16,6 @@ constexpr int64_t kPrefetchBytes = 1024;
 constexpr int64_t kPrefetchEdges = 8;
 // Groups whose part of the derivative by att is summed at a time, whatever the threads.
 constexpr int64_t kBlock = 256;
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Edges and rows with their element types. Id is int32_t or int64_t.
 template <class Value, class Id>
@@ -64,65 +59,52 @@ Job<Value, Id> job_of(const EdgeArrays& edges, const AdditiveRows& rows) {
   return job;
 }
 
-// Calls with(Value, Id) of the element types that the arrays have.
-template <class With>
-int64_t dispatch(const EdgeArrays& edges, const std::string& dtype, const With& with) {
-  const auto by_id = [&]<class Value>(Value value) {
-    return edges.id_bytes == 4 ? with(value, int32_t{}) : with(value, int64_t{});
-  };
-  if (dtype == "float32") return by_id(float{});
-  if (dtype == "float64") return by_id(double{});
-  if (dtype == "bfloat16") return by_id(BFloat16{});
-  throw std::invalid_argument("logits of " + dtype);
-}
-
 }  // namespace
 
 int64_t additive_logits(const EdgeArrays& edges, const AdditiveRows& rows, uintptr_t out,
                         const ThreadPool& threads, [[maybe_unused]] Isa isa) {
-  return dispatch(edges, rows.dtype, [&]<class Value, class Id>(Value, Id) {
-    Job<Value, Id> job = job_of<Value, Id>(edges, rows);
-    job.out = at<Value>(out);
-    const auto kernel = GNNSYS_CHOOSE(isa, logits_of_groups<Value, Id>);
-    std::atomic<int64_t> bad{-1};
-    const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value)) + kLine;
-    share_rows(threads, job.indptr, edges.num_targets, row_bytes, [&](int64_t begin, int64_t end) {
-      const int64_t found = kernel(job, begin, end);
-      if (found >= 0) bad.store(found, std::memory_order_relaxed);
-    });
-    return bad.load();
-  });
+  return with_values_and_ids(
+      rows.dtype, edges.id_bytes, "logits", [&]<class Value, class Id>(Value, Id) {
+        Job<Value, Id> job = job_of<Value, Id>(edges, rows);
+        job.out = at<Value>(out);
+        const auto kernel = GNNSYS_CHOOSE(isa, logits_of_groups<Value, Id>);
+        const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value)) + kLine;
+        return find_in_shares(threads, job.indptr, edges.num_targets, row_bytes,
+                              [&](int64_t begin, int64_t end) { return kernel(job, begin, end); });
+      });
 }
 
 int64_t additive_logits_backward(const EdgeArrays& edges, const AdditiveRows& rows, uintptr_t grad,
                                  uintptr_t out, uintptr_t of_edges, uintptr_t of_att,
                                  const ThreadPool& threads, [[maybe_unused]] Isa isa) {
-  return dispatch(edges, rows.dtype, [&]<class Value, class Id>(Value, Id) {
-    Job<Value, Id> job = job_of<Value, Id>(edges, rows);
-    job.grad = at<const Value>(grad);
-    job.out = at<Value>(out);
-    job.of_edges = at<Value>(of_edges);
-    const auto kernel = GNNSYS_CHOOSE(isa, derive_groups<Value, Id>);
-    const int64_t blocks = (edges.num_targets + kBlock - 1) / kBlock, width = job.width();
-    std::vector<double> parts(of_att ? blocks * width : 0);  // (blocks, H, C)
-    std::atomic<int64_t> bad{-1};
-    parallel_for(threads, blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t first = block * kBlock, last = std::min(first + kBlock, edges.num_targets);
-        const int64_t found =
-            kernel(job, first, last, of_att ? parts.data() + block * width : nullptr);
-        if (found >= 0) bad.store(found, std::memory_order_relaxed);
-      }
-    });
-    if (of_att) {
-      std::vector<double> sum(width);
-      for (int64_t i = 0; i < blocks * width; ++i) sum[i % width] += parts[i];
-      for (int64_t i = 0; i < width; ++i) {
-        narrow(static_cast<Wide<Value>>(sum[i]), at<Value>(of_att)[i]);
-      }
-    }
-    return bad.load();
-  });
+  return with_values_and_ids(
+      rows.dtype, edges.id_bytes, "logits", [&]<class Value, class Id>(Value, Id) {
+        Job<Value, Id> job = job_of<Value, Id>(edges, rows);
+        job.grad = at<const Value>(grad);
+        job.out = at<Value>(out);
+        job.of_edges = at<Value>(of_edges);
+        const auto kernel = GNNSYS_CHOOSE(isa, derive_groups<Value, Id>);
+        const int64_t blocks = (edges.num_targets + kBlock - 1) / kBlock, width = job.width();
+        std::vector<double> parts(of_att ? blocks * width : 0);  // (blocks, H, C)
+        std::atomic<int64_t> bad{-1};
+        parallel_for(threads, blocks, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t block = begin; block < end; ++block) {
+            const int64_t first = block * kBlock,
+                          last = std::min(first + kBlock, edges.num_targets);
+            const int64_t found =
+                kernel(job, first, last, of_att ? parts.data() + block * width : nullptr);
+            if (found >= 0) bad.store(found, std::memory_order_relaxed);
+          }
+        });
+        if (of_att) {
+          std::vector<double> sum(width);
+          for (int64_t i = 0; i < blocks * width; ++i) sum[i % width] += parts[i];
+          for (int64_t i = 0; i < width; ++i) {
+            narrow(static_cast<Wide<Value>>(sum[i]), at<Value>(of_att)[i]);
+          }
+        }
+        return bad.load();
+      });
 }
 
 }  // namespace gnnsys

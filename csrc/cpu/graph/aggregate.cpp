@@ -1,11 +1,10 @@
 #include "gnnsys/graph/aggregate.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <span>
-#include <stdexcept>
 
+#include "element_types.hpp"
 #include "share_rows.hpp"
 #include "wide_values.hpp"
 
@@ -17,11 +16,6 @@ constexpr int64_t kLine = 64;
 constexpr int64_t kPrefetchBytes = 1024;
 constexpr int64_t kPrefetchEdges = 8;
 constexpr int64_t kBlock = 256;  // columns that are summed at a time, in the first-level cache
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Edges and rows with their element types. Id is int32_t or int64_t.
 template <class Value, class Id>
@@ -60,26 +54,17 @@ int64_t run(const EdgeArrays& edges, const RowArrays& rows, bool dots, uintptr_t
                            at<Value>(out)};
   const auto kernel = dots ? GNNSYS_CHOOSE(isa, dot_targets<Value, Id>)
                            : GNNSYS_CHOOSE(isa, sum_targets<Value, Id>);
-  std::atomic<int64_t> bad{-1};
   const int64_t row_bytes = job.width() * static_cast<int64_t>(sizeof(Value)) + kLine;
-  share_rows(threads, job.indptr, edges.num_targets, row_bytes, [&](int64_t begin, int64_t end) {
-    const int64_t found = kernel(job, begin, end);
-    if (found >= 0) bad.store(found, std::memory_order_relaxed);
-  });
-  return bad.load();
+  return find_in_shares(threads, job.indptr, edges.num_targets, row_bytes,
+                        [&](int64_t begin, int64_t end) { return kernel(job, begin, end); });
 }
 
 // run() with the element types that the arrays have; others are its arguments.
 template <class... Others>
 int64_t dispatch(const EdgeArrays& edges, const RowArrays& rows, const Others&... others) {
-  const auto with = [&]<class Value>(Value) {
-    return edges.id_bytes == 4 ? run<Value, int32_t>(edges, rows, others...)
-                               : run<Value, int64_t>(edges, rows, others...);
-  };
-  if (rows.dtype == "float32") return with(float{});
-  if (rows.dtype == "float64") return with(double{});
-  if (rows.dtype == "bfloat16") return with(BFloat16{});
-  throw std::invalid_argument("aggregation of " + rows.dtype);
+  return with_values_and_ids(
+      rows.dtype, edges.id_bytes, "aggregation",
+      [&]<class Value, class Id>(Value, Id) { return run<Value, Id>(edges, rows, others...); });
 }
 
 }  // namespace

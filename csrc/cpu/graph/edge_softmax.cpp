@@ -1,12 +1,11 @@
 #include "gnnsys/graph/edge_softmax.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
-#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
+#include "element_types.hpp"
 #include "share_rows.hpp"
 #include "wide_values.hpp"
 
@@ -14,11 +13,6 @@ namespace gnnsys {
 namespace {
 
 constexpr int64_t kPrefetchEdges = 16;
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Edges and their values with the element types. Id is int32_t or int64_t.
 template <class Value, class Id>
@@ -113,58 +107,44 @@ Job<Value, Id> job_of(const EdgeArrays& edges, const EdgeLogits& logits) {
   return job;
 }
 
-// Calls with(Value, Id) of the element types that the arrays have.
-template <class With>
-int64_t dispatch(const EdgeArrays& edges, const std::string& dtype, const With& with) {
-  const auto by_id = [&]<class Value>(Value value) {
-    return edges.id_bytes == 4 ? with(value, int32_t{}) : with(value, int64_t{});
-  };
-  if (dtype == "float32") return by_id(float{});
-  if (dtype == "float64") return by_id(double{});
-  if (dtype == "bfloat16") return by_id(BFloat16{});
-  throw std::invalid_argument("softmax of " + dtype);
-}
-
 // Runs a kernel on all targets; what it returns where that is not -1.
 template <class Value, class Id, class Kernel>
 int64_t run(const Job<Value, Id>& job, const EdgeArrays& edges, const Kernel& kernel,
             const ThreadPool& threads) {
-  std::atomic<int64_t> bad{-1};
   const int64_t edge_bytes = 8 * job.heads * static_cast<int64_t>(sizeof(Wide<Value>));
-  share_rows(threads, job.indptr, edges.num_targets, edge_bytes, [&](int64_t begin, int64_t end) {
-    const int64_t found = kernel(job, begin, end);
-    if (found >= 0) bad.store(found, std::memory_order_relaxed);
-  });
-  return bad.load();
+  return find_in_shares(threads, job.indptr, edges.num_targets, edge_bytes,
+                        [&](int64_t begin, int64_t end) { return kernel(job, begin, end); });
 }
 
 }  // namespace
 
 int64_t edge_softmax(const EdgeArrays& edges, const EdgeLogits& logits, uintptr_t out,
                      const ThreadPool& threads, [[maybe_unused]] Isa isa) {
-  return dispatch(edges, logits.dtype, [&]<class Value, class Id>(Value, Id) {
-    Job<Value, Id> job = job_of<Value, Id>(edges, logits);
-    job.out = at<Value>(out);
-    return run(job, edges, GNNSYS_CHOOSE(isa, softmax_targets<Value, Id>), threads);
-  });
+  return with_values_and_ids(
+      logits.dtype, edges.id_bytes, "softmax", [&]<class Value, class Id>(Value, Id) {
+        Job<Value, Id> job = job_of<Value, Id>(edges, logits);
+        job.out = at<Value>(out);
+        return run(job, edges, GNNSYS_CHOOSE(isa, softmax_targets<Value, Id>), threads);
+      });
 }
 
 int64_t edge_softmax_backward(const EdgeArrays& edges, const EdgeLogits& logits, uintptr_t alpha,
                               uintptr_t grad, uintptr_t out, uintptr_t of_targets,
                               const ThreadPool& threads, [[maybe_unused]] Isa isa) {
-  return dispatch(edges, logits.dtype, [&]<class Value, class Id>(Value, Id) {
-    Job<Value, Id> job = job_of<Value, Id>(edges, logits);
-    job.alpha = at<const Value>(alpha);
-    job.grad = at<const Value>(grad);
-    job.out = at<Value>(out);
-    job.of_targets = at<Value>(of_targets);
-    return run(job, edges, GNNSYS_CHOOSE(isa, derive_targets<Value, Id>), threads);
-  });
+  return with_values_and_ids(
+      logits.dtype, edges.id_bytes, "softmax", [&]<class Value, class Id>(Value, Id) {
+        Job<Value, Id> job = job_of<Value, Id>(edges, logits);
+        job.alpha = at<const Value>(alpha);
+        job.grad = at<const Value>(grad);
+        job.out = at<Value>(out);
+        job.of_targets = at<Value>(of_targets);
+        return run(job, edges, GNNSYS_CHOOSE(isa, derive_targets<Value, Id>), threads);
+      });
 }
 
 void sum_edges(const EdgeArrays& edges, const std::string& dtype, int64_t heads, uintptr_t values,
                uintptr_t out, const ThreadPool& threads, [[maybe_unused]] Isa isa) {
-  dispatch(edges, dtype, [&]<class Value, class Id>(Value, Id) {
+  with_values_and_ids(dtype, edges.id_bytes, "softmax", [&]<class Value, class Id>(Value, Id) {
     Job<Value, Id> job = job_of<Value, Id>(edges, {dtype, heads, values, 0, 0, 0, false, 0});
     job.out = at<Value>(out);
     return run(job, edges, GNNSYS_CHOOSE(isa, sum_of_targets<Value, Id>), threads);

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <stdexcept>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "element_types.hpp"
 #include "share_rows.hpp"
 #include "wide_values.hpp"
 
@@ -20,11 +20,6 @@ constexpr int64_t kChunk = 64;  // rows whose outer products are summed at a tim
 constexpr int64_t kShareProducts = int64_t{1} << 19;  // fewer are not worth a thread
 constexpr int64_t kSharesPerThread = 8;
 constexpr int64_t kPieceWidth = 32;  // columns of x, below which a type is not shared out
-
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Rows with their element type.
 template <class Value>
@@ -166,16 +161,12 @@ template <class Run>
 int64_t dispatch(const SegmentArrays& segments, const SegmentRows& rows, uintptr_t weight,
                  const std::array<int64_t, 4>& strides, uintptr_t grad, uintptr_t out,
                  const Run& run) {
-  const auto with = [&]<class Value>(Value) {
+  return with_values(rows.dtype, "products", [&]<class Value>(Value) {
     return run(Job<Value>{at<const int64_t>(segments.ptr), segments.num_types,
                           at<const int64_t>(segments.index), at<const Value>(rows.x), rows.num_rows,
                           rows.blocks, rows.width, rows.columns, at<const Value>(weight), strides,
                           at<const Value>(grad), at<Value>(out), nullptr});
-  };
-  if (rows.dtype == "float32") return with(float{});
-  if (rows.dtype == "float64") return with(double{});
-  if (rows.dtype == "bfloat16") return with(BFloat16{});
-  throw std::invalid_argument("products of " + rows.dtype);
+  });
 }
 
 }  // namespace

@@ -7,6 +7,8 @@ refuses private names of the two anywhere else.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -56,6 +58,7 @@ __all__ = [
     "tree_unflatten",
     "uncompiled",
     "version_of",
+    "without_torch_functions",
     "write_own_propagate",
 ]
 
@@ -75,6 +78,10 @@ NORM_WITH_STATISTICS: type[torch.nn.Module] = _NormBase
 
 TO_COPY = torch.ops.aten._to_copy.default
 """The operator behind ``Tensor.to``."""
+
+
+without_torch_functions: Callable[[], AbstractContextManager[None]] = torch._C.DisableTorchFunction
+"""A context in which no mode and no subclass sees functions of torch."""
 
 
 def schema_of(operator: Any) -> Any:
@@ -232,6 +239,27 @@ def is_of_library(thing: Any) -> bool:
     """Whether a function, method or class is torch's, PyG's or ours, not a user's."""
     home = str(getattr(thing, "__module__", "")).partition(".")[0]
     return home in ("torch", "torch_geometric", "gnnsys")
+
+
+def _choose_vector_functions() -> None:
+    """Has MKL choose the kernels of its vector functions, in one thread.
+
+    It does so in the first call of each. Torch divides that call among its threads, of which one
+    may meanwhile get the kernel of least accuracy (pytorch issue 188792): a first step of Adam with
+    other square roots than every other run. So did 9 of 100 processes with two threads, and none of
+    100 after this.
+    """
+    names = (
+        "acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "expm1", "log", "log10",
+        "log1p", "log2", "sin", "sqrt", "tan", "tanh", "trunc",
+    )  # fmt: skip
+    for dtype in (torch.float32, torch.float64):
+        one = torch.ones(1, dtype=dtype, device="cpu")
+        for name in names:
+            getattr(torch, name)(one)
+
+
+_choose_vector_functions()
 
 
 def has_own_propagate(layer: Any) -> bool:

@@ -33,6 +33,16 @@ def real_graphs() -> Path:
     return folder.resolve()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _threads_are_put_back() -> Iterator[None]:
+    """The losses of the modules that come next in this process depend on torch's threads."""
+    threads = torch.get_num_threads()
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert left == threads
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Losses are the same for a fixed number of torch's threads only."""

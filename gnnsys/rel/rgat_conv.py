@@ -64,6 +64,11 @@ class RGATConv(RelationalLayer, torch_geometric.nn.RGATConv):
     propagate_type: ClassVar = {"x": Tensor, "edge_type": OptTensor, "edge_attr": OptTensor}
     """As PyG's own forward calls ``propagate``, which PyG reads in the source of the class else."""
 
+    def reset_parameters(self) -> None:
+        """As PyG's, which leaves ``l2`` what was in its memory: weights would not be finite."""
+        super().reset_parameters()
+        torch.nn.init.constant_(self.l2, 1 / self.out_channels)
+
     def forward(
         self,
         x: Any,

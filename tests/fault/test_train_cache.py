@@ -75,7 +75,8 @@ def test_a_file_truncated_during_the_run_is_one_error_and_the_run_goes_on_when_i
     whole = train(folder)
 
     def cut(epoch: int, done: int, total: int) -> None:
-        if (epoch, done) == (2, 2):
+        # A mapped page that goes while it is read ends the process: after the last batch none is.
+        if (epoch, done) == (2, total if storage == "mmap" else 2):
             os.truncate(features, len(content) // 2)
 
     config = config_of(folder, tmp_path / "run", **CACHED | {"storage": storage})

@@ -113,6 +113,7 @@ def test_all_sides_compute_the_same(layers, graph, kind):
             torch.testing.assert_close(model.double()(x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("one_thread")  # as the request has it
 def test_worker_runs_and_leaves_the_weights(layers, graph, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(layers.__file__).rpartition("/")[0])
     module = importlib.import_module("relational_job")

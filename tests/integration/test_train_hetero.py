@@ -205,8 +205,10 @@ def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     train(folder, model="sage", out=str(path), epochs=6, fanouts=(-1, -1), lr=0.02)
+    torch.set_num_threads(threads)
     return path
 
 

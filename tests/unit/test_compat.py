@@ -26,6 +26,7 @@ from gnnsys import compat
 ROOT = Path(__file__).parents[2]
 
 OF_TORCH = (
+    "torch._C.DisableTorchFunction",
     "torch._C._disabled_torch_function_impl",
     "torch._C._functorch.peek_interpreter_stack",
     "torch._C._get_tracing_state",

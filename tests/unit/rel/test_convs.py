@@ -519,3 +519,11 @@ def test_what_cannot_be_is_told_in_one_line() -> None:
         with pytest.raises(error, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_a_weight_that_pyg_forgets_is_not_what_was_in_its_memory() -> None:
+    layer = RGATConv(8, 16, RELATIONS)
+    assert torch.equal(layer.l2, torch.full((16, 16), 1 / 16))
+    layer.l2.data.fill_(torch.nan)
+    layer.reset_parameters()
+    assert torch.equal(layer.l2, torch.full((16, 16), 1 / 16))

@@ -17,6 +17,7 @@ __all__ = [
     "Importance",
     "ImportanceChoice",
     "Metric",
+    "OffloadPolicy",
     "Overflow",
     "Policy",
     "Precision",
@@ -48,6 +49,12 @@ Folder = Annotated[str, "FOLDER"]
 
 Size = Annotated[str, "SIZE"]
 """Bytes, such as 10GB; see ``gnnsys.system.sizes``."""
+
+OffloadPolicy = Literal["mask", "recompute", "bf16", "host", "disk"]
+"""How tensors that autograd keeps for backward may leave the memory of the device. ``mask``: bits
+stand for those of which backward needs no more, as of a ReLU's; ``recompute``: elementwise
+operators make them again; ``bf16``: they are rounded to bfloat16, the only choice that changes
+gradients; ``host``: they wait in the memory of the host; ``disk``: in a file."""
 
 Policy = Literal["hybrid", "lookahead", "hybrid-pvp", "lru", "lfu", "static", "sieve", "s3fifo"]
 """Who leaves the cache first.

@@ -1,3 +1,4 @@
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -6,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "gnnsys/buffer_pool.hpp"
 #include "gnnsys/errors.hpp"
 #include "gnnsys/isa.hpp"
+#include "gnnsys/rows/bit_masks.hpp"
 #include "gnnsys/rows/gather.hpp"
 #include "gnnsys/rows/keyed_dropout.hpp"
 #include "gnnsys/thread_pool.hpp"
@@ -111,6 +114,45 @@ void bind_keyed_dropout(nb::module_& m) {
       "Writes scale * x where a value's random word is at least `least`, else 0.");
 }
 
+void require_bits(std::size_t bytes, int64_t n) {
+  require(n >= 0 && static_cast<int64_t>(bytes) == (n + 7) / 8,
+          "bit masks: bits of another number of elements");
+}
+
+void bind_bit_masks(nb::module_& m) {
+  m.def(
+      "pack_signs",
+      [](int bytes, uint64_t infinity, bool counts_nan, uintptr_t data, int64_t n,
+         Vector<uint8_t> bits, int threads) {
+        require_bits(bits.size(), n);
+        nb::gil_scoped_release release;
+        pack_signs(bytes, infinity, counts_nan ? Sign::not_negative : Sign::positive, data, n,
+                   bits.data(), ThreadPool(threads));
+      },
+      "bytes"_a, "infinity"_a, "counts_nan"_a, "data"_a, "n"_a, "bits"_a.noconvert(), "threads"_a,
+      "Packs which of n floating point numbers at an address are above 0, or NaN.");
+  m.def(
+      "pack_two_values",
+      [](int bytes, uintptr_t data, int64_t n, Vector<uint8_t> bits, int threads) {
+        require_bits(bits.size(), n);
+        nb::gil_scoped_release release;
+        return pack_two_values(bytes, data, n, bits.data(), ThreadPool(threads));
+      },
+      "bytes"_a, "data"_a, "n"_a, "bits"_a.noconvert(), "threads"_a,
+      "Packs which of n elements at an address are not 0; returns the pattern of those, or None "
+      "where they differ.");
+  m.def(
+      "unpack_bits",
+      [](int bytes, Vector<const uint8_t> bits, int64_t n, uint64_t one, uintptr_t out,
+         int threads) {
+        require_bits(bits.size(), n);
+        nb::gil_scoped_release release;
+        unpack_bits(bytes, bits.data(), n, one, out, ThreadPool(threads));
+      },
+      "bytes"_a, "bits"_a.noconvert(), "n"_a, "one"_a, "out"_a, "threads"_a,
+      "Writes n elements to an address: the pattern `one` where a bit is set, else 0.");
+}
+
 }  // namespace
 
 void bind_rows(nb::module_& m) {
@@ -136,6 +178,7 @@ void bind_rows(nb::module_& m) {
         "Uninitialised bytes at a 64-byte boundary, used again once they are let go.");
   bind_keyed_dropout<float>(m);
   bind_keyed_dropout<double>(m);
+  bind_bit_masks(m);
 }
 
 }  // namespace gnnsys

@@ -5,6 +5,7 @@
 
 int main() {
   gnnsys::test::test_attention();
+  gnnsys::test::test_bit_masks();
   gnnsys::test::test_buffer_pool();
   gnnsys::test::test_cache_planner();
   gnnsys::test::test_draws();

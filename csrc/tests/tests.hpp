@@ -4,6 +4,7 @@ namespace gnnsys::test {
 
 // Each ends the program at the first check that does not hold.
 void test_attention();
+void test_bit_masks();
 void test_buffer_pool();
 void test_cache_planner();
 void test_draws();

@@ -20,6 +20,7 @@ __all__ = [
     "counts_of_ranks",
     "live_line",
     "memory_rows",
+    "offload_rows",
     "read_counts",
     "stats_rows",
 ]
@@ -199,6 +200,30 @@ def memory_rows(memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         peak, own, files = (numbers.memory(memory[key]) for key in ("peak", "anonymous", "file"))
         whose = "measured, of one rank" if memory.get("ranks", 1) != 1 else "measured"
         yield whose, f"{peak} at most, {own} and {files} of files now"
+
+
+def offload_rows(offload: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The table of activations in the last step, name and value, what was foretold beside it.
+
+    Args:
+        offload: as in result.json; empty where none leave memory.
+
+    >>> step = {"plain": 4 << 20, "masked": 2 << 20, "recomputed": 0, "stored": 1 << 20}
+    >>> step |= {"peak": 1 << 20, "stall": 0.5, "seconds": 2.0, "predicted_peak": 1 << 20}
+    >>> dict(offload_rows(step | {"predicted_stall": 0.25, "predicted_seconds": 1.75}))["waited"]
+    '0.50 s, 0.25 s foretold'
+    """
+    if not offload:
+        return
+    sizes = {"all": "plain", "as bits": "masked", "computed again": "recomputed"}
+    for name, key in {**sizes, "moved out": "stored"}.items():
+        yield name, numbers.memory(offload[key])
+    measures = {"peak": numbers.memory, "stall": numbers.duration, "seconds": numbers.duration}
+    names = {"peak": "in memory at most", "stall": "waited", "seconds": "step"}
+    for key, told in measures.items():
+        foretold = offload[f"predicted_{key}"]
+        beside = "" if foretold is None else f", {told(foretold)} foretold"
+        yield names[key], f"{told(offload[key])}{beside}"
 
 
 class DiskWatch:

@@ -28,7 +28,9 @@ __all__ = [
     "empty",
     "in_pages_of_its_own",
     "keep_freed_memory",
+    "map_pages",
     "pooled",
+    "return_freed_memory",
     "suit_freed_memory",
     "view_array",
 ]
@@ -61,7 +63,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < HUGE_PAGE:
         return torch.zeros(*shape, dtype=dtype)
-    whole = _map_pages(nbytes + HUGE_PAGE)
+    whole = map_pages(nbytes + HUGE_PAGE)
     head = -whole.data_ptr() % HUGE_PAGE
     return whole[head : head + nbytes].view(dtype).view(*shape)
 
@@ -72,11 +74,11 @@ def in_pages_of_its_own(tensor: Tensor) -> Tensor:
     >>> in_pages_of_its_own(torch.arange(3)).untyped_storage().nbytes() % mmap.PAGESIZE
     0
     """
-    whole = _map_pages(max(1, tensor.nbytes))
+    whole = map_pages(max(1, tensor.nbytes))
     return whole[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def _map_pages(nbytes: int) -> Tensor:
+def map_pages(nbytes: int) -> Tensor:
     """Whole pages of at least so many bytes, huge ones where there are such."""
     nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     area = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -167,6 +169,13 @@ def suit_freed_memory(available: int) -> None:
         keep_freed_memory()
     elif not _kept and _is_glibc():
         _tell_allocator(_RETURNED, keep=_RETURNED, growth=_RETURNED // 8)
+
+
+def return_freed_memory() -> None:
+    """Gives the pages of the C allocator's heaps that nothing lies in back to the kernel; does
+    nothing where the C library is not glibc."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tell_allocator(largest: int, keep: int, growth: int) -> bool:

@@ -27,7 +27,7 @@ from gnnsys.memory.ids import check_ids
 from gnnsys.memory.mapped_rows import MappedRows
 from gnnsys.memory.reads import PendingRows, Reads, ReadStats, Storage
 from gnnsys.memory.row_writer import open_writer
-from gnnsys.memory.store import Store, check_out, check_range, check_write
+from gnnsys.memory.store import Store, check_out, check_range, check_rows, check_write
 from gnnsys.memory.table_file import Shard, TableFile
 from gnnsys.system.budget import process_budget
 from gnnsys.system.files import as_storage_error, npy_header
@@ -120,7 +120,11 @@ class FileStore(Store):
             )
         self.counters = Counters()
         self._gate = Gate(self.path)
-        self._reader = self._open_reader(storage, depth, threads, isa)
+        try:
+            self._reader = self._open_reader(storage, depth, threads, isa)
+        except BaseException:
+            self._table.close()
+            raise
         self.depth = self._reader.depth
 
     def _open_reader(
@@ -229,8 +233,7 @@ class FileStore(Store):
             FileFormatError: the file became shorter.
             StorageError: the disk is full, or the file cannot be written.
         """
-        if not self.writable:
-            raise ReadOnlyError(f"{self.path}: opened read-only; open it with writable=True")
+        self._check_writable()
         with self._gate:
             self._table.check_size()
             wanted, dense = check_write(ids, rows, self.shape, self.encoding)
@@ -238,6 +241,43 @@ class FileStore(Store):
             for shard in self._table.shards:
                 inside = (wanted >= shard.first) & (wanted < shard.first + shard.rows)
                 self._write_shard(shard, wanted[inside] - shard.first, data[inside.numpy()])
+
+    def write_range(self, first: int, rows: Tensor) -> None:
+        """Writes rows one after another, from row ``first`` on.
+
+        Args:
+            first: row that the first of ``rows`` takes the place of.
+            rows: (n, …) on the CPU; cast to the stored element type.
+
+        Raises:
+            RowIndexError: they go beyond the last row; nothing is written.
+            ReadOnlyError, DTypeError, ArgumentError, FileFormatError, StorageError: as of
+                ``write``.
+
+        >>> import os, tempfile
+        >>> store = FileStore.create(os.path.join(tempfile.mkdtemp(), "h.npy"), (3, 2))
+        >>> store.write_range(1, torch.ones(2, 2))
+        >>> store.read_range(0, 2)
+        tensor([[0., 0.],
+                [1., 1.]])
+        """
+        self._check_writable()
+        last = first + (rows.shape[0] if rows.dim() else 0)
+        check_range(first, last, self.shape[0])
+        dense = self.encoding.encode(check_rows(rows, last - first, self.shape, self.encoding))
+        data = np.frombuffer(bytes_of(dense), np.uint8).reshape(last - first, self.row_bytes)
+        with self._gate:
+            self._table.check_size()
+            for shard in self._table.shards:
+                begin, end = max(first, shard.first), min(last, shard.first + shard.rows)
+                if begin < end:
+                    with open_writer(shard, direct=self.storage != "mmap") as writer:
+                        place = shard.offset + (begin - shard.first) * self.row_bytes
+                        writer.write(place, data[begin - first : end - first].reshape(-1))
+
+    def _check_writable(self) -> None:
+        if not self.writable:
+            raise ReadOnlyError(f"{self.path}: opened read-only; open it with writable=True")
 
     def _write_shard(self, shard: Shard, ids: Tensor, data: NDArray[np.uint8]) -> None:
         # Rows that follow one another go to the file together.

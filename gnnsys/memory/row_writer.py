@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from gnnsys.errors import StorageError
 from gnnsys.memory.table_file import Shard
+from gnnsys.system.extension import core
 from gnnsys.system.files import as_storage_error
 
 __all__ = ["RowWriter", "open_writer"]
@@ -39,12 +39,15 @@ class RowWriter:
             return
         _write_all(self._handle, data[: first - place], place)
         _write_all(self._handle, data[last - place :], last)
-        # Of a mapping, since its pages are aligned; unmapped with the last view of it.
-        staged = np.frombuffer(mmap.mmap(-1, min(_BLOCK, last - first)), np.uint8)
-        for start in range(first, last, len(staged)):
-            part = data[start - place : min(start + len(staged), last) - place]
+        whole = data[first - place : last - place]
+        if whole.ctypes.data % _PAGE == 0:
+            self._write_direct(whole, first)
+            return
+        staged = core.pooled_bytes(min(_BLOCK, len(whole)))  # of whole pages of memory
+        for start in range(0, len(whole), _BLOCK):
+            part = whole[start : start + _BLOCK]
             staged[: len(part)] = part
-            self._write_direct(staged[: len(part)], start)
+            self._write_direct(staged[: len(part)], first + start)
 
     def _write_direct(self, data: NDArray[np.uint8], place: int) -> None:
         written = 0

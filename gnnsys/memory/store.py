@@ -353,22 +353,28 @@ def check_write(
         UnsupportedError: rows are quantised by scales of columns, which are those of the rows that
             the table was made of.
     """
-    if encoding.codes is not None and encoding.codes.scales:
-        raise UnsupportedError(
-            f"rows: {encoding.codes.dtype} with a scale for each column takes no other rows, which "
-            "may be beyond its scales; write to a table with a scale for each row (--scale row)"
-        )
     wanted = check_ids(ids).long()
-    if rows.shape != (len(wanted), *shape[1:]) or rows.device.type != "cpu":
-        raise ArgumentError(
-            f"rows: shape {tuple(rows.shape)} on {rows.device}, expected "
-            f"{(len(wanted), *shape[1:])} on the CPU, a row for each id"
-        )
+    rows = check_rows(rows, len(wanted), shape, encoding)
     check_bounds(wanted, shape[0])
-    rows = rows.detach()
     if not bool((wanted[1:] > wanted[:-1]).all()):
         backwards = wanted.flip(0).numpy()
         unique, place = np.unique(backwards, return_index=True)
         wanted = torch.from_numpy(unique)
         rows = rows[torch.from_numpy(len(backwards) - 1 - place)]
     return RowIds(wanted), encoding.encode(rows)
+
+
+def check_rows(rows: Tensor, count: int, shape: torch.Size, encoding: Encoding) -> Tensor:
+    """Rows, detached, of which a store of ``shape`` can write ``count``; raises as ``check_write``
+    does."""
+    if encoding.codes is not None and encoding.codes.scales:
+        raise UnsupportedError(
+            f"rows: {encoding.codes.dtype} with a scale for each column takes no other rows, which "
+            "may be beyond its scales; write to a table with a scale for each row (--scale row)"
+        )
+    if rows.shape != (count, *shape[1:]) or rows.device.type != "cpu":
+        raise ArgumentError(
+            f"rows: shape {tuple(rows.shape)} on {rows.device}, expected {(count, *shape[1:])} on "
+            "the CPU"
+        )
+    return rows.detach()

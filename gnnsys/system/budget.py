@@ -23,6 +23,7 @@ from gnnsys.system.machine import available_memory, memory_limit, read_text
 from gnnsys.system.sizes import size_text
 
 __all__ = [
+    "ACTIVATIONS",
     "AHEAD",
     "BATCHES",
     "BLOCKS",
@@ -46,6 +47,7 @@ __all__ = [
     "table_lines",
 ]
 
+ACTIVATIONS = "activations of training"
 CACHE_ROWS = "cache rows"
 EMBEDDINGS = "cache of embeddings"
 EMBEDDINGS_IN_MEMORY = "embeddings of nodes"

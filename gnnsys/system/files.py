@@ -64,6 +64,8 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK:
 _WAYS_OUT = {
     errno.ENOSPC: "make room on that disk, or write to another",
     errno.EDQUOT: "make room on that disk, or write to another",
+    errno.EFBIG: "raise the limit of the size of a file (ulimit -f), or write less",
+    errno.EMFILE: "raise the number of open files (ulimit -n), or close some",
 }
 
 

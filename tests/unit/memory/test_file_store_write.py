@@ -24,7 +24,7 @@ from gnnsys.errors import (
     RowIndexError,
     StorageError,
 )
-from gnnsys.memory import FileStore
+from gnnsys.memory import FileStore, Storage
 from gnnsys.memory.encoding import SUPPORTED_DTYPES
 
 PROPERTY = settings(deadline=None, print_blob=True)
@@ -83,6 +83,41 @@ def test_a_new_file_holds_zeros_from_byte_4096_and_takes_no_room(
     found = (tmp_path / "x.npy").stat()
     assert found.st_size == 4096 + (4 << 20) * dtype.itemsize
     assert found.st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("storage", ["mmap", "pread"])
+@pytest.mark.parametrize("row_bytes", [24, 4096])
+def test_ranges_are_written_across_files_as_into_an_array(
+    storage: Storage, row_bytes: int, tmp_path: Path
+) -> None:
+    expected = np.random.default_rng(0).integers(0, 256, (300, row_bytes), np.uint8)
+    paths = [tmp_path / f"{part}.npy" for part in range(3)]
+    for path, part in zip(paths, np.split(expected, 3), strict=True):
+        np.save(path, part)
+    store = FileStore(paths, writable=True, storage=storage)
+    for first, count in ((0, 300), (90, 20), (100, 100), (299, 1), (5, 0), (300, 0), (37, 223)):
+        rows = some((count, row_bytes), torch.uint8, first + count)
+        store.write_range(first, rows)
+        expected[first : first + count] = rows.numpy()
+        assert np.array_equal(store.read_range(0, 300).numpy(), expected)
+    assert np.array_equal(np.concatenate([np.load(path) for path in paths]), expected)
+
+
+def test_ranges_are_cast_and_checked_as_rows_are(tmp_path: Path) -> None:
+    store = FileStore.create(tmp_path / "x.npy", (4, 3), torch.bfloat16)
+    rows = some((3, 3), torch.float64, 5).requires_grad_()
+    store.write_range(1, rows.T)
+    assert torch.equal(store.read_range(1, 4), rows.detach().T.to(torch.bfloat16))
+    before = (tmp_path / "x.npy").read_bytes()
+    for first, shape in ((2, (3, 3)), (-1, (2, 3))):
+        with pytest.raises(RowIndexError, match=r"are not within \[0, 4\)"):
+            store.write_range(first, torch.ones(shape))
+    for shape in ((2, 4), (2,), ()):
+        with pytest.raises(ArgumentError, match=r"rows: shape .* on cpu, expected \([02], 3\)"):
+            store.write_range(0, torch.ones(shape))
+    with pytest.raises(ReadOnlyError, match="open it with writable"):
+        FileStore(tmp_path / "x.npy", encoding=torch.bfloat16).write_range(0, torch.ones(1, 3))
+    assert (tmp_path / "x.npy").read_bytes() == before
 
 
 def test_rows_are_cast_to_the_type_of_the_file(tmp_path: Path) -> None:

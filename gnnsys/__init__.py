@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from gnnsys.loaders.neighbor_sampler import NeighborSampler as NeighborSampler
     from gnnsys.memory.alloc import keep_freed_memory as keep_freed_memory
     from gnnsys.message_passing.fused_layers import fuse as fuse
+    from gnnsys.offload.activation_offload import ActivationOffload as ActivationOffload
     from gnnsys.training.exact_inference import inference as inference
     from gnnsys.training.typed_inference import hetero_inference as hetero_inference
     from gnnsys.unified_tensor import UnifiedTensor as UnifiedTensor
     from gnnsys.unified_tensor import unified as unified
 
 _HOME = {
+    "ActivationOffload": "gnnsys.offload.activation_offload",
     "CacheArena": "gnnsys.cache.arena",
     "CooperativeSampler": "gnnsys.loaders.cooperative",
     "Dataset": "gnnsys.dataset.folder",

@@ -46,7 +46,8 @@ class Memory:
     """Bytes of one rank at the end of a forward."""
 
     history: int
-    """Rows that neighbours read: current ones or gradients, and the snapshot."""
+    """Rows that neighbours read: current ones or gradients, and the snapshot; none where a way has
+    one chunk."""
 
     activations: int
     """What autograd keeps."""
@@ -215,8 +216,9 @@ def _memory(
     edges = num_edges // split.ways
     entry = _INDEX_BYTES * 2 + _EDGE_COPIES * (_INDEX_BYTES + size)
     widest = max(info.aggregated for info in here)
+    columns = sum(info.aggregated for info in here) if split.slots > 1 else 0
     return Memory(
-        history=2 * (rows + halo) * sum(info.aggregated for info in here) * size,
+        history=2 * (rows + halo) * columns * size,
         activations=int(rows * _kept_bytes(here, size)),
         features=0 if stage else rows * infos[0].in_width * size,
         parameters=4 * sum(info.parameters for info in here) * size,

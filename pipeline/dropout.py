@@ -12,6 +12,7 @@ from torch.autograd import Function
 from gnnsys.errors import ArgumentError
 from gnnsys.rng import dropout_key
 from gnnsys.system.extension import core
+from gnnsys.system.recomputed import recomputed
 
 __all__ = ["DropoutContext", "KeyedDropout", "set_dropout_context"]
 
@@ -63,11 +64,8 @@ class KeyedDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         context = self.context
-        vertices = context.vertices
-        if vertices is None:
-            vertices = torch.arange(len(x), device=x.device)
         key = dropout_key(context.seed, context.epoch, self.layer)
-        return _Drop.apply(x, key, self.p, vertices)
+        return _keyed_dropout(x, key, self.p, context.vertices)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer={self.layer}"
@@ -78,6 +76,13 @@ def set_dropout_context(module: nn.Module, context: DropoutContext) -> None:
     for part in module.modules():
         if isinstance(part, KeyedDropout):
             part.context = context
+
+
+@recomputed
+def _keyed_dropout(x: Tensor, key: int, p: float, vertices: Tensor | None) -> Tensor:
+    if vertices is None:
+        vertices = torch.arange(len(x), device=x.device)
+    return _Drop.apply(x, key, p, vertices)
 
 
 class _Drop(Function):

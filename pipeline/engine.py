@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -53,6 +54,14 @@ class GNNPipe(HeldState):
         history: first snapshot. exact: all layers by the initial weights; zeros.
         partition: instead of that by METIS.
         device: of the ranks of this process. Default: that of ``data.x``.
+        saving: a context that decides how autograd keeps tensors:
+            ``gnnsys.offload.ActivationOffload``, ``torch.autograd.graph.saved_tensors_hooks``. It
+            is entered anew each epoch, in the thread that calls ``train_epoch``: once around all
+            forwards and backwards of all chunks and of all ranks of this process, not around
+            evaluation and the step of the optimizer. What it is given to keep is needed before it
+            is left, mostly in reverse: forwards of the chunks come first, but losses are computed
+            between backwards. A rank that is a process of its own needs a context, with a budget,
+            of its own.
 
     Raises:
         ArgumentError: stages, ways or chunks that do not fit each other, the number of ranks, the
@@ -86,12 +95,14 @@ class GNNPipe(HeldState):
         history: Literal["exact", "zeros"] = "exact",
         partition: Partition | None = None,
         device: torch.device | str | None = None,
+        saving: AbstractContextManager[object] | None = None,
     ) -> None:
         self.stages, self.ways = stages, ways
         if chunks is None:
             chunks = default_chunks(stages, ways)
         self.chunks = chunks
         self.snapshot_period, self.shuffle, self.seed = snapshot_period, shuffle, seed
+        self._saving = nullcontext() if saving is None else saving
         self.epoch = 0
         """Epochs that were trained."""
         check_options(stages, ways, chunks, snapshot_period, boundary_gradient_scale, history)
@@ -197,7 +208,8 @@ class GNNPipe(HeldState):
         order = slot_order(self.chunks // self.ways, self.seed, self.epoch, self.shuffle)
         refresh = (self.epoch + 1) % self.snapshot_period == 0
         self._set_mode(training=True)
-        losses = self._group.run(lambda rank: rank.run_epoch(order, refresh))
+        with self._saving:
+            losses = self._group.run(lambda rank: rank.run_epoch(order, refresh))
         optimizer.step()
         self.epoch += 1
         told = self._group.gather(
@@ -234,8 +246,10 @@ class GNNPipe(HeldState):
     def refresh_history(self) -> None:
         """Makes the snapshot that of the weights as they are, with the dropout of the next epoch.
 
-        All ranks together; its bytes count as control.
+        All ranks together; its bytes count as control. Nothing is done where none is read.
         """
+        if not self.reads_snapshots:
+            return
         self._set_mode(training=True)
         with torch.no_grad():
             self._group.run(lambda rank: rank.run_exactly(keep=True, kind="control"))
@@ -244,7 +258,8 @@ class GNNPipe(HeldState):
 
     def staleness(self) -> list[float]:
         """Of each graph layer, how far the rows that it read were from their snapshot in the last
-        epoch: the Frobenius norm of the difference over that of the rows."""
+        epoch: the Frobenius norm of the difference over that of the rows; 0 where no snapshot is
+        read."""
         return list(self._staleness)
 
     def _sum_staleness(self, told: list[list[tuple[float, float]]]) -> list[float]:

@@ -52,28 +52,32 @@ class Exit:
     """
 
     def __init__(self, x: Tensor) -> None:
-        self.gradient: Tensor | None = None
-        self.token: Tensor = _Leave.apply(x, self)
+        self.gradients: list[Tensor] = []
+        """Of the backward to come, one. Apart from ``self``, which autograd's graph would otherwise
+        keep alive, and be kept by, until garbage is collected."""
+        self.token: Tensor = _Leave.apply(x, self.gradients)
 
 
 def run_backward(gradients: Sequence[tuple[Exit, Tensor]]) -> None:
     """Runs autograd from several exits at once; those are left out that depend on nothing."""
+    tokens = []
     for leaving, gradient in gradients:
-        leaving.gradient = gradient
-    tokens = [leaving.token for leaving, _ in gradients if leaving.token.requires_grad]
+        if leaving.token.requires_grad:
+            leaving.gradients.append(gradient)
+            tokens.append(leaving.token)
     if tokens:
         torch.autograd.backward(tokens)
 
 
 class _Leave(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, leaving: Exit) -> Tensor:
-        ctx.leaving = leaving
+    def forward(ctx: Any, x: Tensor, gradients: list[Tensor]) -> Tensor:
+        ctx.gradients = gradients
         return x.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, one: Tensor) -> Any:
-        return ctx.leaving.gradient, None
+        return ctx.gradients.pop(), None
 
 
 class _Enter(Function):

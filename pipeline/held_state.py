@@ -24,11 +24,17 @@ class HeldState:
 
     stages: int
     ways: int
+    chunks: int
     infos: list[LayerInfo]
     stage_layers: list[range]
     partition: Partition
     _num_nodes: int
     _group: RankGroup
+
+    @property
+    def reads_snapshots(self) -> bool:
+        """Whether chunks read rows of earlier epochs: where a way has several."""
+        return self.chunks > self.ways
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those that this process trains."""
@@ -105,7 +111,8 @@ class HeldState:
 
         Returns:
             Of each rank ``nodes`` (N,), those that it works on, by their numbers in ``data``, and
-            of each of its graph layers ``layers.L`` (N, width), on the CPU.
+            of each of its graph layers ``layers.L`` (N, width), on the CPU; of no layer where no
+            snapshot is read.
         """
         return {
             rank.transport.rank: {
@@ -116,7 +123,8 @@ class HeldState:
         }
 
     def load_history_shards(self, shards: Iterable[Mapping[str, Tensor]]) -> None:
-        """Takes the snapshots of a pipeline with any stages, ways and chunks.
+        """Takes the snapshots of a pipeline with any stages, ways and chunks; nothing where none is
+        read.
 
         Args:
             shards: of all its ranks, as ``history_shards`` gives them; one without ``nodes`` has
@@ -146,11 +154,13 @@ class HeldState:
             if count:
                 raise ArgumentError(
                     f"shards: lack {count} rows of {name}, which rank {number} reads; give those "
-                    "of all ranks"
+                    "of all ranks, of a pipeline with more chunks than ways"
                 )
 
     def _graph_layers(self, rank: PipelineRank) -> list[str]:
-        """Names of the graph layers that a rank holds."""
+        """Names of the graph layers of a rank whose snapshots are read."""
+        if not self.reads_snapshots:
+            return []
         held = self.stage_layers[rank.number]
         return [f"layers.{i}" for i in held if self.infos[i].is_graph]
 

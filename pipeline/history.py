@@ -1,11 +1,8 @@
-"""The rows that one aggregation reads: current ones, their snapshot, and their gradients.
-
-Two buffers do for all three: once the forward of an epoch is over, either the current rows or the
-snapshot are never read again, and the gradients take their place.
-"""
+"""The rows that one aggregation reads: current ones, their snapshot, and their gradients."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +12,7 @@ from torch.autograd import Function
 
 from gnnsys.pipeline.way_graph import WayGraph
 
-__all__ = ["Reads", "RowHistory", "reads_in_order"]
+__all__ = ["LayerRows", "PassingRows", "Reads", "RowHistory", "reads_in_order"]
 
 # R local rows: those of the way, then its halo. N rows of a chunk, M of its sources. C columns.
 
@@ -68,8 +65,8 @@ def reads_in_order(graph: WayGraph, order: list[int]) -> list[Reads]:
     return found
 
 
-class RowHistory:
-    """Buffers of one aggregation over the rows of a way.
+class LayerRows(ABC):
+    """The rows that one aggregation reads, and after the forward of an epoch their gradients.
 
     Args:
         num_own: rows of the way.
@@ -79,27 +76,15 @@ class RowHistory:
     """
 
     def __init__(self, num_own: int, num_halo: int, width: int, like: Tensor) -> None:
-        self.width = width
-        self._num_own = num_own
-        self._pair = like.new_zeros(2, num_own + num_halo, width)  # (2, R, C)
-        self._now = 0
-        self._token = like.new_zeros(()).requires_grad_()
-        self.change = self.size = self._token.detach()
+        self._shape = num_own + num_halo, width
+        self._like = like
+        self._token = like.new_zeros(())
+        self.change = self.size = self._token
         """Squared norms of the rows written in this epoch less their snapshot, and of the rows."""
 
-    @property
-    def current(self) -> Tensor:
-        """(R, C): rows of this epoch where their slot was done; gradients after ``end_forward``."""
-        return self._pair[self._now]
-
-    @property
-    def snapshot(self) -> Tensor:
-        """(R, C): rows of an earlier epoch."""
-        return self._pair[1 - self._now]
-
-    def begin_epoch(self) -> None:
-        """Forgets how far the rows are from the snapshot."""
-        self.change, self.size = self._token.detach(), self._token.detach()
+    def new_rows(self) -> Tensor:
+        """(R, C), of no values yet."""
+        return self._like.new_empty(self._shape)
 
     def write(self, rows: slice, values: Tensor) -> Tensor:
         """Makes rows of the way current.
@@ -111,10 +96,8 @@ class RowHistory:
             A number, 0, that stands for them: autograd's way to ``values``, which are not kept.
             Its backward hands on the gradients that the rows then have.
         """
-        with torch.no_grad():
-            self.current[rows] = values
-            self.change = self.change + (values - self.snapshot[rows]).square_().sum()
-            self.size = self.size + values.square().sum()
+        self.put(rows, values.detach())
+        self._token = self._token.detach().requires_grad_(values.requires_grad)
         return _Write.apply(values, self, rows)
 
     def own(self, rows: slice, values: Tensor) -> Tensor:
@@ -126,24 +109,79 @@ class RowHistory:
         """(M, C): the rows that a chunk aggregates, current or of the snapshot.
 
         Gradients of current rows are added to ``current`` in backward, which must come after
-        ``end_forward``: times gamma for those of earlier slots. They are not kept by autograd.
+        ``end_forward``: times gamma for those of earlier slots. They are not kept by autograd. Rows
+        that were written without a gradient get none.
         """
         return _Read.apply(self._token, self, reads, gamma)
 
+    @property
+    @abstractmethod
+    def current(self) -> Tensor:
+        """(R, C): rows of this epoch where their slot was done; gradients after ``end_forward``."""
+
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Forgets what was there of the last epoch, but for a snapshot."""
+
+    @abstractmethod
+    def put(self, rows: slice, values: Tensor) -> None:
+        """``write``, without autograd."""
+
+    @abstractmethod
+    def gather(self, reads: Reads) -> Tensor:
+        """(M, C): ``read``, without autograd."""
+
+    @abstractmethod
     def end_forward(self, refresh: bool) -> None:
         """Keeps the current rows as the snapshot, or not; makes room for the gradients."""
+
+    @abstractmethod
+    def add_gradients(self, reads: Reads, gradients: Tensor, gamma: float) -> None:
+        """Adds gradients of what was read to those of the rows."""
+
+    @abstractmethod
+    def take_gradients(self, rows: slice) -> Tensor:
+        """(N, C): those of rows of the way, which are not asked for again in this epoch."""
+
+
+class RowHistory(LayerRows):
+    """Two buffers for the rows, their snapshot and their gradients: once the forward of an epoch is
+    over, either the current rows or the snapshot are never read again, and the gradients take their
+    place."""
+
+    def __init__(self, num_own: int, num_halo: int, width: int, like: Tensor) -> None:
+        super().__init__(num_own, num_halo, width, like)
+        self._pair = like.new_zeros(2, *self._shape)  # (2, R, C)
+        self._now = 0
+
+    @property
+    def current(self) -> Tensor:
+        return self._pair[self._now]
+
+    @property
+    def snapshot(self) -> Tensor:
+        """(R, C): rows of an earlier epoch."""
+        return self._pair[1 - self._now]
+
+    def begin_epoch(self) -> None:
+        self.change = self.size = self._like.new_zeros(())
+
+    def put(self, rows: slice, values: Tensor) -> None:
+        self.current[rows] = values
+        self.change = self.change + (values - self.snapshot[rows]).square_().sum()
+        self.size = self.size + values.square().sum()
+
+    def gather(self, reads: Reads) -> Tensor:
+        length, width = self._shape
+        bases = torch.where(reads.snapshot, 1 - self._now, self._now) * length
+        return self._pair.view(-1, width).index_select(0, reads.sources + bases)
+
+    def end_forward(self, refresh: bool) -> None:
         if refresh:
             self._now = 1 - self._now
         self.current.zero_()
 
-    def gather(self, reads: Reads) -> Tensor:
-        """(M, C), without autograd."""
-        length = self._pair.shape[1]
-        bases = torch.where(reads.snapshot, 1 - self._now, self._now) * length
-        return self._pair.view(-1, self.width).index_select(0, reads.sources + bases)
-
     def add_gradients(self, reads: Reads, gradients: Tensor, gamma: float) -> None:
-        """Adds gradients of what was read to those of the rows."""
         target, own = self.current, reads.num_own
         first = int(reads.sources[0]) if own else 0
         target[first : first + own] += gradients[:own]
@@ -154,23 +192,61 @@ class RowHistory:
                     chosen.mul_(factor)  # faster than index_add_'s alpha
                 target.index_add_(0, reads.sources.index_select(0, places), chosen)
 
+    def take_gradients(self, rows: slice) -> Tensor:
+        return self.current[rows]
+
+
+class PassingRows(LayerRows):
+    """Of a way with a single chunk, which reads all local rows, and none of a snapshot: rows are
+    there until they are read, gradients from the first that comes until they are handed on."""
+
+    _rows: Tensor | None = None
+
+    @property
+    def current(self) -> Tensor:
+        if self._rows is None:
+            self._rows = self.new_rows().zero_()
+        return self._rows
+
+    def begin_epoch(self) -> None:
+        self._rows = None
+
+    def put(self, rows: slice, values: Tensor) -> None:
+        if values.shape == self._shape:  # no halo: no copy is needed
+            self._rows = values.to(self._like).contiguous()
+            return
+        self._rows = self.new_rows()
+        self._rows[rows] = values
+
+    def gather(self, reads: Reads) -> Tensor:
+        rows, self._rows = self.current, None
+        return rows
+
+    def end_forward(self, refresh: bool) -> None:
+        pass
+
+    def add_gradients(self, reads: Reads, gradients: Tensor, gamma: float) -> None:
+        self.current.add_(gradients)
+
+    def take_gradients(self, rows: slice) -> Tensor:
+        gradients, self._rows = self.current, None
+        return gradients[rows]
+
 
 class _Write(Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, history: RowHistory, rows: slice) -> Tensor:
+    def forward(ctx: Any, values: Tensor, history: LayerRows, rows: slice) -> Tensor:
         ctx.history, ctx.rows = history, rows
         return values.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return ctx.history.current[ctx.rows], None, None
+        return ctx.history.take_gradients(ctx.rows), None, None
 
 
 class _Own(Function):
     @staticmethod
-    def forward(
-        ctx: Any, token: Tensor, values: Tensor, history: RowHistory, rows: slice
-    ) -> Tensor:
+    def forward(ctx: Any, token: Tensor, values: Tensor, history: LayerRows, rows: slice) -> Tensor:
         ctx.history, ctx.rows = history, rows
         return values.view_as(values)
 
@@ -182,7 +258,7 @@ class _Own(Function):
 
 class _Read(Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, history: RowHistory, reads: Reads, gamma: float) -> Tensor:
+    def forward(ctx: Any, token: Tensor, history: LayerRows, reads: Reads, gamma: float) -> Tensor:
         ctx.history, ctx.reads, ctx.gamma = history, reads, gamma
         return history.gather(reads)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gnnsys.pipeline.dropout import DropoutContext
 from gnnsys.pipeline.entry import Entry, Exit, run_backward
-from gnnsys.pipeline.history import Reads, RowHistory, reads_in_order
+from gnnsys.pipeline.history import LayerRows, PassingRows, Reads, RowHistory, reads_in_order
 from gnnsys.pipeline.layers import GraphLayer, Share, Shared
 from gnnsys.pipeline.way_graph import WayGraph
 from gnnsys.ranks.transport import Transport, Work
@@ -74,7 +74,10 @@ class Stage:
     ) -> None:
         self.layers, self.graph, self.peers = layers, graph, peers
         self._runs = _runs(layers)
-        self.histories = [RowHistory(graph.num_own, graph.num_halo, w, like) for w in widths]
+        made = RowHistory if len(graph.blocks) > 1 else PassingRows
+        self.histories: list[LayerRows] = [
+            made(graph.num_own, graph.num_halo, width, like) for width in widths
+        ]
         self._context, self._transport, self._gamma = context, transport, gamma
         self._reads: list[Reads] = []
         self._passes: dict[int, _Pass] = {}
@@ -91,8 +94,9 @@ class Stage:
         return [(float(each.change), float(each.size)) for each in self.histories]
 
     def snapshots(self) -> list[Tensor]:
-        """Of each graph layer, (own rows, width), on the CPU."""
-        return [each.snapshot[: self.graph.num_own].cpu() for each in self.histories]
+        """Of each graph layer, (own rows, width), on the CPU; none where a way has one chunk."""
+        kept = [each for each in self.histories if isinstance(each, RowHistory)]
+        return [each.snapshot[: self.graph.num_own].cpu() for each in kept]
 
     def rows_of(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Which of some vertices are local rows.
@@ -109,14 +113,19 @@ class Stage:
         return rows[at[found]], found
 
     def load_snapshot(self, number: int, rows: Tensor, values: Tensor) -> None:
-        """Takes rows of the snapshot of a graph layer.
+        """Takes rows of the snapshot of a graph layer that keeps one.
 
         Args:
             number: of the layer, among those of the stage.
             rows: (M,) local rows, and ``values`` (M, width).
         """
-        snapshot = self.histories[number].snapshot
+        snapshot = self._snapshot_of(number)
         snapshot[rows.to(snapshot.device)] = values.to(snapshot.device)
+
+    def _snapshot_of(self, number: int) -> Tensor:
+        history = self.histories[number]
+        assert isinstance(history, RowHistory)
+        return history.snapshot
 
     # Training -------------------------------------------------------------------------------------
 
@@ -153,7 +162,7 @@ class Stage:
         segment: _Segment,
         chunk: int,
         layers: list[nn.Module],
-        history: RowHistory | None,
+        history: LayerRows | None,
         x: Tensor,
         shared: Shared,
     ) -> Work[Tensor]:
@@ -258,8 +267,8 @@ class Stage:
         number = 0
         for layer in self.layers:
             if isinstance(layer, GraphLayer):
-                history, number = self.histories[number], number + 1
-                rows = history.snapshot if keep else torch.empty_like(history.snapshot)
+                rows = self._snapshot_of(number) if keep else self.histories[number].new_rows()
+                number += 1
                 inputs = yield from self._layer_exactly(layer, rows, inputs, shared, kind)
                 continue
             for chunk, x in enumerate(inputs):

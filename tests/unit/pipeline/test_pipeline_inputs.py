@@ -156,12 +156,12 @@ def test_optimizer_state_moves_between_splits() -> None:
 @pytest.mark.parametrize(("stages", "ways"), [(1, 2), (3, 1), (2, 2), (1, 4)])
 def test_shards_of_a_snapshot_are_those_of_any_other_split(stages: int, ways: int) -> None:
     made, data = layers(), graph()
-    one = GNNPipe(made, data, chunks=4, stages=1, ways=1)
+    one = GNNPipe(made, data, chunks=8, stages=1, ways=1)
     (whole,) = one.history_shards().values()
     rows = {name: torch.empty_like(value) for name, value in whole.items() if name != "nodes"}
     for name, value in rows.items():
         value[whole["nodes"]] = whole[name]  # in the order of data
-    other = GNNPipe(made, data, chunks=4, stages=stages, ways=ways, history="zeros")
+    other = GNNPipe(made, data, chunks=8, stages=stages, ways=ways, history="zeros")
     assert all(
         not v.any() for s in other.history_shards().values() for k, v in s.items() if k != "nodes"
     )
@@ -174,11 +174,27 @@ def test_shards_of_a_snapshot_are_those_of_any_other_split(stages: int, ways: in
         for name in shard.keys() - {"nodes"}:
             assert torch.equal(shard[name], rows[name][shard["nodes"]])
     # And what neighbours of other ways read is there, too: the next epoch is that of one process.
-    third = GNNPipe(made, data, chunks=4, stages=stages, ways=ways)
+    third = GNNPipe(made, data, chunks=8, stages=stages, ways=ways)
     for name in ("shuffle", "seed"):
         assert getattr(third, name) == getattr(other, name)
     optimizers = [torch.optim.SGD(pipe.parameters(), lr=0.01) for pipe in (other, third)]
     assert other.train_epoch(optimizers[0]) == third.train_epoch(optimizers[1])
+
+
+def test_without_a_snapshot_there_is_none_to_take() -> None:
+    """A chunk to a way reads only rows of its own epoch."""
+    made, data = layers(), graph()
+    pipes = [GNNPipe(made, data, ways=2, chunks=2) for _ in range(2)]
+    assert not pipes[0].reads_snapshots
+    assert [[*shard] for shard in pipes[0].history_shards().values()] == [["nodes"]] * 2
+    pipes[0].load_history_shards(GNNPipe(made, data, chunks=4).history_shards().values())
+    pipes[0].refresh_history()
+    optimizers = [torch.optim.SGD(pipe.parameters(), lr=0.0) for pipe in pipes]
+    assert pipes[0].train_epoch(optimizers[0]) == pipes[1].train_epoch(optimizers[1])
+    assert pipes[0].staleness() == [0.0] * 3
+    reader = GNNPipe(made, data, ways=2, chunks=4)
+    with pytest.raises(ArgumentError, match=r"of a pipeline with more chunks than ways"):
+        reader.load_history_shards(pipes[0].history_shards().values())
 
 
 def test_shards_of_some_ranks_are_refused() -> None:

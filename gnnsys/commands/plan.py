@@ -29,6 +29,7 @@ from gnnsys.features.importance import importance_for_cache
 from gnnsys.features.options import FeatureOptions, TopologyOptions
 from gnnsys.features.setup import feature_tables, plan_features
 from gnnsys.generate import generate_community
+from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.plan.batches import open_traces, planned_batches, workload_of
 from gnnsys.plan.caches import Workload, count_touched, plan_budgets, run_cases
 from gnnsys.plan.facts import case_facts, total_facts
@@ -60,6 +61,8 @@ def run_command(config: PlanConfig) -> int:
         check_folder_of(Path(config.picture), f"--picture {config.picture}")
     if config.parallel is not None:
         return _plan_splits(config)
+    if config.offload is not None:
+        return _plan_activations(config)
     with work_progress() as progress:
         plan = make_plan(config, progress)
     if config.picture is not None:
@@ -97,6 +100,20 @@ def _plan_splits(config: PlanConfig) -> int:
         print(json_text(plan))
     else:
         print_parallel_plan(plan, Console())
+    return 0
+
+
+def _plan_activations(config: PlanConfig) -> int:
+    """``--offload``: plans which activations leave memory, and tells."""
+    from gnnsys.plan.activations import make_activation_plan, print_activation_plan
+
+    suit_freed_memory(0)  # as gnnsys train --offload does
+    with work_progress() as progress:
+        plan = make_activation_plan(config, progress)
+    if config.json:
+        print(json_text(plan))
+    else:
+        print_activation_plan(plan, Console())
     return 0
 
 

@@ -11,7 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 
 from gnnsys.config.checks import check_bytes
 from gnnsys.config.train import TrainConfig
-from gnnsys.features.statistics import FeatureStats, live_line, memory_rows, stats_rows
+from gnnsys.features.statistics import (
+    FeatureStats,
+    live_line,
+    memory_rows,
+    offload_rows,
+    stats_rows,
+)
 from gnnsys.memory.alloc import suit_freed_memory
 from gnnsys.pages import numbers
 from gnnsys.pages.tables import pairs_on_terminal
@@ -28,8 +34,10 @@ __all__ = ["run_command"]
 
 def run_command(config: TrainConfig) -> int:
     """Trains and tells; the exit code is 130 where the run was interrupted."""
-    if not config.full_batch:
-        # The process is this command's, and the memory that of all ranks of the machine.
+    # The process is this command's, and the memory that of all ranks of the machine.
+    if config.offload != "none":
+        suit_freed_memory(0)  # or what activations leave would stay in the heap
+    elif not config.full_batch:
         whole = check_bytes("memory", config.memory) or process_budget().left()
         suit_freed_memory(whole // local_world_size())
     if rank_of_process() > 0:  # the first rank tells, and that of a machine warns
@@ -134,6 +142,7 @@ def _result_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
     if result.padding:
         nodes, edges = result.padding["node_share"], result.padding["edge_share"]
         yield "padding", f"{nodes:.1%} of the nodes, {edges:.1%} of the edges"
+    yield from ((f"activations: {name}", told) for name, told in offload_rows(result.offload))
     yield from _parallel_rows(result)
     if config.stats:
         served = result.counters.as_dict()

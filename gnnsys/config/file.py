@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from gnnsys.choices import DATASET_NAMES, NO_FOLDERS
 from gnnsys.config.checks import parse_fanouts
 from gnnsys.config.cluster import ClusterConfig
+from gnnsys.config.offload import offload_folder
 from gnnsys.config.run_files import CONFIG
 from gnnsys.config.train import TrainConfig
 from gnnsys.errors import ArgumentError, MissingFileError
@@ -54,10 +55,11 @@ _TRAIN_RESUMED_WITH: _Changes = {
     ),
     **dict.fromkeys(
         (
-            "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs", "eval_reads",
-            "eval_store", "history", "nan_loss", "pack", "pack_folder", "pack_space", "parallel",
-            "patience", "policy", "root", "score", "share_cache", "stages", "storage", "threads",
-            "topology", "topology_memory", "victim_buffer", "window",
+            "activation_budget", "cache", "checkpoint_epochs", "checkpoint_minutes", "epochs",
+            "eval_reads", "eval_store", "history", "nan_loss", "offload", "pack", "pack_folder",
+            "pack_space", "parallel", "patience", "policy", "root", "score", "share_cache",
+            "stages", "storage", "threads", "topology", "topology_memory", "victim_buffer",
+            "window",
         ),
         "speed",
     ),
@@ -77,7 +79,9 @@ OF_THE_CALL = {
 CHANGES_LOSSES = tuple(name for name, changes in _TRAIN_RESUMED_WITH.items() if changes == "losses")
 """Options that a resumed run may change, but not without changing what comes."""
 
-_NUMBERS_TOO = {"cache", "memory", "pack_space", "topology_memory", "victim_buffer"}
+_NUMBERS_TOO = {
+    "activation_budget", "cache", "memory", "pack_space", "topology_memory", "victim_buffer",
+}  # fmt: skip
 """Texts that a user may write as numbers."""
 
 
@@ -131,6 +135,8 @@ def _read_options(path: Path, kind: type[_Config]) -> _Config:
         for name in ("eval_store", "embeddings"):
             if getattr(config, name) not in NO_FOLDERS:
                 setattr(config, name, str(path.parent / getattr(config, name)))
+        if offload_folder(config.offload) is not None:
+            config.offload = str(path.parent / config.offload)
     if isinstance(config, TrainConfig) and config.pack_folder is not None:
         config.pack_folder = str(path.parent / config.pack_folder)
     return config

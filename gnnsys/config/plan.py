@@ -16,7 +16,9 @@ from gnnsys.config.checks import (
     check_least,
     check_numbers,
     check_seed,
+    given_options,
     parse_fanouts,
+    written,
 )
 from gnnsys.errors import ArgumentError
 from gnnsys.features.options import TopologyOptions
@@ -43,10 +45,12 @@ class PlanConfig:
         gnnsys plan my-heterogeneous-graph --target paper --budget 1GB
         gnnsys plan my-graph --parallel all --ranks 8 --model gcnii --layers 32 --hidden 1000
         gnnsys plan cora --root data --parallel pipeline --ranks 4 --picture schedule.png
+        gnnsys plan pubmed --root data --offload auto --layers 64 --activation-budget 100MB
     """
 
     sections: ClassVar[dict[str, str]] = {
         "parallel": "parallel",
+        "offload": "activations",
         "root": "data",
         "budget": "memory",
         "fanouts": "batch",
@@ -94,14 +98,23 @@ class PlanConfig:
     each way, which is exact."""
 
     model: Literal["gcn", "sage", "gcnii", "resgcn"] = "gcnii"
-    """Of --parallel."""
+    """Of --parallel and --offload."""
 
     layers: int = 32
-    """Graph convolutions, of --parallel."""
+    """Graph convolutions, of --parallel and --offload."""
 
     hidden: int = 64
-    """Width of all rows between encoder and decoder, of --parallel; of hidden layers, of
-    --memory."""
+    """Width of all rows between encoder and decoder, of --parallel and --offload; of hidden layers,
+    of --memory."""
+
+    offload: Annotated[str, "auto|DIR"] | None = None
+    """Instead of a cache, plan what gnnsys train --full-batch --offload moves out of memory: bytes,
+    the peak, and the time that a step waits and takes, on the CPU. Three steps are run, and the
+    disk of DIR is measured; auto: of temporary files."""
+
+    activation_budget: Size | None = None
+    """Bytes (2GB) of activations in memory, of --offload. Default: several, from all to an
+    eighth."""
 
     root: Folder = "data"
     """Folder of the named datasets, as for gnnsys train."""
@@ -211,5 +224,21 @@ class PlanConfig:
                     raise ArgumentError(
                         f"--{name}: goes with --parallel pipeline, graph, hybrid or all"
                     )
+        self._check_offload()
         if self.picture is not None and not self.picture.endswith((".png", ".html")):
             raise ArgumentError(f"--picture {self.picture}: expected a name in .png or .html")
+
+    def _check_offload(self) -> None:
+        check_bytes("activation-budget", self.activation_budget)
+        if self.offload is None:
+            if self.activation_budget is not None:
+                raise ArgumentError(
+                    f"--activation-budget {self.activation_budget}: goes with --offload auto or DIR"
+                )
+            return
+        if self.offload in ("", "none"):
+            raise ArgumentError(f"--offload {self.offload}: expected auto or a folder")
+        others = ("parallel", "ranks", "target", "trace", "picture", "task", "budget", "memory",
+                  "hardware", "batches", "step_time")  # fmt: skip
+        for name in given_options(self, others):
+            raise ArgumentError(f"{written(self, name)}: does not go with --offload; leave it out")

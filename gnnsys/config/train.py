@@ -37,7 +37,8 @@ from gnnsys.config.checks import (
     check_seed,
     parse_fanouts,
 )
-from gnnsys.config.links import LinkOptions, check_links
+from gnnsys.config.links import check_links
+from gnnsys.config.offload import OffloadOptions, check_offload, offload_folder
 from gnnsys.config.optimisation import check_optimisation
 from gnnsys.config.packing import check_packing
 from gnnsys.config.parallel import check_parallel, split_of
@@ -50,7 +51,7 @@ __all__ = ["TrainConfig"]
 
 
 @dataclass(kw_only=True, slots=True)
-class TrainConfig(LinkOptions):
+class TrainConfig(OffloadOptions):
     """Train a GNN for node classification or regression, on sampled mini-batches or on the full
     graph; or for the prediction of links.
 
@@ -82,6 +83,7 @@ class TrainConfig(LinkOptions):
         "checkpoint_epochs": "checkpoint",
         "seed": "seed and processors",
         "memory": "memory and cache",
+        "offload": "memory and cache",
         "stats": "output",
     }
 
@@ -424,6 +426,7 @@ class TrainConfig(LinkOptions):
             raise ArgumentError("--sampler gpu: is for mini-batches on --device cuda or simt")
         check_parallel(self)
         check_packing(self)
+        check_offload(self)
         if self.data is not None:
             if self.resume is None:
                 raise ArgumentError("--data: goes with --resume; else the dataset comes first")
@@ -477,6 +480,7 @@ class TrainConfig(LinkOptions):
             root=os.path.abspath(self.root),
             eval_store=_absolute(self.eval_store),
             embeddings=_absolute(self.embeddings),
+            offload=offload_folder(self.offload) or self.offload,
             pack_folder=self.pack_folder and os.path.abspath(self.pack_folder),
             trace=self.trace and os.path.abspath(self.trace),
             timeline=self.timeline and os.path.abspath(self.timeline),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeGuard
 
-from gnnsys.features.statistics import FeatureStats, memory_rows, stats_rows
+from gnnsys.features.statistics import FeatureStats, memory_rows, offload_rows, stats_rows
 from gnnsys.pages import numbers
 from gnnsys.pages.drawing import Chart
 from gnnsys.pages.tables import TextTable
@@ -48,6 +48,7 @@ def make_page(run: RecordedRun, charts: Sequence[Chart], timeline: Chart | None 
         tiers=_tiers(run),
         reads=list(stats_rows(FeatureStats(seconds=run.seconds, reads=run.reads()))),
         memory=list(memory_rows(as_object(run.result.get("memory")))),
+        offload=list(offload_rows(as_object(run.result.get("offload")))),
         epochs=_epochs(run),
         options=facts(run.options),
         versions=facts(as_object(run.start.get("versions"))),

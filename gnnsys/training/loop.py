@@ -69,8 +69,7 @@ from gnnsys.training.steps import AskedToEndError
 __all__ = ["EpochRecord", "TrainResult", "run_training"]
 
 _log = logging.getLogger(__name__)
-_STEP_SECONDS = 0.25
-"""Least time between two records of steps."""
+_STEP_SECONDS = 0.25  # between two records of steps, at least
 _OnBatch = Callable[[int, int, int], None]
 
 
@@ -221,7 +220,7 @@ class _Trainer:
             state.epoch_began, state.load_began = self._seconds(), self._load_seconds()
         for batch in self._batches():
             self._rate.begin_step(state.step)
-            loss, seeds = self._steps.train(batch)
+            loss, seeds = self._steps.step(batch)
             done = min(self._steps.batches_a_step, total - state.batch)
             state.batch, state.step = state.batch + done, state.step + done
             if not math.isfinite(loss):
@@ -357,6 +356,7 @@ class _Trainer:
             ranks=self._steps.ranks(),
             evaluation=self._steps.evaluation(),
             padding=self._steps.padding(),
+            offload=self._steps.end_offload(),
             parallel=None if self._pipeline is None else self._pipeline.summary(),
         )
         self._checkpoint()

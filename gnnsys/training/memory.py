@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gnnsys.cache.making import LEAST_STAGING
 from gnnsys.choices import NO_FOLDERS
+from gnnsys.config.checks import check_bytes
 from gnnsys.config.heterogeneous import check_heterogeneous
 from gnnsys.config.links import check_link_run
 from gnnsys.config.resolve import Run
@@ -36,6 +37,7 @@ from gnnsys.features.topology import OFFSETS, graph_to_sample, plan_topology
 from gnnsys.loaders import CSC
 from gnnsys.loaders.seed_batches import ShuffledSeeds
 from gnnsys.system.budget import (
+    ACTIVATIONS,
     BLOCKS,
     SEEDS,
     process_budget,
@@ -76,7 +78,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-ACTIVATIONS = "activations of evaluation"
+EVALUATED = "activations of evaluation"
 SCOPE = "nodes that evaluation computes"
 _TOO_SMALL = (
     "give more memory, fewer --ranks if there are several, fewer --fanouts, a smaller --batch-size "
@@ -112,6 +114,9 @@ def plan_run(run: Run, *, trains: bool = True) -> Evaluation | None:
 
     A folder that cannot be trained on is left to ``load_dataset``, which says so.
     """
+    budget = check_bytes("activation-budget", run.config.activation_budget)
+    if trains and budget is not None and run.config.offload != "none" and run.device.type == "cpu":
+        process_budget().reserve(ACTIVATIONS, budget)
     folder = Path(run.config.dataset)
     dataset = open_dataset(folder) if (folder / MANIFEST).is_file() else None
     if dataset is not None and is_link_task(dataset, run.config.task):
@@ -242,7 +247,7 @@ def plan_memory(
             sizes.append([nodes] * config.layers)  # at most
         needed = [_activation_share(config, rows, dataset.task.num_classes) for rows in sizes]
         in_files = not all(_fits(config, n) for n in needed)
-        budget.reserve(ACTIVATIONS, max((n for n in needed if _fits(config, n)), default=0))
+        budget.reserve(EVALUATED, max((n for n in needed if _fits(config, n)), default=0))
         widths = [columns, *[config.hidden or 0] * (config.layers - 1), dataset.task.num_classes]
         reads = plan_reads(
             config,
@@ -300,7 +305,7 @@ def _reserve_types(config: TrainConfig, dataset: Dataset, num_classes: int) -> N
     counts = [dataset.num_nodes(kind) for kind in dataset.node_types]
     budget.reserve(BLOCKS, _BLOCKS + 24 * max(counts))
     needed = _activation_share(config, [sum(counts)] * (config.layers + 1), num_classes)
-    budget.reserve(ACTIVATIONS, needed if _fits(config, needed) else 0)
+    budget.reserve(EVALUATED, needed if _fits(config, needed) else 0)
 
 
 def activation_bytes(config: TrainConfig, rows: Sequence[int], num_classes: int) -> int:
@@ -327,7 +332,7 @@ def _activation_share(config: TrainConfig, rows: Sequence[int], num_classes: int
 
 def _keeps_activations(config: TrainConfig, needed: int) -> bool:
     """Whether evaluation keeps so many bytes in memory, as was planned or as is possible now."""
-    planned = [each.planned for each in process_budget().table() if each.name == ACTIVATIONS]
+    planned = [each.planned for each in process_budget().table() if each.name == EVALUATED]
     return needed <= planned[0] if planned else _fits(config, needed)
 
 

@@ -26,6 +26,7 @@ from gnnsys.training.link_models import LinkModel
 from gnnsys.training.link_steps import LinkMiniBatch
 from gnnsys.training.mini_batch import MiniBatch
 from gnnsys.training.models import Model
+from gnnsys.training.offloading import make_offload
 from gnnsys.training.optimisation import make_optimizer
 from gnnsys.training.rank_steps import RankSteps
 from gnnsys.training.steps import FullBatch, Steps, WholeGraph
@@ -41,6 +42,17 @@ def make_steps(
     evaluation: Evaluation | None,
 ) -> Steps:
     """What trains and evaluates a model as a run asks for."""
+    steps = _make_steps(run, dataset, model, evaluation)
+    steps.offload = make_offload(run.config)
+    return steps
+
+
+def _make_steps(
+    run: Run,
+    dataset: NodeDataset,
+    model: Model,
+    evaluation: Evaluation | None,
+) -> Steps:
     if isinstance(model, DeepModel):
         return PipelineSteps(run, dataset, model)
     if isinstance(model, LinkModel):
@@ -80,7 +92,6 @@ class PipelineSteps(WholeGraph):
         self.optimizer = make_optimizer(config, self._pipe.parameters())
         self._dataset = dataset
         self._period = config.snapshot_period
-        self._reads_snapshots = run.chunks > run.ways
         self.served = dataset.features.counters
         self.divides_state = self._pipe.is_distributed
 
@@ -100,7 +111,7 @@ class PipelineSteps(WholeGraph):
         return self._pipe.held_optimizer_state_dict(self.optimizer)
 
     def snapshot_epoch(self) -> int | None:
-        if not self._reads_snapshots:
+        if not self._pipe.reads_snapshots:
             return None
         return self._pipe.epoch // self._period * self._period
 
@@ -120,11 +131,11 @@ class PipelineSteps(WholeGraph):
         self._pipe.epoch = epoch
         if snapshot is not None:
             self._pipe.load_history_shards(snapshot)
-        elif self._reads_snapshots:
+        elif self._pipe.reads_snapshots:
             self._pipe.refresh_history()
 
     def facts(self) -> dict[str, Any]:
-        if not self._reads_snapshots:
+        if not self._pipe.reads_snapshots:
             return {}
         return {"staleness": self._pipe.staleness()}
 
@@ -145,7 +156,7 @@ class PipelineSteps(WholeGraph):
             "sent": pipe.ledger(),
             "ranks": pipe.ledgers(),
             "peak_rss": peaks,
-            "staleness": pipe.staleness() if self._reads_snapshots else None,
+            "staleness": pipe.staleness() if pipe.reads_snapshots else None,
         }
 
     def draw_timeline(self, config: TrainConfig, run: Path | None) -> None:

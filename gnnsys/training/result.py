@@ -91,6 +91,10 @@ class TrainResult:
     """Where mini-batches are padded: ``node_share`` and ``edge_share`` of padding since the run was
     begun or resumed; ``nodes`` and ``edges`` of a batch by hop, padding included."""
 
+    offload: dict[str, Any] = field(default_factory=dict)
+    """Where activations leave memory, of the first process's last step whose like was planned for:
+    see ``gnnsys.offload.StepStats``; bytes, seconds."""
+
     parallel: dict[str, Any] | None = None
     """Of deep models: stages, ways, chunks; bytes sent by kind, by all ranks and by each; seconds
     waited; peak memory of each process; staleness of each layer in the last epoch."""
@@ -128,6 +132,7 @@ class TrainResult:
             "memory": self.memory,
             "evaluation": self.evaluation,
             "padding": self.padding,
+            "offload": self.offload,
             "parallel": self.parallel,
             "ranks": self.ranks,
             "peak_rss": self.peak_rss,

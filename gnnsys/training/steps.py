@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from gnnsys.training.models import NodeClassifier
 from gnnsys.training.optimisation import make_optimizer, sparse_weights
 from gnnsys.training.step_parts import make_autocast
 from gnnsys.training.task import Part
+
+if TYPE_CHECKING:
+    from gnnsys.offload import ActivationOffload, StepStats
 
 __all__ = [
     "BLOCK",
@@ -76,6 +79,12 @@ class Steps(ABC):
     """For each rank, nodes and edges of each hop of its batch trained on last, where batches are
     padded; and of those to come, unless one of them is larger."""
 
+    offload: ActivationOffload | None = None
+    """What activations leave memory by."""
+
+    _offloaded: StepStats | None = None
+    """Of the last step that was foretold; of the first before there is one."""
+
     _dataset: NodeDataset
     _model: nn.Module
 
@@ -86,6 +95,17 @@ class Steps(ABC):
     @abstractmethod
     def num_batches(self) -> int:
         """Batches of an epoch."""
+
+    def step(self, batch: Any) -> tuple[float, int]:
+        """``train``, where activations leave memory if they are to."""
+        if self.offload is None:
+            return self.train(batch)
+        with self.offload:
+            told = self.train(batch)
+        stats = self.offload.stats
+        if self._offloaded is None or stats.predicted_peak is not None:
+            self._offloaded = stats
+        return told
 
     @abstractmethod
     def train(self, batch: Any) -> tuple[float, int]:
@@ -178,6 +198,13 @@ class Steps(ABC):
     def padding(self) -> dict[str, Any]:
         """How much of the batches is padding, for JSON, where they are padded."""
         return {}
+
+    def end_offload(self) -> dict[str, Any]:
+        """Removes the file of activations; what they did in the last step that was foretold, for
+        JSON: the last mini-batch of an epoch, which is smaller, seldom is."""
+        if self.offload is not None:
+            self.offload.close()
+        return {} if self._offloaded is None else self._offloaded.as_dict()
 
     def facts(self) -> dict[str, Any]:
         """What there is to tell of the last epoch, for JSON."""

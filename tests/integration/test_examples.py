@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+import gnnsys
 from gnnsys.generate import generate_community
+from gnnsys.offload import StepStats
 
 _EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -63,3 +65,32 @@ def test_a_run_is_logged_by_the_calls_of_wandb(graph: str, monkeypatch: pytest.M
     assert [each[0] for each in logged[:-1]] == [1, 2, None]
     assert logged[-1] == "finished"
     assert not Path("gnnsys.jsonl").exists()
+
+
+def test_deep_training_offloaded_has_the_losses_of_plain_training(
+    real_graphs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = runpy.run_path(str(_EXAMPLES / "deep_offload.py"))
+    small = ["--root", str(real_graphs), "--dataset", "cora", "--layers", "3", "--width", "32"]
+    ours = program["main"]([*small, "--epochs", "2"])
+    assert " in memory at most" in capsys.readouterr().out
+    monkeypatch.setattr(gnnsys, "ActivationOffload", Plain)
+    assert program["main"]([*small, "--epochs", "2"]) == ours
+
+
+class Plain:
+    """In place of ``ActivationOffload``: nothing."""
+
+    stats = StepStats()
+
+    def __init__(self, budget: object) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -72,6 +72,18 @@ def test_the_example_of_the_feature_caches_page_runs(
     assert "rows came from memory" in capsys.readouterr().out
 
 
+def test_the_examples_of_the_offload_page_run() -> None:
+    text = (ROOT / "docs" / "offload.md").read_text()
+    training, planning = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(training, "offload.md", "exec"), names)
+    stats = names["stats"]
+    assert 0 < stats.peak <= 8 << 20 < stats.plain
+    assert stats.stored > 0
+    exec(compile(planning, "offload.md", "exec"), names)
+    assert names["plan"].peak <= 256 << 20 < names["profile"].plain
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "scripts/bench/README.md"])
 def test_paths_that_documents_name_exist(name: str) -> None:
     text = (ROOT / name).read_text()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +10,7 @@ import numpy as np
 import torch
 from protocol import Clock, serve
 from relational_graph import RelationGraph
+from resident import peak_bytes, restart_peak, settled_bytes
 
 __all__ = ["MakeModel", "serve_model"]
 
@@ -52,17 +50,15 @@ class ModelJob:
 
     def peak(self, request: dict[str, Any]) -> dict[str, Any]:
         """How much memory there was before the first runs, and at most during them."""
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # else freed memory would serve the runs unseen
-        before = _read_status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = settled_bytes()
+        restart_peak()
         with Clock() as clock:
             self._run(request["what"])
         for _ in range(_PEAK_RUNS - 1):
             self._run(request["what"])
         return {
             "before_bytes": before,
-            "peak_bytes": _read_status("VmHWM"),
+            "peak_bytes": peak_bytes(),
             "first_seconds": clock.seconds,
         }
 
@@ -93,10 +89,3 @@ def serve_model(channel: TextIO, make: MakeModel, versions: dict[str, Any]) -> N
     job = ModelJob(make)
     jobs = {"open": job.open, "export": job.export, "peak": job.peak, "run": job.run}
     serve(channel, versions, jobs)
-
-
-def _read_status(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
-    if found is None:
-        raise RuntimeError(f"/proc/self/status has no {name}")
-    return int(found[1]) << 10

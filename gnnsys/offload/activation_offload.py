@@ -212,9 +212,9 @@ class ActivationOffload:
 
     # Saving and needing ---------------------------------------------------------------------------
 
-    def _pack(self, t: Tensor) -> Handle | Tensor:
+    def _pack(self, t: Tensor) -> Handle:
         if type(t) not in (Tensor, Parameter) or t.layout != torch.strided or t.is_meta:
-            return t.detach()  # of a result, the tensor itself would keep the graph
+            return self._kept(t)
         with without_torch_functions(), torch.no_grad():
             return self._save(t)
 
@@ -287,9 +287,7 @@ class ActivationOffload:
         sources = self._find(source.recipe, number, deep - 1)
         return None if sources is None else Made(source.recipe, sources)
 
-    def _unpack(self, saved: Handle | Tensor) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
+    def _unpack(self, saved: Handle) -> Tensor:
         with without_torch_functions(), torch.no_grad():
             return self._value_of(saved)
 

@@ -188,7 +188,8 @@ class Handle:
     def __init__(self, t: Tensor, number: int, released: Released) -> None:
         self.number = number
         self._released = released
-        self._shape, self._saved_at = t.shape, version_of(t)
+        self._shape = torch.Size() if t.is_nested else t.shape
+        self._saved_at = version_of(t)
         self._watched = self._watch(t)
 
     def _watch(self, t: Tensor) -> Tensor:

@@ -273,6 +273,41 @@ def test_a_change_of_a_small_tensor_raises() -> None:
         z.backward()
 
 
+class Sub(Tensor):
+    pass
+
+
+def itself(t: Tensor) -> Tensor:
+    return t
+
+
+LEFT_ALONE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "coo": (Tensor.to_sparse, itself),
+    "values of coo": (Tensor.to_sparse, Tensor.values),
+    "csr": (Tensor.to_sparse_csr, itself),
+    "values of csr": (Tensor.to_sparse_csr, Tensor.values),
+    "csc": (Tensor.to_sparse_csc, itself),
+    "subclass": (lambda t: t.as_subclass(Sub), itself),
+    "input": (itself, itself),
+    "parameter": (lambda t: nn.Parameter(t, requires_grad=False), Tensor.detach),
+    "conjugate": (lambda t: torch.complex(t, t).conj(), itself),
+}
+"""How a tensor is made, and what of it is changed."""
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_a_change_of_a_tensor_that_is_left_alone_raises(kind: str) -> None:
+    make, part = LEFT_ALONE[kind]
+    for saving in (nullcontext(), ActivationOffload()):
+        matrix = make(torch.eye(300))
+        weight = torch.randn(300, 4, dtype=matrix.dtype, requires_grad=True)
+        with saving:
+            y = matrix @ weight
+        part(matrix).mul_(2)
+        with pytest.raises(RuntimeError, match=r"modified by an inplace operation"):
+            y.abs().sum().backward()
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -44,10 +44,9 @@ void pick_with_replacement(const Draws& draws, uint32_t n, uint32_t k, int64_t f
 
 // Floyd's method with an open-addressed set, for any k and n.
 [[gnu::noinline]] void pick_by_set(const Draws& draws, uint32_t n, uint32_t k, int64_t first,
-                                   int64_t* edge) {
+                                   std::vector<uint64_t>& set, int64_t* edge) {
   std::size_t slots = 8;
   while (slots < std::size_t{2} * k) slots *= 2;
-  thread_local std::vector<uint64_t> set;  // 1 + position; 0 is free
   set.assign(slots, 0);
   auto insert = [&](uint64_t position) {
     std::size_t at = mix64(position) & (slots - 1);

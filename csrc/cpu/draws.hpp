@@ -38,6 +38,7 @@ struct PickScratch {
   std::vector<int64_t> nodes;       // (targets + 1) those that draw
   std::vector<uint32_t> positions;  // (targets + 1) their counter words 2
   std::vector<uint32_t> words;      // (those, blocks, 4) their random words
+  std::vector<uint64_t> set;        // 1 + position of those that one has picked; 0 is free
 
   void reserve_nodes(int64_t count) {
     if (static_cast<int64_t>(nodes.size()) > count) return;

@@ -86,14 +86,14 @@ GNNSYS_TARGET inline bool pick_by_rank(const Draws& draws, uint32_t n, uint32_t 
 }
 
 GNNSYS_TARGET inline void pick(const Draws& draws, uint32_t n, uint32_t k, bool replace,
-                               int64_t first, int64_t* edge) {
+                               int64_t first, std::vector<uint64_t>& set, int64_t* edge) {
   if (replace) return pick_with_replacement(draws, n, k, first, edge);
   if (n <= 64) return pick_by_bits<1>(draws, n, k, first, edge);
   if (n <= 512) return pick_by_bits<8>(draws, n, k, first, edge);
   if (k <= 8 && pick_by_rank<8>(draws, n, k, first, edge)) return;
   if (k > 8 && k <= 16 && pick_by_rank<16>(draws, n, k, first, edge)) return;
   if (k > 16 && k <= 32 && pick_by_rank<32>(draws, n, k, first, edge)) return;
-  pick_by_set(draws, n, k, first, edge);
+  pick_by_set(draws, n, k, first, set, edge);
 }
 
 GNNSYS_TARGET void pick_positions(const Targets& targets, int64_t begin, int64_t end,
@@ -120,7 +120,7 @@ GNNSYS_TARGET void pick_positions(const Targets& targets, int64_t begin, int64_t
     if (fanout > 0 && needs_draws(degree, fanout, targets.replace)) {
       const Draws draws{targets.key, static_cast<uint64_t>(targets.node[i]),
                         targets.position ? targets.position[i] : 0, words};
-      pick(draws, degree, static_cast<uint32_t>(count), targets.replace, first, edge);
+      pick(draws, degree, static_cast<uint32_t>(count), targets.replace, first, scratch.set, edge);
       words += blocks * kDrawsPerBlock;
     } else {
       for (int64_t e = 0; e < count; ++e) edge[e] = first + e;

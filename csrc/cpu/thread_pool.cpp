@@ -64,6 +64,7 @@ class alignas(64) Worker {
 
  private:
   void serve() {
+    prepare_to_throw();
     for (;;) {
       wait_while_equal(busy_, 0);
       try {

@@ -48,7 +48,7 @@ print(refused)
 
 
 @pytest.mark.parametrize("options", [{}, {"disjoint": True}], ids=["uniform", "disjoint"])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 16])
 def test_a_batch_without_memory_is_a_memory_error(threads, options):
     # One limit above the other, so that each allocation is the one that fails.
     command = [sys.executable, "-c", CHILD, str(threads), repr(options)]

@@ -21,6 +21,7 @@ constexpr int kTries = 10000;  // of one read that the kernel is too busy for
 ReadQueue::ReadQueue(const BackendFactory& backend, int depth) {
   std::promise<void> ready;
   const auto work = [&, this] {
+    prepare_to_throw();
     std::unique_ptr<ReadBackend> made;
     try {
       made = backend(depth);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -46,6 +47,10 @@ class ReadError : public std::runtime_error {
   int64_t place_;
   int code_;
 };
+
+// What a thread needs before it may throw. The C++ library allocates it when the thread first does,
+// and ends the process where there is no memory: threads of ours have it from the beginning.
+inline void prepare_to_throw() { (void)std::current_exception(); }
 
 inline ResourceError too_few_threads(int wanted, int made, int code) {
   return {std::to_string(wanted) + (wanted == 1 ? " thread was" : " threads were") +

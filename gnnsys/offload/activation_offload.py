@@ -38,7 +38,10 @@ __all__ = ["ActivationOffload"]
 _POLICIES: tuple[OffloadPolicy, ...] = get_args(OffloadPolicy)
 _LOSSLESS: tuple[OffloadPolicy, ...] = ("mask", "recompute", "host", "disk")
 _DEEPEST = 8
-"""Operators in a row that are computed again for one tensor."""
+"""Operators in a row that are computed again for one tensor that is not saved itself."""
+
+_MOST_STEPS = 16
+"""Operators that are computed again for one tensor, at most."""
 
 _CHANGED = 0.05
 """Share of its bytes by which a step may differ from the one that was planned for."""
@@ -220,26 +223,26 @@ class ActivationOffload:
 
     def _save(self, t: Tensor) -> Handle:
         is_left_alone = t.nbytes < self._least_bytes or t.is_conj() or t.is_neg()
-        if is_left_alone or self._recorder.is_outside(t):
+        recorder = self._recorder
+        if is_left_alone or recorder.is_outside(t) or recorder.is_unfilled(t):
             return self._kept(t)
         keeper = self._keeper_for(t.device)
         if t.device != keeper.device:
             return self._kept(t)
         number, released = keeper.next_number(), keeper.released
-        key, counts = self._recorder.key_of(t), self._counts
+        key, counts = recorder.key_of(t), self._counts
         storage = key[0], key[-1]
         if key[0] not in self._seen:
             self._seen.add(key[0])
             counts.plain += t.untyped_storage().nbytes()
-        if (mask := self._recorder.mask_of(t)) is not None:
+        if (mask := recorder.mask_of(t)) is not None:
             keeper.add_small(mask.nbytes, t.shape)
             counts.masked += t.nbytes
             return self._remember(key, Masked(t, number, released, mask), exact=mask.exact)
         if (record := keeper.find(storage, number)) is None:
-            sources = self._sources_of(t, number)
-            if sources is not None:
+            if (made := self._made_of(t, number)) is not None:
                 counts.recomputed += t.nbytes
-                return self._remember(key, Recomputed(t, number, released, *sources))
+                return self._remember(key, Recomputed(t, number, released, made))
             record = keeper.keep(t, storage, number)
             counts.kept += record.nbytes
         return self._remember(key, Whole(t, number, released, record))
@@ -255,27 +258,31 @@ class ActivationOffload:
             self._values[key] = handle
         return handle
 
-    def _sources_of(self, t: Tensor, number: int) -> tuple[Recipe, Sources] | None:
+    def _made_of(self, t: Tensor, number: int) -> Made | None:
         recipe = self._recorder.recipe_of(t)
-        sources = None if recipe is None else self._find(recipe, number, _DEEPEST)
-        return None if recipe is None or sources is None else (recipe, sources)
+        made = None if recipe is None else self._find(recipe, number, _DEEPEST)
+        return None if made is None or made.steps > _MOST_STEPS else made
 
-    def _find(self, recipe: Recipe, number: int, deep: int) -> Sources | None:
-        """What an operator is to be given again; None where it cannot be had."""
+    def _find(self, recipe: Recipe, number: int, deep: int) -> Made | None:
+        """How an operator is computed again; None where what it is given cannot be had."""
         found: Sources = []
         for source in recipe.sources:
             one = self._find_source(source, number, deep)
             if one is None:
                 return None
             found.append(one)
-        return found
+        return Made(recipe, found)
 
     def _find_source(self, source: Source, number: int, deep: int) -> OneSource | None:
-        if source.key is not None and self._recorder.has_escaped(source.key):
+        if source.is_changed() or (
+            source.key is not None and self._recorder.has_escaped(source.key)
+        ):
             return None
         if source.outside is not None:
             return source.outside
         handle = None if source.key is None else self._values.get(source.key)
+        if handle is not None and handle.is_changed():  # which may matter to nobody else
+            handle = None
         if isinstance(handle, Whole):
             assert self._keeper is not None
             self._keeper.use(handle.record, number)
@@ -284,18 +291,17 @@ class ActivationOffload:
             return handle
         if source.recipe is None or deep == 0:
             return None
-        sources = self._find(source.recipe, number, deep - 1)
-        return None if sources is None else Made(source.recipe, sources)
+        return self._find(source.recipe, number, deep - 1)
 
     def _unpack(self, saved: Handle) -> Tensor:
         with without_torch_functions(), torch.no_grad():
             return self._value_of(saved)
 
-    def _value_of(self, source: Tensor | Handle | Made) -> Tensor:
+    def _value_of(self, source: Tensor | Handle | Made, *, as_source: bool = False) -> Tensor:
         if isinstance(source, Tensor):
             return source
         if isinstance(source, Handle):
-            source.check()
+            source.check(as_source=as_source)
         if isinstance(source, Kept):
             return source.tensor
         if isinstance(source, Masked):
@@ -303,8 +309,9 @@ class ActivationOffload:
         if isinstance(source, Whole):
             assert self._keeper is not None
             return self._keeper.take(source.record, source.geometry)
-        assert isinstance(source, Recomputed | Made)
-        return source.recipe.run([self._value_of(each) for each in source.sources])
+        made = source.made if isinstance(source, Recomputed) else source
+        assert isinstance(made, Made)
+        return made.recipe.run([self._value_of(each, as_source=True) for each in made.sources])
 
 
 @dataclass(slots=True)

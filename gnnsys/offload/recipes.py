@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnnsys.compat import version_of
 from gnnsys.offload.bit_masks import BitMask
+from gnnsys.offload.records import changed
 
 __all__ = ["HOLE", "Recipe", "Source", "ValueKey", "key_of", "new_number", "number_of"]
 
@@ -62,6 +63,12 @@ class Source(NamedTuple):
 
     recipe: Recipe | None = None
     """How it is computed in turn."""
+
+    def is_changed(self) -> bool:
+        """Whether a tensor from outside was changed in place meanwhile."""
+        if self.outside is None or self.key is None:
+            return False
+        return version_of(self.outside) != self.key[-1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,16 +125,11 @@ def _given(argument: Any, values: Iterator[Tensor]) -> Any:
 
 
 def _check_unchanged(source: Source) -> None:
-    if source.outside is None or source.key is None:
-        return
-    then, now = source.key[-1], version_of(source.outside)
-    if now != then:
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace "
-            f"operation: [{source.outside.type()} {[*source.outside.shape]}], from which a saved "
-            f"tensor is to be computed again, is at version {now}; expected version {then} "
-            'instead. Change it after backward, or leave "recompute" out of the policies.'
-        )
+    if source.is_changed():
+        assert source.outside is not None
+        assert source.key is not None
+        found, expected = version_of(source.outside), source.key[-1]
+        raise changed(source.outside.shape, found, expected, as_source=True)
 
 
 @contextmanager

@@ -34,6 +34,9 @@ def _named(*names: str) -> frozenset[Any]:
 _SAVES_RESULT_SIGN = _named("relu")
 _SAVES_INPUT_SIGN = _named("leaky_relu")
 _SAVES_NOISE = _named("dropout")
+_SAVES_UNFILLED = _named("rrelu")
+"""Which save memory of their own, and fill it afterwards."""
+
 _SAVES_RESULT = _named("relu", "sigmoid", "tanh", "exp")
 _RECOMPUTED = (
     _SAVES_RESULT
@@ -145,6 +148,12 @@ class Recorder(TorchFunctionMode):
             return True
         seen = self._seen.get(number_of(t.untyped_storage()))
         return seen is not None and seen.outside
+
+    def is_unfilled(self, t: Tensor) -> bool:
+        """Whether the function that saves ``t`` now has yet to fill it."""
+        call = self._call()
+        is_new = number_of(t.untyped_storage()) not in self._seen
+        return is_new and call is not None and call.function in _SAVES_UNFILLED
 
     def has_escaped(self, key: ValueKey) -> bool:
         """Whether the memory of a value may change without being counted."""

@@ -152,11 +152,21 @@ Released = deque[tuple["Record | None", int, int, float]]
 collects garbage may be in the middle of anything, so that nothing else is done then."""
 
 
-def changed(shape: torch.Size, version: int, expected: int) -> RuntimeError:
-    """What is raised for a tensor that was changed in place, in autograd's words."""
+def changed(
+    shape: torch.Size, version: int, expected: int, *, as_source: bool = False
+) -> RuntimeError:
+    """What is raised for a tensor that was changed in place, in autograd's words.
+
+    Args:
+        as_source: whether another is to be computed of it.
+    """
+    what, way_out = f"[{list(shape)}]", ""
+    if as_source:
+        what += ", from which a saved tensor is to be computed again,"
+        way_out = '. Change it after backward, or leave "recompute" out of the policies'
     return RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace "
-        f"operation: [{list(shape)}] is at version {version}; expected version {expected} instead"
+        f"operation: {what} is at version {version}; expected version {expected} instead{way_out}"
     )
 
 
@@ -196,12 +206,20 @@ class Handle:
         """A tensor whose changes are counted with those of ``t``."""
         return witness_of(t)
 
-    def check(self) -> None:
+    def check(self, *, as_source: bool = False) -> None:
         """Raises RuntimeError where the tensor was changed since it was saved, as autograd does for
-        tensors that it keeps itself."""
+        tensors that it keeps itself.
+
+        Args:
+            as_source: whether another is to be computed of it.
+        """
         version = version_of(self._watched)
         if version != self._saved_at:
-            raise changed(self._shape, version, self._saved_at)
+            raise changed(self._shape, version, self._saved_at, as_source=as_source)
+
+    def is_changed(self) -> bool:
+        """Whether the tensor, or one that it is made of, was changed since it was saved."""
+        return version_of(self._watched) != self._saved_at
 
     def __del__(self) -> None:
         self._released.append((None, self.number, 0, time.perf_counter()))
@@ -255,24 +273,37 @@ class Whole(Handle):
         self._released.append((self.record, self.number, 0, time.perf_counter()))
 
 
-class Recomputed(Handle):
-    """A tensor that an operator makes again."""
-
-    __slots__ = ("recipe", "sources")
-
-    def __init__(
-        self, t: Tensor, number: int, released: Released, recipe: Recipe, sources: Sources
-    ) -> None:
-        super().__init__(t, number, released)
-        self.recipe, self.sources = recipe, sources
-
-
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A source that is made again itself."""
+    """A value that an operator makes again."""
 
     recipe: Recipe
     sources: Sources
+
+    @property
+    def steps(self) -> int:
+        """Functions that are called for it."""
+        made = (each.made if isinstance(each, Recomputed) else each for each in self.sources)
+        return 1 + sum(each.steps for each in made if isinstance(each, Made))
+
+    def is_changed(self) -> bool:
+        """Whether a tensor that it is made of was changed since it was saved."""
+        return any(source.is_changed() for source in self.recipe.sources) or any(
+            each.is_changed() for each in self.sources if not isinstance(each, Tensor)
+        )
+
+
+class Recomputed(Handle):
+    """A tensor that an operator makes again."""
+
+    __slots__ = ("made",)
+
+    def __init__(self, t: Tensor, number: int, released: Released, made: Made) -> None:
+        super().__init__(t, number, released)
+        self.made = made
+
+    def is_changed(self) -> bool:
+        return super().is_changed() or self.made.is_changed()
 
 
 OneSource = Tensor | Whole | Masked | Recomputed | Made

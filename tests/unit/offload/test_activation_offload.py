@@ -84,7 +84,14 @@ def test_weights_are_those_of_plain_training(
     offload.close()
 
 
-@pytest.mark.parametrize("activation", [torch.tanh, F.elu, F.leaky_relu, F.gelu, F.silu, F.relu_])
+def random_relu(x: Tensor) -> Tensor:
+    """Saves its random numbers before it draws them."""
+    return F.rrelu(x, training=True)
+
+
+@pytest.mark.parametrize(
+    "activation", [torch.tanh, F.elu, F.leaky_relu, F.gelu, F.silu, F.relu_, random_relu]
+)
 @pytest.mark.parametrize("inside", [False, True])
 def test_any_activation_and_backward_within_the_block(
     activation: Callable[[Tensor], Tensor], inside: bool, offload: ActivationOffload
@@ -393,6 +400,47 @@ def test_what_escapes_counting_is_not_computed_again(offload: ActivationOffload)
     plain = run()
     with offload:
         assert torch.equal(run(), plain)
+
+
+def test_nothing_is_computed_again_from_what_was_changed_before(offload: ActivationOffload) -> None:
+    def run(saving: AbstractContextManager[object]) -> Tensor:
+        torch.manual_seed(0)
+        x = torch.randn(NODES, WIDTH)
+        weight = torch.randn(NODES, WIDTH, requires_grad=True)
+        with saving:
+            first = weight * 1
+            dead = torch.tanh(first) * first  # keeps first, and does without it in this backward
+            second, third = first + 1, x * 2
+            first.detach().neg_()
+            x.neg_()
+            loss = (weight * (second + 1)).sum() + (weight * (third + 1)).sum()
+        loss.backward()
+        del dead
+        assert weight.grad is not None
+        return weight.grad
+
+    assert torch.equal(run(offload), run(nullcontext()))
+
+
+def test_a_long_chain_of_sums_is_kept_here_and_there(offload: ActivationOffload) -> None:
+    weights = torch.randn(600, 40, 32)
+
+    def run(saving: AbstractContextManager[object]) -> Tensor:
+        x = torch.ones(40, 32, requires_grad=True)
+        with saving:
+            y, loss = x, torch.zeros(())
+            for weight in weights:
+                y = y + weight
+                loss = loss + (y * y).sum()
+        loss.backward()
+        assert x.grad is not None
+        return x.grad
+
+    saving = ActivationOffload(policies=("recompute",), least_bytes=1024)
+    assert torch.equal(run(saving), run(nullcontext()))
+    assert saving.stats.plain == weights.nbytes
+    # Each of those kept is followed by 16 sums.
+    assert saving.stats.kept == pytest.approx(weights.nbytes / 17, rel=0.01)
 
 
 @pytest.mark.parametrize("rows", [3, NODES])
